@@ -1,0 +1,39 @@
+"""dalle: autoregressive text-to-image. The public names, imported when first asked for: `import dalle` loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+    from dalle.pipeline import TextToImage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TextToImage",
+    "__version__",
+    "load_clip",
+    "load_image_tokenizer",
+    "load_model",
+    "load_text_tokenizer",
+]
+
+_HOMES = {
+    "TextToImage": "dalle.pipeline",
+    "load_clip": "dalle.loading",
+    "load_image_tokenizer": "dalle.loading",
+    "load_model": "dalle.loading",
+    "load_text_tokenizer": "dalle.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dalle' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
