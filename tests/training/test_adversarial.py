@@ -1,0 +1,102 @@
+"""The discriminator judges each picture alone; losses and the adaptive weight equal their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dalle.training.adversarial import (
+    AdversarialConfig,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    last_layer_gradients,
+)
+
+
+def small() -> PatchDiscriminator:
+    torch.manual_seed(0)
+    return PatchDiscriminator(AdversarialConfig(channels=8))
+
+
+def test_has_the_geometry_of_tamings_discriminator() -> None:
+    with torch.device("meta"):
+        model = PatchDiscriminator(AdversarialConfig())
+        logits = model(torch.empty(2, 3, 256, 256))
+    assert logits.shape == (2, 1, 30, 30)
+    # pix2pix prints 2.769 M for pairs of pictures (6 channels); GroupNorm has as many parameters as BatchNorm
+    assert sum(p.numel() for p in model.parameters()) == 2_768_705 - 3 * 64 * 4 * 4
+
+
+def test_a_patch_is_70_pixels_wide() -> None:
+    model = PatchDiscriminator(AdversarialConfig(channels=4))
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    field, step = 1, 1
+    for m in convolutions:
+        field += (m.kernel_size[0] - 1) * step
+        step *= m.stride[0]
+    assert field == 70
+
+
+def test_two_micro_batches_equal_one_batch() -> None:
+    model = small()
+    real, fake = torch.rand(2, 4, 3, 64, 64)
+    discriminator_loss(model(real), model(fake)).backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for part in (slice(0, 2), slice(2, 4)):
+        (discriminator_loss(model(real[part]), model(fake[part])) / 2).backward()
+    for a, p in zip(whole, model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, a, rtol=1e-4, atol=1e-6)
+
+
+def test_hinge_losses_equal_a_loop() -> None:
+    real, fake = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    a = sum(max(0.0, 1 - v) for v in real.flatten().tolist()) / real.numel()
+    b = sum(max(0.0, 1 + v) for v in fake.flatten().tolist()) / fake.numel()
+    torch.testing.assert_close(discriminator_loss(real, fake).item(), (a + b) / 2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(generator_loss(fake).item(), -fake.mean().item())
+
+
+def test_adaptive_weight_over_micro_batches_is_that_of_the_batch() -> None:
+    torch.manual_seed(0)
+    layer, critic = nn.Conv2d(3, 3, 3, padding=1), small()
+    images = torch.rand(4, 3, 64, 64)
+
+    def gradients(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        made = layer(part)
+        return last_layer_gradients((made - part).abs().mean(), generator_loss(critic(made)), layer.weight)
+
+    reconstruction, adversarial = gradients(images)
+    whole = adaptive_weight(reconstruction, adversarial)
+    first, second = gradients(images[:2]), gradients(images[2:])
+    summed = adaptive_weight((first[0] + second[0]) / 2, (first[1] + second[1]) / 2)
+    torch.testing.assert_close(whole, summed, rtol=1e-4, atol=0)
+    torch.testing.assert_close(whole, reconstruction.norm() / (adversarial.norm() + 1e-6))
+    assert not whole.requires_grad
+
+
+def test_adaptive_weight_is_bounded() -> None:
+    assert adaptive_weight(torch.ones(3), torch.zeros(3)) == 1e4
+    assert adaptive_weight(torch.zeros(3), torch.ones(3)) == 0
+
+
+def test_too_small_images_are_named() -> None:
+    with pytest.raises(ValueError, match="at least 24x24, got 16x16"):
+        small()(torch.rand(1, 3, 16, 16))
+    assert small()(torch.rand(1, 3, 24, 24)).shape == (1, 1, 1, 1)
+
+
+def test_learns_to_tell_two_kinds_of_pictures_apart() -> None:
+    model = small()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    real, fake = torch.rand(4, 3, 24, 24), torch.rand(4, 3, 1, 1).expand(-1, -1, 24, 24)
+    first = discriminator_loss(model(real), model(fake)).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = discriminator_loss(model(real), model(fake))
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3 * first
