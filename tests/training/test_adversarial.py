@@ -22,10 +22,8 @@ def small() -> PatchDiscriminator:
 
 
 def test_has_the_geometry_of_tamings_discriminator() -> None:
-    with torch.device("meta"):
-        model = PatchDiscriminator(AdversarialConfig())
-        logits = model(torch.empty(2, 3, 256, 256))
-    assert logits.shape == (2, 1, 30, 30)
+    assert small()(torch.rand(2, 3, 256, 256)).shape == (2, 1, 30, 30)
+    model = PatchDiscriminator(AdversarialConfig())
     # pix2pix prints 2.769 M for pairs of pictures (6 channels); GroupNorm has as many parameters as BatchNorm
     assert sum(p.numel() for p in model.parameters()) == 2_768_705 - 3 * 64 * 4 * 4
 

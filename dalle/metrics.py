@@ -1,0 +1,142 @@
+"""Figures of quality as pure functions of tensors. Knows nothing of the models that made them.
+
+Letters: B pictures, H W pixels, N samples, D features, K size of the codebook.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def psnr(images: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture, in dB; infinite where they are equal.
+
+    Averages over a data set are means of these, not the PSNR of the mean error.
+
+    Args:
+        images: [B, 3, H, W] in [0, 1].
+        references: the same.
+
+    Returns:
+        [B]
+    """
+    error = (images.double() - references.double()).square().flatten(1).mean(1)
+    return (-10 * error.log10()).to(torch.float32)
+
+
+def ssim(images: Tensor, references: Tensor) -> Tensor:
+    """Structural similarity of each picture, in [-1, 1] (Wang et al. 2004, "Image quality assessment").
+
+    The paper's variant: Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, the moments of the
+    population, only windows that lie wholly within the picture; each channel by itself, then the mean.
+
+    Args:
+        images: [B, C, H, W] in [0, 1], H and W at least 11.
+        references: the same.
+
+    Returns:
+        [B]
+    """
+    if min(images.shape[-2:]) < 11:
+        raise ValueError(f"ssim needs pictures of at least 11x11 pixels, got {images.shape[-2]}x{images.shape[-1]}")
+    x, y = images.double(), references.double()
+    offsets = torch.arange(11, dtype=torch.float64, device=x.device) - 5
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = window / window.sum()
+
+    def local_mean(values: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H - 10, W - 10]
+        planes = values.flatten(0, 1)[:, None]
+        blurred = F.conv2d(F.conv2d(planes, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+        return blurred.unflatten(0, values.shape[:2])[:, :, 0]
+
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    variance_x = local_mean(x * x) - mean_x.square()
+    variance_y = local_mean(y * y) - mean_y.square()
+    covariance = local_mean(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).flatten(1).mean(1).to(torch.float32)
+
+
+class CodebookUse:
+    """Counts how often each code is drawn, over any number of batches.
+
+    Attributes:
+        counts: int64 [K], on the CPU; sum it over processes before reading the figures.
+    """
+
+    def __init__(self, codebook_size: int):
+        self.counts = torch.zeros(codebook_size, dtype=torch.long)
+
+    def add(self, codes: Tensor) -> None:
+        """Count `codes`, int64 of any shape with 0 <= code < K."""
+        self.counts += torch.bincount(codes.flatten().cpu(), minlength=len(self.counts))
+
+    @property
+    def used(self) -> float:
+        """Fraction of the codebook that was drawn at least once."""
+        return (self.counts > 0).double().mean().item()
+
+    @property
+    def dead(self) -> int:
+        """How many codes were never drawn."""
+        return int((self.counts == 0).sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the entropy: K if all codes are drawn equally often, 1 if always the same; nan before any."""
+        probabilities = self.counts.double() / self.counts.sum()
+        return math.exp(torch.special.entr(probabilities).sum().item())
+
+
+def retrieval(image_embeds: Tensor, text_embeds: Tensor, ks: Sequence[int] = (1, 10)) -> dict[str, float]:
+    """How often the right partner is among the k most similar ones, in both directions.
+
+    Row i of the images belongs to row i of the texts. A partner that ties with a wrong one is counted behind it, so
+    that a model which gives every pair one similarity scores 0 and not 1.
+
+    Args:
+        image_embeds: [N, D], L2-normalised.
+        text_embeds: [N, D], L2-normalised.
+        ks: each at least 1.
+
+    Returns:
+        `image_to_text@k` and `text_to_image@k` for each k, in [0, 1].
+    """
+    similarities = image_embeds.float() @ text_embeds.float().T  # [N images, N texts]
+    figures = {}
+    for name, rows in (("image_to_text", similarities), ("text_to_image", similarities.T)):
+        rank = (rows >= rows.diagonal()[:, None]).sum(1)  # 1 is best; the partner counts itself
+        for k in ks:
+            figures[f"{name}@{k}"] = (rank <= k).double().mean().item()
+    return figures
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of features (the formula of FID, arXiv 1706.08500).
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), where the trace of the root is the sum of the square roots of the
+    eigenvalues of A^(1/2) B A^(1/2): symmetric, so no complex numbers arise. Only comparable between runs with the same
+    features network and the same number of samples: it shrinks as N grows.
+
+    Args:
+        features_a: [N, D], N at least 2.
+        features_b: [M, D], M at least 2.
+    """
+    if min(len(features_a), len(features_b)) < 2:
+        raise ValueError(
+            f"frechet_distance needs 2 samples or more a side, got {len(features_a)} and {len(features_b)}"
+        )
+    a, b = features_a.double(), features_b.double()
+    covariance_a, covariance_b = torch.cov(a.T).view(a.shape[1], -1), torch.cov(b.T).view(b.shape[1], -1)
+    values, vectors = torch.linalg.eigh(covariance_a)
+    root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    product = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a)
+    trace = covariance_a.trace() + covariance_b.trace() - 2 * product.clamp(min=0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + trace).clamp(min=0).item()

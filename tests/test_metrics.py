@@ -1,0 +1,124 @@
+"""Every figure equals a slow loop, a closed form or a library's answer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalle.metrics import CodebookUse, frechet_distance, psnr, retrieval, ssim
+
+
+def pictures(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.rand(*shape, generator=generator)
+    return first, (first + 0.2 * torch.randn(*shape, generator=generator)).clamp(0, 1)
+
+
+def test_psnr_is_that_of_each_picture() -> None:
+    x, y = pictures(3, 3, 8, 9)
+    for a, b, value in zip(x, y, psnr(x, y).tolist(), strict=True):
+        errors = [(p - q) ** 2 for p, q in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)]
+        assert value == pytest.approx(10 * math.log10(1 / (sum(errors) / len(errors))), rel=1e-5)
+    assert psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.1)).item() == pytest.approx(20.0)
+    assert psnr(x, x).tolist() == [math.inf] * 3
+
+
+def slow_ssim(x: Tensor, y: Tensor) -> float:
+    """Wang et al. 2004, equations 13 to 17, window by window. One picture [C, H, W]."""
+    window = torch.tensor([[math.exp(-(i * i + j * j) / 4.5) for j in range(-5, 6)] for i in range(-5, 6)])
+    window = (window / window.sum()).double()
+    total, count = 0.0, 0
+    for a, b in zip(x.double(), y.double(), strict=True):
+        for top in range(a.shape[0] - 10):
+            for left in range(a.shape[1] - 10):
+                p, q = a[top : top + 11, left : left + 11], b[top : top + 11, left : left + 11]
+                m, n = (window * p).sum().item(), (window * q).sum().item()
+                v, w = (window * (p - m) ** 2).sum().item(), (window * (q - n) ** 2).sum().item()
+                c = (window * (p - m) * (q - n)).sum().item()
+                total += (2 * m * n + 1e-4) * (2 * c + 9e-4) / ((m * m + n * n + 1e-4) * (v + w + 9e-4))
+                count += 1
+    return total / count
+
+
+def test_ssim_equals_a_slow_loop() -> None:
+    x, y = pictures(2, 3, 14, 17)
+    expected = [slow_ssim(a, b) for a, b in zip(x, y, strict=True)]
+    torch.testing.assert_close(ssim(x, y), torch.tensor(expected), rtol=1e-5, atol=0)
+    torch.testing.assert_close(ssim(x, x), torch.ones(2))
+    torch.testing.assert_close(ssim(x, y), ssim(y, x))
+
+
+def test_ssim_of_too_small_pictures_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least 11x11 pixels, got 8x16"):
+        ssim(torch.rand(1, 3, 8, 16), torch.rand(1, 3, 8, 16))
+
+
+def test_codebook_use() -> None:
+    use = CodebookUse(8)
+    use.add(torch.tensor([[[0, 1], [2, 3]]]))
+    use.add(torch.tensor([0, 1, 2, 3]))
+    assert (use.used, use.dead) == (0.5, 4)
+    assert use.perplexity == pytest.approx(4.0)
+    use.add(torch.zeros(8, dtype=torch.long))
+    entropy = -(10 / 16 * math.log(10 / 16) + 3 * 2 / 16 * math.log(2 / 16))
+    assert use.perplexity == pytest.approx(math.exp(entropy))
+    assert math.isnan(CodebookUse(8).perplexity)
+
+
+def test_retrieval_equals_sorting_every_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(20, 6, generator=generator), dim=1)
+    images = torch.nn.functional.normalize(texts + 0.5 * torch.randn(20, 6, generator=generator), dim=1)
+    figures = retrieval(images, texts, (1, 3))
+    for name, queries, answers in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+        for k in (1, 3):
+            hits = 0
+            for i, query in enumerate(queries):
+                order = sorted(range(20), key=lambda j: -float(query @ answers[j]))
+                hits += i in order[:k]
+            assert figures[f"{name}@{k}"] == pytest.approx(hits / 20)
+    assert 0 < figures["image_to_text@1"] < figures["image_to_text@3"] < 1  # the case is not a trivial one
+
+
+def test_a_model_that_tells_nothing_apart_retrieves_nothing() -> None:
+    same = torch.ones(5, 4) / 2
+    assert set(retrieval(same, same, (1, 4)).values()) == {0.0}
+    assert retrieval(same, same, (5,))["image_to_text@5"] == 1.0
+    assert set(retrieval(torch.eye(4), torch.eye(4), (1,)).values()) == {1.0}
+
+
+def test_frechet_distance_equals_the_formula_with_a_matrix_root() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    b = (
+        torch.randn(60, 4, generator=generator, dtype=torch.float64) @ torch.randn(4, 4, generator=generator).double()
+        + 1
+    )
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    # an independent root of A B: its eigenvalues are those of a matrix similar to a positive one, so real and >= 0
+    roots = torch.linalg.eigvals(cov_a @ cov_b).sqrt().sum()
+    assert abs(roots.imag) < 1e-9
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + cov_a.trace() + cov_b.trace() - 2 * roots.real
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()
+    assert frechet_distance(values, values) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(values, values + 2) == pytest.approx(12)  # only the means differ: 3 * 2^2
+    variance = torch.cov(values[:, :1].T).item()
+    assert frechet_distance(values[:, :1], 3 * (values[:, :1] - values[:, :1].mean()) + values[:, :1].mean()) == (
+        pytest.approx((3 - 1) ** 2 * variance)
+    )
+
+
+def test_frechet_distance_with_fewer_samples_than_features() -> None:
+    a, b = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    assert math.isfinite(frechet_distance(a, b))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="2 samples or more"):
+        frechet_distance(a[:1], b)
