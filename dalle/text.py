@@ -226,10 +226,9 @@ class TextTokenizer:
         if dropout == 0.0:
             rows: list[list[int]] = self._processor.encode(lines, num_threads=1)
             return rows
-        seeds = [seed] * len(lines) if seed is None or isinstance(seed, int) else list(seed)
+        # one seed: given to the first row, after which the stream goes on
+        seeds = [seed, *[None] * len(lines)][: len(lines)] if seed is None or isinstance(seed, int) else list(seed)
         assert len(seeds) == len(lines), f"{len(seeds)} seeds for {len(lines)} captions"
-        if isinstance(seed, int):
-            seeds[1:] = [None] * (len(lines) - 1)  # seeded once, then the stream goes on
         rows = []
         for line, row_seed in zip(lines, seeds, strict=True):
             if row_seed is not None:

@@ -1,0 +1,267 @@
+"""CLIP: an image tower and a text tower that meet in one space of unit vectors. Knows nothing of training loops.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2.
+
+Letters of shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.config import config
+from dalle.text import EOS_ID, TextTokenizer
+from dalle.transformer import Transformer, TransformerConfig
+
+INITIAL_TEMPERATURE = 0.07
+MAX_SCALE = 100.0
+
+
+@config
+class CLIPConfig:
+    """Architecture of a CLIP."""
+
+    image_size: int = 64
+    """Height and width of the images, in pixels."""
+    patch_size: int = 8
+    """Height and width of a patch, in pixels; divides image_size."""
+    vision: TransformerConfig = TransformerConfig()
+    """Image tower."""
+    text: TransformerConfig = TransformerConfig()
+    """Text tower."""
+    text_vocab: int = 4096
+    """Number of text tokens."""
+    text_length: int = 32
+    """Longest caption in tokens, EOS included."""
+    embed_dim: int = 256
+    """Dimensions D of the space that images and texts share."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Mean of red, green and blue that is taken from images in [0, 1]."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Standard deviation that images are then divided by."""
+
+
+class VisionTransformer(nn.Module):
+    """Image tower: patches and a class token, LayerNorm, pre-norm transformer, the class token projected."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        if config.image_size % config.patch_size:
+            raise ValueError(
+                f"image_size={config.image_size} is no multiple of patch_size={config.patch_size}: change one of them"
+            )
+        width, side = config.vision.width, config.image_size // config.patch_size
+        self.side = side
+        self.patches = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
+        self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positions = nn.Parameter(torch.randn(1 + side**2, width) * width**-0.5)
+        self.norm = nn.LayerNorm(width)
+        self.transformer = Transformer(config.vision)
+        self.projection = nn.Linear(width, config.embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> the transformer's input [B, 1 + h*w, C], class token first."""
+        patches = self.patches((images - self.mean) / self.std)  # [B, C, h, w]
+        tokens = rearrange(patches, "B C h w -> B (h w) C")
+        first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+        x: Tensor = self.norm(torch.cat([first, tokens], dim=1) + self.positions)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> [B, D], not normalised."""
+        projected: Tensor = self.projection(self.transformer(self.embed(images))[:, 0])
+        return projected
+
+
+class TextTransformer(nn.Module):
+    """Text tower: causal pre-norm transformer, the state at EOS projected."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width = config.text.width
+        self.tokens = nn.Embedding(config.text_vocab, width)
+        self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
+        self.transformer = Transformer(config.text)
+        self.projection = nn.Linear(width, config.embed_dim, bias=False)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] -> [B, D], not normalised; a row without EOS is read at its last position."""
+        length = ids.shape[1]
+        x = self.tokens(ids) + self.positions[:length]
+        x = self.transformer(x, "causal")  # [B, T, C]
+        ends = ids.eq(EOS_ID)
+        end = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), length - 1)  # [B], the first EOS
+        projected: Tensor = self.projection(x[torch.arange(len(x), device=x.device), end])
+        return projected
+
+
+class CLIP(nn.Module):
+    """Scores how well images and captions fit each other: the cosine of their embeddings.
+
+    Attributes:
+        config: The architecture.
+        tokenizer: Set by `load_clip`; lets `encode_text` take strings.
+        logit_scale: Logarithm of the inverse temperature, a parameter.
+    """
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: TextTokenizer | None = None
+        self.vision = VisionTransformer(config)
+        self.text = TextTransformer(config)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by before the softmax, at most 100; a scalar."""
+        limited: Tensor = _LimitFromAbove.apply(self.logit_scale, math.log(MAX_SCALE))
+        return limited.exp()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images to unit vectors.
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1], H = W = `config.image_size` (`dalle.rerank` resizes).
+
+        Returns:
+            float32 [B, D], each of length 1.
+
+        Raises:
+            ValueError: Images of another shape.
+        """
+        self._check(images)
+        return F.normalize(self.vision(images).float(), dim=-1)
+
+    def encode_text(self, text: Tensor | Sequence[str]) -> Tensor:
+        """Captions to unit vectors.
+
+        Args:
+            text: Ids int64 [B, T] with an EOS in each row, T at most `config.text_length`; or B strings.
+
+        Returns:
+            float32 [B, D], each of length 1. Padding after EOS does not count.
+
+        Raises:
+            ValueError: More positions than the model has, or strings for a model without a tokenizer.
+        """
+        if not isinstance(text, Tensor):
+            if self.tokenizer is None:
+                raise ValueError("this CLIP has no text tokenizer: pass token ids, or load it with dalle.load_clip")
+            text = self.tokenizer.encode(text, self.config.text_length).to(self.logit_scale.device)
+        if text.shape[1] > self.config.text_length:
+            raise ValueError(
+                f"got captions of {text.shape[1]} tokens, this CLIP reads {self.config.text_length}: "
+                f"encode them with length={self.config.text_length}"
+            )
+        return F.normalize(self.text(text).float(), dim=-1)
+
+    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of a batch of pairs, for `contrastive_loss`: images [B, D], texts [B, D], scale (scalar)."""
+        return self.encode_image(images), self.encode_text(text), self.scale
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Token maps of the image tower, shallow to deep, for a perceptual loss; gradients reach the images.
+
+        Args:
+            images: float [B, 3, H, W] as for `encode_image`.
+
+        Returns:
+            One [B, C, h, w] for each block of the image tower.
+        """
+        self._check(images)
+        states: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda module, args, output: states.append(output))
+            for block in self.vision.transformer.blocks
+        ]
+        try:
+            self.vision.transformer(self.vision.embed(images))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [rearrange(x[:, 1:], "B (h w) C -> B C h w", h=self.vision.side) for x in states]
+
+    def _check(self, images: Tensor) -> None:
+        size = self.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"this CLIP takes images [B, 3, {size}, {size}], got {list(images.shape)}: resize them")
+
+
+def contrastive_loss(
+    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, gather: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Symmetric cross-entropy over all pairs of a batch (CLIP paper, figure 3): pair i is right, all others wrong.
+
+    Args:
+        image_embeds: [B, D], unit length.
+        text_embeds: [B, D], unit length; row i belongs to image i.
+        scale: Scalar inverse temperature, `CLIP.scale`.
+        gather: Joins the batches of all processes, as `gather_with_gradient` does. Every process then has the loss of
+            the whole batch, and the mean of the processes' gradients, as DDP takes it, is that loss's gradient.
+
+    Returns:
+        Scalar mean, in nats.
+    """
+    if gather is not None:
+        image_embeds, text_embeds = gather(image_embeds), gather(text_embeds)
+    with torch.autocast(image_embeds.device.type, enabled=False):  # a scale of 100 times bf16's error is too coarse
+        logits = scale.float() * image_embeds.float() @ text_embeds.float().T  # [B, B], images by texts
+        targets = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def gather_with_gradient(local: Tensor) -> Tensor:
+    """Concatenate the processes' [B, D] in rank order to [world * B, D]; gradients go back to the rank they came from.
+
+    Without process group it is the identity. Every process must bring the same shape.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    gathered: Tensor = _Gather.apply(local)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _LimitFromAbove(torch.autograd.Function):
+    """min(x, limit) that keeps the gradient which leads back below the limit: clamp's own is zero there for ever."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(x > limit)
+        return x.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (over,) = ctx.saved_tensors
+        (grad,) = grads
+        return torch.where(over & (grad < 0), torch.zeros_like(grad), grad), None
