@@ -31,7 +31,7 @@ class TransformerConfig:
     qk_norm: bool = False
     """Normalise queries and keys in each head: steadier at high learning rates."""
     dropout: float = 0.0
-    """Share of each residual branch's outputs dropped in training, from 0 to below 1."""
+    """Share of the outputs of each residual branch (and of embeddings) dropped in training, from 0 to below 1."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
