@@ -10,9 +10,12 @@ and U+2581 is escaped.
 
 from __future__ import annotations
 
+import functools
+import heapq
 import io
 import logging
 import os
+import random
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -118,7 +121,7 @@ class TextTokenizer:
                 None: as long as the longest needs.
             dropout: Probability of leaving out a merge (BPE dropout; 0.1 in the DALL-E paper), for training only.
             seed: Makes dropout repeatable: one seed for the call, or one for each caption, whose tokens are then the
-                same whatever the batch around it. None: the process's own randomness.
+                same whatever the batch around it. None: not repeatable.
 
         Returns:
             int64 [B, T], on the CPU.
@@ -226,15 +229,65 @@ class TextTokenizer:
         if dropout == 0.0:
             rows: list[list[int]] = self._processor.encode(lines, num_threads=1)
             return rows
-        # one seed: given to the first row, after which the stream goes on
-        seeds = [seed, *[None] * len(lines)][: len(lines)] if seed is None or isinstance(seed, int) else list(seed)
-        assert len(seeds) == len(lines), f"{len(seeds)} seeds for {len(lines)} captions"
-        rows = []
-        for line, row_seed in zip(lines, seeds, strict=True):
-            if row_seed is not None:
-                sentencepiece.set_random_generator_seed(row_seed & 0xFFFFFFFF)
-            rows.append(self._processor.encode(line, enable_sampling=True, alpha=dropout, nbest_size=-1))
-        return rows
+        if seed is None or isinstance(seed, int):
+            shared = random.Random(seed)
+            return [self._merge(line, dropout, shared) for line in lines]
+        return [self._merge(line, dropout, random.Random(own)) for line, own in zip(lines, seed, strict=True)]
+
+    def _merge(self, line: str, dropout: float, rng: random.Random) -> list[int]:
+        """Implements algorithm 1 of Provilkov et al. (2020), BPE-dropout.
+
+        Each possible merge is left out of a step with probability `dropout`, the best of the others is made, and a
+        step that leaves out all is the last. SentencePiece has its own dropout, but its seed means something else in
+        every process, so that no run could be repeated or resumed with it.
+        """
+        pieces = self._merges
+        symbols = list(line.replace(" ", "\u2581"))  # the symbol that starts at i; "" once merged into one before it
+        end = len(symbols)
+        after, before = list(range(1, end + 1)), list(range(-1, end - 1))
+        heap: list[tuple[float, int, str]] = []
+
+        def offer(left: int) -> None:
+            if left >= 0 and after[left] < end and (joined := symbols[left] + symbols[after[left]]) in pieces:
+                heapq.heappush(heap, (pieces[joined], left, joined))
+
+        for left in range(end):
+            offer(left)
+        left_out = []
+        while heap:
+            merge = heapq.heappop(heap)
+            _, left, joined = merge
+            if not symbols[left] or after[left] == end or symbols[left] + symbols[after[left]] != joined:
+                continue  # an earlier merge took one of the two
+            if rng.random() < dropout:
+                left_out.append(merge)
+                continue
+            right = after[left]
+            symbols[left], symbols[right] = joined, ""
+            after[left] = after[right]
+            if after[left] < end:
+                before[after[left]] = left
+            for other in left_out:
+                heapq.heappush(heap, other)
+            left_out = []
+            offer(before[left])
+            offer(left)
+        return [i for symbol in symbols if symbol for i in self._ids(symbol)]
+
+    @functools.cached_property
+    def _merges(self) -> dict[str, float]:
+        """Every piece that text can be made of, and its place in the order of merges, first the smallest."""
+        sp = self._processor
+        special = (sp.is_control, sp.is_unknown, sp.is_byte)
+        ids = (i for i in range(self.vocab_size) if not any(is_kind(i) for is_kind in special))
+        return {sp.id_to_piece(i): -sp.get_score(i) for i in ids}
+
+    def _ids(self, symbol: str) -> list[int]:
+        if symbol in self._merges:
+            return [self._processor.piece_to_id(symbol)]
+        if not self.config.byte_fallback:
+            return [UNK_ID]
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in symbol.encode()]
 
     def _count_cut(self, text: str, needed: int, width: int) -> None:
         if self.truncated == 0:
