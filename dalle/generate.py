@@ -1,0 +1,232 @@
+"""Draws image codes from a DALLE: prefill, then one token a step. Knows nothing of pixels, words or files.
+
+Letters: P prompts, B candidates of all prompts, T text length, N = h * w image tokens, V image vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dalle.attention import KVCache
+from dalle.model import DALLE, PAD
+from dalle.sampling import check, guide, sample
+
+_MEMORY_SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
+_NULL = -1  # stands for the null caption where prompts are numbered
+
+Progress = Callable[[int, int], None]
+"""Called after each step with the image tokens drawn so far and in all, over all candidates."""
+
+
+@torch.no_grad()
+def generate(
+    model: DALLE,
+    text: Tensor,
+    seeds: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance: float = 1.0,
+    forced: Tensor | None = None,
+    forced_mask: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw one image's codes for each seed.
+
+    A candidate depends on the model, its prompt, its seed and the options alone: its N uniform numbers come from a CPU
+    generator of its own, so it is the same whatever else is in the batch and however the batch is split (but for
+    floating-point ties). Each prompt's text is run once.
+
+    Args:
+        model: drawn from in eval mode; its mode is restored.
+        text: int [P, <= T], the prompts' ids.
+        seeds: for each prompt the seeds of its candidates, at least one.
+        temperature: 0 always takes the most likely code; 1 is the model's own distribution.
+        top_k: keep the k most likely codes; None keeps all.
+        top_p: keep the most likely codes that together reach this probability, in (0, 1]; None keeps all.
+        guidance: classifier-free guidance on the image logits, `u + guidance * (c - u)` with u from the null caption
+            (padding only). 1 is no guidance and runs no null caption; 0 is the null caption alone.
+        forced: int codes to keep, for all candidates, for each prompt's or for each candidate: [N], [P, N] or [B, N]
+            (or with h, w in place of N).
+        forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
+            rows of an image, mark these rows.
+        batch_size: candidates at a time; None fits the free memory.
+        progress: called after each step.
+
+    Returns:
+        int64 codes [B, h, w] on the model's device: the first prompt's candidates in the order of its seeds, then the
+        second's.
+
+    Raises:
+        ValueError: an option is out of range, a shape does not fit, or a prompt has no seed.
+    """
+    check(temperature, top_k, top_p)
+    if not 0 <= guidance < float("inf"):
+        raise ValueError(f"guidance is {guidance}; it must be 0 or more (1 is no guidance)")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if len(seeds) != len(text) or not seeds or not all(seeds):
+        counts = [len(one) for one in seeds]
+        raise ValueError(f"{len(text)} prompts with {counts} seeds; give each prompt at least one seed")
+    height, width = model.config.grid
+    prompts = [prompt for prompt, own in enumerate(seeds) for _ in own]  # [B] whose candidate
+    given, keep, lead = _forced(model, forced, forced_mask, len(text), prompts)
+    uniform = torch.stack(
+        [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
+    )
+    device = model.image_head.weight.device
+    batch_size = batch_size or _fitting(model, lead, guidance != 1)
+    options = _Options(temperature, top_k, top_p, guidance)
+    done, total = 0, len(prompts) * (height * width - lead)
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    training = model.training
+    model.eval()
+    try:
+        states = _TextStates(model, text.to(device))
+        batches = []
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
+            _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step)
+            batches.append(codes)
+    finally:
+        model.train(training)
+    return torch.cat(batches).view(-1, height, width)
+
+
+class _Options(NamedTuple):
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    guidance: float
+
+
+def _draw(
+    model: DALLE,
+    states: _TextStates,
+    prompts: list[int],
+    codes: Tensor,
+    keep: Tensor,
+    uniform: Tensor,
+    lead: int,
+    options: _Options,
+    step: Callable[[int], None],
+) -> None:
+    """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N], token by token."""
+    guided = options.guidance != 1
+
+    def extend(first: int, end: int) -> Tensor:
+        ids = codes[:, first:end]
+        return model.extend(torch.cat((ids, ids)) if guided else ids, cache)
+
+    cache, logits = states.start(prompts, guided)
+    if 0 < lead < codes.shape[1]:
+        logits = extend(0, lead)
+    for i in range(lead, codes.shape[1]):
+        if i > lead:
+            logits = extend(i - 1, i)
+        own = logits.float()
+        if guided:
+            conditional, unconditional = own.chunk(2)
+            own = guide(conditional, unconditional, options.guidance)
+        drawn = sample(own, uniform[:, i], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+        codes[:, i] = torch.where(keep[:, i], codes[:, i], drawn)
+        step(len(codes))
+
+
+class _TextStates:
+    """What the model holds after each prompt's text; each is computed once and dropped after its last candidate."""
+
+    def __init__(self, model: DALLE, text: Tensor) -> None:
+        self.model, self.text = model, text
+        self.held: dict[int, tuple[KVCache, Tensor]] = {}  # prompt -> cache of one row, logits [V]
+
+    def start(self, prompts: list[int], guided: bool) -> tuple[KVCache, Tensor]:
+        """A full-size cache that holds the text of these candidates (and as many null captions), and logits [rows, V]."""
+        wanted = set(prompts) | ({_NULL} if guided else set())
+        self.held = {prompt: state for prompt, state in self.held.items() if prompt in wanted}
+        fresh = sorted(wanted - set(self.held))
+        if fresh:
+            null = torch.full_like(self.text[:1], PAD)
+            rows = torch.cat([null if prompt == _NULL else self.text[prompt : prompt + 1] for prompt in fresh])
+            logits, cache = self.model.prefill(rows)
+            self.held |= {prompt: (cache.row(i), logits[i]) for i, prompt in enumerate(fresh)}
+        states = [self.held[prompt] for prompt in prompts + ([_NULL] * len(prompts) if guided else [])]
+        cache = self.model.new_cache(len(states))
+        cache.fill([state for state, _ in states])
+        return cache, torch.stack([logits for _, logits in states])
+
+
+def _forced(
+    model: DALLE, forced: Tensor | None, forced_mask: Tensor | None, prompt_count: int, prompts: list[int]
+) -> tuple[Tensor, Tensor, int]:
+    """Codes [B, N], which of them to keep [B, N] bool, and how many tokens at the start all candidates keep; on CPU."""
+    length = model.config.image_length
+    if forced is None and forced_mask is None:
+        shape = (len(prompts), length)
+        return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool), 0
+    if forced is None or forced_mask is None:
+        raise ValueError("forced and forced_mask go together: give the codes and which of them to keep")
+    if forced_mask.dtype != torch.bool:
+        raise ValueError(f"forced_mask is {forced_mask.dtype}; it must be bool, True where a code is kept")
+    codes = _per_candidate(forced, "forced", model.config.grid, prompt_count, prompts).to(torch.int64)
+    keep = _per_candidate(forced_mask, "forced_mask", model.config.grid, prompt_count, prompts)
+    kept = codes[keep]
+    if len(kept) and (kept.min() < 0 or kept.max() >= model.config.image_vocab):
+        raise ValueError(
+            f"forced has codes from {kept.min()} to {kept.max()}; the model's go from 0 to {model.config.image_vocab - 1}"
+        )
+    lead = int(keep.all(0).int().cumprod(0).sum())
+    return codes, keep, lead
+
+
+def _per_candidate(values: Tensor, name: str, grid: tuple[int, int], prompt_count: int, prompts: list[int]) -> Tensor:
+    """Bring [N], [P, N] or [B, N], or these with h, w in place of N, to a new [B, N] on the CPU."""
+    length = grid[0] * grid[1]
+    shape = tuple(values.shape)
+    rows = shape[:-2] if shape[-2:] == grid else shape[:-1]
+    fits = shape[-2:] == grid or shape[-1:] == (length,)
+    flat = values.detach().cpu().reshape(-1, length) if fits and len(rows) < 2 else values
+    if not fits or len(rows) > 1 or len(flat) not in (1, prompt_count, len(prompts)):
+        raise ValueError(
+            f"{name} has shape {list(shape)}; expected [{length}] or {list(grid)}, "
+            f"with {prompt_count} (prompts) or {len(prompts)} (candidates) in front or nothing"
+        )
+    if len(flat) == len(prompts):
+        return flat.clone()
+    return flat[prompts] if len(flat) == prompt_count else flat.repeat(len(prompts), 1)
+
+
+def _fitting(model: DALLE, lead: int, guided: bool) -> int:
+    """How many candidates fit the free memory at once, at least one."""
+    config, shape = model.config, model.config.transformer
+    size = model.image_head.weight.element_size()
+    tokens = max(lead, config.text_length)  # the longest run of tokens at once
+    held = 2 * shape.depth * shape.width * (2 * config.text_length + config.image_length)
+    activations = tokens * (shape.width * (8 + 2 * shape.mlp_ratio) + 2 * shape.heads * (config.text_length + lead))
+    row = size * (held + activations) + 4 * 8 * config.image_vocab
+    return max(1, int(_MEMORY_SHARE * _free_memory(model.image_head.weight.device) / (row * (2 if guided else 1))))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux: half of the machine's memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,120 @@
+"""From logits to a token, as pure functions. Randomness comes in as uniform numbers: nothing here draws any.
+
+Letters: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse sampling options out of range.
+
+    Raises:
+        ValueError: temperature below 0 or not finite, top_k below 1, or top_p outside (0, 1].
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; it must be 0 (the most likely token) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1 (leave it out to keep all codes)")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance on logits (Ho & Salimans 2022, arXiv 2207.12598): `u + scale * (c - u)`."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def sample(
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """Draw one token a row: temperature, then top-k, then nucleus, then the inverse of the distribution function.
+
+    Args:
+        logits: [B, V], at least one of each row finite, none nan.
+        uniform: [B] in [0, 1), one number a row.
+        temperature: divides the logits; 0 takes the most likely token (the lowest id of several).
+        top_k: keep the k most likely tokens; None, or k above V, keeps all.
+        top_p: keep the fewest most likely tokens that together have at least this probability; None or 1 keeps all.
+
+    Returns:
+        int64 [B].
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float()
+    logits = (
+        logits - logits.amax(-1, keepdim=True)
+    ) / temperature  # the shift keeps tiny temperatures from overflowing
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None:
+        logits = keep_top_p(logits, top_p)
+    return draw(logits.softmax(-1), uniform)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Set all but the k largest of each row to -inf; of equal ones the lower ids stay.
+
+    Args:
+        logits: [B, V].
+        k: at least 1.
+
+    Returns:
+        [B, V].
+    """
+    if k >= logits.shape[-1]:
+        return logits
+    largest = logits.topk(k, dim=-1).values  # [B, k] descending
+    return _keep(logits, largest, torch.full_like(logits[:, :1], k, dtype=torch.int64))
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Nucleus (Holtzman et al. 2019, arXiv 1904.09751): keep the fewest of the largest whose probabilities sum to p.
+
+    Args:
+        logits: [B, V]; -inf where a token is out already.
+        p: in (0, 1].
+
+    Returns:
+        [B, V], -inf where dropped; of equal ones the lower ids stay. At least one stays in each row.
+    """
+    if p >= 1:
+        return logits
+    ordered = logits.sort(dim=-1, descending=True).values
+    before = ordered.softmax(-1).cumsum(-1) < p  # [B, V] the mass up to here does not suffice
+    count = (before.sum(-1, keepdim=True) + 1).clamp(max=logits.shape[-1])
+    return _keep(logits, ordered, count)
+
+
+def _keep(logits: Tensor, ordered: Tensor, count: Tensor) -> Tensor:
+    """Keep the `count` [B, 1] largest of each row, given the largest in falling order; ties go to the lower ids."""
+    threshold = ordered.gather(-1, count - 1)  # [B, 1]
+    above, equal = logits > threshold, logits == threshold
+    places = count - above.sum(-1, keepdim=True)
+    return logits.masked_fill(~(above | (equal & (equal.cumsum(-1) <= places))), -torch.inf)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse-CDF sampling: the first token up to which the summed probability exceeds the uniform number.
+
+    Args:
+        probabilities: [B, V] float, not necessarily summing to exactly 1.
+        uniform: [B] in [0, 1).
+
+    Returns:
+        int64 [B]; never a token of probability 0.
+    """
+    cdf = probabilities.cumsum(-1)
+    total = cdf[:, -1:]
+    # Rounding can lift the target to the total itself: then the last token that adds anything is meant.
+    last = (cdf < total).sum(-1)
+    return torch.minimum((cdf <= uniform[:, None].to(cdf.dtype) * total).sum(-1), last)
