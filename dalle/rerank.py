@@ -1,0 +1,70 @@
+"""Scoring images against their prompts with CLIP, and keeping the best. Knows nothing of how images are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dalle.clip import CLIP
+
+
+@torch.inference_mode()
+def score(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """How well each image fits its own prompt (DALL-E paper, section 2.6).
+
+    Args:
+        clip: Loaded by `dalle.load_clip`, so that it takes strings.
+        images: float [B, 3, H, W] in [0, 1], of any size, on any device.
+        prompts: B prompts, one for each image.
+
+    Returns:
+        float32 [B], cosine similarities in [-1, 1], on the CPU.
+
+    Raises:
+        ValueError: Not as many prompts as images.
+    """
+    if len(prompts) != len(images):
+        raise ValueError(f"got {len(images)} images and {len(prompts)} prompts: give one prompt for each image")
+    device = clip.logit_scale.device
+    image_embeds = clip.encode_image(fit(images.to(device), clip.config.image_size))  # [B, D]
+    distinct = list(dict.fromkeys(prompts))
+    rows = torch.tensor([distinct.index(prompt) for prompt in prompts], dtype=torch.int64, device=device)
+    text_embeds = clip.encode_text(distinct)[rows]  # [B, D]
+    return (image_embeds * text_embeds).sum(dim=-1).cpu()
+
+
+def best(scores: Tensor | Sequence[float], keep: int | None = None) -> list[int]:
+    """Indices of the `keep` highest scores (None: of all), best first; equal scores stay in their order.
+
+    Raises:
+        ValueError: `keep` is below 1 or more than there are.
+    """
+    values = torch.as_tensor(scores)
+    keep = len(values) if keep is None else keep
+    if not 0 < keep <= len(values):
+        raise ValueError(f"cannot keep {keep} of {len(values)} images: give a number from 1 to {len(values)}")
+    order: list[int] = values.argsort(descending=True, stable=True)[:keep].tolist()
+    return order
+
+
+def fit(images: Tensor, size: int) -> Tensor:
+    """Resize the shorter side to `size` (bicubic, antialiased), then cut a square from the middle, as CLIP does.
+
+    Args:
+        images: float [B, 3, H, W] in [0, 1].
+        size: Height and width of the result, in pixels.
+
+    Returns:
+        float [B, 3, size, size] in [0, 1].
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    short = min(height, width)
+    new = (round(height * size / short), round(width * size / short))
+    resized = F.interpolate(images.float(), new, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    return resized[..., top : top + size, left : left + size]
