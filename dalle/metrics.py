@@ -74,7 +74,7 @@ class CodebookUse:
     def __init__(self, codebook_size: int):
         self.counts = torch.zeros(codebook_size, dtype=torch.long)
 
-    def add(self, codes: Tensor) -> None:
+    def update(self, codes: Tensor) -> None:
         """Count `codes`, int64 of any shape with 0 <= code < K."""
         self.counts += torch.bincount(codes.flatten().cpu(), minlength=len(self.counts))
 
@@ -93,6 +93,10 @@ class CodebookUse:
         """exp of the entropy: K if all codes are drawn equally often, 1 if always the same; nan before any."""
         probabilities = self.counts.double() / self.counts.sum()
         return math.exp(torch.special.entr(probabilities).sum().item())
+
+    def figures(self) -> dict[str, float]:
+        """All of the above, named for a log."""
+        return {"codebook_used": self.used, "codebook_perplexity": self.perplexity, "dead_codes": float(self.dead)}
 
 
 def retrieval(image_embeds: Tensor, text_embeds: Tensor, ks: Sequence[int] = (1, 10)) -> dict[str, float]:

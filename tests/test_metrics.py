@@ -58,13 +58,14 @@ def test_ssim_of_too_small_pictures_is_an_error() -> None:
 
 def test_codebook_use() -> None:
     use = CodebookUse(8)
-    use.add(torch.tensor([[[0, 1], [2, 3]]]))
-    use.add(torch.tensor([0, 1, 2, 3]))
+    use.update(torch.tensor([[[0, 1], [2, 3]]]))
+    use.update(torch.tensor([0, 1, 2, 3]))
     assert (use.used, use.dead) == (0.5, 4)
     assert use.perplexity == pytest.approx(4.0)
-    use.add(torch.zeros(8, dtype=torch.long))
+    use.update(torch.zeros(8, dtype=torch.long))
     entropy = -(10 / 16 * math.log(10 / 16) + 3 * 2 / 16 * math.log(2 / 16))
     assert use.perplexity == pytest.approx(math.exp(entropy))
+    assert use.figures() == {"codebook_used": 0.5, "codebook_perplexity": use.perplexity, "dead_codes": 4}
     assert math.isnan(CodebookUse(8).perplexity)
 
 

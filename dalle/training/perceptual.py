@@ -1,0 +1,219 @@
+"""Perceptual losses: distances of pictures in the features of a frozen network, chosen by `kind`. Trains none of them.
+
+Letters: B pictures, C channels, H W pixels, h w positions of a feature map.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dalle.artifact import load_into, read_tensors
+from dalle.clip import CLIP
+from dalle.config import config
+from dalle.loading import load_clip
+
+
+@config
+class NonePerceptual:
+    """No perceptual loss."""
+
+    kind: Literal["none"] = "none"
+    """No features network."""
+
+
+@config
+class LPIPSConfig:
+    """LPIPS: VGG16 features, weighted by what people judged alike."""
+
+    kind: Literal["lpips"] = "lpips"
+    """LPIPS with VGG16."""
+    weights: Path
+    """File (.safetensors or .pth) with VGG16 and the five linear layers, or VGG16 alone beside `linear`."""
+    linear: Path | None = None
+    """File with the five linear layers, where `weights` does not hold them."""
+
+
+@config
+class CLIPPerceptualConfig:
+    """Features of the image tower of our own CLIP."""
+
+    kind: Literal["clip"] = "clip"
+    """The image tower of our own CLIP."""
+    source: str
+    """Folder of the CLIP (or a hub id)."""
+
+
+PerceptualConfig = NonePerceptual | LPIPSConfig | CLIPPerceptualConfig
+
+
+def build_perceptual(config: PerceptualConfig) -> nn.Module | None:
+    """The loss of `config`: a module that takes two batches [B, 3, H, W] in [0, 1] and gives the mean over B, a scalar.
+
+    Its network is frozen and stays in eval mode; gradients reach the pictures. None where `kind` is none.
+
+    Raises:
+        ValueError: a weights file is missing, damaged or of another network.
+    """
+    if isinstance(config, LPIPSConfig):
+        return load_lpips(config.weights, config.linear)
+    if isinstance(config, CLIPPerceptualConfig):
+        return CLIPPerceptual(load_clip(config.source))
+    return None
+
+
+class _Frozen(nn.Module):
+    """A loss whose network neither learns nor leaves eval mode."""
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> _Frozen:
+        super().train(False)
+        return self
+
+
+class LPIPS(_Frozen):
+    """Learned perceptual image patch similarity with VGG16 (equation 1 of arXiv 1801.03924, version 0.1 of `lpips`).
+
+    The convolutions carry torchvision's numbers: `features.0.weight` is the first, `features.28.weight` the last.
+    """
+
+    CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.outputs = []  # indices of the last ReLU before each halving, and of the last of all
+        width = 3
+        for stage in self.CHANNELS:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for channels in stage:
+                layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
+                width = channels
+            self.outputs.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.ModuleList(nn.Conv2d(stage[-1], 1, 1, bias=False) for stage in self.CHANNELS)
+        # LPIPS' own constants, for pictures in [-1, 1]: nearly, but not quite, the mean and deviation of ImageNet
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
+        self.freeze()
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] in [0, 1] -> five maps [B, C, h, w]; the last is H/16 x W/16."""
+        x = (images * 2 - 1 - self.shift) / self.scale
+        found = []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.outputs:
+                found.append(x)
+        return found
+
+    def forward(self, images_a: Tensor, images_b: Tensor) -> Tensor:
+        """Two batches [B, 3, H, W] in [0, 1] (H, W at least 16) -> mean distance, a scalar."""
+        total = images_a.new_zeros(())
+        for a, b, linear in zip(self.maps(images_a), self.maps(images_b), self.linear, strict=True):
+            total = total + linear(_squared_difference(a, b)).mean()
+        return total
+
+
+class CLIPPerceptual(_Frozen):
+    """Distance in the token maps of CLIP's image tower: as in LPIPS, without learnt weights, averaged over the blocks.
+
+    It needs no weights from elsewhere: CLIP is trained on the same pictures as the tokenizer.
+    """
+
+    def __init__(self, clip: CLIP):
+        super().__init__()
+        self.clip = clip
+        self.freeze()
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] in [0, 1] -> one map [B, C, h, w] a block; other sizes than CLIP's are resized to it."""
+        size = self.clip.config.image_size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return self.clip.features(images)
+
+    def forward(self, images_a: Tensor, images_b: Tensor) -> Tensor:
+        """Two batches [B, 3, H, W] in [0, 1] -> mean distance, a scalar in [0, 4]."""
+        pairs = zip(self.maps(images_a), self.maps(images_b), strict=True)
+        return torch.stack([_squared_difference(a, b).sum(1).mean() for a, b in pairs]).mean()
+
+
+def load_lpips(weights: Path, linear: Path | None = None) -> LPIPS:
+    """Read LPIPS-VGG16 from one file, or from VGG16 and the linear layers apart, in any of the published layouts:
+
+    * torchvision's `vgg16`: `features.N.weight`, `features.N.bias` (`classifier.*` is dropped)
+    * the `lpips` package's and taming-transformers': `net.sliceS.N.weight` (`scaling_layer.*` and `lins.*` are dropped:
+      constants and copies)
+    * the linear layers of both: `linK.model.1.weight`, as alone in the `lpips` package's `vgg.pth`
+    * a checkpoint of taming-transformers: all of that behind `loss.perceptual_loss.`, the rest is dropped
+
+    Raises:
+        ValueError: no such file, not a file of tensors, or keys missing, left over or of another shape.
+    """
+    tensors = _read(weights)
+    if linear is not None:
+        tensors |= _read(linear)
+    model = LPIPS()
+    load_into(model, tensors, str(weights) if linear is None else f"{weights} and {linear}")
+    return model
+
+
+_PREFIX = "loss.perceptual_loss."
+_DROPPED = re.compile(r"classifier\.|scaling_layer\.|lins\.")
+_RENAMED = (
+    (re.compile(r"^net\.slice\d\.(\d+)\."), r"features.\1."),
+    (re.compile(r"^lin(\d)\.model\.1\."), r"linear.\1."),
+)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Tensors of a weights file, by the names of `LPIPS`."""
+    tensors = read_tensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
+    if any(name.startswith(_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
+    renamed = {}
+    for name, value in tensors.items():
+        if _DROPPED.match(name):
+            continue
+        for pattern, replacement in _RENAMED:
+            name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected the weights of LPIPS-VGG16 (.safetensors or .pth)")
+    try:
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: cannot be read as tensors alone ({reason}); convert it to .safetensors") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file}: expected named tensors, as `torch.save(model.state_dict(), ...)` writes them")
+    return state
+
+
+def _squared_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Two maps [B, C, h, w] -> squared difference of their channel vectors scaled to length 1, [B, C, h, w]."""
+    return (_unit(a) - _unit(b)).square()
+
+
+def _unit(features: Tensor) -> Tensor:
+    # within the root: after a ReLU whole vectors are 0, where the root itself has no gradient
+    features = features.float()
+    return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()
