@@ -1,0 +1,269 @@
+"""VQGAN (arXiv 2012.09841): taming-transformers' convolutional encoder and decoder around a quantizer.
+
+The adversarial and perceptual losses are training's business, not the model's. Shapes: B images, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field
+from typing import Literal
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.config import config
+from dalle.image.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
+from dalle.image.tokenizer import ImageTokenizer, Reconstruction, Reduce
+from dalle.image.vq import VectorQuantizer, VQConfig
+
+
+@config
+class VQGANConfig:
+    """A VQGAN. The defaults of channels and blocks are for small images; taming's own are in the tests."""
+
+    kind: Literal["vqgan"] = "vqgan"
+    """taming-transformers' encoder and decoder."""
+    image_size: int = 64
+    """Pixels a side."""
+    patch: Literal[1, 2] = 1
+    """2: fold 2x2 pixels into channels first and unfold them last, several times cheaper. 1: taming's own shape."""
+    channels: int = 64
+    """Channels of the first level."""
+    channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 2, 4])
+    """Channels of each level over `channels`; each level but the first halves the resolution."""
+    blocks: int = 1
+    """Residual blocks of a level of the encoder; the decoder has one more."""
+    attention_resolutions: list[int] = field(default_factory=lambda: [8])
+    """Resolutions (cells a side at `image_size`) whose blocks are each followed by self-attention."""
+    latent_channels: int = 64
+    """Channels that the encoder gives and the decoder takes; the quantizer's own lie in between."""
+    dropout: float = 0.0
+    """Inside the residual blocks."""
+    quantizer: VQConfig | GumbelConfig | FSQConfig = field(default_factory=VQConfig)
+    """How vectors become codes."""
+
+    def __post_init__(self) -> None:
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1 or self.channels < 1 or self.blocks < 1:
+            raise ValueError(
+                f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, blocks {self.blocks}: "
+                "each must be at least 1"
+            )
+        if self.image_size < 1 or self.image_size % self.factor:
+            raise ValueError(
+                f"image_size is {self.image_size}; patch {self.patch} and {len(self.channel_multipliers)} levels "
+                f"need a multiple of {self.factor}"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side that one code stands for."""
+        return self.patch * 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, the finest first."""
+        return [self.channels * multiplier for multiplier in self.channel_multipliers]
+
+    def attends(self, level: int) -> bool:
+        """Whether the blocks of `level` are followed by self-attention."""
+        return self.image_size // self.patch // 2**level in self.attention_resolutions
+
+
+class VQGAN(ImageTokenizer):
+    """Encoder, quantizer, decoder. Images are on the scale of [0, 1] outside and of [-1, 1] inside."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.config = config
+        self.image_size, self.factor = config.image_size, config.factor
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = _quantizer(config.quantizer)
+        self.codebook_size = self.quantize.codebook_size
+        self.quant_conv = nn.Conv2d(config.latent_channels, self.quantize.code_channels, 1)
+        self.post_quant_conv = nn.Conv2d(self.quantize.code_channels, config.latent_channels, 1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        weight = self.decoder.conv_out.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
+        self._check_images(images)
+        quantized = self.quantize(self._latents(images), temperature)
+        return Reconstruction(self._images(quantized.vectors), quantized.codes, quantized.losses)
+
+    def after_update(self, reduce: Reduce | None = None) -> None:
+        self.quantize.after_update(reduce)
+
+    def discard_gathered(self) -> None:
+        self.quantize.discard_gathered()
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.quantize.encode(self._latents(images))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self._images(self.quantize.lookup(codes))
+
+    def _latents(self, images: Tensor) -> Tensor:
+        weight = self.quant_conv.weight
+        return self.quant_conv(self.encoder((2 * images - 1).to(weight.dtype)))
+
+    def _images(self, vectors: Tensor) -> Tensor:
+        weight = self.post_quant_conv.weight
+        return (self.decoder(self.post_quant_conv(vectors.to(weight.dtype))).float() + 1) / 2
+
+
+def _quantizer(config: VQConfig | GumbelConfig | FSQConfig) -> Quantizer:
+    if isinstance(config, VQConfig):
+        return VectorQuantizer(config)
+    if isinstance(config, GumbelConfig):
+        return GumbelQuantizer(config)
+    return FSQQuantizer(config)
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] to latents [B, latent_channels, H / factor, W / factor]."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.patch = config.patch
+        widths = config.widths
+        self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, (before, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
+            blocks = [
+                ResidualBlock(before if block == 0 else width, width, config.dropout) for block in range(config.blocks)
+            ]
+            last = level == len(widths) - 1
+            self.down.append(Level(blocks, config.attends(level), None if last else Downsample(width)))
+        self.mid = Middle(widths[-1], config.dropout)
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_in(F.pixel_unshuffle(images, self.patch))
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents [B, latent_channels, h, w] to images [B, 3, h * factor, w * factor] on the scale of [-1, 1].
+
+    As in taming, `up` is indexed like the encoder's `down`: the coarsest level is last and runs first.
+    """
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.patch = config.patch
+        widths = config.widths
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], config.dropout)
+        self.up = nn.ModuleList()
+        for level, (width, before) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
+            blocks = [
+                ResidualBlock(before if block == 0 else width, width, config.dropout)
+                for block in range(config.blocks + 1)
+            ]
+            self.up.append(Level(blocks, config.attends(level), Upsample(width) if level else None))
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            x = level(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, perhaps each with attention, then perhaps a change of resolution."""
+
+    def __init__(self, blocks: list[ResidualBlock], attends: bool, resample: nn.Module | None):
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.attn = nn.ModuleList([AttentionBlock(block.width) for block in blocks] if attends else [])
+        self.resample = nn.Identity() if resample is None else resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[index](x)
+        return self.resample(x)
+
+
+class Middle(nn.Sequential):
+    """Residual block, attention, residual block, at the codes' resolution."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__(
+            ResidualBlock(width, width, dropout), AttentionBlock(width), ResidualBlock(width, width, dropout)
+        )
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 convolution beside it where the width changes."""
+
+    def __init__(self, before: int, width: int, dropout: float):
+        super().__init__()
+        self.width = width
+        self.norm1 = _norm(before)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.norm2 = _norm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.nin_shortcut = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all cells, added to its input."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = _norm(width)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        q, k, v = (rearrange(conv(normed), "b c h w -> b 1 (h w) c") for conv in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, 1, h*w, C]
+        return x + self.proj_out(rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution. Padded at the right and bottom only, as taming does."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    """taming's 32 groups, or as many as divide both 32 and a smaller width."""
+    return nn.GroupNorm(math.gcd(32, width), width, eps=1e-6)
