@@ -48,6 +48,15 @@ class CLIPConfig:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Standard deviation that images are then divided by."""
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "text_vocab", "text_length", "embed_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; each must be above 0")
+
 
 class VisionTransformer(nn.Module):
     """Image tower: patches and a class token, LayerNorm, pre-norm transformer, the class token projected."""
@@ -57,10 +66,6 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        if config.image_size % config.patch_size:
-            raise ValueError(
-                f"image_size={config.image_size} is no multiple of patch_size={config.patch_size}: change one of them"
-            )
         width, side = config.vision.width, config.image_size // config.patch_size
         self.side = side
         self.patches = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
@@ -75,7 +80,8 @@ class VisionTransformer(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] -> the transformer's input [B, 1 + h*w, C], class token first."""
-        patches = self.patches((images - self.mean) / self.std)  # [B, C, h, w]
+        normalised = (images - self.mean) / self.std
+        patches = self.patches(normalised.to(self.patches.weight.dtype))  # [B, C, h, w]
         tokens = rearrange(patches, "B C h w -> B (h w) C")
         first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
         x: Tensor = self.norm(torch.cat([first, tokens], dim=1) + self.positions)

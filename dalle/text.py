@@ -56,6 +56,12 @@ class TextTokenizerConfig:
     lower_case: bool = False
     """Lower-case captions, as the DALL-E paper does (they come back in lower case)."""
 
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size is {self.vocab_size}; it must be at least 1")
+        if not 0.98 <= self.character_coverage <= 1:
+            raise ValueError(f"character_coverage is {self.character_coverage}; it must be from 0.98 to 1")
+
 
 class TextTokenizer:
     """SentencePiece BPE over captions (DALL-E paper, section 2.2); picklable, so that data workers can have a copy.
