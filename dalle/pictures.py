@@ -1,0 +1,156 @@
+"""Picture files: reading the user's, writing PNGs that say how they were drawn, labelled grids. Knows nothing of models."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
+
+logger = logging.getLogger(__name__)
+
+_GAP = 8  # pixels between the cells of a grid
+_CELL = 128  # smallest side of a cell
+_TEXT = 15  # size of the labels
+# Fonts with scripts beyond Latin, where fontconfig is not there to be asked (Pillow finds them by name)
+_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSansDevanagari-Regular.ttf",
+    "Lohit-Devanagari.ttf",
+    "Nirmala.ttc",
+    "Nirmala.ttf",
+    "mangal.ttf",
+    "Kohinoor.ttc",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+)
+
+Font = ImageFont.FreeTypeFont
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Open a picture of any kind that Pillow reads, upright, with 8 bits a channel.
+
+    Raises:
+        ValueError: no such file, not a picture, or a damaged one.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such picture") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture in a known format; expected PNG, JPEG, WebP or the like") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: the picture cannot be read ({error})") from error
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip and not scale
+        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return picture
+
+
+def write_png(picture: Image.Image, path: Path, texts: Mapping[str, str]) -> None:
+    """Write a PNG whole or not at all, with `texts` as metadata: iTXt chunks, so that any script is kept."""
+    metadata = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        metadata.add_itxt(name, text)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        picture.save(part, "PNG", pnginfo=metadata)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:
+    """One picture of all: each row a label, pictures of one size, and a caption below each of them.
+
+    Small pictures are enlarged to about 128 pixels. A label for which no font of this machine has the glyphs is replaced
+    by the row's number, and the log says so.
+    """
+    side = max(picture.width for _, pictures, _ in rows for picture in pictures)
+    cell = side * max(1, _CELL // side)
+    columns = max(len(pictures) for _, pictures, _ in rows)
+    width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)
+    line = round(1.6 * _TEXT)
+    labels = [_label(label, number, width - 2 * _GAP) for number, (label, _, _) in enumerate(rows, 1)]
+    height = _GAP + sum(len(lines) * line + cell + line + _GAP for lines, _ in labels)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    small = _latin(_TEXT - 3)
+    top = _GAP
+    for (lines, font), (_, pictures, captions) in zip(labels, rows, strict=True):
+        for text in lines:
+            draw.text((_GAP, top), text, fill="black", font=font)
+            top += line
+        for column, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            left = _GAP + column * (cell + _GAP)
+            sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (left, top))
+            draw.text((left, top + cell + 2), caption, fill="dimgrey", font=small)
+        top += cell + line + _GAP
+    return sheet
+
+
+def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
+    """A label in lines of at most `width` pixels, and the font to draw it in."""
+    text = " ".join(text.split())
+    font = font_for(text, _TEXT) if text else None
+    if font is None:
+        if text:
+            logger.warning("no font found for %r: its row of the grid is labelled by number", text)
+        return [f"prompt {number}" if text else f"prompt {number} (empty)"], _latin(_TEXT)
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines, font
+
+
+def font_for(text: str, size: int) -> Font | None:
+    """A font that has glyphs for all of `text`: Pillow's own for Latin, else one of this machine's; None if none has."""
+    own = _latin(size)
+    if _covers(own, text):
+        return own
+    # Vowel signs and the like move and join: without a layout engine they would be drawn in the wrong order
+    if any(unicodedata.category(c) in ("Mc", "Mn") for c in text) and not features.check("raqm"):
+        return None
+    for name in [*_fontconfig(text), *_FONTS]:
+        try:
+            font = ImageFont.truetype(name, size)
+        except OSError:
+            continue
+        if _covers(font, text):
+            return font
+    return None
+
+
+def _latin(size: int) -> Font:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _covers(font: Font, text: str) -> bool:
+    """Whether no character of `text` is drawn as the font draws one that it lacks."""
+    lacking = bytes(font.getmask("\U0010ffff"))
+    # U+200C and U+200D only tell a layout engine how to join their neighbours
+    return all(c.isspace() or c in "\u200c\u200d" or bytes(font.getmask(c)) != lacking for c in set(text))
+
+
+def _fontconfig(text: str) -> list[str]:
+    """The font file that fontconfig, where there is one, finds best for the characters of `text`."""
+    program = shutil.which("fc-match")
+    if program is None:
+        return []
+    characters = " ".join(f"{ord(c):x}" for c in sorted(set(text)) if not c.isspace())
+    found = subprocess.run(
+        [program, "--format=%{file}", f":charset={characters}"], capture_output=True, text=True, check=False
+    )
+    return [found.stdout] if found.returncode == 0 and found.stdout else []

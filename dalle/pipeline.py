@@ -1,0 +1,337 @@
+"""TextToImage: a folder of weights and a prompt to ranked pictures. Knows nothing of command lines or files of pictures.
+
+Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of a picture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dalle import artifact
+from dalle.clip import CLIP
+from dalle.generate import generate
+from dalle.image import ImageTokenizer
+from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+from dalle.model import DALLE
+from dalle.rerank import best, score
+from dalle.text import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).resolve().parents[1] / "models" / "emoji"
+_DECODE_BATCH = 32  # pictures at a time through the image tokenizer and CLIP
+
+Progress = Callable[[int, int], None]
+"""Called after each step with the image tokens drawn so far and in all, over all candidates."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of one prompt, best first if they were scored, else in the order of their seeds."""
+
+    prompt: str
+    images: list[Image.Image]  # RGB, all of the model's size
+    scores: list[float] | None  # CLIP's cosine similarity with the prompt, in [-1, 1]; None without CLIP
+    codes: Tensor  # int64 [K, h, w], on the CPU
+    seeds: list[int]  # each draws its picture again by itself: seed=..., n=1
+
+
+class TextToImage:
+    """Draws pictures for prompts.
+
+    Attributes:
+        model: the transformer.
+        text_tokenizer: reads prompts.
+        image_tokenizer: turns codes into pixels, and pictures to go on from into codes.
+        clip: ranks candidates; None if there is none.
+        model_hash: sha256 of the weights and of the parts they stand on; "" if not from a folder.
+        image_size: height and width of the pictures, in pixels.
+    """
+
+    def __init__(
+        self,
+        model: DALLE,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        clip: CLIP | None = None,
+        model_hash: str = "",
+    ):
+        if model.config.image_vocab != image_tokenizer.codebook_size or model.config.grid != image_tokenizer.grid:
+            raise ValueError(
+                f"the model draws {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
+                f"{image_tokenizer.grid} of {image_tokenizer.codebook_size}: use the one that it was trained with"
+            )
+        if model.config.text_vocab != text_tokenizer.vocab_size:
+            raise ValueError(
+                f"the model reads {model.config.text_vocab} text tokens, its text tokenizer has "
+                f"{text_tokenizer.vocab_size}: use the one that it was trained with"
+            )
+        self.model, self.text_tokenizer, self.image_tokenizer = model, text_tokenizer, image_tokenizer
+        self.clip, self.model_hash = clip, model_hash
+        self.image_size: int = image_tokenizer.image_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        clip: str | Path | None = None,
+    ) -> TextToImage:
+        """Load a model folder with all that it stands on.
+
+        Args:
+            source: folder or hub id `owner/name`; None is the model that ships with the repository.
+            device: "auto" takes an accelerator if there is one.
+            dtype: arithmetic of the transformer; None is float32. The image tokenizer and CLIP stay in float32.
+            clip: folder or hub id of a CLIP that ranks instead of the model's own.
+
+        Raises:
+            ValueError: nothing is there, something does not fit, or there is no such device.
+        """
+        if source is None and not SHIPPED.is_dir():
+            raise ValueError(
+                f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model"
+            )
+        folder = artifact.resolve(SHIPPED if source is None else source)
+        on = pick_device(device)
+        if clip is None and "clip" in artifact.read_config(folder).get("parts", {}):
+            clip = artifact.part(folder, "clip")
+        return cls(
+            model=load_model(folder, on, dtype),
+            text_tokenizer=load_text_tokenizer(artifact.part(folder, "text_tokenizer")),
+            image_tokenizer=load_image_tokenizer(artifact.part(folder, "image_tokenizer"), on),
+            clip=None if clip is None else load_clip(clip, on),
+            model_hash=artifact.folder_hash(folder),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        n: int = 1,
+        keep: int | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        image: Image.Image | None = None,
+        keep_rows: float | None = None,
+        mask: Image.Image | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Result]:
+        """Draw `n` candidates for each prompt and keep the best `keep`.
+
+        Candidate i of every prompt has the seed `seed + i`: alone with that seed it is the same picture.
+
+        Args:
+            prompts: one or several; "" draws from an empty caption. Too long ones are cut, with a warning.
+            n: candidates of each prompt.
+            keep: how many of them to return; None returns all. Fewer than `n` needs CLIP to choose them.
+            seed: of the first candidate, 0 or more.
+            temperature: 0 always takes the most likely code; 1 is the model's own distribution.
+            top_k: draw from the k most likely codes only.
+            top_p: draw from the most likely codes that together have this probability, in (0, 1].
+            guidance: classifier-free guidance scale; 1 is none.
+            image: a picture to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's size;
+                where it is transparent it becomes white.
+            keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
+                Their pixels come from the codes, so they are close to those of `image`, not equal.
+            mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
+                where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
+            batch_size: candidates at a time; None fits the free memory. The pictures do not depend on it.
+            progress: called after each step.
+
+        Returns:
+            One result for each prompt.
+
+        Raises:
+            ValueError: an option is out of range, or options do not go together.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        keep = self._check(prompts, n, keep, seed)
+        start = self._start(image, keep_rows, mask)
+        codes = generate(
+            self.model,
+            self._read(prompts),
+            [list(range(seed, seed + n))] * len(prompts),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+            forced=None if start is None else start.codes,
+            forced_mask=None if start is None else start.kept,
+            batch_size=batch_size,
+            progress=progress,
+        )  # [B, h, w]
+        pixels, scores = self._finish(codes, [prompt for prompt in prompts for _ in range(n)], start)
+        return [
+            _result(prompt, pixels[part], None if scores is None else scores[part], codes[part].cpu(), seed, keep)
+            for prompt, part in ((prompt, slice(i * n, (i + 1) * n)) for i, prompt in enumerate(prompts))
+        ]
+
+    def _check(self, prompts: list[str], n: int, keep: int | None, seed: int) -> int:
+        """How many candidates to keep, after refusing what cannot be drawn."""
+        if not prompts:
+            raise ValueError("no prompt given: give at least one")
+        if n < 1:
+            raise ValueError(f"n is {n}: draw at least 1 candidate")
+        if not 0 <= seed <= 2**63 - n:
+            raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")
+        keep = n if keep is None else keep
+        if not 1 <= keep <= n:
+            raise ValueError(f"keep is {keep} of n={n} candidates: keep from 1 to {n}")
+        if keep < n and self.clip is None:
+            raise ValueError(f"this model has no CLIP to choose {keep} of {n} candidates: give one, or keep all {n}")
+        return keep
+
+    def _read(self, prompts: list[str]) -> Tensor:
+        """Prompts to ids [P, T]; those that are cut are named in the log."""
+        length = self.model.config.text_length
+        ids = self.text_tokenizer.encode(prompts)
+        for prompt, row in zip(prompts, ids, strict=True):
+            tokens = int((row != self.text_tokenizer.pad_id).sum())
+            if tokens > length:
+                logger.warning("prompt of %d tokens cut to the model's %d: %r", tokens, length, prompt)
+        if ids.shape[1] > length:
+            ids = ids[:, :length]
+            ids[:, -1] = torch.where(ids[:, -1] == self.text_tokenizer.pad_id, ids[:, -1], self.text_tokenizer.eos_id)
+        return ids
+
+    def _start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> _Start | None:
+        """What candidates keep of `image`."""
+        if image is None:
+            if keep_rows is not None or mask is not None:
+                raise ValueError(f"{'mask' if keep_rows is None else 'keep_rows'} needs an image to keep something of")
+            return None
+        if (keep_rows is None) == (mask is None):
+            raise ValueError("image needs either keep_rows or mask, to say what is kept of it")
+        rows, columns = self.image_tokenizer.grid
+        kept = torch.zeros(rows, columns, dtype=torch.bool)
+        redrawn = None
+        if keep_rows is not None:
+            kept[: whole_rows(keep_rows, rows)] = True
+        else:
+            assert mask is not None
+            if mask.size != image.size:
+                raise ValueError(f"mask is {_size(mask)} and image {_size(image)}: give a mask of the image's size")
+            redrawn = redrawn_pixels(mask, self.image_size)
+            kept = F.adaptive_max_pool2d(redrawn[None].float(), (rows, columns))[0] == 0
+        original = picture_to_tensor(image, self.image_size).to(self.image_tokenizer.last_layer.device)
+        codes = self.image_tokenizer.encode(original[None])[0]
+        return _Start(original, codes, kept, redrawn)
+
+    def _finish(self, codes: Tensor, prompts: list[str], start: _Start | None) -> tuple[Tensor, Tensor | None]:
+        """Codes [B, h, w] of B prompts -> pictures uint8 [B, H, W, 3] and, with CLIP, scores [B], on the CPU."""
+        pictures, scores = [], []
+        for first in range(0, len(codes), _DECODE_BATCH):
+            part = slice(first, first + _DECODE_BATCH)
+            images = self.image_tokenizer.decode(codes[part]).float()
+            if start is not None and start.redrawn is not None:
+                images = torch.where(start.redrawn.to(images.device), images, start.original)
+            pictures.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            if self.clip is not None:
+                scores.append(score(self.clip, images, prompts[part]))
+        return torch.cat(pictures), torch.cat(scores) if scores else None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What candidates keep of a given picture."""
+
+    original: Tensor  # [3, H, W] in [0, 1]
+    codes: Tensor  # int64 [h, w]
+    kept: Tensor  # bool [h, w]: codes that are not drawn
+    redrawn: Tensor | None  # bool [H, W]: pixels that are not pasted back; None: no pixel is
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device of this name; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if device == "auto":
+        return found or torch.device("cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"there is no device {str(device)!r}: give auto, cpu, cuda or mps") from None
+    if wanted.type != "cpu" and (found is None or found.type != wanted.type):
+        raise ValueError(f"device {wanted} is not available here: this machine has {found or 'only the cpu'}")
+    return wanted
+
+
+def whole_rows(keep_rows: float, rows: int) -> int:
+    """`keep_rows` of a grid with `rows` rows as a whole number: below 1 a fraction, rounded; else the number itself.
+
+    Raises:
+        ValueError: it is not a whole number, or leaves nothing to keep or nothing to draw.
+    """
+    count = 0
+    if 0 < keep_rows < rows:
+        count = round(keep_rows * rows) if keep_rows < 1 else int(keep_rows)
+    if not 1 <= count < rows or (keep_rows >= 1 and keep_rows != count):
+        raise ValueError(
+            f"keep_rows is {keep_rows:g}: give a fraction from {1 / rows:g} to {1 - 1 / rows:g}, "
+            f"or a whole number of rows from 1 to {rows - 1}"
+        )
+    return count
+
+
+def picture_to_tensor(picture: Image.Image, size: int) -> Tensor:
+    """The middle square of a picture as float [3, size, size] in [0, 1]; transparency becomes white."""
+    if picture.width != picture.height:
+        logger.warning("picture of %s cut to its middle square", _size(picture))
+    layers = picture.convert("RGBA")
+    opaque = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    fitted = _middle_square(opaque).resize((size, size), Image.Resampling.LANCZOS)
+    flat = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
+    return flat.view(size, size, 3).permute(2, 0, 1).float() / 255
+
+
+def redrawn_pixels(mask: Image.Image, size: int) -> Tensor:
+    """The middle square of a mask as bool [size, size]: True where any of its pixels is white (brighter than half).
+
+    Raises:
+        ValueError: no pixel is white.
+    """
+    square = _middle_square(mask.convert("L"))
+    bright = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(1, *square.size) >= 128
+    redrawn = F.adaptive_max_pool2d(bright.float(), size)[0] > 0
+    if not redrawn.any():
+        raise ValueError("mask has no white pixel in its middle square: paint white what is to be drawn anew")
+    return redrawn
+
+
+def _result(prompt: str, pixels: Tensor, scores: Tensor | None, codes: Tensor, seed: int, keep: int) -> Result:
+    """The best `keep` of a prompt's candidates, uint8 [n, H, W, 3] with codes [n, h, w]."""
+    order = best(scores, keep) if scores is not None else list(range(keep))
+    return Result(
+        prompt=prompt,
+        images=[Image.fromarray(pixels[i].numpy()) for i in order],
+        scores=None if scores is None else [float(scores[i]) for i in order],
+        codes=codes[order],
+        seeds=[seed + i for i in order],
+    )
+
+
+def _middle_square(picture: Image.Image) -> Image.Image:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def _size(picture: Image.Image) -> str:
+    return f"{picture.width}x{picture.height}"

@@ -1,0 +1,232 @@
+"""A candidate is the same picture alone or in a batch; what is kept of a picture is kept; wrong options are one line."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
+from torch import Tensor
+
+from dalle import pipeline
+from dalle.pipeline import Result, TextToImage, picture_to_tensor, pick_device, redrawn_pixels, whole_rows
+from dalle.rerank import score
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToImage:
+    return TextToImage.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def no_clip(pipe: TextToImage) -> TextToImage:
+    return TextToImage(pipe.model, pipe.text_tokenizer, pipe.image_tokenizer)
+
+
+def pixels(picture: Image.Image) -> Tensor:
+    """PIL -> int [H, W, 3]."""
+    return torch.tensor([picture.getpixel((x, y)) for y in range(picture.height) for x in range(picture.width)]).view(
+        picture.height, picture.width, -1
+    )
+
+
+def noise(size: int = IMAGE_SIZE, seed: int = 0) -> Image.Image:
+    values = torch.randint(0, 256, (size, size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(values.numpy())
+
+
+def by_seed(result: Result) -> dict[int, Image.Image]:
+    return dict(zip(result.seeds, result.images, strict=True))
+
+
+def test_results_have_the_promised_form(pipe: TextToImage) -> None:
+    results = pipe(["a red heart", "", "लाल दिल"], n=3, keep=2, seed=5)
+    assert [r.prompt for r in results] == ["a red heart", "", "लाल दिल"]
+    for result in results:
+        assert len(result.images) == len(result.seeds) == 2
+        assert result.codes.shape == (2, *GRID) and result.codes.dtype == torch.int64
+        assert 0 <= result.codes.min() and result.codes.max() < CODES
+        assert all(image.size == (IMAGE_SIZE, IMAGE_SIZE) and image.mode == "RGB" for image in result.images)
+        assert set(result.seeds) <= {5, 6, 7}
+        assert result.scores is not None and result.scores == sorted(result.scores, reverse=True)
+
+
+def test_a_candidate_is_the_same_alone_and_in_any_batch(pipe: TextToImage) -> None:
+    together = pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12)
+    split = pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12, batch_size=3)
+    for one, other in zip(together, split, strict=True):
+        assert one.seeds == other.seeds and torch.equal(one.codes, other.codes)
+    (alone,) = pipe("two green stars", seed=9, guidance=2.0, top_k=12)
+    assert alone.seeds == [9]
+    assert torch.equal(pixels(alone.images[0]), pixels(by_seed(together[1])[9]))
+    assert len({tuple(c.flatten().tolist()) for c in together[1].codes}) > 1  # seeds do differ
+
+
+def test_pictures_and_scores_are_those_of_the_codes(pipe: TextToImage) -> None:
+    (result,) = pipe("a red heart", n=3, seed=1)
+    decoded = pipe.image_tokenizer.decode(result.codes)
+    for image, picture in zip(decoded, result.images, strict=True):
+        assert torch.equal(pixels(picture), (image * 255).round().to(torch.int64).permute(1, 2, 0))
+    assert pipe.clip is not None and result.scores is not None
+    torch.testing.assert_close(torch.tensor(result.scores), score(pipe.clip, decoded, ["a red heart"] * 3))
+
+
+def test_keep_takes_the_best(pipe: TextToImage) -> None:
+    (everything,), (best,) = pipe("a red heart", n=6), pipe("a red heart", n=6, keep=2)
+    assert best.seeds == everything.seeds[:2] and best.scores == everything.scores[:2]  # type: ignore[index]
+
+
+def test_without_clip_all_are_kept_in_order(no_clip: TextToImage) -> None:
+    (result,) = no_clip("a red heart", n=3, keep=3, seed=4)
+    assert result.scores is None and result.seeds == [4, 5, 6]
+    with pytest.raises(ValueError, match="no CLIP to choose 2 of 3"):
+        no_clip("a red heart", n=3, keep=2)
+
+
+def test_kept_rows_are_those_of_the_picture(pipe: TextToImage) -> None:
+    picture = noise()
+    codes = pipe.image_tokenizer.encode(picture_to_tensor(picture, IMAGE_SIZE)[None])[0]
+    for keep_rows, rows in ((0.5, 2), (1, 1), (3, 3)):
+        (result,) = pipe("a red heart", n=4, image=picture, keep_rows=keep_rows)
+        assert (result.codes[:, :rows] == codes[:rows]).all()
+        assert len({tuple(c[rows:].flatten().tolist()) for c in result.codes}) > 1
+
+
+def test_outside_the_mask_nothing_changes(pipe: TextToImage) -> None:
+    picture, mask = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    mask.putpixel((5, 2), 255)  # one pixel: its whole cell is drawn anew, but only it is seen
+    mask.paste(255, (8, 8, 16, 16))
+    codes = pipe.image_tokenizer.encode(picture_to_tensor(picture, IMAGE_SIZE)[None])[0]
+    (result,) = pipe("a red heart", n=4, image=picture, mask=mask)
+    kept = torch.ones(GRID, dtype=torch.bool)
+    kept[0, 1], kept[2:, 2:] = False, False
+    assert (result.codes[:, kept] == codes[kept]).all()
+    assert len({tuple(c[~kept].tolist()) for c in result.codes}) > 1
+    white = pixels(mask)[..., 0] > 0
+    decoded = (pipe.image_tokenizer.decode(result.codes) * 255).round().to(torch.int64).permute(0, 2, 3, 1)
+    for image, own in zip(result.images, decoded, strict=True):
+        assert torch.equal(pixels(image)[~white], pixels(picture)[~white])
+        assert torch.equal(pixels(image)[white], own[white])
+
+
+def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
+    mask = Image.new("1", (50, 32))  # the middle square begins at column 9
+    mask.putpixel((9 + 13, 31), 1)
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    expected[15, 6] = True
+    assert torch.equal(redrawn_pixels(mask, 16), expected)
+    assert redrawn_pixels(Image.new("L", (8, 8), 255), 16).all()
+
+
+def test_pictures_are_cut_and_transparency_becomes_white() -> None:
+    picture = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
+    picture.paste((0, 0, 255, 255), (2, 0, 4, 4))
+    tensor = picture_to_tensor(picture, 4)
+    assert torch.equal(tensor[:, :, :2], torch.tensor([0.0, 0, 1]).view(3, 1, 1).expand(3, 4, 2))
+    assert torch.equal(tensor[:, :, 2:], torch.ones(3, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("keep_rows", "rows", "whole"), [(0.5, 8, 4), (0.3, 4, 1), (1, 8, 1), (1.0, 8, 1), (7, 8, 7), (0.99, 64, 63)]
+)
+def test_whole_rows(keep_rows: float, rows: int, whole: int) -> None:
+    assert whole_rows(keep_rows, rows) == whole
+
+
+@pytest.mark.parametrize("keep_rows", [0, -1, 0.05, 0.99, 8, 1.5, float("nan")])
+def test_rows_that_cannot_be_kept(keep_rows: float) -> None:
+    with pytest.raises(ValueError, match="a fraction from 0.125 to 0.875, or a whole number of rows from 1 to 7"):
+        whole_rows(keep_rows, 8)
+
+
+WRONG = {
+    "no prompt": ({"prompts": []}, "no prompt given"),
+    "no candidates": ({"n": 0}, "n is 0"),
+    "keep more": ({"n": 2, "keep": 3}, "keep is 3 of n=2"),
+    "keep none": ({"keep": 0}, "keep is 0"),
+    "seed": ({"seed": -1}, "seed is -1"),
+    "huge seed": ({"seed": 2**63}, "seed is 9223372036854775808"),
+    "top_k": ({"top_k": 0}, "top_k is 0"),
+    "top_p": ({"top_p": 1.5}, "top_p is 1.5"),
+    "temperature": ({"temperature": -1}, "temperature is -1"),
+    "guidance": ({"guidance": -2}, "guidance is -2"),
+    "batch": ({"batch_size": 0}, "batch_size is 0"),
+    "mask alone": ({"mask": Image.new("L", (16, 16), 255)}, "mask needs an image"),
+    "rows alone": ({"keep_rows": 2}, "keep_rows needs an image"),
+    "image alone": ({"image": noise()}, "either keep_rows or mask"),
+    "both": ({"image": noise(), "keep_rows": 1, "mask": Image.new("L", (16, 16), 255)}, "either keep_rows or mask"),
+    "mask size": ({"image": noise(), "mask": Image.new("L", (8, 16), 255)}, "mask is 8x16 and image 16x16"),
+    "black mask": ({"image": noise(), "mask": Image.new("L", (16, 16))}, "no white pixel"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_options_are_one_line(pipe: TextToImage, name: str) -> None:
+    options, message = WRONG[name]
+    with pytest.raises(ValueError, match=message) as error:
+        pipe(**({"prompts": "a red heart"} | options))
+    assert "\n" not in str(error.value)
+
+
+def test_long_prompts_are_cut_with_a_warning(pipe: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
+    long = "a red heart " * 20
+    with caplog.at_level(logging.WARNING):
+        cut, short = pipe([long, "a red heart"], seed=3)
+    assert len([r for r in caplog.records if "prompt of 162 tokens cut to the model's 12" in r.message]) == 1
+    length = pipe.model.config.text_length
+    assert torch.equal(pipe._read([long, "a"])[0], pipe.text_tokenizer.encode([long], length)[0])
+    assert torch.equal(short.codes, pipe("a red heart", seed=3)[0].codes)
+    assert cut.prompt == long
+
+
+def test_progress_reaches_the_end(pipe: TextToImage) -> None:
+    seen: list[tuple[int, int]] = []
+    pipe(["a red heart", "two green stars"], n=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4 * 16, 4 * 16)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_from_pretrained(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "SHIPPED", tmp_path / "absent")
+    with pytest.raises(ValueError, match="give the folder of a model"):
+        TextToImage.from_pretrained()
+    monkeypatch.setattr(pipeline, "SHIPPED", folder)
+    half = TextToImage.from_pretrained(device="cpu", dtype=torch.bfloat16)
+    assert half.model.image_head.weight.dtype == torch.bfloat16
+    assert half.image_tokenizer.last_layer.dtype == torch.float32
+    assert len(half.model_hash) == 64 and half.clip is not None
+    assert len(half("a red heart")[0].images) == 1
+
+
+def test_clip_can_be_given(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "plain", clip=False)
+    other = make_tiny_model(tmp_path / "ranked", seed=1).parent / "clip"
+    assert TextToImage.from_pretrained(model, device="cpu").clip is None
+    (result,) = TextToImage.from_pretrained(model, device="cpu", clip=other)("a red heart", n=2, keep=1)
+    assert result.scores is not None
+
+
+def test_parts_must_fit_the_model(pipe: TextToImage, tmp_path: Path) -> None:
+    class Other:
+        codebook_size, grid, image_size = 7, GRID, IMAGE_SIZE
+
+    with pytest.raises(ValueError, match="use the one that it was trained with"):
+        TextToImage(pipe.model, pipe.text_tokenizer, Other())  # type: ignore[arg-type]
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
+    with pytest.raises(ValueError, match="no device 'gpu'"):
+        pick_device("gpu")
+    if not torch.accelerator.is_available():
+        with pytest.raises(ValueError, match="cuda is not available here"):
+            pick_device("cuda")

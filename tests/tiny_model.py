@@ -1,0 +1,63 @@
+"""A model folder of a few thousand random weights, made as training makes one: for tests of what stands on top of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dalle import artifact
+from dalle.clip import CLIP, CLIPConfig
+from dalle.config import to_dict
+from dalle.image import VQGANConfig, build
+from dalle.image.vq import VQConfig
+from dalle.model import DALLE, DALLEConfig
+from dalle.text import TextTokenizer, TextTokenizerConfig
+from dalle.transformer import TransformerConfig
+
+CAPTIONS = ["a red heart", "a blue circle on a white background", "two green stars", "लाल दिल"] * 4
+TOWER = TransformerConfig(width=16, depth=2, heads=2)
+IMAGE_SIZE, GRID, CODES, TEXT_LENGTH = 16, (4, 4), 24, 12
+
+
+def make_tiny_model(folder: Path, *, clip: bool = True, seed: int = 0) -> Path:
+    """Write `folder`/model and what it stands on; returns the model's folder."""
+    torch.manual_seed(seed)
+    text = TextTokenizer.train(TextTokenizerConfig(vocab_size=300), CAPTIONS)
+    text.save(folder / "text_tokenizer")
+    image = VQGANConfig(
+        image_size=IMAGE_SIZE,
+        channels=8,
+        channel_multipliers=[1, 1, 1],
+        attention_resolutions=[],
+        latent_channels=8,
+        quantizer=VQConfig(codebook_size=CODES, code_channels=4),
+    )
+    _save(folder / "image_tokenizer", "image_tokenizer", image, build(image))
+    parts = {name: folder / name for name in ("text_tokenizer", "image_tokenizer")}
+    if clip:
+        towers = CLIPConfig(
+            image_size=8, patch_size=4, vision=TOWER, text=TOWER, text_vocab=300, text_length=TEXT_LENGTH, embed_dim=8
+        )
+        _save(folder / "clip", "clip", towers, CLIP(towers), {"text_tokenizer": folder / "text_tokenizer"})
+        parts["clip"] = folder / "clip"
+    config = DALLEConfig(
+        transformer=TOWER,
+        text_vocab=300,
+        text_length=TEXT_LENGTH,
+        image_vocab=CODES,
+        grid=GRID,
+        attention=("row", "full"),
+    )
+    model = DALLE(config)
+    with torch.no_grad():  # fresh weights ignore their input nearly wholly: these do not
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    _save(folder / "model", "dalle", config, model, parts)
+    return folder / "model"
+
+
+def _save(
+    folder: Path, stage: str, config: object, module: torch.nn.Module, parts: dict[str, Path] | None = None
+) -> None:
+    artifact.save(folder, {"stage": stage, "model": to_dict(config)}, module.state_dict(), parts=parts or {})
