@@ -1,4 +1,4 @@
-"""Picture files: reading the user's, writing PNGs that say how they were drawn, labelled grids. Knows nothing of models."""
+"""Picture files: reads the user's, writes PNGs that say how they were drawn, makes grids. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def write_png(picture: Image.Image, path: Path, texts: Mapping[str, str]) -> Non
 def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:
     """One picture of all: each row a label, pictures of one size, and a caption below each of them.
 
-    Small pictures are enlarged to about 128 pixels. A label for which no font of this machine has the glyphs is replaced
-    by the row's number, and the log says so.
+    Small pictures are enlarged to about 128 pixels. A label for which this machine has no font is replaced by the row's
+    number, and the log says so.
     """
     side = max(picture.width for _, pictures, _ in rows for picture in pictures)
     cell = side * max(1, _CELL // side)
@@ -114,7 +114,7 @@ def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
 
 
 def font_for(text: str, size: int) -> Font | None:
-    """A font that has glyphs for all of `text`: Pillow's own for Latin, else one of this machine's; None if none has."""
+    """A font with glyphs for all of `text`: Pillow's own for Latin, else one of this machine's; None if none has."""
     own = _latin(size)
     if _covers(own, text):
         return own

@@ -1,4 +1,4 @@
-"""TextToImage: a folder of weights and a prompt to ranked pictures. Knows nothing of command lines or files of pictures.
+"""TextToImage: a folder of weights and a prompt to ranked pictures. Knows nothing of command lines or picture files.
 
 Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of a picture.
 """
@@ -143,8 +143,8 @@ class TextToImage:
             top_k: draw from the k most likely codes only.
             top_p: draw from the most likely codes that together have this probability, in (0, 1].
             guidance: classifier-free guidance scale; 1 is none.
-            image: a picture to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's size;
-                where it is transparent it becomes white.
+            image: a picture to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's
+                size; where it is transparent it becomes white.
             keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
                 Their pixels come from the codes, so they are close to those of `image`, not equal.
             mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
@@ -192,7 +192,9 @@ class TextToImage:
         if not 1 <= keep <= n:
             raise ValueError(f"keep is {keep} of n={n} candidates: keep from 1 to {n}")
         if keep < n and self.clip is None:
-            raise ValueError(f"this model has no CLIP to choose {keep} of {n} candidates: give one, or keep all {n}")
+            raise ValueError(
+                f"this model has no CLIP to choose {keep} of {n} candidates: give one (clip), or keep all {n}"
+            )
         return keep
 
     def _read(self, prompts: list[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A candidate is the same picture alone or in a batch; what is kept of a picture is kept; wrong options are one line."""
+"""A candidate is the same alone or in a batch; what is kept of a picture is kept; wrong options are one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 from torch import Tensor
 
 from dalle import pipeline
-from dalle.pipeline import Result, TextToImage, picture_to_tensor, pick_device, redrawn_pixels, whole_rows
+from dalle.pipeline import Result, TextToImage, pick_device, picture_to_tensor, redrawn_pixels, whole_rows
 from dalle.rerank import score
 
 

@@ -1,4 +1,4 @@
-"""A model folder of a few thousand random weights, made as training makes one: for tests of what stands on top of it."""
+"""A model folder with a few thousand random weights, made as training makes one, for tests of what stands on top."""
 
 from __future__ import annotations
 

@@ -1,0 +1,256 @@
+"""Draw pictures for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+
+The options are the fields of SampleConfig; drawing is dalle/pipeline.py, files and grids are dalle/pictures.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_type_hints
+
+from dalle import __version__
+from dalle.config import config, dump, from_dict, meanings
+
+if TYPE_CHECKING:  # torch takes a second to import: not for --help
+    from dalle.pipeline import Result
+
+_TOGETHER = 32  # candidates that are drawn before their pictures are written, where prompts are many
+
+
+@config
+class SampleConfig:
+    prompts: list[str]
+    """What to draw, in any language that the model was trained on; "" draws from an empty caption."""
+    n: int = 4
+    """Candidates to draw for each prompt."""
+    keep: int | None = None
+    """How many of them to keep, the best by CLIP; all if not given."""
+    seed: int = 0
+    """Seed of the first candidate; candidate i has seed + i, and is the same picture if drawn alone with it."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety."""
+    temperature: float = 1.0
+    """0 always takes the most likely code; 1 is the model's own distribution."""
+    top_k: int | None = None
+    """Draw from the k most likely codes only."""
+    top_p: float | None = None
+    """Draw from the most likely codes that together have this probability."""
+    image: Path | None = None
+    """Picture to go on from, with --keep-rows or --mask; its middle square is used."""
+    keep_rows: float | None = None
+    """Rows of codes to keep from the top of --image: below 1 a fraction of them, else a whole number."""
+    mask: Path | None = None
+    """Picture of the size of --image, white where it is drawn anew."""
+    model: str | None = None
+    """Folder of the model (or a hub id); the one that ships with the repository if not given."""
+    clip: str | None = None
+    """Folder of the CLIP that chooses (or a hub id); the model's own if not given."""
+    out: Path = Path("outputs")
+    """Folder in which each run makes a folder of its own."""
+    grid: bool = True
+    """Write grid.png, all kept pictures with their prompts."""
+    device: str = "auto"
+    """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the transformer."""
+    batch_size: int | None = None
+    """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw; what a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
+    logging.basicConfig(format="sample.py: %(message)s")
+    run = None
+    try:
+        values = vars(_parser().parse_args(argv))
+        show = values.pop("print_config")
+        settings: SampleConfig = from_dict(SampleConfig, values, "command line")
+        if show:
+            print(dump(settings), end="")
+            return 0
+        run = Run(settings)
+        draw(settings, run)
+        print(run.finish())
+    except (ValueError, OSError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        finished = "nothing was finished" if run is None or run.folder is None else f"finished pictures: {run.finish()}"
+        print(f"sample.py: stopped; {finished}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def draw(settings: SampleConfig, run: Run) -> None:
+    """Load the model, draw the prompts and hand the results to `run` as they are finished."""
+    import torch
+    from tqdm import tqdm
+
+    from dalle.pictures import read_picture
+    from dalle.pipeline import TextToImage
+
+    image = None if settings.image is None else read_picture(settings.image)
+    mask = None if settings.mask is None else read_picture(settings.mask)
+    pipe = TextToImage.from_pretrained(
+        settings.model, settings.device, getattr(torch, settings.dtype), clip=settings.clip
+    )
+    run.model_hash = pipe.model_hash
+    prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
+    # the delay keeps the bar away until the first code is drawn, so that a wrong option is one line and no more
+    with tqdm(unit=" codes", file=sys.stderr, desc="drawing", dynamic_ncols=True, delay=1e-3) as bar:
+        for first in range(0, len(prompts), size):
+            group = prompts[first : first + size]
+            results = pipe(
+                group,
+                n=settings.n,
+                keep=settings.keep,
+                seed=settings.seed,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                guidance=settings.guidance,
+                image=image,
+                keep_rows=settings.keep_rows,
+                mask=mask,
+                batch_size=settings.batch_size,
+                progress=_meter(bar, len(prompts) / len(group)),
+            )
+            for result in results:
+                run.add(result)
+
+
+class Run:
+    """The files of one run: a PNG for each kept picture, scores.json, grid.png; in a folder that is new."""
+
+    def __init__(self, settings: SampleConfig):
+        self.settings = settings
+        self.folder: Path | None = None  # made with the first picture, so that an error leaves no empty folder
+        self.model_hash = ""
+        self.options = _options(settings)
+        self.results: list[Result] = []
+        self.pictures: list[dict[str, Any]] = []
+
+    def add(self, result: Result) -> None:
+        """Write the pictures of one prompt."""
+        from dalle.pictures import write_png
+
+        if self.folder is None:
+            self.folder = _new_folder(self.settings.out, f"{_slug(self.settings.prompts[0])}-{self.settings.seed}")
+        self.results.append(result)
+        for rank, (picture, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+            name = f"{len(self.results):02d}-{rank + 1:02d}-seed{seed}.png"
+            score = None if result.scores is None else result.scores[rank]
+            texts = {
+                "prompt": result.prompt,
+                "seed": str(seed),
+                "options": json.dumps(self.options, ensure_ascii=False),
+                "model": self.model_hash,
+                "Software": f"dalle {__version__}",
+            }
+            write_png(picture, self.folder / name, texts)
+            self.pictures.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
+        content = {"model": self.model_hash, "options": self.options, "pictures": self.pictures}
+        _write(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def finish(self) -> Path:
+        """Write the grid, if it is wanted. Returns where to look."""
+        from dalle.pictures import labelled_grid, write_png
+
+        assert self.folder is not None
+        if not self.settings.grid:
+            return self.folder
+        rows = []
+        for result in self.results:
+            scores = [""] * len(result.seeds) if result.scores is None else [f"  {s:.3f}" for s in result.scores]
+            captions = [f"seed {seed}{score}" for seed, score in zip(result.seeds, scores, strict=True)]
+            rows.append((result.prompt, result.images, captions))
+        write_png(labelled_grid(rows), self.folder / "grid.png", {"Software": f"dalle {__version__}"})
+        return self.folder / "grid.png"
+
+
+def _options(settings: SampleConfig) -> dict[str, Any]:
+    """What, beside prompt, seed and the model's hash, decides on a picture."""
+    names = ("model", "guidance", "temperature", "top_k", "top_p", "keep_rows", "dtype")
+    options = {name: getattr(settings, name) for name in names}
+    for name, file in (("image", settings.image), ("mask", settings.mask)):
+        if file is not None and file.is_file():
+            options[name] = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return options
+
+
+def _meter(bar: Any, groups: float) -> Callable[[int, int], None]:
+    """Progress of one group of prompts on a bar that spans `groups` of this size."""
+    before = bar.n
+
+    def progress(done: int, total: int) -> None:
+        bar.total = round(total * groups)
+        bar.update(before + done - bar.n)
+
+    return progress
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make `parent`/`name`, or with the first free number behind it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def _slug(prompt: str) -> str:
+    """The start of a prompt as a file name: letters, their signs and digits of any script, else hyphens."""
+    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt.lower())
+    short = "-".join(kept.split()).encode()[:60].decode(errors="ignore")
+    return short.strip("-") or "empty"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
+    parser = _Parser("sample.py", description=(__doc__ or "").partition("\n")[0])
+    hints, texts = get_type_hints(SampleConfig), meanings(SampleConfig)
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=texts["prompts"])
+    for field in fields(SampleConfig):
+        if field.name == "prompts":
+            continue
+        flag, text = f"--{field.name.replace('_', '-')}", f"{texts[field.name]} (default: {_shown(field.default)})"
+        kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not type(None))
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        elif isinstance(kind, str):
+            parser.add_argument(flag, choices=get_args(hints[field.name]), default=field.default, help=text)
+        else:
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), default=field.default, help=text)
+    parser.add_argument("--print-config", action="store_true", help="print all options as YAML and draw nothing")
+    return parser
+
+
+def _shown(default: object) -> str:
+    return "none" if default is None else "on" if default is True else str(default)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"sample.py: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)

@@ -1,0 +1,112 @@
+"""Pictures are read whatever their kind, PNGs carry their metadata, every row of a grid has a readable label."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, ImageFont
+
+from dalle import pictures
+from dalle.pictures import font_for, labelled_grid, read_picture, write_png
+
+
+def test_metadata_in_any_script_comes_back(tmp_path: Path) -> None:
+    picture = Image.effect_noise((8, 8), 50).convert("RGB")
+    texts = {"prompt": "गुलाबी हात्ती 🐘\nsecond line", "seed": "7", "empty": ""}
+    write_png(picture, tmp_path / "a.png", texts)
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.text == texts  # type: ignore[attr-defined]
+        assert ImageChops.difference(file, picture).getbbox() is None
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_png_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image, path: Path, *args: object, **options: object) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    write_png(Image.new("RGB", (4, 4), "red"), tmp_path / "a.png", {})
+    before = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_png(Image.new("RGB", (4, 4), "blue"), tmp_path / "a.png", {})
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_pictures_are_read_upright_and_in_8_bits(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (6, 2), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    wide.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").size == (2, 6)
+    deep = Image.new("I;16", (3, 1))
+    for x, value in enumerate((0, 257 * 100, 65535)):
+        deep.putpixel((x, 0), value)
+    deep.save(tmp_path / "deep.png")
+    assert [read_picture(tmp_path / "deep.png").getpixel((x, 0)) for x in range(3)] == [0, 100, 255]
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.png: no such picture"):
+        read_picture(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"text\.png: not a picture"):
+        read_picture(tmp_path / "text.png")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cut\.png: the picture cannot be read"):
+        read_picture(tmp_path / "cut.png")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_picture(tmp_path)
+
+
+def test_grid_shows_every_picture_under_its_label() -> None:
+    colours = [["red", "lime"], ["blue"]]
+    rows = [("a prompt", [Image.new("RGB", (64, 64), c) for c in row], ["seed 1"] * len(row)) for row in colours]
+    grid = labelled_grid(rows)
+    counts = {colour: count for count, colour in grid.getcolors(1 << 24)}
+    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
+        assert counts[colour] == 128 * 128  # enlarged twice
+    first = next(y for y in range(grid.height) if grid.getpixel((9, y)) == (255, 0, 0))
+    label = grid.crop((0, 0, grid.width, first)).convert("L")
+    assert label.getextrema() == (0, 255)
+
+
+def test_long_labels_are_wrapped() -> None:
+    picture = Image.new("RGB", (64, 64), "red")
+    short, long = (labelled_grid([(text, [picture], [""])]) for text in ("a dog", "a dog and " * 20))
+    assert long.width == short.width and long.height > short.height + 50
+
+
+def test_a_label_without_font_becomes_the_rows_number(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = ImageFont.truetype
+
+    def built_in_only(font: object, *args: object, **options: object) -> ImageFont.FreeTypeFont:
+        if isinstance(font, str):
+            raise OSError("cannot open resource")
+        return original(font, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pictures.shutil, "which", lambda name: None)
+    monkeypatch.setattr(ImageFont, "truetype", built_in_only)
+    picture = Image.new("RGB", (64, 64), "red")
+    with caplog.at_level(logging.WARNING):
+        drawn = labelled_grid([("a dog", [picture], [""]), ("हात्ती", [picture], [""])])
+        numbered = labelled_grid([("a dog", [picture], [""]), ("prompt 2", [picture], [""])])
+    assert ImageChops.difference(drawn, numbered).getbbox() is None
+    assert [r.getMessage() for r in caplog.records] == [
+        "no font found for 'हात्ती': its row of the grid is labelled by number"
+    ]
+    assert font_for("a red heart, 3d style!", 12) is not None  # Pillow's own
+    labelled_grid([("", [picture], [""])])
+
+
+def test_an_unknown_glyph_is_told_from_a_known_one() -> None:
+    font = ImageFont.load_default(15)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert pictures._covers(font, "abc XYZ, 0-9!")
+    assert not pictures._covers(font, "a ह")

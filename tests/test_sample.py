@@ -1,0 +1,195 @@
+"""sample.py end to end on a tiny random model: files, metadata, exit codes; every wrong input is one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+from tiny_model import IMAGE_SIZE, make_tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import sample  # noqa: E402
+from dalle.pipeline import TextToImage  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture(scope="module")
+def model_without_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("sample_plain"), clip=False)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with a picture and a mask of its size."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((IMAGE_SIZE, IMAGE_SIZE), 90).convert("RGB").save("face.png")
+    mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    mask.paste(255, (0, 0, 8, 8))
+    mask.save("mask.png")
+    return tmp_path
+
+
+def test_draws_ranks_and_writes(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--n", "5", "--keep", "2", "--seed", "7", "--guidance", "3", "--top-k", "9", "--model", str(model)]
+    assert sample.main(["a red heart", "लाल दिल", *options]) == 0
+    folder = here / "outputs" / "a-red-heart-7"
+    assert capsys.readouterr().out.strip() == str(Path("outputs", "a-red-heart-7", "grid.png"))
+    content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    assert [p["prompt"] for p in content["pictures"]] == ["a red heart"] * 2 + ["लाल दिल"] * 2
+    names = {p["file"] for p in content["pictures"]}
+    assert {p.name for p in folder.iterdir()} == names | {"grid.png", "scores.json"}
+    assert len(names) == 4 and all(7 <= p["seed"] < 12 for p in content["pictures"])
+    first, second = (p["score"] for p in content["pictures"][:2])
+    assert 1 >= first >= second >= -1
+    assert Image.open(folder / "grid.png").width > 2 * 128
+    assert len(content["model"]) == 64
+
+
+def test_a_png_can_be_drawn_again_from_its_metadata(model: Path, here: Path) -> None:
+    drawn = ["--n", "3", "--seed", "11", "--temperature", "0.8", "--top-p", "0.9", "--image", "face.png"]
+    assert sample.main(["लाल दिल", *drawn, "--mask", "mask.png", "--model", str(model), "--no-grid"]) == 0
+    (folder,) = (here / "outputs").iterdir()
+    assert not (folder / "grid.png").exists()
+    pipe = TextToImage.from_pretrained(model, device="cpu")
+    files = sorted(folder.glob("*.png"))
+    assert len(files) == 3
+    for file in files:
+        picture = Image.open(file)
+        texts = picture.text  # type: ignore[attr-defined]
+        assert texts["prompt"] == "लाल दिल" and texts["model"] == pipe.model_hash
+        options = json.loads(texts["options"])
+        assert options["image"]["file"] == "face.png" and len(options["mask"]["sha256"]) == 64
+        names = ("temperature", "top_k", "top_p", "guidance", "keep_rows")
+        given = {name: options[name] for name in names} | {n: Image.open(options[n]["file"]) for n in ("image", "mask")}
+        (again,) = pipe(texts["prompt"], seed=int(texts["seed"]), **given)
+        assert ImageChops.difference(again.images[0], picture).getbbox() is None
+
+
+def test_earlier_outputs_are_not_overwritten(model_without_clip: Path, here: Path) -> None:
+    for _ in range(3):
+        assert sample.main(["A dog?", "--n", "1", "--model", str(model_without_clip), "--out", "there"]) == 0
+    assert sorted(p.name for p in (here / "there").iterdir()) == ["a-dog-0", "a-dog-0-2", "a-dog-0-3"]
+    content = json.loads((here / "there" / "a-dog-0" / "scores.json").read_text())
+    assert content["pictures"][0]["score"] is None
+
+
+def test_many_prompts_are_drawn_in_groups_and_all_written(model: Path, here: Path) -> None:
+    prompts = [f"{i} red hearts" for i in range(5)]
+    assert sample.main([*prompts, "--n", "16", "--keep", "1", "--model", str(model)]) == 0
+    content = json.loads((here / "outputs" / "0-red-hearts-0" / "scores.json").read_text())
+    assert [p["prompt"] for p in content["pictures"]] == prompts
+
+
+def test_from_the_top_of_a_picture(model: Path, here: Path) -> None:
+    assert sample.main(["a dog", "--image", "face.png", "--keep-rows", "0.5", "--n", "2", "--model", str(model)]) == 0
+
+
+WRONG = {
+    "no prompt": ([], "required: PROMPT"),
+    "no such option": (["a", "--guidence", "3"], "unrecognized arguments: --guidence"),
+    "not a number": (["a", "--n", "four"], "--n: invalid int value: 'four'"),
+    "no candidates": (["a", "--n", "0"], "n is 0"),
+    "keep more than n": (["a", "--n", "2", "--keep", "3"], "keep is 3 of n=2"),
+    "top-k 0": (["a", "--top-k", "0"], "top_k is 0"),
+    "no such picture": (["a", "--image", "none.png", "--keep-rows", "1"], "none.png: no such picture"),
+    "text as picture": (["a", "--image", "text.txt", "--keep-rows", "1"], "text.txt: not a picture"),
+    "mask of another size": (["a", "--image", "face.png", "--mask", "small.png"], "mask is 4x4 and image 16x16"),
+    "mask without image": (["a", "--mask", "mask.png"], "mask needs an image"),
+    "image alone": (["a", "--image", "face.png"], "either keep_rows or mask"),
+    "no such model": (["a", "--model", "./nowhere"], "nowhere"),
+    "no such device": (["a", "--device", "abacus"], "no device 'abacus'"),
+    "dtype": (["a", "--dtype", "int3"], "invalid choice: 'int3'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_inputs_are_one_line(model: Path, here: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments, message = WRONG[name]
+    (here / "text.txt").write_text("not a picture")
+    Image.new("L", (4, 4), 255).save(here / "small.png")
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(model)]
+    try:
+        code = sample.main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code  # type: ignore[assignment]
+    out, err = capfd.readouterr()
+    assert code == 2 and out == ""
+    assert message in err and err.startswith("sample.py: ") and err.count("\n") == 1
+    assert not (here / "outputs").exists()
+
+
+def test_without_clip_all_must_be_kept(
+    model: Path, model_without_clip: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["a", "--n", "3", "--keep", "1", "--model", str(model_without_clip)]
+    assert sample.main(arguments) == 2
+    assert "no CLIP to choose 1 of 3" in capsys.readouterr().err
+    assert sample.main([*arguments, "--clip", str(model / "clip")]) == 0
+
+
+def test_a_truncated_weights_file_is_one_line(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_tiny_model(tmp_path / "broken")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert sample.main(["a", "--model", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "model.safetensors" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, calls = TextToImage.__call__, []
+
+    def interrupted(self: TextToImage, *args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TextToImage, "__call__", interrupted)
+    monkeypatch.setattr(sample, "_TOGETHER", 1)
+    assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished pictures: ")
+    folder = here / "outputs" / "a-dog-0"
+    assert len(json.loads((folder / "scores.json").read_text())["pictures"]) == 2
+    assert len(list(folder.glob("01-*.png"))) == 2 and (folder / "grid.png").exists()
+    assert sample.main(["a dog", "--n", "2", "--model", str(model)]) == 0
+    calls.clear()
+    calls.append(())
+    assert sample.main(["a dog", "--model", str(model)]) == 130
+    assert "nothing was finished" in capsys.readouterr().err
+
+
+def test_print_config_shows_the_resolved_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample.main(["a dog", "--top-k", "5", "--print-config"]) == 0
+    out = capsys.readouterr().out
+    assert "top_k: 5\n" in out and "guidance: 1.0\n" in out and "- a dog\n" in out
+
+
+def test_help_lists_every_option_without_loading_torch() -> None:
+    code = "import sys, sample\ntry: sample.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    text = " ".join(run.stdout.split())
+    for flag in ("--n INT", "--keep-rows FLOAT", "--mask PATH", "--no-grid", "(default: outputs)", "float32,bfloat16"):
+        assert flag in text
+    assert "Seed of the first candidate" in text
+
+
+def test_folder_names() -> None:
+    assert sample._slug("A red heart, 3d style!") == "a-red-heart-3d-style"
+    assert sample._slug("गुलाबी हात्ती") == "गुलाबी-हात्ती"
+    assert sample._slug("") == sample._slug("?!") == "empty"
+    assert sample._slug("../../etc") == "etc"
+    assert len(sample._slug("ह" * 500).encode()) <= 60
