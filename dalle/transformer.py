@@ -95,7 +95,7 @@ class FeedForward(nn.Module):
             gate, x = x.chunk(2, dim=-1)
             x = F.silu(gate) * x
         else:
-            x = F.gelu(x, approximate="tanh")
+            x = F.gelu(x)  # exact: on a CPU in bfloat16 half the time of the tanh approximation
         return F.dropout(self.down(x), self.dropout, self.training)
 
 
