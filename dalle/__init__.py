@@ -1,4 +1,4 @@
-"""dalle: autoregressive text-to-image. The public names, imported when first asked for: `import dalle` loads no torch."""
+"""dalle: autoregressive text-to-image. Public names load when first asked for: `import dalle` brings in no torch."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dalle' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # with it in sight, type checkers would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'dalle' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

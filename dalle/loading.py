@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from dalle import artifact
+from dalle.artifact import load_into, part, read_config, read_tensors, resolve
 from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict
 from dalle.image import ImageTokenizer, ImageTokenizerConfig, build
@@ -73,7 +73,7 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
     """
     folder, content = _open(source, "clip")
     module = _fill(CLIP(from_dict(CLIPConfig, content["model"], _origin(folder))), folder, device, dtype)
-    module.tokenizer = load_text_tokenizer(artifact.part(folder, "text_tokenizer"))
+    module.tokenizer = load_text_tokenizer(part(folder, "text_tokenizer"))
     return module
 
 
@@ -94,8 +94,8 @@ def load_model(source: str | Path, device: _Device = "cpu", dtype: torch.dtype |
 
 def _open(source: str | Path, stage: str) -> tuple[Path, dict[str, Any]]:
     """The local folder of `source` and its config.yaml, which must say that it is of this stage."""
-    folder = artifact.resolve(source)
-    content = artifact.read_config(folder)
+    folder = resolve(source)
+    content = read_config(folder)
     found = content.get("stage")
     wanted, _ = _STAGES[stage]
     if found in _STAGES and found != stage:
@@ -116,5 +116,5 @@ def _origin(folder: Path) -> str:
 
 def _fill(module: _Module, folder: Path, device: _Device, dtype: torch.dtype | None) -> _Module:
     file = folder / WEIGHTS_FILE
-    artifact.load_into(module, artifact.read_tensors(file), str(file))
+    load_into(module, read_tensors(file), str(file))
     return module.to(device=device, dtype=dtype).eval()
