@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dalle.image.dvae import DVAE, DVAEConfig
+from dalle.image.quantize import FSQConfig, GumbelConfig
 from dalle.image.tokenizer import ImageTokenizer, Reconstruction, Reduce
+from dalle.image.vq import VQConfig
 from dalle.image.vqgan import VQGAN, VQGANConfig
 
-ImageTokenizerConfig = VQGANConfig
+ImageTokenizerConfig = DVAEConfig | VQGANConfig
+
+__all__ = [
+    "DVAE",
+    "VQGAN",
+    "DVAEConfig",
+    "FSQConfig",
+    "GumbelConfig",
+    "ImageTokenizer",
+    "ImageTokenizerConfig",
+    "Reconstruction",
+    "Reduce",
+    "VQConfig",
+    "VQGANConfig",
+    "build",
+]
 
 
 def build(config: ImageTokenizerConfig) -> ImageTokenizer:
     """The untrained image tokenizer that `config` describes."""
-    return VQGAN(config)
-
-
-__all__ = ["VQGAN", "ImageTokenizer", "ImageTokenizerConfig", "Reconstruction", "Reduce", "VQGANConfig", "build"]
+    return DVAE(config) if isinstance(config, DVAEConfig) else VQGAN(config)

@@ -1,0 +1,212 @@
+"""Discrete VAE of DALL-E (arXiv 2102.12092, appendix A): bottleneck ResNets, Gumbel-softmax, logit-Laplace likelihood.
+
+The shape is that of OpenAI's dall_e package. Shapes: B images, K codes, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.config import config
+from dalle.image.quantize import kl_to_uniform
+from dalle.image.tokenizer import ImageTokenizer, Reconstruction
+
+EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is finite (appendix A.3)
+
+
+@config
+class DVAEConfig:
+    """A dVAE. Factor 8 with the paper's 4 groups; its own size is hidden 256, codebook_size 8192, code_channels 128."""
+
+    kind: Literal["dvae"] = "dvae"
+    """The discrete VAE of DALL-E."""
+    image_size: int = 64
+    """Pixels a side."""
+    codebook_size: int = 1024
+    """Number of codes."""
+    groups: int = 4
+    """Groups of blocks; between two of them the resolution halves (in the decoder: doubles)."""
+    blocks_per_group: int = 2
+    """Residual blocks of a group."""
+    hidden: int = 64
+    """Channels at full resolution; each group further down has twice as many. Divisible by 4."""
+    code_channels: int = 64
+    """Channels of a code's vector, the decoder's input."""
+
+    def __post_init__(self) -> None:
+        if min(self.groups, self.blocks_per_group, self.codebook_size, self.code_channels) < 1:
+            raise ValueError(
+                f"groups {self.groups}, blocks_per_group {self.blocks_per_group}, codebook_size {self.codebook_size}, "
+                f"code_channels {self.code_channels}: each must be at least 1"
+            )
+        if self.hidden < 4 or self.hidden % 4:
+            raise ValueError(f"hidden is {self.hidden}; it must be a multiple of 4")
+        if self.image_size < 1 or self.image_size % self.factor:
+            raise ValueError(f"image_size is {self.image_size}; {self.groups} groups need a multiple of {self.factor}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side that one code stands for."""
+        return 2 ** (self.groups - 1)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each group of the encoder, the finest first."""
+        return [self.hidden * 2**group for group in range(self.groups)]
+
+    @property
+    def residual_gain(self) -> float:
+        """What each residual branch is scaled by."""
+        return 1 / (self.groups * self.blocks_per_group) ** 2
+
+
+class DVAE(ImageTokenizer):
+    """Encoder, relaxed one-hot codes, decoder.
+
+    Its losses: "reconstruction", the negative log-likelihood of the mapped image in nats a sub-pixel, and "kl", the
+    divergence of the codes' distribution from the uniform one in nats a code.
+    """
+
+    def __init__(self, config: DVAEConfig):
+        super().__init__()
+        self.config = config
+        self.codebook_size, self.image_size, self.factor = config.codebook_size, config.image_size, config.factor
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        weight = self.decoder.output.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
+        self._check_images(images)
+        mapped = map_pixels(images)
+        logits = self.encoder(mapped)
+        relaxed = F.gumbel_softmax(logits, temperature, dim=1)
+        mean, log_scale = self.decoder(relaxed).chunk(2, dim=1)
+        losses = {
+            "reconstruction": logit_laplace_nll(mapped, mean, log_scale).mean(),
+            "kl": kl_to_uniform(logits),
+        }
+        return Reconstruction(unmap_pixels(mean.sigmoid()), relaxed.argmax(1), losses)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.encoder(map_pixels(images)).argmax(1)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        mean, _ = self.decoder.from_codes(codes).chunk(2, dim=1)
+        return unmap_pixels(mean.sigmoid())
+
+
+def map_pixels(images: Tensor) -> Tensor:
+    """[0, 1] to [EPSILON, 1 - EPSILON], in float32."""
+    return (1 - 2 * EPSILON) * images.float() + EPSILON
+
+
+def unmap_pixels(mapped: Tensor) -> Tensor:
+    """Undo `map_pixels`; may leave [0, 1]."""
+    return (mapped - EPSILON) / (1 - 2 * EPSILON)
+
+
+def logit_laplace_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Negative logarithm of the logit-Laplace density (appendix A.3 of arXiv 2102.12092), in nats.
+
+    Args:
+        x: in (0, 1).
+        mean: of logit(x), like x.
+        log_scale: logarithm of the Laplace distribution's scale, like x.
+    """
+    distance = (x.logit() - mean).abs()
+    return math.log(2) + log_scale + (x * (1 - x)).log() + distance * (-log_scale).exp()
+
+
+class Encoder(nn.Module):
+    """Mapped images [B, 3, H, W] to logits [B, K, H / factor, W / factor], float32."""
+
+    def __init__(self, config: DVAEConfig):
+        super().__init__()
+        self.input = _conv(3, config.hidden, 7)
+        self.groups = _groups([config.hidden, *config.widths], (3, 3, 3, 1), config)
+        self.output = _conv(config.widths[-1], config.codebook_size, 1)
+
+    def forward(self, mapped: Tensor) -> Tensor:
+        x = self.input(mapped.to(self.input.weight.dtype))
+        for index, group in enumerate(self.groups):
+            x = group(F.max_pool2d(x, 2) if index else x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.output(F.relu(x).to(self.output.weight.dtype)).float()
+
+
+class Decoder(nn.Module):
+    """(Relaxed) one-hot codes [B, K, h, w] to mean and log scale [B, 6, h * factor, w * factor], float32."""
+
+    def __init__(self, config: DVAEConfig):
+        super().__init__()
+        self.input = _conv(config.codebook_size, config.code_channels, 1)
+        self.groups = _groups([config.code_channels, *reversed(config.widths)], (1, 3, 3, 3), config)
+        self.output = _conv(config.hidden, 6, 1)
+
+    def forward(self, relaxed: Tensor) -> Tensor:
+        with torch.autocast(relaxed.device.type, enabled=False):
+            vectors = self.input(relaxed.to(self.input.weight.dtype))
+        return self._from_vectors(vectors)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """The same of hard codes [B, h, w]: the 1x1 convolution of a one-hot picks a column of its weight."""
+        assert self.input.bias is not None
+        rows = F.embedding(codes, self.input.weight[:, :, 0, 0].t()) + self.input.bias
+        return self._from_vectors(rearrange(rows, "b h w c -> b c h w"))
+
+    def _from_vectors(self, x: Tensor) -> Tensor:
+        for index, group in enumerate(self.groups):
+            x = group(F.interpolate(x, scale_factor=2.0, mode="nearest") if index else x)
+        return self.output(F.relu(x)).float()
+
+
+class Block(nn.Module):
+    """Bottleneck of four convolutions, a ReLU before each, scaled by `gain` and added to the input."""
+
+    def __init__(self, before: int, width: int, kernels: tuple[int, int, int, int], gain: float):
+        super().__init__()
+        self.gain = gain
+        ends = pairwise([before, width // 4, width // 4, width // 4, width])
+        self.convs = nn.ModuleList(
+            [_conv(inner, outer, kernel) for (inner, outer), kernel in zip(ends, kernels, strict=True)]
+        )
+        self.shortcut = nn.Identity() if before == width else _conv(before, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x
+        for conv in self.convs:
+            residual = conv(F.relu(residual))
+        return self.shortcut(x) + self.gain * residual
+
+
+def _groups(widths: list[int], kernels: tuple[int, int, int, int], config: DVAEConfig) -> nn.ModuleList:
+    """One group of blocks for each pair of neighbours in `widths`."""
+    groups = nn.ModuleList()
+    for before, width in pairwise(widths):
+        blocks = [
+            Block(before if index == 0 else width, width, kernels, config.residual_gain)
+            for index in range(config.blocks_per_group)
+        ]
+        groups.append(nn.Sequential(*blocks))
+    return groups
+
+
+def _conv(before: int, width: int, kernel: int) -> nn.Conv2d:
+    """Same-size convolution initialised as in the dall_e package: variance 1 / fan-in, no bias."""
+    conv = nn.Conv2d(before, width, kernel, padding=kernel // 2)
+    nn.init.normal_(conv.weight, std=1 / math.sqrt(before * kernel**2))
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
