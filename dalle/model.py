@@ -141,15 +141,19 @@ class DALLE(nn.Module):
         Returns:
             "text": over the T - 1 text tokens that follow another; "image": over the N image tokens. Scalars.
         """
+        of_text, of_image = self.token_losses(text, image_ids)
+        return {"text": of_text.mean(), "image": of_image.mean()}
+
+    def token_losses(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each token, in nats, in float32: [B, T - 1] of the text from its second on, [B, N]."""
         words = self._words(text)
         hidden = self._hidden(words, image_ids)
         last = self.config.text_length - 1
         text_logits = self.text_head(hidden[:, :last]).flatten(0, 1)
         image_logits = self.image_head(hidden[:, last:]).flatten(0, 1)
-        return {
-            "text": F.cross_entropy(text_logits.float(), words[:, 1:].flatten()),
-            "image": F.cross_entropy(image_logits.float(), image_ids.flatten()),
-        }
+        of_text = F.cross_entropy(text_logits.float(), words[:, 1:].flatten(), reduction="none")
+        of_image = F.cross_entropy(image_logits.float(), image_ids.flatten(), reduction="none")
+        return of_text.view(len(words), last), of_image.view_as(image_ids)
 
     def prefill(self, text: Tensor) -> tuple[Tensor, KVCache]:
         """Run the text alone.

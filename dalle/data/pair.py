@@ -1,0 +1,41 @@
+"""What every data set is to the rest: pairs of a picture and a caption, each determined by an index and a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and one of its captions."""
+
+    image: np.ndarray  # uint8 [H, W, 3]
+    caption: str
+
+
+class BadPair(ValueError):
+    """A record that cannot be used: the loader skips it, counts it and names it."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type[BadPair], tuple[str, str]]:
+        return BadPair, (self.name, self.reason)  # worker processes send it to the loader
+
+
+class PairDataset(Protocol):
+    """A finite set of pairs with random access."""
+
+    def __len__(self) -> int: ...
+
+    def pair(self, index: int, seed: int) -> Pair:
+        """The pair `index`; whatever is left to chance (template, background, crop) comes from `seed` alone.
+
+        Raises:
+            BadPair: the record is broken.
+        """
+        ...

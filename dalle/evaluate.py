@@ -1,0 +1,116 @@
+"""The figures that cards state: of a tokenizer, a CLIP or a DALL-E, over batches of a held-out split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle import artifact, metrics
+from dalle.clip import CLIP
+from dalle.data import DataConfig, open_data
+from dalle.data.loader import Batch, evaluation_batches
+from dalle.image import ImageTokenizer
+from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+from dalle.model import PAD, DALLE
+from dalle.text import TextTokenizer
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
+
+
+def unit_images(batch: Batch, device: torch.device) -> Tensor:
+    """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] in [0, 1], on `device`."""
+    return batch.images.to(device, non_blocking=True).float().div_(255)
+
+
+@torch.no_grad()
+def image_tokenizer_figures(tokenizer: ImageTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
+    """PSNR (dB) and SSIM of reconstructions, and use of the codebook (share, perplexity, dead codes)."""
+    device = device_of(tokenizer)
+    use = metrics.CodebookUse(tokenizer.codebook_size)
+    psnr: list[Tensor] = []
+    ssim: list[Tensor] = []
+    for batch in batches:
+        images = unit_images(batch, device)
+        codes = tokenizer.encode(images)
+        again = tokenizer.decode(codes).float()
+        use.update(codes)
+        psnr.append(metrics.psnr(again, images))
+        ssim.append(metrics.ssim(again, images))
+    figures = {"psnr": torch.cat(psnr).mean().item(), "ssim": torch.cat(ssim).mean().item()}
+    return figures | use.figures()
+
+
+@torch.no_grad()
+def clip_figures(clip: CLIP, tokenizer: TextTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
+    """Retrieval at 1 and 10, from image to text and back, among all pairs of the batches together."""
+    device = device_of(clip)
+    images: list[Tensor] = []
+    text: list[Tensor] = []
+    for batch in batches:
+        images.append(clip.encode_image(unit_images(batch, device)))
+        text.append(clip.encode_text(tokenizer.encode(batch.captions, clip.config.text_length).to(device)))
+    return metrics.retrieval(torch.cat(images), torch.cat(text), (1, 10))
+
+
+@torch.no_grad()
+def dalle_figures(
+    model: DALLE, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Mean nats per image token, and per text token that is not padding."""
+    device = device_of(model)
+    image_sum, image_count, text_sum, text_count = 0.0, 0, 0.0, 0
+    for batch in batches:
+        text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
+        codes = image_tokenizer.encode(unit_images(batch, device)).flatten(1)
+        of_text, of_image = model.token_losses(text, codes)  # [B, T - 1], [B, N]
+        real = text[:, 1:] != PAD
+        image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
+        text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
+    return {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
+
+
+def evaluate(
+    source: str | Path, data: DataConfig, split: str, batch_size: int = 64, limit: int | None = None
+) -> dict[str, Any]:
+    """Figures of a folder of weights on one split of a data set.
+
+    Args:
+        source: A folder (or hub id) with an image tokenizer, a CLIP or a DALL-E.
+        data: The data set.
+        split: Its split, for example "test_pair".
+        batch_size: Images at a time; the figures do not depend on it.
+        limit: Only so many images.
+
+    Returns:
+        The figures of the folder's stage by name, and "images", how many were looked at.
+
+    Raises:
+        ValueError: The folder holds something that has no figures.
+    """
+    folder = artifact.resolve(source)
+    stage = artifact.read_config(folder).get("stage")
+    if stage == "image_tokenizer":
+        tokenizer = load_image_tokenizer(folder)
+        held_out = open_data(data, split, tokenizer.image_size)
+        figures = image_tokenizer_figures(tokenizer, evaluation_batches(held_out, batch_size, limit=limit))
+    elif stage == "clip":
+        clip = load_clip(folder)
+        assert clip.tokenizer is not None
+        held_out = open_data(data, split, clip.config.image_size)
+        figures = clip_figures(clip, clip.tokenizer, evaluation_batches(held_out, batch_size, limit=limit))
+    elif stage == "dalle":
+        text_tokenizer = load_text_tokenizer(artifact.part(folder, "text_tokenizer"))
+        tokenizer = load_image_tokenizer(artifact.part(folder, "image_tokenizer"))
+        held_out = open_data(data, split, tokenizer.image_size)
+        seen = evaluation_batches(held_out, batch_size, limit=limit)
+        figures = dalle_figures(load_model(folder), text_tokenizer, tokenizer, seen)
+    else:
+        raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
+    return figures | {"images": len(held_out) if limit is None else min(limit, len(held_out))}

@@ -1,0 +1,1 @@
+"""Training: recipes, what differs between the stages, optimisation, checkpoints. The loop itself is in train.py."""

@@ -1,0 +1,151 @@
+"""Checkpoints of a run: written whole or not at all, the newest few kept, read back to the exact step."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dalle.artifact import atomic_folder, load_into, read_tensors
+from dalle.training.optim import WeightAverage
+
+_NAME = re.compile(r"update-(\d{8})$")
+
+
+@dataclass
+class Checkpoint:
+    """All that an interrupted run needs to go on as if it had not been.
+
+    Noise, data order and schedules are functions of (seed, update), so they need no state here.
+    """
+
+    update: int  # updates done
+    weights: dict[str, Tensor]  # the task's whole state
+    average: dict[str, Tensor] | None  # averaged weights of the exported module
+    optimizers: dict[str, Any]  # one state dict for each phase
+    scaler: dict[str, Any] | None  # loss scale of fp16
+    architecture: dict[str, Any]  # the recipe's `model:`
+    bad: int  # broken records met so far
+
+    @classmethod
+    def of(
+        cls,
+        update: int,
+        state: nn.Module,
+        average: WeightAverage | None,
+        optimizers: dict[str, AcceleratedOptimizer],
+        scaler: torch.amp.GradScaler | None,
+        architecture: dict[str, Any],
+        bad: int,
+    ) -> Checkpoint:
+        """The state of a run after `update` updates."""
+        return cls(
+            update=update,
+            weights=state.state_dict(),
+            average=None if average is None else average.state,
+            optimizers={name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            scaler=None if scaler is None else scaler.state_dict(),
+            architecture=architecture,
+            bad=bad,
+        )
+
+
+def folders(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = [p for p in (run / "checkpoints").glob("update-*") if _NAME.search(p.name)]
+    return sorted(found, key=lambda p: p.name)
+
+
+def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `checkpoint`, then remove all but the newest `keep`.
+
+    Raises:
+        OSError: no space left; earlier checkpoints are untouched.
+    """
+    target = run / "checkpoints" / f"update-{checkpoint.update:08d}"
+    with atomic_folder(target) as folder:
+        save_file(_contiguous(checkpoint.weights), folder / "weights.safetensors")
+        if checkpoint.average is not None:
+            save_file(_contiguous(checkpoint.average), folder / "average.safetensors")
+        rest = {
+            "update": checkpoint.update,
+            "optimizers": checkpoint.optimizers,
+            "scaler": checkpoint.scaler,
+            "architecture": checkpoint.architecture,
+            "bad": checkpoint.bad,
+        }
+        torch.save(rest, folder / "state.pt")
+    for old in folders(run)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_newest(run: Path) -> Checkpoint:
+    """Read the newest checkpoint of a run.
+
+    Raises:
+        ValueError: there is none, or a file of it is damaged.
+    """
+    found = folders(run)
+    if not found:
+        raise ValueError(f"{run}: no checkpoint to resume from; start without resume=true")
+    folder = found[-1]
+    try:
+        rest = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder / 'state.pt'}: cannot be read ({reason}); delete {folder} to go on from the one before") from error
+    average = folder / "average.safetensors"
+    return Checkpoint(
+        weights=read_tensors(folder / "weights.safetensors"),
+        average=read_tensors(average) if average.exists() else None,
+        **rest,
+    )
+
+
+def restore(
+    saved: Checkpoint,
+    state: nn.Module,
+    average: WeightAverage | None,
+    optimizers: dict[str, AcceleratedOptimizer],
+    scaler: torch.amp.GradScaler | None,
+    architecture: dict[str, Any],
+) -> int:
+    """Put `saved` into the modules and optimisers of a run; returns the updates done.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture, or of a recipe with other parts.
+    """
+    differ = [key for key in architecture | saved.architecture if architecture.get(key) != saved.architecture.get(key)]
+    if differ:
+        told = ", ".join(f"model.{k} was {saved.architecture.get(k)}, is now {architecture.get(k)}" for k in differ)
+        raise ValueError(f"the checkpoint is of another architecture: {told}")
+    if set(saved.optimizers) != set(optimizers):
+        raise ValueError(
+            f"the checkpoint has the phases {', '.join(saved.optimizers)}, the recipe {', '.join(optimizers)}: "
+            "resume with the recipe that began the run"
+        )
+    load_into(state, saved.weights, "checkpoint")
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(saved.optimizers[name])
+    if average is not None:
+        average.load(_of_model(saved.weights) if saved.average is None else saved.average)
+    if scaler is not None and saved.scaler is not None:
+        scaler.load_state_dict(saved.scaler)
+    return saved.update
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _of_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The exported module's share of a task's state."""
+    return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}

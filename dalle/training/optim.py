@@ -1,0 +1,95 @@
+"""Optimisation: AdamW groups, schedules as functions of the update, weight averaging. Knows nothing of the stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dalle.config import config
+
+
+@config
+class OptimConfig:
+    lr: float = 3e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.96)
+    """Decay of the two moments of Adam."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 4.5e-2
+    """Decoupled weight decay of matrices and kernels; gains, biases and embeddings have none."""
+    warmup: int = 500
+    """Updates over which the learning rate rises linearly from 0."""
+    final_lr: float = 0.1
+    """Learning rate at the end of the cosine, as a fraction of the peak."""
+    clip_norm: float | None = 4.0
+    """Largest norm of the gradient; null does not clip."""
+    ema: float | None = 0.999
+    """Decay of the averaged weights, which are validated and exported; null uses the trained ones."""
+
+
+@config
+class Ramp:
+    """A number that goes from `first` to `last` along half a cosine (appendix A.2 of the DALL-E paper)."""
+
+    first: float
+    """Value at update 0."""
+    last: float
+    """Value from `updates` on."""
+    updates: int
+    """Length of the ramp."""
+
+
+def ramp(schedule: Ramp, update: int) -> float:
+    """The value of `schedule` at `update`."""
+    done = min(1.0, update / schedule.updates) if schedule.updates else 1.0
+    return schedule.last + (schedule.first - schedule.last) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def learning_rate(optim: OptimConfig, update: int, updates: int) -> float:
+    """Linear warm-up, then half a cosine from `lr` to `lr * final_lr` at the last update."""
+    if update < optim.warmup:
+        return optim.lr * (update + 1) / optim.warmup
+    decay = Ramp(first=optim.lr, last=optim.lr * optim.final_lr, updates=max(1, updates - optim.warmup))
+    return ramp(decay, update - optim.warmup)
+
+
+def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and convolution kernels only: not on gains, biases, or embeddings."""
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
+    rest = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps)
+
+
+class WeightAverage:
+    """Exponential moving average of a module's parameters; its buffers are copied as they are."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.module, self.decay = module, decay
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, updates_done: int) -> None:
+        """Move towards the module; early on faster, so that the first weights are forgotten."""
+        decay = min(self.decay, (1 + updates_done) / (10 + updates_done))
+        averaged = {name for name, _ in self.module.named_parameters()}
+        for name, value in self.module.state_dict().items():
+            if name in averaged:
+                self.state[name].lerp_(value, 1 - decay)
+            else:
+                self.state[name].copy_(value)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.state.items():
+            value.copy_(state[name])
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
+    """Norm of all gradients together; scales them down to `largest` where they are above it."""
+    return nn.utils.clip_grad_norm_(list(parameters), math.inf if largest is None else largest)

@@ -1,0 +1,172 @@
+"""What a YAML under configs/ or tokenizers/ may say: one frozen recipe for each stage of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from dalle.clip import CLIPConfig
+from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
+from dalle.data import DataConfig
+from dalle.image import ImageTokenizerConfig
+from dalle.model import DALLEConfig
+from dalle.text import TextTokenizerConfig
+from dalle.training.adversarial import AdversarialConfig
+from dalle.training.optim import OptimConfig, Ramp
+from dalle.training.perceptual import NonePerceptual, PerceptualConfig
+
+
+@config
+class RunConfig:
+    dir: Path
+    """Folder of the run: config, log, checkpoints, sample pictures, and the newest weights under model/."""
+    updates: int
+    """Optimiser updates in all; 0 trains nothing."""
+    batch_size: int
+    """Images of one update, over all processes and all micro-batches."""
+    accumulation: int = 1
+    """Micro-batches that one update is split into, to save memory."""
+    seed: int = 0
+    """Seed of the first weights, of the data's order and of all noise."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward passes; weights and optimiser stay in fp32. fp16 needs a GPU."""
+    workers: int = 0
+    """Processes that prepare data; 0 does it in the training process."""
+    log_every: int = 20
+    """Updates between two log lines."""
+    validate_every: int = 500
+    """Updates between two validations."""
+    validation_images: int = 256
+    """Pictures that a validation looks at, at most."""
+    sample_every: int = 500
+    """Updates between two sample pictures."""
+    save_every: int = 500
+    """Updates between two checkpoints."""
+    keep: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    max_skipped: int = 20
+    """How many updates in a row may be skipped for a non-finite loss or gradient before training stops."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where curves go besides the run's metrics.jsonl."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes an accelerator if there is one."""
+
+
+@config
+class TextTokenizerRecipe:
+    stage: Literal["text_tokenizer"]
+    model: TextTokenizerConfig
+    data: DataConfig
+    dir: Path
+    """Folder of the run: the trained tokenizer is written to its model/."""
+    seed: int = 0
+    """Seed of the captions drawn from the data."""
+    max_captions: int = 1_000_000
+    """Captions that the BPE is learnt from, at most."""
+
+
+@config
+class ImageTokenizerRecipe:
+    stage: Literal["image_tokenizer"]
+    model: ImageTokenizerConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    l1_weight: float = 1.0
+    """Weight of the mean absolute error (VQGAN)."""
+    codebook_weight: float = 1.0
+    """Weight of the codebook and commitment loss (VQGAN)."""
+    perceptual: PerceptualConfig = NonePerceptual()
+    """Features network of the perceptual loss."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual loss."""
+    adversarial: AdversarialConfig | None = None
+    """Patch discriminator; null trains without one."""
+    kl_weight: Ramp = Ramp(first=0.0, last=6.6, updates=5000)
+    """Weight of the KL to the uniform prior, in the paper's scale (dVAE, and the Gumbel quantizer)."""
+    temperature: Ramp = Ramp(first=1.0, last=1 / 16, updates=150_000)
+    """Temperature of the Gumbel-softmax relaxation (dVAE, and the Gumbel quantizer)."""
+    resume: bool = False
+    """Go on from the newest checkpoint of run.dir."""
+
+
+@config
+class CLIPRecipe:
+    stage: Literal["clip"]
+    model: CLIPConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    text_tokenizer: str
+    """Folder of the text tokenizer (or a hub id)."""
+    bpe_dropout: float = 0.0
+    """Chance of dropping a BPE merge in training."""
+    resume: bool = False
+    """Go on from the newest checkpoint of run.dir."""
+
+
+@config
+class DALLERecipe:
+    stage: Literal["dalle"]
+    model: DALLEConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    text_tokenizer: str
+    """Folder of the text tokenizer (or a hub id)."""
+    image_tokenizer: str
+    """Folder of the image tokenizer (or a hub id)."""
+    clip: str | None = None
+    """Folder of the CLIP that ranks this model's samples; copied into the model folder."""
+    text_weight: float = 1 / 8
+    """Weight of the text loss (section 2.2 of the DALL-E paper)."""
+    image_weight: float = 7 / 8
+    """Weight of the image loss."""
+    bpe_dropout: float = 0.1
+    """Chance of dropping a BPE merge in training."""
+    caption_dropout: float = 0.1
+    """Chance that a caption is replaced by padding, for classifier-free guidance."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the sample pictures; always drawn with the same seeds."""
+    sample_guidance: float = 2.0
+    """Guidance scale of the sample pictures."""
+    resume: bool = False
+    """Go on from the newest checkpoint of run.dir."""
+
+
+Recipe = TextTokenizerRecipe | ImageTokenizerRecipe | CLIPRecipe | DALLERecipe
+LoopRecipe = ImageTokenizerRecipe | CLIPRecipe | DALLERecipe
+
+STAGES: dict[str, type] = {
+    "text_tokenizer": TextTokenizerRecipe,
+    "image_tokenizer": ImageTokenizerRecipe,
+    "clip": CLIPRecipe,
+    "dalle": DALLERecipe,
+}
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate the recipe in `path`, with `key.path=value` overrides on top.
+
+    Raises:
+        ConfigError: every mistake of the file and of the overrides, one a line, each with its full path.
+    """
+    data = apply_overrides(read_yaml(path), overrides)
+    recipe: Recipe = from_dict(stage_schema(data, str(path)), data, str(path))
+    return recipe
+
+
+def describe_recipes(path: Path | None = None) -> str:
+    """Every option with type, default and meaning: of the stage of `path`, or of all stages."""
+    if path is not None:
+        data = read_yaml(path)
+        return describe(stage_schema(data, str(path)), data)
+    return "\n\n".join(f"stage: {stage}\n{describe(schema)}" for stage, schema in STAGES.items())
+
+
+def stage_schema(data: dict, source: str) -> type:
+    stage = data.get("stage")
+    if stage not in STAGES:
+        raise ConfigError(f"{source}: stage: expected one of {', '.join(STAGES)}, got {stage!r}")
+    return STAGES[stage]

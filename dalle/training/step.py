@@ -1,0 +1,84 @@
+"""The small parts of one update: noise, gradients, and what several processes share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from dalle.training.optim import WeightAverage, gradient_norm, learning_rate
+from dalle.training.tasks import Phase
+
+
+def seed_noise(seed: int, update: int, rank: int) -> None:
+    """Seed torch's global generators for one update.
+
+    Dropout, Gumbel noise and code revival then depend on (seed, update, process) only, so a resumed run
+    needs no generator states, and validation in between disturbs nothing.
+    """
+    digest = hashlib.sha256(f"{seed}/{update}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def average_gradients(module: nn.Module, accelerator: Accelerator) -> None:
+    """Replace every gradient by its mean over all processes: one call an update, whatever the micro-batches."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def step(
+    phase: Phase, optimizer: AcceleratedOptimizer, accelerator: Accelerator, update: int, updates: int
+) -> tuple[float, bool]:
+    """Clip and apply the gradients that the micro-batches left.
+
+    Returns:
+        The norm before clipping, and whether the step was taken: a non-finite gradient is thrown away.
+    """
+    average_gradients(phase.module, accelerator)
+    accelerator.unscale_gradients(optimizer)
+    norm = gradient_norm(phase.module.parameters(), phase.optim.clip_norm)
+    taken = bool(torch.isfinite(norm))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(phase.optim, update, updates)
+    if taken or accelerator.scaler is not None:  # the loss scaler has to see an overflow, and skips it itself
+        optimizer.step()
+    optimizer.zero_grad()
+    return norm.item(), taken
+
+
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether `flag` is set in some process."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
+
+
+def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """Means of logged figures over micro-batches and processes."""
+    means = torch.stack([torch.stack([m[name].detach().float() for m in micro]).mean() for name in micro[0]])
+    if accelerator.num_processes > 1:
+        means = accelerator.reduce(means, reduction="mean")
+    return dict(zip(micro[0], means.tolist(), strict=True))
+
+
+@contextmanager
+def evaluated(model: nn.Module, average: WeightAverage | None) -> Iterator[nn.Module]:
+    """The model in eval mode with its averaged weights, put back as it was afterwards."""
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    if average is not None:
+        model.load_state_dict(average.state)
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.load_state_dict(trained)
+        model.train()

@@ -1,0 +1,74 @@
+"""Training CLIP: symmetric contrastive loss over the captions and pictures of one batch, on all processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dalle import artifact
+from dalle.clip import CLIP, contrastive_loss, gather_with_gradient
+from dalle.config import to_dict
+from dalle.data.loader import Batch
+from dalle.evaluate import clip_figures, unit_images
+from dalle.loading import load_text_tokenizer
+from dalle.training.recipe import CLIPRecipe
+from dalle.training.tasks.task import Phase, Task
+
+
+@dataclass
+class Inputs:
+    images: Tensor  # [B, 3, H, W] in [0, 1]
+    text: Tensor  # [B, T]
+
+
+class CLIPTask(Task):
+    model: CLIP
+
+    def __init__(self, recipe: CLIPRecipe, device: torch.device):
+        self.recipe, self.device = recipe, device
+        self.tokenizer = load_text_tokenizer(recipe.text_tokenizer)
+        if recipe.model.text_vocab != self.tokenizer.vocab_size:
+            raise ValueError(
+                f"model.text_vocab is {recipe.model.text_vocab}, but {recipe.text_tokenizer} has "
+                f"{self.tokenizer.vocab_size} pieces: set model.text_vocab={self.tokenizer.vocab_size}"
+            )
+        if recipe.run.accumulation != 1:
+            raise ValueError(
+                f"run.accumulation is {recipe.run.accumulation}: the contrastive loss compares all pairs of a batch, "
+                "which micro-batches would split; set run.accumulation=1 and a smaller run.batch_size"
+            )
+        self.model = CLIP(recipe.model).to(device)
+        self.state = nn.ModuleDict({"model": self.model})
+        self.phases = [Phase("clip", self.model, recipe.optim)]
+        self.image_size = recipe.model.image_size
+        self.tokens_per_image = recipe.model.text_length + (recipe.model.image_size // recipe.model.patch_size) ** 2
+
+    def inputs(self, batch: Batch) -> Inputs:
+        recipe = self.recipe
+        text = self.tokenizer.encode(
+            batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds[0]
+        )
+        return Inputs(unit_images(batch, self.device), text.to(self.device))
+
+    def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images, text = self.model.encode_image(inputs.images), self.model.encode_text(inputs.text)
+        gather = gather_with_gradient if torch.distributed.is_initialized() else None
+        loss = contrastive_loss(images, text, self.model.scale, gather=gather)
+        hits = (images @ text.T).argmax(1) == torch.arange(len(images), device=self.device)
+        return loss, {"contrastive": loss, "accuracy": hits.float().mean(), "scale": self.model.scale}
+
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        assert isinstance(model, CLIP)
+        return clip_figures(model, self.tokenizer, batches)
+
+    def pictures(self, model: nn.Module, batch: Batch) -> None:
+        return None
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
+        parts = {"text_tokenizer": artifact.resolve(self.recipe.text_tokenizer)}
+        artifact.save(folder, config, weights, parts=parts)

@@ -1,0 +1,171 @@
+"""Training a dVAE (likelihood and KL) or a VQGAN (L1, perceptual, codebook and patch-adversarial losses)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dalle import artifact
+from dalle.config import to_dict
+from dalle.data.loader import Batch
+from dalle.evaluate import image_tokenizer_figures, unit_images
+from dalle.image import ImageTokenizer, Reconstruction, build
+from dalle.training.adversarial import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    last_layer_gradients,
+)
+from dalle.training.optim import ramp
+from dalle.training.perceptual import build_perceptual
+from dalle.training.recipe import ImageTokenizerRecipe
+from dalle.training.tasks.task import Phase, Reduce, Task, image_grid
+
+
+@dataclass
+class Inputs:
+    images: Tensor  # [B, 3, H, W] in [0, 1]
+    fake: Tensor | None = None  # reconstructions that the generator's phase leaves for the discriminator's
+
+
+class Adversary(nn.Module):
+    """The discriminator, and the adaptive weight (eq. 7 of arXiv 2012.09841) that its loss has for the generator.
+
+    The weight is a ratio of gradient norms of a whole batch. So that micro-batches and processes do not change it,
+    the gradients of an update are summed over all of them, and the ratio serves the next update.
+    """
+
+    adaptive: Tensor
+
+    def __init__(self, discriminator: PatchDiscriminator, last_layer: Tensor):
+        super().__init__()
+        self.discriminator = discriminator
+        self.register_buffer("adaptive", torch.zeros(()))
+        self.gradients = torch.zeros(2, *last_layer.shape, device=last_layer.device)
+
+    def after_update(self, reduce: Reduce) -> None:
+        reconstruction, adversarial = reduce(self.gradients)
+        self.adaptive.copy_(adaptive_weight(reconstruction, adversarial))
+        self.gradients.zero_()
+
+
+class ImageTokenizerTask(Task):
+    model: ImageTokenizer
+
+    def __init__(self, recipe: ImageTokenizerRecipe, device: torch.device):
+        self.recipe, self.device = recipe, device
+        self.model = build(recipe.model).to(device=device, memory_format=torch.channels_last)
+        self.state = nn.ModuleDict({"model": self.model})
+        self.phases = [Phase("generator", self.model, recipe.optim)]
+        self.perceptual = build_perceptual(recipe.perceptual)
+        if self.perceptual is not None:
+            self.perceptual.to(device)
+        self.adversary: Adversary | None = None
+        if recipe.adversarial is not None:
+            discriminator = PatchDiscriminator(recipe.adversarial)
+            discriminator.to(device=device, memory_format=torch.channels_last)
+            self.adversary = Adversary(discriminator, self.model.last_layer).to(device)
+            self.state["adversary"] = self.adversary
+            optim = replace(recipe.optim, lr=recipe.adversarial.lr or recipe.optim.lr)
+            self.phases.append(Phase("discriminator", self.adversary.discriminator, optim))
+        self.image_size = self.model.image_size
+        height, width = self.model.grid
+        self.tokens_per_image = height * width
+        self.codes_per_value = height * width / (3 * self.model.image_size**2)
+
+    def active(self, update: int) -> list[Phase]:
+        return self.phases if self._adversarial_at(update) else self.phases[:1]
+
+    def inputs(self, batch: Batch) -> Inputs:
+        images = unit_images(batch, self.device)
+        return Inputs(images.contiguous(memory_format=torch.channels_last))
+
+    def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase.name == "discriminator":
+            return self._discriminator(inputs)
+        made = self.model(inputs.images, temperature=ramp(self.recipe.temperature, update))
+        if "reconstruction" in made.losses:
+            return self._likelihood(made, update)
+        return self._vqgan(made, inputs, update)
+
+    def _likelihood(self, made: Reconstruction, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative evidence lower bound a sub-pixel (eq. 1 of arXiv 2102.12092), its KL weighted."""
+        figures = {"nll": made.losses["reconstruction"], "kl": made.losses["kl"]}
+        return figures["nll"] + self._kl_weight(update) * figures["kl"], figures
+
+    def _vqgan(self, made: Reconstruction, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        recipe = self.recipe
+        figures = {"l1": (made.images - inputs.images).abs().mean()}
+        reconstruction = recipe.l1_weight * figures["l1"]
+        if self.perceptual is not None:
+            figures["perceptual"] = self.perceptual(made.images, inputs.images)
+            reconstruction = reconstruction + recipe.perceptual_weight * figures["perceptual"]
+        total = reconstruction
+        if "codebook" in made.losses:
+            figures["codebook"] = made.losses["codebook"]
+            total = total + recipe.codebook_weight * figures["codebook"]
+        if "kl" in made.losses:
+            figures["kl"] = made.losses["kl"]
+            total = total + self._kl_weight(update) * figures["kl"]
+        if self._adversarial_at(update):
+            assert recipe.adversarial is not None and self.adversary is not None
+            self.adversary.discriminator.requires_grad_(False)
+            figures["adversarial"] = generator_loss(self.adversary.discriminator(made.images))
+            inputs.fake = made.images.detach()
+            weight = torch.full((), recipe.adversarial.weight, device=self.device)
+            if recipe.adversarial.adaptive:
+                gradients = last_layer_gradients(reconstruction, figures["adversarial"], self.model.last_layer)
+                self.adversary.gradients += torch.stack(gradients)
+                weight = weight * self.adversary.adaptive
+            total = total + weight * figures["adversarial"]
+            figures["adversarial_weight"] = weight
+        return total, figures
+
+    def _discriminator(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.adversary is not None and inputs.fake is not None
+        discriminator = self.adversary.discriminator.requires_grad_(True)
+        real, fake = discriminator(inputs.images), discriminator(inputs.fake)
+        loss = discriminator_loss(real, fake)
+        return loss, {"discriminator": loss, "real": real.mean(), "fake": fake.mean()}
+
+    def _adversarial_at(self, update: int) -> bool:
+        return self.recipe.adversarial is not None and update >= self.recipe.adversarial.start
+
+    def _kl_weight(self, update: int) -> float:
+        """The paper's weight is of the KL of a whole image beside the likelihood of a whole image (appendix A.2):
+
+        beside means over codes and over sub-pixels, it shrinks by codes per sub-pixel (1/192 at factor 8).
+        """
+        return ramp(self.recipe.kl_weight, update) * self.codes_per_value
+
+    def after_update(self, reduce: Reduce) -> None:
+        self.model.after_update(reduce)
+        if self.adversary is not None and self.recipe.adversarial is not None and self.recipe.adversarial.adaptive:
+            self.adversary.after_update(reduce)
+
+    def discard_update(self) -> None:
+        self.model.discard_gathered()
+        if self.adversary is not None:
+            self.adversary.gradients.zero_()
+
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        assert isinstance(model, ImageTokenizer)
+        return image_tokenizer_figures(model, batches)
+
+    @torch.no_grad()
+    def pictures(self, model: nn.Module, batch: Batch) -> Image.Image:
+        """Pictures above their reconstructions, 16 a row."""
+        assert isinstance(model, ImageTokenizer)
+        images = unit_images(batch, self.device)
+        again = model.decode(model.encode(images))
+        rows = [part for pair in zip(images.split(16), again.split(16), strict=True) for part in pair]
+        return image_grid(rows)
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        artifact.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)

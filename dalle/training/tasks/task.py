@@ -1,0 +1,88 @@
+"""What every stage of training is to the loop: phases with losses, figures, pictures, and a folder that comes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dalle.data.loader import Batch
+from dalle.training.optim import OptimConfig
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of one update: a module with its own optimiser. A GAN has two."""
+
+    name: str
+    module: nn.Module
+    optim: OptimConfig
+
+
+class Task(ABC):
+    """A stage of training.
+
+    Attributes:
+        model: what is trained, averaged, validated and exported.
+        state: all modules whose state a checkpoint keeps (the model, and perhaps a discriminator).
+        phases: the phases of an update, in order.
+        image_size: side of the pictures that it takes.
+        tokens_per_image: for the rate that the progress bar shows.
+    """
+
+    model: nn.Module
+    state: nn.ModuleDict
+    phases: list[Phase]
+    image_size: int
+    tokens_per_image: int
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> Any:
+        """Move a micro-batch to the device and make of it what `loss` takes."""
+
+    @abstractmethod
+    def loss(self, phase: Phase, inputs: Any, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch, a mean over its images, and the figures to log."""
+
+    def active(self, update: int) -> list[Phase]:
+        """The phases that run at `update`."""
+        return self.phases
+
+    def after_update(self, reduce: Reduce) -> None:
+        """Apply what the micro-batches of an update gathered; `reduce` sums a tensor over all processes."""
+
+    def discard_update(self) -> None:
+        """Forget what the micro-batches of a skipped update gathered."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Figures of `model` (the averaged weights) over validation batches."""
+
+    @abstractmethod
+    def pictures(self, model: nn.Module, batch: Batch) -> Image.Image | None:
+        """A sample picture, drawn with fixed seeds; None where a stage has none."""
+
+    @abstractmethod
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write the folder that `dalle.load_*` reads."""
+
+
+def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
+    """Rows of images [N, 3, H, W] in [0, 1] as one picture on white."""
+    count = max(len(row) for row in rows)
+    height, width = rows[0].shape[-2:]
+    sheet = torch.ones(3, len(rows) * (height + gap) + gap, count * (width + gap) + gap)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            top, left = gap + r * (height + gap), gap + c * (width + gap)
+            sheet[:, top : top + height, left : left + width] = image.detach().float().cpu()
+    pixels = sheet.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels)

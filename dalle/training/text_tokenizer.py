@@ -1,0 +1,36 @@
+"""Training the text tokenizer: one pass over the captions, no loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from dalle import artifact
+from dalle.config import to_dict
+from dalle.data import open_data
+from dalle.text import TextTokenizer
+from dalle.training.recipe import TextTokenizerRecipe
+
+
+def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
+    """Learn a BPE from the training captions, and write it to `recipe.dir`/model."""
+    target = recipe.dir / "model"
+    if target.exists():
+        raise ValueError(f"{target} is there already: choose another dir=FOLDER")
+    tokenizer = TextTokenizer.train(recipe.model, islice(_captions(recipe), recipe.max_captions))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    config = {"stage": recipe.stage, "model": to_dict(recipe.model)}
+    with artifact.atomic_folder(target) as folder:
+        tokenizer.save(folder)
+        artifact.write_config(folder, config)
+    print(f"{tokenizer.vocab_size} pieces: {target}")
+
+
+def _captions(recipe: TextTokenizerRecipe) -> Iterator[str]:
+    """All forms of the captions where a data set can list them, else one pass over its pairs."""
+    data = open_data(recipe.data, "train", image_size=16)
+    if hasattr(data, "captions"):
+        yield from data.captions()
+    else:
+        for index in range(len(data)):
+            yield data.pair(index, recipe.seed).caption

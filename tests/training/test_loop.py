@@ -1,0 +1,236 @@
+"""The training loop: resumed = uninterrupted, accumulated = whole, two processes = one, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from dalle.training import checkpoint
+
+ROOT = Path(__file__).parents[2]
+VQGAN = {
+    "stage": "image_tokenizer",
+    "model": {
+        "kind": "vqgan",
+        "image_size": 32,
+        "channels": 16,
+        "channel_multipliers": [1, 2],
+        "blocks": 1,
+        "attention_resolutions": [],
+        "latent_channels": 16,
+        "quantizer": {"kind": "vq", "codebook_size": 32, "code_channels": 4, "update": "ema"},
+    },
+    "data": {"kind": "shapes"},
+    "adversarial": {"start": 2, "channels": 8, "layers": 2},
+    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
+    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+}
+CLIP = {
+    "stage": "clip",
+    "model": {
+        "image_size": 32,
+        "patch_size": 8,
+        "vision": {"width": 32, "depth": 1, "heads": 2},
+        "text": {"width": 32, "depth": 1, "heads": 2},
+        "text_vocab": 300,
+        "text_length": 16,
+        "embed_dim": 16,
+    },
+    "data": {"kind": "shapes"},
+    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
+    "bpe_dropout": 0.1,
+    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+}
+DALLE = {
+    "stage": "dalle",
+    "model": {
+        "transformer": {"width": 32, "depth": 2, "heads": 2, "dropout": 0.1},
+        "text_vocab": 300,
+        "text_length": 16,
+        "image_vocab": 32,
+        "grid": [16, 16],
+        "attention": ["row", "column"],
+    },
+    "data": {"kind": "shapes"},
+    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
+    "prompts": ["a red circle"],
+    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A BPE and a VQGAN trained on shapes for a moment."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    bpe = {"stage": "text_tokenizer", "model": {"vocab_size": 300}, "data": {"kind": "shapes"}, "dir": str(folder / "bpe")}
+    assert train.main([str(_write(folder / "bpe.yaml", bpe))]) == 0
+    vqgan = VQGAN | {"run": VQGAN["run"] | {"dir": str(folder / "vqgan"), "updates": 3}}
+    assert train.main([str(_write(folder / "vqgan.yaml", vqgan))]) == 0
+    return {"text_tokenizer": str(folder / "bpe/model"), "image_tokenizer": str(folder / "vqgan/model")}
+
+
+def _write(path: Path, recipe: dict) -> Path:
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def _losses(run: Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = ("images_per_s", "tokens_per_s")
+    return {
+        x["update"]: {k: v for k, v in x.items() if k.startswith("train/") and not k.endswith(rates)}
+        for x in lines
+        if any(k.startswith("train/") for k in x)
+    }
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
+
+
+def _recipe(stage: str, tokenizers: dict[str, str]) -> dict:
+    if stage == "vqgan":
+        return VQGAN
+    if stage == "clip":
+        return CLIP | {"text_tokenizer": tokenizers["text_tokenizer"]}
+    return DALLE | tokenizers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle"])
+def test_resumed_equals_uninterrupted(stage: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
+    config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers)))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main([config, f"run.dir={whole}"]) == 0
+    options = [config, f"run.dir={parts}", "run.save_every=5"]
+    interrupted = train.RunLog.train
+
+    def interrupt_at_5(self: train.RunLog, update: int, figures: dict[str, float]) -> None:
+        interrupted(self, update, figures)
+        if update == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.RunLog, "train", interrupt_at_5)
+        assert train.main(options) == 130
+    assert [p.name for p in checkpoint.folders(parts)] == ["update-00000005"]
+    assert train.main([*options, "resume=true"]) == 0
+    assert _losses(parts) == _losses(whole)
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, _weights(parts)[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vqgan", "dalle"])
+def test_two_micro_batches_equal_one_batch(stage: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
+    config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers)))
+    off = ["model.transformer.dropout=0.0", "bpe_dropout=0.0"] if stage == "dalle" else []
+    assert train.main([config, f"run.dir={tmp_path / 'whole'}", *off]) == 0
+    assert train.main([config, f"run.dir={tmp_path / 'split'}", "run.accumulation=2", *off]) == 0
+    _same_run(tmp_path / "whole", tmp_path / "split")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle"])
+def test_two_processes_equal_one(stage: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
+    config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers)))
+    off = ["model.transformer.dropout=0.0"] if stage == "dalle" else []
+    off += [] if stage == "vqgan" else ["bpe_dropout=0.0"]
+    assert train.main([config, f"run.dir={tmp_path / 'one'}", *off]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, config, f"run.dir={tmp_path / 'two'}", *off], cwd=ROOT, env=environment, check=True)
+    _same_run(tmp_path / "one", tmp_path / "two")
+
+
+def _same_run(a: Path, b: Path) -> None:
+    """Equal up to the order of additions."""
+    losses_a, losses_b = _losses(a), _losses(b)
+    assert losses_a.keys() == losses_b.keys()
+    for update, figures in losses_a.items():
+        for name, value in figures.items():
+            assert losses_b[update][name] == pytest.approx(value, rel=1e-3, abs=1e-4), (update, name)
+
+
+@pytest.mark.slow
+def test_killed_by_a_signal_saves_and_says_how_to_go_on(tokenizers: dict[str, str], tmp_path: Path) -> None:
+    config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
+    command = [sys.executable, "train.py", config, f"run.dir={tmp_path / 'run'}", "run.updates=100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size > 500) and time.monotonic() < deadline:
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "resume=true" in output
+    assert checkpoint.load_newest(tmp_path / "run").update > 0
+
+
+def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:
+    config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
+    options = ["run.updates=2", "run.validation_images=8", f"run.dir={tmp_path / 'run'}"]
+    assert train.main([config, *options]) == 0
+    import dalle
+
+    model = dalle.load_model(tmp_path / "run" / "model")
+    images = dalle.load_image_tokenizer(tmp_path / "run" / "model" / "image_tokenizer")
+    assert model.config.image_vocab == images.codebook_size == 32
+    assert (tmp_path / "run" / "samples" / "00000002.png").exists()
+    assert {"config.yaml", "origin.yaml", "metrics.jsonl"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_non_finite_losses_are_skipped_then_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(_write(tmp_path / "config.yaml", VQGAN))
+    options = ["optim.lr=1e30", "optim.clip_norm=null", "run.updates=50", "run.max_skipped=3"]
+    assert train.main([config, f"run.dir={tmp_path / 'run'}", *options]) == 2
+    assert "3 updates in a row were not finite" in capsys.readouterr().err
+
+
+def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
+    options = [config, f"run.dir={tmp_path / 'run'}", "run.updates=1", "run.validation_images=8"]
+    assert train.main(options) == 0
+    assert train.main(options) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert train.main([*options, "resume=true", "model.channels=32"]) == 2
+    assert "model.channels was 16, is now 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr"),
+        ("optim.lr=fast", "optim.lr"),
+        ("run.batch_size=7", "multiple of 2"),
+        ("run.precision=fp16", "needs a GPU"),
+        ("resume=true", "no checkpoint to resume from"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(_write(tmp_path / "config.yaml", VQGAN))
+    assert train.main([config, f"run.dir={tmp_path / 'run'}", "run.accumulation=2", option]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_help_and_print_config_list_every_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(_write(tmp_path / "config.yaml", VQGAN | {"run": VQGAN["run"] | {"dir": "runs/x"}}))
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("optim.lr", "run.max_skipped", "caption_dropout", "model.text_length"))
+    assert train.main([config, "--print-config", "optim.lr=0.5"]) == 0
+    assert "lr: 0.5" in capsys.readouterr().out

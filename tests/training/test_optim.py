@@ -1,0 +1,53 @@
+"""Schedules, parameter groups and weight averaging."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dalle.training.optim import OptimConfig, Ramp, WeightAverage, adamw, learning_rate, ramp
+
+
+def test_ramp_is_half_a_cosine() -> None:
+    schedule = Ramp(first=1.0, last=1 / 16, updates=100)
+    assert ramp(schedule, 0) == 1.0
+    assert ramp(schedule, 50) == pytest.approx((1 + 1 / 16) / 2)
+    assert ramp(schedule, 100) == ramp(schedule, 10_000) == 1 / 16
+    assert ramp(schedule, 25) == pytest.approx(1 / 16 + 15 / 16 * (1 + math.cos(math.pi / 4)) / 2)
+    assert ramp(Ramp(first=0.0, last=2.0, updates=0), 0) == 2.0
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    optim = OptimConfig(lr=1.0, warmup=10, final_lr=0.1)
+    rates = [learning_rate(optim, update, 110) for update in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) == pytest.approx(rates[10])
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+
+
+def test_only_matrices_decay() -> None:
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 1, 3))
+    decayed, rest = adamw(module, OptimConfig(weight_decay=0.3)).param_groups
+    assert decayed["weight_decay"] == 0.3 and rest["weight_decay"] == 0.0
+    assert {id(p) for p in decayed["params"]} == {id(module[1].weight), id(module[3].weight)}
+    assert len(rest["params"]) == 5  # embedding, two biases, gain and bias of the norm
+
+
+def test_weight_average_follows_the_formula() -> None:
+    torch.manual_seed(0)
+    module = nn.BatchNorm1d(3)
+    average = WeightAverage(module, decay=0.9)
+    expected = copy.deepcopy(module.weight.data)
+    for update in range(1, 200):
+        with torch.no_grad():
+            module.weight.normal_()
+            module.running_mean.fill_(update)
+        average.update(update)
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * module.weight.data
+    torch.testing.assert_close(average.state["weight"], expected)
+    assert average.state["running_mean"].tolist() == [199.0] * 3  # buffers are copied

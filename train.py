@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Train any stage from one YAML: python train.py configs/emoji/dalle.yaml optim.lr=1e-4 run.dir=runs/mine
+
+`train` below is the loop of every stage; what differs between the stages is in dalle/training/tasks/.
+Several processes: torchrun --nproc_per_node 2 train.py CONFIG ... (or accelerate launch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dalle.config import dump, to_dict
+from dalle.data import open_data
+from dalle.data.bad import BadCounter
+from dalle.data.loader import batches, evaluation_batches
+from dalle.training import checkpoint
+from dalle.training.checkpoint import Checkpoint
+from dalle.training.optim import WeightAverage, adamw
+from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
+from dalle.training.run import Interrupt, RunLog, prepare_folder, start_accelerator
+from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step
+from dalle.training.tasks import build_task
+from dalle.training.text_tokenizer import train_text_tokenizer
+
+
+def train(recipe: LoopRecipe) -> int:
+    """Train to the last update, or until a signal; returns the exit code."""
+    run = recipe.run
+    accelerator = start_accelerator(run)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    torch.manual_seed(run.seed)
+    task = build_task(recipe, accelerator.device)
+    optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
+    average = WeightAverage(task.model, recipe.optim.ema) if recipe.optim.ema else None
+    data = open_data(recipe.data, "train", task.image_size)
+    held_out = open_data(recipe.data, "validation", task.image_size)
+    bad = BadCounter(recipe.data.max_bad)
+
+    start = 0
+    if recipe.resume:
+        saved = checkpoint.load_newest(run.dir)
+        start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
+        bad.count = saved.bad
+    if accelerator.is_main_process:
+        prepare_folder(recipe)
+    accelerator.wait_for_everyone()
+
+    def save(update: int) -> None:
+        """Write a checkpoint, and the newest weights as a folder that `dalle` loads."""
+        if accelerator.is_main_process:
+            now = Checkpoint.of(update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), bad.count)
+            checkpoint.save(run.dir, now, run.keep)
+            task.export(run.dir / "model", task.model.state_dict() if average is None else average.state)
+        accelerator.wait_for_everyone()
+
+    def validate(update: int) -> None:
+        if accelerator.is_main_process:
+            with evaluated(task.model, average) as model, accelerator.autocast():
+                seen = evaluation_batches(held_out, 32, limit=run.validation_images)
+                log.validation(update, task.validate(model, seen))
+        accelerator.wait_for_everyone()
+
+    def draw(update: int) -> None:
+        if accelerator.is_main_process:
+            with evaluated(task.model, average) as model, accelerator.autocast():
+                picture = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32))))
+            if picture is not None:
+                (run.dir / "samples").mkdir(exist_ok=True)
+                picture.save(run.dir / "samples" / f"{update:08d}.png")
+        accelerator.wait_for_everyone()
+
+    stream = batches(
+        data, batch_size=run.batch_size, seed=run.seed, start=start, rank=rank, world=world, workers=run.workers
+    )
+    log = RunLog(recipe, accelerator, start, task.tokens_per_image)
+    skipped, update = 0, start
+    task.model.train()
+    with Interrupt() as interrupt:
+        while update < run.updates:
+            seed_noise(run.seed, update, rank)
+            batch = next(stream)
+            bad.add(batch.bad)
+            micro = [task.inputs(part) for part in batch.split(run.accumulation)]
+            figures: dict[str, float] = {}
+            to_log = (update + 1) % run.log_every == 0 or update + 1 == run.updates
+            for phase in task.active(update):
+                noted: list[dict[str, Tensor]] = []
+                for inputs in micro:
+                    with accelerator.autocast():
+                        loss, parts = task.loss(phase, inputs, update)
+                    accelerator.backward(loss / run.accumulation)
+                    noted.append({phase.name + "_loss": loss} | parts)
+                norm, taken = step(phase, optimizers[phase.name], accelerator, update, run.updates)
+                if not taken:
+                    break
+                if to_log:
+                    figures |= mean_figures(noted, accelerator) | {phase.name + "_gradient": norm}
+            update += 1
+            if taken:
+                skipped = 0
+                task.after_update(lambda t: accelerator.reduce(t, reduction="sum"))
+                if average is not None:
+                    average.update(update)
+            else:
+                skipped += 1
+                task.discard_update()
+                log.say(f"update {update}: skipped, non-finite loss or gradient in {phase.name} ({skipped} in a row)")
+                if skipped >= run.max_skipped:
+                    raise ValueError(
+                        f"{skipped} updates in a row were not finite: try a lower optim.lr, a longer optim.warmup or "
+                        f"run.precision=fp32; the checkpoints in {run.dir} are from before"
+                    )
+            log.step()
+            if to_log and taken:
+                log.train(update, figures)
+            stop = any_process(interrupt.signal is not None, accelerator)
+            last = update == run.updates
+            if update % run.save_every == 0 or last or stop:
+                save(update)
+            if stop:
+                break
+            if update % run.validate_every == 0 or last:
+                validate(update)
+            if update % run.sample_every == 0 or last:
+                draw(update)
+    log.close()
+    if bad.count:
+        log.say(bad.report())
+    if update < run.updates:
+        log.say(f"stopped at update {update}; go on with: python train.py ... run.dir={run.dir} resume=true")
+        return 130
+    log.say(f"weights: {run.dir / 'model'}")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("train.py", description=__doc__.splitlines()[0], add_help=False)
+    parser.add_argument("config", nargs="?", type=Path, help="a YAML under configs/ or tokenizers/")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the YAML to change")
+    parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.add_argument("-h", "--help", action="store_true", help="show every option with type, default and meaning")
+    args = parser.parse_args(argv)
+    if args.help:
+        print(f"{parser.format_help()}\n{describe_recipes(args.config)}")
+        raise SystemExit(0)
+    if args.config is None:
+        parser.error("which config? for example: python train.py configs/emoji/dalle.yaml")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, validate, train. What a user can cause is one line (a line each for a config) and exit code 2."""
+    args = parse(argv)
+    try:
+        recipe = load_recipe(args.config, args.overrides)
+        if args.print_config:
+            print(dump(recipe), end="")
+            return 0
+        if isinstance(recipe, TextTokenizerRecipe):
+            train_text_tokenizer(recipe)
+            return 0
+        return train(recipe)
+    except (ValueError, OSError) as error:
+        if args.traceback:
+            raise
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
