@@ -182,10 +182,13 @@ class VectorQuantizer(Quantizer):
 
 
 def _over_processes(parts: list[Tensor], reduce: Reduce | None) -> Tensor:
-    """All processes' parts [M, C], in the order in which one process would have seen them."""
+    """All processes' candidates [M, C], in the order in which one process would have seen them.
+
+    That is process by process: each has a contiguous slice of the batch, and as many images as the others.
+    """
+    own = torch.cat(parts)
     if reduce is None or not dist.is_initialized():
-        return torch.cat(parts)
-    own = torch.stack(parts)  # [P, M, C]: every process has as many
+        return own
     slots = own.new_zeros(dist.get_world_size(), *own.shape)
     slots[dist.get_rank()] = own
-    return rearrange(reduce(slots), "r p m c -> (p r m) c")
+    return reduce(slots).flatten(0, 1)

@@ -134,8 +134,9 @@ def test_two_processes_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def process(number: int) -> None:
         rank.number = number
         for seed in range(4):
-            for micro in cells(8, seed).split(4):  # each accumulation step's batch is shared by the processes
-                ranks[number](micro[2 * number : 2 * number + 2], 1.0)
+            own = cells(8, seed)[4 * number : 4 * number + 4]  # in two accumulation steps
+            for micro in own.split(2):
+                ranks[number](micro, 1.0)
             ranks[number].after_update(reduce)
 
     with ThreadPoolExecutor(2) as pool:
