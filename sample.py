@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_type_hints
 
 from dalle import __version__
-from dalle.config import config, dump, from_dict, meanings
+from dalle.config import _descriptions, config, dump, from_dict
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -229,7 +229,7 @@ def _write(path: Path, text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
     parser = _Parser("sample.py", description=(__doc__ or "").partition("\n")[0])
-    hints, texts = get_type_hints(SampleConfig), meanings(SampleConfig)
+    hints, texts = get_type_hints(SampleConfig), _descriptions(SampleConfig)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=texts["prompts"])
     for field in fields(SampleConfig):
         if field.name == "prompts":

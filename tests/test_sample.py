@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image, ImageChops
 from tiny_model import IMAGE_SIZE, make_tiny_model
 
@@ -174,8 +176,9 @@ def test_ctrl_c_keeps_what_is_finished(
 
 def test_print_config_shows_the_resolved_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert sample.main(["a dog", "--top-k", "5", "--print-config"]) == 0
-    out = capsys.readouterr().out
-    assert "top_k: 5\n" in out and "guidance: 1.0\n" in out and "- a dog\n" in out
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert set(shown) == {field.name for field in fields(sample.SampleConfig)}
+    assert (shown["prompts"], shown["top_k"], shown["guidance"], shown["out"]) == (["a dog"], 5, 1.0, "outputs")
 
 
 def test_help_lists_every_option_without_loading_torch() -> None:
