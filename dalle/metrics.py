@@ -52,7 +52,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     def local_mean(values: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H - 10, W - 10]
         planes = values.flatten(0, 1)[:, None]
         blurred = F.conv2d(F.conv2d(planes, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
-        return blurred.unflatten(0, values.shape[:2])[:, :, 0]
+        return blurred.view(*values.shape[:2], *blurred.shape[-2:])
 
     mean_x, mean_y = local_mean(x), local_mean(y)
     variance_x = local_mean(x * x) - mean_x.square()
@@ -143,4 +143,5 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a)
     trace = covariance_a.trace() + covariance_b.trace() - 2 * product.clamp(min=0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + trace).clamp(min=0).item()
+    distance = (a.mean(0) - b.mean(0)).square().sum() + trace
+    return float(distance.clamp(min=0))

@@ -100,7 +100,8 @@ def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tenso
         A scalar without gradient, the factor of the adversarial loss.
     """
     ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-6)
-    return ratio.clamp(0.0, 1e4).detach()
+    weight: Tensor = ratio.clamp(0.0, 1e4).detach()
+    return weight
 
 
 def _initialise(module: nn.Module) -> None:
