@@ -97,13 +97,13 @@ class TextToImage:
         Raises:
             ValueError: nothing is there, something does not fit, or there is no such device.
         """
-        if source is None and not SHIPPED.is_dir():
+        if source is None and not (SHIPPED / artifact.WEIGHTS).is_file():
             raise ValueError(
                 f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model"
             )
         folder = artifact.resolve(SHIPPED if source is None else source)
         on = pick_device(device)
-        if clip is None and "clip" in artifact.read_config(folder).get("parts", {}):
+        if clip is None and "clip" in (artifact.read_config(folder).get("parts") or {}):
             clip = artifact.part(folder, "clip")
         return cls(
             model=load_model(folder, on, dtype),
