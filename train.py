@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if args.traceback:
             raise
-        print(f"train.py: {error}", file=sys.stderr)
+        print("\n".join(f"train.py: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
 
 

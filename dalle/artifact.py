@@ -1,4 +1,8 @@
-"""A folder of weights: config.yaml, model.safetensors, README.md, and copies of the parts it stands on."""
+"""A folder of weights: config.yaml, model.safetensors or bpe.model, README.md, and copies of the parts it stands on.
+
+A folder's config.yaml says what it is (`stage:`), the architecture that rebuilds the module (`model:`), and perhaps
+`parts:`. Other keys are the recipe that made it; nothing here needs them.
+"""
 
 from __future__ import annotations
 
@@ -10,91 +14,273 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle.config import read_yaml
 
-WEIGHTS = ("model.safetensors", "bpe.model")
+WEIGHTS = "model.safetensors"
+HASHED = (WEIGHTS, "bpe.model")
+_SCALE = ".int8_scale"  # suffix of the scales of a tensor that is stored in 8 bits
+
+Storage = Literal["float32", "bfloat16", "float16", "int8"]
+STORAGE: tuple[str, ...] = get_args(Storage)
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target`; it takes the place of `target` when the block ends well.
+
+    Raises:
+        OSError: no space left, or not writable; `target` is then as it was, and nothing is left beside it.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    new, old = scratch / "new", scratch / "old"
     try:
-        yield temporary
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                _flush(file)
         if target.exists():
-            old = temporary.with_suffix(".old")
             os.replace(target, old)
-            os.replace(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, target)
+        os.replace(new, target)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"{target} could not be written: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def save(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    parts: Mapping[str, Path] | None = None,
+    storage: Storage | None = None,
+) -> None:
+    """Write a folder of weights, whole or not at all.
+
+    Args:
+        folder: where to; one that is there is replaced.
+        config: `stage` and `model` at least; `parts` is added.
+        tensors: the module's state.
+        parts: folders that are copied into it, each under its name, and recorded with their hashes.
+        storage: how floating tensors are stored; None as they are. See `pack`.
+    """
+    with atomic_folder(folder) as new:
+        save_file(pack(tensors, storage), new / WEIGHTS)
+        recorded: dict[str, Any] = {}
+        for name, source in (parts or {}).items():
+            shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("*.png"))
+            recorded[name] = {"path": name, "sha256": folder_hash(new / name)}
+        write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write a folder's config.yaml."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
-def save(folder, config, tensors, *, parts={}, card=None, dtype=None):
-    config = dict(config)
-    with atomic_folder(folder) as temporary:
-        tensors = {k: (v.to(dtype) if dtype is not None and v.is_floating_point() else v).detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(tensors, temporary / "model.safetensors")
-        if parts:
-            config["parts"] = {}
-            for name, source in parts.items():
-                shutil.copytree(source, temporary / name)
-                config["parts"][name] = {"path": name, "sha256": folder_hash(temporary / name)}
-        write_config(temporary, config)
-        if card:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+def resolve(source: str | Path) -> Path:
+    """The local folder that `source` names: a path, or the id `owner/name` of a repository on the Hugging Face hub.
 
-
-def resolve(source) -> Path:
+    Raises:
+        ValueError: neither is there.
+    """
     folder = Path(source)
     if folder.is_dir():
         return folder
-    raise ValueError(f"{source}: no such folder")
+    if folder.exists():
+        raise ValueError(f"{source} is a file; expected a folder with a config.yaml")
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"{source}: no such folder; train it (README.md tells how) or give another")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{source}: no such folder, and it cannot be had from the hub ({type(error).__name__})"
+        ) from error
 
 
-def read_config(folder) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.yaml.
+
+    Raises:
+        ValueError: there is none, or it is not YAML.
+    """
+    if not (Path(folder) / "config.yaml").is_file():
+        raise ValueError(f"{folder} has no config.yaml: it is not a folder of weights")
     return read_yaml(Path(folder) / "config.yaml")
 
 
-def part(folder, name) -> Path:
-    entry = read_config(folder)["parts"][name]
-    found = folder_hash(Path(folder) / entry["path"])
-    if found != entry["sha256"]:
-        raise ValueError(f"{folder}: part {name} has sha256 {found}, expected {entry['sha256']}")
-    return Path(folder) / entry["path"]
+def part(folder: Path, name: str) -> Path:
+    """The folder of a part, its contents checked against the hash in config.yaml.
+
+    Raises:
+        ValueError: there is no such part, or it is not the one that these weights were trained with.
+    """
+    recorded = (read_config(folder).get("parts") or {}).get(name)
+    if recorded is None:
+        raise ValueError(f"{folder} has no part {name}: its config.yaml names none")
+    path = Path(folder) / recorded["path"]
+    found = folder_hash(path)
+    if found != recorded["sha256"]:
+        raise ValueError(
+            f"{path} is not the {name} that {folder} was made with: its sha256 is {found}, expected "
+            f"{recorded['sha256']}"
+        )
+    return path
 
 
-def folder_hash(folder) -> str:
+def folder_hash(folder: Path) -> str:
+    """sha256 of what a folder computes: its weights and, of config.yaml, `stage`, `model` and `parts`.
+
+    Cards and recipes may change without changing it.
+    """
     digest = hashlib.sha256()
-    for name in WEIGHTS:
-        if (Path(folder) / name).exists():
-            digest.update((Path(folder) / name).read_bytes())
+    for name in HASHED:
+        file = Path(folder) / name
+        if file.is_file():
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
     config = read_config(folder)
-    digest.update(json.dumps({k: config.get(k) for k in ("stage", "model", "parts")}, sort_keys=True).encode())
+    kept = {key: config.get(key) for key in ("stage", "model", "parts")}
+    digest.update(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
 
 
-def read_tensors(file) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, those stored in 8 bits as float32.
+
+    Raises:
+        ValueError: no such file, or it is damaged or something else.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{file} is no safetensors file, or a truncated one ({error}): fetch it again") from error
+    return unpack(tensors)
 
 
-def load_into(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    module.load_state_dict(tensors)
+def pack(tensors: Mapping[str, Tensor], storage: Storage | None) -> dict[str, Tensor]:
+    """Tensors as they are stored: on the CPU, floating ones in another type.
+
+    "int8" stores each row of a matrix or kernel as 8-bit integers and one float32 scale, its largest magnitude / 127
+    (symmetric, per output channel; an error of at most 1/254 of that magnitude). Vectors and scalars stay in float32.
+    """
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if storage == "int8" and value.is_floating_point() and value.ndim >= 2:
+            rows = value.float().flatten(1)
+            scale = rows.abs().amax(1).clamp(min=1e-12) / 127
+            packed[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
+            packed[name + _SCALE] = scale
+        elif storage is not None and value.is_floating_point():
+            packed[name] = value.to(torch.float32 if storage == "int8" else getattr(torch, storage))
+        else:
+            packed[name] = value
+    return packed
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `pack` stored: 8-bit tensors times their scales, the rest as it is."""
+    unpacked: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        scale = tensors.get(name + _SCALE)
+        if scale is not None:
+            unpacked[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
+        elif not name.endswith(_SCALE):
+            unpacked[name] = tensor
+    return unpacked
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state strictly; values are cast to the module's types.
+
+    Args:
+        module: gets the state.
+        tensors: its state.
+        source: where it comes from, for messages.
+
+    Raises:
+        ValueError: keys are missing, left over, or of another shape.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    missing, unexpected = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
+    problems = [
+        f"{title}: {_some(names)}"
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit this architecture; {'; '.join(problems)}")
+    module.load_state_dict(dict(tensors))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def export(source: Path, target: Path, storage: Storage) -> None:
+    """Copy a folder of weights to `target` with its weights stored as `storage`; parts are copied as they are.
+
+    A card (README.md) and pictures that are in `target` stay. So does its config.yaml where that is a recipe (it has
+    `data:`), as in tokenizers/NAME: the recipe's file serves the loader too.
+
+    Raises:
+        ValueError: the recipe in `target` is of another architecture.
+    """
+    config, recipe = read_config(source), None
+    if (target / "config.yaml").is_file():
+        recipe = read_config(target) if "data" in read_config(target) else None
+    if recipe is not None and not _within({key: recipe.get(key) for key in ("stage", "model")}, config):
+        raise ValueError(f"{target / 'config.yaml'} is of another architecture than {source}: export to another folder")
+    with atomic_folder(target) as new:
+        if target.exists():
+            shutil.copytree(target, new, dirs_exist_ok=True)
+        for entry in Path(source).iterdir():
+            if entry.is_dir():
+                shutil.rmtree(new / entry.name, ignore_errors=True)
+                shutil.copytree(entry, new / entry.name)
+            elif entry.name == WEIGHTS:
+                save_file(pack(read_tensors(entry), storage), new / WEIGHTS)
+            elif entry.name != "config.yaml" or recipe is None:
+                shutil.copy(entry, new / entry.name)
+
+
+def _within(some: Any, whole: Any) -> bool:
+    """Whether all that `some` says is so in `whole`, which may say more (the defaults)."""
+    if isinstance(some, dict) and isinstance(whole, dict):
+        return all(key in whole and _within(value, whole[key]) for key, value in some.items())
+    return bool(some == whole)

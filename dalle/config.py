@@ -3,83 +3,353 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import dataclass_transform
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    pass
+    """What is wrong in a config: every mistake, one a line, each with its file and its full path."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys.
+
+    A string literal right under a field is its description, which `describe` shows.
+    """
     cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """YAML in which 1e-3 is a number; YAML 1.1, which PyYAML reads, wants 1.0e-3."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789."))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
-def read_yaml(path):
-    return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
 
-
-def apply_overrides(data, overrides):
-    import copy
-    data = copy.deepcopy(data)
-    for item in overrides:
-        key, _, text = item.partition("=")
-        *parents, last = key.split(".")
-        node = data
-        for p in parents:
-            node = node.setdefault(p, {})
-        node[last] = yaml.load(text, _Loader)
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, a SafeLoader
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a YAML file, it is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {_kind(data)}")
     return data
 
 
-def from_dict(schema, data, source):
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with each `key.path=value` set; values are read as YAML.
+
+    Raises:
+        ConfigError: an override has no `=`, no key, a value that is not YAML, or leads through something that is no
+            mapping.
+    """
+    result = copy.deepcopy(dict(data))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"{override!r}: expected key.path=value, for example optim.lr=3e-4")
+        try:
+            value = yaml.load(text, _Loader)  # noqa: S506
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+        node = result
+        for depth, key in enumerate(keys[:-1]):
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+            if not isinstance(node, dict):
+                raise ConfigError(f"{override!r}: {'.'.join(keys[: depth + 1])} is {_kind(node)}, it has no keys")
+        node[keys[-1]] = value
+    return result
+
+
+def from_dict(schema: Any, data: Mapping[str, Any], source: str) -> Any:
+    """Build `schema` (a config class, or a union of them told apart by `kind`) from plain data.
+
+    Args:
+        schema: the class or union.
+        data: as read from YAML.
+        source: where it comes from, for messages.
+
+    Raises:
+        ConfigError: every mistake, one a line.
+    """
+    errors = list(_mistakes(schema, data, ""))
     try:
-        return TypeAdapter(schema).validate_python(data)
+        built = _adapter(schema).validate_python(_without_unknown(schema, data))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+        errors += _messages(error, schema, data)
+    if errors:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in dict.fromkeys(errors)))
+    return built
 
 
-def load(schema, path, overrides=()):
+def load(schema: Any, path: Path, overrides: Sequence[str] = ()) -> Any:
+    """Read a YAML file, apply overrides, validate."""
     return from_dict(schema, apply_overrides(read_yaml(path), overrides), str(path))
 
 
-def _plain(v):
-    if dataclasses.is_dataclass(v):
-        return {f.name: _plain(getattr(v, f.name)) for f in dataclasses.fields(v)}
-    if isinstance(v, (list, tuple)):
-        return [_plain(x) for x in v]
-    if isinstance(v, Path):
-        return str(v)
-    return v
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """A config as plain YAML types; `from_dict` gives it back."""
+    return cast(dict[str, Any], _plain(cfg))
 
 
-def to_dict(cfg):
-    return _plain(cfg)
+def dump(cfg: Any) -> str:
+    """A config as YAML text, keys in the order of the fields."""
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def dump(cfg):
-    return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
-def describe(schema, base=None):
-    return ""
+# ---- what a schema is made of
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union; a single one of anything else."""
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+
+
+def _kinds(annotation: Any) -> dict[str, type]:
+    """Config classes of an annotation by their `kind`; one without a kind has the key ""."""
+    classes = [member for member in _members(annotation) if _is_config(member)]
+    return {str(get_args(_hints(c)["kind"])[0]) if "kind" in _hints(c) else "": c for c in classes}
+
+
+def _class_for(annotation: Any, data: Any) -> type | None:
+    """The config class that a mapping is meant for, if that can be told."""
+    kinds = _kinds(annotation)
+    if not isinstance(data, Mapping) or not kinds:
+        return None
+    if len(kinds) == 1:
+        return next(iter(kinds.values()))
+    return kinds.get(str(data.get("kind")))
+
+
+# ---- mistakes, in words
+
+
+def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
+    """Unknown keys and kinds, and values that pydantic would quietly turn into another type, at every depth."""
+    if not isinstance(data, Mapping):
+        scalars = set(_members(annotation)) - {type(None)}
+        turned = (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
+            isinstance(data, (int, float, str)) and not isinstance(data, bool) and scalars == {bool}
+        )
+        if turned:
+            yield f"{path.removesuffix('.')}: expected {type_name(annotation)}, got {data!r}"
+        return
+    cls = _class_for(annotation, data)
+    if cls is None:
+        kinds = _kinds(annotation)
+        if len(kinds) > 1:
+            yield f"{path}kind: expected one of {', '.join(kinds)}, got {data.get('kind', 'nothing')!r}"
+        return
+    hints = _hints(cls)
+    for key, value in data.items():
+        if key in hints:
+            yield from _mistakes(hints[key], value, f"{path}{key}.")
+        else:
+            close = difflib.get_close_matches(str(key), list(hints), n=1)
+            hint = f"did you mean {path}{close[0]}?" if close else f"known here: {', '.join(hints)}"
+            yield f"{path}{key}: unknown key; {hint}"
+
+
+def _without_unknown(annotation: Any, data: Any) -> Any:
+    """The data less its unknown keys, which are told apart, so that the rest is checked too."""
+    cls = _class_for(annotation, data)
+    if cls is None:
+        return data
+    hints = _hints(cls)
+    return {key: _without_unknown(hints[key], value) for key, value in data.items() if key in hints}
+
+
+def _messages(error: ValidationError, schema: Any, data: Any) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        path, annotation, relevant = _path(schema, data, detail["loc"])
+        if not relevant:
+            continue
+        if detail["type"] == "value_error":  # raised by a __post_init__, in its own words
+            text = str(detail["ctx"]["error"])
+        elif detail["type"] == "missing":
+            text = "missing"
+        elif detail["type"].startswith("union") or detail["type"].startswith("dataclass"):
+            text = f"expected {type_name(annotation)}, got {_kind(detail['input'])}"
+        elif detail["type"] in ("bool_type", "float_type", "int_type", "string_type", "path_type", "literal_error") or (
+            detail["type"].endswith(("_parsing", "_type", "_from_float"))
+        ):
+            text = f"expected {type_name(annotation)}, got {detail['input']!r}"
+        else:
+            text = detail["msg"]
+        yield f"{path}: {text}" if path else text
+
+
+def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str, Any, bool]:
+    """The dotted path of a pydantic location, the type expected there, and whether it is of the member meant.
+
+    Pydantic puts a union's members between the keys; those are left out, and what other members say is not relevant.
+    """
+    path: list[str] = []
+    annotation, node = schema, data
+    for step in location:
+        names = {getattr(member, "__name__", str(member)): member for member in _members(annotation)}
+        if len(names) > 1 and isinstance(step, str) and not (isinstance(node, Mapping) and step in node):
+            if step in names and _is_config(names[step]):
+                if isinstance(node, Mapping) and names[step] is not _class_for(annotation, node):
+                    return "", annotation, False
+                annotation = names[step]
+            continue
+        cls = _class_for(annotation, node)
+        if cls is not None and isinstance(step, str) and step in _hints(cls):
+            annotation = _hints(cls)[step]
+            node = node.get(step) if isinstance(node, Mapping) else None
+            path.append(step)
+        elif isinstance(step, int):
+            path.append(str(step))
+            inner = [a for a in get_args(annotation) if a is not Ellipsis]
+            annotation = inner[min(step, len(inner) - 1)] if inner else annotation
+            node = node[step] if isinstance(node, (list, tuple)) and step < len(node) else None
+    return ".".join(path), annotation, True
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else repr(value)
+
+
+# ---- help
+
+
+def describe(schema: Any, base: Mapping[str, Any] | None = None) -> str:
+    """Every option, one a line: dotted name, type, default (or the value in `base`), meaning."""
+    rows = list(_rows(schema, base or {}, ""))
+    left = max((len(name) for name, _, _ in rows), default=0)
+    return "\n".join(f"  {name:<{left}}  {kind}{'. ' if text else ''}{text}" for name, kind, text in rows)
+
+
+def _rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    kinds = _kinds(annotation)
+    chosen = _class_for(annotation, base)
+    for kind, cls in kinds.items():
+        if len(kinds) > 1 and chosen is not None and cls is not chosen:
+            continue
+        suffix = f" (kind {kind})" if len(kinds) > 1 and chosen is None else ""
+        texts = _descriptions(cls)
+        for field in dataclasses.fields(cls):
+            inner, name = _hints(cls)[field.name], path + field.name
+            given = base.get(field.name) if isinstance(base, Mapping) else None
+            if field.name == "kind" and suffix:
+                continue
+            if _kinds(inner):
+                if texts.get(field.name):
+                    yield name + suffix, type_name(inner) + _default(field, None), texts[field.name]
+                yield from _rows(inner, given if given is not None else _plain(_value(field)), f"{name}.")
+            else:
+                yield name + suffix, type_name(inner) + _default(field, given), texts.get(field.name, "")
+
+
+def _value(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _default(field: dataclasses.Field[Any], given: Any) -> str:
+    if given is not None:
+        return f" = {_text(given)}"
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        return ", required"
+    plain = _plain(_value(field))
+    return f" = {plain['kind'] if 'kind' in plain else '...'}" if isinstance(plain, dict) else f" = {_text(plain)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_text(item) for item in value) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def type_name(annotation: Any) -> str:
+    """A type in plain words: "a number", "one of gelu, swiglu", "a list of integers or null"."""
+    if len(_kinds(annotation)) > 1:
+        return f"options of kind {', '.join(_kinds(annotation))}" + (" or null" if type(None) in _members(annotation) else "")
+    members = _members(annotation)
+    if len(members) > 1:
+        return " or ".join(type_name(member) for member in members)
+    if get_origin(annotation) is Literal:
+        values = ", ".join(str(value) for value in get_args(annotation))
+        return values if len(get_args(annotation)) == 1 else f"one of {values}"
+    if get_origin(annotation) in (list, tuple):
+        inner = [a for a in get_args(annotation) if a is not Ellipsis]
+        count = f"{len(inner)} x " if get_origin(annotation) is tuple and Ellipsis not in get_args(annotation) else ""
+        return f"a list of {count}({type_name(inner[0])})" if inner else "a list"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
+    return names.get(annotation, "options" if _is_config(annotation) else str(annotation))
+
+
+@cache
+def _descriptions(cls: type) -> dict[str, str]:
+    """The string literals right under the fields of a class."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
+        for statement, following in zip(body, body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and isinstance(following.value.value, str)
+            ):
+                found[statement.target.id] = " ".join(following.value.value.split())
+    return found

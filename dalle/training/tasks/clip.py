@@ -50,7 +50,7 @@ class CLIPTask(Task):
     def inputs(self, batch: Batch) -> Inputs:
         recipe = self.recipe
         text = self.tokenizer.encode(
-            batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds[0]
+            batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds
         )
         return Inputs(unit_images(batch, self.device), text.to(self.device))
 
