@@ -105,8 +105,9 @@ def draw(settings: SampleConfig, run: Run) -> None:
     )
     run.model_hash = pipe.model_hash
     prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
-    # the delay keeps the bar away until the first code is drawn, so that a wrong option is one line and no more
-    with tqdm(unit=" codes", file=sys.stderr, desc="drawing", dynamic_ncols=True, delay=1e-3) as bar:
+    # The delay keeps the bar away until the first code is drawn, so that a wrong option is one line and no more
+    pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
+    with tqdm(unit=" codes", desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
         for first in range(0, len(prompts), size):
             group = prompts[first : first + size]
             results = pipe(
@@ -254,3 +255,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"sample.py: {message} (see --help)", file=sys.stderr)
         raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

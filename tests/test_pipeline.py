@@ -53,7 +53,7 @@ def test_results_have_the_promised_form(pipe: TextToImage) -> None:
     for result in results:
         assert len(result.images) == len(result.seeds) == 2
         assert result.codes.shape == (2, *GRID) and result.codes.dtype == torch.int64
-        assert 0 <= result.codes.min() and result.codes.max() < CODES
+        assert result.codes.min() >= 0 and result.codes.max() < CODES
         assert all(image.size == (IMAGE_SIZE, IMAGE_SIZE) and image.mode == "RGB" for image in result.images)
         assert set(result.seeds) <= {5, 6, 7}
         assert result.scores is not None and result.scores == sorted(result.scores, reverse=True)
@@ -143,7 +143,7 @@ def test_whole_rows(keep_rows: float, rows: int, whole: int) -> None:
 
 @pytest.mark.parametrize("keep_rows", [0, -1, 0.05, 0.99, 8, 1.5, float("nan")])
 def test_rows_that_cannot_be_kept(keep_rows: float) -> None:
-    with pytest.raises(ValueError, match="a fraction from 0.125 to 0.875, or a whole number of rows from 1 to 7"):
+    with pytest.raises(ValueError, match=r"a fraction from 0\.125 to 0\.875, or a whole number of rows from 1 to 7"):
         whole_rows(keep_rows, 8)
 
 

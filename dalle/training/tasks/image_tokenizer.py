@@ -132,7 +132,7 @@ class ImageTokenizerTask(Task):
         discriminator = self.adversary.discriminator.requires_grad_(True)
         real, fake = discriminator(inputs.images), discriminator(inputs.fake)
         loss = discriminator_loss(real, fake)
-        return loss, {"discriminator": loss, "real": real.mean(), "fake": fake.mean()}
+        return loss, {"real": real.mean(), "fake": fake.mean()}
 
     def _adversarial_at(self, update: int) -> bool:
         return self.recipe.adversarial is not None and update >= self.recipe.adversarial.start

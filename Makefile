@@ -1,0 +1,64 @@
+# What one runs here. Every target sets up what it needs in $(VENV); a second call finds it there.
+#   make demo | test | test-all | lint | format | bench | lock | clean
+#   make test ARGS=tests/test_text.py     PYTHON=python3.12 make test     VENV=/tmp/venv make test
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+# A folder of wheels that pip is told of holds for uv too: where it offers torch for the CPU, no CUDA packages come in.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_LINK_MODE ?= copy
+
+recent = $(shell $(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 10)))' 2>&1)
+check_python = $(if $(filter 1,$(recent)),,$(error dalle needs Python 3.10 or newer, and PYTHON=$(PYTHON) is not: try make PYTHON=python3.11))
+
+.PHONY: demo test test-all lint format bench lock clean
+.DEFAULT_GOAL := test
+
+demo: $(STAMP)
+	$(BIN)/python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -q -m "" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# uv if it is there or comes with pip (an environment in 20 seconds), else pip (a minute).
+$(STAMP): pyproject.toml constraints.txt
+	$(check_python)
+	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python $(PYTHON) $(VENV); } || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q -c constraints.txt uv || true
+	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[dev]'; \
+	else \
+		$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+# Anew the exact versions, for every Python from 3.10: no hosts in the file, and no build of torch for one machine only.
+lock: $(STAMP)
+	printf 'setuptools\nuv\n' | PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.10 --extra dev --upgrade \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml - > constraints.new
+	{ sed -n '/^#/p' constraints.txt; sed 's/+cpu//' constraints.new; } > constraints.out
+	mv constraints.out constraints.txt && rm constraints.new
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find dalle tests -name __pycache__ -prune -exec rm -rf {} +
