@@ -15,10 +15,10 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from dalle import __version__
-from dalle.config import _descriptions, config, dump, from_dict
+from dalle.config import CommandLine, _descriptions, config, dump, from_dict, refuse
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -29,7 +29,7 @@ _TOGETHER = 32  # candidates that are drawn before their pictures are written, w
 @config
 class SampleConfig:
     prompts: list[str]
-    """What to draw, in any language that the model was trained on; "" draws from an empty caption."""
+    """What to draw, in any language that the model was trained on; "" draws what comes without a caption."""
     n: int = 4
     """Candidates to draw for each prompt."""
     keep: int | None = None
@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(settings, run)
         print(run.finish())
     except (ValueError, OSError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
+        return refuse("sample.py", error)
     except KeyboardInterrupt:
         finished = "nothing was finished" if run is None or run.folder is None else f"finished pictures: {run.finish()}"
         print(f"sample.py: stopped; {finished}", file=sys.stderr)
@@ -98,6 +97,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
     from dalle.pictures import read_picture
     from dalle.pipeline import TextToImage
 
+    _check_folder(settings.out)
     image = None if settings.image is None else read_picture(settings.image)
     mask = None if settings.mask is None else read_picture(settings.mask)
     pipe = TextToImage.from_pretrained(
@@ -199,6 +199,13 @@ def _meter(bar: Any, groups: float) -> Callable[[int, int], None]:
     return progress
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written, before any time goes into drawing."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} is not a folder that can be written: give another as --out")
+
+
 def _new_folder(parent: Path, name: str) -> Path:
     """Make `parent`/`name`, or with the first free number behind it."""
     parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +236,7 @@ def _write(path: Path, text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
-    parser = _Parser("sample.py", description=(__doc__ or "").partition("\n")[0])
+    parser = CommandLine("sample.py", description=(__doc__ or "").partition("\n")[0])
     hints, texts = get_type_hints(SampleConfig), _descriptions(SampleConfig)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=texts["prompts"])
     for field in fields(SampleConfig):
@@ -249,12 +256,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shown(default: object) -> str:
     return "none" if default is None else "on" if default is True else str(default)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"sample.py: {message} (see --help)", file=sys.stderr)
-        raise SystemExit(2)
 
 
 if __name__ == "__main__":

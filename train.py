@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle.config import dump, to_dict
+from dalle.config import CommandLine, dump, refuse, to_dict
 from dalle.data import open_data
 from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches
@@ -54,9 +54,12 @@ def train(recipe: LoopRecipe) -> int:
     def save(update: int) -> None:
         """Write a checkpoint, and the newest weights as a folder that `dalle` loads."""
         if accelerator.is_main_process:
-            now = Checkpoint.of(update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), bad.count)
-            checkpoint.save(run.dir, now, run.keep)
-            task.export(run.dir / "model", task.model.state_dict() if average is None else average.state)
+            now = Checkpoint.of(
+                update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), bad.count
+            )
+            with checkpoint.explained(run.dir, update):
+                checkpoint.save(run.dir, now, run.keep)
+                task.export(run.dir / "model", task.model.state_dict() if average is None else average.state)
         accelerator.wait_for_everyone()
 
     def validate(update: int) -> None:
@@ -135,18 +138,21 @@ def train(recipe: LoopRecipe) -> int:
     if update < run.updates:
         log.say(f"stopped at update {update}; go on with: python train.py ... run.dir={run.dir} resume=true")
         return 130
+    if update == start:
+        log.say(f"nothing to train: update {start} is done, and run.updates is {run.updates}")
+        return 0
     log.say(f"weights: {run.dir / 'model'}")
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("train.py", description=__doc__.splitlines()[0], add_help=False)
+    parser = CommandLine("train.py", description=(__doc__ or "").partition("\n")[0], add_help=False)
     parser.add_argument("config", nargs="?", type=Path, help="a YAML under configs/ or tokenizers/")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the YAML to change")
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     parser.add_argument("-h", "--help", action="store_true", help="show every option with type, default and meaning")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options may stand anywhere among the overrides
     if args.help:
         print(f"{parser.format_help()}\n{describe_recipes(args.config)}")
         raise SystemExit(0)
@@ -170,8 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if args.traceback:
             raise
-        print("\n".join(f"train.py: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return 2
+        return refuse("train.py", error)
+    except KeyboardInterrupt:  # before the first update, or a second one while a checkpoint was written
+        print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dalle.config import CommandLine, apply_overrides, from_dict, refuse
+
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -18,21 +20,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command(args)
     except (ValueError, OSError) as error:
-        print(f"dalle {args.command}: {error}", file=sys.stderr)
-        return 2
+        return refuse(f"dalle {args.command}", error)
+    except KeyboardInterrupt:
+        print(f"dalle {args.command}: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("dalle", description="Figures of trained weights, and folders to share them.")
+def _parser() -> CommandLine:
+    parser = CommandLine("dalle", description="Figures of trained weights, and folders to share them.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("eval", help="figures of a tokenizer, a CLIP or a DALL-E on a held-out split")
-    command.add_argument("source", help="folder of weights")
+    command.add_argument("source", metavar="SOURCE", help="folder of weights (or a hub id), for example RUN/model")
     command.add_argument("data", nargs="*", metavar="key=value", help="options of the data set; kind=emoji if none")
-    command.add_argument("--split", default="test_pair", help="split of the data set (default: %(default)s)")
+    command.add_argument("--split", help="of the data set (default: test_pair of the emoji, else validation)")
     command.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
-    command.add_argument("--limit", type=int, help="look at so many images only")
+    command.add_argument("--limit", type=int, help="look at the first so many images only (default: all)")
+    command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
+    command.add_argument("--json", action="store_true", help="print JSON, not a table")
     command.set_defaults(run=_eval)
 
     command = commands.add_parser("export", help="write the weights of a run as a folder to share")
@@ -44,21 +50,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _eval(args: argparse.Namespace) -> None:
-
-    from dalle.config import apply_overrides, from_dict
     from dalle.data import DataConfig
-    from dalle.evaluate import evaluate
+    from dalle.evaluate import evaluate, table
+    from dalle.pipeline import pick_device
 
     data = from_dict(DataConfig, apply_overrides({"kind": "emoji"}, args.data), "command line")
-    figures = evaluate(args.source, data, args.split, args.batch_size, args.limit)
-    print(json.dumps({"split": args.split} | figures, indent=2))
+    split = args.split or ("test_pair" if data.kind == "emoji" else "validation")
+    figures = evaluate(args.source, data, split, args.batch_size, args.limit, pick_device(args.device))
+    if args.json:
+        print(json.dumps({"source": args.source, "split": split} | figures, indent=2))
+    else:
+        print(f"{args.source}, {figures.pop('images')} images of {split}\n{table(figures)}")
 
 
 def _export(args: argparse.Namespace) -> None:
     from dalle import artifact
 
     artifact.export(args.run_folder / "model", args.out, args.dtype)
-    print(args.out)
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

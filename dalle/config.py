@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import copy
 import dataclasses
 import difflib
 import inspect
 import re
+import sys
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -52,6 +54,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not YAML, or not a mapping.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, expected a YAML file")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
@@ -322,7 +326,9 @@ def _text(value: Any) -> str:
 def type_name(annotation: Any) -> str:
     """A type in plain words: "a number", "one of gelu, swiglu", "a list of integers or null"."""
     if len(_kinds(annotation)) > 1:
-        return f"options of kind {', '.join(_kinds(annotation))}" + (" or null" if type(None) in _members(annotation) else "")
+        return f"options of kind {', '.join(_kinds(annotation))}" + (
+            " or null" if type(None) in _members(annotation) else ""
+        )
     members = _members(annotation)
     if len(members) > 1:
         return " or ".join(type_name(member) for member in members)
@@ -333,7 +339,14 @@ def type_name(annotation: Any) -> str:
         inner = [a for a in get_args(annotation) if a is not Ellipsis]
         count = f"{len(inner)} x " if get_origin(annotation) is tuple and Ellipsis not in get_args(annotation) else ""
         return f"a list of {count}({type_name(inner[0])})" if inner else "a list"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
+    names = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Path: "a path",
+        type(None): "null",
+    }
     return names.get(annotation, "options" if _is_config(annotation) else str(annotation))
 
 
@@ -353,3 +366,19 @@ def _descriptions(cls: type) -> dict[str, str]:
             ):
                 found[statement.target.id] = " ".join(following.value.value.split())
     return found
+
+
+# ---- command lines
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser to which a mistake is one line and exit code 2, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(refuse(self.prog, f"{message} (see --help)"))
+
+
+def refuse(program: str, error: object) -> int:
+    """Print what a user has caused, a line for each mistake; returns the exit code 2."""
+    print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    return 2

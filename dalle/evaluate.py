@@ -15,7 +15,7 @@ from dalle.data import DataConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.image import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
-from dalle.model import PAD, DALLE
+from dalle.model import DALLE, PAD
 from dalle.text import TextTokenizer
 
 
@@ -77,7 +77,12 @@ def dalle_figures(
 
 
 def evaluate(
-    source: str | Path, data: DataConfig, split: str, batch_size: int = 64, limit: int | None = None
+    source: str | Path,
+    data: DataConfig,
+    split: str,
+    batch_size: int = 64,
+    limit: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Figures of a folder of weights on one split of a data set.
 
@@ -86,31 +91,54 @@ def evaluate(
         data: The data set.
         split: Its split, for example "test_pair".
         batch_size: Images at a time; the figures do not depend on it.
-        limit: Only so many images.
+        limit: Only the first so many images.
+        device: Where to compute.
 
     Returns:
         The figures of the folder's stage by name, and "images", how many were looked at.
 
     Raises:
-        ValueError: The folder holds something that has no figures.
+        ValueError: The folder holds something that has no figures, or a number is out of range.
     """
+    for name, number in (("batch_size", batch_size), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}: look at 1 image at least")
     folder = artifact.resolve(source)
     stage = artifact.read_config(folder).get("stage")
     if stage == "image_tokenizer":
-        tokenizer = load_image_tokenizer(folder)
+        tokenizer = load_image_tokenizer(folder, device)
         held_out = open_data(data, split, tokenizer.image_size)
         figures = image_tokenizer_figures(tokenizer, evaluation_batches(held_out, batch_size, limit=limit))
     elif stage == "clip":
-        clip = load_clip(folder)
+        clip = load_clip(folder, device)
         assert clip.tokenizer is not None
         held_out = open_data(data, split, clip.config.image_size)
         figures = clip_figures(clip, clip.tokenizer, evaluation_batches(held_out, batch_size, limit=limit))
     elif stage == "dalle":
         text_tokenizer = load_text_tokenizer(artifact.part(folder, "text_tokenizer"))
-        tokenizer = load_image_tokenizer(artifact.part(folder, "image_tokenizer"))
+        tokenizer = load_image_tokenizer(artifact.part(folder, "image_tokenizer"), device)
         held_out = open_data(data, split, tokenizer.image_size)
         seen = evaluation_batches(held_out, batch_size, limit=limit)
-        figures = dalle_figures(load_model(folder), text_tokenizer, tokenizer, seen)
+        figures = dalle_figures(load_model(folder, device), text_tokenizer, tokenizer, seen)
     else:
         raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
     return figures | {"images": len(held_out) if limit is None else min(limit, len(held_out))}
+
+
+_MEANING = {
+    "psnr": "dB, mean over the images",
+    "ssim": "1 is equal",
+    "codebook_used": "share of the codes that occur",
+    "codebook_perplexity": "codes, if all were as frequent",
+    "dead_codes": "codes that never occur",
+    "image_nats": "nats per image token",
+    "text_nats": "nats per text token",
+}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Figures, one a line with its meaning."""
+    meaning = _MEANING | {
+        name: "share of the images with the partner among the k best" for name in figures if "@" in name
+    }
+    return "\n".join(f"  {name:<20} {value:10.4f}  {meaning.get(name, '')}".rstrip() for name, value in figures.items())

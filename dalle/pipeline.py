@@ -135,7 +135,8 @@ class TextToImage:
         Candidate i of every prompt has the seed `seed + i`: alone with that seed it is the same picture.
 
         Args:
-            prompts: one or several; "" draws from an empty caption. Too long ones are cut, with a warning.
+            prompts: one or several; "" (or white space) draws what comes without a caption. Too long ones are cut,
+                with a warning.
             n: candidates of each prompt.
             keep: how many of them to return; None returns all. Fewer than `n` needs CLIP to choose them.
             seed: of the first candidate, 0 or more.
@@ -198,9 +199,14 @@ class TextToImage:
         return keep
 
     def _read(self, prompts: list[str]) -> Tensor:
-        """Prompts to ids [P, T]; those that are cut are named in the log."""
+        """Prompts to ids [P, T]; those that are cut are named in the log.
+
+        A blank prompt becomes the null caption (padding only), which caption dropout has trained: an empty caption (EOS
+        and padding) never stands in the data.
+        """
         length = self.model.config.text_length
         ids = self.text_tokenizer.encode(prompts)
+        ids[[not prompt.strip() for prompt in prompts]] = self.text_tokenizer.pad_id
         for prompt, row in zip(prompts, ids, strict=True):
             tokens = int((row != self.text_tokenizer.pad_id).sum())
             if tokens > length:

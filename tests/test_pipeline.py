@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 from torch import Tensor
 
 from dalle import pipeline
 from dalle.pipeline import Result, TextToImage, pick_device, picture_to_tensor, redrawn_pixels, whole_rows
 from dalle.rerank import score
+from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 
 @pytest.fixture(scope="module")

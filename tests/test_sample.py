@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image, ImageChops
+
 from tiny_model import IMAGE_SIZE, make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,10 +83,34 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "architecture": checkpoint.architecture,
             "bad": checkpoint.bad,
         }
-        torch.save(rest, folder / "state.pt")
+        _save_state(rest, folder / "state.pt")
     for old in folders(run)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+@contextmanager
+def explained(run: Path, update: int) -> Iterator[None]:
+    """Says what to do where a save in this block fails.
+
+    Raises:
+        ValueError: in place of an OSError: no space left, or not writable.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"update {update} could not be saved in {run} ({reason}): earlier checkpoints are whole; "
+            "make room there, then go on with resume=true"
+        ) from error
+
+
+def _save_state(state: dict[str, Any], file: Path) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # how torch reports a full disk
+        raise OSError(f"{file.name} could not be written, is the disk full?") from error
 
 
 def load_newest(run: Path) -> Checkpoint:
@@ -101,7 +127,9 @@ def load_newest(run: Path) -> Checkpoint:
         rest = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder / 'state.pt'}: cannot be read ({reason}); delete {folder} to go on from the one before") from error
+        raise ValueError(
+            f"{folder / 'state.pt'}: cannot be read ({reason}); delete {folder} to go on from the one before"
+        ) from error
     average = folder / "average.safetensors"
     return Checkpoint(
         weights=read_tensors(folder / "weights.safetensors"),

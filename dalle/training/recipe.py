@@ -167,6 +167,6 @@ def describe_recipes(path: Path | None = None) -> str:
 
 def stage_schema(data: dict, source: str) -> type:
     stage = data.get("stage")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         raise ConfigError(f"{source}: stage: expected one of {', '.join(STAGES)}, got {stage!r}")
     return STAGES[stage]

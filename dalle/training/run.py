@@ -111,13 +111,21 @@ class RunLog:
         if self.run.tracker != "none":
             accelerator.init_trackers(self.run.dir.name, config=_flat(to_dict(recipe)))
         self.bar = tqdm(
-            total=self.run.updates, initial=start, disable=not self.main, unit="update", dynamic_ncols=True, mininterval=1
+            total=self.run.updates,
+            initial=start,
+            disable=not self.main,
+            unit="update",
+            dynamic_ncols=True,
+            mininterval=1,
         )
 
     def _forget_from(self, start: int) -> None:
-        """Drop lines of updates that a run which goes on from an earlier checkpoint will make again."""
+        """Drop lines of updates that a run which goes on from an earlier checkpoint will make again.
+
+        So is a last line without its end: the run was killed, or the disk was full, while it was written.
+        """
         if self.file.exists():
-            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = [x for x in self.file.read_text(encoding="utf-8").splitlines(keepends=True) if x.endswith("\n")]
             self.file.write_text("".join(x for x in lines if json.loads(x)["update"] <= start), encoding="utf-8")
 
     def train(self, update: int, figures: dict[str, float]) -> None:

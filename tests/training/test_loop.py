@@ -72,7 +72,12 @@ DALLE = {
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A BPE and a VQGAN trained on shapes for a moment."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    bpe = {"stage": "text_tokenizer", "model": {"vocab_size": 300}, "data": {"kind": "shapes"}, "dir": str(folder / "bpe")}
+    bpe = {
+        "stage": "text_tokenizer",
+        "model": {"vocab_size": 300},
+        "data": {"kind": "shapes"},
+        "dir": str(folder / "bpe"),
+    }
     assert train.main([str(_write(folder / "bpe.yaml", bpe))]) == 0
     vqgan = VQGAN | {"run": VQGAN["run"] | {"dir": str(folder / "vqgan"), "updates": 3}}
     assert train.main([str(_write(folder / "vqgan.yaml", vqgan))]) == 0

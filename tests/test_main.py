@@ -1,0 +1,101 @@
+"""`python -m dalle eval` and `export`: what they print and write, and that every wrong input is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import dalle
+from dalle.__main__ import main
+from dalle.data import ShapesData
+from dalle.evaluate import evaluate
+from tiny_model import make_tiny_model
+
+SHAPES = ["kind=shapes", "size=64"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run: model/ is a random DALL-E; beside it the folders that it stands on."""
+    return make_tiny_model(tmp_path_factory.mktemp("run")).parent
+
+
+@pytest.mark.parametrize("name", ["image_tokenizer", "clip", "model"])
+def test_eval_prints_what_evaluate_gives(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = evaluate(run / name, ShapesData(size=64), "validation", limit=5)
+    options = [str(run / name), *SHAPES, "--limit", "5", "--batch-size", "2", "--device", "cpu"]
+    assert main(["eval", *options, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed.pop("source"), printed.pop("split")) == (str(run / name), "validation")
+    assert printed == pytest.approx(expected, rel=1e-4)
+    assert main(["eval", *options]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == f"{run / name}, 5 images of validation"
+    shown = {line.split()[0]: float(line.split()[1]) for line in lines}
+    expected.pop("images")
+    assert shown == pytest.approx(expected, abs=1e-4, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "float32"])
+def test_export_keeps_the_weights_as_near_as_their_storage_allows(
+    run: Path, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("a card")
+    assert main(["export", str(run), str(tmp_path / "out"), "--dtype", dtype]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}: 0.")
+    before, after = (dalle.load_model(folder).state_dict() for folder in (run / "model", tmp_path / "out"))
+    error = {"float32": 0.0, "float16": 2**-10, "bfloat16": 2**-7, "int8": 1 / 127}[dtype]
+    for name, value in before.items():
+        assert (after[name] - value).abs().max() <= error * value.abs().max(), name
+    assert (tmp_path / "out" / "README.md").read_text() == "a card"
+    pipe = dalle.TextToImage.from_pretrained(tmp_path / "out", device="cpu")
+    assert torch.isfinite(torch.tensor(pipe("a red circle")[0].scores)).all()
+
+
+WRONG = {
+    "nothing there": (["eval", "./nowhere"], "nowhere: no such folder"),
+    "no weights": (["eval", "EMPTY", *SHAPES], "has no config.yaml"),
+    "truncated": (["eval", "BROKEN", *SHAPES], "model.safetensors is no safetensors file, or a truncated one"),
+    "unknown key": (["eval", "RUN", "kind=shapes", "sizes=3"], "command line: sizes: unknown key; did you mean size?"),
+    "wrong type": (["eval", "RUN", "kind=shapes", "size=few"], "size: expected an integer, got 'few'"),
+    "unknown kind": (["eval", "RUN", "kind=shape"], "kind: expected one of emoji, shapes"),
+    "unknown split": (["eval", "RUN", *SHAPES, "--split", "dev"], "split 'dev' is unknown"),
+    "no images": (["eval", "RUN", *SHAPES, "--limit", "0"], "limit is 0"),
+    "no such device": (["eval", "RUN", *SHAPES, "--device", "abacus"], "no device 'abacus'"),
+    "no source": (["eval"], "required: SOURCE"),
+    "no command": ([], "required: command"),
+    "unknown command": (["evaluate"], "invalid choice: 'evaluate'"),
+    "export of nothing": (["export", "EMPTY", "OUT"], "has no config.yaml"),
+    "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),
+    "out is a file": (["export", "RUNS", "FILE/out"], "File exists"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_inputs_are_one_line(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    broken = make_broken(run / "image_tokenizer", tmp_path / "broken")
+    places = {"EMPTY": tmp_path / "empty", "BROKEN": broken, "RUNS": run, "RUN": run / "model", "OUT": tmp_path / "out"}
+    arguments, message = WRONG[name]
+    arguments = [str(places.get(a, a)).replace("FILE", str(tmp_path / "file")) for a in arguments]
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code  # type: ignore[assignment]
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert message in err and err.startswith("dalle") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def make_broken(source: Path, target: Path) -> Path:
+    """A copy of a folder of weights whose file lacks its end."""
+    target.mkdir()
+    (target / "config.yaml").write_bytes((source / "config.yaml").read_bytes())
+    (target / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-100])
+    return target
