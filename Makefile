@@ -7,6 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+TORCH := 2.13.0
 
 # A folder of wheels that pip is told of holds for uv too: where it offers torch for the CPU, no CUDA packages come in.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -52,12 +53,14 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-# Anew the exact versions, for every Python from 3.10: no hosts in the file, and no build of torch for one machine only.
+# Anew the exact versions, for every Python from 3.10. Local wheels are left out of it, so the file names no build of
+# torch for one machine only, no host and no folder.
 lock: $(STAMP)
-	printf 'setuptools\nuv\n' | PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.10 --extra dev --upgrade \
-		--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml - > constraints.new
-	{ sed -n '/^#/p' constraints.txt; sed 's/+cpu//' constraints.new; } > constraints.out
-	mv constraints.out constraints.txt && rm constraints.new
+	printf 'torch==$(TORCH)\nsetuptools\nuv\n' | UV_FIND_LINKS= PATH="$$PATH:$(BIN)" uv pip compile -q --universal \
+		--python-version 3.10 --extra dev --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		pyproject.toml - > $(VENV)/constraints.new
+	sed -n '/^#/p' constraints.txt | cat - $(VENV)/constraints.new > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

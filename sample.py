@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from dalle import __version__
-from dalle.config import CommandLine, _descriptions, config, dump, from_dict, refuse
+from dalle.config import CommandLine, config, descriptions, dump, from_dict, refuse
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -237,7 +237,7 @@ def _write(path: Path, text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
     parser = CommandLine("sample.py", description=(__doc__ or "").partition("\n")[0])
-    hints, texts = get_type_hints(SampleConfig), _descriptions(SampleConfig)
+    hints, texts = get_type_hints(SampleConfig), descriptions(SampleConfig)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=texts["prompts"])
     for field in fields(SampleConfig):
         if field.name == "prompts":

@@ -77,7 +77,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
         q: [B, H, T, D].
         k: [B, H, S, D].
         v: [B, H, S, D].
-        mask: None (all keys), "causal" (the T queries are the last of the S positions), or bool [T, S], True = may look.
+        mask: None (all keys), "causal" (the T queries are the last of S positions), or bool [T, S], True = may look.
 
     Returns:
         [B, H, T, D].

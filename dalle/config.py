@@ -14,6 +14,7 @@ import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -288,7 +289,7 @@ def _rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str
         if len(kinds) > 1 and chosen is not None and cls is not chosen:
             continue
         suffix = f" (kind {kind})" if len(kinds) > 1 and chosen is None else ""
-        texts = _descriptions(cls)
+        texts = descriptions(cls)
         for field in dataclasses.fields(cls):
             inner, name = _hints(cls)[field.name], path + field.name
             given = base.get(field.name) if isinstance(base, Mapping) else None
@@ -314,7 +315,7 @@ def _default(field: dataclasses.Field[Any], given: Any) -> str:
     if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
         return ", required"
     plain = _plain(_value(field))
-    return f" = {plain['kind'] if 'kind' in plain else '...'}" if isinstance(plain, dict) else f" = {_text(plain)}"
+    return f" = {plain.get('kind', '...')}" if isinstance(plain, dict) else f" = {_text(plain)}"
 
 
 def _text(value: Any) -> str:
@@ -351,12 +352,12 @@ def type_name(annotation: Any) -> str:
 
 
 @cache
-def _descriptions(cls: type) -> dict[str, str]:
-    """The string literals right under the fields of a class."""
+def descriptions(cls: type) -> dict[str, str]:
+    """What each field of a config class means: the string literals right under them."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in pairwise(body):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)

@@ -155,7 +155,7 @@ class _TextStates:
         self.held: dict[int, tuple[KVCache, Tensor]] = {}  # prompt -> cache of one row, logits [V]
 
     def start(self, prompts: list[int], guided: bool) -> tuple[KVCache, Tensor]:
-        """A full-size cache that holds the text of these candidates (and as many null captions), and logits [rows, V]."""
+        """A full-size cache that holds these candidates' text (and as many null captions), and logits [rows, V]."""
         wanted = set(prompts) | ({_NULL} if guided else set())
         self.held = {prompt: state for prompt, state in self.held.items() if prompt in wanted}
         fresh = sorted(wanted - set(self.held))
@@ -187,7 +187,8 @@ def _forced(
     kept = codes[keep]
     if len(kept) and (kept.min() < 0 or kept.max() >= model.config.image_vocab):
         raise ValueError(
-            f"forced has codes from {kept.min()} to {kept.max()}; the model's go from 0 to {model.config.image_vocab - 1}"
+            f"forced has codes from {kept.min()} to {kept.max()}; "
+            f"the model's go from 0 to {model.config.image_vocab - 1}"
         )
     lead = int(keep.all(0).int().cumprod(0).sum())
     return codes, keep, lead

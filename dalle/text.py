@@ -186,8 +186,8 @@ class TextTokenizer:
         file = folder / MODEL_FILE
         if not file.is_file():
             raise ValueError(f"no {MODEL_FILE} in {folder}: expected the folder of a trained text tokenizer")
-        source = str(folder / "config.yaml")
-        settings = from_dict(TextTokenizerConfig, read_yaml(source).get("model") or {}, source)
+        recipe = folder / "config.yaml"
+        settings = from_dict(TextTokenizerConfig, read_yaml(recipe).get("model") or {}, str(recipe))
         try:
             return cls(settings, file.read_bytes())
         except ValueError as error:

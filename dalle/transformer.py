@@ -163,7 +163,7 @@ class Transformer(nn.Module):
         masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)
         assert len(masks) == len(self.blocks), "one mask per layer"
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
-        for layer, (block, layer_mask) in enumerate(zip(self.blocks, masks)):
+        for layer, (block, layer_mask) in enumerate(zip(self.blocks, masks, strict=True)):
             if recompute:
                 x = checkpoint(block, x, layer_mask, rope, cache, layer, use_reentrant=False)
             else:

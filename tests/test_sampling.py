@@ -87,11 +87,10 @@ def test_draw_equals_a_walk_over_the_distribution() -> None:
     probabilities = logits_of(200, 13).softmax(-1)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(2))
     for row, number, drawn in zip(probabilities.double(), uniform.tolist(), draw(probabilities, uniform).tolist()):
-        mass, wanted = 0.0, 0
-        for wanted, probability in enumerate(row.tolist()):
-            mass += probability
-            if mass > number:
-                break
+        mass, wanted = 0.0, -1
+        while mass <= number and wanted + 1 < len(row):
+            wanted += 1
+            mass += float(row[wanted])
         assert drawn == wanted
 
 

@@ -16,7 +16,8 @@ STYLES = {
     "emojione": {"en": ("emojione", "soft cartoon"), "hi": ("इमोजीवन",), "ne": ("इमोजीवन",)},
 }
 
-# name -> red, green, blue in 0..255, and the colour's names (hi: oblique form, as before पृष्ठभूमि पर; ne: as before पृष्ठभूमिमा)
+# name -> red, green, blue in 0..255, and the colour's names (hi: oblique form, as before पृष्ठभूमि पर; ne: as before
+# पृष्ठभूमिमा)
 BACKGROUNDS = {
     "white": ((255, 255, 255), "सफ़ेद", "सेतो"),
     "red": ((224, 60, 50), "लाल", "रातो"),
@@ -69,7 +70,11 @@ _STYLED = {
     "hi": ("{x}, {s} शैली", "{s} शैली में {x}"),
     "ne": ("{x}, {s} शैली", "{s} शैलीमा {x}"),
 }
-_PLAIN = {"en": ("{x}", "{n}", "an emoji of {x}", "a picture of {x}"), "hi": ("{x}", "{x} का चित्र"), "ne": ("{x}", "{x}को चित्र")}
+_PLAIN = {
+    "en": ("{x}", "{n}", "an emoji of {x}", "a picture of {x}"),
+    "hi": ("{x}", "{x} का चित्र"),
+    "ne": ("{x}", "{x}को चित्र"),
+}
 _ON = {
     "en": ("{c} on a {b} background", "{c}, {b} background"),
     "hi": ("{b} पृष्ठभूमि पर {c}", "{c}, {b} पृष्ठभूमि"),

@@ -88,7 +88,7 @@ class ShapesPairs:
         return self.length
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Pair `index`, image uint8 [image_size, image_size, 3]; the seed moves the shape a little, in training only."""
+        """Pair `index`, image uint8 [image_size, image_size, 3]; the seed moves the shape, in training only."""
         shape, colour, place = self.combinations[index % len(self.combinations)]
         right, down = PLACES[place]
         if self.split == "train":

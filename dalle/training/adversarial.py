@@ -1,4 +1,4 @@
-"""The adversarial loss of the VQGAN: patch discriminator, hinge losses, adaptive weight. Optimisers and schedules are the task's."""
+"""The VQGAN's adversarial loss: patch discriminator, hinge, adaptive weight. Optimisers are the task's business."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dalle.config import config
 @config
 class AdversarialConfig:
     weight: float = 0.8
-    """Weight of the generator's loss, before the adaptive weight multiplies it (`disc_weight` of taming-transformers)."""
+    """Weight of the generator's loss, before the adaptive weight multiplies it (`disc_weight` of taming)."""
     start: int = 10_000
     """Updates before the discriminator starts, so that it meets a tokenizer that reconstructs already."""
     channels: int = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
     optim = OptimConfig(lr=1.0, warmup=10, final_lr=0.1)
     rates = [learning_rate(optim, update, 110) for update in range(111)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) == pytest.approx(rates[10])
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
 
 
