@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from dalle.config import CommandLine, dump, refuse, to_dict
-from dalle.data import open_data
+from dalle.data import open_data, open_training
 from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches
 from dalle.training import checkpoint
@@ -38,7 +39,7 @@ def train(recipe: LoopRecipe) -> int:
     task = build_task(recipe, accelerator.device)
     optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
     average = WeightAverage(task.model, recipe.optim.ema) if recipe.optim.ema else None
-    data = open_data(recipe.data, "train", task.image_size)
+    data = open_training(recipe.data, task.image_size)
     held_out = open_data(recipe.data, "validation", task.image_size)
     bad = BadCounter(recipe.data.max_bad)
 
@@ -46,16 +47,17 @@ def train(recipe: LoopRecipe) -> int:
     if recipe.resume:
         saved = checkpoint.load_newest(run.dir)
         start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
-        bad.count = saved.bad
+        bad.merge(saved.bad or [])
     if accelerator.is_main_process:
         prepare_folder(recipe)
     accelerator.wait_for_everyone()
 
     def save(update: int) -> None:
         """Write a checkpoint, and the newest weights as a folder that `dalle` loads."""
+        bad.merge(gather_object(list(bad.names)))
         if accelerator.is_main_process:
             now = Checkpoint.of(
-                update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), bad.count
+                update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), list(bad.names)
             )
             with checkpoint.explained(run.dir, update):
                 checkpoint.save(run.dir, now, run.keep)
@@ -65,14 +67,14 @@ def train(recipe: LoopRecipe) -> int:
     def validate(update: int) -> None:
         if accelerator.is_main_process:
             with evaluated(task.model, average) as model, accelerator.autocast():
-                seen = evaluation_batches(held_out, 32, limit=run.validation_images)
+                seen = evaluation_batches(held_out, 32, limit=run.validation_images, report=bad.add)
                 log.validation(update, task.validate(model, seen))
         accelerator.wait_for_everyone()
 
     def draw(update: int) -> None:
         if accelerator.is_main_process:
             with evaluated(task.model, average) as model, accelerator.autocast():
-                picture = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32))))
+                picture = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32, report=bad.add))))
             if picture is not None:
                 (run.dir / "samples").mkdir(exist_ok=True)
                 picture.save(run.dir / "samples" / f"{update:08d}.png")
@@ -133,7 +135,7 @@ def train(recipe: LoopRecipe) -> int:
             if update % run.sample_every == 0 or last:
                 draw(update)
     log.close()
-    if bad.count:
+    if bad.names:
         log.say(bad.report())
     if update < run.updates:
         log.say(f"stopped at update {update}; go on with: python train.py ... run.dir={run.dir} resume=true")
@@ -163,8 +165,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, validate, train. What a user can cause is one line (a line each for a config) and exit code 2."""
-    args = parse(argv)
+    show_traceback = False
     try:
+        args = parse(argv)
+        show_traceback = args.traceback
         recipe = load_recipe(args.config, args.overrides)
         if args.print_config:
             print(dump(recipe), end="")
@@ -174,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return train(recipe)
     except (ValueError, OSError) as error:
-        if args.traceback:
+        if show_traceback:
             raise
         return refuse("train.py", error)
     except KeyboardInterrupt:  # before the first update, or a second one while a checkpoint was written

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from dalle.data.emoji import EmojiData, EmojiPairs
-from dalle.data.pair import BadPair, Pair, PairDataset
+from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
+from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead
 from dalle.data.shapes import ShapesData, ShapesPairs
 
-DataConfig = EmojiData | ShapesData
+DataConfig = EmojiData | ShapesData | PairsData
 
 
 def open_data(config: DataConfig, split: str, image_size: int) -> PairDataset:
-    """The split of a data set, its pictures [image_size, image_size, 3]."""
+    """A split of a data set, its pictures [image_size, image_size, 3]; of a streamed set the first records.
+
+    Raises:
+        ValueError: the data is not there, has no such split, or is not what its options say.
+    """
     if isinstance(config, ShapesData):
         return ShapesPairs(config, split, image_size)
+    if isinstance(config, PairsData):
+        return (StreamHead if config.stream else Pairs)(config, split, image_size)
     return EmojiPairs(config, split, image_size)
 
 
-__all__ = ["BadPair", "DataConfig", "Pair", "PairDataset", "open_data"]
+def open_training(config: DataConfig, image_size: int) -> PairDataset | PairStream:
+    """The training split, as a stream where the options ask for one."""
+    if isinstance(config, PairsData) and config.stream:
+        return PairsStream(config, image_size)
+    return open_data(config, "train", image_size)
+
+
+__all__ = ["BadPair", "DataConfig", "Pair", "PairDataset", "PairStream", "open_data", "open_training"]

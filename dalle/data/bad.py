@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 3
+
 
 class BadCounter:
-    """Names every skipped record in the log, and raises once there are more than `limit`."""
+    """Names every skipped record in the log, once however often it is met; raises when there are more than `limit`."""
 
     def __init__(self, limit: int):
-        self.limit, self.count = limit, 0
-        self.first: list[str] = []
+        self.limit = limit
+        self.names: dict[str, None] = {}  # in the order in which they were met
 
-    def add(self, names: Sequence[str]) -> None:
+    def add(self, names: Iterable[str]) -> None:
+        """Count records that were met just now."""
         for name in names:
-            log.warning("skipped %s", name)
-        self.count += len(names)
-        self.first = (self.first + list(names))[:3]
-        if self.count > self.limit:
-            raise ValueError(
-                f"{self.count} broken records, more than data.max_bad={self.limit} allows; the first: "
-                f"{'; '.join(self.first)}: mend them or raise data.max_bad"
-            )
+            if name not in self.names:
+                log.warning("skipped %s", name)
+                self.names[name] = None
+        self._check()
+
+    def merge(self, names: Iterable[str]) -> None:
+        """Count records that were named in the log before: by another process, or before an interruption."""
+        self.names |= dict.fromkeys(names)
+        self._check()
 
     def report(self) -> str:
-        return f"{self.count} broken records were skipped"
+        return f"{len(self.names)} broken records were skipped: {self._first()}"
+
+    def _check(self) -> None:
+        if len(self.names) > self.limit:
+            raise ValueError(
+                f"{len(self.names)} broken records, more than data.max_bad={self.limit} allows: {self._first()}; "
+                "mend them or raise data.max_bad"
+            )
+
+    def _first(self) -> str:
+        return "; ".join(list(self.names)[:_SHOWN]) + ("; ..." if len(self.names) > _SHOWN else "")

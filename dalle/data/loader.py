@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from dalle.data.pair import BadPair, PairDataset
+from dalle.data.pair import BadPair, PairDataset, PairStream
+
+log = logging.getLogger(__name__)
+
+_AHEAD = 64  # records of a stream that may be broken in a row
 
 
 @dataclass
@@ -35,15 +43,17 @@ class Batch:
         size = len(self.captions) // parts
         cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
         return [
-            Batch(self.images[c], self.captions[c], self.seeds[c], self.bad if i == 0 else []) for i, c in enumerate(cuts)
+            Batch(self.images[c], self.captions[c], self.seeds[c], self.bad if i == 0 else [])
+            for i, c in enumerate(cuts)
         ]
 
 
 Key = tuple[int, int]  # index, seed
+Decoded = tuple[np.ndarray, str, int, list[str]]  # picture, caption, seed, broken records met on the way
 
 
 def batches(
-    dataset: PairDataset,
+    dataset: PairDataset | PairStream,
     *,
     batch_size: int,
     seed: int,
@@ -52,41 +62,86 @@ def batches(
     world: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Batch `start`, `start + 1`, ... of the endless stream of shuffled epochs.
+    """Batch `start`, `start + 1`, ... of the endless sequence of shuffled epochs.
 
-    The stream is a function of (dataset, seed): neither workers nor processes nor resuming change it. Batch b is made
-    of its samples b * batch_size and on; process `rank` of `world` gets its share of each batch, so that together they
-    see what one process would.
+    The sequence is a function of (dataset, seed): neither workers nor processes nor resuming change it. Batch b is
+    made of its samples b * batch_size and on; process `rank` of `world` gets its share of each batch, so that together
+    they see what one process would. In place of a broken record stands the next good one.
+
+    Starting late costs nothing where records can be had by number. A stream is read from the beginning of an epoch,
+    without decoding its pictures: at most two passes (the first to learn how long a pass is), less without whole ones.
+
+    Raises:
+        ValueError: (at the first batch) there are no records, or none that can be used.
     """
-    keys = _Keys(len(dataset), batch_size, seed, start, rank, world)
-    loader = DataLoader(
-        _Records(dataset),
-        batch_sampler=keys,
+    share = batch_size // world
+    mine = slice(rank * share, (rank + 1) * share)
+    if isinstance(dataset, PairStream):
+        streamed = _StreamBatches(dataset, batch_size, seed, start, mine)
+        loader = _loader(streamed, seed, workers, batch_size=None)
+    else:
+        keys = _Keys(len(dataset), batch_size, seed, start, mine)
+        loader = _loader(_Records(dataset), seed, workers, batch_sampler=keys, collate_fn=_collate)
+    for batch in loader:
+        if isinstance(batch, ValueError):  # raised here, as one raised by a worker is buried in a traceback
+            raise batch
+        yield batch
+
+
+def evaluation_batches(
+    dataset: PairDataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    report: Callable[[list[str]], None] | None = None,
+) -> Iterator[Batch]:
+    """Every pair once, in order, the last batch perhaps smaller; at most `limit` pairs.
+
+    Broken records are left out, and `report` is told of them (None: the log is).
+
+    Raises:
+        ValueError: none can be used.
+    """
+    number = len(dataset) if limit is None else min(limit, len(dataset))
+    good: list[Decoded] = []
+    bad: list[str] = []
+    for index in range(number):
+        try:
+            pair = dataset.pair(index, seed)
+        except BadPair as error:
+            bad.append(str(error))
+            (report or _log_skipped)([str(error)])
+        else:
+            good.append((pair.image, pair.caption, seed, []))
+        if good and (len(good) == batch_size or index == number - 1):
+            yield _stacked(good)
+            good = []
+    if len(bad) == number:
+        raise ValueError(f"no usable picture to evaluate on: {bad[0] if bad else 'the data set is empty'}")
+
+
+def _log_skipped(names: list[str]) -> None:
+    for name in names:
+        log.warning("skipped %s", name)
+
+
+def _loader(dataset: Dataset, seed: int, workers: int, **options: Any) -> DataLoader:
+    return DataLoader(
+        dataset,
         num_workers=workers,
-        collate_fn=_collate,
         generator=torch.Generator().manual_seed(seed),  # or it would draw from the global one
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
+        **options,
     )
-    return iter(loader)
-
-
-def evaluation_batches(dataset: PairDataset, batch_size: int, *, seed: int = 0, limit: int | None = None) -> Iterator[Batch]:
-    """Every pair once, in order, the last batch perhaps smaller; at most `limit` pairs."""
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    records = _Records(dataset)
-    for first in range(0, count, batch_size):
-        indices = range(first, min(first + batch_size, count))
-        yield _collate([records[index, seed] for index in indices])
 
 
 class _Keys:
     """Batches of keys of one process; iterating never ends."""
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, rank: int, world: int):
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
-        share = batch_size // world
-        self.share = slice(rank * share, (rank + 1) * share)
+    def __init__(self, length: int, batch_size: int, seed: int, start: int, mine: slice):
+        self.length, self.batch_size, self.seed, self.start, self.mine = length, batch_size, seed, start, mine
 
     def __iter__(self) -> Iterator[list[Key]]:
         batch, known, order = self.start, -1, np.empty(0, dtype=np.int64)
@@ -98,7 +153,7 @@ class _Keys:
                     known, order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
                 index = int(order[place])
                 keys.append((index, _pair_seed(self.seed, epoch, index)))
-            yield keys[self.share]
+            yield keys[self.mine]
             batch += 1
 
 
@@ -107,13 +162,13 @@ def _pair_seed(seed: int, epoch: int, index: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-class _Records(Dataset[tuple[np.ndarray, str, int, list[str]]]):
+class _Records(Dataset[Decoded | ValueError]):
     """Pairs by key; in place of a broken one the next good one, with the broken ones' names."""
 
     def __init__(self, dataset: PairDataset):
         self.dataset = dataset
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, str, int, list[str]]:
+    def __getitem__(self, key: Key) -> Decoded | ValueError:
         index, seed = key
         bad: list[str] = []
         for step in range(len(self.dataset)):
@@ -123,10 +178,72 @@ class _Records(Dataset[tuple[np.ndarray, str, int, list[str]]]):
                 bad.append(str(error))
             else:
                 return pair.image, pair.caption, seed, bad
-        raise ValueError(f"no usable picture in the data set: {bad[0]}")
+        return ValueError(f"no usable picture in the data set: {bad[0]}")
 
 
-def _collate(records: list[tuple[np.ndarray, str, int, list[str]]]) -> Batch:
+class _StreamBatches(IterableDataset[Batch | ValueError]):
+    """Batches of one process from a stream. Each worker reads all of it, and decodes every so-manieth batch."""
+
+    def __init__(self, stream: PairStream, batch_size: int, seed: int, start: int, mine: slice):
+        self.stream, self.batch_size, self.seed, self.start, self.mine = stream, batch_size, seed, start, mine
+
+    def __iter__(self) -> Iterator[Batch | ValueError]:
+        worker = get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        try:
+            records = self._endless(self.start * self.batch_size)
+            ahead: deque[tuple[Any, int]] = deque()
+            for batch in count():
+                decoded = []
+                for place in range(self.batch_size):
+                    ahead.extend(islice(records, _AHEAD + 1 - len(ahead)))
+                    if batch % every == first and self.mine.start <= place < self.mine.stop:
+                        decoded.append(self._decoded(ahead))
+                    ahead.popleft()
+                if decoded:
+                    yield _stacked(decoded)
+        except ValueError as error:
+            yield ValueError(str(error))
+
+    def _endless(self, skip: int) -> Iterator[tuple[Any, int]]:
+        """Records of epoch after epoch, each with its pair's seed, without the first `skip`."""
+        epoch = 0
+        while True:
+            length = 0
+            for length, record in enumerate(self.stream.records(self.seed, epoch), 1):
+                if skip:
+                    skip -= 1
+                else:
+                    yield record, _pair_seed(self.seed, epoch, length - 1)
+            if not length:
+                raise ValueError("the stream holds no records to train on")
+            epoch += 1 + skip // length
+            skip %= length
+
+    def _decoded(self, ahead: deque[tuple[Any, int]]) -> Decoded:
+        bad: list[str] = []
+        seed = ahead[0][1]
+        for record, _ in ahead:
+            try:
+                pair = self.stream.pair(record, seed)
+            except BadPair as error:
+                bad.append(str(error))
+            else:
+                return pair.image, pair.caption, seed, bad
+        raise ValueError(f"no usable picture among {len(ahead)} records in a row: {bad[0]}")
+
+
+def _collate(records: list[Decoded | ValueError]) -> Batch | ValueError:
+    """A batch, or what went wrong."""
+    good = []
+    for record in records:
+        if isinstance(record, ValueError):
+            return record
+        good.append(record)
+    return _stacked(good)
+
+
+def _stacked(records: list[Decoded]) -> Batch:
     images = torch.from_numpy(np.stack([image for image, _, _, _ in records])).permute(0, 3, 1, 2).contiguous()
     bad = [name for _, _, _, names in records for name in names]
     return Batch(images, [caption for _, caption, _, _ in records], [seed for _, _, seed, _ in records], bad)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,4 +39,29 @@ class PairDataset(Protocol):
         Raises:
             BadPair: the record is broken.
         """
+        ...
+
+    def captions(self) -> Iterator[str]:
+        """Captions that together show all words: what a BPE is learnt from."""
+        ...
+
+
+@runtime_checkable
+class PairStream(Protocol):
+    """Pairs that can only be read in order, pass after pass; every pass holds the same records."""
+
+    def records(self, seed: int, epoch: int) -> Iterator[Any]:
+        """The records of one pass, undecoded, in an order that is a function of (seed, epoch)."""
+        ...
+
+    def pair(self, record: Any, seed: int) -> Pair:
+        """Decode a record; whatever is left to chance comes from `seed` alone.
+
+        Raises:
+            BadPair: the record is broken.
+        """
+        ...
+
+    def captions(self) -> Iterator[str]:
+        """Captions that together show all words: what a BPE is learnt from."""
         ...

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Checkpoint:
     optimizers: dict[str, Any]  # one state dict for each phase
     scaler: dict[str, Any] | None  # loss scale of fp16
     architecture: dict[str, Any]  # the recipe's `model:`
-    bad: int  # broken records met so far
+    bad: list[str]  # broken records met so far
 
     @classmethod
     def of(
@@ -45,7 +46,7 @@ class Checkpoint:
         optimizers: dict[str, AcceleratedOptimizer],
         scaler: torch.amp.GradScaler | None,
         architecture: dict[str, Any],
-        bad: int,
+        bad: list[str],
     ) -> Checkpoint:
         """The state of a run after `update` updates."""
         return cls(
@@ -123,19 +124,18 @@ def load_newest(run: Path) -> Checkpoint:
     if not found:
         raise ValueError(f"{run}: no checkpoint to resume from; start without resume=true")
     folder = found[-1]
-    try:
-        rest = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{folder / 'state.pt'}: cannot be read ({reason}); delete {folder} to go on from the one before"
-        ) from error
     average = folder / "average.safetensors"
-    return Checkpoint(
-        weights=read_tensors(folder / "weights.safetensors"),
-        average=read_tensors(average) if average.exists() else None,
-        **rest,
-    )
+    try:
+        return Checkpoint(
+            weights=read_tensors(folder / "weights.safetensors"),
+            average=read_tensors(average) if average.exists() else None,
+            **torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
+        )
+    except (ValueError, RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or "it is empty"
+        raise ValueError(
+            f"the checkpoint {folder} is damaged ({reason}): delete that folder to go on from the one before"
+        ) from error
 
 
 def restore(

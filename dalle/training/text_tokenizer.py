@@ -7,7 +7,7 @@ from itertools import islice
 
 from dalle import artifact
 from dalle.config import to_dict
-from dalle.data import open_data
+from dalle.data import open_training
 from dalle.text import TextTokenizer
 from dalle.training.recipe import TextTokenizerRecipe
 
@@ -27,10 +27,5 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
 
 
 def _captions(recipe: TextTokenizerRecipe) -> Iterator[str]:
-    """All forms of the captions where a data set can list them, else one pass over its pairs."""
-    data = open_data(recipe.data, "train", image_size=16)
-    if hasattr(data, "captions"):
-        yield from data.captions()
-    else:
-        for index in range(len(data)):
-            yield data.pair(index, recipe.seed).caption
+    """All forms of the captions of the training split."""
+    return open_training(recipe.data, image_size=16).captions()

@@ -1,0 +1,131 @@
+"""Picture files of any kind to square RGB pictures; a file that cannot be read rightly is a BadPair, never a guess."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import re
+import struct
+import warnings
+import zlib
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dalle.data.pair import BadPair
+
+Crop = Literal["centre", "random", "pad"]
+Box = tuple[float, float, float, float]  # left, upper, right, lower
+
+MAX_PIXELS = 2**26  # 8192 x 8192: a larger file is refused before any of it is decoded
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
+# All that Pillow's readers raise on broken files.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
+_WHITE = (255, 255, 255)
+_SHARPER = 2.0  # pictures are first reduced cheaply, to no less than so many times the wanted size
+
+
+def read_picture(
+    data: bytes, name: str, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0
+) -> np.ndarray:
+    """A picture file as a square picture.
+
+    The EXIF orientation is obeyed, what is transparent becomes white, grey and CMYK become RGB, 16 bits become 8, and
+    of an animation the first frame is taken. Colour profiles are not looked at.
+
+    Args:
+        data: The file's bytes.
+        name: What to call the record in errors.
+        size: Side of the result in pixels; smaller pictures are enlarged.
+        crop: "centre" takes the largest square in the middle; "random" takes a square of at least `share` of its area
+            anywhere in the picture; "pad" takes all of the picture, with white on both sides of the shorter one.
+        share: From 0 (exclusive) to 1, for "random".
+        seed: All that is random comes from it.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        BadPair: the bytes are no picture, only a part of one, more than 8192 x 8192 pixels, or of a kind whose
+            brightness is not defined (32 bits a channel).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of large pictures: those are refused below
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadPair(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+                x, y, part = _square(crop, share, seed)
+                side = max(image.size) if crop == "pad" else part * min(image.size)
+                reduction = max(1.0, side / (size * _SHARPER))
+                image.draft(None, (math.ceil(image.width / reduction), math.ceil(image.height / reduction)))
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                rgb = _rgb(upright, name)
+    except BadPair:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadPair(name, _what_is(data)) from error
+    except (Image.DecompressionBombError, *_BROKEN) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadPair(name, f"the picture cannot be decoded ({reason})") from error
+    if crop == "pad":
+        return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.LANCZOS, _WHITE))
+    box = _box(rgb.size, x, y, part)
+    return np.asarray(rgb.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=_SHARPER))
+
+
+def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:
+    """Where a crop lies, in shares of the room there is across and down, and its side in shares of the shorter side."""
+    if crop != "random":
+        return 0.5, 0.5, 1.0
+    rng = random.Random(seed)
+    return rng.random(), rng.random(), math.sqrt(rng.uniform(share, 1))
+
+
+def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
+    """The same in pixels of the decoded picture."""
+    width, height = extent
+    side = part * min(width, height)
+    left, upper = x * (width - side), y * (height - side)
+    return left, upper, min(left + side, width), min(upper + side, height)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any mode to RGB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_16_bits(image, name).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (*_WHITE, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
+    """16 bits of grey to 8: Pillow's own conversion would cut off all above 255."""
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise BadPair(name, "32 bits a channel, and nothing says which value is white: save it with 8 or 16")
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _what_is(data: bytes) -> str:
+    """Why no reader took the file."""
+    if not data:
+        return "the file is empty"
+    if not re.search(rb"[\x00-\x08\x0e-\x1f]", data[:512]):
+        lines = data[:200].decode("utf-8", "replace").split("\n")
+        return f"the file is text, not a picture: {lines[0][:40].strip()!r}"
+    return "the file is not a picture of a known kind"

@@ -1,0 +1,278 @@
+"""The user's own captioned pictures: a folder, parquet files, tar shards, or a data set of the hub."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import random
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dalle.config import config
+from dalle.data.folder import METADATA, FolderSource
+from dalle.data.images import Crop, read_picture
+from dalle.data.pair import BadPair, Pair
+from dalle.data.records import Record, Rows, Source, held_out
+from dalle.data.tables import hub_source, parquet_source, split_files
+from dalle.data.tars import TarSource
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+@config
+class PairsData:
+    """Your own pictures with captions; docs/data.md shows every layout."""
+
+    kind: Literal["pairs"] = "pairs"
+    """Captioned pictures of your own."""
+    path: str
+    """A folder of captioned pictures; parquet or tar files (a file, a folder, a pattern); or a hub id, owner/name."""
+    stream: bool = False
+    """Read in order through a shuffle buffer, for sets that are too large to index or to copy to this machine."""
+    split: str = "train"
+    """Split to train on, where a hub data set or a folder in its layout has splits."""
+    image: str | None = None
+    """Column with pictures (tar: the ending of their names); null takes image, jpg, png, webp, ..."""
+    caption: str | None = None
+    """Column with captions (tar: an ending, or json.ENTRY); null takes caption, captions, text, texts or txt."""
+    key: str | None = None
+    """Column with a name of each record (parquet, hub), by which some are held out; null takes file and row."""
+    validation_share: float = 0.02
+    """Share of records that is held out for validation, by a hash of each record's name."""
+    validation_split: str | None = None
+    """Another split of the same data set to validate on; nothing is held out then."""
+    validation_path: str | None = None
+    """Another path to validate on; nothing is held out then."""
+    stream_validation: int = 256
+    """Records that a streamed set is validated on, at most; they are read ahead and kept in memory."""
+    shuffle_buffer: int = 2000
+    """Records that a stream mixes at a time."""
+    crop: Crop = "centre"
+    """centre: the largest square in the middle. random: any square. pad: all of the picture, with white beside it."""
+    crop_share: float = 0.7
+    """Smallest share of the largest square's area that a random crop takes."""
+    max_bad: int = 100
+    """Broken records (an unreadable picture, no caption) that are skipped before it is an error."""
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise ValueError("path is empty: expected a folder, a file, a pattern or a hub id")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share {self.validation_share}: from 0 to less than 1")
+        if not 0 < self.crop_share <= 1:
+            raise ValueError(f"crop_share {self.crop_share}: more than 0, at most 1")
+        for name in ("shuffle_buffer", "stream_validation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: at least 1")
+
+    @property
+    def separate_validation(self) -> bool:
+        return self.validation_path is not None or self.validation_split is not None
+
+    def holds_out(self, key: str) -> bool:
+        """Whether the record of that name validates."""
+        return not self.separate_validation and held_out(key, self.validation_share)
+
+    def source(self, split: str) -> Source:
+        """Where the records of a split are, those of the other split perhaps among them."""
+        if split == "train" or not self.separate_validation:
+            return open_source(self, self.path, self.split)
+        return open_source(self, self.validation_path or self.path, self.validation_split or self.split)
+
+
+class Pairs:
+    """Pairs of one split, in any order.
+
+    In "train" the caption (of several) and a random crop come from the pair's seed; in "validation" it is always the
+    first caption, and no crop is random.
+
+    Attributes:
+        rows: all records.
+        members: numbers of this split's.
+
+    Raises:
+        ValueError: there is no such split, or nothing usable at the path.
+    """
+
+    def __init__(self, config: PairsData, split: str, image_size: int):
+        self.config, self.split, self.image_size = config, _known(split), image_size
+        self.rows: Rows = config.source(split).rows()
+        apart = np.array([config.holds_out(key) for key in self.rows.keys])
+        if split == "validation" and not config.separate_validation and not apart.any():
+            _tell_none_held_out(config)
+        self.members = np.flatnonzero(apart == (split == "validation"))
+        if config.separate_validation or apart.all() or not apart.any():
+            self.members = np.arange(len(self.rows))  # too few to have two splits: both are the whole
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def pair(self, index: int, seed: int) -> Pair:
+        """Pair `index`, its picture uint8 [image_size, image_size, 3]."""
+        record = self.rows.record(int(self.members[index]))
+        return decoded(record, self.config, self.image_size, seed if self.split == "train" else None)
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of the split: what a BPE is learnt from."""
+        for row in self.members:
+            yield from self.rows.captions(int(row))
+
+
+class PairsStream:
+    """The training pairs of a set that is read in order, shard after shard."""
+
+    def __init__(self, config: PairsData, image_size: int):
+        self.config, self.image_size = config, image_size
+        self.source = config.source("train")
+        self.shards = self.source.shards()
+
+    def records(self, seed: int, epoch: int) -> Iterator[Record]:
+        """One pass, in an order that is a function of (seed, epoch): shards shuffled, records mixed by a buffer."""
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(len(self.shards))
+        everything = (record for number in order for record in self.shards[number].records())
+        ours = (record for record in everything if not self.config.holds_out(record.key))
+        buffer = list(islice(ours, self.config.shuffle_buffer))
+        for record in ours:
+            slot = int(rng.integers(len(buffer)))
+            yield buffer[slot]
+            buffer[slot] = record
+        for slot in rng.permutation(len(buffer)):
+            yield buffer[slot]
+
+    def pair(self, record: Record, seed: int) -> Pair:
+        """A record's pair, its picture uint8 [image_size, image_size, 3]."""
+        return decoded(record, self.config, self.image_size, seed)
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of the training split, in the order of the shards."""
+        for shard in self.source.shards(pictures=False):
+            for record in shard.records():
+                if not self.config.holds_out(record.key):
+                    yield from record.captions
+
+
+class StreamHead:
+    """The first records of a streamed split, read when they are first needed, and kept undecoded in memory."""
+
+    def __init__(self, config: PairsData, split: str, image_size: int):
+        self.config, self.split, self.image_size = config, _known(split), image_size
+        self._kept: list[Record] | None = None
+
+    def __len__(self) -> int:
+        return len(self._records())
+
+    def pair(self, index: int, seed: int) -> Pair:
+        """Pair `index`, with its first caption and no random crop."""
+        return decoded(self._records()[index], self.config, self.image_size, None)
+
+    def captions(self) -> Iterator[str]:
+        """All captions of these records."""
+        for record in self._records():
+            yield from record.captions
+
+    def _records(self) -> list[Record]:
+        if self._kept is None:
+            config, most = self.config, self.config.stream_validation
+            everything = [shard.records for shard in config.source(self.split).shards()]
+            wanted = self.split == "validation" and not config.separate_validation
+            ours = (r for read in everything for r in read() if config.holds_out(r.key) == wanted)
+            self._kept = list(islice(ours, most))
+            if not self._kept:
+                _tell_none_held_out(config)
+                self._kept = list(islice((record for read in everything for record in read()), most))
+        return self._kept
+
+
+def open_source(config: PairsData, path: str, split: str) -> Source:
+    """What lies at a path, by what it looks like.
+
+    Raises:
+        ValueError: nothing that could be used.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        files = sorted(f for f in local.rglob("*") if f.is_file() and not f.name.startswith("."))
+        endings = {file.suffix.lower() for file in files}
+        if not any(file.name in METADATA for file in files):
+            for ending in (".parquet", ".tar"):
+                if ending in endings:
+                    return _of_files(config, split_files(local, split))
+        return FolderSource(local, files, config.caption)
+    found = [local] if local.is_file() else [Path(f) for one in braces(str(local)) for f in sorted(glob.glob(one))]
+    if found:
+        return _of_files(config, found)
+    if set(path) & set("*?[{"):
+        raise ValueError(f"no file matches data.path {path}")
+    if not _HUB_ID.fullmatch(path):
+        raise ValueError(f"there is no folder or file {path}: set data.path to your pictures")
+    return hub_source(path, split, config.image, config.caption, config.key)
+
+
+def _of_files(config: PairsData, files: list[Path]) -> Source:
+    endings = {file.suffix.lower() for file in files}
+    if endings == {".parquet"}:
+        return parquet_source(files, config.image, config.caption, config.key)
+    if endings == {".tar"}:
+        return TarSource(files, config.image, config.caption)
+    raise ValueError(f"{files[0]}: expected a folder, or files that end in .parquet or in .tar")
+
+
+def braces(pattern: str) -> list[str]:
+    """Shell braces written out: a-{000..002}.tar, {left,right}/*.tar."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, dots, last = found[1].partition("..")
+    if dots and first.isdigit() and last.isdigit():
+        choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    else:
+        choices = found[1].split(",")
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [one for choice in choices for one in braces(before + choice + after)]
+
+
+def decoded(record: Record, config: PairsData, image_size: int, seed: int | None) -> Pair:
+    """A record's picture and caption; without a seed the first caption and no random crop.
+
+    Raises:
+        BadPair: the record cannot be used.
+    """
+    if record.fault is not None:
+        raise BadPair(record.key, record.fault)
+    if not record.captions:
+        raise BadPair(record.key, "its caption is empty")
+    assert record.picture is not None
+    try:
+        content = record.picture if isinstance(record.picture, bytes) else record.picture.read()
+    except OSError as error:
+        raise BadPair(record.key, f"its file cannot be read ({error})") from error
+    if seed is None:
+        crop: Crop = "centre" if config.crop == "random" else config.crop
+        return Pair(read_picture(content, record.key, image_size, crop), record.captions[0])
+    rng = random.Random(f"{seed}/{record.key}")
+    image = read_picture(content, record.key, image_size, config.crop, config.crop_share, rng.getrandbits(32))
+    return Pair(image, rng.choice(record.captions))
+
+
+def _known(split: str) -> str:
+    if split not in SPLITS:
+        raise ValueError(f"data split {split!r} is unknown: choose from {', '.join(SPLITS)}")
+    return split
+
+
+def _tell_none_held_out(config: PairsData) -> None:
+    log.warning(
+        "%s: no record is held out (data.validation_share=%g), so validation looks at training pictures",
+        config.path,
+        config.validation_share,
+    )

@@ -1,0 +1,157 @@
+"""What a data set of the user's holds before anything is decoded: records, by number (`Rows`) or shard after shard."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """Bytes in a file, so that a record can be passed by without reading its picture."""
+
+    file: str
+    offset: int = 0
+    size: int = -1  # to the end
+
+    def read(self) -> bytes:
+        if "://" in self.file:  # pictures that lie singly in a repository of the hub
+            import fsspec  # which datasets brings
+
+            with fsspec.open(self.file, "rb") as remote:
+                content: bytes = remote.read()
+            return content
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class Record:
+    """An undecoded picture with its captions.
+
+    Attributes:
+        key: decides the split that the record belongs to, and names it in the log.
+        captions: as they stand in the data; blank ones do not count.
+        picture: the file's bytes, or where they are.
+        fault: why the record cannot be used.
+    """
+
+    key: str
+    captions: tuple[str, ...] = ()
+    picture: bytes | Place | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a data set that is read from its beginning, the same records in the same order each time.
+
+    Attributes:
+        name: of the file.
+        records: reads them.
+    """
+
+    name: str
+    records: Callable[[], Iterator[Record]]
+
+
+class Rows(ABC):
+    """Records by number."""
+
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @abstractmethod
+    def record(self, row: int) -> Record: ...
+
+    @abstractmethod
+    def captions(self, row: int) -> tuple[str, ...]:
+        """Those of a record, without touching its picture."""
+
+
+class Source(ABC):
+    """A data set, wherever it lies."""
+
+    @abstractmethod
+    def rows(self) -> Rows: ...
+
+    @abstractmethod
+    def shards(self, pictures: bool = True) -> list[Shard]:
+        """The same records for reading in order; their pictures may be left out where only captions are wanted."""
+
+
+class Index(Rows):
+    """Captions, and the places of pictures that stay where they are; lean in memory, shared by forked processes."""
+
+    def __init__(self, records: Iterable[Record]):
+        from datasets import Dataset  # takes a second to import
+
+        self.keys = []
+        columns: dict[str, list[Any]] = {name: [] for name in ("captions", "file", "offset", "size", "fault")}
+        for record in records:
+            place = record.picture if isinstance(record.picture, Place) else Place("")
+            self.keys.append(record.key)
+            values = (list(record.captions), place.file, place.offset, place.size, record.fault)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+        self.table = Dataset.from_dict(columns)
+
+    def record(self, row: int) -> Record:
+        found = self.table[row]
+        place = Place(found["file"], found["offset"], found["size"])
+        return Record(self.keys[row], tuple(found["captions"]), place, found["fault"])
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        return tuple(self.table[row]["captions"])
+
+
+def held_out(key: str, share: float) -> bool:
+    """Whether a record is one of the `share` that validates: a matter of its key alone, whatever else there is."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def captions_of(value: Any, lines: bool = False) -> tuple[str, ...]:
+    """A caption or a list of them, without blank ones; `lines`: each line of a text is one."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    texts = [text for text in values if isinstance(text, str)]
+    if lines:
+        texts = [line for text in texts for line in text.splitlines()]
+    return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+
+
+def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
+    """The column that holds captions: the one that was asked for, or the first of the usual names.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    return _column("caption", "captions", wanted, names, ("caption", "captions", "text", "texts", "txt"), where)
+
+
+def image_column(wanted: str | None, names: Iterable[str], where: str) -> str:
+    """The column that holds pictures, likewise."""
+    return _column("image", "pictures", wanted, names, ("image", "jpg", "jpeg", "png", "webp", "img", "picture"), where)
+
+
+def _column(
+    option: str, what: str, wanted: str | None, names: Iterable[str], usual: tuple[str, ...], where: str
+) -> str:
+    names = list(names)
+    there = f"there are {', '.join(names)}" if names else "there are no columns at all"
+    if wanted is not None:
+        if wanted not in names:
+            raise ValueError(f"{where} has no column {wanted!r}: {there}; set data.{option} to one of them")
+        return wanted
+    found = [name for name in usual if name in names]
+    if not found:
+        raise ValueError(
+            f"{where}: none of its columns is called as one with {what} would be: {there}; set data.{option}"
+        )
+    return found[0]

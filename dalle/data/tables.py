@@ -1,0 +1,213 @@
+"""Tables through Hugging Face datasets: parquet files here, or a data set of the hub, loaded whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet as parquet
+
+from dalle.data.records import Place, Record, Rows, Shard, Source, caption_column, captions_of, image_column
+
+_CHUNK = 16  # records that a stream reads at a time
+_KEY = "__key__"  # of the WebDataset layout
+
+
+class TableSource(Source):
+    """A table with a column of pictures and one of captions (a text, or a list of texts).
+
+    A record's key is what its column data.key holds; else FILE/ROW, or only ROW for a data set of the hub.
+
+    Args:
+        load: Loads it through `datasets`, streaming or not.
+        where: What to call it in errors.
+        files: The parquet files, where they are here.
+        image, caption, key: Names of columns; None: the usual ones.
+
+    Raises:
+        ValueError: it cannot be loaded, or has not these columns.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[bool], Any],
+        where: str,
+        files: list[Path],
+        image: str | None,
+        caption: str | None,
+        key: str | None,
+    ):
+        self.load, self.where, self.files = load, where, files
+        self.image, self.caption, self.key = image, caption, key
+
+    def rows(self) -> TableRows:
+        with explained(self.where):
+            table = self.load(False)
+        names = table.column_names
+        table = self._undecoded(table)
+        if (key := self._key(names)) is not None:
+            keys = [str(value) for value in table.select_columns([key])[:][key]]
+        elif self.files:
+            keys = [f"{file.name}/{row}" for file in self.files for row in range(row_count(file))]
+        else:
+            keys = [str(row) for row in range(len(table))]
+        return TableRows(table, keys, self._image(names), self._caption(names))
+
+    def shards(self, pictures: bool = True) -> list[Shard]:
+        with explained(self.where):
+            stream = self.load(True)
+            names = list(stream.features or next(iter(stream)))
+        image, caption, key = self._image(names), self._caption(names), self._key(names)
+        stream = self._undecoded(stream)
+        if not pictures:
+            stream = stream.select_columns(list(dict.fromkeys([caption] + ([key] if key else []))))
+        count = stream.num_shards
+        named = [file.name for file in self.files]
+        if len(named) != count:
+            named = [str(number) for number in range(count)]
+
+        parts = [stream.shard(num_shards=count, index=number) for number in range(count)]
+        read = partial(self._records, image=image if pictures else None, caption=caption, key=key)
+        return [Shard(name, partial(read, part, name)) for name, part in zip(named, parts, strict=True)]
+
+    def _records(self, part: Any, name: str, image: str | None, caption: str, key: str | None) -> Iterator[Record]:
+        row = 0
+        for chunk in part.iter(_CHUNK):  # by `iter`, as `__iter__` would share records among the loader's workers
+            for at, captions in enumerate(chunk[caption]):
+                own = f"{name}/{row}" if key is None else str(chunk[key][at])
+                picture, fault = (None, None) if image is None else picture_of(chunk[image][at])
+                yield Record(own, captions_of(captions, lines=caption == "txt"), picture, fault)
+                row += 1
+
+    def _image(self, names: list[str]) -> str:
+        return image_column(self.image, [name for name in names if name != _KEY], self.where)
+
+    def _caption(self, names: list[str]) -> str:
+        return caption_column(self.caption, [name for name in names if name != _KEY], self.where)
+
+    def _key(self, names: list[str]) -> str | None:
+        if self.key is None:
+            return _KEY if _KEY in names else None
+        if self.key not in names:
+            raise ValueError(
+                f"{self.where} has no column {self.key!r}: there are {', '.join(names)}; set data.key to one"
+            )
+        return self.key
+
+    def _undecoded(self, table: Any) -> Any:
+        """With pictures as bytes, so that a broken one is met where it can be skipped, and passing by costs little."""
+        import datasets
+
+        for name, feature in (table.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                table = table.cast_column(name, datasets.Image(decode=False))
+        return table
+
+
+class TableRows(Rows):
+    """Records of a memory-mapped Arrow table."""
+
+    def __init__(self, table: Any, keys: list[str], image: str, caption: str):
+        self.keys, self.image, self.caption = keys, image, caption
+        self.table = table.select_columns(list(dict.fromkeys([image, caption])))
+        self.texts = table.select_columns([caption])
+
+    def record(self, row: int) -> Record:
+        found = self.table[row]
+        picture, fault = picture_of(found[self.image])
+        return Record(self.keys[row], captions_of(found[self.caption], lines=self.caption == "txt"), picture, fault)
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        return captions_of(self.texts[row][self.caption], lines=self.caption == "txt")
+
+
+def picture_of(value: Any) -> tuple[bytes | Place | None, str | None]:
+    """What a column of pictures holds, or why it is no picture."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or (Place(value["path"]) if value.get("path") else None)
+    if isinstance(value, (bytes, Place)):
+        return value, None
+    if value is None:
+        return None, "there is no picture"
+    return None, f"expected a picture's bytes, got {type(value).__name__} {str(value)[:40]!r}"
+
+
+def parquet_source(files: list[Path], image: str | None, caption: str | None, key: str | None) -> TableSource:
+    """Parquet files on this machine.
+
+    Raises:
+        ValueError: one of them is not a whole parquet file.
+    """
+    if not sum(row_count(file) for file in files):
+        raise ValueError(
+            f"{files[0]}: there are no rows in {'it' if len(files) == 1 else f'any of {len(files)} files'}"
+        )
+
+    def load(stream: bool) -> Any:
+        import datasets
+
+        return datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train", streaming=stream)
+
+    where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return TableSource(load, where, files, image, caption, key)
+
+
+def hub_source(name: str, split: str, image: str | None, caption: str | None, key: str | None) -> TableSource:
+    """A data set of the hub, `owner/name`, or a folder in the layout of one."""
+
+    def load(stream: bool) -> Any:
+        import datasets
+
+        return datasets.load_dataset(name, split=split, streaming=stream)
+
+    return TableSource(load, f"{name} (no folder here, so taken as a hub id)", [], image, caption, key)
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """Files of one split of a folder in a layout that the hub knows (data/train-*.parquet and the like).
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    with explained(str(folder)):
+        import datasets
+
+        found = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+    if split not in found:
+        raise ValueError(
+            f"{folder} has no split {split!r}: there are {', '.join(map(str, found))}; set data.split to one"
+        )
+    return [Path(file) for file in found[split]]
+
+
+def row_count(file: Path) -> int:
+    """Rows of a parquet file, from its footer."""
+    try:
+        return parquet.read_metadata(file).num_rows
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file} is not a whole parquet file ({reason}): copy it anew or leave it out") from error
+
+
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Loading without progress bars, and with one line for what goes wrong."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except StopIteration as error:
+        raise ValueError(f"{where}: there are no records in it") from error
+    except (OSError, ValueError, DatasetsError, pyarrow.ArrowException) as error:
+        reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{where} cannot be loaded: {reason}") from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

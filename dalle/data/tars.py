@@ -1,0 +1,131 @@
+"""Tar files in the WebDataset layout: neighbours of one name, 000012.jpg and 000012.txt, are one record.
+
+Only headers and captions are read on the way; pictures stay where they are until they are wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dalle.data.images import EXTENSIONS
+from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of
+
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)$")  # name and everything after its first dot
+_TEXTS = ("txt", "text", "caption")
+_PEEK = 100
+
+
+@dataclass
+class _Group:
+    """Files of one record by what follows their name's first dot."""
+
+    name: str
+    texts: dict[str, bytes] = field(default_factory=dict)
+    pictures: dict[str, Place] = field(default_factory=dict)
+
+
+class TarSource(Source):
+    """Shards of tar files. A record's key is SHARD/NAME.
+
+    Captions are the lines of NAME.txt, or `caption`, `captions`, `text` or `texts` of NAME.json; data.caption chooses
+    another ending ("title.txt") or another entry of the JSON ("json.title").
+
+    Raises:
+        ValueError: the first shard holds no pictures, or not the captions that were asked for.
+    """
+
+    def __init__(self, files: list[Path], image: str | None, caption: str | None):
+        self.files, self.image, self.caption = files, image, caption
+        first = [group for group in islice(_groups(files[0]), _PEEK) if isinstance(group, _Group)]
+        if first and not any(group.pictures for group in first):
+            raise ValueError(
+                f"{files[0]} holds no pictures among its first {_PEEK} records: expected 000.jpg, 000.txt, ..."
+            )
+        columns = dict.fromkeys(column for group in first for column in (*group.pictures, *_columns(group)))
+        if image is not None and image not in columns:
+            raise ValueError(f"{files[0]} has no NAME.{image}: there are {', '.join(columns)}; set data.image to one")
+        if first and caption is not None:
+            caption_column(caption, columns, str(files[0]))
+
+    def rows(self) -> Index:
+        return Index(record for shard in self.shards() for record in shard.records())
+
+    def shards(self, pictures: bool = True) -> list[Shard]:
+        return [Shard(file.name, partial(self._records, file)) for file in self.files]
+
+    def _records(self, file: Path) -> Iterator[Record]:
+        for group in _groups(file):
+            if isinstance(group, str):
+                yield Record(file.name, fault=group)
+                continue
+            key = f"{file.name}/{group.name}"
+            pictures = [group.pictures[self.image]] if self.image in group.pictures else list(group.pictures.values())
+            if not pictures:
+                yield Record(key, fault=f"there is no picture among {', '.join(group.texts)}")
+                continue
+            try:
+                yield Record(key, self._captions(group), pictures[0])
+            except ValueError as error:  # JSON or UTF-8 that is none
+                yield Record(key, fault=f"its captions cannot be read ({error})")
+
+    def _captions(self, group: _Group) -> tuple[str, ...]:
+        texts = group.texts
+        if self.caption is not None and not self.caption.startswith("json."):
+            return captions_of(texts.get(self.caption, b"").decode(), lines=True)
+        for name in _TEXTS:
+            if self.caption is None and name in texts:
+                return captions_of(texts[name].decode(), lines=True)
+        entries = _entries(group)
+        for name in ("caption", "captions", "text", "texts") if self.caption is None else (self.caption[5:],):
+            if name in entries:
+                return captions_of(entries[name])
+        return ()
+
+
+def _groups(file: Path) -> Iterator[_Group | str]:
+    """Records of a shard; a str says why reading ended early."""
+    group = _Group("")
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                named = _MEMBER.match(member.name)
+                if named is None or not member.isfile():
+                    continue
+                name, ending = named[1], named[2].lower()
+                if name != group.name:
+                    if group.texts or group.pictures:
+                        yield group
+                    group = _Group(name)
+                if "." + ending.rsplit(".")[-1] in EXTENSIONS:
+                    group.pictures[ending] = Place(str(file), member.offset_data, member.size)
+                elif ending in (*_TEXTS, "json") or ending.endswith(".txt"):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    group.texts[ending] = content.read()
+    except (tarfile.TarError, OSError) as error:
+        yield f"the tar file is not whole or not an uncompressed one ({error})"
+        return
+    if group.texts or group.pictures:
+        yield group
+
+
+def _entries(group: _Group) -> dict[str, Any]:
+    content = json.loads(group.texts.get("json", b"{}"))
+    return content if isinstance(content, dict) else {}
+
+
+def _columns(group: _Group) -> Iterator[str]:
+    """All that data.caption could name."""
+    yield from group.texts
+    try:
+        yield from (f"json.{name}" for name in _entries(group))
+    except ValueError:
+        return
