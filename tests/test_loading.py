@@ -94,7 +94,7 @@ def test_parts_of_a_model_load(shelf: Shelf) -> None:
 
 
 def test_half_precision_in_the_file_and_in_memory(shelf: Shelf) -> None:
-    shelf.save("half", "dalle", DALLE_CONFIG, shelf.model, dtype=torch.bfloat16)
+    shelf.save("half", "dalle", DALLE_CONFIG, shelf.model, storage="bfloat16")
     loaded = load_model(shelf.root / "half")
     for key, value in shelf.model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.bfloat16().float())
