@@ -175,13 +175,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop looks at between updates; a second one ends at once."""
+    """Turns the first SIGINT or SIGTERM into a flag, read by the loop between updates; a second one ends at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __enter__(self) -> Interrupt:
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {int(s): signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:

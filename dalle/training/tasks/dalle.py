@@ -61,7 +61,7 @@ class DALLETask(Task):
         text[torch.tensor(dropped)] = self.text_tokenizer.pad_id
         return Inputs(text.to(self.device), self._codes(batch))
 
-    def _encode(self, captions: list[str], dropout: float = 0.0, seed: int | None = None) -> Tensor:
+    def _encode(self, captions: list[str], dropout: float = 0.0, seed: list[int] | None = None) -> Tensor:
         return self.text_tokenizer.encode(captions, self.recipe.model.text_length, dropout=dropout, seed=seed)
 
     def _codes(self, batch: Batch) -> Tensor:

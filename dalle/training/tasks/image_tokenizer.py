@@ -60,7 +60,8 @@ class ImageTokenizerTask(Task):
 
     def __init__(self, recipe: ImageTokenizerRecipe, device: torch.device):
         self.recipe, self.device = recipe, device
-        self.model = build(recipe.model).to(device=device, memory_format=torch.channels_last)
+        self.model = build(recipe.model).to(device)
+        _channels_last(self.model)
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("generator", self.model, recipe.optim)]
         self.perceptual = build_perceptual(recipe.perceptual)
@@ -69,7 +70,7 @@ class ImageTokenizerTask(Task):
         self.adversary: Adversary | None = None
         if recipe.adversarial is not None:
             discriminator = PatchDiscriminator(recipe.adversarial)
-            discriminator.to(device=device, memory_format=torch.channels_last)
+            _channels_last(discriminator.to(device))
             self.adversary = Adversary(discriminator, self.model.last_layer).to(device)
             self.state["adversary"] = self.adversary
             optim = replace(recipe.optim, lr=recipe.adversarial.lr or recipe.optim.lr)
@@ -169,3 +170,8 @@ class ImageTokenizerTask(Task):
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         artifact.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)
+
+
+def _channels_last(module: nn.Module) -> None:
+    """Kernels in the memory format that convolutions are fastest in."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

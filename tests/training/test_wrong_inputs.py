@@ -1,0 +1,258 @@
+"""What a user can get wrong with train.py: one line on stderr, exit code 2, and nothing is lost."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_model import make_tiny_model
+
+import dalle
+import train
+from dalle.training import checkpoint
+
+ROOT = Path(__file__).parents[2]
+VQGAN = {
+    "stage": "image_tokenizer",
+    "model": {
+        "kind": "vqgan",
+        "image_size": 16,
+        "channels": 8,
+        "channel_multipliers": [1, 1],
+        "attention_resolutions": [],
+        "latent_channels": 8,
+        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
+    },
+    "data": {"kind": "shapes", "size": 32},
+    "optim": {"lr": 1e-3, "ema": 0.9},
+    "run": {"dir": "run", "updates": 1, "batch_size": 4, "validation_images": 2, "device": "cpu", "tracker": "none"},
+}
+DALLE = {
+    "stage": "dalle",
+    "model": {
+        "transformer": {"width": 16, "depth": 1, "heads": 2},
+        "text_vocab": 300,
+        "text_length": 12,
+        "image_vocab": 24,
+        "grid": [4, 4],
+        "attention": ["full"],
+    },
+    "data": {"kind": "shapes", "size": 32},
+    "optim": {},
+    "run": VQGAN["run"],
+    "text_tokenizer": "text_tokenizer",
+    "image_tokenizer": "image_tokenizer",
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny parts of random weights: image_tokenizer/, text_tokenizer/, clip/, model/."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("parts")).parent
+    (folder / "text_tokenizer" / "config.yaml").write_text("stage: text_tokenizer\nmodel: {vocab_size: 300}\n")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the recipes vqgan.yaml and dalle.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
+    (tmp_path / "dalle.yaml").write_text(yaml.safe_dump(DALLE))
+    return tmp_path
+
+
+def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line that train.py gives for these arguments."""
+    try:
+        code = train.main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code  # type: ignore[assignment]
+    out, err = capfd.readouterr()
+    assert code == 2 and out == ""
+    lines = [line for line in err.splitlines() if line and "update/s]" not in line and "?update" not in line]
+    assert len(lines) == 1 and lines[0].startswith("train.py: "), err
+    return lines[0]
+
+
+WRONG = {
+    "no config": ([], "which config?"),
+    "no such file": (["none.yaml"], "none.yaml: no such file"),
+    "help for no such file": (["none.yaml", "--help"], "none.yaml: no such file"),
+    "a folder": (["folder"], "folder: is a folder, expected a YAML file"),
+    "binary": (["binary.yaml"], "binary.yaml: not a YAML file, it is not UTF-8"),
+    "control characters": (["control.yaml"], "control.yaml: not valid YAML"),
+    "empty": (["empty.yaml"], "empty.yaml: expected `key: value` lines, found nothing"),
+    "a list": (["list.yaml"], "list.yaml: expected `key: value` lines, found a list"),
+    "no stage": (["none_of_ours.yaml"], "stage: expected one of text_tokenizer, image_tokenizer, clip, dalle, got None"),
+    "a stage that is a list": (["vqgan.yaml", "stage=[clip]"], "stage: expected one of"),
+    "unknown option": (["vqgan.yaml", "--resume"], "unrecognized arguments: --resume"),
+    "no value": (["vqgan.yaml", "resume"], "'resume': expected key.path=value"),
+    "unknown key": (["vqgan.yaml", "optim.larning=1"], "optim.larning: unknown key"),
+    "a near miss": (["vqgan.yaml", "optim.warmupp=1"], "did you mean optim.warmup?"),
+    "wrong type": (["vqgan.yaml", "run.updates=many"], "run.updates: expected an integer, got 'many'"),
+    "another kind": (["vqgan.yaml", "model.kind=vqvae"], "model.kind: expected one of dvae, vqgan, got 'vqvae'"),
+    "no such device": (["vqgan.yaml", "run.device=abacus"], "run.device: expected one of auto, cpu, got 'abacus'"),
+    "no such tracker": (["vqgan.yaml", "run.tracker=wandb"], "run.tracker is wandb, which is not installed"),
+    "no data": (["vqgan.yaml", "data={kind: emoji, root: nowhere}"], "nowhere"),
+    "no tokenizer": (["dalle.yaml", "image_tokenizer=./nowhere"], "nowhere: no such folder; train it"),
+    "another tokenizer": (["dalle.yaml", "image_tokenizer=CLIP"], "holds a CLIP, expected an image tokenizer"),
+    "vocabulary": (["dalle.yaml", "model.text_vocab=299"], "needs 300: set model.text_vocab=300"),
+    "grid": (["dalle.yaml", "model.grid=[8, 8]"], "needs [4, 4]: set model.grid=[4, 4]"),
+    "run under a file": (["vqgan.yaml", "run.dir=list.yaml/run"], "list.yaml"),
+    "nothing to resume": (["vqgan.yaml", "resume=true"], "run: no checkpoint to resume from"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_inputs_are_one_line(
+    name: str, parts: Path, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "folder").mkdir()
+    (here / "binary.yaml").write_bytes(bytes(range(256)))
+    (here / "control.yaml").write_bytes(b"stage: \x00\x01clip")
+    (here / "empty.yaml").write_text("")
+    (here / "list.yaml").write_text("- stage\n")
+    (here / "none_of_ours.yaml").write_text("name: something\n")
+    for part in ("text_tokenizer", "image_tokenizer"):
+        (here / part).symlink_to(parts / part)
+    monkeypatch.setattr("dalle.training.run._installed", lambda package: package != "wandb")
+    arguments, message = WRONG[name]
+    assert message in refused([a.replace("CLIP", str(parts / "clip")) for a in arguments], capfd)
+    assert not (here / "run").exists()
+
+
+def test_several_mistakes_of_a_config_are_a_line_each(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["vqgan.yaml", "optim.lrr=1", "run.keep=few", "data.kind=shape"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("train.py: vqgan.yaml: ") for line in lines)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt"])
+@pytest.mark.parametrize("left", [0, 100, -100])
+def test_a_damaged_checkpoint_is_named(file: str, left: int, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["vqgan.yaml"]) == 0
+    capfd.readouterr()
+    damaged = here / "run" / "checkpoints" / "update-00000001" / file
+    damaged.write_bytes(damaged.read_bytes()[:left])
+    line = refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
+    assert "the checkpoint run/checkpoints/update-00000001 is damaged" in line and "delete that folder" in line
+
+
+def test_a_checkpoint_of_another_shape_is_named(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["vqgan.yaml"]) == 0
+    capfd.readouterr()
+    resumed = ["vqgan.yaml", "resume=true", "run.updates=2"]
+    assert "model.latent_channels was 8, is now 16" in refused([*resumed, "model.latent_channels=16"], capfd)
+    assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial.start=0"], capfd)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Within the block no file grows beyond `size` bytes: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "state.pt"])
+def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
+    file: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(["vqgan.yaml"]) == 0
+    capfd.readouterr()
+    saved = here / "run" / "checkpoints" / "update-00000001"
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with files_of_at_most(len(before[file]) - 1):  # the smaller file, weights, fits where only the state does not
+        line = refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
+    assert "update 2 could not be saved in run" in line and "earlier checkpoints are whole; make room there" in line
+    assert [p.name for p in (here / "run" / "checkpoints").iterdir()] == ["update-00000001"]
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    dalle.load_image_tokenizer(here / "run" / "model")
+    assert train.main(["vqgan.yaml", "resume=true", "run.updates=2"]) == 0
+    assert checkpoint.load_newest(here / "run").update == 2
+
+
+@pytest.mark.slow
+def test_a_full_disk(here: Path) -> None:
+    """A real one: a small file system in memory, where this user may mount one."""
+    disk = here / "disk"
+    disk.mkdir()
+    room = 700  # kB: one checkpoint and the weights, not two
+    commands = [
+        f"mount -t tmpfs -o size={room}k none {disk}",
+        f"cd {ROOT}",
+        f"{sys.executable} train.py {here}/vqgan.yaml run.dir={disk}/run run.updates=9 run.save_every=1 run.keep=9",
+        "code=$?",
+        f"ls -a {disk}/run/checkpoints >&2",
+        f"cp -r {disk}/run {here}/copy",
+        "exit $code",
+    ]
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-Urm", "mount", "-t", "tmpfs", "none", disk]).returncode:
+        pytest.skip("no file system can be mounted here")
+    script = " ; ".join(commands)
+    done = subprocess.run([unshare, "-Urm", "sh", "-c", script], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len(lines) == 1 and "could not be saved" in lines[0] and "resume=true" in lines[0]
+    assert checkpoint.load_newest(here / "copy").update >= 1
+    assert not list((here / "copy" / "checkpoints").glob(".*"))
+
+
+def test_a_half_written_log_line_does_not_stop_a_resume(here: Path) -> None:
+    assert train.main(["vqgan.yaml", "run.log_every=1"]) == 0
+    log = here / "run" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"update": 2, "tr')
+    assert train.main(["vqgan.yaml", "run.log_every=1", "resume=true", "run.updates=2"]) == 0
+    assert len(log.read_text().splitlines()) == 4  # training and validation of two updates
+
+
+def test_a_run_that_is_done_says_so(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["vqgan.yaml"]) == 0
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    assert "nothing to train: update 1 is done" in capfd.readouterr().out
+
+
+def test_ctrl_c_before_the_first_update_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "build_task", interrupted)
+    assert train.main(["vqgan.yaml"]) == 130
+    assert capsys.readouterr().err == "train.py: stopped; checkpoints that are there are whole\n"
+
+
+def test_traceback_on_request(here: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train.main(["vqgan.yaml", "resume=true", "--traceback"])
+
+
+def test_a_damaged_state_runs_no_code(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Checkpoints may come from elsewhere: what is pickled in them is data only."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (here / "evil",))
+
+    assert train.main(["vqgan.yaml"]) == 0
+    capfd.readouterr()
+    torch.save(Evil(), here / "run" / "checkpoints" / "update-00000001" / "state.pt")
+    assert "is damaged" in refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
+    assert not (here / "evil").exists()
