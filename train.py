@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -86,7 +87,7 @@ def train(recipe: LoopRecipe) -> int:
     log = RunLog(recipe, accelerator, start, task.tokens_per_image)
     skipped, update = 0, start
     task.model.train()
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
         while update < run.updates:
             seed_noise(run.seed, update, rank)
             batch = next(stream)
@@ -134,7 +135,6 @@ def train(recipe: LoopRecipe) -> int:
                 validate(update)
             if update % run.sample_every == 0 or last:
                 draw(update)
-    log.close()
     if bad.names:
         log.say(bad.report())
     if update < run.updates:
