@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +40,14 @@ def config(cls: type[T]) -> type[T]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number; YAML 1.1, which PyYAML reads, wants 1.0e-3."""
+    """YAML in which 1e-3 is a number (YAML 1.1, which PyYAML reads, wants 1.0e-3) and no key is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -64,10 +71,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a YAML file, it is not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {_kind(data)}")
     return data
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, on one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -86,7 +100,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         try:
             value = yaml.load(text, _Loader)  # noqa: S506
         except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{override!r}: the value is not valid YAML: {_problem(error)}") from error
         node = result
         for depth, key in enumerate(keys[:-1]):
             if node.get(key) is None:
@@ -180,11 +194,24 @@ def _class_for(annotation: Any, data: Any) -> type | None:
     return kinds.get(str(data.get("kind")))
 
 
+def _item(annotation: Any, number: int) -> Any:
+    """What a list's annotation says of the item of that number; None if it is no list."""
+    for member in _members(annotation):
+        if get_origin(member) in (list, tuple):
+            inner = [a for a in get_args(member) if a is not Ellipsis]
+            return inner[min(number, len(inner) - 1)]
+    return None
+
+
 # ---- mistakes, in words
 
 
 def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
     """Unknown keys and kinds, and values that pydantic would quietly turn into another type, at every depth."""
+    if isinstance(data, (list, tuple)):
+        for number, item in enumerate(data):
+            yield from _mistakes(_item(annotation, number), item, f"{path}{number}.")
+        return
     if not isinstance(data, Mapping):
         scalars = set(_members(annotation)) - {type(None)}
         turned = (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
@@ -248,8 +275,8 @@ def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str,
     for step in location:
         names = {getattr(member, "__name__", str(member)): member for member in _members(annotation)}
         if len(names) > 1 and isinstance(step, str) and not (isinstance(node, Mapping) and step in node):
-            if step in names and _is_config(names[step]):
-                if isinstance(node, Mapping) and names[step] is not _class_for(annotation, node):
+            if isinstance(node, Mapping) and step in names and _is_config(names[step]):
+                if names[step] is not _class_for(annotation, node):
                     return "", annotation, False
                 annotation = names[step]
             continue
@@ -260,8 +287,7 @@ def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str,
             path.append(step)
         elif isinstance(step, int):
             path.append(str(step))
-            inner = [a for a in get_args(annotation) if a is not Ellipsis]
-            annotation = inner[min(step, len(inner) - 1)] if inner else annotation
+            annotation = _item(annotation, step)
             node = node[step] if isinstance(node, (list, tuple)) and step < len(node) else None
     return ".".join(path), annotation, True
 
@@ -288,16 +314,18 @@ def _rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str
     for kind, cls in kinds.items():
         if len(kinds) > 1 and chosen is not None and cls is not chosen:
             continue
-        suffix = f" (kind {kind})" if len(kinds) > 1 and chosen is None else ""
+        several = len(kinds) > 1
+        suffix = f" (kind {kind})" if several and chosen is None else ""
         texts = descriptions(cls)
         for field in dataclasses.fields(cls):
             inner, name = _hints(cls)[field.name], path + field.name
             given = base.get(field.name) if isinstance(base, Mapping) else None
-            if field.name == "kind" and suffix:
-                continue
-            if _kinds(inner):
-                if texts.get(field.name):
-                    yield name + suffix, type_name(inner) + _default(field, None), texts[field.name]
+            if field.name == "kind" and several:
+                if not suffix:
+                    yield name, f"one of {', '.join(kinds)}" + _default(field, given), texts.get(field.name, "")
+            elif _kinds(inner):
+                if texts.get(field.name) or type(None) in _members(inner):
+                    yield name + suffix, type_name(inner) + _default(field, None), texts.get(field.name, "")
                 yield from _rows(inner, given if given is not None else _plain(_value(field)), f"{name}.")
             else:
                 yield name + suffix, type_name(inner) + _default(field, given), texts.get(field.name, "")
