@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_model import make_tiny_model
 
 import dalle
 import train
 from dalle.training import checkpoint
+from tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {
@@ -93,7 +93,10 @@ WRONG = {
     "control characters": (["control.yaml"], "control.yaml: not valid YAML"),
     "empty": (["empty.yaml"], "empty.yaml: expected `key: value` lines, found nothing"),
     "a list": (["list.yaml"], "list.yaml: expected `key: value` lines, found a list"),
-    "no stage": (["none_of_ours.yaml"], "stage: expected one of text_tokenizer, image_tokenizer, clip, dalle, got None"),
+    "no stage": (
+        ["none_of_ours.yaml"],
+        "stage: expected one of text_tokenizer, image_tokenizer, clip, dalle, got None",
+    ),
     "a stage that is a list": (["vqgan.yaml", "stage=[clip]"], "stage: expected one of"),
     "unknown option": (["vqgan.yaml", "--resume"], "unrecognized arguments: --resume"),
     "no value": (["vqgan.yaml", "resume"], "'resume': expected key.path=value"),
