@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle.config import read_yaml
+from dalle.config import read_yaml, to_yaml
 
 WEIGHTS = "model.safetensors"
 HASHED = (WEIGHTS, "bpe.model")
@@ -93,8 +92,7 @@ def save(
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write a folder's config.yaml."""
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
 def resolve(source: str | Path) -> Path:

@@ -50,9 +50,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts a text such as 1e-3 into quotes, as _Loader would take it for a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -145,7 +150,15 @@ def to_dict(cfg: Any) -> dict[str, Any]:
 
 def dump(cfg: Any) -> str:
     """A config as YAML text, keys in the order of the fields."""
-    return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return to_yaml(to_dict(cfg))
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Plain data as YAML text that `read_yaml` gives back."""
+    text: str = yaml.dump(
+        dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
+    )
+    return text
 
 
 def _plain(value: Any) -> Any:
