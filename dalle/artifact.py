@@ -60,8 +60,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _flush(file: Path) -> None:
-    with file.open("rb+") as handle:
-        os.fsync(handle.fileno())
+    descriptor = os.open(file, os.O_RDONLY)  # a copied part may be read-only
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save(
@@ -136,9 +139,10 @@ def part(folder: Path, name: str) -> Path:
     Raises:
         ValueError: there is no such part, or it is not the one that these weights were trained with.
     """
-    recorded = (read_config(folder).get("parts") or {}).get(name)
-    if recorded is None:
-        raise ValueError(f"{folder} has no part {name}: its config.yaml names none")
+    parts = read_config(folder).get("parts") or {}
+    if name not in parts:
+        raise ValueError(f"{folder} has no part {name}: its config.yaml names {', '.join(parts) or 'none'}")
+    recorded = parts[name]
     path = Path(folder) / recorded["path"]
     found = folder_hash(path)
     if found != recorded["sha256"]:

@@ -1,0 +1,457 @@
+"""Folders of weights: written whole or not at all, read strictly, parts bound by their hashes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dalle import artifact
+from dalle.artifact import (
+    STORAGE,
+    atomic_folder,
+    export,
+    folder_hash,
+    load_into,
+    pack,
+    part,
+    read_config,
+    read_tensors,
+    resolve,
+    save,
+    unpack,
+)
+
+CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "optim": {"lr": 1e-3}}
+
+
+def state(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "conv.weight": torch.randn(6, 3, 3, 3, generator=generator),
+        "linear.weight": torch.randn(5, 7, generator=generator) * torch.logspace(-6, 3, 5)[:, None],
+        "bias": torch.randn(5, generator=generator),
+        "steps": torch.tensor(12345),
+    }
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether these are the same tensors, also in their types."""
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) and value.dtype == other[name].dtype for name, value in one.items()
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def one_line(call: Callable[[], Any]) -> str:
+    """The message of the ValueError that a call gives."""
+    with pytest.raises(ValueError) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+# ---- written whole or not at all
+
+
+def test_a_folder_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    save(tmp_path / "deep" / "a", CONFIG, state())
+    assert read_config(tmp_path / "deep" / "a") == CONFIG
+    loaded = read_tensors(tmp_path / "deep" / "a" / "model.safetensors")
+    assert loaded.keys() == state().keys()
+    assert all(
+        torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype for name, value in state().items()
+    )
+    assert sorted(os.listdir(tmp_path / "deep")) == ["a"]
+
+
+def test_the_new_folder_replaces_the_old_one(tmp_path: Path) -> None:
+    save(tmp_path / "a", CONFIG, state())
+    (tmp_path / "a" / "stale.txt").write_text("of before")
+    save(tmp_path / "a", CONFIG, state(1))
+    assert sorted(os.listdir(tmp_path / "a")) == ["config.yaml", "model.safetensors"]
+    assert torch.equal(read_tensors(tmp_path / "a" / "model.safetensors")["bias"], state(1)["bias"])
+
+
+def _full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("broken", ["save_file", "write_config", "folder_hash", "_flush"])
+def test_a_full_disk_leaves_the_old_folder_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    save(tmp_path / "part", CONFIG, state(2))
+    save(tmp_path / "a", CONFIG, state())
+    before = content(tmp_path)
+    monkeypatch.setattr(artifact, broken, _full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path / "a", CONFIG | {"stage": "dalle"}, state(1), parts={"clip": tmp_path / "part"})
+    assert content(tmp_path) == before
+    assert sorted(os.listdir(tmp_path)) == ["a", "part"]
+
+
+@pytest.mark.parametrize("target", ["a", "new"])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failure_between_the_renames_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, failing: int
+) -> None:
+    save(tmp_path / "a", CONFIG, state())
+    before, replace, calls = content(tmp_path), os.replace, []
+
+    def flaky(source: Path, place: Path) -> None:
+        calls.append(place)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, place)
+
+    monkeypatch.setattr(artifact.os, "replace", flaky)
+    if target == "a" or failing == 1:
+        with pytest.raises(OSError, match="Input/output"):
+            save(tmp_path / target, CONFIG, state(1))
+        assert content(tmp_path) == before
+    else:  # nothing to move away: one rename does it
+        save(tmp_path / target, CONFIG, state(1))
+        assert sorted(os.listdir(tmp_path)) == ["a", "new"]
+
+
+def test_what_safetensors_says_of_a_full_disk_becomes_an_os_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise artifact.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(artifact, "save_file", full)
+    with pytest.raises(OSError, match=r"a could not be written: .*No space left"):
+        save(tmp_path / "a", CONFIG, state())
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_device_that_is_really_full(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), atomic_folder(tmp_path / "a") as new:
+        (new / "some").write_text("x")
+        Path("/dev/full").write_text("x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "a") as new:
+        (new / "half").write_text("")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+# ---- how tensors are stored
+
+
+def test_storage_as_it_is_changes_nothing() -> None:
+    packed = pack(state(), None)
+    assert all(
+        torch.equal(packed[name], value) and packed[name].dtype == value.dtype for name, value in state().items()
+    )
+
+
+@pytest.mark.parametrize(("storage", "bits"), [("bfloat16", 8), ("float16", 11)])
+def test_half_precision_rounds_to_its_bits(storage: Any, bits: int) -> None:
+    values = {"a": torch.logspace(-3, 3, 1000), "n": torch.arange(3)}
+    packed = pack(values, storage)
+    assert packed["a"].dtype == getattr(torch, storage) and packed["n"].dtype == torch.int64
+    assert torch.all((unpack(packed)["a"].float() - values["a"]).abs() <= values["a"] * 2.0**-bits)
+
+
+def test_eight_bits_per_output_channel() -> None:
+    packed = pack(state(), "int8")
+    assert {name for name, value in packed.items() if value.dtype == torch.int8} == {"conv.weight", "linear.weight"}
+    assert packed["bias"].dtype == torch.float32 and packed["steps"].dtype == torch.int64
+    unpacked = unpack(packed)
+    assert unpacked.keys() == state().keys()
+    for name in ("conv.weight", "linear.weight"):
+        for was, now in zip(state()[name], unpacked[name]):  # a bound for each channel by its own largest value
+            assert float((was - now).abs().max()) <= float(was.abs().max()) / 254 * (1 + 1e-5)
+    assert torch.equal(unpacked["bias"], state()["bias"]) and torch.equal(unpacked["steps"], state()["steps"])
+
+
+def test_eight_bits_keep_zeros_and_the_largest_value() -> None:
+    value = torch.tensor([[0.0, 0.0], [0.0, -3.0], [5.0, 2.5]])
+    now = unpack(pack({"a": value}, "int8"))["a"]
+    assert torch.equal(now[0], torch.zeros(2))
+    assert torch.allclose(now[1], value[1]) and torch.allclose(now[2], value[2], atol=5 / 254)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 1000), st.floats(1e-4, 1e4))
+def test_eight_bits_once_more_are_the_same(rows: int, columns: int, seed: int, scale: float) -> None:
+    value = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale
+    once = unpack(pack({"a": value}, "int8"))["a"]
+    twice = unpack(pack({"a": once}, "int8"))["a"]
+    assert torch.allclose(once, twice, rtol=1e-6, atol=0)
+
+
+def test_any_layout_in_memory_is_stored(tmp_path: Path) -> None:
+    kernel = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    save(tmp_path / "a", CONFIG, {"a": kernel, "b": torch.randn(6, 4).T}, storage=None)
+    assert torch.equal(read_tensors(tmp_path / "a" / "model.safetensors")["a"], kernel)
+    assert torch.equal(unpack(pack({"a": kernel}, "int8"))["a"], unpack(pack({"a": kernel.contiguous()}, "int8"))["a"])
+
+
+def test_smaller_storage_makes_smaller_files(tmp_path: Path) -> None:
+    sizes = {}
+    for storage in STORAGE:
+        save(tmp_path / storage, CONFIG, {"a": torch.randn(256, 256)}, storage=storage)  # type: ignore[arg-type]
+        sizes[storage] = (tmp_path / storage / "model.safetensors").stat().st_size
+    assert sizes["int8"] < 0.6 * sizes["bfloat16"] < 0.4 * sizes["float32"] and sizes["bfloat16"] == sizes["float16"]
+
+
+# ---- files that are no weights
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+        lambda whole: whole[:20],
+        lambda whole: whole[:5],
+        lambda whole: b"",
+        lambda whole: whole + b"more",
+        lambda whole: b"a text file, and not a short one" * 9,
+        lambda whole: b"\xff" * 100,
+        lambda whole: b"PK\x03\x04" + bytes(200),
+    ],
+    ids=["half", "last byte", "header cut", "five bytes", "empty", "longer", "text", "high bytes", "zip"],
+)
+def test_damaged_and_foreign_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(state(), file)
+    file.write_bytes(damage(file.read_bytes()))
+    message = one_line(lambda: read_tensors(file))
+    assert message.startswith(f"{file} is no safetensors file, or a truncated one")
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    assert one_line(lambda: read_tensors(tmp_path / "x")) == f"{tmp_path / 'x'}: no such file"
+    assert one_line(lambda: read_tensors(tmp_path)) == f"{tmp_path}: no such file"
+    assert "has no config.yaml: it is not a folder of weights" in one_line(lambda: read_config(tmp_path))
+    (tmp_path / "config.yaml").write_text("a: [")
+    assert "not valid YAML" in one_line(lambda: read_config(tmp_path))
+
+
+# ---- strict loading
+
+
+def _module() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def test_weights_are_cast_to_the_modules_type() -> None:
+    source, target = _module(), _module()
+    load_into(target, {name: value.to(torch.bfloat16) for name, value in source.state_dict().items()}, "here")
+    for name, value in source.state_dict().items():
+        assert target.state_dict()[name].dtype == value.dtype
+        assert torch.equal(target.state_dict()[name], value.to(torch.bfloat16).to(value.dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"0.weight": None}, "missing: 0.weight"),
+        ({"extra": torch.ones(1)}, "unexpected: extra"),
+        ({"0.weight": torch.ones(2, 4)}, "of another shape: 0.weight is [2, 4], expected [2, 3]"),
+        ({f"{n}.x": torch.ones(1) for n in range(5)}, "unexpected: 0.x, 1.x, 2.x and 2 more"),
+        (
+            {"0.weight": None, "0.bias": torch.ones(3), "new": torch.ones(1)},
+            "missing: 0.weight; unexpected: new; of another shape: 0.bias is [3], expected [2]",
+        ),
+    ],
+)
+def test_keys_that_do_not_fit_are_named(change: dict[str, Tensor | None], words: str) -> None:
+    module = _module()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    changed = {name: value for name, value in (before | change).items() if value is not None}
+    message = one_line(lambda: load_into(module, changed, "here"))
+    assert message == f"here does not fit this architecture; {words}"
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+# ---- hashes and parts
+
+
+def test_the_hash_is_of_what_a_folder_computes(tmp_path: Path) -> None:
+    def hashed(config: dict[str, Any], seed: int = 0, storage: Any = None) -> str:
+        save(tmp_path / "a", config, state(seed), storage=storage)
+        (tmp_path / "a" / "README.md").write_text(str(config))  # cards count as little as recipes
+        return folder_hash(tmp_path / "a")
+
+    first = hashed(CONFIG)
+    assert len(first) == 64
+    assert hashed(CONFIG | {"optim": {"lr": 5}, "data": {"kind": "emoji"}}) == first
+    assert hashed(dict(reversed(CONFIG.items()))) == first
+    others = [
+        hashed(CONFIG, seed=1),
+        hashed(CONFIG, storage="bfloat16"),
+        hashed(CONFIG | {"model": {"width": 5}}),
+        hashed(CONFIG | {"stage": "dalle"}),
+        hashed(CONFIG | {"parts": {"clip": {"path": "clip", "sha256": "0"}}}),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_the_hash_is_of_a_text_tokenizers_file_too(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("stage: text_tokenizer\nmodel: {}\n")
+    (tmp_path / "bpe.model").write_bytes(b"one")
+    first = folder_hash(tmp_path)
+    (tmp_path / "bpe.model").write_bytes(b"two")
+    assert folder_hash(tmp_path) != first
+
+
+def test_parts_are_copied_and_checked(tmp_path: Path) -> None:
+    save(tmp_path / "clip", CONFIG, state(1))
+    (tmp_path / "clip" / "README.md").write_text("a card")
+    (tmp_path / "clip" / "samples.png").write_text("a picture")
+    (tmp_path / "clip" / "model.safetensors").chmod(0o444)
+    save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
+    copied = part(tmp_path / "a", "clip")
+    assert copied == tmp_path / "a" / "clip"
+    assert sorted(os.listdir(copied)) == ["README.md", "config.yaml", "model.safetensors"]
+    recorded = read_config(tmp_path / "a")["parts"]
+    assert recorded == {"clip": {"path": "clip", "sha256": folder_hash(tmp_path / "clip")}}
+
+
+def test_a_part_that_was_changed_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    save(tmp_path / "clip", CONFIG, state(1))
+    expected = folder_hash(tmp_path / "clip")
+    save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
+    save(tmp_path / "a" / "clip", CONFIG, state(2))
+    message = one_line(lambda: part(tmp_path / "a", "clip"))
+    assert expected in message and folder_hash(tmp_path / "a" / "clip") in message
+    assert f"is not the clip that {tmp_path / 'a'} was made with" in message
+
+
+def test_parts_that_are_not_there(tmp_path: Path) -> None:
+    save(tmp_path / "a", CONFIG, state())
+    assert one_line(lambda: part(tmp_path / "a", "clip")).endswith("has no part clip: its config.yaml names none")
+    save(tmp_path / "b", CONFIG, state(), parts={"one": tmp_path / "a"})
+    assert one_line(lambda: part(tmp_path / "b", "clip")).endswith("has no part clip: its config.yaml names one")
+
+
+def test_a_part_inside_the_folder_that_is_replaced(tmp_path: Path) -> None:
+    save(tmp_path / "clip", CONFIG, state(1))
+    save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
+    save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(3), parts={"clip": tmp_path / "a" / "clip"})
+    assert folder_hash(part(tmp_path / "a", "clip")) == folder_hash(tmp_path / "clip")
+
+
+# ---- where a folder is
+
+
+def test_a_local_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(tmp_path) == tmp_path and resolve(str(tmp_path)) == tmp_path
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("owner/name") == Path("owner/name")  # not asked of the hub
+
+
+def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: asked.append(name) or str(tmp_path / "got"))
+    assert resolve("owner/name") == tmp_path / "got"
+    assert asked == ["owner/name"]
+
+
+def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    monkeypatch.chdir(tmp_path)
+    for error in (LocalEntryNotFoundError("no network\nat all"), HFValidationError("bad name"), OSError("broken")):
+
+        def fail(_: str, error: Exception = error) -> str:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        message = one_line(lambda: resolve("owner/name"))
+        assert message.startswith("owner/name: no such folder, and it cannot be had from the hub (")
+
+
+@pytest.mark.parametrize("source", ["nowhere", "a/b/c", "./a/b", "/a/b", "../b", "~/b"])
+def test_what_can_be_no_id_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path / "..")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: pytest.fail("asked the hub"))
+    assert one_line(lambda: resolve(source)).startswith(f"{source}: no such folder; train it")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert one_line(lambda: resolve(tmp_path / "file")).endswith("is a file; expected a folder with a config.yaml")
+
+
+# ---- export
+
+
+def test_export_stores_anew_and_keeps_the_rest(tmp_path: Path) -> None:
+    save(tmp_path / "clip", CONFIG, state(1))
+    save(tmp_path / "run", {"stage": "dalle", "model": {"width": 4}}, state(), parts={"clip": tmp_path / "clip"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("the card")
+    export(tmp_path / "run", tmp_path / "out", "int8")
+    assert (tmp_path / "out" / "README.md").read_text() == "the card"
+    assert read_config(tmp_path / "out") == read_config(tmp_path / "run")
+    assert load_file(tmp_path / "out" / "model.safetensors")["conv.weight"].dtype == torch.int8
+    assert content(part(tmp_path / "out", "clip")) == content(tmp_path / "clip")
+    for name, value in state().items():
+        found = read_tensors(tmp_path / "out" / "model.safetensors")[name]
+        assert torch.equal(found, unpack(pack({name: value}, "int8"))[name])
+
+
+RECIPE = "# python train.py ...\nstage: clip\nmodel: {width: 4} # the rest as by default\ndata: {kind: emoji}\n"
+
+
+def test_export_keeps_a_recipe_with_its_comments(tmp_path: Path) -> None:
+    save(tmp_path / "run", CONFIG, state())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text(RECIPE)
+    export(tmp_path / "run", tmp_path / "out", "bfloat16")
+    assert (tmp_path / "out" / "config.yaml").read_text() == RECIPE
+    export(tmp_path / "run", tmp_path / "out", "bfloat16")  # once more
+    assert (tmp_path / "out" / "config.yaml").read_text() == RECIPE
+
+
+def test_export_refuses_the_recipe_of_another_architecture(tmp_path: Path) -> None:
+    save(tmp_path / "run", CONFIG, state())
+    for key, value in (("model", {"width": 5}), ("model", {"new": 1}), ("stage", "dalle")):
+        other = tmp_path / f"{key}-{value}".replace("'", "")
+        other.mkdir()
+        (other / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {key: value}))
+        before = content(other)
+        assert "is of another architecture than" in one_line(
+            lambda other=other: export(tmp_path / "run", other, "int8")
+        )
+        assert content(other) == before
+
+
+def test_export_of_a_damaged_folder_leaves_the_target(tmp_path: Path) -> None:
+    save(tmp_path / "run", CONFIG, state())
+    save(tmp_path / "out", CONFIG, state(1))
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"short")
+    before = content(tmp_path / "out")
+    assert "is no safetensors file" in one_line(lambda: export(tmp_path / "run", tmp_path / "out", "int8"))
+    assert content(tmp_path / "out") == before
