@@ -70,11 +70,7 @@ def one_line(call: Callable[[], Any]) -> str:
 def test_a_folder_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     save(tmp_path / "deep" / "a", CONFIG, state())
     assert read_config(tmp_path / "deep" / "a") == CONFIG
-    loaded = read_tensors(tmp_path / "deep" / "a" / "model.safetensors")
-    assert loaded.keys() == state().keys()
-    assert all(
-        torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype for name, value in state().items()
-    )
+    assert same(read_tensors(tmp_path / "deep" / "a" / "model.safetensors"), state())
     assert sorted(os.listdir(tmp_path / "deep")) == ["a"]
 
 
@@ -157,10 +153,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_storage_as_it_is_changes_nothing() -> None:
-    packed = pack(state(), None)
-    assert all(
-        torch.equal(packed[name], value) and packed[name].dtype == value.dtype for name, value in state().items()
-    )
+    assert same(pack(state(), None), state())
 
 
 @pytest.mark.parametrize(("storage", "bits"), [("bfloat16", 8), ("float16", 11)])
