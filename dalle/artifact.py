@@ -67,6 +67,11 @@ def _flush(file: Path) -> None:
         os.close(descriptor)
 
 
+def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file(dict(tensors), file)
+    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
+
+
 def save(
     folder: Path,
     config: Mapping[str, Any],
@@ -85,7 +90,7 @@ def save(
         storage: how floating tensors are stored; None as they are. See `pack`.
     """
     with atomic_folder(folder) as new:
-        save_file(pack(tensors, storage), new / WEIGHTS)
+        _write(pack(tensors, storage), new / WEIGHTS)
         recorded: dict[str, Any] = {}
         for name, source in (parts or {}).items():
             shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("*.png"))
@@ -276,7 +281,7 @@ def export(source: Path, target: Path, storage: Storage) -> None:
                 shutil.rmtree(new / entry.name, ignore_errors=True)
                 shutil.copytree(entry, new / entry.name)
             elif entry.name == WEIGHTS:
-                save_file(pack(read_tensors(entry), storage), new / WEIGHTS)
+                _write(pack(read_tensors(entry), storage), new / WEIGHTS)
             elif entry.name != "config.yaml" or recipe is None:
                 shutil.copy(entry, new / entry.name)
 

@@ -74,6 +74,12 @@ def test_a_folder_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "deep")) == ["a"]
 
 
+def test_files_are_as_readable_as_their_folder(tmp_path: Path) -> None:
+    save(tmp_path / "a", CONFIG, state())
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "a").iterdir()}
+    assert modes == {(tmp_path / "a").stat().st_mode & 0o666}
+
+
 def test_the_new_folder_replaces_the_old_one(tmp_path: Path) -> None:
     save(tmp_path / "a", CONFIG, state())
     (tmp_path / "a" / "stale.txt").write_text("of before")
