@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dalle.data.emoji import EmojiData, EmojiPairs
+from pathlib import Path
+
+from dalle.data.emoji import ROOT, EmojiData, EmojiPairs
 from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
 from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead
 from dalle.data.shapes import ShapesData, ShapesPairs
@@ -30,4 +32,13 @@ def open_training(config: DataConfig, image_size: int) -> PairDataset | PairStre
     return open_data(config, "train", image_size)
 
 
-__all__ = ["BadPair", "DataConfig", "Pair", "PairDataset", "PairStream", "open_data", "open_training"]
+def location(config: DataConfig) -> Path | None:
+    """The file or folder on this machine that holds the data; None where there is none (shapes, a hub id, a pattern)."""
+    if isinstance(config, EmojiData):
+        return config.root or ROOT
+    if isinstance(config, PairsData) and Path(config.path).expanduser().exists():
+        return Path(config.path).expanduser()
+    return None
+
+
+__all__ = ["BadPair", "DataConfig", "Pair", "PairDataset", "PairStream", "location", "open_data", "open_training"]

@@ -213,7 +213,7 @@ def open_source(config: PairsData, path: str, split: str) -> Source:
         return _of_files(config, found)
     if set(path) & set("*?[{"):
         raise ValueError(f"no file matches data.path {path}")
-    if not _HUB_ID.fullmatch(path):
+    if not _HUB_ID.fullmatch(path) or local.parent.is_dir() or local.suffix in (".parquet", ".tar"):
         raise ValueError(f"there is no folder or file {path}: set data.path to your pictures")
     return hub_source(path, split, config.image, config.caption, config.key)
 

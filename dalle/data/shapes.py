@@ -45,7 +45,7 @@ class ShapesData:
     kind: Literal["shapes"] = "shapes"
     """Synthetic shapes."""
     size: int = 512
-    """Pairs in the training split; the validation split has an eighth as many."""
+    """Pairs in the training split; the validation split has an eighth as many, but no combination twice."""
     shift: float = 0.04
     """Part of the picture's side by which a shape may lie off its place, at most."""
     max_bad: int = 0
@@ -61,7 +61,7 @@ class ShapesData:
 class ShapesPairs:
     """Pairs of one split; the combination (shape, colour, place) of each is in that split only.
 
-    Pair `index` shows combination `index` modulo their number, so a split smaller than that shows each at most once.
+    Pair `index` shows combination `index` modulo their number, so a split no larger than that shows each at most once.
 
     Attributes:
         combinations: (shape, colour, place) of this split, shuffled the same way each time.
@@ -82,7 +82,9 @@ class ShapesPairs:
         random.Random(0).shuffle(shuffled)
         held_out = len(shuffled) // 8
         self.combinations = shuffled[:held_out] if split == "validation" else shuffled[held_out:]
-        self.length = config.size if split == "train" else max(1, config.size // 8)
+        self.length = config.size
+        if split == "validation":  # where every caption stands for one picture only, as retrieval needs it
+            self.length = min(max(1, config.size // 8), len(self.combinations))
 
     def __len__(self) -> int:
         return self.length

@@ -1,0 +1,252 @@
+"""Reading pictures of every kind, each against the same conversion worked out by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle.data import images
+from dalle.data.images import read_picture
+from dalle.data.pair import BadPair
+
+RNG = np.random.default_rng(0)
+RGBA = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+GREY16 = RNG.integers(0, 65536, (8, 8), dtype=np.uint16)
+
+
+def saved(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    colour, alpha = rgba[..., :3].astype(float), rgba[..., 3:] / 255
+    return colour * alpha + 255 * (1 - alpha)
+
+
+def difference(got: np.ndarray, expected: np.ndarray) -> float:
+    assert got.dtype == np.uint8 and got.shape == expected.shape
+    return float(np.abs(got - expected.astype(float)).max())
+
+
+def test_rgb_as_it_is() -> None:
+    assert difference(read_picture(saved(Image.fromarray(RGBA[..., :3])), "x", 8), RGBA[..., :3]) == 0
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+def test_transparent_parts_are_white(kind: str) -> None:
+    rgba = RGBA.copy()
+    rgba[:2, :, 3] = 0
+    got = read_picture(saved(Image.fromarray(rgba), kind, **({"lossless": True} if kind == "webp" else {})), "x", 8)
+    assert difference(got, over_white(rgba)) <= 1
+    assert (got[:2] == 255).all()
+
+
+def test_grey_with_transparency() -> None:
+    layer = RGBA[..., 2:]
+    expected = over_white(np.concatenate((layer[..., :1].repeat(3, -1), layer[..., 1:]), -1))
+    assert difference(read_picture(saved(Image.fromarray(layer, "LA")), "x", 8), expected) <= 1
+
+
+def test_grey() -> None:
+    expected = RGBA[..., :1].repeat(3, -1)
+    assert difference(read_picture(saved(Image.fromarray(RGBA[..., 0])), "x", 8), expected) == 0
+
+
+def test_one_bit() -> None:
+    bits = RGBA[..., 0] > 127
+    expected = (bits * 255)[..., None].repeat(3, -1)
+    assert difference(read_picture(saved(Image.fromarray(bits)), "x", 8), expected) == 0
+
+
+@pytest.mark.parametrize("transparent", [None, 3, bytes([255, 128, 0, 7])])
+def test_palette(transparent: int | bytes | None) -> None:
+    indices = RGBA[..., 0] % 4
+    colours = np.array([[250, 0, 10], [0, 200, 30], [40, 50, 60], [90, 80, 170]])
+    image = Image.fromarray(indices, "P")
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    alpha = np.full(4, 255)
+    options = {}
+    if transparent is not None:
+        options["transparency"] = transparent
+        if isinstance(transparent, bytes):
+            alpha[:] = list(transparent)
+        else:
+            alpha[transparent] = 0
+    expected = over_white(np.concatenate((colours, alpha[:, None]), -1)[indices])
+    assert difference(read_picture(saved(image, **options), "x", 8), expected) <= 1
+
+
+def test_one_transparent_colour() -> None:
+    rgb = (RGBA[..., :3] // 128) * 200
+    got = read_picture(saved(Image.fromarray(rgb), transparency=(200, 0, 200)), "x", 8)
+    clear = (rgb == (200, 0, 200)).all(-1)
+    assert clear.any() and difference(got, np.where(clear[..., None], 255, rgb)) == 0
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits(kind: str) -> None:
+    expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
+    assert difference(read_picture(saved(Image.fromarray(GREY16), kind), "x", 8), expected) <= 0.5
+
+
+def test_sixteen_bits_in_thirty_two() -> None:
+    expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
+    got = read_picture(saved(Image.fromarray(GREY16.astype(np.int32)), "tiff"), "x", 8)
+    assert difference(got, expected) <= 0.5
+
+
+@pytest.mark.parametrize("values", [GREY16.astype(np.int32) * 1000, GREY16.astype(np.float32)])
+def test_brightness_that_nothing_defines(values: np.ndarray) -> None:
+    with pytest.raises(BadPair, match="32 bits a channel"):
+        read_picture(saved(Image.fromarray(values), "tiff"), "x", 8)
+
+
+def test_cmyk() -> None:
+    cmyk = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    ink = cmyk / 255
+    expected = 255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])
+    assert difference(read_picture(saved(Image.fromarray(cmyk, "CMYK"), "tiff"), "x", 8), expected) <= 2
+
+
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    wide = RGBA[:4, :, :3]  # the middle 4 x 4 remain
+    got = read_picture(saved(Image.fromarray(wide), exif=exif.tobytes()), "x", 4)
+    assert (
+        difference(got, TURNS[orientation](wide)[tuple(slice(s // 2 - 2, s // 2 + 2) for s in _turned(orientation))])
+        == 0
+    )
+
+
+def _turned(orientation: int) -> tuple[int, int]:
+    return (4, 8) if orientation < 5 else (8, 4)
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("#204060", "#ff0000")]
+    got = read_picture(saved(frames[0], "gif", save_all=True, append_images=frames[1:]), "x", 8)
+    assert (got == (0x20, 0x40, 0x60)).all()
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth, as photographs are, so that ways of scaling differ little."""
+    y, x = np.mgrid[:height, :width] / 60
+    channels = [127 + 120 * np.sin(x + k) * np.cos(y * (k + 1) / 2) for k in range(3)]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (40, 60)])
+def test_centre_crop_of_a_jpeg(size: tuple[int, int]) -> None:
+    """Decoding at a reduced size gives nearly what decoding whole, cropping and scaling gives."""
+    image = photo(*size)
+    width, height = size
+    side = min(size)
+    left, upper = (width - side) // 2, (height - side) // 2
+    slow = image.crop((left, upper, left + side, upper + side)).resize((32, 32), Image.Resampling.LANCZOS)
+    got = read_picture(saved(image, "jpeg", quality=98), "x", 32)
+    assert difference(got, np.asarray(slow)) <= 6
+
+
+def test_pad() -> None:
+    got = read_picture(saved(photo(64, 32)), "x", 32, crop="pad")
+    assert (got[:8] == 255).all() and (got[24:] == 255).all()
+    slow = photo(64, 32).resize((32, 16), Image.Resampling.LANCZOS)
+    assert difference(got[8:24], np.asarray(slow)) <= 1
+
+
+def test_random_crop_lies_anywhere_and_shows_enough() -> None:
+    """Of a picture that codes its columns and rows in red and green, the corners tell where a crop was."""
+    y, x = np.mgrid[:100, :200]
+    data = saved(Image.fromarray(np.stack((x, y, 0 * x), -1).astype(np.uint8)))
+    seen = []
+    for seed in range(60):
+        got = read_picture(data, "x", 50, crop="random", share=0.5, seed=seed).astype(float)
+        assert difference(read_picture(data, "x", 50, crop="random", share=0.5, seed=seed), got) == 0
+        across, down = got[25, -1, 0] - got[25, 0, 0], got[-1, 25, 1] - got[0, 25, 1]
+        assert abs(across - down) <= 3  # a square
+        assert 100 * np.sqrt(0.5) * 0.95 <= across <= 100
+        seen.append((got[25, 0, 0], got[0, 25, 1], across))
+    left, upper, side = np.array(seen).T
+    assert left.max() > 90 and left.min() < 15 and upper.max() > 15 and np.ptp(side) > 15
+
+
+def test_huge_pictures_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.new("1", (9000, 8000)))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(BadPair, match="9000 x 8000 pixels"):
+        read_picture(data, "big.png", 8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_bombs_that_pillow_itself_refuses_and_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.new("1", (300, 300)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    assert read_picture(data, "x", 8).shape == (8, 8, 3)  # Pillow only warns, and ours is the limit
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(BadPair, match="x: .*bomb"):
+        read_picture(data, "x", 8)
+
+
+WHOLE = {kind: saved(photo(64, 64), kind) for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff")}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
+def test_truncated(kind: str, share: float) -> None:
+    with pytest.raises(BadPair) as caught:
+        read_picture(WHOLE[kind][: int(len(WHOLE[kind]) * share)], "cut", 8)
+    assert str(caught.value).startswith("cut: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
+    """Whatever is broken, no other exception comes out."""
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        data = bytearray(WHOLE[kind])
+        for at in rng.integers(0, min(len(data), 400), 6):
+            data[at] = rng.integers(256)
+        with contextlib.suppress(BadPair):
+            assert read_picture(bytes(data), "x", 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "the file is empty"),
+        (b"<html>404</html>\nmore", "the file is text, not a picture: '<html>404</html>'"),
+        ("रातो मुटु".encode(), "the file is text, not a picture: 'रातो मुटु'"),
+        (b"\x00\x01\x02\x03", "the file is not a picture of a known kind"),
+    ],
+)
+def test_what_is_no_picture(data: bytes, reason: str) -> None:
+    with pytest.raises(BadPair) as caught:
+        read_picture(data, "a.jpg", 8)
+    assert str(caught.value) == f"a.jpg: {reason}"
+
+
+def test_extensions_are_what_pillow_reads() -> None:
+    Image.init()
+    kinds = {images.Image.EXTENSION[extension] for extension in images.EXTENSIONS}
+    assert kinds <= set(Image.OPEN)

@@ -1,0 +1,250 @@
+"""Batches against a slow recomputation of the endless sequence; broken records, shares, workers, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from dalle.data.bad import BadCounter
+from dalle.data.loader import Batch, batches, evaluation_batches
+from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
+from dalle.data.shapes import ShapesData, ShapesPairs
+from dalle.training import checkpoint
+
+
+class Numbers:
+    """Pair i is a grey picture of i; some are broken."""
+
+    def __init__(self, length: int, broken: tuple[int, ...] = ()):
+        self.length, self.broken = length, broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def pair(self, index: int, seed: int) -> Pair:
+        if index in self.broken:
+            raise BadPair(f"number {index}", "broken")
+        return Pair(np.full((2, 2, 3), index % 256, dtype=np.uint8), f"{index} {seed}")
+
+    def captions(self) -> Iterator[str]:
+        return map(str, range(self.length))
+
+
+class Stream(Numbers):
+    """The same numbers, only in the order of a pass."""
+
+    def __init__(self, length: int, broken: tuple[int, ...] = ()):
+        super().__init__(length, broken)
+        self.read = 0
+
+    def records(self, seed: int, epoch: int) -> Iterator[int]:
+        for number in np.random.default_rng((seed, epoch, 7)).permutation(self.length):
+            self.read += 1
+            yield int(number)
+
+
+def digest(seed: int, epoch: int, index: int) -> int:
+    return int(hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=4).hexdigest(), 16)
+
+
+def slow_numbers(length: int, broken: tuple[int, ...], seed: int) -> Iterator[str]:
+    """Captions sample after sample: an epoch is a permutation, and a broken record gives way to the next by number."""
+    for epoch in itertools.count():
+        for index in np.random.default_rng((seed, epoch)).permutation(length):
+            shown = int(index)
+            while shown in broken:
+                shown = (shown + 1) % length
+            yield f"{shown} {digest(seed, epoch, int(index))}"
+
+
+def slow_stream(length: int, broken: tuple[int, ...], seed: int) -> Iterator[str]:
+    """The same for a stream, where the next one is the next to come."""
+    samples = [
+        (int(number), digest(seed, epoch, place))
+        for epoch in range(60)
+        for place, number in enumerate(np.random.default_rng((seed, epoch, 7)).permutation(length))
+    ]
+    for at, (_, own) in enumerate(samples):
+        yield f"{next(n for n, _ in samples[at:] if n not in broken)} {own}"
+
+
+KINDS = pytest.mark.parametrize("kind, slow", [(Numbers, slow_numbers), (Stream, slow_stream)])
+Kind = Callable[..., PairDataset | PairStream]
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return torch.equal(a.images, b.images) and a.captions == b.captions and a.seeds == b.seeds and a.bad == b.bad
+
+
+@KINDS
+@pytest.mark.parametrize("length, broken", [(10, ()), (10, (3, 4)), (3, (1,)), (1, ())])
+def test_sequence(kind: Kind, slow: Callable, length: int, broken: tuple[int, ...]) -> None:
+    expected = slow(length, broken, 5)
+    for batch in itertools.islice(batches(kind(length, broken), batch_size=4, seed=5), 9):
+        captions = list(itertools.islice(expected, 4))
+        assert batch.captions == captions
+        assert batch.seeds == [int(caption.split()[1]) for caption in captions]
+        numbers = [int(caption.split()[0]) for caption in captions]
+        assert batch.images.tolist() == [[[[number] * 2] * 2] * 3 for number in numbers]
+        assert batch.images.dtype == torch.uint8
+        assert all(name in [f"number {number}: broken" for number in broken] for name in batch.bad)
+
+
+@KINDS
+def test_each_epoch_holds_everything_once(kind: Kind, slow: Callable) -> None:
+    sequence = batches(kind(10), batch_size=5, seed=0)
+    epochs = [
+        [int(c.split()[0]) for batch in (next(sequence), next(sequence)) for c in batch.captions] for _ in range(4)
+    ]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@KINDS
+def test_seeds_of_runs_differ(kind: Kind, slow: Callable) -> None:
+    assert (
+        next(batches(kind(50), batch_size=9, seed=0)).captions != next(batches(kind(50), batch_size=9, seed=1)).captions
+    )
+
+
+@KINDS
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 7, 12])
+def test_resumed_is_uninterrupted(kind: Kind, slow: Callable, start: int) -> None:
+    """Also where an epoch ends in the middle of a batch, or with one."""
+    whole = list(itertools.islice(batches(kind(10, (2,)), batch_size=4, seed=1), start + 3))
+    resumed = batches(kind(10, (2,)), batch_size=4, seed=1, start=start)
+    assert all(same(next(resumed), batch) for batch in whole[start:])
+
+
+def test_resuming_a_stream_reads_less_than_two_passes() -> None:
+    stream = Stream(1000)
+    next(batches(stream, batch_size=10, seed=0, start=70_050))
+    assert stream.read <= 2000 + 10 + 64
+
+
+@KINDS
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_shares_of_processes_make_the_whole(kind: Kind, slow: Callable, world: int) -> None:
+    whole = batches(kind(11, (5, 6)), batch_size=6, seed=2)
+    shares = [batches(kind(11, (5, 6)), batch_size=6, seed=2, rank=rank, world=world) for rank in range(world)]
+    for _ in range(5):
+        batch, parts = next(whole), [next(share) for share in shares]
+        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+        for name in ("captions", "seeds", "bad"):
+            assert getattr(batch, name) == [x for part in parts for x in getattr(part, name)]
+
+
+@KINDS
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers, start", [(1, 0), (3, 4)])
+def test_workers_change_nothing(kind: Kind, slow: Callable, workers: int, start: int) -> None:
+    options = {"batch_size": 4, "seed": 3, "start": start}
+    apart = batches(kind(10, (1,)), workers=workers, **options)
+    for batch in itertools.islice(batches(kind(10, (1,)), **options), 8):
+        assert same(next(apart), batch)
+
+
+@KINDS
+def test_no_global_randomness(kind: Kind, slow: Callable) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(batches(kind(10), batch_size=4, seed=3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@KINDS
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_usable(kind: Kind, slow: Callable, workers: int) -> None:
+    with pytest.raises(ValueError, match=r"^no usable picture [^\n]*: number \d: broken$"):
+        next(batches(kind(4, (0, 1, 2, 3)), batch_size=2, seed=0, workers=workers))
+
+
+def test_an_empty_stream() -> None:
+    with pytest.raises(ValueError, match="no records"):
+        next(batches(Stream(0), batch_size=2, seed=0))
+
+
+def test_split_keeps_order_and_names_bad_records_once() -> None:
+    batch = next(batches(Numbers(12, (0, 4)), batch_size=12, seed=0))
+    parts = batch.split(3)
+    assert [c for part in parts for c in part.captions] == batch.captions
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert [name for part in parts for name in part.bad] == batch.bad != []
+
+
+def test_evaluation_is_in_order_and_leaves_broken_ones_out(caplog: pytest.LogCaptureFixture) -> None:
+    shown = [batch.captions for batch in evaluation_batches(Numbers(8, (1, 7)), 4)]
+    assert shown == [["0 0", "2 0", "3 0", "4 0"], ["5 0", "6 0"]]
+    assert [r.getMessage() for r in caplog.records] == ["skipped number 1: broken", "skipped number 7: broken"]
+
+
+def test_evaluation_tells_whom_it_should() -> None:
+    told: list[str] = []
+    list(evaluation_batches(Numbers(8, (1, 7)), 4, limit=5, report=told.extend))
+    assert told == ["number 1: broken"]
+
+
+@pytest.mark.parametrize("limit, sizes", [(None, [4, 4, 2]), (4, [4]), (5, [4, 1]), (99, [4, 4, 2])])
+def test_evaluation_limit(limit: int | None, sizes: list[int]) -> None:
+    assert [len(b.captions) for b in evaluation_batches(Numbers(10), 4, limit=limit)] == sizes
+
+
+def test_evaluation_of_nothing_usable() -> None:
+    with pytest.raises(ValueError, match="no usable picture to evaluate on: number 0: broken"):
+        list(evaluation_batches(Numbers(2, (0, 1)), 4))
+
+
+def test_bad_records_count_once(caplog: pytest.LogCaptureFixture) -> None:
+    bad = BadCounter(limit=2)
+    for _ in range(5):
+        bad.add(["a: broken", "b: empty"])
+    bad.merge(["a: broken"])
+    assert [r.getMessage() for r in caplog.records] == ["skipped a: broken", "skipped b: empty"]
+    assert bad.report() == "2 broken records were skipped: a: broken; b: empty"
+    with pytest.raises(
+        ValueError, match=r"3 broken records, more than data.max_bad=2 allows: a: broken; b: empty; c: cut"
+    ):
+        bad.add(["c: cut"])
+
+
+def test_training_counts_broken_records_to_the_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Through train.py: named once, kept by checkpoints, reported at the end, and an error beyond max_bad."""
+
+    def breaking(self: ShapesPairs, index: int, seed: int) -> Pair:
+        if index in (3, 5):
+            raise BadPair(f"shape {index}", "broken")
+        return whole(self, index, seed)
+
+    whole = ShapesPairs.pair
+    monkeypatch.setattr(ShapesPairs, "pair", breaking)
+    recipe = str(Path(__file__).parents[2] / "configs/shapes/vqgan.yaml")
+    run = [recipe, f"run.dir={tmp_path}", "run.batch_size=4", "run.device=cpu", "data.size=8", "model.channels=16"]
+    assert train.main([*run, "run.updates=3", "data.max_bad=2"]) == 0
+    names = ["shape 3: broken", "shape 5: broken"]
+    assert sorted(r.getMessage() for r in caplog.records if "skipped" in r.getMessage()) == [
+        f"skipped {n}" for n in names
+    ]
+    assert "2 broken records were skipped: shape" in capsys.readouterr().out
+    assert sorted(checkpoint.load_newest(tmp_path).bad) == names
+    assert train.main([*run, "run.updates=4", "resume=true", "data.max_bad=1"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len([line for line in error if line.startswith("train.py: 2 broken records, more than data.max_bad=1")]) == 1
+
+
+def test_shapes_have_no_broken_records(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert next(batches(ShapesPairs(ShapesData(), "train", 8), batch_size=64, seed=0)).bad == []
