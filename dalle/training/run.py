@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dalle import artifact
 from dalle.config import dump, to_dict
+from dalle.data import DataConfig, location
 from dalle.training import checkpoint
 from dalle.training.recipe import LoopRecipe, RunConfig
 
@@ -83,17 +84,17 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
         "seed": recipe.run.seed,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": versions,
-        "data_sha256": _data_hash(to_dict(recipe.data)),
+        "data_sha256": _data_hash(recipe.data),
         "parts_sha256": {k: artifact.folder_hash(artifact.resolve(v)) for k, v in sources.items() if v},
     }
 
 
-def _data_hash(data: dict[str, Any]) -> str:
-    """Hash of the data's options, and of names and sizes of its files where it has a folder."""
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode())
-    root = Path(str(data.get("root") or data.get("path") or ""))
-    if str(root) != "." and root.exists():
-        for file in sorted(p for p in root.rglob("*") if p.is_file()):
+def _data_hash(data: DataConfig) -> str:
+    """Hash of the data's options, and of names and sizes of its files where they are on this machine."""
+    digest = hashlib.sha256(json.dumps(to_dict(data), sort_keys=True, ensure_ascii=False).encode())
+    root = location(data)
+    if root is not None:
+        for file in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
     return digest.hexdigest()
 
