@@ -33,7 +33,7 @@ def open_training(config: DataConfig, image_size: int) -> PairDataset | PairStre
 
 
 def location(config: DataConfig) -> Path | None:
-    """The file or folder on this machine that holds the data; None where there is none (shapes, a hub id, a pattern)."""
+    """The file or folder on this machine that holds the data; None for shapes, a hub id or a pattern."""
     if isinstance(config, EmojiData):
         return config.root or ROOT
     if isinstance(config, PairsData) and Path(config.path).expanduser().exists():

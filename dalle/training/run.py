@@ -8,7 +8,6 @@ import platform
 import signal
 import time
 from importlib import metadata
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
