@@ -187,6 +187,15 @@ def test_long_prompts_are_cut_with_a_warning(pipe: TextToImage, caplog: pytest.L
     assert cut.prompt == long
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_a_blank_prompt_is_the_null_caption(pipe: TextToImage, blank: str) -> None:
+    plain, guided = (pipe([blank, "a red heart"], n=4, guidance=scale) for scale in (1.0, 5.0))
+    assert torch.equal(plain[0].codes, guided[0].codes)  # nothing to be guided away from
+    (null,) = pipe("a red heart", n=4, guidance=0.0)  # the null caption alone
+    assert torch.equal(plain[0].codes[0], null.codes[null.seeds.index(plain[0].seeds[0])])
+    assert not torch.equal(plain[1].codes, guided[1].codes)
+
+
 def test_progress_reaches_the_end(pipe: TextToImage) -> None:
     seen: list[tuple[int, int]] = []
     pipe(["a red heart", "two green stars"], n=2, progress=lambda done, total: seen.append((done, total)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -17,6 +19,7 @@ from tiny_model import IMAGE_SIZE, make_tiny_model
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import dalle.pictures  # noqa: E402
 import sample  # noqa: E402
 from dalle.pipeline import TextToImage  # noqa: E402
 
@@ -103,7 +106,34 @@ WRONG = {
     "not a number": (["a", "--n", "four"], "--n: invalid int value: 'four'"),
     "no candidates": (["a", "--n", "0"], "n is 0"),
     "keep more than n": (["a", "--n", "2", "--keep", "3"], "keep is 3 of n=2"),
+    "keep none": (["a", "--keep", "0"], "keep is 0"),
     "top-k 0": (["a", "--top-k", "0"], "top_k is 0"),
+    "top-p 0": (["a", "--top-p", "0"], "top_p is 0.0; it must be above 0"),
+    "top-p above 1": (["a", "--top-p", "1.1"], "top_p is 1.1"),
+    "negative temperature": (["a", "--temperature", "-1"], "temperature is -1.0; it must be 0"),
+    "no temperature": (["a", "--temperature", "nan"], "temperature is nan"),
+    "negative guidance": (["a", "--guidance", "-2"], "guidance is -2"),
+    "negative seed": (["a", "--seed", "-1"], "seed is -1"),
+    "no batch": (["a", "--batch-size", "0"], "batch_size is 0"),
+    "no rows": (["a", "--image", "face.png", "--keep-rows", "0"], "keep_rows is 0: give a fraction from 0.25 to 0.75"),
+    "all rows": (["a", "--image", "face.png", "--keep-rows", "4"], "or a whole number of rows from 1 to 3"),
+    "half a row more": (["a", "--image", "face.png", "--keep-rows", "1.5"], "keep_rows is 1.5"),
+    "rows without image": (["a", "--keep-rows", "2"], "keep_rows needs an image"),
+    "rows and mask": (
+        ["a", "--image", "face.png", "--keep-rows", "2", "--mask", "mask.png"],
+        "either keep_rows or mask",
+    ),
+    "a folder as picture": (["a", "--image", ".", "--keep-rows", "1"], "cannot be read"),
+    "half a picture": (["a", "--image", "cut.png", "--keep-rows", "1"], "cut.png: the picture cannot be read"),
+    "text as mask": (["a", "--image", "face.png", "--mask", "text.txt"], "text.txt: not a picture"),
+    "black mask": (["a", "--image", "face.png", "--mask", "black.png"], "no white pixel"),
+    "an empty folder as model": (["a", "--model", "empty"], "empty has no config.yaml"),
+    "a file as model": (["a", "--model", "text.txt"], "text.txt is a file; expected a folder"),
+    "a CLIP as model": (["a", "--model", "MODEL/clip"], "holds a CLIP, expected a DALL-E"),
+    "a model as CLIP": (["a", "--clip", "MODEL"], "holds a DALL-E, expected a CLIP"),
+    "out under a file": (["a", "--out", "text.txt/out"], "text.txt is not a folder that can be written"),
+    "out is a file": (["a", "--out", "text.txt"], "text.txt is not a folder that can be written"),
+    "not a prompt": (["a\udcff"], "surrogate"),
     "no such picture": (["a", "--image", "none.png", "--keep-rows", "1"], "none.png: no such picture"),
     "text as picture": (["a", "--image", "text.txt", "--keep-rows", "1"], "text.txt: not a picture"),
     "mask of another size": (["a", "--image", "face.png", "--mask", "small.png"], "mask is 4x4 and image 16x16"),
@@ -119,7 +149,11 @@ WRONG = {
 def test_wrong_inputs_are_one_line(model: Path, here: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     arguments, message = WRONG[name]
     (here / "text.txt").write_text("not a picture")
+    (here / "empty").mkdir()
+    (here / "cut.png").write_bytes((here / "face.png").read_bytes()[:200])
     Image.new("L", (4, 4), 255).save(here / "small.png")
+    Image.new("L", (IMAGE_SIZE, IMAGE_SIZE)).save(here / "black.png")
+    arguments = [argument.replace("MODEL", str(model)) for argument in arguments]
     if "--model" not in arguments:
         arguments = [*arguments, "--model", str(model)]
     try:
@@ -141,13 +175,87 @@ def test_without_clip_all_must_be_kept(
     assert sample.main([*arguments, "--clip", str(model / "clip")]) == 0
 
 
-def test_a_truncated_weights_file_is_one_line(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+BROKEN = {
+    "model.safetensors": (-100, "model.safetensors is no safetensors file, or a truncated one"),
+    "config.yaml": (0, "config.yaml: expected `key: value` lines, found nothing"),
+    "image_tokenizer/model.safetensors": (-100, "is not the image_tokenizer that"),  # names both hashes
+    "text_tokenizer/bpe.model": (100, "is not the text_tokenizer that"),
+    "clip/config.yaml": (40, "clip"),
+}
+
+
+@pytest.mark.parametrize("file", BROKEN)
+def test_a_damaged_model_folder_is_one_line(
+    file: str, tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_tiny_model(tmp_path / "broken")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    left, message = BROKEN[file]
+    (folder / file).write_bytes((folder / file).read_bytes()[:left])
     assert sample.main(["a", "--model", str(folder)]) == 2
     err = capsys.readouterr().err
-    assert "model.safetensors" in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "prompt", ["गुलाबी हात्ती", "一只粉色的大象", "🐘❤️", "", "  ", "a dog\nand a cat", "-- a dog --"]
+)
+def test_prompts_in_any_script(prompt: str, model: Path, here: Path) -> None:
+    assert sample.main(["--n", "1", "--model", str(model), "--", prompt]) == 0
+    (folder,) = (here / "outputs").iterdir()
+    (file,) = folder.glob("01-*.png")
+    assert Image.open(file).text["prompt"] == prompt  # type: ignore[attr-defined]
+
+
+def test_a_long_prompt_is_cut_with_a_warning(model: Path, here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert sample.main(["a red heart " * 500, "--n", "1", "--model", str(model)]) == 0
+    assert "tokens cut to the model's 12" in caplog.text
+
+
+def test_no_space_left_keeps_what_is_finished(
+    model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = dalle.pictures.write_png
+
+    def full(picture: Image.Image, path: Path, texts: dict[str, str]) -> None:
+        if path.name.startswith("02-02"):
+            raise OSError(28, "No space left on device", str(path))
+        write(picture, path, texts)
+
+    monkeypatch.setattr(dalle.pictures, "write_png", full)
+    assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith("sample.py: ") and "No space left on device" in err
+    folder = here / "outputs" / "a-dog-0"
+    assert len(json.loads((folder / "scores.json").read_text())["pictures"]) == 2
+    assert sorted(p.name[:5] for p in folder.glob("*.png")) == ["01-01", "01-02", "02-01"]
+
+
+@pytest.mark.slow
+def test_a_real_ctrl_c(model: Path, here: Path) -> None:
+    arguments = [
+        "a dog",
+        "a cat",
+        "--n",
+        "200000",
+        "--batch-size",
+        "8",
+        "--model",
+        str(model),
+        "--out",
+        str(here / "o"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "sample.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    begun = ""
+    while "drawing" not in begun:  # the progress bar
+        begun += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert [line for line in err.splitlines() if "sample.py" in line] == ["sample.py: stopped; nothing was finished"]
 
 
 def test_ctrl_c_keeps_what_is_finished(
