@@ -1,0 +1,321 @@
+"""The repository as a whole: recipes load, links and commands hold, what ships loads, nothing strange is inside."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import dalle
+import sample
+from dalle import loading
+from dalle.artifact import folder_hash, part, read_config
+from dalle.clip import CLIP
+from dalle.config import apply_overrides, from_dict, read_yaml
+from dalle.image import build
+from dalle.model import DALLE
+from dalle.training.recipe import (
+    CLIPRecipe,
+    DALLERecipe,
+    ImageTokenizerRecipe,
+    Recipe,
+    TextTokenizerRecipe,
+    load_recipe,
+    stage_schema,
+)
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(
+    str(file.relative_to(ROOT)) for folder in ("configs", "tokenizers") for file in (ROOT / folder).rglob("*.yaml")
+)
+SHIPPED = sorted(
+    str(file.parent.relative_to(ROOT))
+    for folder in ("tokenizers", "models")
+    for file in (ROOT / folder).rglob("config.yaml")
+    if (file.parent / "model.safetensors").is_file() or (file.parent / "bpe.model").is_file()
+)
+MEGABYTE = 1_000_000
+
+
+@cache
+def tracked() -> tuple[Path, ...]:
+    """Files that git keeps; skips where there is no git."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return tuple(ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file())
+
+
+@cache
+def pages() -> tuple[Path, ...]:
+    """The Markdown files of the repository."""
+    return tuple(file for file in tracked() if file.suffix == ".md")
+
+
+# ---- recipes
+
+
+def parameters(recipe: Recipe) -> int:
+    """How many parameters a recipe's model has; 0 for a text tokenizer."""
+    with torch.device("meta"):
+        if isinstance(recipe, ImageTokenizerRecipe):
+            model: torch.nn.Module = build(recipe.model)
+        elif isinstance(recipe, CLIPRecipe):
+            model = CLIP(recipe.model)
+        elif isinstance(recipe, DALLERecipe):
+            model = DALLE(recipe.model)
+        else:
+            return 0
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_every_recipe_loads_and_builds(path: str) -> None:
+    recipe = load_recipe(ROOT / path)
+    if isinstance(recipe, DALLERecipe) and recipe.model.transformer.depth > 16:  # see the next test
+        recipe = replace(recipe, model=replace(recipe.model, transformer=replace(recipe.model.transformer, depth=1)))
+    assert parameters(recipe) > 0 or isinstance(recipe, TextTokenizerRecipe)
+
+
+def test_the_papers_transformer_has_12_billion_parameters() -> None:
+    recipe = load_recipe(ROOT / "configs/paper/dalle-12b.yaml")
+    assert isinstance(recipe, DALLERecipe)
+    assert 12.0e9 < parameters(recipe) < 12.5e9
+
+
+def test_recipes_that_stand_on_each_other_agree() -> None:
+    """A recipe names a shipped folder or the run folder of another recipe; vocabularies, grids and sizes must match."""
+    recipes = {path: load_recipe(ROOT / path) for path in RECIPES}
+    made = {str(Path(path).parent): recipe for path, recipe in recipes.items() if path.startswith("tokenizers/")}
+    for recipe in recipes.values():
+        folder = recipe.dir if isinstance(recipe, TextTokenizerRecipe) else recipe.run.dir
+        made.setdefault(f"{folder}/model", recipe)
+    compared = 0
+    for path, recipe in recipes.items():
+        if isinstance(recipe, (CLIPRecipe, DALLERecipe)) and recipe.text_tokenizer in made:
+            text = made[recipe.text_tokenizer]
+            assert isinstance(text, TextTokenizerRecipe), path
+            assert recipe.model.text_vocab == text.model.vocab_size, path
+            compared += 1
+        if isinstance(recipe, DALLERecipe) and recipe.image_tokenizer in made:
+            image = made[recipe.image_tokenizer]
+            assert isinstance(image, ImageTokenizerRecipe), path
+            with torch.device("meta"):
+                tokenizer = build(image.model)
+            assert recipe.model.image_vocab == tokenizer.codebook_size, path
+            assert tuple(recipe.model.grid) == tuple(tokenizer.grid), path
+            if recipe.clip in made:
+                clip = made[recipe.clip]
+                assert isinstance(clip, CLIPRecipe), path
+                assert clip.model.image_size == tokenizer.image_size, path
+            compared += 1
+    assert compared >= 6
+
+
+def test_every_run_has_a_folder_of_its_own() -> None:
+    folders = []
+    for path in RECIPES:
+        recipe = load_recipe(ROOT / path)
+        folders.append(recipe.dir if isinstance(recipe, TextTokenizerRecipe) else recipe.run.dir)
+    assert len(set(folders)) == len(folders)
+    assert all(folder.parts[0] == "runs" and len(folder.parts) == 2 for folder in folders)
+
+
+# ---- commands
+
+
+def check_training(words: list[str], where: str) -> None:
+    """A command line of train.py names a recipe that is there, and options that it has."""
+    options = [word for word in words if word.startswith("-")]
+    assert set(options) <= {"--print-config", "--help", "--traceback"}, where
+    given = [word for word in words if not word.startswith("-")]
+    if not given or re.fullmatch(r"[A-Z_.]+", given[0]):  # CONFIG stands for any
+        return
+    assert given[0] in RECIPES, f"{where}: {given[0]}"
+    data = apply_overrides(read_yaml(ROOT / given[0]), given[1:])
+    from_dict(stage_schema(data, where), data, where)
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_every_recipe_begins_with_the_command_that_runs_it(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    words = shlex.split(text.splitlines()[0])
+    assert words[:4] == ["#", "python", "train.py", path]
+    for line in re.findall(r"^#\s+(?:python|accelerate|torchrun) .*$", text, flags=re.MULTILINE):
+        check_training(shlex.split(line.partition("train.py")[2], comments=True), path)
+
+
+def test_commands_of_the_pages_can_be_run() -> None:
+    """Every command line in a fenced block of a Markdown file: recipes, options and targets exist."""
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    found = 0
+    for page in pages():
+        for block in re.findall(r"^```(?:\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                where = f"{page.relative_to(ROOT)}: {line}"
+                words = shlex.split(line, comments=True) if re.match(r"\$? ?(python|make|accel|torchrun)", line) else []
+                words = words[1:] if words[:1] == ["$"] else words
+                if "train.py" in words:
+                    check_training(words[words.index("train.py") + 1 :], where)
+                elif words[:2] == ["python", "sample.py"]:
+                    known = sample._parser()._option_string_actions
+                    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+                    assert set(options) <= set(known), where
+                elif words[:1] == ["make"]:
+                    assert {word for word in words[1:] if "=" not in word} <= targets, where
+                else:
+                    continue
+                found += 1
+    if (ROOT / "README.md").is_file():
+        assert found > 4
+
+
+# ---- links
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of this page looks like."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.DOTALL)
+    heads = re.findall(r"^#+ +(.+?) *#*$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_links_between_files_resolve() -> None:
+    broken = []
+    for page in pages():
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.DOTALL)
+        links = re.findall(r"\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)", text)
+        links += re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+        links += re.findall(r"^\[[^\]]+\]: +(\S+)", text, flags=re.MULTILINE)
+        for link in links:
+            if re.match(r"[a-z]+:", link):  # http:, mailto:
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path) if path else page
+            if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not broken
+
+
+# ---- what is in it
+
+
+def test_first_lines_say_what_a_file_is() -> None:
+    for file in tracked():
+        if file.suffix == ".py":
+            docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+            assert docstring, f"{file.relative_to(ROOT)} has no docstring"
+
+
+def test_no_paths_of_one_machine_and_no_hosts_of_registries() -> None:
+    folders = "|".join(f"/{name}/" for name in ("work", "root", "home", "Users", "opt"))
+    hosts = "|".join(rf"{name}\.{end}" for name, end in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org")))
+    unwanted = re.compile(rf"(?<![\w.}}]){folders}|{hosts}".encode())
+    found = [
+        str(file.relative_to(ROOT))
+        for file in tracked()
+        if file.suffix not in (".parquet", ".safetensors", ".png", ".model") and unwanted.search(file.read_bytes())
+    ]
+    assert not found
+
+
+def test_weights_are_few_and_of_safe_formats() -> None:
+    weights = [file for file in tracked() if file.suffix in (".safetensors", ".model")]
+    assert sum(file.stat().st_size for file in weights) <= 30 * MEGABYTE
+    unsafe = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy"}
+    assert not [file for file in tracked() if file.suffix in unsafe]
+
+
+def test_the_tokenizers_folder_does_not_hide_the_library_of_that_name(tmp_path: Path) -> None:
+    assert not list((ROOT / "tokenizers").rglob("*.py"))
+    library = tmp_path / "tokenizers" / "__init__.py"
+    library.parent.mkdir()
+    library.write_text("")
+    found = PathFinder.find_spec("tokenizers", [str(ROOT), str(tmp_path)])
+    assert found is not None and found.origin == str(library)
+
+
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_what_ships_loads_and_stands_on_its_own_parts(folder: str) -> None:
+    config = read_config(ROOT / folder)
+    load = {
+        "text_tokenizer": loading.load_text_tokenizer,
+        "image_tokenizer": loading.load_image_tokenizer,
+        "clip": loading.load_clip,
+        "dalle": loading.load_model,
+    }[config["stage"]]
+    load(ROOT / folder)
+    assert len(folder_hash(ROOT / folder)) == 64
+    for name in config.get("parts") or {}:
+        assert part(ROOT / folder, name).is_dir()
+    card = ROOT / folder / "README.md"
+    nested = any((parent / "config.yaml").is_file() for parent in (ROOT / folder).parents)
+    assert card.is_file() or nested, f"{folder} has no card"
+
+
+# ---- packaging
+
+
+def version_of(name: str, pattern: str) -> str:
+    found = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert found, name
+    return found[1]
+
+
+def test_one_version_everywhere() -> None:
+    assert version_of("pyproject.toml", r'^version = "(.+)"$') == dalle.__version__
+    assert version_of("CITATION.cff", r"^version: (.+)$") == dalle.__version__
+    assert version_of("CHANGELOG.md", r"^## \[(\d.+?)\]") == dalle.__version__
+
+
+def requirements(text: str) -> set[str]:
+    return {re.split(r"[\[<>=;\s]", line.strip())[0].lower() for line in text.splitlines() if line.strip()}
+
+
+def test_exact_versions_for_all_that_is_installed() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.match(r"[a-z0-9-]+==[\w.]+( ; .+)?$", line) for line in lines)
+    assert "torch==2.13.0" in lines
+    project = (ROOT / "pyproject.toml").read_text()
+    groups = [
+        re.search(rf"^{key} = \[(.*?\])$", project, flags=re.M | re.DOTALL) for key in ("dependencies", "dev", "track")
+    ]
+    wanted = requirements("\n".join(name for group in groups if group for name in re.findall(r'"([^"]+)"', group[1])))
+    assert {"torch", "ruff", "tensorboard"} <= wanted
+    assert wanted - {"dalle"} <= requirements("\n".join(lines))
+
+
+def test_the_citation_is_yaml_with_what_is_required() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_the_wheel_is_built_offline_and_holds_only_the_package(tmp_path: Path) -> None:
+    for file in tracked():
+        if file.parts[len(ROOT.parts)] in ("dalle", "tokenizers", "pyproject.toml", "README.md", "LICENSE"):
+            copy = tmp_path / "source" / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path / "source", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    wheel = zipfile.ZipFile(next(tmp_path.glob("dalle-*.whl")))
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    ours = {str(file.relative_to(ROOT)) for file in tracked() if file.parts[len(ROOT.parts)] == "dalle"}
+    assert names == ours
+    assert any(name.endswith("/licenses/LICENSE") for name in wheel.namelist())
