@@ -150,8 +150,10 @@ def pictures(tmp_path: Path) -> Path:
 
 SAMPLE = [
     ["a red heart, 3d style", "--n", "16", "--keep", "4", "--seed", "7"],
-    ["गुलाबी हात्ती", "a cat in noto style on a yellow background"]
-    + ["--guidance", "4", "--top-k", "256", "--temperature", "0.9"],
+    [
+        *("गुलाबी हात्ती", "a cat in noto style on a yellow background"),
+        *("--guidance", "4", "--top-k", "256", "--temperature", "0.9"),
+    ],
     ["a dog", "--image", "PICTURES/dog.png", "--keep-rows", "0.5"],
     ["a hat", "--image", "PICTURES/face.png", "--mask", "PICTURES/mask.png"],
 ]

@@ -105,6 +105,15 @@ def test_a_label_without_font_becomes_the_rows_number(
     labelled_grid([("", [picture], [""])])
 
 
+def test_devanagari_is_shaped_where_this_machine_has_a_font_for_it() -> None:
+    font = font_for("पृष्ठभूमि", 40)
+    if font is None:
+        pytest.skip("no font with Devanagari, or no layout engine, on this machine")
+    assert pictures._covers(font, "पृष्ठभूमि")
+    # Shaped, a conjunct is one glyph, narrower than its letters side by side
+    assert font.getlength("ष्ठ") < font.getlength("ष") + font.getlength("ठ")
+
+
 def test_an_unknown_glyph_is_told_from_a_known_one() -> None:
     font = ImageFont.load_default(15)
     assert isinstance(font, ImageFont.FreeTypeFont)

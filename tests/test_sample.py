@@ -196,9 +196,7 @@ def test_a_damaged_model_folder_is_one_line(
     assert message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "prompt", ["गुलाबी हात्ती", "一只粉色的大象", "🐘❤️", "", "  ", "a dog\nand a cat", "-- a dog --"]
-)
+@pytest.mark.parametrize("prompt", ["गुलाबी हात्ती", "一只粉色的大象", "🐘❤️", "", "  ", "a dog\nand a cat", "--n"])
 def test_prompts_in_any_script(prompt: str, model: Path, here: Path) -> None:
     assert sample.main(["--n", "1", "--model", str(model), "--", prompt]) == 0
     (folder,) = (here / "outputs").iterdir()
