@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,26 +103,30 @@ def evaluate(
     for name, number in (("batch_size", batch_size), ("limit", limit)):
         if number is not None and number < 1:
             raise ValueError(f"{name} is {number}: look at 1 image at least")
+    images = 0
+
+    def held_out(image_size: int) -> Iterator[Batch]:
+        nonlocal images
+        for batch in evaluation_batches(open_data(data, split, image_size), batch_size, limit=limit):
+            images += len(batch.captions)
+            yield batch
+
     folder = artifact.resolve(source)
     stage = artifact.read_config(folder).get("stage")
     if stage == "image_tokenizer":
         tokenizer = load_image_tokenizer(folder, device)
-        held_out = open_data(data, split, tokenizer.image_size)
-        figures = image_tokenizer_figures(tokenizer, evaluation_batches(held_out, batch_size, limit=limit))
+        figures = image_tokenizer_figures(tokenizer, held_out(tokenizer.image_size))
     elif stage == "clip":
         clip = load_clip(folder, device)
         assert clip.tokenizer is not None
-        held_out = open_data(data, split, clip.config.image_size)
-        figures = clip_figures(clip, clip.tokenizer, evaluation_batches(held_out, batch_size, limit=limit))
+        figures = clip_figures(clip, clip.tokenizer, held_out(clip.config.image_size))
     elif stage == "dalle":
-        text_tokenizer = load_text_tokenizer(artifact.part(folder, "text_tokenizer"))
+        words = load_text_tokenizer(artifact.part(folder, "text_tokenizer"))
         tokenizer = load_image_tokenizer(artifact.part(folder, "image_tokenizer"), device)
-        held_out = open_data(data, split, tokenizer.image_size)
-        seen = evaluation_batches(held_out, batch_size, limit=limit)
-        figures = dalle_figures(load_model(folder, device), text_tokenizer, tokenizer, seen)
+        figures = dalle_figures(load_model(folder, device), words, tokenizer, held_out(tokenizer.image_size))
     else:
         raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
-    return figures | {"images": len(held_out) if limit is None else min(limit, len(held_out))}
+    return figures | {"images": images}
 
 
 _MEANING = {
