@@ -31,12 +31,12 @@ class BadCounter:
         self._check()
 
     def report(self) -> str:
-        return f"{len(self.names)} broken records were skipped: {self._first()}"
+        return f"broken records skipped: {len(self.names)} ({self._first()})"
 
     def _check(self) -> None:
         if len(self.names) > self.limit:
             raise ValueError(
-                f"{len(self.names)} broken records, more than data.max_bad={self.limit} allows: {self._first()}; "
+                f"too many broken records: {len(self.names)} ({self._first()}), and data.max_bad is {self.limit}; "
                 "mend them or raise data.max_bad"
             )
 

@@ -125,5 +125,5 @@ def _tell_of_others(root: Path, pictures: list[Path], records: list[Record]) -> 
     others = [key for picture in pictures if (key := _key(root, picture)) not in keys]
     if others:
         log.warning(
-            "%s: %d pictures are in no metadata file and are left out, such as %s", root, len(others), others[0]
+            "%s: %d pictures that no metadata file names are left out, such as %s", root, len(others), others[0]
         )

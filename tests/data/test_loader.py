@@ -209,10 +209,8 @@ def test_bad_records_count_once(caplog: pytest.LogCaptureFixture) -> None:
         bad.add(["a: broken", "b: empty"])
     bad.merge(["a: broken"])
     assert [r.getMessage() for r in caplog.records] == ["skipped a: broken", "skipped b: empty"]
-    assert bad.report() == "2 broken records were skipped: a: broken; b: empty"
-    with pytest.raises(
-        ValueError, match=r"3 broken records, more than data.max_bad=2 allows: a: broken; b: empty; c: cut"
-    ):
+    assert bad.report() == "broken records skipped: 2 (a: broken; b: empty)"
+    with pytest.raises(ValueError, match=r"broken records: 3 \(a: broken; b: empty; c: cut\), and data.max_bad is 2;"):
         bad.add(["c: cut"])
 
 
@@ -238,11 +236,11 @@ def test_training_counts_broken_records_to_the_end(
     assert sorted(r.getMessage() for r in caplog.records if "skipped" in r.getMessage()) == [
         f"skipped {n}" for n in names
     ]
-    assert "2 broken records were skipped: shape" in capsys.readouterr().out
+    assert "broken records skipped: 2 (shape" in capsys.readouterr().out
     assert sorted(checkpoint.load_newest(tmp_path).bad) == names
     assert train.main([*run, "run.updates=4", "resume=true", "data.max_bad=1"]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert len([line for line in error if line.startswith("train.py: 2 broken records, more than data.max_bad=1")]) == 1
+    assert len([line for line in error if line.startswith("train.py: too many broken records: 2 (shape")]) == 1
 
 
 def test_shapes_have_no_broken_records(caplog: pytest.LogCaptureFixture) -> None:
