@@ -142,7 +142,8 @@ _MEANING = {
 
 def table(figures: dict[str, Any]) -> str:
     """Figures, one a line with its meaning."""
-    meaning = _MEANING | {
-        name: "share of the images with the partner among the k best" for name in figures if "@" in name
-    }
-    return "\n".join(f"  {name:<20} {value:10.4f}  {meaning.get(name, '')}".rstrip() for name, value in figures.items())
+    meaning = dict(_MEANING)
+    for name in figures:
+        (one, other) = ("captions", "picture") if name.startswith("text_to_image") else ("pictures", "caption")
+        meaning.setdefault(name, f"share of {one} whose {other} is among the {name.partition('@')[2]} best")
+    return "\n".join(f"  {name:<20} {value:10.4f}  {meaning[name]}" for name, value in figures.items())

@@ -111,12 +111,12 @@ def test_the_shapes_recipes_one_after_the_other(tmp_path: Path) -> None:
     words = f"text_tokenizer={bpe}/model"
     python("train.py", "configs/shapes/bpe.yaml", f"dir={bpe}")
     python("train.py", "configs/shapes/vqgan.yaml", f"run.dir={vqgan}")
-    assert figures(vqgan)["validation/psnr"] > 24
+    assert figures(vqgan)["validation/psnr"] > 25
     python("train.py", "configs/shapes/clip.yaml", words, f"run.dir={clip}")
     assert figures(clip)["validation/text_to_image@1"] > 0.5
     stands_on = [words, f"image_tokenizer={vqgan}/model", f"clip={clip}/model"]
     python("train.py", "configs/shapes/dalle.yaml", *stands_on, f"run.dir={model}")
-    assert figures(model)["validation/image_nats"] < 1.3  # log(64) = 4.2 is chance
+    assert figures(model)["validation/image_nats"] < 1.6  # log(64) = 4.2 is chance
     options = ["--n", "8", "--keep", "2", "--seed", "7", "--model", f"{model}/model", "--out", f"{tmp_path}/out"]
     grid = python("sample.py", "a red circle", "a blue square", *options).strip()
     assert Image.open(grid).size == (3 * 128, Image.open(grid).height)

@@ -142,4 +142,4 @@ def test_what_has_no_figures_is_named(folder: Path) -> None:
 def test_the_table_has_a_line_and_a_meaning_for_each_figure() -> None:
     lines = table({"psnr": 21.5, "image_to_text@10": 0.25}).splitlines()
     assert lines[0].split() == ["psnr", "21.5000", "dB,", "mean", "over", "the", "images"]
-    assert "0.2500  share of the images" in lines[1]
+    assert "0.2500  share of pictures whose caption is among the 10 best" in lines[1]
