@@ -22,11 +22,14 @@ import pytest
 from PIL import Image
 
 import train
+from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
 from dalle.data.pair import BadPair
 from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead, braces
 from dalle.data.records import Place, held_out
+from dalle.data.tables import hub_source
+from dalle.image import ImageTokenizerConfig
 
 COUNT = 24
 SHARD = COUNT // 3
@@ -155,7 +158,7 @@ def passed(config: PairsData, size: int = SIDE) -> dict[int, set[str]]:
     numbers = [number_of(data.pair(record, 0).image) for record in records]
     assert len(set(numbers)) == len(numbers)
     seen: dict[int, set[str]] = {number: set() for number in numbers}
-    for batch in itertools.islice(batches(data, batch_size=len(numbers), seed=1), 12):
+    for batch in itertools.islice(batches(data, batch_size=len(numbers), seed=1), 8):
         assert sorted(batch.images[:, 0, 0, 0].tolist()) == sorted(numbers) and batch.bad == []
         for image, caption in zip(batch.images.numpy(), batch.captions):
             seen[number_of(image.transpose(1, 2, 0))].add(caption)
@@ -260,6 +263,19 @@ def test_the_hub_path(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert asked[0] == ("owner/name", {"split": "train", "streaming": stream})
     with pytest.raises(ValueError, match=r"owner/name .* cannot be loaded: .*no-split"):
         open_training(PairsData(path="owner/name", stream=stream, split="no-split"), SIDE)
+
+
+@STREAM
+def test_tar_files_of_the_hub(stream: bool, tmp_path: Path) -> None:
+    """As datasets reads them: the name within the shard becomes the key, and lines are captions."""
+    source = hub_source(str(with_tars(tmp_path)), "train", None, None, None)
+    rows = source.rows()
+    records = [rows.record(row) for row in range(len(rows))]
+    if stream:
+        records = [record for shard in source.shards() for record in shard.records()]
+    assert [record.key for record in records] == [f"a/{number:04}" for number in range(COUNT)]
+    assert [list(record.captions) for record in records] == [captions(number) for number in range(COUNT)]
+    assert [record.picture for record in records] == [picture(number) for number in range(COUNT)]
 
 
 def test_the_hub_cannot_be_reached(tmp_path: Path) -> None:
@@ -585,6 +601,18 @@ def test_pictures_that_metadata_leaves_out_are_told_of(tmp_path: Path, caplog: p
 
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_recipes_fit_the_tokenizers_that_ship() -> None:
+    dalle = read_yaml(ROOT / "configs/folder/dalle.yaml")
+    emoji = read_yaml(ROOT / "configs/emoji/dalle.yaml")
+    bpe, vqgan = (read_yaml(ROOT / dalle[part] / "config.yaml") for part in ("text_tokenizer", "image_tokenizer"))
+    assert dalle["model"]["text_vocab"] == bpe["model"]["vocab_size"]
+    assert dalle["model"]["image_vocab"] == vqgan["model"]["quantizer"]["codebook_size"]
+    for key in ("text_length", "grid"):
+        assert dalle["model"][key] == emoji["model"][key]
+    ours = read_yaml(ROOT / "configs/folder/vqgan.yaml")
+    assert from_dict(ImageTokenizerConfig, ours["model"], "") == from_dict(ImageTokenizerConfig, vqgan["model"], "")
 
 
 @pytest.mark.slow
