@@ -71,6 +71,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def one_update(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of vqgan.yaml that is done, with one checkpoint."""
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
+    assert train.main([str(folder / "vqgan.yaml"), f"run.dir={folder / 'run'}", "run.log_every=1"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(one_update: Path, here: Path) -> Path:
+    """A copy of that run in the working folder."""
+    return Path(shutil.copytree(one_update, here / "run"))
+
+
 def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     """The one line that train.py gives for these arguments."""
     try:
@@ -142,18 +157,14 @@ def test_several_mistakes_of_a_config_are_a_line_each(here: Path, capsys: pytest
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt"])
 @pytest.mark.parametrize("left", [0, 100, -100])
-def test_a_damaged_checkpoint_is_named(file: str, left: int, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["vqgan.yaml"]) == 0
-    capfd.readouterr()
-    damaged = here / "run" / "checkpoints" / "update-00000001" / file
+def test_a_damaged_checkpoint_is_named(file: str, left: int, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    damaged = run / "checkpoints" / "update-00000001" / file
     damaged.write_bytes(damaged.read_bytes()[:left])
     line = refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
     assert "the checkpoint run/checkpoints/update-00000001 is damaged" in line and "delete that folder" in line
 
 
-def test_a_checkpoint_of_another_shape_is_named(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["vqgan.yaml"]) == 0
-    capfd.readouterr()
+def test_a_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     resumed = ["vqgan.yaml", "resume=true", "run.updates=2"]
     assert "model.latent_channels was 8, is now 16" in refused([*resumed, "model.latent_channels=16"], capfd)
     assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial.start=0"], capfd)
@@ -174,20 +185,18 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt"])
 def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
-    file: str, here: Path, capfd: pytest.CaptureFixture[str]
+    file: str, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(["vqgan.yaml"]) == 0
-    capfd.readouterr()
-    saved = here / "run" / "checkpoints" / "update-00000001"
+    saved = run / "checkpoints" / "update-00000001"
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with files_of_at_most(len(before[file]) - 1):  # the smaller file, weights, fits where only the state does not
         line = refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
     assert "update 2 could not be saved in run" in line and "earlier checkpoints are whole; make room there" in line
-    assert [p.name for p in (here / "run" / "checkpoints").iterdir()] == ["update-00000001"]
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["update-00000001"]
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
-    dalle.load_image_tokenizer(here / "run" / "model")
+    dalle.load_image_tokenizer(run / "model")
     assert train.main(["vqgan.yaml", "resume=true", "run.updates=2"]) == 0
-    assert checkpoint.load_newest(here / "run").update == 2
+    assert checkpoint.load_newest(run).update == 2
 
 
 @pytest.mark.slow
@@ -217,16 +226,14 @@ def test_a_full_disk(here: Path) -> None:
     assert not list((here / "copy" / "checkpoints").glob(".*"))
 
 
-def test_a_half_written_log_line_does_not_stop_a_resume(here: Path) -> None:
-    assert train.main(["vqgan.yaml", "run.log_every=1"]) == 0
-    log = here / "run" / "metrics.jsonl"
+def test_a_half_written_log_line_does_not_stop_a_resume(run: Path) -> None:
+    log = run / "metrics.jsonl"
     log.write_text(log.read_text() + '{"update": 2, "tr')
     assert train.main(["vqgan.yaml", "run.log_every=1", "resume=true", "run.updates=2"]) == 0
     assert len(log.read_text().splitlines()) == 4  # training and validation of two updates
 
 
-def test_a_run_that_is_done_says_so(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["vqgan.yaml"]) == 0
+def test_a_run_that_is_done_says_so(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     assert "nothing to train: update 1 is done" in capfd.readouterr().out
 
@@ -247,15 +254,13 @@ def test_traceback_on_request(here: Path) -> None:
         train.main(["vqgan.yaml", "resume=true", "--traceback"])
 
 
-def test_a_damaged_state_runs_no_code(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_state_runs_no_code(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Checkpoints may come from elsewhere: what is pickled in them is data only."""
 
     class Evil:
         def __reduce__(self) -> tuple:
-            return (Path.touch, (here / "evil",))
+            return (Path.touch, (run / "evil",))
 
-    assert train.main(["vqgan.yaml"]) == 0
-    capfd.readouterr()
-    torch.save(Evil(), here / "run" / "checkpoints" / "update-00000001" / "state.pt")
+    torch.save(Evil(), run / "checkpoints" / "update-00000001" / "state.pt")
     assert "is damaged" in refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
-    assert not (here / "evil").exists()
+    assert not (run / "evil").exists()
