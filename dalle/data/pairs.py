@@ -201,7 +201,7 @@ def open_source(config: PairsData, path: str, split: str) -> Source:
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        files = sorted(f for f in local.rglob("*") if f.is_file() and not f.name.startswith("."))
+        files = sorted(f for f in local.rglob("*") if f.is_file() and not _hidden(f.relative_to(local)))
         endings = {file.suffix.lower() for file in files}
         if not any(file.name in METADATA for file in files):
             for ending in (".parquet", ".tar"):
@@ -262,6 +262,10 @@ def decoded(record: Record, config: PairsData, image_size: int, seed: int | None
     rng = random.Random(f"{seed}/{record.key}")
     image = read_picture(content, record.key, image_size, config.crop, config.crop_share, rng.getrandbits(32))
     return Pair(image, rng.choice(record.captions))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _known(split: str) -> str:

@@ -240,6 +240,14 @@ def test_patterns(pattern: str, tmp_path: Path) -> None:
     assert len(Pairs(PairsData(path=f"{tmp_path}/part-1.parquet", validation_share=0), "train", SIDE)) == SHARD
 
 
+def test_hidden_files_do_not_count(tmp_path: Path) -> None:
+    for name in ("a", ".b", ".cache/c", "d/._d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(picture(1))
+        (tmp_path / f"{name}.txt").write_text("one")
+    assert Pairs(PairsData(path=str(tmp_path)), "train", SIDE).rows.keys == ["a.png"]
+
+
 def test_braces() -> None:
     assert braces("a-{008..010}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
     assert braces("{x,y}/{1..2}") == ["x/1", "x/2", "y/1", "y/2"]
