@@ -109,7 +109,8 @@ def explained(run: Path, update: int) -> Iterator[None]:
 
 def _save_state(state: dict[str, Any], file: Path) -> None:
     try:
-        torch.save(state, file)
+        with file.open("wb") as handle:  # given a path, torch 2.9 does not notice that the last bytes did not fit
+            torch.save(state, handle)
     except RuntimeError as error:  # how torch reports a full disk
         raise OSError(f"{file.name} could not be written, is the disk full?") from error
 
