@@ -93,7 +93,8 @@ def save(
         _write(pack(tensors, storage), new / WEIGHTS)
         recorded: dict[str, Any] = {}
         for name, source in (parts or {}).items():
-            shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("*.png"))
+            # A card stays with what it is about: its pictures and links are not for another place.
+            shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("README.md", "*.png"))
             recorded[name] = {"path": name, "sha256": folder_hash(new / name)}
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
 
@@ -262,7 +263,7 @@ def _some(names: list[str]) -> str:
 def export(source: Path, target: Path, storage: Storage) -> None:
     """Copy a folder of weights to `target` with its weights stored as `storage`; parts are copied as they are.
 
-    A card (README.md) and pictures that are in `target` stay. So does its config.yaml where that is a recipe (it has
+    Cards (README.md) and pictures that are in `target` stay. So does its config.yaml where that is a recipe (it has
     `data:`), as in tokenizers/NAME: the recipe's file serves the loader too.
 
     Raises:
@@ -278,8 +279,7 @@ def export(source: Path, target: Path, storage: Storage) -> None:
             shutil.copytree(target, new, dirs_exist_ok=True)
         for entry in Path(source).iterdir():
             if entry.is_dir():
-                shutil.rmtree(new / entry.name, ignore_errors=True)
-                shutil.copytree(entry, new / entry.name)
+                shutil.copytree(entry, new / entry.name, dirs_exist_ok=True)
             elif entry.name == WEIGHTS:
                 _write(pack(read_tensors(entry), storage), new / WEIGHTS)
             elif entry.name != "config.yaml" or recipe is None:

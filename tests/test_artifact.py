@@ -323,7 +323,7 @@ def test_parts_are_copied_and_checked(tmp_path: Path) -> None:
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
     copied = part(tmp_path / "a", "clip")
     assert copied == tmp_path / "a" / "clip"
-    assert sorted(os.listdir(copied)) == ["README.md", "config.yaml", "model.safetensors"]
+    assert sorted(os.listdir(copied)) == ["config.yaml", "model.safetensors"]
     recorded = read_config(tmp_path / "a")["parts"]
     assert recorded == {"clip": {"path": "clip", "sha256": folder_hash(tmp_path / "clip")}}
 
@@ -409,12 +409,15 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_export_stores_anew_and_keeps_the_rest(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     save(tmp_path / "run", {"stage": "dalle", "model": {"width": 4}}, state(), parts={"clip": tmp_path / "clip"})
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "clip").mkdir(parents=True)
     (tmp_path / "out" / "README.md").write_text("the card")
+    (tmp_path / "out" / "clip" / "README.md").write_text("the card of a part")
     export(tmp_path / "run", tmp_path / "out", "int8")
     assert (tmp_path / "out" / "README.md").read_text() == "the card"
     assert read_config(tmp_path / "out") == read_config(tmp_path / "run")
     assert load_file(tmp_path / "out" / "model.safetensors")["conv.weight"].dtype == torch.int8
+    assert (tmp_path / "out" / "clip" / "README.md").read_text() == "the card of a part"
+    (tmp_path / "out" / "clip" / "README.md").unlink()
     assert content(part(tmp_path / "out", "clip")) == content(tmp_path / "clip")
     for name, value in state().items():
         found = read_tensors(tmp_path / "out" / "model.safetensors")[name]

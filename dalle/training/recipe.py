@@ -60,8 +60,6 @@ class TextTokenizerRecipe:
     data: DataConfig
     dir: Path
     """Folder of the run: the trained tokenizer is written to its model/."""
-    seed: int = 0
-    """Seed of the captions drawn from the data."""
     max_captions: int = 1_000_000
     """Captions that the BPE is learnt from, at most."""
 
