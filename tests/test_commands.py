@@ -64,7 +64,7 @@ def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatc
                 "channel_multipliers": [1],
                 "attention_resolutions": [],
                 "latent_channels": 32,
-                "quantizer": {"codebook_size": 32, "code_channels": 4},
+                "quantizer": {"kind": "vq", "codebook_size": 32, "code_channels": 4},
             },
             "data": {"kind": "shapes"},
             "optim": {"lr": 2e-3, "warmup": 10, "ema": 0.9},
