@@ -269,16 +269,24 @@ def test_what_ships_loads_and_stands_on_its_own_parts(folder: str) -> None:
 # ---- packaging
 
 
-def version_of(name: str, pattern: str) -> str:
+def line_of(name: str, pattern: str) -> str:
     found = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert found, name
     return found[1]
 
 
 def test_one_version_everywhere() -> None:
-    assert version_of("pyproject.toml", r'^version = "(.+)"$') == dalle.__version__
-    assert version_of("CITATION.cff", r"^version: (.+)$") == dalle.__version__
-    assert version_of("CHANGELOG.md", r"^## \[(\d.+?)\]") == dalle.__version__
+    assert line_of("pyproject.toml", r'^version = "(.+)"$') == dalle.__version__
+    assert line_of("CITATION.cff", r"^version: (.+)$") == dalle.__version__
+    assert line_of("CHANGELOG.md", r"^## \[(\d.+?)\]") == dalle.__version__
+
+
+def test_the_table_of_layers_is_complete() -> None:
+    layers = line_of("pyproject.toml", r"(?s)^layers = \[(.+?)\]$")
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = re.findall(r"\w+", layers)
+    assert len(modules) > 15
+    assert all(re.search(rf"`dalle/{module}(\.py|/)`", table) for module in modules)
 
 
 def requirements(text: str) -> set[str]:
