@@ -260,18 +260,17 @@ def _without_unknown(annotation: Any, data: Any) -> Any:
 
 def _messages(error: ValidationError, schema: Any, data: Any) -> Iterator[str]:
     for detail in error.errors(include_url=False):
-        path, annotation, relevant = _path(schema, data, detail["loc"])
+        short = detail["type"] == "missing" and isinstance(detail["loc"][-1], int)  # a list with too few items
+        path, annotation, relevant = _path(schema, data, detail["loc"][:-1] if short else detail["loc"])
         if not relevant:
             continue
         if detail["type"] == "value_error":  # raised by a __post_init__, in its own words
             text = str(detail["ctx"]["error"])
-        elif detail["type"] == "missing":
+        elif detail["type"] == "missing" and not short:
             text = "missing"
         elif detail["type"].startswith("union") or detail["type"].startswith("dataclass"):
             text = f"expected {type_name(annotation)}, got {_kind(detail['input'])}"
-        elif detail["type"] in ("bool_type", "float_type", "int_type", "string_type", "path_type", "literal_error") or (
-            detail["type"].endswith(("_parsing", "_type", "_from_float"))
-        ):
+        elif short or detail["type"].endswith(("_parsing", "_type", "_from_float", "too_long", "literal_error")):
             text = f"expected {type_name(annotation)}, got {detail['input']!r}"
         else:
             text = detail["msg"]
