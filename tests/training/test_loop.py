@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train
@@ -34,6 +36,12 @@ VQGAN = {
     "adversarial": {"start": 2, "channels": 8, "layers": 2},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
     "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+}
+DVAE = VQGAN | {
+    "model": {"kind": "dvae", "image_size": 32, "codebook_size": 32, "groups": 3, "blocks_per_group": 1, "hidden": 16},
+    "temperature": {"first": 1.0, "last": 0.5, "updates": 6},
+    "kl_weight": {"first": 0.0, "last": 1.0, "updates": 4},
+    "adversarial": None,
 }
 CLIP = {
     "stage": "clip",
@@ -84,6 +92,14 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"text_tokenizer": str(folder / "bpe/model"), "image_tokenizer": str(folder / "vqgan/model")}
 
 
+@pytest.fixture(autouse=True)
+def another_precision() -> Iterator[None]:
+    """Accelerate holds the first precision of a process for good."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
 def _write(path: Path, recipe: dict) -> Path:
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     return path
@@ -104,20 +120,21 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _recipe(stage: str, tokenizers: dict[str, str]) -> dict:
-    if stage == "vqgan":
-        return VQGAN
+    if stage in ("vqgan", "dvae"):
+        return VQGAN if stage == "vqgan" else DVAE
     if stage == "clip":
         return CLIP | {"text_tokenizer": tokenizers["text_tokenizer"]}
     return DALLE | tokenizers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle"])
-def test_resumed_equals_uninterrupted(stage: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", ["vqgan", "dvae", "clip", "dalle"])
+def test_resumed_equals_uninterrupted(stage: str, precision: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers)))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train.main([config, f"run.dir={whole}"]) == 0
-    options = [config, f"run.dir={parts}", "run.save_every=5"]
+    assert train.main([config, f"run.dir={whole}", f"run.precision={precision}"]) == 0
+    options = [config, f"run.dir={parts}", "run.save_every=5", f"run.precision={precision}"]
     interrupted = train.RunLog.train
 
     def interrupt_at_5(self: train.RunLog, update: int, figures: dict[str, float]) -> None:
