@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from dalle import __version__
-from dalle.config import CommandLine, config, descriptions, dump, from_dict, refuse
+from dalle.config import CommandLine, config, descriptions, dump, from_dict, refuse, to_dict
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -36,14 +36,15 @@ class SampleConfig:
     """How many of them to keep, the best by CLIP; all if not given."""
     seed: int = 0
     """Seed of the first candidate; candidate i has seed + i, and is the same picture if drawn alone with it."""
-    guidance: float = 1.0
-    """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety."""
-    temperature: float = 1.0
-    """0 always takes the most likely code; 1 is the model's own distribution."""
+    guidance: float | None = None
+    """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety; the model's own
+    if not given."""
+    temperature: float | None = None
+    """0 always takes the most likely code; 1 is what it has learnt; the model's own if not given."""
     top_k: int | None = None
-    """Draw from the k most likely codes only."""
+    """Draw from the k most likely codes only; the size of the codebook is all. The model's own if not given."""
     top_p: float | None = None
-    """Draw from the most likely codes that together have this probability."""
+    """Draw from the most likely codes that together have this probability; 1 is all. The model's own if not given."""
     image: Path | None = None
     """Picture to go on from, with --keep-rows or --mask; its middle square is used."""
     keep_rows: float | None = None
@@ -103,7 +104,9 @@ def draw(settings: SampleConfig, run: Run) -> None:
     pipe = TextToImage.from_pretrained(
         settings.model, settings.device, getattr(torch, settings.dtype), clip=settings.clip
     )
+    sampling = to_dict(pipe.sampling.updated(settings.guidance, settings.temperature, settings.top_k, settings.top_p))
     run.model_hash = pipe.model_hash
+    run.options |= sampling
     prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
     # The delay keeps the bar away until the first code is drawn, so that a wrong option is one line and no more
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
@@ -115,10 +118,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
                 n=settings.n,
                 keep=settings.keep,
                 seed=settings.seed,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                guidance=settings.guidance,
+                **sampling,
                 image=image,
                 keep_rows=settings.keep_rows,
                 mask=mask,

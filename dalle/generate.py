@@ -67,9 +67,7 @@ def generate(
     Raises:
         ValueError: an option is out of range, a shape does not fit, or a prompt has no seed.
     """
-    check(temperature, top_k, top_p)
-    if not 0 <= guidance < float("inf"):
-        raise ValueError(f"guidance is {guidance}; it must be 0 or more (1 is no guidance)")
+    check(temperature, top_k, top_p, guidance)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if len(seeds) != len(text) or not seeds or not all(seeds):

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from dalle import artifact
 from dalle.clip import CLIP
+from dalle.config import from_dict, to_dict
 from dalle.generate import generate
 from dalle.image import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.model import DALLE
 from dalle.rerank import best, score
+from dalle.sampling import SamplingConfig
 from dalle.text import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class TextToImage:
         text_tokenizer: reads prompts.
         image_tokenizer: turns codes into pixels, and pictures to go on from into codes.
         clip: ranks candidates; None if there is none.
+        sampling: the sampling options where a call does not give them.
         model_hash: sha256 of the weights and of the parts they stand on; "" if not from a folder.
         image_size: height and width of the pictures, in pixels.
     """
@@ -62,6 +65,7 @@ class TextToImage:
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
         clip: CLIP | None = None,
+        sampling: SamplingConfig | None = None,
         model_hash: str = "",
     ):
         if model.config.image_vocab != image_tokenizer.codebook_size or model.config.grid != image_tokenizer.grid:
@@ -76,6 +80,7 @@ class TextToImage:
             )
         self.model, self.text_tokenizer, self.image_tokenizer = model, text_tokenizer, image_tokenizer
         self.clip, self.model_hash = clip, model_hash
+        self.sampling = SamplingConfig() if sampling is None else sampling
         self.image_size: int = image_tokenizer.image_size
 
     @classmethod
@@ -103,13 +108,15 @@ class TextToImage:
             )
         folder = artifact.resolve(SHIPPED if source is None else source)
         on = pick_device(device)
-        if clip is None and "clip" in (artifact.read_config(folder).get("parts") or {}):
+        content = artifact.read_config(folder)
+        if clip is None and "clip" in (content.get("parts") or {}):
             clip = artifact.part(folder, "clip")
         return cls(
             model=load_model(folder, on, dtype),
             text_tokenizer=load_text_tokenizer(artifact.part(folder, "text_tokenizer")),
             image_tokenizer=load_image_tokenizer(artifact.part(folder, "image_tokenizer"), on),
             clip=None if clip is None else load_clip(clip, on),
+            sampling=from_dict(SamplingConfig, content.get("sampling") or {}, str(folder / "config.yaml")),
             model_hash=artifact.folder_hash(folder),
         )
 
@@ -120,10 +127,10 @@ class TextToImage:
         n: int = 1,
         keep: int | None = None,
         seed: int = 0,
-        temperature: float = 1.0,
+        guidance: float | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float = 1.0,
         image: Image.Image | None = None,
         keep_rows: float | None = None,
         mask: Image.Image | None = None,
@@ -140,10 +147,11 @@ class TextToImage:
             n: candidates of each prompt.
             keep: how many of them to return; None returns all. Fewer than `n` needs CLIP to choose them.
             seed: of the first candidate, 0 or more.
+            guidance: classifier-free guidance scale; 1 is none. This and the next three: None is the model's own
+                (`sampling`).
             temperature: 0 always takes the most likely code; 1 is the model's own distribution.
-            top_k: draw from the k most likely codes only.
-            top_p: draw from the most likely codes that together have this probability, in (0, 1].
-            guidance: classifier-free guidance scale; 1 is none.
+            top_k: draw from the k most likely codes only; the size of the codebook, or more, draws from all.
+            top_p: draw from the most likely codes that together have this probability, in (0, 1]; 1 draws from all.
             image: a picture to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's
                 size; where it is transparent it becomes white.
             keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
@@ -161,15 +169,13 @@ class TextToImage:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = self._check(prompts, n, keep, seed)
+        sampling = self.sampling.updated(guidance, temperature, top_k, top_p)
         start = self._start(image, keep_rows, mask)
         codes = generate(
             self.model,
             self._read(prompts),
             [list(range(seed, seed + n))] * len(prompts),
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance=guidance,
+            **to_dict(sampling),
             forced=None if start is None else start.codes,
             forced_mask=None if start is None else start.kept,
             batch_size=batch_size,

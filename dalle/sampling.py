@@ -5,16 +5,49 @@ Letters: B batch, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from dalle.config import config
 
-def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
+
+@config
+class SamplingConfig:
+    guidance: float = 1.0
+    """Classifier-free guidance scale; 1 is none."""
+    temperature: float = 1.0
+    """0 always takes the most likely code; 1 is the model's own distribution."""
+    top_k: int | None = None
+    """Draw from the k most likely codes only; null from all."""
+    top_p: float | None = None
+    """Draw from the most likely codes that together have this probability; null from all."""
+
+    def __post_init__(self) -> None:
+        check(self.temperature, self.top_k, self.top_p, self.guidance)
+
+    def updated(
+        self,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> SamplingConfig:
+        """These options where they are given, its own elsewhere."""
+        given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+def check(temperature: float, top_k: int | None, top_p: float | None, guidance: float = 1.0) -> None:
     """Refuse sampling options out of range.
 
     Raises:
-        ValueError: temperature below 0 or not finite, top_k below 1, or top_p outside (0, 1].
+        ValueError: guidance or temperature below 0 or not finite, top_k below 1, or top_p outside (0, 1].
     """
+    if not 0 <= guidance < float("inf"):
+        raise ValueError(f"guidance is {guidance}; it must be 0 or more (1 is no guidance)")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; it must be 0 (the most likely token) or more")
     if top_k is not None and top_k < 1:

@@ -86,6 +86,7 @@ def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatc
             "optim": {"lr": 3e-3, "warmup": 20, "weight_decay": 0.0, "ema": None},
             "bpe_dropout": 0.0,
             "caption_dropout": 0.0,
+            "sampling": {"guidance": 1.0},
             "run": {"dir": "dalle", "updates": 300, "batch_size": 16, "tracker": "none", "device": "cpu"},
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle import pipeline
+from dalle.artifact import write_config
+from dalle.config import read_yaml
 from dalle.pipeline import Result, TextToImage, pick_device, picture_to_tensor, redrawn_pixels, whole_rows
 from dalle.rerank import score
 from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
@@ -45,6 +48,24 @@ def noise(size: int = IMAGE_SIZE, seed: int = 0) -> Image.Image:
 
 def by_seed(result: Result) -> dict[int, Image.Image]:
     return dict(zip(result.seeds, result.images, strict=True))
+
+
+def test_options_that_are_not_given_are_the_model_folders(pipe: TextToImage, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    content = read_yaml(copy / "config.yaml")
+    own = {"guidance": 3.0, "temperature": 0.7, "top_k": 5}
+    write_config(copy, content | {"sampling": own})
+    tuned = TextToImage.from_pretrained(copy, device="cpu")
+    assert tuned.model_hash == pipe.model_hash
+    drawn, explicit = tuned("a red heart", n=4)[0], pipe("a red heart", n=4, **own)[0]
+    assert torch.equal(drawn.codes, explicit.codes)
+    assert not torch.equal(drawn.codes, pipe("a red heart", n=4)[0].codes)
+    undone = tuned("a red heart", n=4, guidance=1.0, temperature=1.0, top_k=CODES)[0]
+    assert torch.equal(undone.codes, pipe("a red heart", n=4)[0].codes)
+    write_config(copy, content | {"sampling": own | {"top_k": 0}})
+    with pytest.raises(ValueError, match="top_k is 0"):
+        TextToImage.from_pretrained(copy, device="cpu")
 
 
 def test_results_have_the_promised_form(pipe: TextToImage) -> None:

@@ -210,6 +210,19 @@ def test_links_between_files_resolve() -> None:
     assert not broken
 
 
+def test_what_the_paper_index_names_is_in_the_code() -> None:
+    wrong = []
+    last = None
+    for code in re.findall(r"`([^`]+)`", (ROOT / "docs/paper_index.md").read_text(encoding="utf-8")):
+        path, _, name = code.rpartition(": ")
+        if re.fullmatch(r"[\w/]+\.(py|yaml)", path or name):  # a file, perhaps with the first name that is meant in it
+            path, name = (path, name) if path else (name, "")
+            last = ROOT / path if path.startswith("configs/") else ROOT / "dalle" / path
+        if last is None or not last.is_file() or not all(part in last.read_text() for part in name.split(".")):
+            wrong.append(code)
+    assert not wrong
+
+
 # ---- what is in it
 
 

@@ -59,6 +59,7 @@ def test_draws_ranks_and_writes(model: Path, here: Path, capsys: pytest.CaptureF
     assert 1 >= first >= second >= -1
     assert Image.open(folder / "grid.png").width > 2 * 128
     assert len(content["model"]) == 64
+    assert (content["options"]["guidance"], content["options"]["temperature"]) == (3.0, 1.0)  # given, and the model's
 
 
 def test_a_png_can_be_drawn_again_from_its_metadata(model: Path, here: Path) -> None:
@@ -285,7 +286,7 @@ def test_print_config_shows_the_resolved_options(capsys: pytest.CaptureFixture[s
     assert sample.main(["a dog", "--top-k", "5", "--print-config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert set(shown) == {field.name for field in fields(sample.SampleConfig)}
-    assert (shown["prompts"], shown["top_k"], shown["guidance"], shown["out"]) == (["a dog"], 5, 1.0, "outputs")
+    assert (shown["prompts"], shown["top_k"], shown["guidance"], shown["out"]) == (["a dog"], 5, None, "outputs")
 
 
 def test_help_lists_every_option_without_loading_torch() -> None:

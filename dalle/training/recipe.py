@@ -11,6 +11,7 @@ from dalle.config import ConfigError, apply_overrides, config, describe, from_di
 from dalle.data import DataConfig
 from dalle.image import ImageTokenizerConfig
 from dalle.model import DALLEConfig
+from dalle.sampling import SamplingConfig
 from dalle.text import TextTokenizerConfig
 from dalle.training.adversarial import AdversarialConfig
 from dalle.training.optim import OptimConfig, Ramp
@@ -127,10 +128,17 @@ class DALLERecipe:
     """Chance that a caption is replaced by padding, for classifier-free guidance."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample pictures; always drawn with the same seeds."""
-    sample_guidance: float = 2.0
-    """Guidance scale of the sample pictures."""
+    sampling: SamplingConfig = SamplingConfig(guidance=2.0)
+    """How the sample pictures are drawn, and what the model folder is drawn with if nothing else is said."""
     resume: bool = False
     """Go on from the newest checkpoint of run.dir."""
+
+    def __post_init__(self) -> None:
+        if self.sampling.guidance != 1 and not self.caption_dropout:
+            raise ValueError(
+                f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
+                "were dropped in training; set one of them (guidance 1 is none)"
+            )
 
 
 Recipe = TextTokenizerRecipe | ImageTokenizerRecipe | CLIPRecipe | DALLERecipe

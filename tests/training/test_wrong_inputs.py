@@ -126,6 +126,10 @@ WRONG = {
     "another tokenizer": (["dalle.yaml", "image_tokenizer=CLIP"], "holds a CLIP, expected an image tokenizer"),
     "vocabulary": (["dalle.yaml", "model.text_vocab=299"], "needs 300: set model.text_vocab=300"),
     "grid": (["dalle.yaml", "model.grid=[8, 8]"], "needs [4, 4]: set model.grid=[4, 4]"),
+    "guidance without dropped captions": (
+        ["dalle.yaml", "caption_dropout=0", "sampling.guidance=3"],
+        "sampling.guidance is 3.0 but caption_dropout is 0",
+    ),
     "run under a file": (["vqgan.yaml", "run.dir=list.yaml/run"], "list.yaml"),
     "nothing to resume": (["vqgan.yaml", "resume=true"], "run: no checkpoint to resume from"),
 }

@@ -84,11 +84,12 @@ class DALLETask(Task):
             return None
         seeds = [list(range(8)) for _ in prompts]
         text = self._encode(prompts).to(self.device)
-        codes = generate(model, text, seeds, guidance=self.recipe.sample_guidance)
+        codes = generate(model, text, seeds, **to_dict(self.recipe.sampling))
         return image_grid(list(self.image_tokenizer.decode(codes).split(8)))
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
+        config["sampling"] = to_dict(self.recipe.sampling)
         sources = {
             "text_tokenizer": self.recipe.text_tokenizer,
             "image_tokenizer": self.recipe.image_tokenizer,
