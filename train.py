@@ -67,14 +67,14 @@ def train(recipe: LoopRecipe) -> int:
 
     def validate(update: int) -> None:
         if accelerator.is_main_process:
-            with evaluated(task.model, average) as model, accelerator.autocast():
+            with evaluated(task.model, average) as model:
                 seen = evaluation_batches(held_out, 32, limit=run.validation_images, report=bad.add)
                 log.validation(update, task.validate(model, seen))
         accelerator.wait_for_everyone()
 
     def draw(update: int) -> None:
         if accelerator.is_main_process:
-            with evaluated(task.model, average) as model, accelerator.autocast():
+            with evaluated(task.model, average) as model:
                 picture = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32, report=bad.add))))
             if picture is not None:
                 (run.dir / "samples").mkdir(exist_ok=True)
@@ -94,28 +94,32 @@ def train(recipe: LoopRecipe) -> int:
             bad.add(batch.bad)
             micro = [task.inputs(part) for part in batch.split(run.accumulation)]
             figures: dict[str, float] = {}
+            applied = False  # some phase was: a generator's may be where its discriminator's is not
             to_log = (update + 1) % run.log_every == 0 or update + 1 == run.updates
             for phase in task.active(update):
                 noted: list[dict[str, Tensor]] = []
+                total = torch.zeros((), device=accelerator.device)
                 for inputs in micro:
                     with accelerator.autocast():
                         loss, parts = task.loss(phase, inputs, update)
                     accelerator.backward(loss / run.accumulation)
+                    total += loss.detach()
                     noted.append({phase.name + "_loss": loss} | parts)
-                norm, taken = step(phase, optimizers[phase.name], accelerator, update, run.updates)
+                norm, taken = step(phase, total, optimizers[phase.name], accelerator, update, run.updates)
                 if not taken:
                     break
+                applied = True
                 if to_log:
                     figures |= mean_figures(noted, accelerator) | {phase.name + "_gradient": norm}
             update += 1
-            if taken:
-                skipped = 0
+            if applied:
                 task.after_update(lambda t: accelerator.reduce(t, reduction="sum"))
                 if average is not None:
                     average.update(update)
             else:
-                skipped += 1
                 task.discard_update()
+            skipped = 0 if taken else skipped + 1
+            if not taken:
                 log.say(f"update {update}: skipped, non-finite loss or gradient in {phase.name} ({skipped} in a row)")
                 if skipped >= run.max_skipped:
                     raise ValueError(
@@ -129,12 +133,12 @@ def train(recipe: LoopRecipe) -> int:
             last = update == run.updates
             if update % run.save_every == 0 or last or stop:
                 save(update)
-            if stop:
-                break
             if update % run.validate_every == 0 or last:
                 validate(update)
             if update % run.sample_every == 0 or last:
                 draw(update)
+            if stop:
+                break
     if bad.names:
         log.say(bad.report())
     if update < run.updates:

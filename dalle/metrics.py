@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SSIM_WINDOW = 11
+"""Pixels a side of the window that `ssim` looks through, and so the least that a picture must have."""
+
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture, in dB; infinite where they are equal.
@@ -42,16 +45,17 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     Returns:
         [B]
     """
-    if min(images.shape[-2:]) < 11:
-        raise ValueError(f"ssim needs pictures of at least 11x11 pixels, got {images.shape[-2]}x{images.shape[-1]}")
+    if min(images.shape[-2:]) < SSIM_WINDOW:
+        size = "x".join(str(n) for n in images.shape[-2:])
+        raise ValueError(f"ssim needs pictures of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {size}")
     x, y = images.double(), references.double()
-    offsets = torch.arange(11, dtype=torch.float64, device=x.device) - 5
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=x.device) - SSIM_WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
 
     def local_mean(values: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H - 10, W - 10]
         planes = values.flatten(0, 1)[:, None]
-        blurred = F.conv2d(F.conv2d(planes, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+        blurred = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
         return blurred.view(*values.shape[:2], *blurred.shape[-2:])
 
     mean_x, mean_y = local_mean(x), local_mean(y)

@@ -204,7 +204,7 @@ def _groups(widths: list[int], kernels: tuple[int, int, int, int], config: DVAEC
 
 
 def _conv(before: int, width: int, kernel: int) -> nn.Conv2d:
-    """Same-size convolution initialised as in the dall_e package: variance 1 / fan-in, no bias."""
+    """Same-size convolution initialised as in the dall_e package: variance 1 / fan-in, biases 0."""
     conv = nn.Conv2d(before, width, kernel, padding=kernel // 2)
     nn.init.normal_(conv.weight, std=1 / math.sqrt(before * kernel**2))
     assert conv.bias is not None

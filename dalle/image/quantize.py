@@ -32,6 +32,12 @@ class GumbelConfig:
     straight_through: bool = False
     """Pass on the sampled code's own vector, with the gradient of the relaxation."""
 
+    def __post_init__(self) -> None:
+        if min(self.codebook_size, self.code_channels) < 1:
+            raise ValueError(
+                f"codebook_size {self.codebook_size}, code_channels {self.code_channels}: both must be at least 1"
+            )
+
 
 @config
 class FSQConfig:

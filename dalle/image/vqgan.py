@@ -46,11 +46,17 @@ class VQGANConfig:
     """How vectors become codes."""
 
     def __post_init__(self) -> None:
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1 or self.channels < 1 or self.blocks < 1:
+        if (
+            not self.channel_multipliers
+            or min(self.channel_multipliers) < 1
+            or min(self.channels, self.blocks, self.latent_channels) < 1
+        ):
             raise ValueError(
-                f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, blocks {self.blocks}: "
-                "each must be at least 1"
+                f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, blocks {self.blocks}, "
+                f"latent_channels {self.latent_channels}: each must be at least 1"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.image_size < 1 or self.image_size % self.factor:
             raise ValueError(
                 f"image_size is {self.image_size}; patch {self.patch} and {len(self.channel_multipliers)} levels "

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from dalle.config import config
 
+_SCALE = 1024.0  # of losses, lest a mean's gradient at one pixel be lost in float16
+
 
 @config
 class AdversarialConfig:
@@ -25,6 +27,13 @@ class AdversarialConfig:
     """Balance the generator's loss against the reconstruction by their gradients at the decoder's last layer."""
     lr: float | None = None
     """Peak learning rate of the discriminator; null takes the tokenizer's."""
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.layers) < 1 or self.start < 0:
+            raise ValueError(
+                f"channels {self.channels}, layers {self.layers}, start {self.start}: "
+                "the first two must be at least 1, the last at least 0"
+            )
 
 
 class PatchDiscriminator(nn.Module):
@@ -54,20 +63,28 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> logits [B, 1, h, w]; 64x64 gives 6x6 with 3 layers.
+        """Images [B, 3, H, W] in [0, 1] -> logits float32 [B, 1, h, w]; 64x64 gives 6x6 with 3 layers.
 
         Raises:
             ValueError: the images are too small for the configured layers.
         """
-        smallest = 3 * 2**self.config.layers
-        if min(images.shape[-2:]) < smallest:
-            size = "x".join(str(n) for n in images.shape[-2:])
-            raise ValueError(
-                f"adversarial.layers={self.config.layers} needs images of at least {smallest}x{smallest}, got {size}: "
-                "set fewer layers"
-            )
+        check_image_size(self.config, *images.shape[-2:])
         logits: Tensor = self.blocks(images * 2 - 1)
-        return logits
+        return logits.float()
+
+
+def check_image_size(config: AdversarialConfig, height: int, width: int) -> None:
+    """Refuse pictures that are too small for the discriminator.
+
+    Raises:
+        ValueError: they are.
+    """
+    smallest = 3 * 2**config.layers
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"adversarial.layers={config.layers} needs images of at least {smallest}x{smallest}, got {height}x{width}: "
+            "set fewer layers"
+        )
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -88,9 +105,9 @@ def last_layer_gradients(
     They add up over micro-batches and processes, as their norms do not: sum them first, then call `adaptive_weight`.
     The graph is kept for the backward pass that follows.
     """
-    (reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (adversarial,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    return reconstruction, adversarial
+    (reconstruction,) = torch.autograd.grad(_SCALE * reconstruction_loss, last_layer, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(_SCALE * adversarial_loss, last_layer, retain_graph=True)
+    return reconstruction / _SCALE, adversarial / _SCALE
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:

@@ -132,7 +132,16 @@ def load_newest(run: Path) -> Checkpoint:
             average=read_tensors(average) if average.exists() else None,
             **torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
         )
-    except (ValueError, RuntimeError, EOFError, OSError, UnpicklingError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        UnpicklingError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         reason = str(error).partition("\n")[0] or "it is empty"
         raise ValueError(
             f"the checkpoint {folder} is damaged ({reason}): delete that folder to go on from the one before"

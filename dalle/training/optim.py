@@ -30,6 +30,17 @@ class OptimConfig:
     ema: float | None = 0.999
     """Decay of the averaged weights, which are validated and exported; null uses the trained ones."""
 
+    def __post_init__(self) -> None:
+        if self.lr < 0 or self.weight_decay < 0 or self.warmup < 0 or self.final_lr < 0:
+            raise ValueError(
+                f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}, final_lr {self.final_lr}: "
+                "none may be below 0"
+            )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0 (null does not clip)")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1 (null keeps no average)")
+
 
 @config
 class Ramp:
@@ -42,6 +53,10 @@ class Ramp:
     updates: int
     """Length of the ramp."""
 
+    def __post_init__(self) -> None:
+        if self.updates < 0:
+            raise ValueError(f"updates is {self.updates}; it must be at least 0")
+
 
 def ramp(schedule: Ramp, update: int) -> float:
     """The value of `schedule` at `update`."""
@@ -50,7 +65,7 @@ def ramp(schedule: Ramp, update: int) -> float:
 
 
 def learning_rate(optim: OptimConfig, update: int, updates: int) -> float:
-    """Linear warm-up, then half a cosine from `lr` to `lr * final_lr` at the last update."""
+    """Linear warm-up, then half a cosine from `lr`, which reaches `lr * final_lr` after the last update."""
     if update < optim.warmup:
         return optim.lr * (update + 1) / optim.warmup
     decay = Ramp(first=optim.lr, last=optim.lr * optim.final_lr, updates=max(1, updates - optim.warmup))
@@ -58,11 +73,12 @@ def learning_rate(optim: OptimConfig, update: int, updates: int) -> float:
 
 
 def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and convolution kernels only: not on gains, biases, or embeddings."""
-    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    """AdamW with weight decay on matrices, kernels and positions: not on gains, biases, embeddings, codebooks."""
+    tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    tables |= {id(p) for name, p in module.named_parameters() if name.endswith("codebook")}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
-    rest = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
+    rest = [p for p in parameters if p.ndim < 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps)
 

@@ -123,7 +123,8 @@ class LPIPS(_Frozen):
         """Two batches [B, 3, H, W] in [0, 1] (H, W at least 16) -> mean distance, a scalar."""
         total = images_a.new_zeros(())
         for a, b, linear in zip(self.maps(images_a), self.maps(images_b), self.linear, strict=True):
-            total = total + linear(_squared_difference(a, b)).mean()
+            weight = linear.get_parameter("weight").view(1, -1, 1, 1)  # by hand: autocast would run it in bfloat16
+            total = total + (weight * _squared_difference(a, b)).sum(1).mean()
         return total
 
 

@@ -53,6 +53,17 @@ class RunConfig:
     device: Literal["auto", "cpu"] = "auto"
     """auto takes an accelerator if there is one."""
 
+    def __post_init__(self) -> None:
+        for name in (
+            *("batch_size", "accumulation", "log_every", "validate_every", "validation_images", "sample_every"),
+            *("save_every", "keep", "max_skipped"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("updates", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
 
 @config
 class TextTokenizerRecipe:
@@ -88,6 +99,12 @@ class ImageTokenizerRecipe:
     """Temperature of the Gumbel-softmax relaxation (dVAE, and the Gumbel quantizer)."""
     resume: bool = False
     """Go on from the newest checkpoint of run.dir."""
+
+    def __post_init__(self) -> None:
+        if min(self.temperature.first, self.temperature.last) <= 0:
+            raise ValueError(
+                f"temperature goes from {self.temperature.first} to {self.temperature.last}; both must be above 0"
+            )
 
 
 @config

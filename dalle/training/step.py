@@ -36,13 +36,15 @@ def average_gradients(module: nn.Module, accelerator: Accelerator) -> None:
 
 
 def step(
-    phase: Phase, optimizer: AcceleratedOptimizer, accelerator: Accelerator, update: int, updates: int
+    phase: Phase, loss: Tensor, optimizer: AcceleratedOptimizer, accelerator: Accelerator, update: int, updates: int
 ) -> tuple[float, bool]:
-    """Clip and apply the gradients that the micro-batches left.
+    """Clip and apply the gradients that the micro-batches left; `loss` is the sum of their losses.
 
     Returns:
-        The norm before clipping, and whether the step was taken: a non-finite gradient is thrown away.
+        The norm before clipping, and whether the step was taken: with a non-finite loss or gradient it is not.
     """
+    # 0 * loss is 0, or NaN where the loss is not finite: so every process and the loss scaler see it in the gradient
+    next(p.grad for p in phase.module.parameters() if p.grad is not None).add_(0 * loss.detach())
     average_gradients(phase.module, accelerator)
     accelerator.unscale_gradients(optimizer)
     norm = gradient_norm(phase.module.parameters(), phase.optim.clip_norm)
@@ -73,12 +75,13 @@ def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> di
 @contextmanager
 def evaluated(model: nn.Module, average: WeightAverage | None) -> Iterator[nn.Module]:
     """The model in eval mode with its averaged weights, put back as it was afterwards."""
-    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = {} if average is None else {name: value.clone() for name, value in model.state_dict().items()}
     if average is not None:
         model.load_state_dict(average.state)
     model.eval()
     try:
         yield model
     finally:
-        model.load_state_dict(trained)
+        if average is not None:
+            model.load_state_dict(trained)
         model.train()

@@ -76,6 +76,23 @@ def test_adaptive_weight_over_micro_batches_is_that_of_the_batch() -> None:
     assert not whole.requires_grad
 
 
+def test_gradients_of_large_batches_survive_float16() -> None:
+    torch.manual_seed(0)
+    layer, critic = nn.Conv2d(8, 3, 3, padding=1), small()
+    features, images = torch.rand(2, 8, 96, 96), torch.rand(2, 3, 96, 96)
+
+    def gradients(half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            made = layer(features)
+            logits = critic(made)
+            losses = (made - images).abs().mean() / 400, generator_loss(logits) / 400  # as of 400 times as many pixels
+        assert logits.dtype == torch.float32
+        return last_layer_gradients(*losses, layer.weight)
+
+    for half, whole in zip(gradients(True), gradients(False), strict=True):
+        assert float(half.norm()) == pytest.approx(float(whole.norm()), rel=0.01)
+
+
 def test_adaptive_weight_is_bounded() -> None:
     assert adaptive_weight(torch.ones(3), torch.zeros(3)) == 1e4
     assert adaptive_weight(torch.zeros(3), torch.ones(3)) == 0

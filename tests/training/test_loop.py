@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 
 import train
 from dalle.training import checkpoint
+from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
+from dalle.training.tasks.task import Phase
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {
@@ -115,6 +118,11 @@ def _losses(run: Path) -> dict[int, dict[str, float]]:
     }
 
 
+def _validations(run: Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {x["update"]: x for x in lines if any(k.startswith("validation/") for k in x)}
+
+
 def _weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
 
@@ -133,8 +141,9 @@ def _recipe(stage: str, tokenizers: dict[str, str]) -> dict:
 def test_resumed_equals_uninterrupted(stage: str, precision: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers)))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train.main([config, f"run.dir={whole}", f"run.precision={precision}"]) == 0
-    options = [config, f"run.dir={parts}", "run.save_every=5", f"run.precision={precision}"]
+    options = [f"run.precision={precision}", "run.validate_every=5", "run.validation_images=8"]
+    assert train.main([config, f"run.dir={whole}", *options]) == 0
+    options = [config, f"run.dir={parts}", "run.save_every=5", *options]
     interrupted = train.RunLog.train
 
     def interrupt_at_5(self: train.RunLog, update: int, figures: dict[str, float]) -> None:
@@ -148,6 +157,7 @@ def test_resumed_equals_uninterrupted(stage: str, precision: str, tokenizers: di
     assert [p.name for p in checkpoint.folders(parts)] == ["update-00000005"]
     assert train.main([*options, "resume=true"]) == 0
     assert _losses(parts) == _losses(whole)
+    assert _validations(parts) == _validations(whole) and set(_validations(whole)) == {5, 8}
     for name, value in _weights(whole).items():
         assert torch.equal(value, _weights(parts)[name]), name
 
@@ -217,6 +227,28 @@ def test_non_finite_losses_are_skipped_then_stop(tmp_path: Path, capsys: pytest.
     options = ["optim.lr=1e30", "optim.clip_norm=null", "run.updates=50", "run.max_skipped=3"]
     assert train.main([config, f"run.dir={tmp_path / 'run'}", *options]) == 2
     assert "3 updates in a row were not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("phase", ["generator", "discriminator"])
+def test_a_loss_that_is_not_finite_changes_nothing_in_its_phase(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = ImageTokenizerTask.loss
+
+    def infinite(self: ImageTokenizerTask, now: Phase, inputs: Any, update: int) -> tuple[torch.Tensor, dict]:
+        value, figures = loss(self, now, inputs, update)
+        return value + (float("inf") if (now.name, update) == (phase, 3) else 0), figures  # its gradient stays finite
+
+    monkeypatch.setattr(ImageTokenizerTask, "loss", infinite)
+    config = str(_write(tmp_path / "config.yaml", VQGAN))
+    options = [f"run.dir={tmp_path / 'run'}", "run.updates=4", "run.save_every=1", "run.keep=4"]
+    assert train.main([config, *options, "run.validation_images=8"]) == 0
+    assert f"update 4: skipped, non-finite loss or gradient in {phase} (1 in a row)" in capsys.readouterr().out
+    before, after = (load_file(folder / "weights.safetensors") for folder in checkpoint.folders(tmp_path / "run")[-2:])
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == (set() if phase == "generator" else {"model", "adversary"})
+    same = [n for n in after if n.startswith("adversary.discriminator") and not torch.equal(after[n], before[n])]
+    assert not same
 
 
 def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

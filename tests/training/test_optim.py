@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from dalle.image.vq import VectorQuantizer, VQConfig
 from dalle.training.optim import OptimConfig, Ramp, WeightAverage, adamw, learning_rate, ramp
 
 
@@ -36,6 +37,12 @@ def test_only_matrices_decay() -> None:
     assert decayed["weight_decay"] == 0.3 and rest["weight_decay"] == 0.0
     assert {id(p) for p in decayed["params"]} == {id(module[1].weight), id(module[3].weight)}
     assert len(rest["params"]) == 5  # embedding, two biases, gain and bias of the norm
+
+
+def test_a_learnt_codebook_does_not_decay() -> None:
+    quantizer = VectorQuantizer(VQConfig(codebook_size=4, code_channels=2, update="gradient"))
+    (rest,) = adamw(quantizer, OptimConfig(weight_decay=0.3)).param_groups
+    assert rest["weight_decay"] == 0.0 and [id(p) for p in rest["params"]] == [id(quantizer.codebook)]
 
 
 def test_weight_average_follows_the_formula() -> None:

@@ -119,6 +119,22 @@ WRONG = {
     "a near miss": (["vqgan.yaml", "optim.warmupp=1"], "did you mean optim.warmup?"),
     "wrong type": (["vqgan.yaml", "run.updates=many"], "run.updates: expected an integer, got 'many'"),
     "another kind": (["vqgan.yaml", "model.kind=vqvae"], "model.kind: expected one of dvae, vqgan, got 'vqvae'"),
+    "keep no checkpoint": (["vqgan.yaml", "run.keep=-1"], "run: keep is -1; it must be at least 1"),
+    "log never": (["vqgan.yaml", "run.log_every=0"], "run: log_every is 0; it must be at least 1"),
+    "empty batches": (["vqgan.yaml", "run.batch_size=0"], "run: batch_size is 0"),
+    "no validation": (["vqgan.yaml", "run.validation_images=0"], "run: validation_images is 0"),
+    "an average that grows": (["vqgan.yaml", "optim.ema=1.5"], "optim: ema is 1.5"),
+    "clip to nothing": (["vqgan.yaml", "optim.clip_norm=0"], "optim: clip_norm is 0.0"),
+    "temperature 0": (
+        ["vqgan.yaml", "temperature={first: 1, last: 0, updates: 5}"],
+        "temperature goes from 1.0 to 0.0",
+    ),
+    "no latents": (["vqgan.yaml", "model.latent_channels=0"], "latent_channels 0"),
+    "too small to be judged": (["vqgan.yaml", "adversarial={layers: 3, start: 5}"], "needs images of at least 24x24"),
+    "too small to be validated": (
+        ["vqgan.yaml", "model.image_size=8"],
+        "image_size is 8: validation needs at least 11",
+    ),
     "no such device": (["vqgan.yaml", "run.device=abacus"], "run.device: expected one of auto, cpu, got 'abacus'"),
     "no such tracker": (["vqgan.yaml", "run.tracker=wandb"], "run.tracker is wandb, which is not installed"),
     "no data": (["vqgan.yaml", "data={kind: emoji, root: nowhere}"], "nowhere"),
@@ -171,7 +187,7 @@ def test_a_damaged_checkpoint_is_named(file: str, left: int, run: Path, capfd: p
 def test_a_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     resumed = ["vqgan.yaml", "resume=true", "run.updates=2"]
     assert "model.latent_channels was 8, is now 16" in refused([*resumed, "model.latent_channels=16"], capfd)
-    assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial.start=0"], capfd)
+    assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial={start: 0, layers: 1}"], capfd)
 
 
 @contextmanager

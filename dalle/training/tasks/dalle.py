@@ -57,7 +57,7 @@ class DALLETask(Task):
         """Captions become ids with BPE dropout, some become padding; pictures become codes."""
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
-        dropped = [random.Random(seed).random() < recipe.caption_dropout for seed in batch.seeds]
+        dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
         text[torch.tensor(dropped)] = self.text_tokenizer.pad_id
         return Inputs(text.to(self.device), self._codes(batch))
 

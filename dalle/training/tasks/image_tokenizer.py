@@ -15,9 +15,11 @@ from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import image_tokenizer_figures, unit_images
 from dalle.image import ImageTokenizer, Reconstruction, build
+from dalle.metrics import SSIM_WINDOW
 from dalle.training.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
+    check_image_size,
     discriminator_loss,
     generator_loss,
     last_layer_gradients,
@@ -69,13 +71,18 @@ class ImageTokenizerTask(Task):
             self.perceptual.to(device)
         self.adversary: Adversary | None = None
         if recipe.adversarial is not None:
+            check_image_size(recipe.adversarial, self.model.image_size, self.model.image_size)
             discriminator = PatchDiscriminator(recipe.adversarial)
             _channels_last(discriminator.to(device))
             self.adversary = Adversary(discriminator, self.model.last_layer).to(device)
             self.state["adversary"] = self.adversary
-            optim = replace(recipe.optim, lr=recipe.adversarial.lr or recipe.optim.lr)
+            optim = replace(
+                recipe.optim, lr=recipe.optim.lr if recipe.adversarial.lr is None else recipe.adversarial.lr
+            )
             self.phases.append(Phase("discriminator", self.adversary.discriminator, optim))
         self.image_size = self.model.image_size
+        if self.image_size < SSIM_WINDOW:
+            raise ValueError(f"model.image_size is {self.image_size}: validation needs at least {SSIM_WINDOW}")
         height, width = self.model.grid
         self.tokens_per_image = height * width
         self.codes_per_value = height * width / (3 * self.model.image_size**2)
