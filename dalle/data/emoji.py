@@ -204,7 +204,7 @@ class EmojiPairs:
         return rng.randint(-self.config.shift, self.config.shift)
 
     def _partner(self, rng: random.Random, index: int) -> int:
-        """Another picture of the same style and split."""
+        """A picture of the same style and split; once in a while the same one."""
         return rng.choice(self.of_style[self.styles[index]])
 
     def _single(self, rng: random.Random, index: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.images import EXTENSIONS
-from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of
+from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, named_in_utf8
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class FolderSource(Source):
                 f"{root} holds no pictures: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it"
             )
         else:
-            records = [_with_text(root, picture) for picture in pictures]
+            records = [named_in_utf8(_with_text(root, picture)) for picture in pictures]
             if not any(record.captions for record in records):
                 raise ValueError(
                     f"{root} holds pictures but no captions: expected metadata.jsonl, metadata.csv or NAME.txt beside "
@@ -107,9 +107,12 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_lines(file))
-    for row in reader:
-        yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+    reader = csv.DictReader(_lines(file), strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num + 1}: {error}; is a quote left open there?") from error
 
 
 def _lines(file: Path) -> io.StringIO:

@@ -30,6 +30,7 @@ _BROKEN = (
     LookupError,
     TypeError,
     ArithmeticError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -73,7 +74,7 @@ def read_picture(
                 image.draft(None, (math.ceil(image.width / reduction), math.ceil(image.height / reduction)))
                 image.load()
                 upright = ImageOps.exif_transpose(image)
-                rgb = _rgb(upright, name)
+                rgb = _rgb(upright, name, of_16_bits=image.format in ("PNG", "PPM"))
     except BadPair:
         raise
     except UnidentifiedImageError as error:
@@ -82,6 +83,8 @@ def read_picture(
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BadPair(name, f"the picture cannot be decoded ({reason})") from error
     if crop == "pad":
+        if round(size * min(rgb.size) / max(rgb.size)) < 1:
+            raise BadPair(name, f"{rgb.width} x {rgb.height} pixels leave nothing to see when padded to a square")
         return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.LANCZOS, _WHITE))
     box = _box(rgb.size, x, y, part)
     return np.asarray(rgb.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=_SHARPER))
@@ -103,22 +106,23 @@ def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
     return left, upper, min(left + side, width), min(upper + side, height)
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode to RGB."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_16_bits(image, name).convert("RGB")
+def _rgb(image: Image.Image, name: str, of_16_bits: bool) -> Image.Image:
+    """Any mode to RGB; `of_16_bits`: what Pillow holds in 32 bits are 16."""
+    if image.mode == "F" or (image.mode == "I" and not of_16_bits):
+        raise BadPair(name, "32 bits a channel, and nothing says which value is white: save it with 8 or 16")
+    if image.mode.startswith("I"):
+        return _from_16_bits(image).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (*_WHITE, 255)), layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
+def _from_16_bits(image: Image.Image) -> Image.Image:
     """16 bits of grey to 8: Pillow's own conversion would cut off all above 255."""
-    values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise BadPair(name, "32 bits a channel, and nothing says which value is white: save it with 8 or 16")
-    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    values = np.asarray(image).astype(np.uint32)
+    values = np.where(values == image.info.get("transparency", -1), 65535, values)  # a clear level of grey is white
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _what_is(data: bytes) -> str:

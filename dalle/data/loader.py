@@ -69,7 +69,7 @@ def batches(
     they see what one process would. In place of a broken record stands the next good one.
 
     Starting late costs nothing where records can be had by number. A stream is read from the beginning of an epoch,
-    without decoding its pictures: at most two passes (the first to learn how long a pass is), less without whole ones.
+    without decoding its pictures: at most two passes, the first to learn how long a pass is.
 
     Raises:
         ValueError: (at the first batch) there are no records, or none that can be used.
@@ -80,6 +80,8 @@ def batches(
         streamed = _StreamBatches(dataset, batch_size, seed, start, mine)
         loader = _loader(streamed, seed, workers, batch_size=None)
     else:
+        if not len(dataset):
+            raise ValueError("the data set holds no records to train on: look at what data.path names")
         keys = _Keys(len(dataset), batch_size, seed, start, mine)
         loader = _loader(_Records(dataset), seed, workers, batch_sampler=keys, collate_fn=_collate)
     for batch in loader:

@@ -46,6 +46,16 @@ class Record:
     fault: str | None = None
 
 
+def named_in_utf8(record: Record) -> Record:
+    """The record, or a fault where the name of its file is not UTF-8: neither a log nor a table could hold it."""
+    file = record.picture.file if isinstance(record.picture, Place) else ""
+    try:
+        (record.key + file).encode()
+    except UnicodeEncodeError:
+        return Record(record.key.encode(errors="backslashreplace").decode(), fault="its name is not UTF-8: rename it")
+    return record
+
+
 @dataclass(frozen=True)
 class Shard:
     """A part of a data set that is read from its beginning, the same records in the same order each time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -150,7 +151,9 @@ def parquet_source(files: list[Path], image: str | None, caption: str | None, ke
     def load(stream: bool) -> Any:
         import datasets
 
-        return datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train", streaming=stream)
+        return datasets.load_dataset(
+            "parquet", data_files=[glob.escape(str(f)) for f in files], split="train", streaming=stream
+        )
 
     where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     return TableSource(load, where, files, image, caption, key)

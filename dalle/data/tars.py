@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.images import EXTENSIONS
-from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of
+from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, named_in_utf8
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)$")  # name and everything after its first dot
 _TEXTS = ("txt", "text", "caption")
 _PEEK = 100
+_BLOCK = 512
 
 
 @dataclass
@@ -59,7 +60,10 @@ class TarSource(Source):
         return Index(record for shard in self.shards() for record in shard.records())
 
     def shards(self, pictures: bool = True) -> list[Shard]:
-        return [Shard(file.name, partial(self._records, file)) for file in self.files]
+        return [Shard(file.name, partial(self._named_records, file)) for file in self.files]
+
+    def _named_records(self, file: Path) -> Iterator[Record]:
+        return map(named_in_utf8, self._records(file))
 
     def _records(self, file: Path) -> Iterator[Record]:
         for group in _groups(file):
@@ -92,10 +96,11 @@ class TarSource(Source):
 
 def _groups(file: Path) -> Iterator[_Group | str]:
     """Records of a shard; a str says why reading ended early."""
-    group = _Group("")
+    group, fault, end = _Group(""), None, 0
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 named = _MEMBER.match(member.name)
                 if named is None or not member.isfile():
                     continue
@@ -110,11 +115,22 @@ def _groups(file: Path) -> Iterator[_Group | str]:
                     content = tar.extractfile(member)
                     assert content is not None
                     group.texts[ending] = content.read()
+        if not _ends_at(file, end):
+            fault = f"the tar file is not whole: it ends or is damaged after record {group.name!r}"
     except (tarfile.TarError, OSError) as error:
-        yield f"the tar file is not whole or not an uncompressed one ({error})"
-        return
-    if group.texts or group.pictures:
+        fault = f"the tar file is not whole or not an uncompressed one ({error})"
+    cut = fault is not None and end > file.stat().st_size  # within the last file of the group
+    if (group.texts or group.pictures) and not cut:
         yield group
+    if fault is not None:
+        yield fault
+
+
+def _ends_at(file: Path, end: int) -> bool:
+    """Whether the closing block of zeros is there: tarfile takes a damaged header for the end as well."""
+    with file.open("rb") as content:
+        content.seek(end)
+        return content.read(_BLOCK) == bytes(_BLOCK)
 
 
 def _entries(group: _Group) -> dict[str, Any]:

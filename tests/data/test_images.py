@@ -98,11 +98,17 @@ def test_sixteen_bits(kind: str) -> None:
 
 def test_sixteen_bits_in_thirty_two() -> None:
     expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
-    got = read_picture(saved(Image.fromarray(GREY16.astype(np.int32)), "tiff"), "x", 8)
+    assert difference(read_picture(b"P5 8 8 65535\n" + GREY16.astype(">u2").tobytes(), "x", 8), expected) <= 0.5
+
+
+def test_sixteen_bits_with_a_clear_level() -> None:
+    clear = int(GREY16[3, 3])
+    expected = np.where(clear == GREY16, 255, GREY16 / 65535 * 255)[..., None].repeat(3, -1)
+    got = read_picture(saved(Image.fromarray(GREY16), transparency=clear), "x", 8)
     assert difference(got, expected) <= 0.5
 
 
-@pytest.mark.parametrize("values", [GREY16.astype(np.int32) * 1000, GREY16.astype(np.float32)])
+@pytest.mark.parametrize("values", [GREY16.astype(np.int32), GREY16.astype(np.float32)])
 def test_brightness_that_nothing_defines(values: np.ndarray) -> None:
     with pytest.raises(BadPair, match="32 bits a channel"):
         read_picture(saved(Image.fromarray(values), "tiff"), "x", 8)
@@ -175,6 +181,13 @@ def test_pad() -> None:
     assert difference(got[8:24], np.asarray(slow)) <= 1
 
 
+def test_pad_of_a_line_is_refused() -> None:
+    line = Image.new("RGB", (1000, 8))
+    assert read_picture(saved(line), "x", 64, "pad").min() == 0
+    with pytest.raises(BadPair, match="1040 x 8 pixels leave nothing to see"):
+        read_picture(saved(line.resize((1040, 8))), "x", 64, "pad")
+
+
 def test_random_crop_lies_anywhere_and_shows_enough() -> None:
     """Of a picture that codes its columns and rows in red and green, the corners tell where a crop was."""
     y, x = np.mgrid[:100, :200]
@@ -238,6 +251,10 @@ def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
         (b"<html>404</html>\nmore", "the file is text, not a picture: '<html>404</html>'"),
         ("रातो मुटु".encode(), "the file is text, not a picture: 'रातो मुटु'"),
         (b"\x00\x01\x02\x03", "the file is not a picture of a known kind"),
+        (
+            b"BLP2\7\0\0\0\1\1\1\1\10\0\0\0\10\0\0\0" + bytes(2000),
+            "the picture cannot be decoded (Unknown BLP compression 7)",
+        ),
     ],
 )
 def test_what_is_no_picture(data: bytes, reason: str) -> None:

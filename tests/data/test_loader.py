@@ -173,6 +173,11 @@ def test_an_empty_stream() -> None:
         next(batches(Stream(0), batch_size=2, seed=0))
 
 
+def test_an_empty_set() -> None:
+    with pytest.raises(ValueError, match="holds no records"):
+        next(batches(Numbers(0), batch_size=2, seed=0))
+
+
 def test_split_keeps_order_and_names_bad_records_once() -> None:
     batch = next(batches(Numbers(12, (0, 4)), batch_size=12, seed=0))
     parts = batch.split(3)

@@ -29,6 +29,7 @@ from dalle.data.pair import BadPair
 from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead, braces
 from dalle.data.records import Place, held_out
 from dalle.data.tables import hub_source
+from dalle.data.tars import TarSource
 from dalle.image import ImageTokenizerConfig
 
 COUNT = 24
@@ -492,6 +493,43 @@ def test_broken_tars(tmp_path: Path) -> None:
         assert reasons["shard-003.tar/alone"] == "there is no picture among txt"
 
 
+@pytest.mark.parametrize("damage", ["header", "cut in a header", "cut between files", "cut in a file"])
+def test_no_record_of_a_damaged_tar_is_lost_silently(damage: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for i in range(20):
+            add(tar, f"{i:04d}.png", picture(i))
+            add(tar, f"{i:04d}.txt", f"number {i}".encode())
+    data = bytearray((tmp_path / "whole.tar").read_bytes())
+    header = data.index(b"0010.png")
+    if damage == "header":
+        data[header + 100 : header + 200] = b"X" * 100
+    end = {"header": None, "cut in a header": header + 100, "cut between files": header, "cut in a file": header + 530}
+    (tmp_path / "cut.tar").write_bytes(data[: end[damage]])
+    whole, cut = (TarSource([tmp_path / name], None, None).rows() for name in ("whole.tar", "cut.tar"))
+    assert [whole.record(i).fault for i in range(len(whole))] == [None] * 20
+    assert cut.keys == [*(f"cut.tar/{i:04d}" for i in range(10)), "cut.tar"]
+    assert "the tar file is not whole" in str(cut.record(10).fault)
+    assert [cut.record(i).fault for i in range(10)] == [None] * 10
+
+
+@STREAM
+def test_names_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
+    for name in (b"caf\xe9", b"ok"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".png")).write_bytes(picture(1))
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".txt")).write_text("a cup")
+    config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
+    batch = next(batches(open_training(config, SIDE), batch_size=4, seed=0))
+    assert batch.captions == ["a cup"] * 4
+    assert set(batch.bad) == {"caf\\udce9.png: its name is not UTF-8: rename it"}
+
+
+def test_a_path_that_looks_like_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a[1]").mkdir()
+    parquet.write_table(pyarrow.table({"image": [picture(1)], "text": ["one"]}), tmp_path / "a[1]" / "t.parquet")
+    config = PairsData(path=str(tmp_path / "a[1]" / "t.parquet"), validation_share=0)
+    assert next(batches(open_training(config, SIDE), batch_size=1, seed=0)).captions == ["one"]
+
+
 def test_a_picture_that_vanished(tmp_path: Path) -> None:
     data = Pairs(PairsData(path=str(with_jsonl(tmp_path)), validation_share=0), "train", SIDE)
     (tmp_path / "0.png").unlink()
@@ -514,7 +552,7 @@ def test_nothing_but_broken_pictures(stream: bool, tmp_path: Path) -> None:
 
 def mistakes(tmp_path: Path) -> dict[str, str]:
     """data.path, and what is said of it."""
-    for name in ("empty", "bare", "missing", "json", "list", "columns", "nofile", "blank", "mixed"):
+    for name in ("quote", "empty", "bare", "missing", "json", "list", "columns", "nofile", "blank", "mixed"):
         (tmp_path / name).mkdir()
     (tmp_path / "bare/a.png").write_bytes(picture(1))
     (tmp_path / "missing/metadata.jsonl").write_text('{"file_name": "no.png", "text": "x"}\n')
@@ -522,6 +560,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "list/metadata.jsonl").write_text("[1]\n")
     (tmp_path / "columns/metadata.csv").write_text("file_name,title\na.png,x\n")
     (tmp_path / "nofile/metadata.csv").write_text("name,text\na.png,x\n")
+    (tmp_path / "quote/metadata.csv").write_text('file_name,text\na.png,"x\n' + "a.png,y\n" * 20)
     (tmp_path / "blank/metadata.csv").write_text("file_name,text\n")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "notes.txt").write_text("hello")
@@ -529,6 +568,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
     parquet.write_table(pyarrow.table({"image": [b""], "text": ["x"]})[:0], tmp_path / "none.parquet")
     with tarfile.open(tmp_path / "bare.tar", "w") as tar:
         add(tar, "a.txt", b"x")
+    tarfile.open(tmp_path / "empty.tar", "w").close()
     return {
         "nowhere": "there is no folder or file",
         "nowhere/at/all": "there is no folder or file",
@@ -540,6 +580,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
         "list": "line 1: expected {",
         "columns": "with captions would be: there are title; set data.caption",
         "nofile": "has no column 'file_name': there are name, text",
+        "quote": "line 2: unexpected end of data; is a quote left open there?",
         "blank": "is empty: expected a row for each picture",
         "cut.parquet": "is not a whole parquet file",
         "notes.txt": "expected a folder, or files that end in .parquet or in .tar",
