@@ -149,6 +149,8 @@ def part(folder: Path, name: str) -> Path:
     if name not in parts:
         raise ValueError(f"{folder} has no part {name}: its config.yaml names {', '.join(parts) or 'none'}")
     recorded = parts[name]
+    if not isinstance(recorded, dict) or not {"path", "sha256"} <= set(recorded):
+        raise ValueError(f"{folder / 'config.yaml'}: parts.{name} needs a path and a sha256, as export writes them")
     path = Path(folder) / recorded["path"]
     found = folder_hash(path)
     if found != recorded["sha256"]:

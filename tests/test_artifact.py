@@ -343,6 +343,8 @@ def test_parts_that_are_not_there(tmp_path: Path) -> None:
     assert one_line(lambda: part(tmp_path / "a", "clip")).endswith("has no part clip: its config.yaml names none")
     save(tmp_path / "b", CONFIG, state(), parts={"one": tmp_path / "a"})
     assert one_line(lambda: part(tmp_path / "b", "clip")).endswith("has no part clip: its config.yaml names one")
+    artifact.write_config(tmp_path / "b", CONFIG | {"parts": {"one": "a"}})
+    assert "parts.one needs a path and a sha256" in one_line(lambda: part(tmp_path / "b", "one"))
 
 
 def test_a_part_inside_the_folder_that_is_replaced(tmp_path: Path) -> None:
