@@ -1,0 +1,1 @@
+"""What others have published: their files to our modules, a module for each family."""
