@@ -8,6 +8,8 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 TORCH := 2.13.0
+# The projects whose published files are loaded: tests compare with their own code, where it is installed.
+REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6
 
 # A folder of wheels that pip is told of holds for uv too: where it offers torch for the CPU, no CUDA packages come in.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -26,6 +28,11 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q $(ARGS)
 
 test-all: $(STAMP)
+	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
+		uv pip install -q --python $(BIN)/python --no-deps $(REFERENCES); \
+	else \
+		$(BIN)/python -m pip install -q --no-deps $(REFERENCES); \
+	fi
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
 
 lint: $(STAMP)

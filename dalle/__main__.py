@@ -46,6 +46,12 @@ def _parser() -> CommandLine:
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write; its README.md and recipe are kept")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
     command.set_defaults(run=_export)
+
+    command = commands.add_parser("convert", help="write a published image tokenizer as a folder of ours")
+    command.add_argument("source", type=Path, metavar="SOURCE", help="file or folder as it was published")
+    command.add_argument("out", type=Path, metavar="OUT", help="folder to write, which must not be there")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
+    command.set_defaults(run=_convert)
     return parser
 
 
@@ -69,6 +75,26 @@ def _export(args: argparse.Namespace) -> None:
     artifact.export(args.run_folder / "model", args.out, args.dtype)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from dalle import artifact
+    from dalle.config import to_dict
+    from dalle.image import build
+    from dalle.published.image_tokenizers import read_image_tokenizer
+
+    if args.out.exists():
+        raise ValueError(f"{args.out} is there already: give a folder that is not")
+    found = read_image_tokenizer(args.source)
+    artifact.load_into(build(found.config), found.tensors, str(args.source))  # strictly: every name, every shape
+    config = {
+        "stage": "image_tokenizer",
+        "model": to_dict(found.config),
+        "origin": f"{found.family}, {args.source.name}",
+    }
+    artifact.save(args.out, config, found.tensors, storage=args.dtype)
+    left_out = f", {len(found.dropped)} tensors of its training left out" if found.dropped else ""
+    print(f"{args.out}: {found.family}{left_out}")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: there is none, or it is not YAML.
     """
     if not (Path(folder) / "config.yaml").is_file():
-        raise ValueError(f"{folder} has no config.yaml: it is not a folder of weights")
+        raise ValueError(
+            f"{folder} has no config.yaml: it is not a folder of weights as train.py makes them; of published files "
+            "`python -m dalle convert` makes one"
+        )
     return read_yaml(Path(folder) / "config.yaml")
 
 

@@ -13,6 +13,7 @@ from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict
 from dalle.image import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.model import DALLE, DALLEConfig
+from dalle.published.image_tokenizers import read_image_tokenizer
 from dalle.text import TextTokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -48,13 +49,20 @@ def load_image_tokenizer(
     """Load an image tokenizer in evaluation mode.
 
     Args:
-        source: Local folder or hub id `owner/name`.
+        source: Local folder or hub id `owner/name`; or a file or folder as OpenAI (dVAE) or taming-transformers (VQGAN)
+            have published them (docs/checkpoints.md).
         device: Where its weights go.
         dtype: Floating type of its weights; None: float32.
 
     Raises:
         ValueError: Nothing is there, it is something else, or its weights do not fit its config.
     """
+    published = _published(source)
+    if published is not None:
+        found = read_image_tokenizer(published)
+        foreign = build(found.config)
+        load_into(foreign, found.tensors, str(source))
+        return foreign.to(device=device, dtype=dtype).eval()
     folder, content = _open(source, "image_tokenizer")
     module = build(from_dict(ImageTokenizerConfig, content["model"], _origin(folder)))
     return _fill(module, folder, device, dtype)
@@ -90,6 +98,12 @@ def load_model(source: str | Path, device: _Device = "cpu", dtype: torch.dtype |
     """
     folder, content = _open(source, "dalle")
     return _fill(DALLE(from_dict(DALLEConfig, content["model"], _origin(folder))), folder, device, dtype)
+
+
+def _published(source: str | Path) -> Path | None:
+    """Where `source` lies if it is not a folder of ours, which has a config.yaml."""
+    path = Path(source) if Path(source).is_file() else resolve(source)
+    return None if (path / "config.yaml").is_file() else path
 
 
 def _open(source: str | Path, stage: str) -> tuple[Path, dict[str, Any]]:

@@ -97,6 +97,7 @@ def test_modules_become_stand_ins_with_their_tensors(zipped: bool, tmp_path: Pat
     assert isinstance(counter, Foreign) and repr(counter) == "<collections.Counter>"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_modules(tmp_path: Path) -> None:
     layer = nn.Linear(3, 2)
     torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 3)), tmp_path / "a.pt")
@@ -208,6 +209,7 @@ def test_archives_that_lie_about_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("offset", "size", "stride"), [(0, (11,), (1,)), (5, (3, 3), (2, 1)), (-1, (2,), (1,)), (0, (2,), (-1,))]
 )
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_tensor_stays_within_its_storage(
     offset: int, size: tuple[int, ...], stride: tuple[int, ...], tmp_path: Path
 ) -> None:

@@ -1,0 +1,112 @@
+"""Tensors of published files under their published names, and tables that give each of them its name in our modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dalle.published.pickles import Foreign
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model as one of ours.
+
+    Attributes:
+        family: what it is called in messages.
+        config: the architecture.
+        tensors: the state of the module that `config` builds.
+        dropped: published names that are left out, by rule.
+    """
+
+    family: str
+    config: Any
+    tensors: dict[str, Tensor]
+    dropped: list[str]
+
+
+def state_of(tree: Any) -> dict[str, Tensor]:
+    """The tensors of what a checkpoint holds, by their dotted names.
+
+    Args:
+        tree: a state dict, a dict with one under `state_dict`, `model` or `weights`, or a pickled module.
+
+    Raises:
+        ValueError: there is none of these.
+    """
+    if isinstance(tree, Foreign) and isinstance(tree.state, dict) and "_modules" in tree.state:
+        return dict(_of_module(tree, ""))
+    if isinstance(tree, dict):
+        for key in ("state_dict", "model", "weights"):
+            if isinstance(tree.get(key), dict):
+                return state_of(tree[key])
+        tensors = {str(name): value for name, value in tree.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    raise ValueError("it holds no named tensors")
+
+
+def _of_module(module: Foreign, prefix: str) -> list[tuple[str, Tensor]]:
+    own = module.state if isinstance(module.state, dict) else {}
+    found = [
+        (prefix + name, value)
+        for part in ("_parameters", "_buffers")
+        for name, value in (own.get(part) or {}).items()
+        if isinstance(value, Tensor)
+    ]
+    for name, child in (own.get("_modules") or {}).items():
+        if isinstance(child, Foreign):
+            found += _of_module(child, f"{prefix}{name}.")
+    return found
+
+
+def renamed(
+    tensors: Mapping[str, Tensor], rules: Sequence[tuple[str, str]], dropped: str = r"(?!)"
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under our names, and the published names that were left out.
+
+    Args:
+        tensors: by their published names.
+        rules: patterns of whole names and what they become, as in `re.sub`; the first that fits counts.
+        dropped: pattern of whole names that are left out.
+
+    Raises:
+        ValueError: a name that fits no rule.
+    """
+    ours: dict[str, Tensor] = {}
+    left_out, unknown = [], []
+    for name, tensor in tensors.items():
+        if re.fullmatch(dropped, name):
+            left_out.append(name)
+            continue
+        for pattern, replacement in rules:
+            if re.fullmatch(pattern, name):
+                ours[re.sub(pattern, replacement, name, count=1)] = tensor
+                break
+        else:
+            unknown.append(name)
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise ValueError(f"it holds names of another family: {', '.join(unknown[:3])}{more}")
+    return ours, left_out
+
+
+def shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Shape of a tensor.
+
+    Raises:
+        ValueError: there is no such tensor.
+    """
+    if name not in tensors:
+        raise ValueError(f"it has no {name}")
+    return tuple(tensors[name].shape)
+
+
+def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that stands in the first group of `pattern` in some name; 0 where none fits."""
+    found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+    return max(found, default=-1) + 1
