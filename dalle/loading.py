@@ -49,8 +49,8 @@ def load_image_tokenizer(
     """Load an image tokenizer in evaluation mode.
 
     Args:
-        source: Local folder or hub id `owner/name`; or a file or folder as OpenAI (dVAE) or taming-transformers (VQGAN)
-            have published them (docs/checkpoints.md).
+        source: Local folder or hub id `owner/name`; or a file or folder as OpenAI, taming-transformers or LlamaGen have
+            published them (docs/checkpoints.md).
         device: Where its weights go.
         dtype: Floating type of its weights; None: float32.
 

@@ -5,6 +5,8 @@ Needs the projects' packages: pip install --no-deps dall-e attrs requests taming
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from published.references.llamagen_vq import images, weight
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import dalle
@@ -21,7 +25,7 @@ from dalle.image import DVAE, VQGAN, VQGANConfig, build
 from dalle.image.vq import VQConfig
 from dalle.published.pickles import read_pickled
 from dalle.published.state import state_of
-from dalle.published.taming_vqgan import _config
+from dalle.published.vqgan import config_of
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -139,7 +143,37 @@ def test_vqgans_of_taming_at_full_width(codes: int, total: int) -> None:
     )
     state = published(config)
     assert len(state) == 343 and sum(value.numel() for value in state.values()) == total
-    assert _config(state, 256) == config
+    assert config_of(state, 256) == config
+
+
+def test_vqgans_of_llamagen(tmp_path: Path) -> None:
+    file = Path(__file__).parent / "references" / "llamagen_vq.safetensors"
+    with safe_open(file, framework="pt") as reference:
+        shapes = json.loads(reference.metadata()["shapes"])
+        codes, pictures = reference.get_tensor("codes"), reference.get_tensor("pictures")
+    state = {name: weight(name, shape) for name, shape in shapes.items()}
+    torch.save({"model": state, "args": Namespace(lr=0.1)}, tmp_path / "vq_ds16_c2i.pt")
+    tokenizer = dalle.load_image_tokenizer(tmp_path / "vq_ds16_c2i.pt")
+    assert isinstance(tokenizer, VQGAN) and (tokenizer.codebook_size, tokenizer.factor) == (40, 2)
+    assert torch.equal(tokenizer.encode(images()), codes) and len(codes.unique()) > 30
+    expected = ((pictures + 1) / 2).clamp(0, 1)
+    torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=0, atol=2e-4)
+
+
+def test_vqgans_of_llamagen_at_full_width() -> None:
+    config = VQGANConfig(
+        image_size=256,
+        channels=128,
+        channel_multipliers=[1, 1, 2, 2, 4],
+        blocks=2,
+        attention_resolutions=[16],
+        latent_channels=256,
+        quantizer=VQConfig(codebook_size=16_384, code_channels=8, distance="cosine", update="gradient"),
+    )
+    state = published(config)
+    used = 65_536  # quantize.codebook_used, which is dropped
+    assert len(state) + 1 == 344 and sum(value.numel() for value in state.values()) + used == 71_948_939
+    assert config_of(state, 256, normalised=True) == config
 
 
 # What is something else: one line
@@ -157,9 +191,7 @@ def test_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[s
     folder.mkdir()
     assert "expected a folder made by train.py (config.yaml), encoder.pkl" in refused(folder, capsys)
     torch.save({"state_dict": {"head.weight": torch.zeros(2)}}, folder / "last.ckpt")
-    assert "is not a VQGAN of taming-transformers: it holds names of another family: head.weight" in refused(
-        folder, capsys
-    )
+    assert "cannot be loaded: it holds names of another family: head.weight" in refused(folder, capsys)
     torch.save({"epoch": 3}, folder / "last.ckpt")
     assert "it holds no named tensors" in refused(folder, capsys)
     (folder / "last.ckpt").write_bytes(b"")

@@ -1,0 +1,115 @@
+"""VQGANs of taming-transformers (arXiv 2012.09841) and LlamaGen (arXiv 2406.06525): one network, two sets of names.
+
+taming: Lightning checkpoints with a model.yaml; nearest codes of 256 channels, or the Gumbel quantizer. LlamaGen:
+nearest codes of 8 channels, both sides l2-normalised; its decoder counts levels from the coarsest.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle.image import GumbelConfig, VQConfig, VQGANConfig
+from dalle.published.state import Published, count, renamed, shape
+
+TAMING, LLAMAGEN = "a VQGAN of taming-transformers", "a VQGAN of LlamaGen"
+_TARGETS = ("taming.models.vqgan.VQModel", "taming.models.vqgan.GumbelVQ")
+_ENDS = (
+    (r"((?:encoder|decoder)\.(?:conv_in|conv_out|norm_out)\..+)", r"\1"),
+    (r"((?:post_)?quant_conv\..+)", r"\1"),
+    (r"quantize\.embedding\.weight", r"quantize.codebook"),
+)
+_TAMING = (
+    *_ENDS,
+    (r"((?:encoder\.down|decoder\.up)\.\d+\.(?:block|attn)\..+)", r"\1"),
+    (r"(encoder\.down|decoder\.up)\.(\d+)\.(?:down|up)sample\.(.+)", r"\1.\2.resample.\3"),
+    *(
+        (rf"(encoder|decoder)\.mid\.{theirs}\.(.+)", rf"\1.mid.{ours}.\2")
+        for ours, theirs in enumerate(("block_1", "attn_1", "block_2"))
+    ),
+    (r"(quantize\.(?:proj|embed)\..+)", r"\1"),
+)
+_LLAMAGEN = (
+    *_ENDS,
+    (r"((?:encoder|decoder)\.mid\..+)", r"\1"),
+    *(
+        (rf"{side}\.conv_blocks\.(\d+)\.{theirs}\.(.+)", rf"{side}.{level}.\1.{ours}.\2")
+        for side, level in (("encoder", "down"), ("decoder", "up"))
+        for theirs, ours in (("res", "block"), ("attn", "attn"), ("(?:down|up)sample", "resample"))
+    ),
+)
+# Discriminator and LPIPS, the bulk of taming's files; which codes LlamaGen's training has met.
+_DROPPED = r"loss\..*|quantize\.codebook_used"
+
+
+def resolution(options: dict[str, Any], where: str) -> int:
+    """`resolution` of taming's model.yaml, whose `target` is compared with a table and never imported.
+
+    Raises:
+        ValueError: it is of another model, or says no resolution.
+    """
+    model = options.get("model")
+    target = model.get("target") if isinstance(model, dict) else None
+    if target not in _TARGETS:
+        raise ValueError(f"{where} says target: {target}, expected {' or '.join(_TARGETS)}")
+    try:
+        return int(options["model"]["params"]["ddconfig"]["resolution"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} has no whole number model.params.ddconfig.resolution") from error
+
+
+def read(tensors: dict[str, Tensor], image_size: int) -> Published:
+    """A VQGAN from the tensors of a checkpoint.
+
+    Args:
+        tensors: under their published names.
+        image_size: of the pictures it was trained on, which nothing in the file tells.
+
+    Raises:
+        ValueError: they are of something else.
+    """
+    llamagen = any(".conv_blocks." in name for name in tensors)
+    ours, dropped = renamed(tensors, _LLAMAGEN if llamagen else _TAMING, _DROPPED)
+    if llamagen:
+        last = count(ours, r"decoder\.up\.(\d+)\.") - 1
+        ours = {
+            re.sub(r"(?<=^decoder\.up\.)\d+", lambda level: str(last - int(level[0])), name): tensor
+            for name, tensor in ours.items()
+        }
+    config = config_of(ours, image_size, normalised=llamagen)
+    if isinstance(config.quantizer, VQConfig):  # our own counters, which start anew
+        ours["quantize.age"] = torch.zeros(config.quantizer.codebook_size, dtype=torch.int64)
+        ours["quantize.updates"] = torch.zeros((), dtype=torch.int64)
+    return Published(LLAMAGEN if llamagen else TAMING, config, ours, dropped)
+
+
+def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = False) -> VQGANConfig:
+    """What the shapes of tensors under our names say; `normalised`: codes are compared by their angle.
+
+    Raises:
+        ValueError: one that is needed is not there.
+    """
+    channels = shape(tensors, "encoder.conv_in.weight")[0]
+    levels = count(tensors, r"encoder\.down\.(\d+)\.")
+    widths = [shape(tensors, f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
+    attended = [level for level in range(levels) if f"encoder.down.{level}.attn.0.norm.weight" in tensors]
+    quantizer: VQConfig | GumbelConfig
+    if "quantize.codebook" in tensors:
+        codes, width = shape(tensors, "quantize.codebook")
+        distance = "cosine" if normalised else "euclidean"
+        quantizer = VQConfig(codebook_size=codes, code_channels=width, distance=distance, update="gradient")  # type: ignore[arg-type]
+    else:
+        codes, width = shape(tensors, "quantize.embed.weight")
+        quantizer = GumbelConfig(codebook_size=codes, code_channels=width)
+    return VQGANConfig(
+        image_size=image_size,
+        channels=channels,
+        channel_multipliers=[width // channels for width in widths],
+        blocks=count(tensors, r"encoder\.down\.\d+\.block\.(\d+)"),
+        attention_resolutions=[image_size // 2**level for level in attended],
+        latent_channels=shape(tensors, "encoder.conv_out.weight")[0],
+        quantizer=quantizer,
+    )
