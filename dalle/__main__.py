@@ -52,6 +52,10 @@ def _parser() -> CommandLine:
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write, which must not be there")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
     command.set_defaults(run=_convert)
+
+    command = commands.add_parser("inspect", help="what a published image tokenizer is, without loading it")
+    command.add_argument("source", type=Path, metavar="SOURCE", help="file or folder as it was published")
+    command.set_defaults(run=_inspect)
     return parser
 
 
@@ -78,23 +82,18 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from dalle import artifact
-    from dalle.config import to_dict
-    from dalle.image import build
+    from dalle.published.convert import convert
+
+    found = convert(args.source, args.out, args.dtype)
+    print(f"{args.out}: {found.family}; its licence: {found.licence}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from dalle.published.convert import summary
     from dalle.published.image_tokenizers import read_image_tokenizer
 
-    if args.out.exists():
-        raise ValueError(f"{args.out} is there already: give a folder that is not")
     found = read_image_tokenizer(args.source)
-    artifact.load_into(build(found.config), found.tensors, str(args.source))  # strictly: every name, every shape
-    config = {
-        "stage": "image_tokenizer",
-        "model": to_dict(found.config),
-        "origin": f"{found.family}, {args.source.name}",
-    }
-    artifact.save(args.out, config, found.tensors, storage=args.dtype)
-    left_out = f", {len(found.dropped)} tensors of its training left out" if found.dropped else ""
-    print(f"{args.out}: {found.family}{left_out}")
+    print(f"{args.source}: {found.family}\n{summary(found)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dalle.published.pickles import read_pickled
 from dalle.published.state import Published, count, renamed, shape, state_of
 
 FAMILY = "OpenAI's dVAE"
+LICENCE = "modified MIT (github.com/openai/DALL-E, LICENSE)"
 _IMAGE_SIZE = 256  # of the pictures it was trained on
 _RULES = (
     (r"blocks\.input\.(\w)", r"input.\1"),
@@ -43,7 +44,7 @@ def read(source: Path) -> Published:
         hidden=shape(tensors, "encoder.input.weight")[0],
         code_channels=shape(tensors, "decoder.input.weight")[0],
     )
-    return Published(FAMILY, config, tensors, [])
+    return Published(FAMILY, LICENCE, config, tensors, [])
 
 
 def _from_0(name: str) -> str:

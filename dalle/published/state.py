@@ -18,12 +18,14 @@ class Published:
 
     Attributes:
         family: what it is called in messages.
+        licence: of the weights, as its project states it.
         config: the architecture.
         tensors: the state of the module that `config` builds.
         dropped: published names that are left out, by rule.
     """
 
     family: str
+    licence: str
     config: Any
     tensors: dict[str, Tensor]
     dropped: list[str]

@@ -15,7 +15,10 @@ from torch import Tensor
 from dalle.image import GumbelConfig, VQConfig, VQGANConfig
 from dalle.published.state import Published, count, renamed, shape
 
-TAMING, LLAMAGEN = "a VQGAN of taming-transformers", "a VQGAN of LlamaGen"
+_FAMILIES = {
+    False: ("a VQGAN of taming-transformers", "MIT (github.com/CompVis/taming-transformers, License.txt)"),
+    True: ("a VQGAN of LlamaGen", "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"),
+}
 _TARGETS = ("taming.models.vqgan.VQModel", "taming.models.vqgan.GumbelVQ")
 _ENDS = (
     (r"((?:encoder|decoder)\.(?:conv_in|conv_out|norm_out)\..+)", r"\1"),
@@ -83,7 +86,8 @@ def read(tensors: dict[str, Tensor], image_size: int) -> Published:
     if isinstance(config.quantizer, VQConfig):  # our own counters, which start anew
         ours["quantize.age"] = torch.zeros(config.quantizer.codebook_size, dtype=torch.int64)
         ours["quantize.updates"] = torch.zeros((), dtype=torch.int64)
-    return Published(LLAMAGEN if llamagen else TAMING, config, ours, dropped)
+    family, licence = _FAMILIES[llamagen]
+    return Published(family, licence, config, ours, dropped)
 
 
 def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = False) -> VQGANConfig:

@@ -90,7 +90,7 @@ class Taming(nn.Module):
 
 
 @pytest.mark.parametrize("gumbel", [False, True])
-def test_vqgans_of_taming(gumbel: bool, tmp_path: Path) -> None:
+def test_vqgans_of_taming(gumbel: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     theirs = Taming(gumbel).eval()
     nn.init.normal_(theirs.quantize.embed.weight if gumbel else theirs.quantize.embedding.weight)
@@ -117,7 +117,15 @@ def test_vqgans_of_taming(gumbel: bool, tmp_path: Path) -> None:
     assert torch.equal(tokenizer.encode(IMAGES), codes) and len(codes.unique()) > 10
     torch.testing.assert_close(tokenizer.decode(codes), pictures, rtol=0, atol=2e-4)
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "last.ckpt").encode(IMAGES), codes)
+    capsys.readouterr()  # what the reference prints
+    assert main(["inspect", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "- pictures: 64x64 to 32x32 codes of 48\n" in told and "- left out: 1 tensors of its training" in told
+    parameters = sum(p.numel() for p in theirs.parameters())
+    assert f"- parameters: {parameters:,}, 0.00 GB" in told
     assert main(["convert", str(tmp_path), str(tmp_path / "ours")]) == 0
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert card.startswith("# ours\n") and "taming-transformers" in card and "- licence: MIT" in card
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "ours").encode(IMAGES), codes)
 
 
