@@ -21,6 +21,8 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower
 
 MAX_PIXELS = 2**26  # 8192 x 8192: a larger file is refused before any of it is decoded
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
+# The formats of these endings, and nothing else that Pillow reads: Ghostscript would run an EPS as a program.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 # All that Pillow's readers raise on broken files.
 _BROKEN = (
     OSError,
@@ -43,8 +45,9 @@ def read_picture(
 ) -> np.ndarray:
     """A picture file as a square picture.
 
-    The EXIF orientation is obeyed, what is transparent becomes white, grey and CMYK become RGB, 16 bits become 8, and
-    of an animation the first frame is taken. Colour profiles are not looked at.
+    Its bytes tell the kind, one of those of EXTENSIONS. The EXIF orientation is obeyed, what is transparent becomes
+    white, grey and CMYK become RGB, 16 bits become 8, and of an animation the first frame is taken. Colour profiles are
+    not looked at.
 
     Args:
         data: The file's bytes.
@@ -59,13 +62,13 @@ def read_picture(
         uint8 [size, size, 3].
 
     Raises:
-        BadPair: the bytes are no picture, only a part of one, more than 8192 x 8192 pixels, or of a kind whose
-            brightness is not defined (32 bits a channel).
+        BadPair: the bytes are no picture, only a part of one, more than 8192 x 8192 pixels, of a kind whose brightness
+            is not defined (32 bits a channel), or a line so thin that nothing of it is left when it is padded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of large pictures: those are refused below
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadPair(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
                 x, y, part = _square(crop, share, seed)

@@ -155,6 +155,13 @@ def test_first_frame_of_an_animation() -> None:
     assert (got == (0x20, 0x40, 0x60)).all()
 
 
+def test_first_picture_of_a_stereo_jpeg() -> None:
+    """Cameras and phones write these under the name .jpg; Pillow calls them MPO."""
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("#808080", "#ff0000")]
+    got = read_picture(saved(pictures[0], "mpo", save_all=True, append_images=pictures[1:]), "x", 8)
+    assert difference(got, np.full((8, 8, 3), 0x80)) <= 1
+
+
 def photo(width: int, height: int) -> Image.Image:
     """Smooth, as photographs are, so that ways of scaling differ little."""
     y, x = np.mgrid[:height, :width] / 60
@@ -232,6 +239,13 @@ def test_truncated(kind: str, share: float) -> None:
     assert str(caught.value).startswith("cut: ") and "\n" not in str(caught.value)
 
 
+def test_a_broken_avif() -> None:
+    """Its reader raises RuntimeError, as no other does."""
+    data = saved(photo(64, 64), "avif").replace(b"pitm", b"xitm")  # what tells which of its items is the picture
+    with pytest.raises(BadPair, match=r"x: the picture cannot be decoded \(Failed to decode"):
+        read_picture(data, "x", 8)
+
+
 @pytest.mark.parametrize("kind", WHOLE)
 def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
     """Whatever is broken, no other exception comes out."""
@@ -253,8 +267,9 @@ def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
         (b"\x00\x01\x02\x03", "the file is not a picture of a known kind"),
         (
             b"BLP2\7\0\0\0\1\1\1\1\10\0\0\0\10\0\0\0" + bytes(2000),
-            "the picture cannot be decoded (Unknown BLP compression 7)",
+            "the file is not a picture of a known kind",
         ),
+        (saved(Image.new("RGB", (8, 8)), "eps"), "the file is text, not a picture: '%!PS-Adobe-3.0 EPSF-3.0'"),
     ],
 )
 def test_what_is_no_picture(data: bytes, reason: str) -> None:
@@ -266,4 +281,4 @@ def test_what_is_no_picture(data: bytes, reason: str) -> None:
 def test_extensions_are_what_pillow_reads() -> None:
     Image.init()
     kinds = {images.Image.EXTENSION[extension] for extension in images.EXTENSIONS}
-    assert kinds <= set(Image.OPEN)
+    assert kinds == set(images._FORMATS) <= set(Image.OPEN)
