@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.images import EXTENSIONS
-from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, named_in_utf8
+from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, in_utf8
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class FolderSource(Source):
                 f"{root} holds no pictures: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it"
             )
         else:
-            records = [named_in_utf8(_with_text(root, picture)) for picture in pictures]
+            records = [_with_text(root, picture) for picture in pictures]
             if not any(record.captions for record in records):
                 raise ValueError(
                     f"{root} holds pictures but no captions: expected metadata.jsonl, metadata.csv or NAME.txt beside "
                     f"NAME{pictures[0].suffix}"
                 )
-        self.index = Index(records)
+        self.index = Index(map(in_utf8, records))
 
     def rows(self) -> Index:
         return self.index

@@ -218,7 +218,7 @@ class _StreamBatches(IterableDataset[Batch | ValueError]):
                 else:
                     yield record, _pair_seed(self.seed, epoch, length - 1)
             if not length:
-                raise ValueError("the stream holds no records to train on")
+                raise ValueError("the stream holds no records to train on: look at what data.path names")
             epoch += 1 + skip // length
             skip %= length
 

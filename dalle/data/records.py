@@ -46,14 +46,22 @@ class Record:
     fault: str | None = None
 
 
-def named_in_utf8(record: Record) -> Record:
-    """The record, or a fault where the name of its file is not UTF-8: neither a log nor a table could hold it."""
+def in_utf8(record: Record) -> Record:
+    """The record, or a fault where a name or a caption of it is not UTF-8: no log, table or tokenizer could hold it."""
     file = record.picture.file if isinstance(record.picture, Place) else ""
-    try:
-        (record.key + file).encode()
-    except UnicodeEncodeError:
-        return Record(record.key.encode(errors="backslashreplace").decode(), fault="its name is not UTF-8: rename it")
-    return record
+    key, fault = _escaped(record.key), record.fault
+    if key != record.key:
+        fault = "its name is not UTF-8: rename it"
+    elif _escaped(file) != file:
+        fault = "the name of a folder that it lies in is not UTF-8: rename that"
+    elif any(_escaped(caption) != caption for caption in record.captions):
+        fault = "a caption is not UTF-8: it holds half of a pair of surrogates"
+    return record if fault is None else Record(key, fault=_escaped(fault))
+
+
+def _escaped(text: str) -> str:
+    """The text with backslashes for what is not UTF-8: bytes of a file's name, halves of a character out of JSON."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)

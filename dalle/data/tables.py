@@ -178,8 +178,13 @@ def split_files(folder: Path, split: str) -> list[Path]:
     """
     with explained(str(folder)):
         import datasets
+        from datasets.data_files import get_data_patterns
 
-        found = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+        patterns: dict[str, list[str]] | None = None
+        path = str(folder.resolve())
+        if (own := glob.escape(path)) != path:  # `datasets` would take the folder's name for a pattern
+            patterns = {name: [f"{own}/{each}" for each in some] for name, some in get_data_patterns(own).items()}
+        found = datasets.load_dataset_builder(str(folder), data_files=patterns).config.data_files or {}
     if split not in found:
         raise ValueError(
             f"{folder} has no split {split!r}: there are {', '.join(map(str, found))}; set data.split to one"

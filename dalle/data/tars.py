@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.images import EXTENSIONS
-from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, named_in_utf8
+from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, in_utf8
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)$")  # name and everything after its first dot
 _TEXTS = ("txt", "text", "caption")
@@ -60,10 +60,10 @@ class TarSource(Source):
         return Index(record for shard in self.shards() for record in shard.records())
 
     def shards(self, pictures: bool = True) -> list[Shard]:
-        return [Shard(file.name, partial(self._named_records, file)) for file in self.files]
+        return [Shard(file.name, partial(self._records_in_utf8, file)) for file in self.files]
 
-    def _named_records(self, file: Path) -> Iterator[Record]:
-        return map(named_in_utf8, self._records(file))
+    def _records_in_utf8(self, file: Path) -> Iterator[Record]:
+        return map(in_utf8, self._records(file))
 
     def _records(self, file: Path) -> Iterator[Record]:
         for group in _groups(file):
@@ -100,7 +100,7 @@ def _groups(file: Path) -> Iterator[_Group | str]:
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                end = tar.offset  # of this member, padding and all
                 named = _MEMBER.match(member.name)
                 if named is None or not member.isfile():
                     continue

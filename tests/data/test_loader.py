@@ -169,12 +169,12 @@ def test_nothing_usable(kind: Kind, slow: Callable, workers: int) -> None:
 
 
 def test_an_empty_stream() -> None:
-    with pytest.raises(ValueError, match="no records"):
+    with pytest.raises(ValueError, match="holds no records to train on: look at what data.path names"):
         next(batches(Stream(0), batch_size=2, seed=0))
 
 
 def test_an_empty_set() -> None:
-    with pytest.raises(ValueError, match="holds no records"):
+    with pytest.raises(ValueError, match="holds no records to train on: look at what data.path names"):
         next(batches(Numbers(0), batch_size=2, seed=0))
 
 
