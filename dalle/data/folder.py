@@ -110,7 +110,12 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(_lines(file), strict=True)
     try:
         for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+            if None in row:  # what stands beyond the last column
+                raise ValueError(
+                    f"{file}, line {reader.line_num} has more fields than the first line names: a caption with a comma "
+                    'stands in quotes, "a dog, running"'
+                )
+            yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num + 1}: {error}; is a quote left open there?") from error
 

@@ -665,7 +665,7 @@ def test_nothing_but_broken_pictures(stream: bool, tmp_path: Path) -> None:
 
 def mistakes(tmp_path: Path) -> dict[str, str]:
     """data.path, and what is said of it."""
-    for name in ("quote", "empty", "bare", "missing", "json", "list", "columns", "nofile", "blank", "mixed"):
+    for name in ("quote", "comma", "empty", "bare", "missing", "json", "list", "columns", "nofile", "blank", "mixed"):
         (tmp_path / name).mkdir()
     (tmp_path / "bare/a.png").write_bytes(picture(1))
     (tmp_path / "missing/metadata.jsonl").write_text('{"file_name": "no.png", "text": "x"}\n')
@@ -673,6 +673,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "list/metadata.jsonl").write_text("[1]\n")
     (tmp_path / "columns/metadata.csv").write_text("file_name,title\na.png,x\n")
     (tmp_path / "nofile/metadata.csv").write_text("name,text\na.png,x\n")
+    (tmp_path / "comma/metadata.csv").write_text("file_name,text\na.png,a dog\nb.png,a dog, running\n")
     (tmp_path / "quote/metadata.csv").write_text('file_name,text\na.png,"x\n' + "a.png,y\n" * 20)
     (tmp_path / "blank/metadata.csv").write_text("file_name,text\n")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
@@ -692,6 +693,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
         "list": "line 1: expected {",
         "columns": "with captions would be: there are title; set data.caption",
         "nofile": "has no column 'file_name': there are name, text",
+        "comma": "line 3 has more fields than the first line names: a caption with a comma stands in quotes",
         "quote": "line 2: unexpected end of data; is a quote left open there?",
         "blank": "is empty: expected a row for each picture",
         "cut.parquet": "is not a whole parquet file",
