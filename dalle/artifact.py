@@ -79,6 +79,7 @@ def save(
     *,
     parts: Mapping[str, Path] | None = None,
     storage: Storage | None = None,
+    card: str | None = None,
 ) -> None:
     """Write a folder of weights, whole or not at all.
 
@@ -88,6 +89,7 @@ def save(
         tensors: the module's state.
         parts: folders that are copied into it, each under its name, and recorded with their hashes.
         storage: how floating tensors are stored; None as they are. See `pack`.
+        card: text of its README.md.
     """
     with atomic_folder(folder) as new:
         _write(pack(tensors, storage), new / WEIGHTS)
@@ -97,6 +99,8 @@ def save(
             shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("README.md", "*.png"))
             recorded[name] = {"path": name, "sha256": folder_hash(new / name)}
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
+        if card is not None:
+            (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -243,6 +247,12 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     Raises:
         ValueError: keys are missing, left over, or of another shape.
     """
+    check_fit(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a state that `load_into` would; the module may be on the meta device."""
     own = module.state_dict()
     wrong = [
         f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
@@ -257,7 +267,6 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     ]
     if problems:
         raise ValueError(f"{source} does not fit this architecture; {'; '.join(problems)}")
-    module.load_state_dict(dict(tensors))
 
 
 def _some(names: list[str]) -> str:

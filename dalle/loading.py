@@ -57,13 +57,13 @@ def load_image_tokenizer(
     Raises:
         ValueError: Nothing is there, it is something else, or its weights do not fit its config.
     """
-    published = _published(source)
-    if published is not None:
-        found = read_image_tokenizer(published)
+    path = Path(source) if Path(source).is_file() else resolve(source)
+    if not (path / "config.yaml").is_file():  # none of ours
+        found = read_image_tokenizer(path)
         foreign = build(found.config)
         load_into(foreign, found.tensors, str(source))
         return foreign.to(device=device, dtype=dtype).eval()
-    folder, content = _open(source, "image_tokenizer")
+    folder, content = _open(path, "image_tokenizer")
     module = build(from_dict(ImageTokenizerConfig, content["model"], _origin(folder)))
     return _fill(module, folder, device, dtype)
 
@@ -98,12 +98,6 @@ def load_model(source: str | Path, device: _Device = "cpu", dtype: torch.dtype |
     """
     folder, content = _open(source, "dalle")
     return _fill(DALLE(from_dict(DALLEConfig, content["model"], _origin(folder))), folder, device, dtype)
-
-
-def _published(source: str | Path) -> Path | None:
-    """Where `source` lies if it is not a folder of ours, which has a config.yaml."""
-    path = Path(source) if Path(source).is_file() else resolve(source)
-    return None if (path / "config.yaml").is_file() else path
 
 
 def _open(source: str | Path, stage: str) -> tuple[Path, dict[str, Any]]:

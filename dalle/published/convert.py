@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from dalle import artifact
 from dalle.config import to_dict
-from dalle.image import build
+from dalle.image import ImageTokenizer, build
 from dalle.published.image_tokenizers import read_image_tokenizer
 from dalle.published.state import Published
 
@@ -37,21 +36,17 @@ def convert(source: Path, out: Path, storage: artifact.Storage) -> Published:
     if out.exists():
         raise ValueError(f"{out} is there already: give a folder that is not")
     found = read_image_tokenizer(source)
-    artifact.load_into(build(found.config), found.tensors, str(source))  # strictly: every name, every shape
+    artifact.check_fit(_empty(found), found.tensors, str(source))
     config = {"stage": "image_tokenizer", "model": to_dict(found.config), "origin": f"{found.family}, {source.name}"}
     family = found.family[0].upper() + found.family[1:]
     card = _CARD.format(name=out.name, family=family, source=source.name, summary=summary(found))
-    artifact.save(out, config, found.tensors, storage=storage)
-    part = out / ".README.md.part"
-    part.write_text(card, encoding="utf-8")
-    os.replace(part, out / "README.md")
+    artifact.save(out, config, found.tensors, storage=storage, card=card)
     return found
 
 
 def summary(found: Published) -> str:
     """Lines that say what it is; nothing of the weights is read."""
-    with torch.device("meta"):
-        module = build(found.config)
+    module = _empty(found)
     count = sum(parameter.numel() for parameter in module.parameters())
     rows, columns = module.grid
     lines = {
@@ -61,3 +56,9 @@ def summary(found: Published) -> str:
         "left out": f"{len(found.dropped):,} tensors of its training" if found.dropped else "nothing",
     }
     return "\n".join(f"- {name}: {text}" for name, text in lines.items())
+
+
+def _empty(found: Published) -> ImageTokenizer:
+    """The module without its numbers."""
+    with torch.device("meta"):
+        return build(found.config)

@@ -19,6 +19,10 @@ def read_image_tokenizer(source: Path) -> Published:
     Raises:
         ValueError: it is of no known family, or damaged; one line that names the file.
     """
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    if (source / "config.yaml").is_file():
+        raise ValueError(f"{source} has a config.yaml: it is a folder of weights as train.py makes them already")
     try:
         if openai_dvae.is_there(source):
             return openai_dvae.read(source)

@@ -73,14 +73,12 @@ class Foreign:
     origin = ""
     args: tuple[Any, ...] = ()
     state: Any = None
+    items: list[Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Foreign:
         made = super().__new__(cls)
         made.args, made.items = args, []
         return made
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.items: list[Any]
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -158,13 +156,14 @@ def _read_zip(file: Path) -> Any:
         members = {info.filename: info for info in archive.infolist()}
         (main,) = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         folder = main.removesuffix("data.pkl")
-        order = members.get(folder + "byteorder")
-        if order is not None and archive.read(order).strip() != b"little":
+        most = min(_LARGEST, file.stat().st_size)
+        for name in [name for name in (main, folder + "byteorder") if name in members]:
+            if members[name].compress_type != zipfile.ZIP_STORED or members[name].file_size > most:
+                size = members[name].file_size
+                raise _Refused(f"declares {size:,} bytes of {name}, which is not what torch.save writes")
+        if folder + "byteorder" in members and archive.read(folder + "byteorder").strip() != b"little":
             raise _Refused("holds big-endian numbers, which are not read")
-        pickled = members[main]
-        if pickled.compress_type != zipfile.ZIP_STORED or pickled.file_size > min(_LARGEST, file.stat().st_size):
-            raise _Refused(f"declares a pickle of {pickled.file_size:,} bytes, which is not what torch.save writes")
-        content = archive.read(pickled)
+        content = archive.read(main)
     whole = _mapped(file)
 
     def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:

@@ -7,7 +7,7 @@ nearest codes of 8 channels, both sides l2-normalised; its decoder counts levels
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -103,8 +103,8 @@ def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = Fa
     quantizer: VQConfig | GumbelConfig
     if "quantize.codebook" in tensors:
         codes, width = shape(tensors, "quantize.codebook")
-        distance = "cosine" if normalised else "euclidean"
-        quantizer = VQConfig(codebook_size=codes, code_channels=width, distance=distance, update="gradient")  # type: ignore[arg-type]
+        distance: Literal["cosine", "euclidean"] = "cosine" if normalised else "euclidean"
+        quantizer = VQConfig(codebook_size=codes, code_channels=width, distance=distance, update="gradient")
     else:
         codes, width = shape(tensors, "quantize.embed.weight")
         quantizer = GumbelConfig(codebook_size=codes, code_channels=width)

@@ -138,22 +138,6 @@ def published(config: VQGANConfig) -> dict[str, Tensor]:
     return dict(state)
 
 
-@pytest.mark.parametrize(("codes", "total"), [(1024, 72_141_699), (16_384, 76_073_859)])
-def test_vqgans_of_taming_at_full_width(codes: int, total: int) -> None:
-    config = VQGANConfig(
-        image_size=256,
-        channels=128,
-        channel_multipliers=[1, 1, 2, 2, 4],
-        blocks=2,
-        attention_resolutions=[16],
-        latent_channels=256,
-        quantizer=VQConfig(codebook_size=codes, code_channels=256, distance="euclidean", update="gradient"),
-    )
-    state = published(config)
-    assert len(state) == 343 and sum(value.numel() for value in state.values()) == total
-    assert config_of(state, 256) == config
-
-
 def test_vqgans_of_llamagen(tmp_path: Path) -> None:
     file = Path(__file__).parent / "references" / "llamagen_vq.safetensors"
     with safe_open(file, framework="pt") as reference:
@@ -168,7 +152,17 @@ def test_vqgans_of_llamagen(tmp_path: Path) -> None:
     torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=0, atol=2e-4)
 
 
-def test_vqgans_of_llamagen_at_full_width() -> None:
+FULL_WIDTH = {  # codes, channels of a code, l2-normalised; tensors and numbers in the file
+    "taming f16-1024": (1024, 256, False, 343, 72_141_699),
+    "taming f16-16384": (16_384, 256, False, 343, 76_073_859),
+    "LlamaGen VQ-16": (16_384, 8, True, 344 - 1, 71_948_939 - 65_536),  # less quantize.codebook_used, which is dropped
+}
+
+
+@pytest.mark.parametrize("name", FULL_WIDTH)
+def test_vqgans_at_full_width(name: str) -> None:
+    codes, width, normalised, tensors, total = FULL_WIDTH[name]
+    distance: Any = "cosine" if normalised else "euclidean"
     config = VQGANConfig(
         image_size=256,
         channels=128,
@@ -176,12 +170,11 @@ def test_vqgans_of_llamagen_at_full_width() -> None:
         blocks=2,
         attention_resolutions=[16],
         latent_channels=256,
-        quantizer=VQConfig(codebook_size=16_384, code_channels=8, distance="cosine", update="gradient"),
+        quantizer=VQConfig(codebook_size=codes, code_channels=width, distance=distance, update="gradient"),
     )
     state = published(config)
-    used = 65_536  # quantize.codebook_used, which is dropped
-    assert len(state) + 1 == 344 and sum(value.numel() for value in state.values()) + used == 71_948_939
-    assert config_of(state, 256, normalised=True) == config
+    assert len(state) == tensors and sum(value.numel() for value in state.values()) == total
+    assert config_of(state, 256, normalised) == config
 
 
 # What is something else: one line
@@ -196,7 +189,11 @@ def refused(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a"
+    assert f"{folder}: no such file or folder" in refused(folder, capsys)
     folder.mkdir()
+    (folder / "config.yaml").write_text("stage: clip")
+    assert "is a folder of weights as train.py makes them already" in refused(folder, capsys)
+    (folder / "config.yaml").unlink()
     assert "expected a folder made by train.py (config.yaml), encoder.pkl" in refused(folder, capsys)
     torch.save({"state_dict": {"head.weight": torch.zeros(2)}}, folder / "last.ckpt")
     assert "cannot be loaded: it holds names of another family: head.weight" in refused(folder, capsys)

@@ -197,6 +197,15 @@ def test_archives_that_lie_about_sizes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not what torch.save writes"):
         read_pickled(file)
     torch.save({"a": torch.zeros(1000)}, file)
+    rewritten(file, lambda name, content: b" " * 10**6 if name.endswith("byteorder") else content)
+    with pytest.raises(ValueError, match=r"big-endian"):
+        read_pickled(file)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("a/data.pkl"), pickle.dumps(1))
+        archive.writestr("a/byteorder", b" " * 10**6)
+    with pytest.raises(ValueError, match=r"declares 1,000,000 bytes of a/byteorder, which is not what torch"):
+        read_pickled(file)
+    torch.save({"a": torch.zeros(1000)}, file)
     rewritten(file, lambda name, content: content[:400] if "/data/" in name else content)
     with pytest.raises(ValueError, match=r"declares 400 bytes for 1,000 numbers of torch\.float32"):
         read_pickled(file)
