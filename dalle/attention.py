@@ -147,6 +147,8 @@ class KVCache:
         position: how many tokens are held. A Python integer, so that no step waits for the device.
         keys: [L, B, H, S, D].
         values: [L, B, H, S, D].
+        inputs: [2 L, B, S, shifted], the channels that `TokenShift` looks back at; no elements if `shifted` is 0.
+        padding: bool [B, P], True where one of the first tokens is none and is not looked at; None: all are.
     """
 
     def __init__(
@@ -157,12 +159,15 @@ class KVCache:
         length: int,
         dim: int,
         *,
+        shifted: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.position = 0
         self.keys = torch.empty(depth, batch, heads, length, dim, device=device, dtype=dtype)
         self.values = torch.empty_like(self.keys)
+        self.inputs = torch.empty(2 * depth, batch, length, shifted, device=device, dtype=dtype)
+        self.padding: Tensor | None = None
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new tokens of one layer; `advance` follows once all layers have.
@@ -190,10 +195,46 @@ class KVCache:
         for row, source in enumerate(sources):
             self.keys[:, row, :, : self.position] = source.keys[:, 0, :, : self.position]
             self.values[:, row, :, : self.position] = source.values[:, 0, :, : self.position]
+            self.inputs[:, row, : self.position] = source.inputs[:, 0, : self.position]
+        padding = [source.padding for source in sources if source.padding is not None]
+        self.padding = torch.cat(padding) if padding else None
 
     def row(self, index: int) -> KVCache:
         """A view of one row, itself a cache of batch 1."""
         view = object.__new__(KVCache)
         view.position = self.position
         view.keys, view.values = self.keys[:, index : index + 1], self.values[:, index : index + 1]
+        view.inputs = self.inputs[:, index : index + 1]
+        view.padding = None if self.padding is None else self.padding[index : index + 1]
         return view
+
+
+class TokenShift:
+    """Takes the first quarter and the second quarter of each token's channels from other, earlier tokens.
+
+    DALLE-pytorch's `shift_tokens`: of text both quarters come from the token before; of the image the first comes from
+    the token above, the second from the one to the left. Where there is none, the channels are 0.
+    """
+
+    def __init__(self, prefix: int, height: int, width: int, device: torch.device | str | None = None) -> None:
+        """Prepare sequences of `prefix` text tokens and height x width image tokens."""
+        text = torch.arange(prefix) - 1
+        cell = torch.arange(height * width)
+        above = torch.where(cell >= width, prefix + cell - width, -1)
+        left = torch.where(cell % width > 0, prefix + cell - 1, -1)
+        self.sources = torch.stack((torch.cat((text, above)), torch.cat((text, left)))).to(device)  # [2, S]
+
+    def __call__(self, x: Tensor, cache: KVCache | None, slot: int) -> Tensor:
+        """Shift tokens [B, T, C] that follow what the cache holds; `slot` numbers the places where this is done."""
+        half = x.shape[-1] // 2
+        start = 0 if cache is None else cache.position
+        end = start + x.shape[1]
+        held = x[..., :half]
+        if cache is not None:
+            cache.inputs[slot, :, start:end] = held
+            held = cache.inputs[slot, :, :end]
+        quarters = []
+        for quarter, source in zip(held.split(half // 2, dim=-1), self.sources[:, start:end], strict=True):
+            moved = quarter[:, source.clamp(min=0)]
+            quarters.append(moved * (source >= 0)[:, None].to(moved.dtype))
+        return torch.cat((*quarters, x[..., half:]), dim=-1)

@@ -15,7 +15,7 @@ from dalle.data import DataConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.image import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
-from dalle.model import DALLE, PAD
+from dalle.model import DALLE
 from dalle.text import TextTokenizer
 
 
@@ -70,7 +70,7 @@ def dalle_figures(
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
         codes = image_tokenizer.encode(unit_images(batch, device)).flatten(1)
         of_text, of_image = model.token_losses(text, codes)  # [B, T - 1], [B, N]
-        real = text[:, 1:] != PAD
+        real = text[:, text.shape[1] - of_text.shape[1] :] != text_tokenizer.pad_id
         image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
         text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
     return {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}

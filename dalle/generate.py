@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from dalle.attention import KVCache
-from dalle.model import DALLE, PAD
+from dalle.model import DALLE
 from dalle.sampling import check, guide, sample
 
 _MEMORY_SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
-_NULL = -1  # stands for the null caption where prompts are numbered
 
 Progress = Callable[[int, int], None]
 """Called after each step with the image tokens drawn so far and in all, over all candidates."""
@@ -46,13 +45,13 @@ def generate(
 
     Args:
         model: drawn from in eval mode; its mode is restored.
-        text: int [P, <= T], the prompts' ids.
+        text: the prompts' ids, int [P, <= T], or features, float [P, <= T, C].
         seeds: for each prompt the seeds of its candidates, at least one.
         temperature: 0 always takes the most likely code; 1 is the model's own distribution.
         top_k: keep the k most likely codes; None keeps all.
         top_p: keep the most likely codes that together reach this probability, in (0, 1]; None keeps all.
         guidance: classifier-free guidance on the image logits, `u + guidance * (c - u)` with u from the null caption
-            (padding only). 1 is no guidance and runs no null caption; 0 is the null caption alone.
+            (`DALLE.null_text`). 1 is no guidance and runs no null caption; 0 is the null caption alone.
         forced: int codes to keep, for all candidates, for each prompt's or for each candidate: [N], [P, N] or [B, N]
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
@@ -149,20 +148,21 @@ class _TextStates:
     """What the model holds after each prompt's text; each is computed once and dropped after its last candidate."""
 
     def __init__(self, model: DALLE, text: Tensor) -> None:
-        self.model, self.text = model, text
-        self.held: dict[int, tuple[KVCache, Tensor]] = {}  # prompt -> cache of one row, logits [V]
+        null = model.null_text(text)
+        shared = bool((null == null[:1]).all())
+        self.model, self.texts = model, torch.cat((text, null[:1] if shared else null))
+        self.nulls = [len(text) + (0 if shared else prompt) for prompt in range(len(text))]  # a prompt's row of `texts`
+        self.held: dict[int, tuple[KVCache, Tensor]] = {}  # row of `texts` -> cache of one row, logits [V]
 
     def start(self, prompts: list[int], guided: bool) -> tuple[KVCache, Tensor]:
         """A full-size cache that holds these candidates' text (and as many null captions), and logits [rows, V]."""
-        wanted = set(prompts) | ({_NULL} if guided else set())
-        self.held = {prompt: state for prompt, state in self.held.items() if prompt in wanted}
-        fresh = sorted(wanted - set(self.held))
+        rows = prompts + ([self.nulls[prompt] for prompt in prompts] if guided else [])
+        self.held = {row: state for row, state in self.held.items() if row in rows}
+        fresh = sorted(set(rows) - set(self.held))
         if fresh:
-            null = torch.full_like(self.text[:1], PAD)
-            rows = torch.cat([null if prompt == _NULL else self.text[prompt : prompt + 1] for prompt in fresh])
-            logits, cache = self.model.prefill(rows)
-            self.held |= {prompt: (cache.row(i), logits[i]) for i, prompt in enumerate(fresh)}
-        states = [self.held[prompt] for prompt in prompts + ([_NULL] * len(prompts) if guided else [])]
+            logits, cache = self.model.prefill(self.texts[fresh])
+            self.held |= {row: (cache.row(i), logits[i]) for i, row in enumerate(fresh)}
+        states = [self.held[row] for row in rows]
         cache = self.model.new_cache(len(states))
         cache.fill([state for state, _ in states])
         return cache, torch.stack([logits for _, logits in states])
@@ -213,9 +213,16 @@ def _fitting(model: DALLE, lead: int, guided: bool) -> int:
     """How many candidates fit the free memory at once, at least one."""
     config, shape = model.config, model.config.transformer
     size = model.image_head.weight.element_size()
-    tokens = max(lead, config.text_length)  # the longest run of tokens at once
-    held = 2 * shape.depth * shape.width * (2 * config.text_length + config.image_length)
-    activations = tokens * (shape.width * (8 + 2 * shape.mlp_ratio) + 2 * shape.heads * (config.text_length + lead))
+    prefix = config.prefix_length
+    tokens = max(lead, prefix)  # the longest run of tokens at once
+    inner, hidden = shape.heads * shape.head_width, shape.hidden or shape.width * shape.mlp_ratio
+    held = (
+        2
+        * shape.depth
+        * (inner + (shape.width // 2 if config.shift_tokens else 0))
+        * (2 * prefix + config.image_length)
+    )
+    activations = tokens * (4 * shape.width + 4 * inner + 2 * hidden + 2 * shape.heads * (prefix + lead))
     row = size * (held + activations) + 4 * 8 * config.image_vocab
     return max(1, int(_MEMORY_SHARE * _free_memory(model.image_head.weight.device) / (row * (2 if guided else 1))))
 

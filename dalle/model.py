@@ -5,18 +5,16 @@ Letters: B batch, T text length, N = h * w image tokens, C width, V image vocabu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.attention import Kind, KVCache, Mask, mask, rope_table
+from dalle.attention import Kind, KVCache, Mask, TokenShift, mask, rope_table
 from dalle.config import config
-from dalle.transformer import Rope, Transformer, TransformerConfig
-
-PAD = 0
-"""The text id that stands for "no token here"."""
+from dalle.transformer import Rope, Transformer, TransformerConfig, norm
 
 
 @config
@@ -37,8 +35,27 @@ class DALLEConfig:
     """Kind of the last layer, where it is another."""
     conv_kernel: int = 11
     """Side of the window of "conv" attention, odd."""
-    positions: Literal["learned", "rope"] = "learned"
-    """Learned embeddings (text 1-D, image row + column) or rotary in two dimensions."""
+    positions: Literal["learned", "learned_cells", "rope", "stored_rope"] = "learned"
+    """Learned embeddings (text 1-D; image row + column, or one for each cell), or rotary in two dimensions, by the
+    model's own table or by one that comes with the weights."""
+    stored_masks: tuple[int, ...] = ()
+    """For each layer which of the masks that come with the weights it has, -1 for full; empty: `attention` says it."""
+    pad_id: int = 0
+    """Text id that stands for "no token here"."""
+    padding: Literal["positional", "word"] = "positional"
+    """Each position has a padding word of its own behind the text vocabulary, or pad_id is a word as any other."""
+    begin_id: int | None = None
+    """Text id put in front of every text; null for none."""
+    text_features: int | None = None
+    """Channels of the features that a text encoder gives in place of text ids; null: the text is ids."""
+    text_head: bool = True
+    """Predict text too."""
+    head_norm: bool = False
+    """Normalise once more, after the transformer's own last norm."""
+    head_bias: bool = True
+    """The output layers have biases."""
+    shift_tokens: bool = False
+    """Mix each token's channels with those of its neighbours, as in DALLE-pytorch."""
 
     def __post_init__(self) -> None:
         sizes = {
@@ -56,11 +73,29 @@ class DALLEConfig:
             raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd and at least 1")
         if self.positions == "rope" and self.transformer.head_width % 4:
             raise ValueError(f"positions rope needs a head width that 4 divides, not {self.transformer.head_width}")
+        if self.stored_masks and len(self.stored_masks) != self.transformer.depth:
+            raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, depth is {self.transformer.depth}")
+        if not 0 <= self.pad_id < self.text_vocab:
+            raise ValueError(f"pad_id is {self.pad_id}; it must be at least 0 and below text_vocab, {self.text_vocab}")
+        if self.text_features is not None and self.text_head:
+            raise ValueError("text_features goes with text_head: false; features are not predicted")
+        if self.shift_tokens and self.transformer.width % 4:
+            raise ValueError(f"shift_tokens needs a width that 4 divides, not {self.transformer.width}")
 
     @property
     def image_length(self) -> int:
         """Image tokens in every sequence."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of every sequence ahead of the image."""
+        return self.text_length + (self.begin_id is not None)
+
+    @property
+    def words(self) -> int:
+        """Words of the text, padding among them."""
+        return self.text_vocab + (self.text_length if self.padding == "positional" else 0)
 
     @property
     def kinds(self) -> list[Kind]:
@@ -79,45 +114,66 @@ class DALLE(nn.Module):
     token predicts the next text token; that at the last text token the first image token; that at an image token the
     next image token. Where the text has no token (id 0), each position has a padding token of its own, a word of the
     text vocabulary with the id `text_vocab + position`. Text and image have separate embeddings and output layers.
+
+    Models that others have published are of this class too; the options of the config say what is otherwise in them.
     """
 
     def __init__(self, config: DALLEConfig) -> None:
         super().__init__()
         self.config = config
-        width, (rows, columns) = config.transformer.width, config.grid
-        words = config.text_vocab + config.text_length
-        self.text_embedding = nn.Embedding(words, width)
-        self.image_embedding = nn.Embedding(config.image_vocab, width)
-        if config.positions == "learned":
-            self.text_position = nn.Parameter(torch.empty(config.text_length, width))
-            self.row_position = nn.Parameter(torch.empty(rows, 1, width))
-            self.column_position = nn.Parameter(torch.empty(1, columns, width))
+        width = config.transformer.width
+        if config.text_features is None:
+            self.text_embedding: nn.Module = nn.Embedding(config.words, width)
         else:
-            cos, sin = rope_table(config.text_length, rows, columns, config.transformer.head_width)
-            self.register_buffer("rope_cos", cos, persistent=False)
-            self.register_buffer("rope_sin", sin, persistent=False)
+            self.text_embedding = FeatureEmbedding(config.text_features, config.text_length, width)
+        self.image_embedding = nn.Embedding(config.image_vocab, width)
+        self._place(config)
         self.transformer = Transformer(config.transformer)
-        self.text_head = nn.Linear(width, words)
-        self.image_head = nn.Linear(width, config.image_vocab)
-        for kind in sorted(set(config.kinds) - {"full"}):
-            allowed = mask(kind, config.text_length, rows, columns, config.conv_kernel)
-            self.register_buffer(f"{kind}_mask", allowed, persistent=False)
+        self.head_norm = norm(config.transformer) if config.head_norm else nn.Identity()
+        self.text_head = nn.Linear(width, config.words, bias=config.head_bias) if config.text_head else None
+        self.image_head = nn.Linear(width, config.image_vocab, bias=config.head_bias)
         self._initialise()
 
+    def _place(self, config: DALLEConfig) -> None:
+        """Make what depends on where a token stands: positions and masks."""
+        prefix, width, (rows, columns) = config.prefix_length, config.transformer.width, config.grid
+        inputs = prefix + config.image_length - 1
+        self.shift = TokenShift(prefix, rows, columns) if config.shift_tokens else None
+        if config.positions in ("learned", "learned_cells"):
+            self.text_position = nn.Parameter(torch.empty(prefix, width))
+        if config.positions == "learned":
+            self.row_position = nn.Parameter(torch.empty(rows, 1, width))
+            self.column_position = nn.Parameter(torch.empty(1, columns, width))
+        elif config.positions == "learned_cells":
+            self.cell_position = nn.Parameter(torch.empty(rows * columns, width))
+        else:
+            cos, sin = rope_table(prefix, rows, columns, config.transformer.head_width)
+            stored = config.positions == "stored_rope"
+            self.register_buffer("rope_cos", cos[:inputs], persistent=stored)
+            self.register_buffer("rope_sin", sin[:inputs], persistent=stored)
+        if config.stored_masks:
+            count = max(config.stored_masks) + 1
+            self.register_buffer("masks", torch.ones(count, inputs, inputs, dtype=torch.bool).tril())
+            return
+        for kind in sorted(set(config.kinds) - {"full"}):
+            allowed = mask(kind, prefix, rows, columns, config.conv_kernel)
+            self.register_buffer(f"{kind}_mask", allowed, persistent=False)
+
     def _initialise(self) -> None:
-        for embedding in (self.text_embedding, self.image_embedding, self.text_head, self.image_head):
-            nn.init.normal_(embedding.weight, std=0.02)
-        for head in (self.text_head, self.image_head):
-            nn.init.zeros_(head.bias)
-        if self.config.positions == "learned":
-            for position in (self.text_position, self.row_position, self.column_position):
-                nn.init.normal_(position, std=0.01)
+        for name, parameter in self.named_parameters():
+            if name.startswith("transformer.") or "norm" in name:
+                continue
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.01 if name.endswith("_position") else 0.02)
 
     def forward(self, text: Tensor, image_ids: Tensor) -> Tensor:
         """Logits of the image tokens.
 
         Args:
-            text: int [B, <= T], ids in [0, text_vocab), 0 = padding; shorter than T is padded at the right.
+            text: int [B, <= T], ids in [0, text_vocab), `pad_id` = padding; shorter than T is padded at the right. For
+                models with `text_features` float [B, <= T, C], shorter is padded at the left; all-zero = padding.
             image_ids: int [B, n], n <= N, ids in [0, V), raster order.
 
         Returns:
@@ -126,8 +182,8 @@ class DALLE(nn.Module):
         Raises:
             ValueError: the text or the image has more tokens than the model has positions.
         """
-        hidden = self._hidden(self._words(text), image_ids)
-        return self.image_head(hidden[:, self.config.text_length - 1 :])
+        hidden = self._hidden(self._prefix(text), image_ids)
+        return self.image_head(hidden[:, self.config.prefix_length - 1 :])
 
     def losses(self, text: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
         """Mean cross-entropy per token, in nats, in float32.
@@ -139,39 +195,55 @@ class DALLE(nn.Module):
             image_ids: int [B, N].
 
         Returns:
-            "text": over the T - 1 text tokens that follow another; "image": over the N image tokens. Scalars.
+            "text": over the T - 1 text tokens that follow another (0 of models without a text head); "image": over the
+            N image tokens. Scalars.
         """
         of_text, of_image = self.token_losses(text, image_ids)
-        return {"text": of_text.mean(), "image": of_image.mean()}
+        return {"text": of_text.sum() / max(of_text.numel(), 1), "image": of_image.mean()}
 
     def token_losses(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each token, in nats, in float32: [B, T - 1] of the text from its second on, [B, N]."""
-        words = self._words(text)
-        hidden = self._hidden(words, image_ids)
-        last = self.config.text_length - 1
-        text_logits = self.text_head(hidden[:, :last]).flatten(0, 1)
+        """Cross-entropy of each token, in nats, in float32.
+
+        Returns:
+            [B, T - 1] of the text from its second token on (with `begin_id` [B, T], without text head [B, 0]); [B, N].
+        """
+        prefix = self._prefix(text)
+        hidden = self._hidden(prefix, image_ids)
+        last = self.config.prefix_length - 1
         image_logits = self.image_head(hidden[:, last:]).flatten(0, 1)
-        of_text = F.cross_entropy(text_logits.float(), words[:, 1:].flatten(), reduction="none")
-        of_image = F.cross_entropy(image_logits.float(), image_ids.flatten(), reduction="none")
-        return of_text.view(len(words), last), of_image.view_as(image_ids)
+        of_image = F.cross_entropy(image_logits.float(), image_ids.flatten(), reduction="none").view_as(image_ids)
+        if self.text_head is None:
+            return of_image.new_zeros(len(prefix), 0), of_image
+        text_logits = self.text_head(hidden[:, :last]).flatten(0, 1)
+        of_text = F.cross_entropy(text_logits.float(), prefix[:, 1:].flatten(), reduction="none")
+        return of_text.view(len(prefix), last), of_image
+
+    def null_text(self, text: Tensor) -> Tensor:
+        """The null caption that stands against each of these texts in classifier-free guidance, in their shape."""
+        if isinstance(self.text_embedding, FeatureEmbedding):
+            return self.text_embedding.null[-text.shape[1] :].to(text.dtype) * text.any(-1, keepdim=True)
+        return torch.full_like(text, self.config.pad_id)
 
     def prefill(self, text: Tensor) -> tuple[Tensor, KVCache]:
         """Run the text alone.
 
         Args:
-            text: int [B, <= T], as in `forward`.
+            text: [B, <= T] or [B, <= T, C], as in `forward`.
 
         Returns:
-            Logits of image token 0, [B, V], and a cache that holds the T text tokens and has room for no more.
+            Logits of image token 0, [B, V], and a cache that holds the text's tokens and has room for no more.
         """
-        words = self._words(text)
-        cache = self.transformer.new_cache(len(words), self.config.text_length)
-        hidden = self._run(self._embed_text(words), cache)
+        prefix = self._prefix(text)
+        length = self.config.prefix_length
+        cache = self.transformer.new_cache(len(prefix), length, shifted=self.shift is not None)
+        cache.padding = self._padding(prefix)
+        hidden = self._run(self._embed_text(prefix), cache, cache.padding)
         return self.image_head(hidden[:, -1]), cache
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for whole sequences: the text and all image tokens but the last."""
-        return self.transformer.new_cache(batch, self.config.text_length + self.config.image_length - 1)
+        length = self.config.prefix_length + self.config.image_length - 1
+        return self.transformer.new_cache(batch, length, shifted=self.shift is not None)
 
     def extend(self, image_ids: Tensor, cache: KVCache) -> Tensor:
         """Add image tokens to what the cache holds.
@@ -183,51 +255,109 @@ class DALLE(nn.Module):
         Returns:
             Logits of the image token after the last, [B, V].
         """
-        start = cache.position - self.config.text_length
-        hidden = self._run(self._embed_image(image_ids, start), cache)
+        start = cache.position - self.config.prefix_length
+        hidden = self._run(self._embed_image(image_ids, start), cache, cache.padding)
         return self.image_head(hidden[:, -1])
 
-    def _words(self, text: Tensor) -> Tensor:
-        """Ids of the text vocabulary [B, T] in which each position has its own padding."""
+    def _prefix(self, text: Tensor) -> Tensor:
+        """What stands ahead of the image: words [B, P] in which each position has its own padding, or features."""
         length = self.config.text_length
         if text.shape[1] > length:
             raise ValueError(f"the text has {text.shape[1]} tokens and the model {length} text positions; cut it")
-        text = F.pad(text, (0, length - text.shape[1]), value=PAD)
-        padding = torch.arange(self.config.text_vocab, self.config.text_vocab + length, device=text.device)
-        return torch.where(text == PAD, padding, text)
+        if self.config.text_features is not None:
+            if text.shape[2:] != (self.config.text_features,):
+                raise ValueError(
+                    f"the text is {list(text.shape)}; this model reads features [B, T, {self.config.text_features}]"
+                )
+            return F.pad(text, (0, 0, length - text.shape[1], 0))
+        text = F.pad(text, (0, length - text.shape[1]), value=self.config.pad_id)
+        if self.config.padding == "positional":
+            own = torch.arange(self.config.text_vocab, self.config.text_vocab + length, device=text.device)
+            text = torch.where(text == self.config.pad_id, own, text)
+        return text if self.config.begin_id is None else F.pad(text, (1, 0), value=self.config.begin_id)
 
-    def _hidden(self, words: Tensor, image_ids: Tensor) -> Tensor:
-        """Final states of the text and of all but the last of N image tokens."""
+    def _padding(self, prefix: Tensor) -> Tensor | None:
+        """Which of a prefix is not looked at, bool [B, P]; None: all is. Padding words are looked at."""
+        return None if self.config.text_features is None else ~prefix.any(-1)
+
+    def _hidden(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
+        """Final states of the prefix and of all but the last of N image tokens."""
         count = self.config.image_length
         if image_ids.shape[1] > count:
             raise ValueError(f"the image has {image_ids.shape[1]} tokens and the model {count} image positions")
-        x = torch.cat((self._embed_text(words), self._embed_image(image_ids[:, : count - 1], 0)), dim=1)
-        return self._run(x, None)
+        x = torch.cat((self._embed_text(prefix), self._embed_image(image_ids[:, : count - 1], 0)), dim=1)
+        return self._run(x, None, self._padding(prefix))
 
-    def _embed_text(self, words: Tensor) -> Tensor:
-        x = self.text_embedding(words)  # [B, T, C]
-        return x + self.text_position if self.config.positions == "learned" else x
+    def _embed_text(self, prefix: Tensor) -> Tensor:
+        x = self.text_embedding(prefix)  # [B, P, C]
+        return x + self.text_position if self.config.positions.startswith("learned") else x
 
     def _embed_image(self, image_ids: Tensor, start: int) -> Tensor:
         x = self.image_embedding(image_ids)  # [B, n, C]
         if self.config.positions == "learned":
-            grid = (self.row_position + self.column_position).flatten(0, 1)  # [N, C]
-            x = x + grid[start : start + image_ids.shape[1]]
-        return x
+            cells = (self.row_position + self.column_position).flatten(0, 1)  # [N, C]
+        elif self.config.positions == "learned_cells":
+            cells = self.cell_position
+        else:
+            return x
+        return x + cells[start : start + image_ids.shape[1]]
 
-    def _run(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def _run(self, x: Tensor, cache: KVCache | None, padding: Tensor | None) -> Tensor:
         """The transformer over embedded tokens that follow those in the cache."""
         start = 0 if cache is None else cache.position
         end = start + x.shape[1]
-        masks: list[Mask] = [
-            "causal" if kind == "full" else self.get_buffer(f"{kind}_mask")[start:end, :end]
-            for kind in self.config.kinds
-        ]
         rope: Rope | None = None
-        if self.config.positions == "rope":
+        if self.config.positions.endswith("rope"):
             rope = self.get_buffer("rope_cos")[start:end], self.get_buffer("rope_sin")[start:end]
         x = F.dropout(x, self.config.transformer.dropout, self.training)
-        return self.transformer(x, masks, rope=rope, cache=cache)
+        masks = self._masks(start, end, padding)
+        return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache))
+
+    def _masks(self, start: int, end: int, padding: Tensor | None) -> list[Mask]:
+        """For each layer, which of the tokens 0 .. end - 1 those from `start` on may look at."""
+        masks: list[Mask]
+        if self.config.stored_masks:
+            tables = self.get_buffer("masks")[:, start:end, :end]
+            masks = ["causal" if table < 0 else tables[table] for table in self.config.stored_masks]
+        else:
+            masks = [
+                "causal" if kind == "full" else self.get_buffer(f"{kind}_mask")[start:end, :end]
+                for kind in self.config.kinds
+            ]
+        if padding is None:
+            return masks
+        # A padding token sees itself, so that its own state, which nothing reads, is a number.
+        own = torch.ones(end - start, end, dtype=torch.bool, device=padding.device)
+        causal, itself = own.tril(start), own.tril(start).triu(start)
+        real = F.pad(~padding[:, :end], (0, max(0, end - padding.shape[1])), value=True)[:, None, None]
+        return [(causal if isinstance(m, str) or m is None else m) & real | itself for m in masks]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DALLE:
+        """Move or cast the module; angles stay in float32, whatever the type of the weights."""
+        angles = {name: table for name, table in self._buffers.items() if name.startswith("rope_")}
+        super()._apply(fn, recurse)
+        for name, table in angles.items():
+            assert table is not None
+            self._buffers[name] = table.to(self.image_head.weight.device)
+        if self.shift is not None:
+            self.shift.sources = self.shift.sources.to(self.image_head.weight.device)
+        return self
+
+
+class FeatureEmbedding(nn.Module):
+    """Features of a text encoder [B, T, F] to the width of the transformer, as in LlamaGen (arXiv 2406.06525)."""
+
+    null: Tensor
+
+    def __init__(self, features: int, length: int, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(features, width, bias=False)
+        self.down = nn.Linear(width, width, bias=False)
+        self.register_buffer("null", torch.randn(length, features) * features**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.up(features.to(self.up.weight.dtype))
+        return self.down(F.gelu(x, approximate="tanh"))
 
 
 def parameter_count(config: DALLEConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dalle.attention import KVCache, Mask, attend, rotate
+from dalle.attention import KVCache, Mask, TokenShift, attend, rotate
 from dalle.config import config
+
+FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
 
 @config
@@ -23,20 +25,39 @@ class TransformerConfig:
     depth: int = 8
     """Number of blocks."""
     heads: int = 4
-    """Attention heads; must divide width."""
+    """Attention heads; must divide width, unless head_channels is given."""
+    head_channels: int | None = None
+    """Channels of one head; null is width over heads."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward part over width (swiglu: two thirds of it, for equal parameters)."""
-    feed_forward: Literal["gelu", "swiglu"] = "gelu"
+    """Hidden width of the feed-forward part over width (swiglu, geglu: two thirds of it, for equal parameters)."""
+    hidden: int | None = None
+    """Hidden width of the feed-forward part as such, in place of mlp_ratio."""
+    feed_forward: FeedForwardKind = "gelu"
     """Kind of feed-forward part."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    sandwich: bool = False
+    """Normalise what each residual branch gives, too (CogView, arXiv 2105.13290, section 2.4)."""
+    layer_scale: bool = False
+    """Multiply what each residual branch gives by a learnt vector (Touvron et al. 2021, arXiv 2103.17239)."""
+    biases: Literal["all", "not_qkv", "none"] = "all"
+    """Which linear maps have a bias."""
     qk_norm: bool = False
     """Normalise queries and keys in each head: steadier at high learning rates."""
     dropout: float = 0.0
     """Share of the outputs of each residual branch (and of embeddings) dropped in training, from 0 to below 1."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
+    rotate_values: bool = False
+    """Rotary positions turn values too, as in DALLE-pytorch."""
+    reversible: bool = False
+    """Two residual streams in turn (RevNet, arXiv 1707.04585), as in DALLE-pytorch."""
+    divide_by_max: bool = False
+    """Divide the last states by their largest channel before the final norm, as in DALLE-pytorch (`stable`)."""
 
     def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
+        whole = self.head_channels is not None or self.width % max(self.heads, 1) == 0
+        if min(self.width, self.depth, self.heads, self.head_channels or 1, self.hidden or 1) < 1 or not whole:
             raise ValueError(
                 f"width {self.width}, depth {self.depth}, heads {self.heads}: "
                 "all must be at least 1 and heads must divide width"
@@ -47,10 +68,26 @@ class TransformerConfig:
     @property
     def head_width(self) -> int:
         """Channels of one head."""
-        return self.width // self.heads
+        return self.width // self.heads if self.head_channels is None else self.head_channels
 
 
 Rope = tuple[Tensor, Tensor]
+
+
+class Context(NamedTuple):
+    """What the tokens of one pass stand in, the same for all layers."""
+
+    rope: Rope | None = None
+    """Cosines and sines of their positions."""
+    shift: TokenShift | None = None
+    """Where part of their channels comes from."""
+    cache: KVCache | None = None
+    """What went before."""
+
+
+def norm(config: TransformerConfig) -> nn.Module:
+    """A normalisation over the channels."""
+    return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-5)
 
 
 class Attention(nn.Module):
@@ -58,60 +95,119 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.heads, self.dropout, self.rotate_values = config.heads, config.dropout, config.rotate_values
+        inner = config.heads * config.head_width
+        self.qkv = nn.Linear(config.width, 3 * inner, bias=config.biases == "all")
+        self.out = nn.Linear(inner, config.width, bias=config.biases != "none")
         # Dehghani et al. 2023 (ViT-22B, arXiv 2302.05442), section 2: LayerNorm on queries and keys, without biases.
         self.q_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
         self.k_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
 
-    def forward(self, x: Tensor, mask: Mask, rope: Rope | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
+        if context.rope is not None:
+            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+            if self.rotate_values:
+                v = rotate(v, *context.rope)
+        if context.cache is not None:
+            k, v = context.cache.append(layer, k, v)
         mixed = rearrange(attend(q, k, v, mask), "b h t d -> b t (h d)")
         return F.dropout(self.out(mixed), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with GELU, or SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+    """Two linear maps around a nonlinearity, or a gated one (GEGLU, SwiGLU: Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gated, self.dropout = config.feed_forward == "swiglu", config.dropout
-        hidden = int(config.width * config.mlp_ratio)
-        if self.gated:
-            hidden = math.ceil(hidden * 2 / 3 / 8) * 8
-        self.up = nn.Linear(config.width, hidden * (2 if self.gated else 1))
-        self.down = nn.Linear(hidden, config.width)
+        self.kind, self.dropout = config.feed_forward, config.dropout
+        self.gated = config.feed_forward in ("swiglu", "geglu")
+        hidden = config.hidden
+        if hidden is None:
+            hidden = int(config.width * config.mlp_ratio)
+            hidden = math.ceil(hidden * 2 / 3 / 8) * 8 if self.gated else hidden
+        self.up = nn.Linear(config.width, hidden * (2 if self.gated else 1), bias=config.biases != "none")
+        self.down = nn.Linear(hidden, config.width, bias=config.biases != "none")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
         if self.gated:
             gate, x = x.chunk(2, dim=-1)
-            x = F.silu(gate) * x
+            x = _activate(gate, self.kind) * x
         else:
-            x = F.gelu(x)  # exact: on a CPU in bfloat16 half the time of the tanh approximation
+            x = _activate(x, self.kind)
         return F.dropout(self.down(x), self.dropout, self.training)
 
 
+def _activate(x: Tensor, kind: FeedForwardKind) -> Tensor:
+    if kind == "swiglu":
+        return F.silu(x)
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    # The exact GELU takes half the time of the tanh approximation on a CPU in bfloat16.
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Each of the two may end with a norm or a learnt scale of its own.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = norm(config)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.feed_forward_norm = norm(config)
         self.feed_forward = FeedForward(config)
+        self.attention_end = _end(config)
+        self.feed_forward_end = _end(config)
 
-    def forward(self, x: Tensor, mask: Mask, rope: Rope | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, rope, cache, layer)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def attend(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
+        """What attention adds to the residual stream."""
+        x = self.attention_norm(x)
+        if context.shift is not None:
+            x = context.shift(x, context.cache, 2 * layer)
+        return self.attention_end(self.attention(x, mask, context, layer))
+
+    def feed(self, x: Tensor, context: Context, layer: int) -> Tensor:
+        """What the feed-forward part adds to it."""
+        x = self.feed_forward_norm(x)
+        if context.shift is not None:
+            x = context.shift(x, context.cache, 2 * layer + 1)
+        return self.feed_forward_end(self.feed_forward(x))
+
+    def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
+        x = x + self.attend(x, mask, context, layer)
+        return x + self.feed(x, context, layer)
+
+
+class ReversibleBlock(Block):
+    """Two streams [2, B, T, C]: each is added what the other gives."""
+
+    def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
+        first, second = x
+        first = first + self.attend(second, mask, context, layer)
+        return torch.stack((first, second + self.feed(first, context, layer)))
+
+
+class Scale(nn.Module):
+    """A learnt factor for each channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def _end(config: TransformerConfig) -> nn.Module:
+    parts = [norm(config)] if config.sandwich else []
+    parts += [Scale(config.width)] if config.layer_scale else []
+    return nn.Sequential(*parts)
 
 
 class Transformer(nn.Module):
@@ -124,21 +220,38 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width)
+        block = ReversibleBlock if config.reversible else Block
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
+        self.norm = norm(config)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 residual = name.endswith((".out", ".down"))
                 nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * config.depth) if residual else 0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
-    def new_cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `batch` rows of `length` tokens, on the device and in the dtype that keys will have."""
-        weight = self.norm.weight
+    def new_cache(self, batch: int, length: int, *, shifted: bool = False) -> KVCache:
+        """An empty cache on the device and in the dtype that keys will have.
+
+        Args:
+            batch: rows.
+            length: tokens of a row.
+            shifted: whether passes come with a `TokenShift`.
+        """
+        weight = next(self.parameters())
         kind = weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         shape = self.config
-        return KVCache(shape.depth, batch, shape.heads, length, shape.head_width, device=weight.device, dtype=dtype)
+        return KVCache(
+            shape.depth,
+            batch,
+            shape.heads,
+            length,
+            shape.head_width,
+            shifted=shape.width // 2 if shifted else 0,
+            device=weight.device,
+            dtype=dtype,
+        )
 
     def forward(
         self,
@@ -146,15 +259,17 @@ class Transformer(nn.Module):
         mask: Mask | Sequence[Mask] = None,
         *,
         rope: Rope | None = None,
+        shift: TokenShift | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Run all blocks.
 
         Args:
             x: [B, T, C].
-            mask: None (everything sees everything), "causal", bool [T, S] with True = may look, or one of these per
-                layer. S is T, plus what the cache holds.
+            mask: None (everything sees everything), "causal", bool [T, S] or [B, 1, T, S] with True = may look, or one
+                of these per layer. S is T, plus what the cache holds.
             rope: cosines and sines, each [T, head width / 2], of the positions of x.
+            shift: takes part of the channels from earlier tokens, ahead of each branch.
             cache: what went before x; x's keys and values are added to it.
 
         Returns:
@@ -162,12 +277,19 @@ class Transformer(nn.Module):
         """
         masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)
         assert len(masks) == len(self.blocks), "one mask per layer"
+        context, length = Context(rope, shift, cache), x.shape[1]
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
+        if self.config.reversible:
+            x = torch.stack((x, x))
         for layer, (block, layer_mask) in enumerate(zip(self.blocks, masks, strict=True)):
             if recompute:
-                x = checkpoint(block, x, layer_mask, rope, cache, layer, use_reentrant=False)
+                x = checkpoint(block, x, layer_mask, context, layer, use_reentrant=False)
             else:
-                x = block(x, layer_mask, rope, cache, layer)
+                x = block(x, layer_mask, context, layer)
         if cache is not None:
-            cache.advance(x.shape[1])
+            cache.advance(length)
+        if self.config.reversible:
+            x = x.mean(0)
+        if self.config.divide_by_max:
+            x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)

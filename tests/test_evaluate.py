@@ -103,7 +103,7 @@ def test_figures_of_a_dalle(folder: Path, pairs: list[Pair]) -> None:
         codes = tokenizer.encode(tensor(pair)).flatten(1)
         with torch.no_grad():
             logits = model(text, codes)[0].double()
-            of_text = model.text_head(model._hidden(model._words(text), codes))[0].double()
+            of_text = model.text_head(model._hidden(model._prefix(text), codes))[0].double()
         image_nats += [-float(row[code] - row.logsumexp(0)) for row, code in zip(logits, codes[0].tolist())]
         length = int((text[0] != words.pad_id).sum())
         text_nats += [-float(of_text[i - 1, word] - of_text[i - 1].logsumexp(0)) for i, word in _real(text[0], length)]
