@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dalle.published.pickles import Foreign
@@ -20,15 +22,39 @@ class Published:
         family: what it is called in messages.
         licence: of the weights, as its project states it.
         config: the architecture.
-        tensors: the state of the module that `config` builds.
+        tensors: the state of the module that `config` builds; some of it made when it is asked for.
         dropped: published names that are left out, by rule.
     """
 
     family: str
     licence: str
     config: Any
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor | Lazy]
     dropped: list[str]
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor that is made of others when it is called for, so that it takes no memory before.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type.
+        make: makes it.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    def __call__(self) -> Tensor:
+        return self.make()
+
+
+def joined(*tensors: Tensor) -> Lazy:
+    """Tensors one after the other on their first dimension."""
+    size = torch.Size((sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:]))
+    return Lazy(size, tensors[0].dtype, lambda: torch.cat(tensors))
 
 
 def state_of(tree: Any) -> dict[str, Tensor]:
@@ -97,7 +123,7 @@ def renamed(
     return ours, left_out
 
 
-def shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def shape(tensors: Mapping[str, Tensor] | Mapping[str, Tensor | Lazy], name: str) -> tuple[int, ...]:
     """Shape of a tensor.
 
     Raises:
@@ -112,3 +138,15 @@ def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the largest number that stands in the first group of `pattern` in some name; 0 where none fits."""
     found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
     return max(found, default=-1) + 1
+
+
+def square(cells: int) -> tuple[int, int]:
+    """Rows and columns of a square grid.
+
+    Raises:
+        ValueError: the number of cells is no square.
+    """
+    side = math.isqrt(cells)
+    if side < 1 or side * side != cells:
+        raise ValueError(f"it has {cells} image positions, which make no square")
+    return side, side

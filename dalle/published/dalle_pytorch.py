@@ -1,0 +1,231 @@
+"""DALLE-pytorch of lucidrains, 0.9 to 1.6: .pt files with hparams, and the image tokenizer's weights among the others.
+
+The names have as many wrappers (`.fn`) as the version had; they are taken off. What a version computed otherwise is told
+by the keys, by `hparams`, and for convolutional attention by `version`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dalle.model import DALLEConfig
+from dalle.published.heads import halves, paired
+from dalle.published.state import Lazy, Published, joined, renamed, shape, square
+from dalle.transformer import TransformerConfig
+
+FAMILY = "DALLE-pytorch"
+LICENCE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"
+_KERNEL = 5
+_MASKS = ("axial_row", "axial_col", "conv_like")
+_BRANCH = r"transformer\.layers\.layers\.(\d+)\.{}\."
+_RULES = (
+    (r"(text|image)_emb\.weight", r"\1_embedding.weight"),
+    (r"text_pos_emb\.weight", "text_position"),
+    (r"image_pos_emb\.weights[_.]0", "row_position"),
+    (r"image_pos_emb\.weights[_.]1", "column_position"),
+    (r"to_logits\.0\.(.+)", r"transformer.norm.\1"),
+    (r"to_logits\.1\.(.+)", r"to_logits.\1"),
+    (r"transformer\.pos_emb", "pos_emb"),
+    *(
+        (_BRANCH.format(number) + theirs, rf"transformer.blocks.\1.{ours}")
+        for number, branch in enumerate(("attention", "feed_forward"))
+        for theirs, ours in (
+            (r"scale", f"{branch}_end.scale"),
+            (r"norm\.(.+)", rf"{branch}_norm.\2"),
+            (r"norm_out\.(.+)", rf"{branch}_end.0.\2"),
+        )
+    ),
+    (_BRANCH.format(0) + r"to_qkv\.weight", r"transformer.blocks.\1.attention.qkv.weight"),
+    (_BRANCH.format(0) + r"to_out\.0\.(.+)", r"transformer.blocks.\1.attention.out.\2"),
+    (_BRANCH.format(1) + r"net\.0\.(.+)", r"transformer.blocks.\1.feed_forward.up.\2"),
+    (_BRANCH.format(1) + r"net\.3\.(.+)", r"transformer.blocks.\1.feed_forward.down.\2"),
+)
+# A buffer of 0.9, the image tokenizer, and what stands twice where embeddings are shared with the output.
+_DROPPED = r"logits_mask|vae\..+|(?:text|image)_emb\.linear\..+"
+
+
+def is_of(tree: Any) -> bool:
+    """Whether what a checkpoint holds is of this family."""
+    return isinstance(tree, dict) and {"hparams", "vae_params", "weights"} <= set(tree)
+
+
+def read(tree: dict[str, Any]) -> Published:
+    """The transformer in a checkpoint.
+
+    Raises:
+        ValueError: something of it is not supported, missing or of another family.
+    """
+    options, published = tree["hparams"], tree["weights"]
+    if not isinstance(options, dict) or not isinstance(published, dict):
+        raise ValueError("it has no weights (of DeepSpeed, give the file that its zero_to_fp32.py makes)")
+    named = {_plain(name): value for name, value in published.items()}
+    wrappers = max((name.count(".fn") for name in published if name.endswith("net.0.weight")), default=0)
+    tensors, dropped = renamed(named, _RULES, _DROPPED)
+    for option in ("text_seq_len", "dim", "depth", "heads"):
+        if not isinstance(options.get(option, 8 if option == "heads" else None), int):
+            raise ValueError(f"its hparams have no whole number {option}")
+    length, depth, heads = options["text_seq_len"], options["depth"], options.get("heads", 8)
+    rotary, sandwich = "pos_emb" in tensors, "transformer.blocks.0.attention_end.0.weight" in tensors
+    grid = _grid(tensors, length)
+    prefix = length + 1
+    inputs = prefix + grid[0] * grid[1] - 1
+    state: dict[str, Tensor | Lazy] = dict(tensors)
+    words = _words(tensors, options, length)
+    _split_logits(state, tensors, words)
+    width, inner = shape(tensors, "transformer.blocks.0.attention.out.weight")
+    if inner % heads:
+        raise ValueError(f"its {inner} attention channels do not divide into the {heads} heads of its hparams")
+    for layer in range(depth):
+        _adapt(state, f"transformer.blocks.{layer}", heads, rotary, sandwich)
+    if rotary:
+        state["rope_cos"], state["rope_sin"] = _rope(tensors["pos_emb"], inputs, inner // heads)
+        del state["pos_emb"]
+    else:
+        for name in ("row_position", "column_position"):
+            state[name] = tensors[name][0]
+    kinds = _kinds(options, depth)
+    tables = [kind for kind in _MASKS if kind in kinds]
+    if tables:
+        old = _version(tree.get("version")) < (1, 5)
+        made = [mask(kind, prefix, grid[0], old)[:inputs, :inputs] for kind in tables]
+        state["masks"] = torch.stack(made)
+    config = DALLEConfig(
+        transformer=TransformerConfig(
+            width=width,
+            depth=depth,
+            heads=heads,
+            head_channels=inner // heads,
+            hidden=shape(tensors, "transformer.blocks.0.feed_forward.down.weight")[1],
+            feed_forward="geglu",
+            sandwich=sandwich,
+            layer_scale=True,
+            biases="not_qkv",
+            rotate_values=rotary,
+            reversible=any(".blocks." in name for name in published),
+            divide_by_max=bool(options.get("stable")),
+        ),
+        text_vocab=words - length,
+        text_length=length,
+        image_vocab=shape(state, "image_embedding.weight")[0],
+        grid=grid,
+        positions="stored_rope" if rotary else "learned",
+        stored_masks=tuple(tables.index(kind) if kind in tables else -1 for kind in kinds) if tables else (),
+        begin_id=0,
+        shift_tokens=wrappers > 2 if "shift_tokens" not in options else bool(options["shift_tokens"]),
+    )
+    return Published(FAMILY, LICENCE, config, state, dropped)
+
+
+def _plain(name: str) -> str:
+    """A published name without wrappers, and reversible layers named as the others."""
+    name = re.sub(r"(\.fn)+(?=\.)", "", name)
+    return re.sub(
+        r"^transformer\.layers\.blocks\.(\d+)\.([fg])\.net\.",
+        lambda match: f"transformer.layers.layers.{match[1]}.{'fg'.index(match[2])}.",
+        name,
+    )
+
+
+def _words(tensors: dict[str, Tensor], options: dict[str, Any], length: int) -> int:
+    """Words of the text, padding among them."""
+    if "text_embedding.weight" in tensors:
+        return shape(tensors, "text_embedding.weight")[0]
+    return int(options.get("num_text_tokens", 10_000)) + length
+
+
+def _grid(tensors: dict[str, Tensor], length: int) -> tuple[int, int]:
+    """Rows and columns of image tokens, by the positions."""
+    if "pos_emb" not in tensors:
+        return shape(tensors, "row_position")[1], shape(tensors, "column_position")[2]
+    table = tensors["pos_emb"]  # [1, 1, T + N, R] before 1.1, then [1, T + 1 + N, R]
+    return square(table.shape[-2] - length - (table.ndim == 3))
+
+
+def _split_logits(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor], words: int) -> None:
+    """The one output layer as two; embeddings that are shared with it become copies."""
+    for kind in ("weight", "bias"):
+        shape(tensors, f"to_logits.{kind}")
+        both = tensors[f"to_logits.{kind}"]
+        state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]
+        del state[f"to_logits.{kind}"]
+    for part in ("text", "image"):
+        state.setdefault(f"{part}_embedding.weight", state[f"{part}_head.weight"])
+
+
+def _adapt(state: dict[str, Tensor | Lazy], place: str, heads: int, rotary: bool, sandwich: bool) -> None:
+    """One layer's tensors in the order and form of ours."""
+    for branch in ("attention", "feed_forward"):
+        scale = state.pop(f"{place}.{branch}_end.scale", None)
+        if isinstance(scale, Tensor):
+            state[f"{place}.{branch}_end.{int(sandwich)}.weight"] = scale.flatten()
+    for kind in ("weight", "bias"):
+        name = f"{place}.feed_forward.up.{kind}"
+        both = state.get(name)
+        if isinstance(both, Tensor):  # what is gated comes first there, the gate first here
+            state[name] = joined(*reversed(both.chunk(2)))
+    fused, out = state.get(f"{place}.attention.qkv.weight"), state.get(f"{place}.attention.out.weight")
+    if rotary and isinstance(fused, Tensor) and isinstance(out, Tensor):
+        state[f"{place}.attention.qkv.weight"] = paired(fused, heads, "qkv")
+        state[f"{place}.attention.out.weight"] = Lazy(out.shape, out.dtype, lambda: _by_halves(out, heads))
+
+
+def _by_halves(out: Tensor, heads: int) -> Tensor:
+    """The output projection [C, heads * D] for values whose channels are in our order."""
+    each = out.unflatten(1, (heads, -1))
+    return each[:, :, halves(each.shape[2])].flatten(1)
+
+
+def _rope(angles: Tensor, inputs: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [inputs, dim / 2] of a table of angles [..., R], each twice; channels from R on do not turn."""
+    angle = F.pad(angles.flatten(0, -2).float()[:inputs, ::2], (0, (dim - angles.shape[-1]) // 2))
+    return angle.cos(), angle.sin()
+
+
+def _kinds(options: dict[str, Any], depth: int) -> list[str]:
+    """The kind of attention of each layer.
+
+    Raises:
+        ValueError: there is one that is not supported.
+    """
+    named = options.get("attn_types") or ("full",)
+    types = [named] if isinstance(named, str) else list(named)
+    for kind in types:
+        if kind not in ("full", *_MASKS):
+            raise ValueError(
+                f"its attn_types name {kind!r}, which is not supported (full, axial_row, axial_col, conv_like are): "
+                "sparse attention is drawn at random, and mlp layers are none"
+            )
+    return [types[layer % len(types)] for layer in range(depth)]
+
+
+def _version(text: Any) -> tuple[int, ...]:
+    """A version's numbers; (0,) where the file is from before there was one in it."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3]) if isinstance(text, str) else (0,)
+
+
+def mask(kind: str, prefix: int, side: int, old: bool = False) -> Tensor:
+    """One of the sparse kinds of attention as a mask, bool [S, S] with S = prefix + side^2, True where it may look.
+
+    Text is causal, and all of it is seen by the image. axial_row: the same line; axial_col: the same column; conv_like:
+    a window of 5 x 5, with the token in its lower right corner, or (`old`, before 1.5) in its middle.
+    """
+    position = torch.arange(prefix + side**2)
+    cell = (position - prefix).clamp(min=0)
+    down = (cell // side)[:, None] - (cell // side)[None]
+    across = (cell % side)[:, None] - (cell % side)[None]
+    text = position < prefix
+    if kind == "axial_row":
+        near = down == 0
+    elif kind == "axial_col":
+        near = across == 0
+    elif old:
+        near = (down.abs() <= _KERNEL // 2) & (across.abs() <= _KERNEL // 2)
+    else:
+        near = (down >= 0) & (down < _KERNEL) & (across >= 0) & (across < _KERNEL)
+    causal = position[:, None] >= position[None]
+    return causal & (text[None] | near | text[:, None])

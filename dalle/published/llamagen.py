@@ -1,0 +1,122 @@
+"""LlamaGen (arXiv 2406.06525): a Llama over image tokens behind the features of a T5 (t2i) or a class (c2i)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle.model import DALLEConfig
+from dalle.published.heads import heads_of, paired
+from dalle.published.state import Lazy, Published, count, joined, renamed, shape
+from dalle.transformer import TransformerConfig
+
+FAMILY = "LlamaGen"
+LICENCE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"
+# B, L, XL, XXL, XXXL, 1B, 3B, 7B of autoregressive/models/gpt.py
+_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2560: 40, 2048: 32, 3200: 32, 4096: 32}
+_BASE = 10_000.0
+_LAYER = r"layers\.(\d+)"
+_RULES = (
+    (r"cls_embedding\.embedding_table\.weight", "text_embedding.weight"),
+    (r"cls_embedding\.cap_proj\.fc1\.weight", "text_embedding.up.weight"),
+    (r"cls_embedding\.cap_proj\.fc2\.weight", "text_embedding.down.weight"),
+    (r"cls_embedding\.uncond_embedding", "text_embedding.null"),
+    (r"tok_embeddings\.weight", "image_embedding.weight"),
+    (rf"{_LAYER}\.attention\.wqkv\.weight", r"transformer.blocks.\1.attention.qkv.weight"),
+    (rf"{_LAYER}\.attention\.wo\.weight", r"transformer.blocks.\1.attention.out.weight"),
+    (rf"{_LAYER}\.feed_forward\.(w[123])\.weight", r"transformer.blocks.\1.feed_forward.\2"),
+    (rf"{_LAYER}\.attention_norm\.weight", r"transformer.blocks.\1.attention_norm.weight"),
+    (rf"{_LAYER}\.ffn_norm\.weight", r"transformer.blocks.\1.feed_forward_norm.weight"),
+    (r"norm\.weight", "transformer.norm.weight"),
+    (r"output\.weight", "image_head.weight"),
+)
+_DROPPED = r"freqs_cis|causal_mask|.*\.kv_cache\..+"
+
+
+def is_of(tensors: dict[str, Tensor]) -> bool:
+    """Whether tensors under published names are of this family."""
+    return "tok_embeddings.weight" in tensors and "layers.0.attention.wqkv.weight" in tensors
+
+
+def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given: dict[str, Any]) -> Published:
+    """A model from the tensors of a checkpoint.
+
+    Args:
+        published: under their published names.
+        options: of its training, where the checkpoint holds them.
+        name: of the file: the side of its pictures in pixels stands there.
+        given: `heads` and `grid` (rows of image tokens), where nothing tells them.
+
+    Raises:
+        ValueError: they are of something else, or something has to be given.
+    """
+    tensors, dropped = renamed(published, _RULES, _DROPPED)
+    vocab, width = shape(tensors, "image_embedding.weight")
+    depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
+    heads = heads_of(width, _HEADS, given)
+    rows = _rows(options, name, given)
+    classes = "text_embedding.weight" in tensors
+    length = 1 if classes else shape(tensors, "text_embedding.null")[0]
+    words = shape(tensors, "text_embedding.weight")[0] if classes else 1
+    state: dict[str, Tensor | Lazy] = dict(tensors)
+    for layer in range(depth):
+        place = f"transformer.blocks.{layer}"
+        for part in ("w1", "w2", "w3"):
+            shape(tensors, f"{place}.feed_forward.{part}")
+            del state[f"{place}.feed_forward.{part}"]
+        gate, down, up = (tensors[f"{place}.feed_forward.{part}"] for part in ("w1", "w2", "w3"))
+        state[f"{place}.feed_forward.up.weight"] = joined(gate, up)
+        state[f"{place}.feed_forward.down.weight"] = down
+        fused = f"{place}.attention.qkv.weight"
+        if shape(tensors, fused)[0] != 3 * width:
+            raise ValueError(f"layer {layer} has fewer heads for keys than for queries, which is not supported")
+        state[fused] = paired(tensors[fused], heads, "qk")
+    state["rope_cos"], state["rope_sin"] = rope(length, rows, width // heads)
+    config = DALLEConfig(
+        transformer=TransformerConfig(
+            width=width,
+            depth=depth,
+            heads=heads,
+            hidden=shape(tensors, "transformer.blocks.0.feed_forward.w1")[0],
+            feed_forward="swiglu",
+            norm="rms",
+            biases="none",
+        ),
+        text_vocab=words,
+        text_length=length,
+        image_vocab=vocab,
+        grid=(rows, rows),
+        positions="stored_rope",
+        pad_id=words - 1,
+        padding="word",
+        text_features=None if classes else shape(tensors, "text_embedding.null")[1],
+        text_head=False,
+        head_bias=False,
+    )
+    return Published(f"{FAMILY} ({'c2i' if classes else 't2i'})", LICENCE, config, state, dropped)
+
+
+def _rows(options: dict[str, Any], name: str, given: dict[str, Any]) -> int:
+    if "grid" in given:
+        return int(given["grid"])
+    pixels, factor = options.get("image_size"), options.get("downsample_size", 16)
+    if pixels is None and (match := re.search(r"_(256|384|512)(?!\d)", name)):
+        pixels = int(match[1])
+    if not isinstance(pixels, int) or not isinstance(factor, int):
+        raise ValueError("it does not tell the size of its pictures: give grid=16 (256 pixels), 24 (384) or 32 (512)")
+    return pixels // factor
+
+
+def rope(length: int, rows: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [length + rows^2 - 1, dim / 2]: half of a head turns with the row, half with the column.
+
+    Of the prefix both are 0, so that its queries and keys vanish and all of it is looked at alike.
+    """
+    frequency = _BASE ** (-torch.arange(0, dim // 2, 2).float() / (dim // 2))  # [dim / 4]
+    angle = torch.outer(torch.arange(rows).float(), frequency)
+    cells = torch.cat((angle.repeat_interleave(rows, 0), angle.repeat(rows, 1)), dim=1)[:-1]
+    prefix = torch.zeros(length, dim // 2)
+    return torch.cat((prefix, cells.cos())), torch.cat((prefix, cells.sin()))

@@ -1,0 +1,90 @@
+"""minDALL-E of Kakao Brain: a folder with stage1_last.ckpt (VQGAN), stage2_last.ckpt (transformer) and tokenizer/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dalle.config import read_yaml
+from dalle.model import DALLEConfig
+from dalle.published.heads import heads_of
+from dalle.published.pickles import read_pickled
+from dalle.published.state import Lazy, Published, count, joined, renamed, shape, square, state_of
+from dalle.transformer import FeedForwardKind, TransformerConfig
+
+FAMILY = "minDALL-E"
+LICENCE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"
+IMAGES, TRANSFORMER, TOKENIZER = "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer"
+_HEADS = {1536: 24}
+_BLOCK = r"blocks\.(\d+)"
+_RULES = (
+    (r"tok_emb_txt\.weight", "text_embedding.weight"),
+    (r"tok_emb_img\.weight", "image_embedding.weight"),
+    (r"pos_emb_txt\.weight", "text_position"),
+    (r"pos_emb_img\.weight", "cell_position"),
+    (r"head_txt\.weight", "text_head.weight"),
+    (r"head_img\.weight", "image_head.weight"),
+    (r"ln_f\.(.+)", r"transformer.norm.\1"),
+    (rf"{_BLOCK}\.ln1\.(.+)", r"transformer.blocks.\1.attention_norm.\2"),
+    (rf"{_BLOCK}\.ln2\.(.+)", r"transformer.blocks.\1.feed_forward_norm.\2"),
+    (rf"{_BLOCK}\.attn\.proj\.(.+)", r"transformer.blocks.\1.attention.out.\2"),
+    (rf"{_BLOCK}\.attn\.(query|key|value)\.(.+)", r"transformer.blocks.\1.attention.\2.\3"),
+    (rf"{_BLOCK}\.mlp\.0\.(.+)", r"transformer.blocks.\1.feed_forward.up.\2"),
+    (rf"{_BLOCK}\.mlp\.2\.(.+)", r"transformer.blocks.\1.feed_forward.down.\2"),
+)
+_DROPPED = r"blocks\.\d+\.attn\.mask"
+
+
+def is_there(source: Path) -> bool:
+    """Whether a folder holds one."""
+    return (source / TRANSFORMER).is_file()
+
+
+def read(source: Path, pad_id: int, given: dict[str, Any]) -> Published:
+    """The transformer in a folder.
+
+    Args:
+        source: the folder.
+        pad_id: of its text tokenizer.
+        given: `heads`, where no config.yaml and no table tells it.
+
+    Raises:
+        ValueError: its file is damaged or of something else.
+    """
+    tensors, dropped = renamed(state_of(read_pickled(source / TRANSFORMER)), _RULES, _DROPPED)
+    options: dict[str, Any] = {}
+    if (source / "config.yaml").is_file():
+        options = ((read_yaml(source / "config.yaml").get("stage2") or {}).get("hparams")) or {}
+    depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
+    state: dict[str, Tensor | Lazy] = dict(tensors)
+    for layer in range(depth):
+        for kind in ("weight", "bias"):
+            place = f"transformer.blocks.{layer}.attention"
+            names = [f"{place}.{part}.{kind}" for part in ("query", "key", "value")]
+            if all(name in tensors for name in names):
+                state[f"{place}.qkv.{kind}"] = joined(*(tensors[name] for name in names))
+                for name in names:
+                    del state[name]
+    words, width = shape(tensors, "text_embedding.weight")
+    feed_forward: FeedForwardKind = "quick_gelu" if options.get("gelu_use_approx") else "gelu"
+    hidden = shape(tensors, "transformer.blocks.0.feed_forward.up.weight")[0]
+    config = DALLEConfig(
+        transformer=TransformerConfig(
+            width=width,
+            depth=depth,
+            heads=heads_of(width, _HEADS, {"heads": options["n_heads"]} | given if "n_heads" in options else given),
+            hidden=hidden,
+            feed_forward=feed_forward,
+        ),
+        text_vocab=words,
+        text_length=shape(tensors, "text_position")[0],
+        image_vocab=shape(tensors, "image_embedding.weight")[0],
+        grid=square(shape(tensors, "cell_position")[0]),
+        positions="learned_cells",
+        pad_id=pad_id,
+        padding="word",
+        head_bias=False,
+    )
+    return Published(FAMILY, LICENCE, config, state, dropped)

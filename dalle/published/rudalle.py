@@ -1,0 +1,141 @@
+"""ruDALL-E of Sber (Malevich, Emojich, Surrealist, Kandinsky): state dicts of one architecture in two conventions.
+
+v3: 128 text tokens, then 1,024 of the image. v2 puts token 2 in front of the text, but its masks still count 128, so
+that the image grid they see lies one token off; and its convolutional mask goes round the edges of the picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dalle.model import DALLEConfig
+from dalle.published.heads import heads_of
+from dalle.published.state import Lazy, Published, count, renamed, shape
+from dalle.transformer import TransformerConfig
+
+FAMILY = "ruDALL-E"
+LICENCE = "Apache 2.0 (github.com/ai-forever/ru-dalle, LICENSE.txt)"
+Convention = Literal["v2", "v3"]
+_HEADS = {768: 12, 2048: 16, 3840: 60}  # of the models that rudalle/dalle/__init__.py names
+_KERNEL = 11
+_BEGIN = 2
+_LAYER = r"transformer\.layers\.(\d+)"
+_RULES = (
+    (r"(text|image)_embeddings\.weight", r"\1_embedding.weight"),
+    (r"text_pos_embeddings\.weight", "text_position"),
+    (r"image_row_embeddings\.weight", "row_position"),
+    (r"image_col_embeddings\.weight", "column_position"),
+    (rf"{_LAYER}\.attention\.query_key_value\.(.+)", r"transformer.blocks.\1.attention.qkv.\2"),
+    (rf"{_LAYER}\.attention\.dense\.(.+)", r"transformer.blocks.\1.attention.out.\2"),
+    (rf"{_LAYER}\.mlp\.dense_h_to_4h\.(.+)", r"transformer.blocks.\1.feed_forward.up.\2"),
+    (rf"{_LAYER}\.mlp\.dense_4h_to_h\.(.+)", r"transformer.blocks.\1.feed_forward.down.\2"),
+    (rf"{_LAYER}\.input_layernorm\.(.+)", r"transformer.blocks.\1.attention_norm.\2"),
+    (rf"{_LAYER}\.before_first_addition_layernorm\.(.+)", r"transformer.blocks.\1.attention_end.0.\2"),
+    (rf"{_LAYER}\.post_attention_layernorm\.(.+)", r"transformer.blocks.\1.feed_forward_norm.\2"),
+    (rf"{_LAYER}\.before_second_addition_layernorm\.(.+)", r"transformer.blocks.\1.feed_forward_end.0.\2"),
+    (r"transformer\.final_layernorm\.(.+)", r"transformer.norm.\1"),
+    (r"to_logits\.0\.(.+)", r"head_norm.\1"),
+    (r"to_logits\.1\.(.+)", r"to_logits.\1"),
+)
+_DROPPED = r"transformer\.(row|col|conv)_mask"  # made anew: their type differs from file to file
+
+
+def is_of(tensors: dict[str, Tensor]) -> bool:
+    """Whether tensors under published names are of this family."""
+    return "text_pos_embeddings.weight" in tensors and "image_row_embeddings.weight" in tensors
+
+
+def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
+    """A model from the tensors of a checkpoint.
+
+    Args:
+        published: under their published names.
+        given: `heads`, `convention` ("v2" or "v3"), where the file does not tell them.
+
+    Raises:
+        ValueError: they are of something else, or something has to be given.
+    """
+    tensors, dropped = renamed(published, _RULES, _DROPPED)
+    words, width = shape(tensors, "text_embedding.weight")
+    side = shape(tensors, "row_position")[0]
+    length = shape(tensors, "text_position")[0] - 1
+    depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
+    convention = convention_of(published, length, side, given)
+    prefix = length + (convention == "v2")
+    state: dict[str, Tensor | Lazy] = dict(tensors)
+    if convention == "v3":
+        state["text_position"] = tensors["text_position"][:length]
+        dropped.append(f"text_pos_embeddings.weight[{length}]")
+    state["row_position"] = tensors["row_position"][:, None]
+    state["column_position"] = tensors["column_position"][None]
+    for kind in ("weight", "bias"):
+        shape(tensors, f"to_logits.{kind}")
+        both = state.pop(f"to_logits.{kind}")
+        assert isinstance(both, Tensor)
+        state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]
+    size = prefix + side**2 - 1
+    state["masks"] = torch.stack([table[:size, :size] for table in masks(length, side, convention)])
+    config = DALLEConfig(
+        transformer=TransformerConfig(
+            width=width,
+            depth=depth,
+            heads=heads_of(width, _HEADS, given),
+            hidden=shape(tensors, "transformer.blocks.0.feed_forward.up.weight")[0],
+            feed_forward="gelu_tanh",
+            sandwich=True,
+        ),
+        text_vocab=words - length,
+        text_length=length,
+        image_vocab=shape(tensors, "image_embedding.weight")[0],
+        grid=(side, side),
+        stored_masks=tuple(1 if (layer - 1) % 4 == 0 else 2 if layer == depth - 1 else 0 for layer in range(depth)),
+        begin_id=_BEGIN if convention == "v2" else None,
+        head_norm=True,
+    )
+    return Published(f"{FAMILY} ({convention})", LICENCE, config, state, dropped)
+
+
+def convention_of(published: dict[str, Tensor], length: int, side: int, given: dict[str, Any]) -> Convention:
+    """v2 or v3: as given, or as the convolutional mask of the file is.
+
+    Raises:
+        ValueError: neither tells.
+    """
+    if "convention" in given:
+        if given["convention"] not in ("v2", "v3"):
+            raise ValueError(f"convention is {given['convention']!r}; give convention=v2 or convention=v3")
+        return "v2" if given["convention"] == "v2" else "v3"
+    conv = published.get("transformer.conv_mask")
+    if conv is not None:
+        for convention in ("v3", "v2"):
+            if torch.equal(conv > 0.5, masks(length, side, convention)[2]):
+                return convention
+    raise ValueError("it does not tell its convention: give convention=v3 (Malevich v3, Surrealist) or convention=v2")
+
+
+def masks(length: int, side: int, convention: Convention) -> list[Tensor]:
+    """The row, column and convolutional mask, bool [S, S] with S = length + side^2, True where a query may look.
+
+    Row: the `side` tokens before (a sliding window). Column: the same column. Convolutional: a window of 11 x 11 around
+    the key, cut off at the edges in v3, and in v2 going on at the opposite edge.
+    """
+    size = length + side**2
+    position = torch.arange(size)
+    back = position[:, None] - position[None]
+    text, causal = (position < length)[None], back >= 0
+    cell = (position - length).clamp(min=0)
+    down = (cell // side)[:, None] - (cell // side)[None]
+    across = (cell % side)[:, None] - (cell % side)[None]
+    if convention == "v2":
+        down, across = (_around(distance, side) for distance in (down, across))
+    reach = _KERNEL // 2
+    near = (down.abs() <= reach) & (across.abs() <= reach)
+    return [causal & (text | kind) for kind in (back <= side, back % side == 0, near | (back == 0))]
+
+
+def _around(distance: Tensor, side: int) -> Tensor:
+    """The shorter way between two lines when the first follows the last."""
+    return torch.minimum(distance % side, -distance % side)
