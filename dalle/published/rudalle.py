@@ -77,7 +77,9 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
         assert isinstance(both, Tensor)
         state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]
     size = prefix + side**2 - 1
-    state["masks"] = torch.stack([table[:size, :size] for table in masks(length, side, convention)])
+    layers = tuple(1 if (layer - 1) % 4 == 0 else 2 if layer == depth - 1 else 0 for layer in range(depth))
+    tables = masks(length, side, convention)[: max(layers, default=0) + 1]
+    state["masks"] = torch.stack([table[:size, :size] for table in tables])
     config = DALLEConfig(
         transformer=TransformerConfig(
             width=width,
@@ -91,7 +93,7 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
         text_length=length,
         image_vocab=shape(tensors, "image_embedding.weight")[0],
         grid=(side, side),
-        stored_masks=tuple(1 if (layer - 1) % 4 == 0 else 2 if layer == depth - 1 else 0 for layer in range(depth)),
+        stored_masks=layers,
         begin_id=_BEGIN if convention == "v2" else None,
         head_norm=True,
     )

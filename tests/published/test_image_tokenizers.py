@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from published.references.llamagen_vq import images, weight
+from published.references.llamagen_vq import images
+from published.references.weights import weight
 from safetensors import safe_open
 from torch import Tensor, nn
 

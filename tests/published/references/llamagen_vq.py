@@ -1,4 +1,4 @@
-"""Makes llamagen_vq.safetensors with LlamaGen's own code: python tests/published/references/llamagen_vq.py LLAMAGEN
+"""Makes llamagen_vq.safetensors with LlamaGen's own code: PYTHONPATH=tests python -m published.references.llamagen_vq LLAMAGEN
 
 LLAMAGEN is a checkout of github.com/FoundationVision/LlamaGen. The weights are drawn by name (`weight`), so that the
 file holds only their names and shapes, and what the model makes of `images`.
@@ -6,25 +6,16 @@ file holds only their names and shapes, and what the model makes of `images`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 
 import torch
+from published.references.weights import weight
 from safetensors.torch import save_file
 from torch import Tensor
 
 CHANNELS, MULTIPLIERS, CODES = 32, [1, 2], 40
-
-
-def weight(name: str, shape: list[int]) -> Tensor:
-    """Random numbers that depend on the name and nothing else, of a size that keeps signals alive."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if len(shape) == 1:
-        return 1 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.1 * noise
-    return noise / torch.Size(shape[1:]).numel() ** 0.5
 
 
 def images() -> Tensor:
