@@ -108,36 +108,14 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
-def resolve(source: str | Path) -> Path:
-    """The local folder that `source` names: a path, or the id `owner/name` of a repository on the Hugging Face hub.
-
-    Raises:
-        ValueError: neither is there.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"{source} is a file; expected a folder with a config.yaml")
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"{source}: no such folder; train it (README.md tells how) or give another")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(source)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{source}: no such folder, and it cannot be had from the hub ({type(error).__name__})"
-        ) from error
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.yaml.
 
     Raises:
         ValueError: there is none, or it is not YAML.
     """
+    if Path(folder).is_file():
+        raise ValueError(f"{folder} is a file; expected a folder with a config.yaml")
     if not (Path(folder) / "config.yaml").is_file():
         raise ValueError(
             f"{folder} has no config.yaml: it is not a folder of weights as train.py makes them; of published files "

@@ -13,6 +13,7 @@ from dalle import artifact, metrics
 from dalle.clip import CLIP
 from dalle.data import DataConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
+from dalle.hub import resolve
 from dalle.image import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.model import DALLE
@@ -111,7 +112,7 @@ def evaluate(
             images += len(batch.captions)
             yield batch
 
-    folder = artifact.resolve(source)
+    folder = resolve(source)
     stage = artifact.read_config(folder).get("stage")
     if stage == "image_tokenizer":
         tokenizer = load_image_tokenizer(folder, device)

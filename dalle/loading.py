@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from dalle.artifact import load_into, part, read_config, read_tensors, resolve
+from dalle.artifact import load_into, part, read_config, read_tensors
 from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict
+from dalle.hub import resolve
 from dalle.image import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.model import DALLE, DALLEConfig
 from dalle.published.image_tokenizers import read_image_tokenizer
@@ -57,7 +58,7 @@ def load_image_tokenizer(
     Raises:
         ValueError: Nothing is there, it is something else, or its weights do not fit its config.
     """
-    path = Path(source) if Path(source).is_file() else resolve(source)
+    path = resolve(source)
     if not (path / "config.yaml").is_file():  # none of ours
         found = read_image_tokenizer(path)
         foreign = build(found.config)

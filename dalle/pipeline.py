@@ -19,6 +19,7 @@ from dalle import artifact
 from dalle.clip import CLIP
 from dalle.config import from_dict, to_dict
 from dalle.generate import generate
+from dalle.hub import resolve
 from dalle.image import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.model import DALLE
@@ -106,7 +107,7 @@ class TextToImage:
             raise ValueError(
                 f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model"
             )
-        folder = artifact.resolve(SHIPPED if source is None else source)
+        folder = resolve(SHIPPED if source is None else source)
         on = pick_device(device)
         content = artifact.read_config(folder)
         if clip is None and "clip" in (content.get("parts") or {}):

@@ -27,7 +27,6 @@ from dalle.artifact import (
     part,
     read_config,
     read_tensors,
-    resolve,
     save,
     unpack,
 )
@@ -355,54 +354,6 @@ def test_a_part_inside_the_folder_that_is_replaced(tmp_path: Path) -> None:
 
 
 # ---- where a folder is
-
-
-def test_a_local_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve(tmp_path) == tmp_path and resolve(str(tmp_path)) == tmp_path
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert resolve("owner/name") == Path("owner/name")  # not asked of the hub
-
-
-def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: asked.append(name) or str(tmp_path / "got"))
-    assert resolve("owner/name") == tmp_path / "got"
-    assert asked == ["owner/name"]
-
-
-def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    monkeypatch.chdir(tmp_path)
-    for error in (LocalEntryNotFoundError("no network\nat all"), HFValidationError("bad name"), OSError("broken")):
-
-        def fail(_: str, error: Exception = error) -> str:
-            raise error
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-        message = one_line(lambda: resolve("owner/name"))
-        assert message.startswith("owner/name: no such folder, and it cannot be had from the hub (")
-
-
-@pytest.mark.parametrize("source", ["nowhere", "a/b/c", "./a/b", "/a/b", "../b", "~/b"])
-def test_what_can_be_no_id_is_not_asked_of_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
-    import huggingface_hub
-
-    monkeypatch.chdir(tmp_path / "..")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: pytest.fail("asked the hub"))
-    assert one_line(lambda: resolve(source)).startswith(f"{source}: no such folder; train it")
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert one_line(lambda: resolve(tmp_path / "file")).endswith("is a file; expected a folder with a config.yaml")
 
 
 # ---- export

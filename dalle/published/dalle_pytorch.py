@@ -1,7 +1,7 @@
 """DALLE-pytorch of lucidrains, 0.9 to 1.6: .pt files with hparams, and the image tokenizer's weights among the others.
 
-The names have as many wrappers (`.fn`) as the version had; they are taken off. What a version computed otherwise is told
-by the keys, by `hparams`, and for convolutional attention by `version`.
+The names have as many wrappers (`.fn`) as the version had; they are taken off. What a version computed otherwise is
+told by the keys, by `hparams`, and for convolutional attention by `version`.
 """
 
 from __future__ import annotations

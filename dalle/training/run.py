@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dalle import artifact
 from dalle.config import dump, to_dict
 from dalle.data import DataConfig, location
+from dalle.hub import resolve
 from dalle.training import checkpoint
 from dalle.training.recipe import LoopRecipe, RunConfig
 
@@ -84,7 +85,7 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": versions,
         "data_sha256": _data_hash(recipe.data),
-        "parts_sha256": {k: artifact.folder_hash(artifact.resolve(v)) for k, v in sources.items() if v},
+        "parts_sha256": {k: artifact.folder_hash(resolve(v)) for k, v in sources.items() if v},
     }
 
 

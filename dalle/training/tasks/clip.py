@@ -14,6 +14,7 @@ from dalle.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import clip_figures, unit_images
+from dalle.hub import resolve
 from dalle.loading import load_text_tokenizer
 from dalle.training.recipe import CLIPRecipe
 from dalle.training.tasks.task import Phase, Task
@@ -69,5 +70,5 @@ class CLIPTask(Task):
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
-        parts = {"text_tokenizer": artifact.resolve(self.recipe.text_tokenizer)}
+        parts = {"text_tokenizer": resolve(self.recipe.text_tokenizer)}
         artifact.save(folder, config, weights, parts=parts)

@@ -16,6 +16,7 @@ from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import dalle_figures, unit_images
 from dalle.generate import generate
+from dalle.hub import resolve
 from dalle.loading import load_image_tokenizer, load_text_tokenizer
 from dalle.model import DALLE
 from dalle.training.recipe import DALLERecipe
@@ -95,5 +96,5 @@ class DALLETask(Task):
             "image_tokenizer": self.recipe.image_tokenizer,
             "clip": self.recipe.clip,
         }
-        parts = {name: artifact.resolve(source) for name, source in sources.items() if source is not None}
+        parts = {name: resolve(source) for name, source in sources.items() if source is not None}
         artifact.save(folder, config, weights, parts=parts)

@@ -1,7 +1,7 @@
 """Makes manifests.json: names and shapes of the published transformers at full width, of each project's own modules.
 
-PYTHONPATH=tests python -m published.references.manifests MINDALLE RUDALLE LLAMAGEN, which are checkouts. Layers are written
-once, with * for their number.
+PYTHONPATH=tests python -m published.references.manifests MINDALLE RUDALLE LLAMAGEN, which are checkouts. Layers are
+written once, with * for their number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from published.references.transformers import package
 from torch import nn
-
 
 LAYER = r"(blocks|layers)\.(\d+)\."
 
