@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dalle.config import read_yaml, to_yaml
 
 WEIGHTS = "model.safetensors"
-HASHED = (WEIGHTS, "bpe.model")
+HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt")
 _SCALE = ".int8_scale"  # suffix of the scales of a tensor that is stored in 8 bits
 
 Storage = Literal["float32", "bfloat16", "float16", "int8"]

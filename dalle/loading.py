@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from dalle import text
 from dalle.artifact import load_into, part, read_config, read_tensors
 from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict
@@ -41,7 +42,7 @@ def load_text_tokenizer(source: str | Path) -> TextTokenizer:
         ValueError: Nothing is there, it is something else, or its files are broken.
     """
     folder, _ = _open(source, "text_tokenizer")
-    return TextTokenizer.load(folder)
+    return text.load(folder)
 
 
 def load_image_tokenizer(

@@ -208,20 +208,17 @@ class TextToImage:
     def _read(self, prompts: list[str]) -> Tensor:
         """Prompts to ids [P, T]; those that are cut are named in the log.
 
-        A blank prompt becomes the null caption (padding only), which caption dropout has trained: an empty caption (EOS
-        and padding) never stands in the data.
+        A blank prompt becomes the null caption (padding only) where caption dropout has trained it: an empty caption
+        (EOS and padding) never stands in the data.
         """
-        length = self.model.config.text_length
-        ids = self.text_tokenizer.encode(prompts)
-        ids[[not prompt.strip() for prompt in prompts]] = self.text_tokenizer.pad_id
-        for prompt, row in zip(prompts, ids, strict=True):
-            tokens = int((row != self.text_tokenizer.pad_id).sum())
-            if tokens > length:
-                logger.warning("prompt of %d tokens cut to the model's %d: %r", tokens, length, prompt)
-        if ids.shape[1] > length:
-            ids = ids[:, :length]
-            ids[:, -1] = torch.where(ids[:, -1] == self.text_tokenizer.pad_id, ids[:, -1], self.text_tokenizer.eos_id)
-        return ids
+        length, tokenizer = self.model.config.text_length, self.text_tokenizer
+        rows = tokenizer.rows(prompts)
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > length:
+                logger.warning("prompt of %d tokens cut to the model's %d: %r", len(row), length, prompt)
+        if tokenizer.blank_is_null:
+            rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
+        return tokenizer.padded(rows, length)
 
     def _start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> _Start | None:
         """What candidates keep of `image`."""

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dalle.clip import CLIP, CLIPConfig, contrastive_loss, gather_with_gradient
-from dalle.text import TextTokenizer, TextTokenizerConfig
-from dalle.transformer import TransformerConfig
+from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.transformer import Context, TransformerConfig
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)
 CONFIG = CLIPConfig(
@@ -133,7 +133,7 @@ def test_features_are_the_blocks_outputs_with_gradient(clip: CLIP) -> None:
     assert [tuple(m.shape) for m in maps] == [(2, 32, 4, 4)] * 2
     x = clip.vision.embed(images)
     for block, got in zip(clip.vision.transformer.blocks, maps, strict=True):
-        x = block(x, None, None, None, 0)
+        x = block(x, None, Context(), 0)
         for place in range(16):
             torch.testing.assert_close(got[:, :, place // 4, place % 4], x[:, 1 + place])
     sum(m.square().sum() for m in maps).backward()
@@ -166,7 +166,7 @@ def test_strings_are_encoded_by_its_tokenizer(clip: CLIP) -> None:
     with pytest.raises(ValueError, match=r"load_clip") as error:
         clip.encode_text(captions)
     assert "\n" not in str(error.value)
-    tokenizer = clip.tokenizer = TextTokenizer.train(TextTokenizerConfig(vocab_size=320), captions * 5)
+    tokenizer = clip.tokenizer = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=320), captions * 5)
     torch.testing.assert_close(clip.encode_text(captions), clip.encode_text(tokenizer.encode(captions, 12)))
 
 

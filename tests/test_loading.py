@@ -18,7 +18,7 @@ from dalle.config import to_dict
 from dalle.image import VQGANConfig, build
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.model import DALLE, DALLEConfig
-from dalle.text import TextTokenizer, TextTokenizerConfig
+from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)
@@ -36,7 +36,7 @@ class Shelf:
     def __init__(self, root: Path) -> None:
         torch.manual_seed(0)
         self.root = root
-        self.tokenizer = TextTokenizer.train(TextTokenizerConfig(vocab_size=300), CAPTIONS * 5)
+        self.tokenizer = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=300), CAPTIONS * 5)
         self.tokenizer.save(root / "text")
         self.image, self.clip, self.model = build(VQGAN).eval(), CLIP(CLIP_CONFIG).eval(), DALLE(DALLE_CONFIG).eval()
         parts = {"text_tokenizer": root / "text"}

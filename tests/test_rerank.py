@@ -9,7 +9,7 @@ from PIL import Image
 
 from dalle.clip import CLIP, CLIPConfig
 from dalle.rerank import best, fit, score
-from dalle.text import TextTokenizer, TextTokenizerConfig
+from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=16, depth=1, heads=2)
@@ -23,7 +23,7 @@ def clip() -> CLIP:
         image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=300, text_length=16, embed_dim=8
     )
     clip = CLIP(config).eval()
-    clip.tokenizer = TextTokenizer.train(TextTokenizerConfig(vocab_size=300), PROMPTS * 5)
+    clip.tokenizer = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=300), PROMPTS * 5)
     return clip
 
 

@@ -12,7 +12,7 @@ from dalle.config import to_dict
 from dalle.image import VQGANConfig, build
 from dalle.image.vq import VQConfig
 from dalle.model import DALLE, DALLEConfig
-from dalle.text import TextTokenizer, TextTokenizerConfig
+from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.transformer import TransformerConfig
 
 CAPTIONS = ["a red heart", "a blue circle on a white background", "two green stars", "लाल दिल"] * 4
@@ -23,7 +23,7 @@ IMAGE_SIZE, GRID, CODES, TEXT_LENGTH = 16, (4, 4), 24, 12
 def make_tiny_model(folder: Path, *, clip: bool = True, seed: int = 0) -> Path:
     """Write `folder`/model and what it stands on; returns the model's folder."""
     torch.manual_seed(seed)
-    text = TextTokenizer.train(TextTokenizerConfig(vocab_size=300), CAPTIONS)
+    text = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=300), CAPTIONS)
     text.save(folder / "text_tokenizer")
     image = VQGANConfig(
         image_size=IMAGE_SIZE,

@@ -8,7 +8,7 @@ from itertools import islice
 from dalle import artifact
 from dalle.config import to_dict
 from dalle.data import open_training
-from dalle.text import TextTokenizer
+from dalle.text import SentencePieceTokenizer
 from dalle.training.recipe import TextTokenizerRecipe
 
 
@@ -17,7 +17,7 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
     target = recipe.dir / "model"
     if target.exists():
         raise ValueError(f"{target} is there already: choose another dir=FOLDER")
-    tokenizer = TextTokenizer.train(recipe.model, islice(_captions(recipe), recipe.max_captions))
+    tokenizer = SentencePieceTokenizer.train(recipe.model, islice(_captions(recipe), recipe.max_captions))
     target.parent.mkdir(parents=True, exist_ok=True)
     config = {"stage": recipe.stage, "model": to_dict(recipe.model)}
     with artifact.atomic_folder(target) as folder:

@@ -1,6 +1,7 @@
 """Makes llamagen_vq.safetensors with LlamaGen's own code.
 
-PYTHONPATH=tests python -m published.references.llamagen_vq LLAMAGEN, which is a checkout of github.com/FoundationVision/LlamaGen. The weights are drawn by name (`weight`), so that the
+PYTHONPATH=tests python -m published.references.llamagen_vq LLAMAGEN, which is a checkout of
+github.com/FoundationVision/LlamaGen. The weights are drawn by name (`weight`), so that the
 file holds only their names and shapes, and what the model makes of `images`.
 """
 

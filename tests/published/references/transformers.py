@@ -3,7 +3,8 @@
 MODULE is published.references.transformers, CASE a name in CASES, SOURCE the folder that holds the project's package: a
 checkout of kakaobrain/minDALL-E, ai-forever/ru-dalle or FoundationVision/LlamaGen, or what `pip install --no-deps
 --target SOURCE dalle-pytorch==VERSION` makes (beside it einops, rotary-embedding-torch 0.3.0,
-axial-positional-embedding 0.2.1 and g-mlp-pytorch 0.1.5). Weights are drawn by name (`weight`); the file holds names and shapes, what is no random
+axial-positional-embedding 0.2.1 and g-mlp-pytorch 0.1.5). Weights are drawn by name (`weight`); the file holds names
+and shapes, what is no random
 number, inputs, the logits of the image tokens, and the tokens that the project's sampling takes if it always takes the
 likeliest.
 """

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle.text import TextTokenizer, TextTokenizerConfig
+from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
 
 CAPTIONS = [
     "a red heart, 3d style",
@@ -30,8 +30,8 @@ CONFIG = TextTokenizerConfig(vocab_size=400)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> TextTokenizer:
-    return TextTokenizer.train(CONFIG, CAPTIONS)
+def tokenizer() -> SentencePieceTokenizer:
+    return SentencePieceTokenizer.train(CONFIG, CAPTIONS)
 
 
 def nfkc(text: str) -> str:
@@ -47,7 +47,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_odd_strings_round_trip(tokenizer: TextTokenizer, text: str) -> None:
+def test_odd_strings_round_trip(tokenizer: SentencePieceTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode([text])) == [nfkc(text)]
     assert tokenizer.decode(tokenizer.encode([text], dropout=0.5, seed=1)) == [nfkc(text)]
 
@@ -56,13 +56,13 @@ def test_odd_strings_round_trip(tokenizer: TextTokenizer, text: str) -> None:
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\u2581\x1bes <>/\0\n")), max_size=3)
 )
-def test_any_strings_round_trip(tokenizer: TextTokenizer, texts: list[str]) -> None:
+def test_any_strings_round_trip(tokenizer: SentencePieceTokenizer, texts: list[str]) -> None:
     expected = [nfkc(text) for text in texts]
     assert tokenizer.decode(tokenizer.encode(texts)) == expected
     assert tokenizer.decode(tokenizer.encode(texts, dropout=0.3, seed=7)) == expected
 
 
-def test_rows_end_with_eos_and_padding(tokenizer: TextTokenizer) -> None:
+def test_rows_end_with_eos_and_padding(tokenizer: SentencePieceTokenizer) -> None:
     ids = tokenizer.encode(["a red heart", "", "a cat"])
     assert ids.dtype == torch.int64
     for row in ids.tolist():
@@ -79,7 +79,7 @@ def test_rows_end_with_eos_and_padding(tokenizer: TextTokenizer) -> None:
 
 
 def test_long_captions_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = TextTokenizer.train(CONFIG, CAPTIONS)
+    tokenizer = SentencePieceTokenizer.train(CONFIG, CAPTIONS)
     long = "a cat to the left of a red car"
     whole = tokenizer.encode([long])
     with caplog.at_level(logging.WARNING):
@@ -92,39 +92,39 @@ def test_long_captions_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> 
     assert tokenizer.encode(["a cat"], 1).tolist() == [[tokenizer.eos_id]]
 
 
-def test_exact_fit_is_not_cut(tokenizer: TextTokenizer) -> None:
+def test_exact_fit_is_not_cut(tokenizer: SentencePieceTokenizer) -> None:
     before = tokenizer.truncated
     whole = tokenizer.encode(["a red heart"])
     assert torch.equal(tokenizer.encode(["a red heart"], whole.shape[1]), whole)
     assert tokenizer.truncated == before
 
 
-def test_digits_are_split(tokenizer: TextTokenizer) -> None:
+def test_digits_are_split(tokenizer: SentencePieceTokenizer) -> None:
     ids = tokenizer.encode(["123"])[0, :-1]
     assert "".join(tokenizer.decode(ids[:, None])) == "123"
     assert len(ids) >= 3
 
 
-def test_training_is_deterministic_and_special_ids_are_fixed(tokenizer: TextTokenizer) -> None:
-    again = TextTokenizer.train(CONFIG, iter(CAPTIONS))
+def test_training_is_deterministic_and_special_ids_are_fixed(tokenizer: SentencePieceTokenizer) -> None:
+    again = SentencePieceTokenizer.train(CONFIG, iter(CAPTIONS))
     assert pickle.dumps(again) == pickle.dumps(tokenizer)
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2, 3)
     assert tokenizer.vocab_size == 400
 
 
 def test_lower_case_and_no_normalization() -> None:
-    lower = TextTokenizer.train(TextTokenizerConfig(vocab_size=350, lower_case=True), CAPTIONS)
+    lower = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=350, lower_case=True), CAPTIONS)
     assert lower.decode(lower.encode(["A Red HEART ﬁ"])) == ["a red heart fi"]
-    plain = TextTokenizer.train(TextTokenizerConfig(vocab_size=350, normalization="none"), CAPTIONS)
+    plain = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=350, normalization="none"), CAPTIONS)
     assert plain.decode(plain.encode(["ﬁ e\u0301"])) == ["ﬁ e\u0301"]
 
 
-def test_no_dropped_merges_is_what_sentencepiece_does(tokenizer: TextTokenizer) -> None:
+def test_no_dropped_merges_is_what_sentencepiece_does(tokenizer: SentencePieceTokenizer) -> None:
     texts = [*CAPTIONS[:6], *ODD, "a redder catcart yellowish heartsleft मुटुहात्ती"]
     assert torch.equal(tokenizer.encode(texts, dropout=1e-15, seed=0), tokenizer.encode(texts))
 
 
-def test_all_merges_dropped_is_characters(tokenizer: TextTokenizer) -> None:
+def test_all_merges_dropped_is_characters(tokenizer: SentencePieceTokenizer) -> None:
     ids = tokenizer.encode(["a red heart"], dropout=1.0)[0]
     assert len(ids) == len(" a red heart") + 1
 
@@ -143,7 +143,7 @@ def _outcomes(symbols: tuple[str, ...], order: list[str], p: float) -> dict[tupl
     return dict(result)
 
 
-def test_dropout_has_the_distribution_of_the_paper(tokenizer: TextTokenizer) -> None:
+def test_dropout_has_the_distribution_of_the_paper(tokenizer: SentencePieceTokenizer) -> None:
     p, draws = 0.4, 4000
     raw = tokenizer._processor
     order = [raw.id_to_piece(i) for i in sorted(range(260, tokenizer.vocab_size), key=lambda i: -raw.get_score(i))]
@@ -157,7 +157,7 @@ def test_dropout_has_the_distribution_of_the_paper(tokenizer: TextTokenizer) -> 
         assert counts[outcome] / draws == pytest.approx(probability, abs=4 * (probability / draws) ** 0.5 + 1e-3)
 
 
-def test_dropout_is_repeatable_and_independent_of_the_batch(tokenizer: TextTokenizer) -> None:
+def test_dropout_is_repeatable_and_independent_of_the_batch(tokenizer: SentencePieceTokenizer) -> None:
     texts = CAPTIONS[:6]
     batch = tokenizer.encode(texts, 64, dropout=0.5, seed=[5, 6, 7, 8, 9, 10])
     for i, text in enumerate(texts):
@@ -169,10 +169,10 @@ def test_dropout_is_repeatable_and_independent_of_the_batch(tokenizer: TextToken
 
 
 @pytest.mark.slow
-def test_dropout_is_the_same_in_another_process(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_dropout_is_the_same_in_another_process(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     code = (
-        "import sys; from dalle.text import TextTokenizer; t = TextTokenizer.load(sys.argv[1]); "
+        "import sys; from dalle.text import SentencePieceTokenizer; t = SentencePieceTokenizer.load(sys.argv[1]); "
         "print(t.encode([sys.argv[2]], dropout=0.5, seed=11).tolist())"
     )
     outputs = {
@@ -182,9 +182,9 @@ def test_dropout_is_the_same_in_another_process(tokenizer: TextTokenizer, tmp_pa
     assert outputs == {f"{tokenizer.encode([CAPTIONS[1]], dropout=0.5, seed=11).tolist()}\n".encode()}
 
 
-def test_saved_pickled_and_loaded_are_the_same(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_saved_pickled_and_loaded_are_the_same(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "a")
-    loaded = TextTokenizer.load(tmp_path / "a")
+    loaded = SentencePieceTokenizer.load(tmp_path / "a")
     copied = pickle.loads(pickle.dumps(tokenizer))
     assert loaded.config == copied.config == tokenizer.config
     expected = tokenizer.encode(ODD, dropout=0.2, seed=1)
@@ -193,12 +193,12 @@ def test_saved_pickled_and_loaded_are_the_same(tokenizer: TextTokenizer, tmp_pat
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["bpe.model", "config.yaml"]
 
 
-def test_save_keeps_the_recipe_that_is_there(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_save_keeps_the_recipe_that_is_there(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     recipe = "stage: text_tokenizer\nmodel: {vocab_size: 400}\ndata: {kind: emoji}\n"
     (tmp_path / "config.yaml").write_text(recipe)
     tokenizer.save(tmp_path)
     assert (tmp_path / "config.yaml").read_text() == recipe
-    assert torch.equal(TextTokenizer.load(tmp_path).encode(CAPTIONS[:6]), tokenizer.encode(CAPTIONS[:6]))
+    assert torch.equal(SentencePieceTokenizer.load(tmp_path).encode(CAPTIONS[:6]), tokenizer.encode(CAPTIONS[:6]))
 
 
 def _one_line(error: pytest.ExceptionInfo[ValueError], *parts: str) -> None:
@@ -208,7 +208,7 @@ def _one_line(error: pytest.ExceptionInfo[ValueError], *parts: str) -> None:
         assert part in message
 
 
-def test_mistakes_give_one_line(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_mistakes_give_one_line(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         tokenizer.encode(["ab\ud800c"])
     _one_line(error, "surrogate", "position 2")
@@ -222,30 +222,30 @@ def test_mistakes_give_one_line(tokenizer: TextTokenizer, tmp_path: Path) -> Non
         tokenizer.decode([[5, 400]])
     _one_line(error, "400", "399")
     with pytest.raises(ValueError) as error:
-        TextTokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
     _one_line(error, "bpe.model", str(tmp_path))
     tokenizer.save(tmp_path)
     (tmp_path / "bpe.model").write_bytes(b"no model")
     with pytest.raises(ValueError) as error:
-        TextTokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
     _one_line(error, "bpe.model", "truncated or foreign")
 
 
 def test_a_vocabulary_that_does_not_fit_says_which_would() -> None:
     for size, names in ((100_000, "or less"), (262, "or more")):
         with pytest.raises(ValueError) as error:
-            TextTokenizer.train(TextTokenizerConfig(vocab_size=size), CAPTIONS)
+            SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=size), CAPTIONS)
         _one_line(error, f"vocab_size={size}", names)
         numbers = [int(word) for word in str(error.value).replace(",", "").split() if word.isdigit()]
-        TextTokenizer.train(TextTokenizerConfig(vocab_size=numbers[0]), CAPTIONS)
+        SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=numbers[0]), CAPTIONS)
     with pytest.raises(ValueError) as error:
-        TextTokenizer.train(CONFIG, ["", ""])
+        SentencePieceTokenizer.train(CONFIG, ["", ""])
     _one_line(error, "no captions")
 
 
-def test_model_of_another_size_is_named(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_model_of_another_size_is_named(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("stage: text_tokenizer\nmodel: {vocab_size: 512}\n")
     tokenizer.save(tmp_path)
     with pytest.raises(ValueError) as error:
-        TextTokenizer.load(tmp_path)
+        SentencePieceTokenizer.load(tmp_path)
     _one_line(error, "400", "512")

@@ -1,4 +1,4 @@
-"""Text tokenizer: captions to token ids and back, by SentencePiece BPE with byte fallback. Knows nothing of models.
+"""Our own text tokenizer: SentencePiece BPE with byte fallback. Knows nothing of models.
 
 Letters of shapes: B captions, T tokens.
 
@@ -11,25 +11,19 @@ and U+2581 is escaped.
 from __future__ import annotations
 
 import functools
-import heapq
 import io
-import logging
-import os
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import sentencepiece
-import torch
-import yaml
-from torch import Tensor
 
-from dalle.config import config, from_dict, read_yaml, to_dict
-
-logger = logging.getLogger(__name__)
+from dalle.config import config, from_dict, read_yaml
+from dalle.text.bpe import merge
+from dalle.text.tokenizer import TextTokenizer, check_characters
 
 MODEL_FILE = "bpe.model"
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
@@ -63,8 +57,8 @@ class TextTokenizerConfig:
             raise ValueError(f"character_coverage is {self.character_coverage}; it must be from 0.98 to 1")
 
 
-class TextTokenizer:
-    """SentencePiece BPE over captions (DALL-E paper, section 2.2); picklable, so that data workers can have a copy.
+class SentencePieceTokenizer(TextTokenizer):
+    """SentencePiece BPE over captions (DALL-E paper, section 2.2).
 
     Attributes:
         config: The architecture.
@@ -73,13 +67,16 @@ class TextTokenizer:
         unk_id: 1, never made as long as `config.byte_fallback` is on.
         bos_id: 2, kept free for models that want it.
         eos_id: 3, ends every row.
-        truncated: Number of captions cut by `encode` so far, in this process.
     """
+
+    config: TextTokenizerConfig
 
     pad_id = PAD_ID
     unk_id = UNK_ID
     bos_id = BOS_ID
     eos_id = EOS_ID
+    end = (EOS_ID,)
+    blank_is_null = True
 
     def __init__(self, config: TextTokenizerConfig, model: bytes) -> None:
         """Build from a config and the bytes of a SentencePiece model file.
@@ -87,8 +84,7 @@ class TextTokenizer:
         Raises:
             ValueError: The bytes are no SentencePiece model, or one of another size or with other special tokens.
         """
-        self.config = config
-        self.truncated = 0
+        super().__init__(config)
         self._model = model
         self._processor = _processor(model)
         self.vocab_size: int = self._processor.get_piece_size()
@@ -104,79 +100,18 @@ class TextTokenizer:
                 f"{(PAD_ID, UNK_ID, BOS_ID, EOS_ID)}: train it with train.py"
             )
 
-    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[TextTokenizerConfig, bytes]]:
-        return TextTokenizer, (self.config, self._model)
+    def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[TextTokenizerConfig, bytes]]:
+        return SentencePieceTokenizer, (self.config, self._model)
 
     def normalize(self, text: str) -> str:
         """The form of `text` that `decode(encode([text]))` gives back."""
         return _normalize(text, self.config)
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        length: int | None = None,
-        *,
-        dropout: float = 0.0,
-        seed: int | Sequence[int] | None = None,
-    ) -> Tensor:
-        """Captions to token ids: each row is its tokens, then EOS, then padding.
-
-        Args:
-            texts: B captions.
-            length: Length T of the rows; longer captions are cut, with EOS kept, and counted in `truncated`.
-                None: as long as the longest needs.
-            dropout: Probability of leaving out a merge (BPE dropout; 0.1 in the DALL-E paper), for training only.
-            seed: Makes dropout repeatable: one seed for the call, or one for each caption, whose tokens are then the
-                same whatever the batch around it. None: not repeatable.
-
-        Returns:
-            int64 [B, T], on the CPU.
-
-        Raises:
-            ValueError: A single string instead of a list, a caption with a lone surrogate, or a length below 1.
-        """
-        if isinstance(texts, str):
-            raise ValueError(f"encode takes a list of captions, got the string {texts[:40]!r}: put it into a list")
-        if length is not None and length < 1:
-            raise ValueError(f"the length of encoded captions is at least 1 (EOS), got {length}")
-        rows = [[*row, EOS_ID] for row in self._pieces([_prepare(text, self.config) for text in texts], dropout, seed)]
-        width = max((len(row) for row in rows), default=0) if length is None else length
-        ids = torch.full((len(rows), width), PAD_ID, dtype=torch.int64)  # [B, T]
-        for i, row in enumerate(rows):
-            if len(row) > width:
-                self._count_cut(texts[i], len(row), width)
-                row = [*row[: width - 1], EOS_ID]
-            ids[i, : len(row)] = torch.tensor(row)
-        return ids
-
-    def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Token ids [B, T] to B captions; each row is read up to its first EOS, padding is skipped.
-
-        Raises:
-            ValueError: An id outside the vocabulary.
-        """
-        rows: list[list[int]] = ids.tolist() if isinstance(ids, Tensor) else [list(row) for row in ids]
-        captions = []
-        for row in rows:
-            if row and not 0 <= min(row) <= max(row) < self.vocab_size:
-                wrong = min(row) if min(row) < 0 else max(row)
-                raise ValueError(f"token id {wrong} is outside the text vocabulary of 0 to {self.vocab_size - 1}")
-            end = row.index(EOS_ID) if EOS_ID in row else len(row)
-            pieces = [i for i in row[:end] if i != PAD_ID]
-            captions.append(_unescape(self._processor.decode(pieces).removeprefix(" ")))
-        return captions
-
-    def save(self, folder: str | Path) -> None:
-        """Write `bpe.model` into `folder`, and a minimal `config.yaml` unless one is there (say, the recipe)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / MODEL_FILE, self._model)
-        if not (folder / "config.yaml").exists():
-            content = {"stage": "text_tokenizer", "model": to_dict(self.config)}
-            _write(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+    def files(self) -> Mapping[str, bytes]:
+        return {MODEL_FILE: self._model}
 
     @classmethod
-    def load(cls, folder: str | Path) -> TextTokenizer:
+    def load(cls, folder: str | Path) -> SentencePieceTokenizer:
         """Read what `save` wrote: `bpe.model`, and the `model:` part of `config.yaml`.
 
         Raises:
@@ -194,7 +129,7 @@ class TextTokenizer:
             raise ValueError(f"{file}: {error}") from None
 
     @classmethod
-    def train(cls, config: TextTokenizerConfig, captions: Iterable[str]) -> TextTokenizer:
+    def train(cls, config: TextTokenizerConfig, captions: Iterable[str]) -> SentencePieceTokenizer:
         """Learn a vocabulary from captions; the same captions in the same order give the same bytes.
 
         Args:
@@ -231,54 +166,28 @@ class TextTokenizer:
             raise ValueError(_explain(str(error), config)) from None
         return cls(config, model.getvalue())
 
-    def _pieces(self, lines: list[str], dropout: float, seed: int | Sequence[int] | None) -> list[list[int]]:
+    def _pieces(self, texts: Sequence[str], dropout: float, chances: Sequence[random.Random]) -> list[list[int]]:
+        lines = [_prepare(text, self.config) for text in texts]
         if dropout == 0.0:
             rows: list[list[int]] = self._processor.encode(lines, num_threads=1)
             return rows
-        if seed is None or isinstance(seed, int):
-            shared = random.Random(seed)
-            return [self._merge(line, dropout, shared) for line in lines]
-        return [self._merge(line, dropout, random.Random(own)) for line, own in zip(lines, seed, strict=True)]
+        # SentencePiece has its own dropout, but its seed means something else in every process, so that no run could be
+        # repeated or resumed with it.
+        return [
+            [
+                i
+                for symbol in merge(list(line.replace(" ", "\u2581")), self._rule, dropout, chance)
+                for i in self._ids(symbol)
+            ]
+            for line, chance in zip(lines, chances, strict=True)
+        ]
 
-    def _merge(self, line: str, dropout: float, rng: random.Random) -> list[int]:
-        """Implements algorithm 1 of Provilkov et al. (2020), BPE-dropout.
+    def _text(self, ids: list[int]) -> str:
+        return _unescape(self._processor.decode(ids).removeprefix(" "))
 
-        Each possible merge is left out of a step with probability `dropout`, the best of the others is made, and a
-        step that leaves out all is the last. SentencePiece has its own dropout, but its seed means something else in
-        every process, so that no run could be repeated or resumed with it.
-        """
-        pieces = self._merges
-        symbols = list(line.replace(" ", "\u2581"))  # the symbol that starts at i; "" once merged into one before it
-        end = len(symbols)
-        after, before = list(range(1, end + 1)), list(range(-1, end - 1))
-        heap: list[tuple[float, int, str]] = []
-
-        def offer(left: int) -> None:
-            if left >= 0 and after[left] < end and (joined := symbols[left] + symbols[after[left]]) in pieces:
-                heapq.heappush(heap, (pieces[joined], left, joined))
-
-        for left in range(end):
-            offer(left)
-        left_out = []
-        while heap:
-            merge = heapq.heappop(heap)
-            _, left, joined = merge
-            if not symbols[left] or after[left] == end or symbols[left] + symbols[after[left]] != joined:
-                continue  # an earlier merge took one of the two
-            if rng.random() < dropout:
-                left_out.append(merge)
-                continue
-            right = after[left]
-            symbols[left], symbols[right] = joined, ""
-            after[left] = after[right]
-            if after[left] < end:
-                before[after[left]] = left
-            for other in left_out:
-                heapq.heappush(heap, other)
-            left_out = []
-            offer(before[left])
-            offer(left)
-        return [i for symbol in symbols if symbol for i in self._ids(symbol)]
+    def _rule(self, first: str, second: str) -> tuple[float, str] | None:
+        joined = first + second
+        return (self._merges[joined], joined) if joined in self._merges else None
 
     @functools.cached_property
     def _merges(self) -> dict[str, float]:
@@ -295,13 +204,6 @@ class TextTokenizer:
             return [UNK_ID]
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in symbol.encode()]
 
-    def _count_cut(self, text: str, needed: int, width: int) -> None:
-        if self.truncated == 0:
-            logger.warning(
-                "caption of %d tokens cut to %d: %r... (later ones are only counted)", needed, width, text[:60]
-            )
-        self.truncated += 1
-
 
 def _normalize(text: str, config: TextTokenizerConfig) -> str:
     if config.lower_case:
@@ -311,13 +213,7 @@ def _normalize(text: str, config: TextTokenizerConfig) -> str:
 
 def _prepare(text: str, config: TextTokenizerConfig) -> str:
     """Normalised, escaped, and with a space in front, so that a word has the same token wherever it stands."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the caption {text[:40]!r} holds the lone surrogate {text[error.start]!r} at position {error.start}, "
-            "which is no character: repair the encoding of the text it came from"
-        ) from None
+    check_characters(text)
     text = _normalize(text, config)
     for plain, escaped in _ESCAPES:
         text = text.replace(plain, escaped)
@@ -354,10 +250,3 @@ def _explain(error: str, config: TextTokenizerConfig) -> str:
     if "sentences_.empty()" in error:
         return "no captions to train a text tokenizer on: expected at least one that is not empty"
     return f"SentencePiece cannot train this text tokenizer: {' '.join(error.split())}"
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write all or nothing: into a neighbour first, then renamed."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(file)

@@ -1,0 +1,64 @@
+"""Text tokenizers behind one contract: captions to ids [B, T] and back. Ours is SentencePiece's; others' are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dalle.config import from_dict, read_yaml
+from dalle.text import char_bpe, clip_bpe, yttm
+from dalle.text.char_bpe import CharTokenizer, CharTokenizerConfig
+from dalle.text.classes import ClassTokenizer, ClassTokenizerConfig
+from dalle.text.clip_bpe import CLIPTokenizer, CLIPTokenizerConfig
+from dalle.text.sentencepiece import EOS_ID, PAD_ID, SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text.tokenizer import TextTokenizer
+from dalle.text.yttm import YTTMTokenizer, YTTMTokenizerConfig
+
+__all__ = [
+    "EOS_ID",
+    "PAD_ID",
+    "CLIPTokenizer",
+    "CLIPTokenizerConfig",
+    "CharTokenizer",
+    "CharTokenizerConfig",
+    "ClassTokenizer",
+    "ClassTokenizerConfig",
+    "SentencePieceTokenizer",
+    "TextTokenizer",
+    "TextTokenizerConfig",
+    "YTTMTokenizer",
+    "YTTMTokenizerConfig",
+    "load",
+]
+
+
+def load(folder: Path) -> TextTokenizer:
+    """The text tokenizer in a folder that `TextTokenizer.save` wrote.
+
+    Raises:
+        ValueError: a file is missing, broken, or belongs to another tokenizer.
+    """
+    recipe = folder / "config.yaml"
+    model = read_yaml(recipe).get("model") or {}
+    kind = model.get("kind") if isinstance(model, dict) else None
+    if kind is None:
+        return SentencePieceTokenizer.load(folder)
+
+    def content(name: str) -> bytes:
+        if not (folder / name).is_file():
+            raise ValueError(f"no {name} in {folder}: expected the folder of a text tokenizer, {kind}")
+        return (folder / name).read_bytes()
+
+    where = str(recipe)
+    try:
+        if kind == "clip_bpe":
+            return CLIPTokenizer(from_dict(CLIPTokenizerConfig, model, where), content(clip_bpe.MERGES_FILE))
+        if kind == "char_bpe":
+            files = content(char_bpe.VOCAB_FILE), content(char_bpe.MERGES_FILE)
+            return CharTokenizer(from_dict(CharTokenizerConfig, model, where), *files)
+        if kind == "yttm":
+            return YTTMTokenizer(from_dict(YTTMTokenizerConfig, model, where), content(yttm.MODEL_FILE))
+        if kind == "classes":
+            return ClassTokenizer(from_dict(ClassTokenizerConfig, model, where))
+    except ValueError as error:
+        raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+    raise ValueError(f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, classes, or none (ours)")

@@ -1,0 +1,104 @@
+"""YouTokenToMe's BPE (github.com/VKCOM/YouTokenToMe), which ruDALL-E reads captions with, in pure Python.
+
+Its file: the numbers n of characters and m of rules; n lines "code point, id"; m lines "left, right, merged"; the ids
+of unknown, padding, begin and end (-1: none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from dalle.config import config
+from dalle.text.bpe import BPETokenizer
+
+MODEL_FILE = "bpe.model"
+_SPACE = 0x2581  # stands in front of every word
+_SPACES = frozenset(" \t\n\v\f\r▁")
+
+
+@config
+class YTTMTokenizerConfig:
+    kind: Literal["yttm"] = "yttm"
+    """The BPE of YouTokenToMe."""
+    ends: bool = True
+    """Captions are lower-cased and rows begin and end with a token, as ruDALL-E does; DALLE-pytorch does neither."""
+
+
+class YTTMTokenizer(BPETokenizer):
+    """Rows are a begin token, the caption's, an end token, and 0s; a row that is cut loses its end."""
+
+    config: YTTMTokenizerConfig
+    keep_end = False
+
+    def __init__(self, config: YTTMTokenizerConfig, model: bytes) -> None:
+        """Build from the contents of a model file.
+
+        Raises:
+            ValueError: it is another file, or damaged.
+        """
+        super().__init__(config)
+        self._model = model
+        try:
+            numbers = [int(number) for number in model.decode("ascii").split()]
+            characters, rules = numbers[:2]
+        except ValueError:
+            raise ValueError("it is no model of YouTokenToMe: expected a text file of numbers") from None
+        if min(characters, rules) < 0 or len(numbers) != 2 + 2 * characters + 3 * rules + 4:
+            raise ValueError(
+                f"it should hold {2 + 2 * characters + 3 * rules + 4} numbers for {characters} characters and {rules} "
+                f"rules and has {len(numbers)}: the file is damaged, or no model of YouTokenToMe"
+            )
+        own = numbers[2 : 2 + 2 * characters]
+        self._characters = dict(zip(own[::2], own[1::2], strict=True))
+        triples = numbers[2 + 2 * characters : -4]
+        self._unknown, pad, begin, end = numbers[-4:]
+        self.vocab_size = characters + rules + sum(number >= 0 for number in numbers[-4:])
+        if _SPACE not in self._characters or not all(0 <= i < self.vocab_size for i in (*own[1::2], *triples)):
+            raise ValueError(f"its ids do not lie between 0 and {self.vocab_size - 1}, or it has none for the space")
+        if self._unknown < 0 or pad < 0 or (config.ends and min(begin, end) < 0):
+            raise ValueError("it has no ids for unknown, padding, begin or end: expected the file of ruDALL-E")
+        pairs = zip(triples[::3], triples[1::3], triples[2::3], strict=True)
+        self.rules = {(left, right): (rank, joined) for rank, (left, right, joined) in enumerate(pairs)}
+        self.pad_id = pad
+        if config.ends:
+            self.begin, self.end = (begin,), (end,)
+        self._strings = {number: chr(code) for code, number in self._characters.items()}
+        for (left, right), (_, joined) in self.rules.items():
+            self._strings[joined] = self._strings.get(left, "") + self._strings.get(right, "")
+
+    def __reduce__(self) -> tuple[type[YTTMTokenizer], tuple[YTTMTokenizerConfig, bytes]]:
+        return YTTMTokenizer, (self.config, self._model)
+
+    def files(self) -> Mapping[str, bytes]:
+        return {MODEL_FILE: self._model}
+
+    def _words(self, text: str) -> list[list[int]]:
+        if self.config.ends:
+            text = text.lower().strip()
+        words = []
+        for word in _split(text):
+            ids = [self._characters[_SPACE]]
+            known = True
+            for character in word:
+                number = self._characters.get(ord(character))
+                if number is not None:
+                    ids.append(number)
+                elif known:  # what follows it and is unknown too belongs to the same token
+                    ids.append(self._unknown)
+                known = number is not None
+            words.append(ids)
+        return words
+
+    def _text(self, ids: list[int]) -> str:
+        return "".join(self._strings.get(i, "") for i in ids).replace("▁", " ").strip()
+
+
+def _split(text: str) -> list[str]:
+    words = [""]
+    for character in text:
+        if character in _SPACES:
+            words.append("")
+        else:
+            words[-1] += character
+    return [word for word in words if word]

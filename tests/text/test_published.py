@@ -1,0 +1,178 @@
+"""Text tokenizers of published models give the ids that their own code gives.
+
+What that code gave is in references/published.json, made by references/published.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dalle.text import (
+    CharTokenizer,
+    CharTokenizerConfig,
+    ClassTokenizer,
+    ClassTokenizerConfig,
+    CLIPTokenizer,
+    CLIPTokenizerConfig,
+    TextTokenizer,
+    YTTMTokenizer,
+    YTTMTokenizerConfig,
+    load,
+)
+from dalle.text.bpe import merge
+from dalle.text.clip_bpe import MERGES
+
+REFERENCE = json.loads((Path(__file__).parent / "references" / "published.json").read_text())
+TEXTS: list[str] = REFERENCE["texts"]
+
+
+def clip(ends: bool = False) -> CLIPTokenizer:
+    lines = ["#version: 0.2", *REFERENCE["clip"]["merges"], ""]
+    return CLIPTokenizer(CLIPTokenizerConfig(ends=ends), "\n".join(lines).encode())
+
+
+def char() -> CharTokenizer:
+    vocab, merges = (REFERENCE["char"][part] for part in ("vocab", "merges"))
+    return CharTokenizer(CharTokenizerConfig(), json.dumps(vocab).encode(), merges.encode())
+
+
+def yttm(ends: bool = False) -> YTTMTokenizer:
+    return YTTMTokenizer(YTTMTokenizerConfig(ends=ends), REFERENCE["yttm"]["model"].encode())
+
+
+@pytest.mark.parametrize("make, name", [(clip, "clip"), (char, "char"), (yttm, "yttm")])
+def test_ids_of_their_own_code(make: object, name: str) -> None:
+    if name == "clip":
+        pytest.importorskip("ftfy", reason='pip install "dalle[clip]"')
+    tokenizer: TextTokenizer = make()  # type: ignore[operator]
+    found, expected = tokenizer.rows(TEXTS), REFERENCE[name]["ids"]
+    wrong = [(text, row, right) for text, row, right in zip(TEXTS, found, expected) if row != right]
+    assert not wrong, f"{len(wrong)} of {len(TEXTS)}: {wrong[:3]}"
+    assert tokenizer.vocab_size > max(i for row in expected for i in row)
+
+
+def test_rows_of_clip() -> None:
+    tokenizer = clip(ends=True)
+    start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
+    assert (start, end) == (512 + 300, 512 + 301)
+    plain = clip().rows(["a red heart"])[0]
+    assert tokenizer.encode(["a red heart"], 77).tolist() == [[start, *plain, end] + [0] * (75 - len(plain))]
+    cut = tokenizer.encode(["a red heart " * 40], 10).tolist()[0]
+    assert cut[0] == start and cut[-1] == end and len(cut) == 10 and tokenizer.truncated == 1
+    assert tokenizer.encode([""]).tolist() == [[start, end]]
+    assert clip().encode(["a " * 9], 4).tolist() == [clip().rows(["a a a a"])[0]]
+
+
+def test_rows_of_mindalle() -> None:
+    tokenizer = char()
+    assert tokenizer.pad_id == REFERENCE["char"]["pad"]
+    row = tokenizer.rows(["a red heart"])[0]
+    assert tokenizer.encode(["a red heart"], 64).tolist() == [row + [tokenizer.pad_id] * (64 - len(row))]
+    assert tokenizer.encode(["a red heart"], 2).tolist() == [row[:2]]
+    assert tokenizer.encode([""], 3).tolist() == [[tokenizer.pad_id] * 3]
+
+
+def test_rows_of_rudalle() -> None:
+    """`encode_text` of rudalle/tokenizer.py: begin 2, end 3, zeros; a row that is too long loses its end."""
+    tokenizer = yttm(ends=True)
+    plain = yttm().rows(["лиса в лесу"])[0]
+    assert tokenizer.encode([" ЛИСА в Лесу\n"], 32).tolist() == [[2, *plain, 3] + [0] * (30 - len(plain))]
+    assert tokenizer.encode(["лиса в лесу"], 5).tolist() == [[2, *plain[:4]]]
+    assert tokenizer.encode([""], 4).tolist() == [[2, 3, 0, 0]]
+
+
+def test_classes() -> None:
+    tokenizer = ClassTokenizer(ClassTokenizerConfig(classes=10))
+    assert tokenizer.encode(["3", " 9 ", ""], 1).tolist() == [[3], [9], [10]]
+    assert tokenizer.decode(tokenizer.encode(["3", ""])) == ["3", ""]
+    for wrong in ("10", "-1", "fox", "३", "1.5"):
+        with pytest.raises(ValueError, match="give a number from 0 to 9 as prompt"):
+            tokenizer.encode([wrong])
+
+
+@pytest.mark.parametrize("make", [lambda: clip(True), char, lambda: yttm(True)])
+def test_back_to_text_saved_and_pickled(make: object, tmp_path: Path) -> None:
+    tokenizer: TextTokenizer = make()  # type: ignore[operator]
+    words = ["a red heart", "the cat and the dog"]
+    ids = tokenizer.encode(words)
+    tokenizer.save(tmp_path)
+    for again in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), load(tmp_path)):
+        assert again.encode(words).tolist() == ids.tolist() and again.config == tokenizer.config
+        assert again.decode(ids) == words
+    with pytest.raises(ValueError, match="outside the text vocabulary"):
+        tokenizer.decode([[tokenizer.vocab_size]])
+
+
+def test_dropout_is_repeatable_and_splits_more() -> None:
+    tokenizer = yttm()
+    plain, dropped = (sum(map(len, tokenizer.rows(TEXTS, dropout=d, seed=1))) for d in (0.0, 0.5))
+    assert dropped > plain
+    one = tokenizer.rows(["лиса в лесу", "a red heart"], dropout=0.5, seed=[3, 4])
+    assert one[1] == tokenizer.rows(["a red heart"], dropout=0.5, seed=[4])[0]
+
+
+def test_merging_against_a_slow_loop() -> None:
+    """Rules in any order, also such as no training makes: always the first rule that fits, at the leftmost place."""
+    chance = random.Random(0)
+    for _ in range(300):
+        pairs = [(chance.randrange(6), chance.randrange(6)) for _ in range(12)]
+        rules = {pair: (rank, chance.randrange(6)) for rank, pair in enumerate(pairs)}
+        symbols = [chance.randrange(6) for _ in range(chance.randrange(12))]
+        slow = list(symbols)
+        while found := [(rules[pair][0], i) for i, pair in enumerate(pairwise(slow)) if pair in rules]:
+            _, i = min(found)
+            slow[i : i + 2] = [rules[slow[i], slow[i + 1]][1]]
+        assert merge(symbols, lambda a, b, rules=rules: rules.get((a, b))) == slow
+
+
+def test_merges_of_clip_in_other_forms() -> None:
+    lines = REFERENCE["clip"]["merges"]
+    text = "\n".join(["bpe_simple_vocab_16e6.txt", *lines])
+    packed = CLIPTokenizer(CLIPTokenizerConfig(ends=False), gzip.compress(text.encode()))
+    assert packed.rows(["a red heart"]) == clip().rows(["a red heart"])
+    more = "\n".join([text, *["a b"] * (MERGES - len(lines)), "more and more"])  # OpenAI's list goes on behind CLIP's
+    assert CLIPTokenizer(CLIPTokenizerConfig(), more.encode()).vocab_size == 512 + MERGES + 2 == 49_408
+
+
+def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+    model = REFERENCE["yttm"]["model"]
+    vocab = REFERENCE["char"]["vocab"]
+    cases = [
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"\x89PNG"), "no model of YouTokenToMe"),
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), model[:-20].encode()), "the file is damaged"),
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"1 0\n9601 77\n1 0 2 3\n"), "do not lie between 0 and"),
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b""), "expected a text file of numbers"),
+        (lambda: CLIPTokenizer(CLIPTokenizerConfig(), b""), "the file of merges is empty"),
+        (lambda: CLIPTokenizer(CLIPTokenizerConfig(), b"#version\nqq zz\n"), "expected two tokens that are known"),
+        (lambda: CLIPTokenizer(CLIPTokenizerConfig(), b"\x1f\x8b\x00"), "a damaged .gz"),
+        (lambda: CLIPTokenizer(CLIPTokenizerConfig(), b"\xff\xfe\x00"), "are not text"),
+        (lambda: CharTokenizer(CharTokenizerConfig(), b"{", b""), "no JSON"),
+        (lambda: CharTokenizer(CharTokenizerConfig(), b"[]", b""), "no JSON of tokens"),
+        (lambda: CharTokenizer(CharTokenizerConfig(), b'{"a": 0}', b""), r"has no \[UNK\]"),
+        (lambda: CharTokenizer(CharTokenizerConfig(), json.dumps(vocab).encode(), b"q z9\n"), "the vocabulary has not"),
+    ]
+    for make, message in cases:
+        with pytest.raises(ValueError, match=message) as caught:
+            make()
+        assert "\n" not in str(caught.value)
+    char().save(tmp_path)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(ValueError, match=r"no merges.txt in"):
+        load(tmp_path)
+    (tmp_path / "config.yaml").write_text("stage: text_tokenizer\nmodel: {kind: other}\n")
+    with pytest.raises(ValueError, match="model.kind is 'other', expected clip_bpe"):
+        load(tmp_path)
+
+
+def test_without_ftfy_only_plain_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
+    assert clip().rows(["a red heart"])
+    with pytest.raises(ValueError, match=r'needs ftfy for .*pip install "dalle\[clip\]"'):
+        clip().rows(["लाल मुटु"])
