@@ -15,14 +15,15 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from dalle import __version__
-from dalle.config import CommandLine, config, descriptions, dump, from_dict, refuse, to_dict
+from dalle.config import CommandLine, apply_overrides, config, descriptions, dump, from_dict, refuse, to_dict
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
 
+_GIVEN = ("family", "heads", "convention", "grid")
 _TOGETHER = 32  # candidates that are drawn before their pictures are written, where prompts are many
 
 
@@ -52,9 +53,18 @@ class SampleConfig:
     mask: Path | None = None
     """Picture of the size of --image, white where it is drawn anew."""
     model: str | None = None
-    """Folder of the model (or a hub id); the one that ships with the repository if not given."""
+    """Folder or file of the model (or a hub id), ours or as published; the one that ships with the repository if not
+    given."""
+    image_tokenizer: str | None = None
+    """Image tokenizer of a published model whose files do not hold it."""
+    text_tokenizer: str | None = None
+    """Text tokenizer of a published model whose files do not hold it."""
+    text_encoder: str | None = None
+    """T5 encoder of a published model that reads its features; its own (google/flan-t5-xl) if not given."""
+    given: tuple[str, ...] = ()
+    """What published files do not tell: family, heads, convention or grid (docs/checkpoints.md); may be repeated."""
     clip: str | None = None
-    """Folder of the CLIP that chooses (or a hub id); the model's own if not given."""
+    """Folder or file of the CLIP that chooses (or a hub id), ours or as published; the model's own if not given."""
     out: Path = Path("outputs")
     """Folder in which each run makes a folder of its own."""
     grid: bool = True
@@ -102,7 +112,14 @@ def draw(settings: SampleConfig, run: Run) -> None:
     image = None if settings.image is None else read_picture(settings.image)
     mask = None if settings.mask is None else read_picture(settings.mask)
     pipe = TextToImage.from_pretrained(
-        settings.model, settings.device, getattr(torch, settings.dtype), clip=settings.clip
+        settings.model,
+        settings.device,
+        getattr(torch, settings.dtype),
+        clip=settings.clip,
+        image_tokenizer=settings.image_tokenizer,
+        text_tokenizer=settings.text_tokenizer,
+        text_encoder=settings.text_encoder,
+        **_given(settings),
     )
     sampling = to_dict(pipe.sampling.updated(settings.guidance, settings.temperature, settings.top_k, settings.top_p))
     run.model_hash = pipe.model_hash
@@ -127,6 +144,15 @@ def draw(settings: SampleConfig, run: Run) -> None:
             )
             for result in results:
                 run.add(result)
+
+
+def _given(settings: SampleConfig) -> dict[str, Any]:
+    """What published files do not tell."""
+    given = apply_overrides({}, list(settings.given))
+    for name in given:
+        if name not in _GIVEN:
+            raise ValueError(f"--given {name}: nothing of that name can be given; known here: {', '.join(_GIVEN)}")
+    return given
 
 
 class Run:
@@ -180,7 +206,19 @@ class Run:
 
 def _options(settings: SampleConfig) -> dict[str, Any]:
     """What, beside prompt, seed and the model's hash, decides on a picture."""
-    names = ("model", "guidance", "temperature", "top_k", "top_p", "keep_rows", "dtype")
+    names = (
+        "model",
+        "image_tokenizer",
+        "text_tokenizer",
+        "text_encoder",
+        "given",
+        "guidance",
+        "temperature",
+        "top_k",
+        "top_p",
+        "keep_rows",
+        "dtype",
+    )
     options = {name: getattr(settings, name) for name in names}
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
@@ -244,7 +282,9 @@ def _parser() -> argparse.ArgumentParser:
             continue
         flag, text = f"--{field.name.replace('_', '-')}", f"{texts[field.name]} (default: {_shown(field.default)})"
         kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not type(None))
-        if kind is bool:
+        if get_origin(hints[field.name]) is tuple:
+            parser.add_argument(flag, action="append", metavar="KEY=VALUE", default=[], help=text)
+        elif kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
         elif isinstance(kind, str):
             parser.add_argument(flag, choices=get_args(hints[field.name]), default=field.default, help=text)
@@ -255,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shown(default: object) -> str:
-    return "none" if default is None else "on" if default is True else str(default)
+    return "none" if default is None or default == () else "on" if default is True else str(default)
 
 
 if __name__ == "__main__":

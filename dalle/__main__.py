@@ -47,14 +47,19 @@ def _parser() -> CommandLine:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
     command.set_defaults(run=_export)
 
-    command = commands.add_parser("convert", help="write a published image tokenizer as a folder of ours")
-    command.add_argument("source", type=Path, metavar="SOURCE", help="file or folder as it was published")
+    given = "what the files do not tell, for example heads=16 (docs/checkpoints.md)"
+    command = commands.add_parser("convert", help="write published weights of any kind as a folder of ours")
+    command.add_argument("source", metavar="SOURCE", help="file or folder as it was published, or a hub id")
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write, which must not be there")
+    command.add_argument("given", nargs="*", metavar="key=value", help=given)
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
+    command.add_argument("--image-tokenizer", metavar="SOURCE", help="of a model whose files do not hold it")
+    command.add_argument("--text-tokenizer", metavar="SOURCE", help="of a model or CLIP whose files do not hold it")
     command.set_defaults(run=_convert)
 
-    command = commands.add_parser("inspect", help="what a published image tokenizer is, without loading it")
-    command.add_argument("source", type=Path, metavar="SOURCE", help="file or folder as it was published")
+    command = commands.add_parser("inspect", help="what published weights are, without loading them")
+    command.add_argument("source", metavar="SOURCE", help="file or folder as it was published, or a hub id")
+    command.add_argument("given", nargs="*", metavar="key=value", help=given)
     command.set_defaults(run=_inspect)
     return parser
 
@@ -84,16 +89,21 @@ def _export(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from dalle.published.convert import convert
 
-    found = convert(args.source, args.out, args.dtype)
+    found = convert(
+        args.source,
+        args.out,
+        args.dtype,
+        image_tokenizer=args.image_tokenizer,
+        text_tokenizer=args.text_tokenizer,
+        given=apply_overrides({}, args.given),
+    )
     print(f"{args.out}: {found.family}; its licence: {found.licence}")
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from dalle.published.convert import summary
-    from dalle.published.image_tokenizers import read_image_tokenizer
+    from dalle.published.convert import inspect
 
-    found = read_image_tokenizer(args.source)
-    print(f"{args.source}: {found.family}\n{summary(found)}")
+    print(inspect(args.source, apply_overrides({}, args.given)))
 
 
 if __name__ == "__main__":

@@ -14,21 +14,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from typing import Any
 
 from dalle.config import read_yaml, to_yaml
+from dalle.weights import Storage, Tensors, opened, write_tensors
 
 WEIGHTS = "model.safetensors"
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt")
-_SCALE = ".int8_scale"  # suffix of the scales of a tensor that is stored in 8 bits
-
-Storage = Literal["float32", "bfloat16", "float16", "int8"]
-STORAGE: tuple[str, ...] = get_args(Storage)
 
 
 @contextmanager
@@ -51,8 +43,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             os.replace(target, old)
         os.replace(new, target)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"{target} could not be written: {error}") from error
     finally:
         if old.exists() and not target.exists():
             os.replace(old, target)
@@ -67,15 +57,10 @@ def _flush(file: Path) -> None:
         os.close(descriptor)
 
 
-def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file(dict(tensors), file)
-    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
-
-
 def save(
     folder: Path,
     config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     *,
     parts: Mapping[str, Path] | None = None,
     storage: Storage | None = None,
@@ -88,11 +73,11 @@ def save(
         config: `stage` and `model` at least; `parts` is added.
         tensors: the module's state.
         parts: folders that are copied into it, each under its name, and recorded with their hashes.
-        storage: how floating tensors are stored; None as they are. See `pack`.
+        storage: how floating tensors are stored; None as they are.
         card: text of its README.md.
     """
     with atomic_folder(folder) as new:
-        _write(pack(tensors, storage), new / WEIGHTS)
+        write_tensors(tensors, new / WEIGHTS, storage)
         recorded: dict[str, Any] = {}
         for name, source in (parts or {}).items():
             # A card stays with what it is about: its pictures and links are not for another place.
@@ -165,93 +150,6 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, those stored in 8 bits as float32.
-
-    Raises:
-        ValueError: no such file, or it is damaged or something else.
-    """
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file")
-    try:
-        with safe_open(file, framework="pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no safetensors file, or a truncated one ({error}): fetch it again") from error
-    return unpack(tensors)
-
-
-def pack(tensors: Mapping[str, Tensor], storage: Storage | None) -> dict[str, Tensor]:
-    """Tensors as they are stored: on the CPU, floating ones in another type.
-
-    "int8" stores each row of a matrix or kernel as 8-bit integers and one float32 scale, its largest magnitude / 127
-    (symmetric, per output channel; an error of at most 1/254 of that magnitude). Vectors and scalars stay in float32.
-    """
-    packed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        if storage == "int8" and value.is_floating_point() and value.ndim >= 2:
-            rows = value.float().flatten(1)
-            scale = rows.abs().amax(1).clamp(min=1e-12) / 127
-            packed[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
-            packed[name + _SCALE] = scale
-        elif storage is not None and value.is_floating_point():
-            packed[name] = value.to(torch.float32 if storage == "int8" else getattr(torch, storage))
-        else:
-            packed[name] = value
-    return packed
-
-
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `pack` stored: 8-bit tensors times their scales, the rest as it is."""
-    unpacked: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        scale = tensors.get(name + _SCALE)
-        if scale is not None:
-            unpacked[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
-        elif not name.endswith(_SCALE):
-            unpacked[name] = tensor
-    return unpacked
-
-
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a state strictly; values are cast to the module's types.
-
-    Args:
-        module: gets the state.
-        tensors: its state.
-        source: where it comes from, for messages.
-
-    Raises:
-        ValueError: keys are missing, left over, or of another shape.
-    """
-    check_fit(module, tensors, source)
-    module.load_state_dict(dict(tensors))
-
-
-def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a state that `load_into` would; the module may be on the meta device."""
-    own = module.state_dict()
-    wrong = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    missing, unexpected = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
-    problems = [
-        f"{title}: {_some(names)}"
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-        if names
-    ]
-    if problems:
-        raise ValueError(f"{source} does not fit this architecture; {'; '.join(problems)}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
 def export(source: Path, target: Path, storage: Storage) -> None:
     """Copy a folder of weights to `target` with its weights stored as `storage`; parts are copied as they are.
 
@@ -273,7 +171,8 @@ def export(source: Path, target: Path, storage: Storage) -> None:
             if entry.is_dir():
                 shutil.copytree(entry, new / entry.name, dirs_exist_ok=True)
             elif entry.name == WEIGHTS:
-                _write(pack(read_tensors(entry), storage), new / WEIGHTS)
+                with opened(entry) as tensors:
+                    write_tensors(tensors, new / WEIGHTS, storage)
             elif entry.name != "config.yaml" or recipe is None:
                 shutil.copy(entry, new / entry.name)
 

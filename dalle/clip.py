@@ -41,6 +41,8 @@ class CLIPConfig:
     """Number of text tokens."""
     text_length: int = 32
     """Longest caption in tokens, EOS included."""
+    eos_id: int = EOS_ID
+    """The id that ends captions, where their embedding is read."""
     embed_dim: int = 256
     """Dimensions D of the space that images and texts share."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -98,7 +100,7 @@ class TextTransformer(nn.Module):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        width = config.text.width
+        width, self.eos_id = config.text.width, config.eos_id
         self.tokens = nn.Embedding(config.text_vocab, width)
         self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
         self.transformer = Transformer(config.text)
@@ -111,7 +113,7 @@ class TextTransformer(nn.Module):
         length = ids.shape[1]
         x = self.tokens(ids) + self.positions[:length]
         x = self.transformer(x, "causal")  # [B, T, C]
-        ends = ids.eq(EOS_ID)
+        ends = ids.eq(self.eos_id)
         end = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), length - 1)  # [B], the first EOS
         projected: Tensor = self.projection(x[torch.arange(len(x), device=x.device), end])
         return projected

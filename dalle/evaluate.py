@@ -124,7 +124,7 @@ def evaluate(
     elif stage == "dalle":
         words = load_text_tokenizer(artifact.part(folder, "text_tokenizer"))
         tokenizer = load_image_tokenizer(artifact.part(folder, "image_tokenizer"), device)
-        figures = dalle_figures(load_model(folder, device), words, tokenizer, held_out(tokenizer.image_size))
+        figures = dalle_figures(load_model(folder, device=device), words, tokenizer, held_out(tokenizer.image_size))
     else:
         raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
     return figures | {"images": images}

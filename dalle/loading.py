@@ -1,4 +1,7 @@
-"""A folder of weights (or a hub id) to a module that is ready to use. Knows nothing of how the weights were trained."""
+"""A source of weights to a module that is ready to use: our own folders and published files, local or of a hub.
+
+Knows nothing of how the weights were trained.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,20 @@ import torch
 from torch import nn
 
 from dalle import text
-from dalle.artifact import load_into, part, read_config, read_tensors
+from dalle.artifact import WEIGHTS, part, read_config
 from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict
 from dalle.hub import resolve
 from dalle.image import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.model import DALLE, DALLEConfig
-from dalle.published.image_tokenizers import read_image_tokenizer
+from dalle.published import mindalle
+from dalle.published.clip import read_clip
+from dalle.published.image_tokenizers import read_image_tokenizer, sized
+from dalle.published.models import read_model
+from dalle.published.state import Published
+from dalle.published.text_tokenizers import read_text_tokenizer
 from dalle.text import TextTokenizer
-
-WEIGHTS_FILE = "model.safetensors"
+from dalle.weights import bare, fill, opened
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Device = str | torch.device
@@ -32,80 +39,126 @@ _STAGES = {
 }
 
 
-def load_text_tokenizer(source: str | Path) -> TextTokenizer:
+def load_text_tokenizer(source: str | Path, ends: bool = True) -> TextTokenizer:
     """Load a text tokenizer.
 
     Args:
-        source: Local folder or hub id `owner/name`.
+        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
+        ends: of published ones, whether rows begin and end with tokens (False for DALLE-pytorch).
 
     Raises:
-        ValueError: Nothing is there, it is something else, or its files are broken.
+        ValueError: nothing is there, it is something else, or its files are broken.
     """
-    folder, _ = _open(source, "text_tokenizer")
+    path = resolve(source)
+    if not is_ours(path):
+        return read_text_tokenizer(path, ends)
+    folder, _ = _open(path, "text_tokenizer")
     return text.load(folder)
 
 
 def load_image_tokenizer(
-    source: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None
+    source: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None, rows: int | None = None
 ) -> ImageTokenizer:
     """Load an image tokenizer in evaluation mode.
 
     Args:
-        source: Local folder or hub id `owner/name`; or a file or folder as OpenAI, taming-transformers or LlamaGen have
-            published them (docs/checkpoints.md).
-        device: Where its weights go.
-        dtype: Floating type of its weights; None: float32.
+        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
+        device: where its weights go.
+        dtype: floating type of its weights; None: float32.
+        rows: of published ones, the rows of codes of its pictures; None: of those that it was trained on.
 
     Raises:
-        ValueError: Nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: nothing is there, it is something else, or its weights do not fit its config.
     """
     path = resolve(source)
-    if not (path / "config.yaml").is_file():  # none of ours
+    if not is_ours(path):
         found = read_image_tokenizer(path)
-        foreign = build(found.config)
-        load_into(foreign, found.tensors, str(source))
-        return foreign.to(device=device, dtype=dtype).eval()
+        return image_tokenizer_of(found if rows is None else sized(found, rows), str(source), device, dtype)
     folder, content = _open(path, "image_tokenizer")
-    module = build(from_dict(ImageTokenizerConfig, content["model"], _origin(folder)))
+    with bare():
+        module = build(from_dict(ImageTokenizerConfig, content["model"], _origin(folder)))
     return _fill(module, folder, device, dtype)
 
 
-def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None) -> CLIP:
+def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None, **given: Any) -> CLIP:
     """Load a CLIP in evaluation mode, with the text tokenizer from its folder, so that it takes strings.
 
     Args:
-        source: Local folder or hub id `owner/name`.
-        device: Where its weights go.
-        dtype: Floating type of its weights; None: float32.
+        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
+        device: where its weights go.
+        dtype: floating type of its weights; None: float32.
+        given: what a published file does not tell: `feed_forward`, `heads`, `text_heads`.
 
     Raises:
-        ValueError: Nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: nothing is there, it is something else, or its weights do not fit its config.
     """
-    folder, content = _open(source, "clip")
-    module = _fill(CLIP(from_dict(CLIPConfig, content["model"], _origin(folder))), folder, device, dtype)
+    path = resolve(source)
+    if not is_ours(path):
+        found = read_clip(path, given)
+        words = read_text_tokenizer(path if path.is_dir() else path.parent)
+        with bare():
+            foreign = CLIP(found.config)
+        module = fill(foreign, found.tensors, str(source), device, dtype)
+        module.tokenizer = words
+        return module
+    folder, content = _open(path, "clip")
+    with bare():
+        module = CLIP(from_dict(CLIPConfig, content["model"], _origin(folder)))
+    _fill(module, folder, device, dtype)
     module.tokenizer = load_text_tokenizer(part(folder, "text_tokenizer"))
     return module
 
 
-def load_model(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None) -> DALLE:
+def load_model(
+    source: str | Path,
+    family: str | None = None,
+    device: _Device = "cpu",
+    dtype: torch.dtype | None = None,
+    **given: Any,
+) -> DALLE:
     """Load a DALL-E transformer in evaluation mode; `dalle.TextToImage` loads its tokenizers too.
 
     Args:
-        source: Local folder or hub id `owner/name`.
-        device: Where its weights go.
-        dtype: Floating type of its weights; None: float32.
+        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
+        family: of published files "mindalle", "rudalle", "dalle-pytorch" or "llamagen"; None finds out.
+        device: where its weights go.
+        dtype: floating type of its weights; None: float32.
+        given: what a published file does not tell: `heads`, `convention` (ruDALL-E), `grid` (LlamaGen).
 
     Raises:
-        ValueError: Nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: nothing is there, it is something else, or its weights do not fit its config.
     """
-    folder, content = _open(source, "dalle")
-    return _fill(DALLE(from_dict(DALLEConfig, content["model"], _origin(folder))), folder, device, dtype)
+    path = resolve(source)
+    if family is not None or not is_ours(path):
+        return model_of(read_model(path, family, given).model, str(source), device, dtype)
+    folder, content = _open(path, "dalle")
+    with bare():
+        module = DALLE(from_dict(DALLEConfig, content["model"], _origin(folder)))
+    return _fill(module, folder, device, dtype)
 
 
-def _open(source: str | Path, stage: str) -> tuple[Path, dict[str, Any]]:
-    """The local folder of `source` and its config.yaml, which must say that it is of this stage."""
-    folder = resolve(source)
-    content = read_config(folder)
+def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:
+    """The transformer of published files."""
+    with bare():
+        module = DALLE(found.config)
+    return fill(module, found.tensors, source, device, dtype)
+
+
+def image_tokenizer_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> ImageTokenizer:
+    """The image tokenizer of published files."""
+    with bare():
+        module = build(found.config)
+    return fill(module, found.tensors, source, device, dtype)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder is of the form that train.py and `convert` write (minDALL-E has a config.yaml of its own)."""
+    return (path / "config.yaml").is_file() and not mindalle.is_there(path)
+
+
+def _open(source: Path, stage: str) -> tuple[Path, dict[str, Any]]:
+    """A folder and its config.yaml, which must say that it is of this stage."""
+    content = read_config(source)
     found = content.get("stage")
     wanted, _ = _STAGES[stage]
     if found in _STAGES and found != stage:
@@ -113,11 +166,11 @@ def _open(source: str | Path, stage: str) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"{source} holds {what}, expected {wanted}: load it with {loader}, or give another folder")
     if found != stage:
         raise ValueError(
-            f"{_origin(folder)} says stage: {found!r}, expected {stage!r}: give the folder of {wanted} made by train.py"
+            f"{_origin(source)} says stage: {found!r}, expected {stage!r}: give the folder of {wanted} made by train.py"
         )
     if not isinstance(content.get("model"), dict):
-        raise ValueError(f"{_origin(folder)} has no `model:` part: expected the architecture of {wanted} there")
-    return folder, content
+        raise ValueError(f"{_origin(source)} has no `model:` part: expected the architecture of {wanted} there")
+    return source, content
 
 
 def _origin(folder: Path) -> str:
@@ -125,6 +178,5 @@ def _origin(folder: Path) -> str:
 
 
 def _fill(module: _Module, folder: Path, device: _Device, dtype: torch.dtype | None) -> _Module:
-    file = folder / WEIGHTS_FILE
-    load_into(module, read_tensors(file), str(file))
-    return module.to(device=device, dtype=dtype).eval()
+    with opened(folder / WEIGHTS) as tensors:
+        return fill(module, tensors, str(folder / WEIGHTS), device, dtype)

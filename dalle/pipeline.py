@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,15 @@ from torch import Tensor
 
 from dalle import artifact
 from dalle.clip import CLIP
-from dalle.config import from_dict, to_dict
+from dalle.config import to_dict
 from dalle.generate import generate
-from dalle.hub import resolve
 from dalle.image import ImageTokenizer
-from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.model import DALLE
+from dalle.parts import load_parts
 from dalle.rerank import best, score
 from dalle.sampling import SamplingConfig
 from dalle.text import TextTokenizer
+from dalle.text.t5 import T5Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class TextToImage:
     def __init__(
         self,
         model: DALLE,
-        text_tokenizer: TextTokenizer,
+        text_tokenizer: TextTokenizer | T5Encoder,
         image_tokenizer: ImageTokenizer,
         clip: CLIP | None = None,
         sampling: SamplingConfig | None = None,
@@ -74,11 +75,7 @@ class TextToImage:
                 f"the model draws {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
                 f"{image_tokenizer.grid} of {image_tokenizer.codebook_size}: use the one that it was trained with"
             )
-        if model.config.text_vocab != text_tokenizer.vocab_size:
-            raise ValueError(
-                f"the model reads {model.config.text_vocab} text tokens, its text tokenizer has "
-                f"{text_tokenizer.vocab_size}: use the one that it was trained with"
-            )
+        _check_text(model, text_tokenizer)
         self.model, self.text_tokenizer, self.image_tokenizer = model, text_tokenizer, image_tokenizer
         self.clip, self.model_hash = clip, model_hash
         self.sampling = SamplingConfig() if sampling is None else sampling
@@ -91,14 +88,26 @@ class TextToImage:
         device: str | torch.device = "auto",
         dtype: torch.dtype | None = None,
         clip: str | Path | None = None,
+        *,
+        family: str | None = None,
+        image_tokenizer: str | Path | None = None,
+        text_tokenizer: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        **given: Any,
     ) -> TextToImage:
-        """Load a model folder with all that it stands on.
+        """Load a model with all that it stands on.
 
         Args:
-            source: folder or hub id `owner/name`; None is the model that ships with the repository.
+            source: local file or folder, or hub id `owner/name[/file]`; ours, or as published (docs/checkpoints.md).
+                None is the model that ships with the repository.
             device: "auto" takes an accelerator if there is one.
             dtype: arithmetic of the transformer; None is float32. The image tokenizer and CLIP stay in float32.
-            clip: folder or hub id of a CLIP that ranks instead of the model's own.
+            clip: source of a CLIP that ranks instead of the model's own.
+            family: of published files, as for `dalle.load_model`; None finds out.
+            image_tokenizer: source of the image tokenizer, where it does not come with the model.
+            text_tokenizer: source of the text tokenizer, where it does not come with the model.
+            text_encoder: source of the T5 encoder of a model that reads its features.
+            given: what a published file does not tell, as for `dalle.load_model`.
 
         Raises:
             ValueError: nothing is there, something does not fit, or there is no such device.
@@ -107,18 +116,19 @@ class TextToImage:
             raise ValueError(
                 f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model"
             )
-        folder = resolve(SHIPPED if source is None else source)
-        on = pick_device(device)
-        content = artifact.read_config(folder)
-        if clip is None and "clip" in (content.get("parts") or {}):
-            clip = artifact.part(folder, "clip")
+        parts = load_parts(
+            SHIPPED if source is None else source,
+            pick_device(device),
+            dtype,
+            family=family,
+            image_tokenizer=image_tokenizer,
+            text_tokenizer=text_tokenizer,
+            text_encoder=text_encoder,
+            clip=clip,
+            given=given,
+        )
         return cls(
-            model=load_model(folder, on, dtype),
-            text_tokenizer=load_text_tokenizer(artifact.part(folder, "text_tokenizer")),
-            image_tokenizer=load_image_tokenizer(artifact.part(folder, "image_tokenizer"), on),
-            clip=None if clip is None else load_clip(clip, on),
-            sampling=from_dict(SamplingConfig, content.get("sampling") or {}, str(folder / "config.yaml")),
-            model_hash=artifact.folder_hash(folder),
+            parts.model, parts.text_tokenizer, parts.image_tokenizer, parts.clip, parts.sampling, parts.model_hash
         )
 
     @torch.no_grad()
@@ -206,12 +216,14 @@ class TextToImage:
         return keep
 
     def _read(self, prompts: list[str]) -> Tensor:
-        """Prompts to ids [P, T]; those that are cut are named in the log.
+        """Prompts to ids [P, T], or features [P, T, C]; those that are cut are named in the log.
 
         A blank prompt becomes the null caption (padding only) where caption dropout has trained it: an empty caption
         (EOS and padding) never stands in the data.
         """
         length, tokenizer = self.model.config.text_length, self.text_tokenizer
+        if isinstance(tokenizer, T5Encoder):
+            return tokenizer.encode(prompts, length)
         rows = tokenizer.rows(prompts)
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > length:
@@ -255,6 +267,22 @@ class TextToImage:
             if self.clip is not None:
                 scores.append(score(self.clip, images, prompts[part]))
         return torch.cat(pictures), torch.cat(scores) if scores else None
+
+
+def _check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
+    """Refuse a text tokenizer or encoder that the model was not trained with."""
+    config = model.config
+    if isinstance(text, T5Encoder):
+        if config.text_features != text.width:
+            wanted = "text ids" if config.text_features is None else f"features of {config.text_features} channels"
+            raise ValueError(f"the model reads {wanted}, the text encoder gives features of {text.width} channels")
+    elif config.text_features is not None:
+        raise ValueError(f"the model reads features of {config.text_features} channels: give a text encoder (T5)")
+    elif config.text_vocab != text.vocab_size:
+        raise ValueError(
+            f"the model reads {config.text_vocab} text tokens, its text tokenizer has {text.vocab_size}: use the one "
+            "that it was trained with"
+        )
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_export_keeps_the_weights_as_near_as_their_storage_allows(
 
 
 WRONG = {
-    "nothing there": (["eval", "./nowhere"], "nowhere: no such folder"),
+    "nothing there": (["eval", "./nowhere"], "nowhere: no such file or folder"),
     "no weights": (["eval", "EMPTY", *SHAPES], "has no config.yaml"),
     "truncated": (["eval", "BROKEN", *SHAPES], "model.safetensors is no safetensors file, or a truncated one"),
     "unknown key": (["eval", "RUN", "kind=shapes", "sizes=3"], "command line: sizes: unknown key; did you mean size?"),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dalle.image.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.image.dvae import DVAE, DVAEConfig
 from dalle.image.quantize import FSQConfig, GumbelConfig
 from dalle.image.tokenizer import ImageTokenizer, Reconstruction, Reduce
 from dalle.image.vq import VQConfig
 from dalle.image.vqgan import VQGAN, VQGANConfig
 
-ImageTokenizerConfig = DVAEConfig | VQGANConfig
+ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig
 
 __all__ = [
     "DVAE",
     "VQGAN",
     "DVAEConfig",
+    "DiscreteVAE",
+    "DiscreteVAEConfig",
     "FSQConfig",
     "GumbelConfig",
     "ImageTokenizer",
@@ -28,4 +31,6 @@ __all__ = [
 
 def build(config: ImageTokenizerConfig) -> ImageTokenizer:
     """The untrained image tokenizer that `config` describes."""
+    if isinstance(config, DiscreteVAEConfig):
+        return DiscreteVAE(config)
     return DVAE(config) if isinstance(config, DVAEConfig) else VQGAN(config)

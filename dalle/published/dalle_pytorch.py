@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dalle.model import DALLEConfig
 from dalle.published.heads import halves, paired
-from dalle.published.state import Lazy, Published, joined, renamed, shape, square
+from dalle.published.state import Published, joined, renamed, shape, square
 from dalle.transformer import TransformerConfig
+from dalle.weights import Lazy
 
 FAMILY = "DALLE-pytorch"
 LICENCE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"

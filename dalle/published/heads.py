@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dalle.published.state import Lazy
+from dalle.weights import Lazy
 
 
 def heads_of(width: int, known: Mapping[int, int], given: Mapping[str, Any]) -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from dalle.config import read_yaml
-from dalle.published import openai_dvae, vqgan
+from dalle.image import ImageTokenizer, VQGANConfig, build
+from dalle.published import discrete_vae, openai_dvae, vqgan
+from dalle.published.files import PICKLES
 from dalle.published.pickles import read_pickled
 from dalle.published.state import Published, state_of
 
-_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 _IMAGE_SIZE = 256  # of the VQGANs where no model.yaml says otherwise
 
 
@@ -27,16 +34,62 @@ def read_image_tokenizer(source: Path) -> Published:
         if openai_dvae.is_there(source):
             return openai_dvae.read(source)
         files = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
-        checkpoints = [path for path in files if path.suffix in _ENDINGS]
+        checkpoints = [path for path in files if path.suffix in PICKLES and path.suffix != ".pkl"]
         if len(checkpoints) == 1:
-            return vqgan.read(state_of(read_pickled(checkpoints[0])), _image_size(source))
+            tree = read_pickled(checkpoints[0])
+            if discrete_vae.is_of(tree):
+                return discrete_vae.read(tree["hparams"], tree["weights"])
+            return vqgan.read(state_of(tree), _image_size(source))
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
     raise ValueError(
         f"{source} is no image tokenizer: expected a folder made by train.py (config.yaml), encoder.pkl and "
-        "decoder.pkl of OpenAI, or one .ckpt or .pt of taming-transformers or LlamaGen"
+        "decoder.pkl of OpenAI, or one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch"
     )
+
+
+def of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -> Published | None:
+    """The image tokenizer among the weights of a DALLE-pytorch file, of whichever kind; None where there is none.
+
+    Args:
+        tensors: all weights of the file, under their published names.
+        options: `vae_params` of the file.
+
+    Raises:
+        ValueError: it is of no known family.
+    """
+    own = {name.removeprefix("vae."): value for name, value in tensors.items() if name.startswith("vae.")}
+    if "codebook.weight" in own:
+        return discrete_vae.read(options, own)
+    if any(name.startswith("enc.blocks.") for name in own):
+        parts = {"encoder": "enc.", "decoder": "dec."}
+        return openai_dvae.of_tensors(
+            {
+                part: {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
+                for part, prefix in parts.items()
+            }
+        )
+    inner = {name.removeprefix("model."): value for name, value in own.items() if name.startswith("model.")}
+    return vqgan.read(inner, _IMAGE_SIZE) if inner else None
+
+
+def sized(found: Published, rows: int) -> Published:
+    """The same tokenizer for pictures of `rows` rows of codes: its convolutions take any size."""
+    config = found.config
+    size = rows * without_weights(found).factor
+    if size == config.image_size:
+        return found
+    changed: dict[str, Any] = {"image_size": size}
+    if isinstance(config, VQGANConfig):
+        changed["attention_resolutions"] = [r * size // config.image_size for r in config.attention_resolutions]
+    return replace(found, config=replace(config, **changed))
+
+
+def without_weights(found: Published) -> ImageTokenizer:
+    """The module without its numbers."""
+    with torch.device("meta"):
+        return build(found.config)
 
 
 def _image_size(source: Path) -> int:

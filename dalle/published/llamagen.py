@@ -10,11 +10,16 @@ from torch import Tensor
 
 from dalle.model import DALLEConfig
 from dalle.published.heads import heads_of, paired
-from dalle.published.state import Lazy, Published, count, joined, renamed, shape
+from dalle.published.state import Published, count, joined, renamed, shape
+from dalle.sampling import SamplingConfig
 from dalle.transformer import TransformerConfig
+from dalle.weights import Lazy
 
 FAMILY = "LlamaGen"
 LICENCE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"
+TEXT_ENCODER = "google/flan-t5-xl"
+T2I_IMAGES, C2I_IMAGES = "peizesun/llamagen_t2i/vq_ds16_t2i.pt", "FoundationVision/LlamaGen/vq_ds16_c2i.pt"
+T2I_SAMPLING, C2I_SAMPLING = SamplingConfig(guidance=7.5, top_k=1000), SamplingConfig(guidance=4.0, top_k=2000)
 # B, L, XL, XXL, XXXL, 1B, 3B, 7B of autoregressive/models/gpt.py
 _HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2560: 40, 2048: 32, 3200: 32, 4096: 32}
 _BASE = 10_000.0

@@ -11,12 +11,15 @@ from dalle.config import read_yaml
 from dalle.model import DALLEConfig
 from dalle.published.heads import heads_of
 from dalle.published.pickles import read_pickled
-from dalle.published.state import Lazy, Published, count, joined, renamed, shape, square, state_of
+from dalle.published.state import Published, count, joined, renamed, shape, square, state_of
+from dalle.sampling import SamplingConfig
 from dalle.transformer import FeedForwardKind, TransformerConfig
+from dalle.weights import Lazy
 
 FAMILY = "minDALL-E"
 LICENCE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"
 IMAGES, TRANSFORMER, TOKENIZER = "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer"
+SAMPLING = SamplingConfig(top_k=256)
 _HEADS = {1536: 24}
 _BLOCK = r"blocks\.(\d+)"
 _RULES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -32,9 +33,18 @@ def read(source: Path) -> Published:
     Raises:
         ValueError: a file is damaged, or of something else.
     """
+    return of_tensors({part: state_of(read_pickled(source / f"{part}.pkl")) for part in ("encoder", "decoder")})
+
+
+def of_tensors(published: Mapping[str, Mapping[str, Tensor]]) -> Published:
+    """The dVAE of the tensors of its "encoder" and "decoder", under their published names.
+
+    Raises:
+        ValueError: they are of something else.
+    """
     tensors: dict[str, Tensor] = {}
     for part in ("encoder", "decoder"):
-        own, _ = renamed(state_of(read_pickled(source / f"{part}.pkl")), _RULES)
+        own, _ = renamed(published[part], _RULES)
         tensors |= {f"{part}.{_from_0(name)}": value for name, value in own.items()}
     config = DVAEConfig(
         image_size=_IMAGE_SIZE,

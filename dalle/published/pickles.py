@@ -26,6 +26,8 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from dalle.weights import mapped
+
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's old format
 _LARGEST = 2**28  # bytes of a pickle without its tensors; those of published checkpoints are far below
 _DTYPES = {
@@ -164,7 +166,7 @@ def _read_zip(file: Path) -> Any:
         if folder + "byteorder" in members and archive.read(folder + "byteorder").strip() != b"little":
             raise _Refused("holds big-endian numbers, which are not read")
         content = archive.read(main)
-    whole = _mapped(file)
+    whole = mapped(file)
 
     def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
         info = members[f"{folder}data/{key}"]
@@ -195,7 +197,7 @@ def _read_sequence(file: Path, content: Stream) -> Any:
 
     _load(content, without_numbers)  # how large a storage is stands before its numbers: of what type, only here
     keys = _load(content, _no_storage)
-    whole, places = _mapped(file), {}
+    whole, places = mapped(file), {}
     at = content.tell()
     for key in keys:
         content.seek(at)
@@ -205,13 +207,6 @@ def _read_sequence(file: Path, content: Stream) -> Any:
 
     content.seek(start)
     return _load(content, lambda key, dtype, count: _numbers(whole, places[key], dtype, count))
-
-
-def _mapped(file: Path) -> Tensor:
-    """The bytes of a file, uint8; a page is copied once it is written to."""
-    size = file.stat().st_size
-    storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
 
 
 def _numbers(whole: Tensor, start: int, dtype: torch.dtype, count: int) -> Tensor:

@@ -13,11 +13,16 @@ from torch import Tensor
 
 from dalle.model import DALLEConfig
 from dalle.published.heads import heads_of
-from dalle.published.state import Lazy, Published, count, renamed, shape
+from dalle.published.state import Published, count, renamed, shape
+from dalle.sampling import SamplingConfig
 from dalle.transformer import TransformerConfig
+from dalle.weights import Lazy
 
 FAMILY = "ruDALL-E"
 LICENCE = "Apache 2.0 (github.com/ai-forever/ru-dalle, LICENSE.txt)"
+IMAGE_TOKENIZER = "ai-forever/rudalle-utils/vqgan.gumbelf8-sber.model.ckpt"
+TEXT_TOKENIZER = "shonenkov/rudalle-utils/bpe.model"
+SAMPLING = SamplingConfig(top_k=2048, top_p=0.995)
 Convention = Literal["v2", "v3"]
 _HEADS = {768: 12, 2048: 16, 3840: 60}  # of the models that rudalle/dalle/__init__.py names
 _KERNEL = 11

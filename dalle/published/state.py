@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle.published.pickles import Foreign
+from dalle.weights import Lazy
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,6 @@ class Published:
     config: Any
     tensors: Mapping[str, Tensor | Lazy]
     dropped: list[str]
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """A tensor that is made of others when it is called for, so that it takes no memory before.
-
-    Attributes:
-        shape: its shape.
-        dtype: its type.
-        make: makes it.
-    """
-
-    shape: torch.Size
-    dtype: torch.dtype
-    make: Callable[[], Tensor]
-
-    def __call__(self) -> Tensor:
-        return self.make()
 
 
 def joined(*tensors: Tensor) -> Lazy:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle.artifact import atomic_folder, load_into, read_tensors
+from dalle.artifact import atomic_folder
 from dalle.training.optim import WeightAverage
+from dalle.weights import load_into, read_tensors, write_tensors
 
 _NAME = re.compile(r"update-(\d{8})$")
 
@@ -74,9 +74,9 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     target = run / "checkpoints" / f"update-{checkpoint.update:08d}"
     with atomic_folder(target) as folder:
-        save_file(_contiguous(checkpoint.weights), folder / "weights.safetensors")
+        write_tensors(checkpoint.weights, folder / "weights.safetensors")
         if checkpoint.average is not None:
-            save_file(_contiguous(checkpoint.average), folder / "average.safetensors")
+            write_tensors(checkpoint.average, folder / "average.safetensors")
         rest = {
             "update": checkpoint.update,
             "optimizers": checkpoint.optimizers,
@@ -178,10 +178,6 @@ def restore(
     if scaler is not None and saved.scaler is not None:
         scaler.load_state_dict(saved.scaler)
     return saved.update
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _of_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:

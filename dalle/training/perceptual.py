@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.artifact import load_into, read_tensors
 from dalle.clip import CLIP
 from dalle.config import config
 from dalle.loading import load_clip
+from dalle.weights import load_into, read_tensors
 
 
 @config

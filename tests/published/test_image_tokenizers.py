@@ -195,7 +195,7 @@ def test_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (folder / "config.yaml").write_text("stage: clip")
     assert "is a folder of weights as train.py makes them already" in refused(folder, capsys)
     (folder / "config.yaml").unlink()
-    assert "expected a folder made by train.py (config.yaml), encoder.pkl" in refused(folder, capsys)
+    assert "no config.yaml, as folders of train.py have, and no file of published weights" in refused(folder, capsys)
     torch.save({"state_dict": {"head.weight": torch.zeros(2)}}, folder / "last.ckpt")
     assert "cannot be loaded: it holds names of another family: head.weight" in refused(folder, capsys)
     torch.save({"epoch": 3}, folder / "last.ckpt")

@@ -17,11 +17,11 @@ from published.references.weights import weight
 from safetensors import safe_open
 from torch import Tensor
 
-from dalle.artifact import check_fit
 from dalle.generate import generate
 from dalle.model import DALLE
 from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle
-from dalle.published.state import Lazy, Published
+from dalle.published.state import Published
+from dalle.weights import Lazy, check_fit
 
 HEADS = {"heads": 2}
 

@@ -1,0 +1,168 @@
+"""All that pictures are drawn with, loaded together: our own from one folder, others' from wherever their parts are."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dalle import artifact
+from dalle.clip import CLIP
+from dalle.config import from_dict
+from dalle.hub import resolve
+from dalle.image import ImageTokenizer
+from dalle.loading import (
+    image_tokenizer_of,
+    is_ours,
+    load_clip,
+    load_image_tokenizer,
+    load_model,
+    load_text_tokenizer,
+    model_of,
+)
+from dalle.model import DALLE
+from dalle.published.image_tokenizers import sized
+from dalle.published.models import PublishedModel, read_model
+from dalle.sampling import SamplingConfig
+from dalle.text import TextTokenizer
+from dalle.text.t5 import T5Encoder
+
+_Source = str | Path | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A transformer and what it stands on, in evaluation mode."""
+
+    model: DALLE
+    text_tokenizer: TextTokenizer | T5Encoder
+    image_tokenizer: ImageTokenizer
+    clip: CLIP | None
+    sampling: SamplingConfig  # how it is drawn with if nothing else is said
+    model_hash: str  # sha256: of ours of the weights and all they stand on, of a published file of its bytes
+
+
+def load_parts(
+    source: str | Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    family: str | None = None,
+    image_tokenizer: _Source = None,
+    text_tokenizer: _Source = None,
+    text_encoder: _Source = None,
+    clip: _Source = None,
+    given: dict[str, Any] | None = None,
+) -> Parts:
+    """Load a model with all that it stands on.
+
+    Args:
+        source: local file or folder, or hub id; ours, or as published.
+        device: where all of it goes.
+        dtype: arithmetic of the transformer and of a text encoder; None is float32. The image tokenizer and CLIP stay
+            in float32.
+        family: of published files, see `load_model`.
+        image_tokenizer: in place of the model's own.
+        text_tokenizer: in place of the model's own.
+        text_encoder: of models that read features.
+        clip: in place of the model's own; None and no own: none.
+        given: what published files do not tell, see `load_model`.
+
+    Raises:
+        ValueError: nothing is there, something does not fit, or a part has to be given.
+    """
+    path = resolve(source)
+    if family is None and is_ours(path):
+        return _ours(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip)
+    found = read_model(path, family, given)
+    model = model_of(found.model, str(source), device, dtype)
+    return Parts(
+        model,
+        _text_of(found, model, text_tokenizer, text_encoder, device, dtype),
+        _images_of(found, model, image_tokenizer, device),
+        None if clip is None else load_clip(clip, device),
+        found.sampling,
+        _digest(found.file),
+    )
+
+
+def _ours(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    images: _Source,
+    words: _Source,
+    encoder: _Source,
+    clip: _Source,
+) -> Parts:
+    content = artifact.read_config(folder)
+    parts = content.get("parts") or {}
+    model = load_model(folder, device=device, dtype=dtype)
+    if clip is None and "clip" in parts:
+        clip = artifact.part(folder, "clip")
+    if images is None and "image_tokenizer" not in parts:
+        raise ValueError(f"{folder} has no image tokenizer: give the one it was trained with (image_tokenizer)")
+    read: TextTokenizer | T5Encoder
+    if model.config.text_features is not None:
+        read = _encoder(encoder or content.get("text_encoder"), device, dtype)
+    elif words is None and "text_tokenizer" not in parts:
+        raise ValueError(f"{folder} has no text tokenizer: give the one it was trained with (text_tokenizer)")
+    else:
+        read = load_text_tokenizer(artifact.part(folder, "text_tokenizer") if words is None else words)
+    rows = model.config.grid[0]
+    return Parts(
+        model,
+        read,
+        load_image_tokenizer(artifact.part(folder, "image_tokenizer") if images is None else images, device, rows=rows),
+        None if clip is None else load_clip(clip, device),
+        from_dict(SamplingConfig, content.get("sampling") or {}, str(folder / "config.yaml")),
+        artifact.folder_hash(folder),
+    )
+
+
+def _text_of(
+    found: PublishedModel,
+    model: DALLE,
+    words: _Source,
+    encoder: _Source,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> TextTokenizer | T5Encoder:
+    if model.config.text_features is not None:
+        return _encoder(encoder or found.text_source, device, dtype)
+    if words is not None:
+        return load_text_tokenizer(words, found.text_ends)
+    if found.text_tokenizer is not None:
+        return found.text_tokenizer
+    if not found.text_source:
+        raise ValueError(
+            f"{found.file} does not hold its text tokenizer: give it (text_tokenizer), bpe_simple_vocab_16e6.txt.gz of "
+            "github.com/openai/CLIP if it was trained without another"
+        )
+    return load_text_tokenizer(found.text_source, found.text_ends)
+
+
+def _images_of(found: PublishedModel, model: DALLE, images: _Source, device: torch.device) -> ImageTokenizer:
+    rows = model.config.grid[0]
+    if images is None and found.image_tokenizer is not None:
+        return image_tokenizer_of(sized(found.image_tokenizer, rows), str(found.file), device, None)
+    if images is None and not found.image_source:
+        raise ValueError(f"{found.file} does not hold its image tokenizer: give it (image_tokenizer)")
+    return load_image_tokenizer(images or found.image_source, device, rows=rows)
+
+
+def _encoder(source: _Source, device: torch.device, dtype: torch.dtype | None) -> T5Encoder:
+    if not source:
+        raise ValueError("this model reads the features of a text encoder: give it (text_encoder), google/flan-t5-xl")
+    return T5Encoder.load(source, device, dtype)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,216 @@
+"""CLIPs with a vision transformer: of OpenAI (TorchScript archive or state dict), Hugging Face, and open_clip.
+
+OpenAI and open_clip share one set of names; Hugging Face has another, with separate queries, keys and values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dalle.clip import CLIPConfig
+from dalle.published.files import read_state
+from dalle.published.state import Published, count, joined, renamed, shape, square
+from dalle.transformer import FeedForwardKind, TransformerConfig
+from dalle.weights import Lazy
+
+_OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
+_OPEN_CLIP = ("a CLIP of open_clip", "that of whoever trained it (the code: MIT, github.com/mlfoundations/open_clip)")
+_HUGGING_FACE = ("a CLIP of Hugging Face", "see its repository (OpenAI's: MIT)")
+# Widths whose heads are not 64 channels wide: ViT-H/14, g/14, bigG/14 of open_clip.
+_VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
+_TOWERS = ((r"visual\.transformer", "vision"), (r"transformer", "text"))
+_NAMES = (
+    (r"visual\.conv1\.weight", "vision.patches.weight"),
+    (r"visual\.class_embedding", "vision.class_token"),
+    (r"visual\.positional_embedding", "vision.positions"),
+    (r"visual\.ln_pre\.(.+)", r"vision.norm.\1"),
+    (r"visual\.ln_post\.(.+)", r"vision.transformer.norm.\1"),
+    (r"visual\.proj", "vision.projection.weight"),
+    (r"token_embedding\.weight", "text.tokens.weight"),
+    (r"positional_embedding", "text.positions"),
+    (r"ln_final\.(.+)", r"text.transformer.norm.\1"),
+    (r"text_projection", "text.projection.weight"),
+    (r"logit_scale", "logit_scale"),
+    *(
+        (rf"{tower}\.resblocks\.(\d+)\.{theirs}(.+)", rf"{ours_tower}.transformer.blocks.\1.{ours}\2")
+        for tower, ours_tower in _TOWERS
+        for theirs, ours in (
+            (r"attn\.in_proj_", "attention.qkv."),
+            (r"attn\.out_proj\.", "attention.out."),
+            (r"ln_1\.", "attention_norm."),
+            (r"ln_2\.", "feed_forward_norm."),
+            (r"mlp\.c_fc\.", "feed_forward.up."),
+            (r"mlp\.c_proj\.", "feed_forward.down."),
+        )
+    ),
+)
+_NAMES_HF = (
+    (r"vision_model\.embeddings\.patch_embedding\.weight", "vision.patches.weight"),
+    (r"vision_model\.embeddings\.class_embedding", "vision.class_token"),
+    (r"vision_model\.embeddings\.position_embedding\.weight", "vision.positions"),
+    (r"vision_model\.pre_layrnorm\.(.+)", r"vision.norm.\1"),
+    (r"vision_model\.post_layernorm\.(.+)", r"vision.transformer.norm.\1"),
+    (r"visual_projection\.weight", "vision.projection.weight"),
+    (r"text_model\.embeddings\.token_embedding\.weight", "text.tokens.weight"),
+    (r"text_model\.embeddings\.position_embedding\.weight", "text.positions"),
+    (r"text_model\.final_layer_norm\.(.+)", r"text.transformer.norm.\1"),
+    (r"text_projection\.weight", "text.projection.weight"),
+    (r"logit_scale", "logit_scale"),
+    *(
+        (rf"(vision|text)_model\.encoder\.layers\.(\d+)\.{theirs}\.(.+)", rf"\1.transformer.blocks.\2.{ours}.\3")
+        for theirs, ours in (
+            (r"self_attn\.q_proj", "attention.q"),
+            (r"self_attn\.k_proj", "attention.k"),
+            (r"self_attn\.v_proj", "attention.v"),
+            (r"self_attn\.out_proj", "attention.out"),
+            (r"layer_norm1", "attention_norm"),
+            (r"layer_norm2", "feed_forward_norm"),
+            (r"mlp\.fc1", "feed_forward.up"),
+            (r"mlp\.fc2", "feed_forward.down"),
+        )
+    ),
+)
+# What a TorchScript archive remembers of its making, and buffers.
+_DROPPED = r"input_resolution|context_length|vocab_size|(?:.*\.)?attn_mask|.*\.position_ids"
+_ACTIVATIONS: dict[str, FeedForwardKind] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published:
+    """The CLIP in a file or folder that somebody has published.
+
+    Args:
+        source: the file, or a folder with it and its config.json or open_clip_config.json.
+        given: what the source does not tell: `feed_forward` ("quick_gelu" or "gelu"), `heads` of the image tower,
+            `text_heads`.
+
+    Raises:
+        ValueError: it is none, is damaged, or something has to be given; one line that names the source.
+    """
+    try:
+        return _read(read_state(source), _settings(source), dict(given or {}))
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if str(source) in told else f"{source} cannot be loaded as a CLIP: {told}") from error
+
+
+def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[str, Any]) -> Published:
+    hugging_face = "text_model.embeddings.token_embedding.weight" in published
+    if not hugging_face and "visual.layer1.0.conv1.weight" in published:
+        raise ValueError("its image tower is a ResNet; only vision transformers are supported (ViT-B/32, say)")
+    archive = {"input_resolution", "context_length", "vocab_size"} <= set(published)
+    tensors, dropped = renamed(published, _NAMES_HF if hugging_face else _NAMES, _DROPPED)
+    state: dict[str, Tensor | Lazy] = dict(tensors)
+    if hugging_face:
+        _join(state, tensors)
+    else:
+        for name in ("vision.projection.weight", "text.projection.weight"):
+            shape(tensors, name)
+            state[name] = tensors[name].T
+    if "logit_scale" in tensors:
+        state["logit_scale"] = tensors["logit_scale"].reshape(())
+    activation = _activation(settings, given, archive)
+    vision = _tower(tensors, "vision", activation, settings.get("heads"), given.get("heads"))
+    text = _tower(tensors, "text", activation, settings.get("text_heads"), given.get("text_heads"))
+    patch = shape(tensors, "vision.patches.weight")[-1]
+    vocab = shape(tensors, "text.tokens.weight")[0]
+    options = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
+    config = CLIPConfig(
+        image_size=patch * square(shape(tensors, "vision.positions")[0] - 1)[0],
+        patch_size=patch,
+        vision=vision,
+        text=text,
+        text_vocab=vocab,
+        text_length=shape(tensors, "text.positions")[0],
+        embed_dim=state["text.projection.weight"].shape[0],
+        eos_id=vocab - 1,  # the end is the highest id
+        **options,
+    )
+    family, licence = _HUGGING_FACE if hugging_face else _OPENAI if archive else _OPEN_CLIP
+    return Published(family, licence, config, state, dropped)
+
+
+def _join(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor]) -> None:
+    """Queries, keys and values as one."""
+    for name in tensors:
+        place, found, kind = name.partition(".attention.q.")
+        if found:
+            parts = [f"{place}.attention.{part}.{kind}" for part in "qkv"]
+            for part in parts:
+                shape(tensors, part)
+                del state[part]
+            state[f"{place}.attention.qkv.{kind}"] = joined(*(tensors[part] for part in parts))
+
+
+def _tower(
+    tensors: dict[str, Tensor], tower: str, activation: FeedForwardKind, told: int | None, given: Any
+) -> TransformerConfig:
+    width = shape(tensors, f"{tower}.positions")[1]
+    known = _VISION_HEADS.get(width) if tower == "vision" else None
+    heads = given or told or known or (width // 64 if width % 64 == 0 else None)
+    option = "heads" if tower == "vision" else "text_heads"
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise ValueError(f"it does not tell how many heads its {tower} width of {width} has: give {option}=NUMBER")
+    return TransformerConfig(
+        width=width,
+        depth=count(tensors, rf"{tower}\.transformer\.blocks\.(\d+)\."),
+        heads=heads,
+        hidden=shape(tensors, f"{tower}.transformer.blocks.0.feed_forward.up.weight")[0],
+        feed_forward=activation,
+    )
+
+
+def _activation(settings: dict[str, Any], given: dict[str, Any], archive: bool) -> FeedForwardKind:
+    named = given.get("feed_forward") or settings.get("activation") or ("quick_gelu" if archive else None)
+    if named not in _ACTIVATIONS:
+        told = "it does not tell which GELU it has" if named is None else f"its activation {named!r} is not supported"
+        raise ValueError(f"{told}: give feed_forward=quick_gelu (OpenAI's) or feed_forward=gelu (most of LAION's)")
+    return _ACTIVATIONS[str(named)]
+
+
+def _settings(source: Path) -> dict[str, Any]:
+    """What the JSON files beside the weights say that the weights do not."""
+    folder = source if source.is_dir() else source.parent
+    settings: dict[str, Any] = {}
+    config = _json(folder / "config.json")
+    if {"vision_config", "text_config"} <= set(config):
+        vision, text = (config[part] or {} for part in ("vision_config", "text_config"))
+        settings["heads"] = vision.get("num_attention_heads", 12)
+        settings["text_heads"] = text.get("num_attention_heads", 8)
+        settings["activation"] = vision.get("hidden_act", "quick_gelu")
+        if text.get("hidden_act", "quick_gelu") != settings["activation"]:
+            raise ValueError("its two towers have different activations, which is not supported")
+    picture = _json(folder / "preprocessor_config.json")
+    settings |= {
+        ours: picture[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in picture
+    }
+    ours = _json(folder / "open_clip_config.json")
+    model = ours.get("model_cfg")
+    if isinstance(model, dict) and not config:
+        vision, text = (model.get(part) or {} for part in ("vision_cfg", "text_cfg"))
+        width, head = vision.get("width"), vision.get("head_width", 64)
+        settings["heads"] = width // head if isinstance(width, int) and isinstance(head, int) else None
+        settings["text_heads"] = text.get("heads")
+        settings["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        settings |= {
+            name: value for name, value in (ours.get("preprocess_cfg") or {}).items() if name in ("mean", "std")
+        }
+    return settings
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: fetch it again") from error
+    return content if isinstance(content, dict) else {}

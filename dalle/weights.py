@@ -1,0 +1,293 @@
+"""Tensors from files into modules and back, one at a time, so that a model takes no more memory than it has weights.
+
+A file is safetensors. "int8" storage keeps each row of a matrix or kernel as 8-bit integers and one float32 scale, its
+largest magnitude / 127 (symmetric, per output channel; an error of at most 1/254 of that magnitude).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from ctypes import CDLL, c_int, c_size_t, c_void_p
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+Storage = Literal["float32", "bfloat16", "float16", "int8"]
+STORAGE: tuple[str, ...] = get_args(Storage)
+_SCALE = ".int8_scale"  # suffix of the scales of a tensor that is stored in 8 bits
+_EXACT = ("rope_cos", "rope_sin")  # tables of angles stay in float32, whatever the weights are stored in
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor that is made when it is called for, so that it takes no memory before.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type.
+        make: makes it.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    def __call__(self) -> Tensor:
+        return self.make()
+
+
+Tensors = Mapping[str, "Tensor | Lazy"]
+
+
+# ---- files
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[dict[str, Lazy]]:
+    """The tensors of a safetensors file, each read when it is called for; those stored in 8 bits as float32.
+
+    Raises:
+        ValueError: no such file, or it is damaged or something else.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        handle = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no safetensors file, or a truncated one ({error}): fetch it again") from error
+    with handle:
+        types = {name: dtype for dtype, name in _NAMES.items()}
+        stored: dict[str, Lazy] = {}
+        for name in handle.keys():  # noqa: SIM118, not a dict
+            part = handle.get_slice(name)
+            if part.get_dtype() not in types:
+                raise ValueError(f"{file}: {name} is of type {part.get_dtype()}, which is not read")
+            shape = torch.Size(part.get_shape())
+            stored[name] = Lazy(shape, types[part.get_dtype()], partial(handle.get_tensor, name))
+        yield {name: _whole(name, stored) for name in stored if not name.endswith(_SCALE)}
+
+
+def _whole(name: str, stored: Mapping[str, Lazy]) -> Lazy:
+    """A stored tensor, or what 8 bits and scales make."""
+    packed, scale = stored[name], stored.get(name + _SCALE)
+    if scale is None:
+        return packed
+    return Lazy(packed.shape, torch.float32, lambda: _scaled(packed(), scale()))
+
+
+def _scaled(packed: Tensor, scale: Tensor) -> Tensor:
+    return packed.float() * scale.view(-1, *[1] * (packed.ndim - 1))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, those stored in 8 bits as float32.
+
+    Raises:
+        ValueError: no such file, or it is damaged or something else.
+    """
+    with opened(file) as tensors:
+        return {name: tensor() for name, tensor in tensors.items()}
+
+
+def write_tensors(tensors: Tensors, file: Path, storage: Storage | None = None) -> None:
+    """Write a safetensors file, its floating tensors stored as `storage` (None: as they are)."""
+    entries: list[tuple[str, Lazy]] = []
+    for name, tensor in tensors.items():
+        entries += _packed(name, tensor, storage)
+    entries.sort(key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))  # aligned, as the library orders them
+    header: dict[str, dict[str, object]] = {}
+    at = 0
+    for name, tensor in entries:
+        size = tensor.shape.numel() * tensor.dtype.itemsize
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    described = json.dumps(header, separators=(",", ":")).encode()
+    described += b" " * (-len(described) % 8)
+    with file.open("wb") as handle:
+        handle.write(len(described).to_bytes(8, "little") + described)
+        for _, tensor in entries:
+            value = tensor()
+            handle.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            forget(value)
+    file.chmod(file.parent.stat().st_mode & 0o666)  # files that whoever may read the folder may read
+
+
+def pack(tensors: Tensors, storage: Storage | None) -> dict[str, Tensor]:
+    """Tensors as they are stored: on the CPU, floating ones in another type; "int8" leaves vectors in float32."""
+    return {name: lazy() for key, tensor in tensors.items() for name, lazy in _packed(key, tensor, storage)}
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `pack` stored: 8-bit tensors times their scales, the rest as it is."""
+    stored = {name: _lazy(tensor) for name, tensor in tensors.items()}
+    return {name: _whole(name, stored)() for name in stored if not name.endswith(_SCALE)}
+
+
+def _packed(name: str, tensor: Tensor | Lazy, storage: Storage | None) -> list[tuple[str, Lazy]]:
+    """The entries of a file that keep one tensor."""
+    source = _lazy(tensor)
+    exact = name.rpartition(".")[2] in _EXACT
+    if storage == "int8" and source.dtype.is_floating_point and len(source.shape) >= 2 and not exact:
+        rows = torch.Size(source.shape[:1])
+        return [
+            (name, Lazy(source.shape, torch.int8, lambda: _eight_bits(source()))),
+            (name + _SCALE, Lazy(rows, torch.float32, lambda: _scales(_plain(source())))),
+        ]
+    dtype = source.dtype
+    if storage is not None and dtype.is_floating_point:
+        dtype = torch.float32 if storage == "int8" or exact else getattr(torch, storage)
+    return [(name, Lazy(source.shape, dtype, lambda: _plain(source()).to(dtype)))]
+
+
+def _lazy(tensor: Tensor | Lazy) -> Lazy:
+    return tensor if isinstance(tensor, Lazy) else Lazy(tensor.shape, tensor.dtype, lambda: tensor)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _scales(value: Tensor) -> Tensor:
+    return value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+
+
+def _eight_bits(tensor: Tensor) -> Tensor:
+    value = _plain(tensor)
+    rows = value.float().flatten(1)
+    return (rows / _scales(value)[:, None]).round().to(torch.int8).view(value.shape)
+
+
+# ---- modules
+
+
+@contextmanager
+def bare() -> Iterator[None]:
+    """Modules that are made here have parameters without memory (on the meta device), for `fill` to give them some."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def fill(
+    module: _Module, tensors: Tensors, source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> _Module:
+    """Give a module a state, strictly, and put it on a device in evaluation mode.
+
+    Args:
+        module: its parameters may be `bare`.
+        tensors: its state; copied, so that the file it comes from may change afterwards.
+        source: where it comes from, for messages.
+        device: where it goes.
+        dtype: floating type of its weights; None: as the module was made (float32).
+
+    Raises:
+        ValueError: keys are missing, left over, or of another shape.
+    """
+    check_fit(module, tensors, source)
+    for name, own in module.state_dict(keep_vars=True).items():
+        place, _, leaf = name.rpartition(".")
+        value = tensors[name]
+        value = value() if isinstance(value, Lazy) else value
+        kind = own.dtype if dtype is None or not own.is_floating_point() else dtype
+        made = torch.empty(own.shape, dtype=kind, device=device)
+        made.copy_(value)
+        forget(value)
+        owner = module.get_submodule(place)
+        if isinstance(own, nn.Parameter):
+            owner._parameters[leaf] = nn.Parameter(made, own.requires_grad)
+        else:
+            owner._buffers[leaf] = made
+    return module.to(device=device, dtype=dtype).eval()
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state strictly into a module that has weights; values are cast to the module's types.
+
+    Args:
+        module: gets the state.
+        tensors: its state.
+        source: where it comes from, for messages.
+
+    Raises:
+        ValueError: keys are missing, left over, or of another shape.
+    """
+    check_fit(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(module: nn.Module, tensors: Tensors, source: str) -> None:
+    """Refuse a state that does not fit; the module may be on the meta device."""
+    own = module.state_dict()
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    missing, unexpected = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
+    problems = [
+        f"{title}: {_some(names)}"
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit this architecture; {'; '.join(problems)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+# ---- memory-mapped files
+
+
+def mapped(file: Path) -> Tensor:
+    """The bytes of a file, uint8, without reading them; a page is copied once it is written to."""
+    size = file.stat().st_size
+    storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=size)
+    storage.mapped = True  # type: ignore[union-attr]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+
+
+def forget(tensor: Tensor) -> None:
+    """Give back the memory of a view of a `mapped` file, which is read again if need be; else do nothing."""
+    if sys.platform != "linux" or not getattr(tensor.untyped_storage(), "mapped", False) or not tensor.is_contiguous():
+        return
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        advise = CDLL(None).madvise
+        advise.argtypes = [c_void_p, c_size_t, c_int]
+        advise(start, end - start, mmap.MADV_DONTNEED)
