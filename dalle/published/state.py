@@ -44,13 +44,16 @@ def state_of(tree: Any) -> dict[str, Tensor]:
     """The tensors of what a checkpoint holds, by their dotted names.
 
     Args:
-        tree: a state dict, a dict with one under `state_dict`, `model` or `weights`, or a pickled module.
+        tree: a state dict, a dict with one under `state_dict`, `model` or `weights`, a pickled module, or what a
+            TorchScript archive holds.
 
     Raises:
         ValueError: there is none of these.
     """
-    if isinstance(tree, Foreign) and isinstance(tree.state, dict) and "_modules" in tree.state:
-        return dict(_of_module(tree, ""))
+    if isinstance(tree, Foreign) and isinstance(tree.state, dict):
+        found = dict(_of_module(tree, "") if "_modules" in tree.state else _of_script(tree, ""))
+        if found:
+            return found
     if isinstance(tree, dict):
         for key in ("state_dict", "model", "weights"):
             if isinstance(tree.get(key), dict):
@@ -72,6 +75,17 @@ def _of_module(module: Foreign, prefix: str) -> list[tuple[str, Tensor]]:
     for name, child in (own.get("_modules") or {}).items():
         if isinstance(child, Foreign):
             found += _of_module(child, f"{prefix}{name}.")
+    return found
+
+
+def _of_script(module: Foreign, prefix: str) -> list[tuple[str, Tensor]]:
+    """Parameters, buffers and submodules are all attributes there."""
+    found: list[tuple[str, Tensor]] = []
+    for name, value in module.state.items() if isinstance(module.state, dict) else ():
+        if isinstance(value, Tensor):
+            found.append((f"{prefix}{name}", value))
+        elif isinstance(value, Foreign):
+            found += _of_script(value, f"{prefix}{name}.")
     return found
 
 

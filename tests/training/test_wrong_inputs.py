@@ -120,7 +120,7 @@ WRONG = {
     "wrong type": (["vqgan.yaml", "run.updates=many"], "run.updates: expected an integer, got 'many'"),
     "another kind": (
         ["vqgan.yaml", "model.kind=vqvae"],
-        "model.kind: expected one of dvae, vqgan, discrete_vae, got 'vqvae'",
+        "expected one of dvae, vqgan, discrete_vae, got 'vqvae'",
     ),
     "keep no checkpoint": (["vqgan.yaml", "run.keep=-1"], "run: keep is -1; it must be at least 1"),
     "log never": (["vqgan.yaml", "run.log_every=0"], "run: log_every is 0; it must be at least 1"),
