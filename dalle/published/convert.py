@@ -20,7 +20,7 @@ from dalle.model import DALLE, DALLEConfig
 from dalle.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
 from dalle.published.clip import read_clip
 from dalle.published.files import read_state
-from dalle.published.image_tokenizers import read_image_tokenizer
+from dalle.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.published.models import PublishedModel, read_model, transformer_file
 from dalle.published.pickles import read_pickled
 from dalle.published.state import Published, state_of
@@ -143,6 +143,7 @@ def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch
     else:
         found = model.image_tokenizer if images is None else read_image_tokenizer(resolve(images))
         if found is not None:
+            found = sized(found, model.model.config.grid[0])
             parts["image_tokenizer"] = scratch / "image_tokenizer"
             _write(parts["image_tokenizer"], "image_tokenizer", found, summary(found), "", None, {}, {})
     read: TextTokenizer | None = model.text_tokenizer

@@ -24,6 +24,7 @@ from dalle.published.state import Published
 from dalle.weights import Lazy, check_fit
 
 HEADS = {"heads": 2}
+RESULTS = ("logits", "greedy", "guided", "codes", "pictures")
 
 
 def reference(case: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -31,7 +32,7 @@ def reference(case: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     with safe_open(Path(__file__).parent / "references" / "models" / f"{case}.safetensors", framework="pt") as file:
         shapes = json.loads(file.metadata()["shapes"])
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    results = {name: held.pop(name) for name in ("logits", "greedy", "guided") if name in held}
+    results = {name: held.pop(name) for name in RESULTS if name in held}
     return {name: weight(drawn_as, shape, GAIN) for name, (drawn_as, shape) in shapes.items()} | held, results
 
 

@@ -67,6 +67,11 @@ def inputs() -> tuple[Tensor, Tensor]:
     return text, torch.randint(0, CODES, (2, ROWS**2), generator=generator)
 
 
+def pixels() -> Tensor:
+    """Pictures [2, 3, 2 ROWS, 2 ROWS] in [0, 1]."""
+    return torch.rand(2, 3, 2 * ROWS, 2 * ROWS, generator=torch.Generator().manual_seed(2))
+
+
 def features() -> Tensor:
     """Features [2, TEXT, 24] of which the second row has two of padding in front."""
     made = torch.randn(2, TEXT, 24, generator=torch.Generator().manual_seed(1))
@@ -174,7 +179,9 @@ def dalle_pytorch(source: Path, options: dict[str, Any]) -> tuple[nn.Module, dic
     sys.modules["dalle_pytorch"].distributed_utils = sys.modules["dalle_pytorch.distributed_utils"]  # type: ignore[attr-defined]
     sys.modules["dalle_pytorch"].tokenizer = package("dalle_pytorch.tokenizer")  # type: ignore[attr-defined]
     module = importlib.import_module("dalle_pytorch.dalle_pytorch")
-    tokenizer = module.DiscreteVAE(image_size=ROWS * 2, num_tokens=CODES, codebook_dim=8, num_layers=1, hidden_dim=8)
+    tokenizer = module.DiscreteVAE(
+        image_size=ROWS * 2, num_tokens=CODES, codebook_dim=8, num_layers=1, hidden_dim=8, num_resnet_blocks=1
+    )
     model = module.DALLE(vae=tokenizer, **options)
     fixed = draw(model)
     text, image = inputs()
@@ -187,7 +194,8 @@ def dalle_pytorch(source: Path, options: dict[str, Any]) -> tuple[nn.Module, dic
     ids = image[:, :0]
     for _ in range(ROWS**2):
         ids = torch.cat((ids, image_logits(ids)[:, -1:].argmax(-1)), 1)
-    return model, fixed | {"logits": image_logits(image), "greedy": ids}
+    seen = {"codes": tokenizer.get_codebook_indices(pixels()), "pictures": tokenizer.decode(image)}
+    return model, fixed | {"logits": image_logits(image), "greedy": ids} | seen
 
 
 def main(case: str, source: Path) -> None:
