@@ -23,8 +23,9 @@ from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches
 from dalle.training import checkpoint
 from dalle.training.checkpoint import Checkpoint
+from dalle.training.initial import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
-from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
+from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
 from dalle.training.run import Interrupt, RunLog, prepare_folder, start_accelerator
 from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step
 from dalle.training.tasks import build_task
@@ -36,6 +37,9 @@ def train(recipe: LoopRecipe) -> int:
     run = recipe.run
     accelerator = start_accelerator(run)
     rank, world = accelerator.process_index, accelerator.num_processes
+    if isinstance(recipe, DALLERecipe) and recipe.init_from is not None:
+        with accelerator.main_process_first():
+            prepare_initial(recipe)
     torch.manual_seed(run.seed)
     task = build_task(recipe, accelerator.device)
     optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}

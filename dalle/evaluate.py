@@ -15,9 +15,11 @@ from dalle.data import DataConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.hub import resolve
 from dalle.image import ImageTokenizer
-from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+from dalle.loading import load_clip, load_image_tokenizer
 from dalle.model import DALLE
+from dalle.parts import load_parts
 from dalle.text import TextTokenizer
+from dalle.text.t5 import T5Encoder
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -62,7 +64,10 @@ def clip_figures(clip: CLIP, tokenizer: TextTokenizer, batches: Iterable[Batch])
 
 @torch.no_grad()
 def dalle_figures(
-    model: DALLE, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer, batches: Iterable[Batch]
+    model: DALLE,
+    text_tokenizer: TextTokenizer | T5Encoder,
+    image_tokenizer: ImageTokenizer,
+    batches: Iterable[Batch],
 ) -> dict[str, float]:
     """Mean nats per image token, and per text token that is not padding."""
     device = device_of(model)
@@ -71,9 +76,10 @@ def dalle_figures(
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
         codes = image_tokenizer.encode(unit_images(batch, device)).flatten(1)
         of_text, of_image = model.token_losses(text, codes)  # [B, T - 1], [B, N]
-        real = text[:, text.shape[1] - of_text.shape[1] :] != text_tokenizer.pad_id
         image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
-        text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
+        if isinstance(text_tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
+            real = text[:, text.shape[1] - of_text.shape[1] :] != text_tokenizer.pad_id
+            text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
     return {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
 
 
@@ -122,9 +128,9 @@ def evaluate(
         assert clip.tokenizer is not None
         figures = clip_figures(clip, clip.tokenizer, held_out(clip.config.image_size))
     elif stage == "dalle":
-        words = load_text_tokenizer(artifact.part(folder, "text_tokenizer"))
-        tokenizer = load_image_tokenizer(artifact.part(folder, "image_tokenizer"), device)
-        figures = dalle_figures(load_model(folder, device=device), words, tokenizer, held_out(tokenizer.image_size))
+        parts = load_parts(folder, torch.device(device))
+        images_of = held_out(parts.image_tokenizer.image_size)
+        figures = dalle_figures(parts.model, parts.text_tokenizer, parts.image_tokenizer, images_of)
     else:
         raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
     return figures | {"images": images}

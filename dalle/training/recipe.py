@@ -14,6 +14,8 @@ from dalle.model import DALLEConfig
 from dalle.sampling import SamplingConfig
 from dalle.text import TextTokenizerConfig
 from dalle.training.adversarial import AdversarialConfig
+from dalle.training.initial import with_initial
+from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig, Ramp
 from dalle.training.perceptual import NonePerceptual, PerceptualConfig
 
@@ -130,9 +132,14 @@ class DALLERecipe:
     optim: OptimConfig
     run: RunConfig
     text_tokenizer: str
-    """Folder of the text tokenizer (or a hub id)."""
+    """Folder of the text tokenizer (or a hub id); of a model that reads features, its T5 encoder."""
     image_tokenizer: str
     """Folder of the image tokenizer (or a hub id)."""
+    init_from: str | None = None
+    """Folder of a model to go on from, ours or as published (or a hub id): its architecture, tokenizers and options of
+    sampling are taken where the recipe says none, and `model.` options change its own."""
+    lora: LoRAConfig | None = None
+    """Train changes of low rank only, which are added to the weights in the model folder; null trains all weights."""
     clip: str | None = None
     """Folder of the CLIP that ranks this model's samples; copied into the model folder."""
     text_weight: float = 1 / 8
@@ -151,6 +158,8 @@ class DALLERecipe:
     """Go on from the newest checkpoint of run.dir."""
 
     def __post_init__(self) -> None:
+        if self.lora is not None and self.optim.ema is not None:
+            raise ValueError("lora trains without an average of weights: set optim.ema=null")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
@@ -175,7 +184,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: every mistake of the file and of the overrides, one a line, each with its full path.
     """
-    data = apply_overrides(read_yaml(path), overrides)
+    data = with_initial(apply_overrides(read_yaml(path), overrides))
     recipe: Recipe = from_dict(stage_schema(data, str(path)), data, str(path))
     return recipe
 

@@ -19,13 +19,17 @@ from dalle.generate import generate
 from dalle.hub import resolve
 from dalle.loading import load_image_tokenizer, load_text_tokenizer
 from dalle.model import DALLE
+from dalle.text import TextTokenizer
+from dalle.text.t5 import T5Encoder
+from dalle.training.initial import fill_initial
+from dalle.training.lora import add_lora, merged
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.task import Phase, Task, image_grid
 
 
 @dataclass
 class Inputs:
-    text: Tensor  # [B, T]
+    text: Tensor  # [B, T] or [B, T, C]
     codes: Tensor  # [B, h * w]
 
 
@@ -34,20 +38,35 @@ class DALLETask(Task):
 
     def __init__(self, recipe: DALLERecipe, device: torch.device):
         self.recipe, self.device = recipe, device
-        self.text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
+        features = recipe.model.text_features is not None
+        self.text_tokenizer: TextTokenizer | T5Encoder
+        if features:
+            self.text_tokenizer = T5Encoder.load(recipe.text_tokenizer, device)
+        else:
+            self.text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
         self.image_tokenizer = load_image_tokenizer(recipe.image_tokenizer).to(device)
         self._check_tokenizers()
-        self.model = DALLE(recipe.model).to(device)
+        self.model = DALLE(recipe.model)
+        if recipe.init_from is not None:
+            fill_initial(self.model, recipe)
         self.state = nn.ModuleDict({"model": self.model})
+        if recipe.lora is not None:  # the other weights are those that the run goes on from
+            self.state = nn.ModuleDict({"model": add_lora(self.model, recipe.lora)})
+        self.model.to(device)
         self.phases = [Phase("dalle", self.model, recipe.optim)]
         self.image_size = self.image_tokenizer.image_size
         height, width = recipe.model.grid
         self.tokens_per_image = recipe.model.text_length + height * width
 
     def _check_tokenizers(self) -> None:
-        model = self.recipe.model
+        model, text = self.recipe.model, self.text_tokenizer
+        words = (
+            ("text_vocab", model.text_vocab, text.vocab_size)
+            if isinstance(text, TextTokenizer)
+            else ("text_features", model.text_features, text.width)
+        )
         for key, have, want, owner in (
-            ("text_vocab", model.text_vocab, self.text_tokenizer.vocab_size, self.recipe.text_tokenizer),
+            (*words, self.recipe.text_tokenizer),
             ("image_vocab", model.image_vocab, self.image_tokenizer.codebook_size, self.recipe.image_tokenizer),
             ("grid", list(model.grid), list(self.image_tokenizer.grid), self.recipe.image_tokenizer),
         ):
@@ -55,15 +74,19 @@ class DALLETask(Task):
                 raise ValueError(f"model.{key} is {have}, but {owner} needs {want}: set model.{key}={want}")
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Captions become ids with BPE dropout, some become padding; pictures become codes."""
+        """Captions become ids with BPE dropout, some become the null caption; pictures become codes."""
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
-        text[torch.tensor(dropped)] = self.text_tokenizer.pad_id
+        rows = torch.tensor(dropped, device=text.device)
+        text[rows] = self.model.null_text(text)[rows]
         return Inputs(text.to(self.device), self._codes(batch))
 
     def _encode(self, captions: list[str], dropout: float = 0.0, seed: list[int] | None = None) -> Tensor:
-        return self.text_tokenizer.encode(captions, self.recipe.model.text_length, dropout=dropout, seed=seed)
+        length = self.recipe.model.text_length
+        if isinstance(self.text_tokenizer, T5Encoder):
+            return self.text_tokenizer.encode(captions, length)
+        return self.text_tokenizer.encode(captions, length, dropout=dropout, seed=seed)
 
     def _codes(self, batch: Batch) -> Tensor:
         return self.image_tokenizer.encode(unit_images(batch, self.device)).flatten(1)
@@ -89,12 +112,13 @@ class DALLETask(Task):
         return image_grid(list(self.image_tokenizer.decode(codes).split(8)))
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
-        config["sampling"] = to_dict(self.recipe.sampling)
-        sources = {
-            "text_tokenizer": self.recipe.text_tokenizer,
-            "image_tokenizer": self.recipe.image_tokenizer,
-            "clip": self.recipe.clip,
-        }
+        recipe = self.recipe
+        config = {"stage": recipe.stage, "model": to_dict(recipe.model), "sampling": to_dict(recipe.sampling)}
+        sources: dict[str, str | None] = {"image_tokenizer": recipe.image_tokenizer, "clip": recipe.clip}
+        if isinstance(self.text_tokenizer, T5Encoder):
+            config["text_encoder"] = recipe.text_tokenizer
+        else:
+            sources["text_tokenizer"] = recipe.text_tokenizer
         parts = {name: resolve(source) for name, source in sources.items() if source is not None}
-        artifact.save(folder, config, weights, parts=parts)
+        state = weights if recipe.lora is None else merged(self.model, weights)
+        artifact.save(folder, config, state, parts=parts)

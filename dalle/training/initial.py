@@ -1,0 +1,90 @@
+"""Training that goes on from weights that are there already: a folder of ours, or what others have published.
+
+Published weights are converted into RUN/initial first, so that the run stands on ordinary folders with hashes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle import artifact
+from dalle.config import to_dict
+from dalle.hub import resolve
+from dalle.loading import is_ours
+from dalle.model import DALLE
+from dalle.published.convert import convert
+from dalle.published.models import read_model
+from dalle.weights import fill, opened
+
+if TYPE_CHECKING:
+    from dalle.training.recipe import DALLERecipe
+
+FOLDER = "initial"
+
+
+def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's data with the architecture and the tokenizers of what its `init_from` names, unless it says others.
+
+    Raises:
+        ValueError: nothing is there, or it is no text-to-image model.
+    """
+    settled = copy.deepcopy(dict(data))
+    source = settled.get("init_from")
+    if source is None or settled.get("stage") != "dalle":
+        return settled
+    path = resolve(str(source))
+    if is_ours(path):
+        content = artifact.read_config(path)
+        if content.get("stage") != "dalle":
+            raise ValueError(f"init_from: {source} is of stage {content.get('stage')!r}; expected a DALL-E")
+        found = {name: str(path / name) for name in content.get("parts") or {}}
+        if "text_encoder" in content:
+            found["text_tokenizer"] = content["text_encoder"]
+        model, sampling = content.get("model") or {}, content.get("sampling")
+    else:
+        published = read_model(path)
+        place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
+        names = ("image_tokenizer", "text_tokenizer")
+        found = {name: str(place / name) for name in names if getattr(published, name) is not None}
+        if published.model.config.text_features is not None:
+            found["text_tokenizer"] = published.text_source
+        model, sampling = to_dict(published.model.config), to_dict(published.sampling)
+    settled["model"] = _merged(model, settled.get("model") or {})
+    for name, part in found.items():
+        settled.setdefault(name, part)
+    if sampling is not None:
+        settled.setdefault("sampling", sampling)
+    return settled
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def prepare_initial(recipe: DALLERecipe) -> None:
+    """Convert published weights that a run goes on from, unless that is done."""
+    assert recipe.init_from is not None
+    path = resolve(recipe.init_from)
+    place = recipe.run.dir / FOLDER
+    if not is_ours(path) and not place.exists():
+        convert(path, place, "float32")
+
+
+def fill_initial(model: DALLE, recipe: DALLERecipe) -> None:
+    """Give a model the weights that a run goes on from.
+
+    Raises:
+        ValueError: they are of another architecture.
+    """
+    assert recipe.init_from is not None
+    path = resolve(recipe.init_from)
+    folder = path if is_ours(path) else recipe.run.dir / FOLDER
+    with opened(folder / artifact.WEIGHTS) as tensors:
+        fill(model, tensors, str(folder / artifact.WEIGHTS))
