@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dalle.text import (
@@ -16,6 +17,7 @@ from dalle.text import (
 
 _CLIP_MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 _YTTM = "bpe.model"
+_MOST_BYTES = 1 << 26  # of a file; weights are larger
 _CHAR = (("bpe-16k-vocab.json", "bpe-16k-merges.txt"), ("vocab.json", "merges.txt"))
 
 
@@ -43,8 +45,8 @@ def _read(source: Path, ends: bool) -> TextTokenizer:
     if source.is_dir():
         for vocab, merges in _CHAR:
             files = folder / vocab, folder / merges
-            if all(file.is_file() for file in files) and b'"[UNK]"' in files[0].read_bytes():
-                return CharTokenizer(CharTokenizerConfig(), files[0].read_bytes(), files[1].read_bytes())
+            if all(file.is_file() for file in files) and b'"[UNK]"' in _content(files[0]):
+                return CharTokenizer(CharTokenizerConfig(), *map(_content, files))
         there = [folder / name for name in (*_CLIP_MERGES, _YTTM) if (folder / name).is_file()]
         if not there:
             raise ValueError(
@@ -52,7 +54,27 @@ def _read(source: Path, ends: bool) -> TextTokenizer:
                 "(CLIP), or vocabulary and merges (minDALL-E)"
             )
         source = there[0]
-    content = source.read_bytes()
+    content = _content(source)
     if content[:64].split(None, 1)[:1] and content[:64].split(None, 1)[0].isdigit():
         return YTTMTokenizer(YTTMTokenizerConfig(ends=ends), content)
-    return CLIPTokenizer(CLIPTokenizerConfig(ends=ends), content)
+    tokenizer = CLIPTokenizer(CLIPTokenizerConfig(ends=ends), content)
+    numbers = source.with_name("vocab.json")
+    if source.name == "merges.txt" and numbers.is_file():
+        _check(tokenizer, numbers)
+    return tokenizer
+
+
+def _check(tokenizer: CLIPTokenizer, vocab: Path) -> None:
+    """Refuse merges of a model that numbers its tokens in another way."""
+    try:
+        numbers = json.loads(_content(vocab))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{vocab} is no JSON: fetch it again") from None
+    if numbers != tokenizer.vocabulary:
+        raise ValueError(f"{vocab} numbers other tokens than merges.txt does in CLIP: they are of another model")
+
+
+def _content(file: Path) -> bytes:
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, which no text tokenizer has: give its files")
+    return file.read_bytes()

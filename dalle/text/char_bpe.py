@@ -1,4 +1,8 @@
-"""Character-level BPE of Hugging Face's CharBPETokenizer, which minDALL-E reads captions with."""
+"""Character-level BPE of Hugging Face's CharBPETokenizer, which minDALL-E reads captions with.
+
+What is a punctuation mark or a letter with a lower case is asked of Python's Unicode, that library asks Unicode 8 and
+the newest: captions differ only in marks and letters of rare scripts that a later version of Unicode has added.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +48,19 @@ class CharTokenizer(BPETokenizer):
         self._vocab, self._merges = vocab, merges
         try:
             numbers = json.loads(vocab)
-            lines = merges.decode().splitlines()
-        except ValueError:
+            lines = merges.decode().replace("\r\n", "\n").split("\n")
+        except (ValueError, RecursionError):
             raise ValueError("the vocabulary is no JSON, or the merges are no text: fetch both files again") from None
-        if not isinstance(numbers, dict) or not all(isinstance(number, int) for number in numbers.values()):
+        if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
             raise ValueError("the vocabulary is no JSON of tokens and their numbers")
+        if sorted(numbers.values()) != list(range(len(numbers))):
+            raise ValueError(
+                f"the {len(numbers)} tokens of the vocabulary are not numbered from 0 to {len(numbers) - 1}"
+            )
         if _UNKNOWN not in numbers:
             raise ValueError(f"the vocabulary has no {_UNKNOWN}: expected that of minDALL-E")
         self._numbers: dict[str, int] = {_PADDING: len(numbers)} | numbers
-        self.vocab_size = max(self._numbers.values()) + 1
+        self.vocab_size = len(self._numbers)
         self.pad_id, self._unknown = self._numbers[_PADDING], self._numbers[_UNKNOWN]
         self._tokens = {number: token for token, number in self._numbers.items()}
         self.rules = {}

@@ -42,10 +42,10 @@ class ClassTokenizer(TextTokenizer):
     def _class(self, text: str) -> int:
         if not text:
             return self.pad_id
-        if not (text.isascii() and text.isdigit() and int(text) < self.config.classes):
-            raise ValueError(
-                f"this model draws classes: give a number from 0 to {self.config.classes - 1} as prompt, not {text!r}"
-            )
+        digits = text.lstrip("0")
+        if not (text.isascii() and text.isdigit() and len(digits) < 10 and int(text) < self.config.classes):
+            last = self.config.classes - 1
+            raise ValueError(f"this model draws classes: give a number from 0 to {last} as prompt, not {text[:40]!r}")
         return int(text)
 
     def _text(self, ids: list[int]) -> str:

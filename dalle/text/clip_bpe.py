@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import io
 import unicodedata
 import zlib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from dalle.text.bpe import BPETokenizer
 MERGES_FILE = "merges.txt"
 MERGES = 48_894  # of CLIP; its published list goes on behind them
 _WORD_END = "</w>"
+_MOST_BYTES = 1 << 24  # of a list of merges; OpenAI's has 3.2 million
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 # The bytes in the order of their ids: first those that stand for themselves in the file of merges.
@@ -64,6 +66,10 @@ class CLIPTokenizer(BPETokenizer):
             numbers[joined] = len(vocabulary)
             vocabulary.append(joined)
             self.rules[first, second] = (rank, numbers[joined])
+        if any(_CHARACTERS[_IDS[ord(" ")]] in token for token in vocabulary[512:]):
+            raise ValueError(
+                "there are spaces in its tokens, which CLIP's do not have: it is of another model, as GPT-2"
+            )
         self.vocab_size = len(vocabulary) + 2
         self._special = dict(zip(_SPECIAL, (self.vocab_size - 2, self.vocab_size - 1), strict=True))
         self._vocabulary = vocabulary
@@ -73,6 +79,11 @@ class CLIPTokenizer(BPETokenizer):
 
     def __reduce__(self) -> tuple[type[CLIPTokenizer], tuple[CLIPTokenizerConfig, bytes]]:
         return CLIPTokenizer, (self.config, self.files()[MERGES_FILE])
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Tokens as vocab.json of a hub repository spells them, and their ids."""
+        return {token: number for number, token in enumerate(self._vocabulary)} | self._special
 
     def files(self) -> Mapping[str, bytes]:
         return {MERGES_FILE: f"#version: 0.2\n{self._merges}\n".encode()}
@@ -135,6 +146,8 @@ def _plain(text: str) -> str:
 
 
 def _kind(character: str) -> str:
+    if character == "\u0345":  # a mark whose capital is a letter: where case does not count, neither of the two fits
+        return "space"
     category = unicodedata.category(character)[0]
     return "space" if character.isspace() else {"L": "letter", "N": "number"}.get(category, "other")
 
@@ -143,9 +156,14 @@ def _text(merges: bytes) -> str:
     """The lines of merges, without header and what stands behind them."""
     if merges.startswith(b"\x1f\x8b"):
         try:
-            merges = gzip.decompress(merges)
+            with gzip.open(io.BytesIO(merges)) as unpacked:
+                merges = unpacked.read(_MOST_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"the merges are a damaged .gz ({error}): fetch them again") from None
+    if len(merges) > _MOST_BYTES:
+        raise ValueError(
+            f"the merges have over {_MOST_BYTES:,} bytes: expected merges.txt or bpe_simple_vocab_16e6.txt.gz"
+        )
     try:
         lines = merges.decode().replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:

@@ -183,7 +183,7 @@ class SentencePieceTokenizer(TextTokenizer):
         ]
 
     def _text(self, ids: list[int]) -> str:
-        return _unescape(self._processor.decode(ids).removeprefix(" "))
+        return _unescape(self._processor.decode([i for i in ids if i != PAD_ID]).removeprefix(" "))
 
     def _rule(self, first: str, second: str) -> tuple[float, str] | None:
         joined = first + second

@@ -9,12 +9,16 @@ from __future__ import annotations
 import html
 import re
 import urllib.parse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+
+from dalle.text.tokenizer import check_characters
 
 LENGTH = 120  # tokens of a caption
 
@@ -100,16 +104,34 @@ class T5Encoder:
         try:
             import bs4  # noqa: F401
             import ftfy  # noqa: F401
-            from transformers import AutoTokenizer, T5EncoderModel
+            from transformers import AutoTokenizer, PretrainedConfig, T5EncoderModel
         except ImportError as error:
             raise ValueError(f"{_NEEDED} ({error.name} is missing)") from None
+        loaded: Any
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = T5EncoderModel.from_pretrained(source, dtype=dtype or torch.float32, use_safetensors=True)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
-            told = str(error).strip().split("\n")[0]
-            raise ValueError(f"{source} cannot be loaded as a T5 encoder: {told}") from error
-        return cls(model.to(device).eval(), tokenizer)
+            kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+            if kind != "t5":
+                raise ValueError(f"its config.json says model_type: {kind!r}, expected 't5'")
+            # False, not the default, which asks the user whether to run what the repository holds
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            loaded = T5EncoderModel.from_pretrained(
+                source,
+                dtype=dtype or torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below
+            )
+            model, told = loaded
+            _check(model, tokenizer, told)
+        except (
+            *(OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, RuntimeError),
+            SafetensorError,
+        ) as error:
+            first = str(error).strip().split("\n")[0]
+            raise ValueError(f"{source} cannot be loaded as a T5 encoder: {first}") from error
+        model.eval().to(device=device)
+        return cls(model, tokenizer)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], length: int = LENGTH) -> Tensor:
@@ -121,7 +143,16 @@ class T5Encoder:
 
         Returns:
             float32 [B, T, C], the caption at the right end; what is in front of it is 0.
+
+        Raises:
+            ValueError: a single string instead of a list, a length below 1, or a caption with a lone surrogate.
         """
+        if isinstance(texts, str):
+            raise ValueError(f"encode takes a list of captions, got the string {texts[:40]!r}: put it into a list")
+        if length < 1:
+            raise ValueError(f"the length of encoded captions is at least 1, got {length}")
+        for text in texts:
+            check_characters(text)
         rows = self.tokenizer(
             [clean(clean(text)) for text in texts],
             max_length=length,
@@ -139,13 +170,30 @@ class T5Encoder:
         return made
 
 
+def _check(model: Any, tokenizer: Any, told: dict[str, Any]) -> None:
+    """Refuse what transformers makes up: random numbers for weights that do not fit, a tokenizer without words."""
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"its weights have no {missing[0]} ({len(missing)} missing)")
+    if misshapen := sorted(told["mismatched_keys"]):
+        name, found, wanted = misshapen[0]
+        raise ValueError(f"{name} is {list(found)}, its config.json says {list(wanted)} ({len(misshapen)} misshapen)")
+    words = [word for word in tokenizer.get_vocab() if not re.fullmatch(r"<.*>|\u2581", word)]
+    if not words:
+        raise ValueError("it has no tokenizer: expected tokenizer.json or spiece.model beside the weights")
+    last = max(tokenizer.get_vocab().values())
+    if last >= model.config.vocab_size:
+        raise ValueError(f"its tokenizer has ids up to {last}, its model only {model.config.vocab_size} of them")
+
+
 def clean(caption: str) -> str:
     """A caption without what its kind of training captions were freed of, in lower case."""
     import ftfy
     from bs4 import BeautifulSoup
 
     text = urllib.parse.unquote_plus(caption).strip().lower().replace("<person>", "person")
-    text = BeautifulSoup(_replaced(text, _FIRST), features="html.parser").text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a caption that looks like the name of a file
+        text = BeautifulSoup(_replaced(text, _FIRST), features="html.parser").text
     text = _replaced(text, _THEN)
     if len(re.findall(r"[-_]", text)) > 3:
         text = re.sub(r"[-_]", " ", text)

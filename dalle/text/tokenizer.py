@@ -110,7 +110,7 @@ class TextTokenizer(ABC):
         return ids
 
     def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Token ids [B, T] to B captions; each row is read up to its end, padding is skipped.
+        """Token ids [B, T] to B captions; each row is read up to its end, or to the padding that it ends with.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -123,8 +123,12 @@ class TextTokenizer(ABC):
                 raise ValueError(f"token id {wrong} is outside the text vocabulary of 0 to {self.vocab_size - 1}")
             if self.end and self.end[0] in row:
                 row = row[: row.index(self.end[0])]
-            left_out = {self.pad_id, *self.begin}
-            captions.append(self._text([i for i in row if i not in left_out]))
+            else:
+                while row and row[-1] == self.pad_id:
+                    row = row[:-1]
+            if self.begin and row[:1] == list(self.begin):
+                row = row[1:]
+            captions.append(self._text(row))
         return captions
 
     def save(self, folder: str | Path) -> None:

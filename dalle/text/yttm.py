@@ -14,6 +14,7 @@ from dalle.text.bpe import BPETokenizer
 
 MODEL_FILE = "bpe.model"
 _SPACE = 0x2581  # stands in front of every word
+_LONGEST = 4096  # characters of a token
 _SPACES = frozenset(" \t\n\v\f\r▁")
 
 
@@ -54,7 +55,10 @@ class YTTMTokenizer(BPETokenizer):
         triples = numbers[2 + 2 * characters : -4]
         self._unknown, pad, begin, end = numbers[-4:]
         self.vocab_size = characters + rules + sum(number >= 0 for number in numbers[-4:])
-        if _SPACE not in self._characters or not all(0 <= i < self.vocab_size for i in (*own[1::2], *triples)):
+        if not all(0 <= code < 0x110000 and not 0xD800 <= code < 0xE000 for code in self._characters):
+            raise ValueError("it has numbers for characters that Unicode has not: the file is damaged")
+        ids = (*own[1::2], *triples, *(number for number in numbers[-4:] if number != -1))
+        if _SPACE not in self._characters or not all(0 <= i < self.vocab_size for i in ids):
             raise ValueError(f"its ids do not lie between 0 and {self.vocab_size - 1}, or it has none for the space")
         if self._unknown < 0 or pad < 0 or (config.ends and min(begin, end) < 0):
             raise ValueError("it has no ids for unknown, padding, begin or end: expected the file of ruDALL-E")
@@ -66,6 +70,8 @@ class YTTMTokenizer(BPETokenizer):
         self._strings = {number: chr(code) for code, number in self._characters.items()}
         for (left, right), (_, joined) in self.rules.items():
             self._strings[joined] = self._strings.get(left, "") + self._strings.get(right, "")
+            if len(self._strings[joined]) > _LONGEST:
+                raise ValueError(f"its token {joined} has over {_LONGEST} characters: the file is damaged")
 
     def __reduce__(self) -> tuple[type[YTTMTokenizer], tuple[YTTMTokenizerConfig, bytes]]:
         return YTTMTokenizer, (self.config, self._model)
