@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import read_yaml, to_yaml
-from dalle.weights import Storage, Tensors, opened, write_tensors
+from dalle.weights import Storage, Tensors, open_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt")
@@ -171,8 +171,7 @@ def export(source: Path, target: Path, storage: Storage) -> None:
             if entry.is_dir():
                 shutil.copytree(entry, new / entry.name, dirs_exist_ok=True)
             elif entry.name == WEIGHTS:
-                with opened(entry) as tensors:
-                    write_tensors(tensors, new / WEIGHTS, storage)
+                write_tensors(open_tensors(entry), new / WEIGHTS, storage)
             elif entry.name != "config.yaml" or recipe is None:
                 shutil.copy(entry, new / entry.name)
 

@@ -25,7 +25,7 @@ from dalle.published.models import read_model
 from dalle.published.state import Published
 from dalle.published.text_tokenizers import read_text_tokenizer
 from dalle.text import TextTokenizer
-from dalle.weights import bare, fill, opened
+from dalle.weights import bare, fill, open_tensors
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Device = str | torch.device
@@ -178,5 +178,4 @@ def _origin(folder: Path) -> str:
 
 
 def _fill(module: _Module, folder: Path, device: _Device, dtype: torch.dtype | None) -> _Module:
-    with opened(folder / WEIGHTS) as tensors:
-        return fill(module, tensors, str(folder / WEIGHTS), device, dtype)
+    return fill(module, open_tensors(folder / WEIGHTS), str(folder / WEIGHTS), device, dtype)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import CDLL, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -65,9 +64,18 @@ Tensors = Mapping[str, "Tensor | Lazy"]
 # ---- files
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[dict[str, Lazy]]:
-    """The tensors of a safetensors file, each read when it is called for; those stored in 8 bits as float32.
+def open_tensors(file: Path) -> dict[str, Tensor | Lazy]:
+    """The tensors of a safetensors file, mapped from it; those stored in 8 bits as float32, made when called for.
+
+    Raises:
+        ValueError: no such file, or it is damaged or something else.
+    """
+    stored = views(file)
+    return {name: _whole(name, stored) for name in stored if not name.endswith(_SCALE)}
+
+
+def views(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as they are stored, mapped from it: no memory until they are looked at.
 
     Raises:
         ValueError: no such file, or it is damaged or something else.
@@ -75,41 +83,42 @@ def opened(file: Path) -> Iterator[dict[str, Lazy]]:
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such file")
     try:
-        handle = safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
+        with safe_open(file, framework="pt"):  # looks at the header and at the length of the file
+            pass
+        with Path(file).open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{file} is no safetensors file, or a truncated one ({error}): fetch it again") from error
-    with handle:
-        types = {name: dtype for dtype, name in _NAMES.items()}
-        stored: dict[str, Lazy] = {}
-        for name in handle.keys():  # noqa: SIM118, not a dict
-            part = handle.get_slice(name)
-            if part.get_dtype() not in types:
-                raise ValueError(f"{file}: {name} is of type {part.get_dtype()}, which is not read")
-            shape = torch.Size(part.get_shape())
-            stored[name] = Lazy(shape, types[part.get_dtype()], partial(handle.get_tensor, name))
-        yield {name: _whole(name, stored) for name in stored if not name.endswith(_SCALE)}
+    header.pop("__metadata__", None)
+    types = {name: dtype for dtype, name in _NAMES.items()}
+    whole = mapped(Path(file)) if header else torch.empty(0, dtype=torch.uint8)
+    found = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in types:
+            raise ValueError(f"{file}: {name} is of type {entry['dtype']}, which is not read")
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        dtype, part = types[entry["dtype"]], whole[start:end]
+        aligned = part if start % dtype.itemsize == 0 else part.clone()
+        found[name] = aligned.view(dtype).view(entry["shape"])
+    return found
 
 
-def _whole(name: str, stored: Mapping[str, Lazy]) -> Lazy:
+def _whole(name: str, stored: Mapping[str, Tensor]) -> Tensor | Lazy:
     """A stored tensor, or what 8 bits and scales make."""
     packed, scale = stored[name], stored.get(name + _SCALE)
     if scale is None:
         return packed
-    return Lazy(packed.shape, torch.float32, lambda: _scaled(packed(), scale()))
-
-
-def _scaled(packed: Tensor, scale: Tensor) -> Tensor:
-    return packed.float() * scale.view(-1, *[1] * (packed.ndim - 1))
+    return Lazy(packed.shape, torch.float32, lambda: packed.float() * scale.view(-1, *[1] * (packed.ndim - 1)))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, those stored in 8 bits as float32.
+    """All tensors of a safetensors file in memory, those stored in 8 bits as float32.
 
     Raises:
         ValueError: no such file, or it is damaged or something else.
     """
-    with opened(file) as tensors:
-        return {name: tensor() for name, tensor in tensors.items()}
+    return {name: t() if isinstance(t, Lazy) else t.clone() for name, t in open_tensors(file).items()}
 
 
 def write_tensors(tensors: Tensors, file: Path, storage: Storage | None = None) -> None:
@@ -142,8 +151,8 @@ def pack(tensors: Tensors, storage: Storage | None) -> dict[str, Tensor]:
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `pack` stored: 8-bit tensors times their scales, the rest as it is."""
-    stored = {name: _lazy(tensor) for name, tensor in tensors.items()}
-    return {name: _whole(name, stored)() for name in stored if not name.endswith(_SCALE)}
+    whole = {name: _whole(name, tensors) for name in tensors if not name.endswith(_SCALE)}
+    return {name: value() if isinstance(value, Lazy) else value for name, value in whole.items()}
 
 
 def _packed(name: str, tensor: Tensor | Lazy, storage: Storage | None) -> list[tuple[str, Lazy]]:
@@ -151,31 +160,38 @@ def _packed(name: str, tensor: Tensor | Lazy, storage: Storage | None) -> list[t
     source = _lazy(tensor)
     exact = name.rpartition(".")[2] in _EXACT
     if storage == "int8" and source.dtype.is_floating_point and len(source.shape) >= 2 and not exact:
-        rows = torch.Size(source.shape[:1])
         return [
-            (name, Lazy(source.shape, torch.int8, lambda: _eight_bits(source()))),
-            (name + _SCALE, Lazy(rows, torch.float32, lambda: _scales(_plain(source())))),
+            (name, _made_of(source, torch.int8, _eight_bits, source.shape)),
+            (name + _SCALE, _made_of(source, torch.float32, _scales, source.shape[:1])),
         ]
     dtype = source.dtype
     if storage is not None and dtype.is_floating_point:
         dtype = torch.float32 if storage == "int8" or exact else getattr(torch, storage)
-    return [(name, Lazy(source.shape, dtype, lambda: _plain(source()).to(dtype)))]
+    return [(name, _made_of(source, dtype, lambda value: value.to(dtype), source.shape))]
+
+
+def _made_of(source: Lazy, dtype: torch.dtype, form: Callable[[Tensor], Tensor], shape: torch.Size) -> Lazy:
+    """What `form` makes of a tensor on the CPU, whose memory is given back where it is mapped."""
+
+    def make() -> Tensor:
+        value = source()
+        made = form(value.detach().cpu().contiguous())
+        if made.data_ptr() != value.data_ptr():
+            forget(value)
+        return made
+
+    return Lazy(shape, dtype, make)
 
 
 def _lazy(tensor: Tensor | Lazy) -> Lazy:
     return tensor if isinstance(tensor, Lazy) else Lazy(tensor.shape, tensor.dtype, lambda: tensor)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
 def _scales(value: Tensor) -> Tensor:
     return value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
 
 
-def _eight_bits(tensor: Tensor) -> Tensor:
-    value = _plain(tensor)
+def _eight_bits(value: Tensor) -> Tensor:
     rows = value.float().flatten(1)
     return (rows / _scales(value)[:, None]).round().to(torch.int8).view(value.shape)
 
@@ -185,19 +201,18 @@ def _eight_bits(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def bare() -> Iterator[None]:
-    """Modules that are made here have parameters without memory (on the meta device), for `fill` to give them some."""
-    original = nn.Module.register_parameter
+    """Modules that are made here leave their parameters as the memory is, for `fill`: no time, and no memory touched.
 
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        original(module, name, parameter)
-
-    nn.Module.register_parameter = register  # type: ignore[assignment,method-assign]
+    (On the meta device torch imports 100 MB of Python to draw numbers that are none.)
+    """
+    functions = {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
     try:
+        for name in functions:
+            setattr(nn.init, name, lambda tensor, *_, **__: tensor)
         yield
     finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
+        for name, function in functions.items():
+            setattr(nn.init, name, function)
 
 
 def fill(
@@ -221,7 +236,9 @@ def fill(
         value = tensors[name]
         value = value() if isinstance(value, Lazy) else value
         kind = own.dtype if dtype is None or not own.is_floating_point() else dtype
-        made = torch.empty(own.shape, dtype=kind, device=device)
+        made = own.detach()
+        if (made.dtype, made.device) != (kind, torch.device(device)):
+            made = torch.empty(own.shape, dtype=kind, device=device)
         made.copy_(value)
         forget(value)
         owner = module.get_submodule(place)

@@ -26,6 +26,7 @@ from dalle.clip import CLIP
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image import build
 from dalle.model import DALLE
+from dalle.training.initial import with_initial
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,
@@ -145,7 +146,8 @@ def check_training(words: list[str], where: str) -> None:
     if not given or re.fullmatch(r"[A-Z_.]+", given[0]):  # CONFIG stands for any
         return
     assert given[0] in RECIPES, f"{where}: {given[0]}"
-    data = apply_overrides(read_yaml(ROOT / given[0]), given[1:])
+    ours = [word for word in given[1:] if not word.startswith("init_from=")]  # in place of a model that is not here
+    data = with_initial(apply_overrides(read_yaml(ROOT / given[0]), ours))
     from_dict(stage_schema(data, where), data, where)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dalle.published.pickles import read_pickled
 from dalle.published.state import state_of
+from dalle.weights import views
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # What folders of the hub call their weights, the better form first.
@@ -57,10 +57,4 @@ def read_state(source: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{file} names the shard {shard!r}, which is no file beside it")
             tensors |= read_state(file.with_name(shard))
         return tensors
-    if file.suffix != ".safetensors":
-        return state_of(read_pickled(file))
-    try:
-        with safe_open(file, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no safetensors file, or a truncated one ({error}): fetch it again") from error
+    return views(file) if file.suffix == ".safetensors" else state_of(read_pickled(file))

@@ -17,7 +17,7 @@ from dalle.loading import is_ours
 from dalle.model import DALLE
 from dalle.published.convert import convert
 from dalle.published.models import read_model
-from dalle.weights import fill, opened
+from dalle.weights import fill, open_tensors
 
 if TYPE_CHECKING:
     from dalle.training.recipe import DALLERecipe
@@ -86,5 +86,4 @@ def fill_initial(model: DALLE, recipe: DALLERecipe) -> None:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
     folder = path if is_ours(path) else recipe.run.dir / FOLDER
-    with opened(folder / artifact.WEIGHTS) as tensors:
-        fill(model, tensors, str(folder / artifact.WEIGHTS))
+    fill(model, open_tensors(folder / artifact.WEIGHTS), str(folder / artifact.WEIGHTS))
