@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dalle.model import DALLEConfig
 from dalle.published.heads import halves, paired
-from dalle.published.state import Published, joined, renamed, shape, square
+from dalle.published.state import Published, joined, made_of, renamed, shape, square
 from dalle.transformer import TransformerConfig
 from dalle.weights import Lazy
 
@@ -172,7 +172,7 @@ def _adapt(state: dict[str, Tensor | Lazy], place: str, heads: int, rotary: bool
     fused, out = state.get(f"{place}.attention.qkv.weight"), state.get(f"{place}.attention.out.weight")
     if rotary and isinstance(fused, Tensor) and isinstance(out, Tensor):
         state[f"{place}.attention.qkv.weight"] = paired(fused, heads, "qkv")
-        state[f"{place}.attention.out.weight"] = Lazy(out.shape, out.dtype, lambda: _by_halves(out, heads))
+        state[f"{place}.attention.out.weight"] = made_of([out], out.shape, lambda: _by_halves(out, heads))
 
 
 def _by_halves(out: Tensor, heads: int) -> Tensor:

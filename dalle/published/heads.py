@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dalle.published.state import made_of
 from dalle.weights import Lazy
 
 
@@ -37,7 +38,7 @@ def paired(weight: Tensor, heads: int, parts: Literal["qk", "qkv"]) -> Lazy:
             made[part] = made[part][:, halves(made.shape[2])]
         return made.flatten(0, 2)
 
-    return Lazy(weight.shape, weight.dtype, make)
+    return made_of([weight], weight.shape, make)
 
 
 def halves(dim: int) -> Tensor:

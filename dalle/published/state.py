@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle.published.pickles import Foreign
-from dalle.weights import Lazy
+from dalle.weights import Lazy, forget
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,19 @@ class Published:
 def joined(*tensors: Tensor) -> Lazy:
     """Tensors one after the other on their first dimension."""
     size = torch.Size((sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:]))
-    return Lazy(size, tensors[0].dtype, lambda: torch.cat(tensors))
+    return made_of(tensors, size, lambda: torch.cat(tensors))
+
+
+def made_of(tensors: Sequence[Tensor], size: torch.Size, make: Callable[[], Tensor]) -> Lazy:
+    """A tensor that is made of others, whose memory is given back where they are mapped from a file."""
+
+    def make_and_forget() -> Tensor:
+        made = make()
+        for tensor in tensors:
+            forget(tensor)
+        return made
+
+    return Lazy(size, tensors[0].dtype, make_and_forget)
 
 
 def state_of(tree: Any) -> dict[str, Tensor]:
@@ -120,21 +132,33 @@ def renamed(
     return ours, left_out
 
 
-def shape(tensors: Mapping[str, Tensor] | Mapping[str, Tensor | Lazy], name: str) -> tuple[int, ...]:
-    """Shape of a tensor.
+def shape(
+    tensors: Mapping[str, Tensor] | Mapping[str, Tensor | Lazy], name: str, dims: int | None = None
+) -> tuple[int, ...]:
+    """Shape of a tensor, which has `dims` dimensions if they are given.
 
     Raises:
-        ValueError: there is no such tensor.
+        ValueError: there is no such tensor, or it has other dimensions.
     """
     if name not in tensors:
         raise ValueError(f"it has no {name}")
-    return tuple(tensors[name].shape)
+    found = tuple(tensors[name].shape)
+    if dims is not None and len(found) != dims:
+        raise ValueError(f"its {name} is {list(found)}, expected {dims} dimensions")
+    return found
 
 
 def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that stands in the first group of `pattern` in some name; 0 where none fits."""
-    found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
+    """One more than the largest number that stands in the first group of `pattern` in some name; 0 where none fits.
+
+    Raises:
+        ValueError: it is larger than the number of all tensors, so that most of what it counts is missing.
+    """
+    found = {match[1]: name for name in tensors if (match := re.match(pattern, name))}
+    last = max(found, key=lambda number: (len(number), number), default="-1")
+    if len(last) > 9 or int(last) >= len(tensors):
+        raise ValueError(f"it has {found[last]}, and not what comes before it")
+    return int(last) + 1
 
 
 def square(cells: int) -> tuple[int, int]:
