@@ -78,7 +78,8 @@ class DiscreteVAE(ImageTokenizer):
         relaxed = F.gumbel_softmax(logits, tau=temperature, dim=1)
         vectors = torch.einsum("b k h w, k c -> b c h w", relaxed, self.codebook.weight)
         made = self._pixels(vectors)
-        losses = {"reconstruction": F.mse_loss(made, images.float()), "kl": kl_to_uniform(logits)}
+        scale = 4 if self.config.normalised else 1  # the error is one of what the network sees, from -1 to 1
+        losses = {"reconstruction": scale * F.mse_loss(made, images.float()), "kl": kl_to_uniform(logits)}
         return Reconstruction(made, relaxed.argmax(1), losses)
 
     def _logits(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dalle.published.state import Published, count, shape
 
 FAMILY = "a DiscreteVAE of DALLE-pytorch"
 LICENCE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"
+_IMAGE_SIZE = 256  # where nothing else is said, as their code has it
 _UNTOLD = object()
 
 
@@ -36,17 +37,20 @@ def read(options: Any, tensors: Mapping[str, Tensor]) -> Published:
     normalisation = options.get("normalization", _UNTOLD)
     if normalisation not in (_UNTOLD, None) and not _is_half(normalisation):
         raise ValueError(
-            f"its pixels are normalised by {normalisation!r}; only means and deviations of 0.5 are supported"
+            f"its pixels are normalised by {normalisation!r:.100}; only means and deviations of 0.5 are supported"
         )
-    codes, width = shape(tensors, "codebook.weight")
+    size = options.get("image_size", _IMAGE_SIZE)
+    if type(size) is not int:
+        raise ValueError(f"its image_size is {size!r:.60}, expected a whole number")
+    codes, width = shape(tensors, "codebook.weight", 2)
     last = count(tensors, r"encoder\.(\d+)\.weight") - 1
     config = DiscreteVAEConfig(
-        image_size=options.get("image_size", 256),
+        image_size=size,
         codebook_size=codes,
         code_channels=width,
         layers=count(tensors, r"encoder\.(\d+)\.0\.weight"),
         blocks=sum(f"encoder.{layer}.net.0.weight" in tensors for layer in range(last)),
-        hidden=shape(tensors, "encoder.0.0.weight")[0],
+        hidden=shape(tensors, "encoder.0.0.weight", 4)[0],
         normalised=normalisation is not None,
     )
     return Published(FAMILY, LICENCE, config, dict(tensors), [])

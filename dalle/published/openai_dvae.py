@@ -48,11 +48,11 @@ def of_tensors(published: Mapping[str, Mapping[str, Tensor]]) -> Published:
         tensors |= {f"{part}.{_from_0(name)}": value for name, value in own.items()}
     config = DVAEConfig(
         image_size=_IMAGE_SIZE,
-        codebook_size=shape(tensors, "encoder.output.weight")[0],
+        codebook_size=shape(tensors, "encoder.output.weight", 4)[0],
         groups=count(tensors, r"encoder\.groups\.(\d+)"),
         blocks_per_group=count(tensors, r"encoder\.groups\.\d+\.(\d+)"),
-        hidden=shape(tensors, "encoder.input.weight")[0],
-        code_channels=shape(tensors, "decoder.input.weight")[0],
+        hidden=shape(tensors, "encoder.input.weight", 4)[0],
+        code_channels=shape(tensors, "decoder.input.weight", 4)[0],
     )
     return Published(FAMILY, LICENCE, config, tensors, [])
 

@@ -74,6 +74,11 @@ def read(tensors: dict[str, Tensor], image_size: int) -> Published:
     Raises:
         ValueError: they are of something else.
     """
+    if any(name.endswith("decoder.idwt.g0_col") for name in tensors):
+        raise ValueError(
+            "its decoder makes wavelets (vqgan.gumbelf8-sber-dwt), which is not supported: give "
+            "vqgan.gumbelf8-sber.model.ckpt, which has the same codes"
+        )
     llamagen = any(".conv_blocks." in name for name in tensors)
     ours, dropped = renamed(tensors, _LLAMAGEN if llamagen else _TAMING, _DROPPED)
     if llamagen:
@@ -96,17 +101,17 @@ def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = Fa
     Raises:
         ValueError: one that is needed is not there.
     """
-    channels = shape(tensors, "encoder.conv_in.weight")[0]
+    channels = shape(tensors, "encoder.conv_in.weight", 4)[0]
     levels = count(tensors, r"encoder\.down\.(\d+)\.")
-    widths = [shape(tensors, f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
+    widths = [shape(tensors, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
     attended = [level for level in range(levels) if f"encoder.down.{level}.attn.0.norm.weight" in tensors]
     quantizer: VQConfig | GumbelConfig
     if "quantize.codebook" in tensors:
-        codes, width = shape(tensors, "quantize.codebook")
+        codes, width = shape(tensors, "quantize.codebook", 2)
         distance: Literal["cosine", "euclidean"] = "cosine" if normalised else "euclidean"
         quantizer = VQConfig(codebook_size=codes, code_channels=width, distance=distance, update="gradient")
     else:
-        codes, width = shape(tensors, "quantize.embed.weight")
+        codes, width = shape(tensors, "quantize.embed.weight", 2)
         quantizer = GumbelConfig(codebook_size=codes, code_channels=width)
     return VQGANConfig(
         image_size=image_size,
@@ -114,6 +119,6 @@ def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = Fa
         channel_multipliers=[width // channels for width in widths],
         blocks=count(tensors, r"encoder\.down\.\d+\.block\.(\d+)"),
         attention_resolutions=[image_size // 2**level for level in attended],
-        latent_channels=shape(tensors, "encoder.conv_out.weight")[0],
+        latent_channels=shape(tensors, "encoder.conv_out.weight", 4)[0],
         quantizer=quantizer,
     )
