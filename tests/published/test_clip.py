@@ -138,7 +138,7 @@ def test_loaded_with_its_text_tokenizer_and_converted(tmp_path: Path, capsys: py
     merges(folder)
     with pytest.raises(ValueError, match="the file of merges is empty"):
         dalle.load_clip(folder)
-    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
     assert main(["inspect", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "a CLIP of Hugging Face" in told and f"{LENGTH} tokens of {VOCAB}; {DIMENSIONS} dimensions" in told

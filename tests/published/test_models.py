@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from published import folders
-from published.references.transformers import CODES, ROWS, features, pixels
+from published.references.transformers import CASES, CODES, ROWS, features, inputs, pixels
 from published.test_transformers import reference
 from torch import Tensor
 
@@ -99,14 +99,14 @@ def test_half_precision_files_are_computed_in_the_type_asked_for(tmp_path: Path)
     assert (logits - coarse).abs().max() < 0.1 * logits.abs().max()
 
 
-def test_the_image_tokenizer_inside_a_file_of_dalle_pytorch(tmp_path: Path) -> None:
-    pipe = dalle.TextToImage.from_pretrained(folders.dalle_pytorch(tmp_path / "theirs") / "dalle.pt", device="cpu")
-    _, expected = reference("dalle-pytorch-1.6.6")
-    codes = pipe.image_tokenizer.encode(pixels())
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("dalle-pytorch")])
+def test_the_image_tokenizer_inside_a_file_of_dalle_pytorch(case: str, tmp_path: Path) -> None:
+    source = folders.dalle_pytorch(tmp_path / "theirs", case.removeprefix("dalle-pytorch-")) / "dalle.pt"
+    tokenizer = dalle.TextToImage.from_pretrained(source, device="cpu").image_tokenizer
+    _, expected = reference(case)
+    codes = tokenizer.encode(pixels())
     assert torch.equal(codes.flatten(1), expected["codes"]) and len(codes.unique()) > 2
-    from published.references.transformers import inputs
-
-    pictures = pipe.image_tokenizer.decode(inputs()[1].view(2, ROWS, ROWS))
+    pictures = tokenizer.decode(inputs()[1].view(2, ROWS, ROWS))
     torch.testing.assert_close(pictures, ((expected["pictures"] + 1) / 2).clamp(0, 1), rtol=0, atol=2e-5)
 
 
@@ -222,7 +222,7 @@ def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path: Path) -> None:
 
 def test_wrong_tokenizers_are_refused(tmp_path: Path) -> None:
     source = folders.dalle_pytorch(tmp_path / "theirs") / "dalle.pt"
-    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
     message = wrong(lambda: dalle.TextToImage.from_pretrained(source, "cpu", text_tokenizer=tmp_path / "merges.txt"))
     assert "the model reads 11 text tokens, its text tokenizer has 515" in message
     assert clip_bpe.MERGES == 48_894
