@@ -1,7 +1,7 @@
 """Character-level BPE of Hugging Face's CharBPETokenizer, which minDALL-E reads captions with.
 
-What is a punctuation mark or a letter with a lower case is asked of Python's Unicode, that library asks Unicode 8 and
-the newest: captions differ only in marks and letters of rare scripts that a later version of Unicode has added.
+That library takes kinds of characters from an old version of Unicode, 8, and lower case from the newest. The first is
+done here; lower case is Python's own, which knows no letters that are younger than itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ _IDEOGRAPHS = (
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F)),
     *((0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
 )
+# Where all marks are younger than Unicode 8, and where all format characters are; two that are no longer marks.
+_YOUNG_MARKS = (
+    *((0x61D, 0x61D), (0x9FD, 0xA76), (0xC77, 0xC84), (0x1B4E, 0x1B4F), (0x1B7D, 0x1B7F), (0x2E43, 0x2E63)),
+    *((0x10D6E, 0x10F89), (0x113D4, 0x1145D), (0x11660, 0x116B9), (0x1183B, 0x11FFF), (0x12FF1, 0x12FF2)),
+    *((0x16D6D, 0x16FE2), (0x1E5FF, 0x1E95F)),
+)
+_YOUNG_FORMATS = ((0x890, 0x8E2), (0x110CD, 0x1343F))
+_FORMER_MARKS = "\u166d\U000111c9"
 
 
 @config
@@ -98,9 +106,9 @@ def normalise(text: str) -> str:
     for character in text:
         if character in "\t\n\r" or (character.isspace() and unicodedata.category(character) != "Cc"):
             kept.append(" ")
-        elif character in "\0�" or unicodedata.category(character) in ("Cc", "Cf", "Co"):
+        elif _is_control(character):
             continue
-        elif any(first <= ord(character) <= last for first, last in _IDEOGRAPHS):
+        elif _within(character, _IDEOGRAPHS):
             kept.append(f" {character} ")
         else:
             kept.append(character.lower())
@@ -114,7 +122,7 @@ def split(text: str) -> list[str]:
     for character in text:
         if character.isspace():
             joins = False
-        elif character in string.punctuation or unicodedata.category(character).startswith("P"):
+        elif _is_mark(character):
             words.append(character)
             joins = False
         elif joins:
@@ -123,3 +131,19 @@ def split(text: str) -> list[str]:
             words.append(character)
             joins = True
     return words
+
+
+def _is_control(character: str) -> bool:
+    if character in "\0\ufffd":
+        return True
+    return unicodedata.category(character) in ("Cc", "Cf", "Co") and not _within(character, _YOUNG_FORMATS)
+
+
+def _is_mark(character: str) -> bool:
+    if character in string.punctuation or character in _FORMER_MARKS:
+        return True
+    return unicodedata.category(character).startswith("P") and not _within(character, _YOUNG_MARKS)
+
+
+def _within(character: str, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= ord(character) <= last for first, last in ranges)

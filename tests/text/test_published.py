@@ -9,6 +9,7 @@ import gzip
 import json
 import pickle
 import random
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dalle.text import (
     TextTokenizer,
     YTTMTokenizer,
     YTTMTokenizerConfig,
+    clip_bpe,
     load,
 )
 from dalle.text.bpe import merge
@@ -31,6 +33,10 @@ from dalle.text.clip_bpe import MERGES
 
 REFERENCE = json.loads((Path(__file__).parent / "references" / "published.json").read_text())
 TEXTS: list[str] = REFERENCE["texts"]
+
+
+# Thirty rules of YouTokenToMe, of which each doubles the token of the one before
+DOUBLED = "1 30\n9601 4\n" + "".join(f"{i} {i} {i + 1}\n" for i in range(4, 34)) + "1 0 2 3\n"
 
 
 def clip(ends: bool = False) -> CLIPTokenizer:
@@ -47,13 +53,21 @@ def yttm(ends: bool = False) -> YTTMTokenizer:
     return YTTMTokenizer(YTTMTokenizerConfig(ends=ends), REFERENCE["yttm"]["model"].encode())
 
 
+def is_known(text: str) -> bool:
+    """Whether this Python's Unicode has the characters; Python 3.10 has not all of 3.11's."""
+    return all(unicodedata.category(character) != "Cn" for character in text.replace("\ufffe", ""))
+
+
 @pytest.mark.parametrize("make, name", [(clip, "clip"), (char, "char"), (yttm, "yttm")])
 def test_ids_of_their_own_code(make: object, name: str) -> None:
     if name == "clip":
         pytest.importorskip("ftfy", reason='pip install "dalle[clip]"')
     tokenizer: TextTokenizer = make()  # type: ignore[operator]
-    found, expected = tokenizer.rows(TEXTS), REFERENCE[name]["ids"]
-    wrong = [(text, row, right) for text, row, right in zip(TEXTS, found, expected) if row != right]
+    expected = REFERENCE[name]["ids"]
+    known = [(text, right) for text, right in zip(TEXTS, expected) if is_known(text)]
+    assert len(known) > 0.9 * len(TEXTS)
+    found = tokenizer.rows([text for text, _ in known])
+    wrong = [(text, row, right) for (text, right), row in zip(known, found) if row != right]
     assert not wrong, f"{len(wrong)} of {len(TEXTS)}: {wrong[:3]}"
     assert tokenizer.vocab_size > max(i for row in expected for i in row)
 
@@ -92,7 +106,7 @@ def test_classes() -> None:
     tokenizer = ClassTokenizer(ClassTokenizerConfig(classes=10))
     assert tokenizer.encode(["3", " 9 ", ""], 1).tolist() == [[3], [9], [10]]
     assert tokenizer.decode(tokenizer.encode(["3", ""])) == ["3", ""]
-    for wrong in ("10", "-1", "fox", "३", "1.5"):
+    for wrong in ("10", "-1", "fox", "३", "1.5", "1" * 5000):
         with pytest.raises(ValueError, match="give a number from 0 to 9 as prompt"):
             tokenizer.encode([wrong])
 
@@ -116,6 +130,36 @@ def test_dropout_is_repeatable_and_splits_more() -> None:
     assert dropped > plain
     one = tokenizer.rows(["лиса в лесу", "a red heart"], dropout=0.5, seed=[3, 4])
     assert one[1] == tokenizer.rows(["a red heart"], dropout=0.5, seed=[4])[0]
+
+
+def test_zeros_of_clip_are_read_back_unless_they_are_padding() -> None:
+    for ends in (True, False):
+        tokenizer = clip(ends)
+        assert 0 in tokenizer.rows(["!~"])[0]
+        assert tokenizer.decode(tokenizer.encode(["a !~ b"], 20)) == ["a !~ b"]
+
+
+def test_a_mark_that_clips_pattern_leaves_out() -> None:
+    """U+0345 is no letter, but its capital is: where case does not count, the `regex` package finds it nowhere."""
+    assert clip_bpe.split("a\u0345b1\u0345") == ["a", "b", "1"]
+
+
+def test_random_texts_as_tokenizers_reads_them(tmp_path: Path) -> None:
+    """Against Hugging Face's library itself, built as dalle/models/tokenizer.py of kakaobrain/minDALL-E does."""
+    library = pytest.importorskip("tokenizers.implementations", reason="pip install tokenizers")
+    vocab, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    vocab.write_text(json.dumps(REFERENCE["char"]["vocab"]))
+    merges.write_text(REFERENCE["char"]["merges"])
+    theirs = library.CharBPETokenizer.from_file(
+        vocab_filename=str(vocab), merges_filename=str(merges), unk_token="[UNK]", lowercase=True
+    )
+    theirs.add_special_tokens(["[PAD]"])
+    chance = random.Random(1)
+    letters = "".join(REFERENCE["texts"])
+    texts = ["".join(chance.choices(letters, k=chance.randint(1, 20))) for _ in range(2000)]
+    texts = [text for text in texts if is_known(text)]
+    ours = char()
+    assert ours.rows(texts) == [row.ids for row in theirs.encode_batch(texts)]
 
 
 def test_merging_against_a_slow_loop() -> None:
@@ -149,6 +193,12 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         (lambda: YTTMTokenizer(YTTMTokenizerConfig(), model[:-20].encode()), "the file is damaged"),
         (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"1 0\n9601 77\n1 0 2 3\n"), "do not lie between 0 and"),
         (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b""), "expected a text file of numbers"),
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"1 0\n9601 4\n1 0 2 300\n"), "do not lie between 0 and 4"),
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"2 0\n9601 4\n1114112 5\n1 0 2 3\n"), "that Unicode has not"),
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"2 0\n9601 4\n%d 5\n1 0 2 3\n" % 10**30), "Unicode has not"),
+        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), DOUBLED.encode()), "has over 4096 characters"),
+        (lambda: CLIPTokenizer(CLIPTokenizerConfig(), "#version\nĠ t\n".encode()), "is of another model, as GPT-2"),
+        (lambda: CLIPTokenizer(CLIPTokenizerConfig(), gzip.compress(bytes(1 << 25))), "have over 16,777,216 bytes"),
         (lambda: CLIPTokenizer(CLIPTokenizerConfig(), b""), "the file of merges is empty"),
         (lambda: CLIPTokenizer(CLIPTokenizerConfig(), b"#version\nqq zz\n"), "expected two tokens that are known"),
         (lambda: CLIPTokenizer(CLIPTokenizerConfig(), b"\x1f\x8b\x00"), "a damaged .gz"),
@@ -156,6 +206,8 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         (lambda: CharTokenizer(CharTokenizerConfig(), b"{", b""), "no JSON"),
         (lambda: CharTokenizer(CharTokenizerConfig(), b"[]", b""), "no JSON of tokens"),
         (lambda: CharTokenizer(CharTokenizerConfig(), b'{"a": 0}', b""), r"has no \[UNK\]"),
+        (lambda: CharTokenizer(CharTokenizerConfig(), b'{"[UNK]": 0, "a": 7}', b""), "are not numbered from 0 to 1"),
+        (lambda: CharTokenizer(CharTokenizerConfig(), b"[" * 100_000, b""), "no JSON"),
         (lambda: CharTokenizer(CharTokenizerConfig(), json.dumps(vocab).encode(), b"q z9\n"), "the vocabulary has not"),
     ]
     for make, message in cases:
