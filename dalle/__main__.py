@@ -101,7 +101,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from dalle.published.convert import inspect
+    from dalle.published.summary import inspect
 
     print(inspect(args.source, apply_overrides({}, args.given)))
 

@@ -67,7 +67,14 @@ def _fetch(repository: str, file: str) -> Path:
         files = hub.list_repo_files(repository)
     except OSError:  # no network: what has been fetched before will do
         return Path(hub.snapshot_download(repository, local_files_only=True))
-    return Path(hub.snapshot_download(repository, allow_patterns=wanted(files)))
+    chosen = wanted(files)
+    weights = [file for file in chosen if file.endswith((".safetensors", *_PICKLES)) and "/" not in file]
+    if len(weights) > 1 and not any(file.endswith(".index.json") or file == "config.yaml" for file in chosen):
+        raise ValueError(
+            f"{repository} holds {len(weights)} files of weights ({', '.join(weights[:3])} ...): name the one that is "
+            f"meant, {repository}/{weights[0]}"
+        )
+    return Path(hub.snapshot_download(repository, allow_patterns=chosen))
 
 
 def wanted(files: Sequence[str]) -> list[str]:

@@ -64,6 +64,14 @@ def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked[-1] == ("owner/name", {"local_files_only": True})
 
 
+def test_a_repository_of_several_models_is_not_fetched_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: ["README.md", "c2i_B_256.pt", "c2i_L_256.pt"])
+    message = one_line("some/models")
+    assert "holds 2 files of weights" in message and message.endswith("some/models/c2i_B_256.pt")
+
+
 def test_which_files_are_fetched() -> None:
     assert wanted(["a.bin", "b.msgpack", "merges.txt"]) == ["a.bin", "merges.txt"]
     assert wanted(["a.bin", "a.safetensors"]) == ["a.safetensors"]

@@ -1,4 +1,4 @@
-"""Published weights of any kind as an ordinary folder with a card, and what is told of them beforehand."""
+"""Published weights of any kind as an ordinary folder with a card."""
 
 from __future__ import annotations
 
@@ -6,29 +6,20 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Any
 
 from dalle import artifact
-from dalle.clip import CLIP, CLIPConfig
 from dalle.config import to_dict
 from dalle.hub import resolve
-from dalle.image import ImageTokenizer, build
-from dalle.model import DALLE, DALLEConfig
-from dalle.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
 from dalle.published.clip import read_clip
-from dalle.published.files import read_state
 from dalle.published.image_tokenizers import read_image_tokenizer, sized
-from dalle.published.models import PublishedModel, read_model, transformer_file
-from dalle.published.pickles import read_pickled
-from dalle.published.state import Published, state_of
+from dalle.published.models import PublishedModel, read_model
+from dalle.published.state import Published
+from dalle.published.summary import Stage, model_summary, stage_of, summary, without_weights
 from dalle.published.text_tokenizers import read_text_tokenizer
 from dalle.text import TextTokenizer
 from dalle.weights import Storage, check_fit
 
-Stage = Literal["image_tokenizer", "clip", "dalle"]
 _Source = str | Path | None
 _CARD = """# {name}
 
@@ -38,52 +29,6 @@ _CARD = """# {name}
 
 Its licence and the terms of its use are those of that project. Made by `python -m dalle convert` (docs/checkpoints.md).
 """
-
-
-def stage_of(source: Path) -> Stage:
-    """What kind of weights a file or folder holds, by their names.
-
-    Raises:
-        ValueError: there is no such file, or it is damaged; one line that names it.
-    """
-    if not source.exists():
-        raise ValueError(f"{source}: no such file or folder")
-    if mindalle.is_there(source):
-        return "dalle"
-    if (source / "config.yaml").is_file():
-        raise ValueError(f"{source} has a config.yaml: it is a folder of weights as train.py makes them already")
-    if openai_dvae.is_there(source):
-        return "image_tokenizer"
-    try:
-        file = transformer_file(source)
-        if file.suffix == ".safetensors" or file.name.endswith(".json"):
-            names = read_state(file)
-        else:
-            tree = read_pickled(file)
-            if dalle_pytorch.is_of(tree):
-                return "dalle"
-            names = state_of(tree)
-    except ValueError as error:
-        told = str(error)
-        raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
-    if rudalle.is_of(names) or llamagen.is_of(names):
-        return "dalle"
-    return "clip" if any(name.startswith(("visual.", "vision_model.")) for name in names) else "image_tokenizer"
-
-
-def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
-    """Lines that say what a published source is; nothing of its weights is read.
-
-    Raises:
-        ValueError: it is nothing that is known, or damaged.
-    """
-    path = resolve(source)
-    stage = stage_of(path)
-    if stage == "dalle":
-        found = read_model(path, None, given)
-        return f"{source}: {found.model.family}\n{_model_summary(found)}"
-    plain = read_clip(path, given) if stage == "clip" else read_image_tokenizer(path)
-    return f"{source}: {plain.family}\n{summary(plain)}"
 
 
 def convert(
@@ -120,7 +65,7 @@ def convert(
             more: dict[str, Any] = {"sampling": to_dict(model.sampling)}
             if model.model.config.text_features is not None:
                 more["text_encoder"] = model.text_source
-            _write(out, stage, model.model, _model_summary(model), path.name, storage, parts, more)
+            _write(out, stage, model.model, model_summary(model), path.name, storage, parts, more)
             return model.model
         if stage == "clip":
             found = read_clip(path, given)
@@ -165,65 +110,8 @@ def _write(
     parts: Mapping[str, Path],
     more: Mapping[str, Any],
 ) -> None:
-    check_fit(_without_weights(found), found.tensors, source)
+    check_fit(without_weights(found.config), found.tensors, source)
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
     family = found.family[0].upper() + found.family[1:]
     card = _CARD.format(name=out.name, family=family, source=source, summary=told)
     artifact.save(out, config, found.tensors, parts=parts, storage=storage, card=card)
-
-
-def summary(found: Published) -> str:
-    """What an image tokenizer or a CLIP is."""
-    module = _without_weights(found)
-    lines = {}
-    if isinstance(module, ImageTokenizer):
-        rows, columns = module.grid
-        size = module.image_size
-        lines["pictures"] = f"{size}x{size} to {rows}x{columns} codes of {module.codebook_size:,}"
-    elif isinstance(found.config, CLIPConfig):
-        config = found.config
-        lines["pictures"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
-        lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
-    return _listed(lines | _common(found, module))
-
-
-def _model_summary(found: PublishedModel) -> str:
-    """What a text-to-image model is, and what it stands on."""
-    config = found.model.config
-    assert isinstance(config, DALLEConfig)
-    shape, (rows, columns) = config.transformer, config.grid
-    text = f"{config.text_length} tokens of {config.text_vocab:,}"
-    if config.text_features is not None:
-        text = f"{config.text_length} features of {config.text_features:,} channels"
-    lines = {
-        "architecture": f"{shape.depth} layers, width {shape.width}, {shape.heads} heads",
-        "text": f"{text}; {_where(found.text_tokenizer, found.text_source, 'text_tokenizer')}",
-        "pictures": f"{rows}x{columns} codes of {config.image_vocab:,}; "
-        f"{_where(found.image_tokenizer, found.image_source, 'image_tokenizer')}",
-    }
-    return _listed(lines | _common(found.model, _without_weights(found.model)))
-
-
-def _where(part: object, source: str, option: str) -> str:
-    return "tokenizer in these files" if part is not None else f"read from {source}" if source else f"give {option}"
-
-
-def _common(found: Published, module: nn.Module) -> dict[str, str]:
-    count = sum(parameter.numel() for parameter in module.parameters())
-    return {
-        "parameters": f"{count:,}, {count * 4 / 1e9:.2f} GB in float32, {count * 2 / 1e9:.2f} GB in bfloat16",
-        "licence": f"{found.licence}, as its project states it",
-        "left out": f"{len(found.dropped):,} tensors of its training" if found.dropped else "nothing",
-    }
-
-
-def _listed(lines: Mapping[str, str]) -> str:
-    return "\n".join(f"- {name}: {text}" for name, text in lines.items())
-
-
-def _without_weights(found: Published) -> nn.Module:
-    """The module without its numbers."""
-    with torch.device("meta"):
-        if isinstance(found.config, DALLEConfig):
-            return DALLE(found.config)
-        return CLIP(found.config) if isinstance(found.config, CLIPConfig) else build(found.config)

@@ -71,7 +71,12 @@ def test_inspected(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     told = capsys.readouterr().out
     model = dalle.load_model(source, **GIVEN[family])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert f"- parameters: {parameters:,}, " in told and f"{ROWS}x{ROWS} codes of {CODES}; tokenizer in these" in told
+    assert f"- parameters: {parameters:,}, " in told and f"{ROWS}x{ROWS} codes of {CODES}\n" in told
+    assert told.count("tokenizer: in these files") == 2
+    assert (
+        main(["inspect", str(Path(dalle.__file__).parents[1] / "models" / "emoji")]) == 0
+        and "16,592,664, 0.07 GB" in capsys.readouterr().out
+    )
     assert f"{model.config.transformer.depth} layers, width {model.config.transformer.width}, 2 heads" in told
 
 

@@ -1,0 +1,151 @@
+"""What is told of weights, published or our own, without reading them: `python -m dalle inspect`, and cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dalle import artifact
+from dalle.clip import CLIP, CLIPConfig
+from dalle.config import from_dict, to_dict
+from dalle.hub import resolve
+from dalle.image import ImageTokenizer, ImageTokenizerConfig, build
+from dalle.model import DALLE, DALLEConfig
+from dalle.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
+from dalle.published.clip import read_clip
+from dalle.published.files import read_state
+from dalle.published.image_tokenizers import read_image_tokenizer
+from dalle.published.models import PublishedModel, read_model, transformer_file
+from dalle.published.pickles import read_pickled
+from dalle.published.state import Published, state_of
+
+Stage = Literal["image_tokenizer", "clip", "dalle"]
+_SCHEMAS: dict[str, Any] = {"image_tokenizer": ImageTokenizerConfig, "clip": CLIPConfig, "dalle": DALLEConfig}
+
+
+def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
+    """Lines that say what a published source is, or a folder of ours.
+
+    Raises:
+        ValueError: it is nothing that is known, or damaged.
+    """
+    path = resolve(source)
+    if (path / "config.yaml").is_file() and not mindalle.is_there(path):
+        return f"{source}: {_own(path)}"
+    stage = stage_of(path)
+    if stage == "dalle":
+        model = read_model(path, None, given)
+        return f"{source}: {model.model.family}\n{model_summary(model)}"
+    found = read_clip(path, given) if stage == "clip" else read_image_tokenizer(path)
+    return f"{source}: {found.family}\n{summary(found)}"
+
+
+def stage_of(source: Path) -> Stage:
+    """What kind of weights a file or folder holds, by their names.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged; one line that names it.
+    """
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    if mindalle.is_there(source):
+        return "dalle"
+    if (source / "config.yaml").is_file():
+        raise ValueError(f"{source} has a config.yaml: it is a folder of weights as train.py makes them already")
+    if openai_dvae.is_there(source):
+        return "image_tokenizer"
+    try:
+        file = transformer_file(source)
+        if file.suffix == ".safetensors" or file.name.endswith(".json"):
+            names = read_state(file)
+        else:
+            tree = read_pickled(file)
+            if dalle_pytorch.is_of(tree):
+                return "dalle"
+            names = state_of(tree)
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
+    if rudalle.is_of(names) or llamagen.is_of(names):
+        return "dalle"
+    return "clip" if any(name.startswith(("visual.", "vision_model.")) for name in names) else "image_tokenizer"
+
+
+def summary(found: Published) -> str:
+    """What an image tokenizer or a CLIP is."""
+    module = without_weights(found.config)
+    return _listed(_form(found.config, module) | _terms(found))
+
+
+def model_summary(found: PublishedModel) -> str:
+    """What a text-to-image model is, and where its tokenizers are."""
+    module = without_weights(found.model.config)
+    places = {
+        "text tokenizer": _place(found.text_tokenizer, found.text_source),
+        "image tokenizer": _place(found.image_tokenizer, found.image_source),
+        "drawn with": ", ".join(f"{k} {v:g}" for k, v in to_dict(found.sampling).items() if v is not None),
+    }
+    return _listed(_form(found.model.config, module) | places | _terms(found.model))
+
+
+def without_weights(config: Any) -> nn.Module:
+    """The module that a config describes, without its numbers."""
+    with torch.device("meta"):
+        if isinstance(config, DALLEConfig):
+            return DALLE(config)
+        return CLIP(config) if isinstance(config, CLIPConfig) else build(config)
+
+
+def _own(folder: Path) -> str:
+    """What a folder made by train.py or `convert` is."""
+    content = artifact.read_config(folder)
+    stage = content.get("stage")
+    if stage not in _SCHEMAS:
+        raise ValueError(f"{folder / 'config.yaml'} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")
+    config = from_dict(_SCHEMAS[stage], content.get("model") or {}, str(folder / "config.yaml"))
+    lines = _form(config, without_weights(config))
+    lines["parts"] = ", ".join(content.get("parts") or {}) or "none"
+    lines["licence"] = "see its README.md"
+    return f"{stage.replace('_', ' ')}, {content.get('origin') or 'made by train.py'}\n{_listed(lines)}"
+
+
+def _form(config: Any, module: nn.Module) -> dict[str, str]:
+    """Architecture and size."""
+    lines = {}
+    if isinstance(config, DALLEConfig):
+        shape, (rows, columns) = config.transformer, config.grid
+        lines["architecture"] = f"{shape.depth} layers, width {shape.width}, {shape.heads} heads"
+        words = f"tokens of {config.text_vocab:,}"
+        if config.text_features is not None:
+            words = f"features of {config.text_features:,} channels"
+        lines["text"] = f"{config.text_length} {words}"
+        lines["pictures"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
+    elif isinstance(config, CLIPConfig):
+        lines["pictures"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
+        lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
+    elif isinstance(module, ImageTokenizer):
+        rows, columns = module.grid
+        size = module.image_size
+        lines["pictures"] = f"{size}x{size} to {rows}x{columns} codes of {module.codebook_size:,}"
+    count = sum(parameter.numel() for parameter in module.parameters())
+    memory = f"{count * 4 / 1e9:.2f} GB in float32, {count * 2 / 1e9:.2f} GB in bfloat16"
+    return lines | {"parameters": f"{count:,}, {memory}"}
+
+
+def _terms(found: Published) -> dict[str, str]:
+    return {
+        "licence": f"{found.licence}, as its project states it",
+        "left out": f"{len(found.dropped):,} tensors of its training" if found.dropped else "nothing",
+    }
+
+
+def _place(part: object, source: str) -> str:
+    return "in these files" if part is not None else f"read from {source}" if source else "not here, to be given"
+
+
+def _listed(lines: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items())
