@@ -109,7 +109,13 @@ def _whole(name: str, stored: Mapping[str, Tensor]) -> Tensor | Lazy:
     packed, scale = stored[name], stored.get(name + _SCALE)
     if scale is None:
         return packed
-    return Lazy(packed.shape, torch.float32, lambda: packed.float() * scale.view(-1, *[1] * (packed.ndim - 1)))
+    return Lazy(packed.shape, torch.float32, lambda: _scaled(packed, scale))
+
+
+def _scaled(packed: Tensor, scale: Tensor) -> Tensor:
+    made = packed.float().mul_(scale.view(-1, *[1] * (packed.ndim - 1)))
+    forget(packed)
+    return made
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -300,9 +306,10 @@ def mapped(file: Path) -> Tensor:
 
 def forget(tensor: Tensor) -> None:
     """Give back the memory of a view of a `mapped` file, which is read again if need be; else do nothing."""
-    if sys.platform != "linux" or not getattr(tensor.untyped_storage(), "mapped", False) or not tensor.is_contiguous():
+    if sys.platform != "linux" or not getattr(tensor.untyped_storage(), "mapped", False) or not tensor.numel():
         return
-    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start, end = tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize  # also of what is transposed
     start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
         advise = CDLL(None).madvise

@@ -10,6 +10,7 @@ import pytest
 import torch
 from published.test_transformers import reference
 
+from dalle.artifact import export, save
 from dalle.config import to_dict
 from dalle.model import DALLE, DALLEConfig
 from dalle.transformer import TransformerConfig
@@ -78,13 +79,13 @@ def malevich(file: Path) -> int:
 
 
 def test_a_folder_of_ours(tmp_path: Path) -> None:
-    from dalle.artifact import save
-
     torch.manual_seed(0)
     save(tmp_path / "model", {"stage": "dalle", "model": to_dict(CONFIG)}, DALLE(CONFIG).state_dict())
     weights = 4 * parameters(CONFIG)
     assert weights > 250e6
     assert peak(tmp_path / "model") < 1.2 * weights
+    export(tmp_path / "model", tmp_path / "small", "int8")
+    assert peak(tmp_path / "small") < 1.2 * weights
 
 
 def test_published_half_precision_as_single(tmp_path: Path) -> None:
