@@ -35,7 +35,13 @@ class Published:
 
 
 def joined(*tensors: Tensor) -> Lazy:
-    """Tensors one after the other on their first dimension."""
+    """Tensors one after the other on their first dimension.
+
+    Raises:
+        ValueError: their other dimensions differ, or there are none.
+    """
+    if len({tensor.shape[1:] for tensor in tensors}) > 1 or not tensors[0].ndim:
+        raise ValueError(f"it has parts of shapes {[list(t.shape) for t in tensors]}, which do not go together")
     size = torch.Size((sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:]))
     return made_of(tensors, size, lambda: torch.cat(tensors))
 
