@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle.published.pickles import Foreign
-from dalle.weights import Lazy, forget
+from dalle.weights import Lazy, check_fit, forget
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Published:
         config: the architecture.
         tensors: the state of the module that `config` builds; some of it made when it is asked for.
         dropped: published names that are left out, by rule.
+        rules: patterns of published names and what they became, see `renamed`.
     """
 
     family: str
@@ -32,6 +33,19 @@ class Published:
     config: Any
     tensors: Mapping[str, Tensor | Lazy]
     dropped: list[str]
+    rules: Sequence[tuple[str, str]] = ()
+
+    def check(self, module: nn.Module, source: str) -> None:
+        """Refuse tensors that the module of `config` has no place for.
+
+        Raises:
+            ValueError: keys are missing, left over, or of another shape; it calls them by their published names.
+        """
+        causes = (
+            f"perhaps it is of another version of {self.family}, or only a part of it",
+            f"perhaps it is of {self.family} in another size, or stands on another tokenizer",
+        )
+        check_fit(module, self.tensors, source, lambda name: published_name(name, self.rules) or name, causes)
 
 
 def joined(*tensors: Tensor) -> Lazy:
@@ -40,7 +54,7 @@ def joined(*tensors: Tensor) -> Lazy:
     Raises:
         ValueError: their other dimensions differ, or there are none.
     """
-    if len({tensor.shape[1:] for tensor in tensors}) > 1 or not tensors[0].ndim:
+    if len({tensor.shape[1:] for tensor in tensors}) > 1 or not all(tensor.ndim for tensor in tensors):
         raise ValueError(f"it has parts of shapes {[list(t.shape) for t in tensors]}, which do not go together")
     size = torch.Size((sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:]))
     return made_of(tensors, size, lambda: torch.cat(tensors))
@@ -138,6 +152,27 @@ def renamed(
     return ours, left_out
 
 
+def published_name(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
+    """What a tensor of ours is called in the file, by rules as `renamed` takes; None where none of them tells."""
+    for pattern, replacement in rules:
+        parts = re.split(r"\\(\d)", replacement)  # text, number of a group, text, ...
+        ours = "".join(f"(?P<g{part}>.+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+        match = re.fullmatch(ours, name)
+        if match is None:
+            continue
+        groups = iter(range(1, re.compile(pattern).groups + 1))
+
+        def put(found: re.Match[str], held: dict[str, str] = match.groupdict(), left: Iterator[int] = groups) -> str:
+            if found[0].startswith("(?:"):
+                return found[0][3:-1].split("|")[0]
+            return held.get(f"g{next(left)}", found[0][1:-1].split("|")[0])
+
+        theirs = re.sub(r"\((?:\?:)?[^()]*\)", put, pattern).replace("\\.", ".")
+        if re.fullmatch(pattern, theirs):
+            return theirs
+    return None
+
+
 def shape(
     tensors: Mapping[str, Tensor] | Mapping[str, Tensor | Lazy], name: str, dims: int | None = None
 ) -> tuple[int, ...]:
@@ -163,7 +198,7 @@ def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     found = {match[1]: name for name in tensors if (match := re.match(pattern, name))}
     last = max(found, key=lambda number: (len(number), number), default="-1")
     if len(last) > 9 or int(last) >= len(tensors):
-        raise ValueError(f"it has {found[last]}, and not what comes before it")
+        raise ValueError(f"it has {found[last]:.100}, and not what comes before it")
     return int(last) + 1
 
 
