@@ -98,6 +98,7 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
         words = read_text_tokenizer(path if path.is_dir() else path.parent)
         with bare():
             foreign = CLIP(found.config)
+        found.check(foreign, str(source))
         module = fill(foreign, found.tensors, str(source), device, dtype)
         module.tokenizer = words
         return module
@@ -141,6 +142,7 @@ def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype 
     """The transformer of published files."""
     with bare():
         module = DALLE(found.config)
+    found.check(module, source)
     return fill(module, found.tensors, source, device, dtype)
 
 
@@ -148,6 +150,7 @@ def image_tokenizer_of(found: Published, source: str, device: _Device, dtype: to
     """The image tokenizer of published files."""
     with bare():
         module = build(found.config)
+    found.check(module, source)
     return fill(module, found.tensors, source, device, dtype)
 
 

@@ -270,22 +270,43 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     module.load_state_dict(dict(tensors))
 
 
-def check_fit(module: nn.Module, tensors: Tensors, source: str) -> None:
-    """Refuse a state that does not fit; the module may be on the meta device."""
+def check_fit(
+    module: nn.Module,
+    tensors: Tensors,
+    source: str,
+    called: Callable[[str], str] = str,
+    causes: tuple[str, str] = ("", ""),
+) -> None:
+    """Refuse a state that does not fit; the module may be on the meta device.
+
+    Args:
+        module: what the state is for.
+        tensors: the state.
+        source: where it comes from, for the message.
+        called: what to call a tensor in the message.
+        causes: likely ones, of other names and of other shapes.
+
+    Raises:
+        ValueError: keys are missing, left over, or of another shape.
+    """
     own = module.state_dict()
     wrong = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        f"{called(name)} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    missing, unexpected = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
+    missing = [f"{called(name)} {list(own[name].shape)}" for name in own if name not in tensors]
+    unexpected = [called(name) for name in tensors if name not in own]
     problems = [
         f"{title}: {_some(names)}"
         for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
         if names
     ]
     if problems:
-        raise ValueError(f"{source} does not fit this architecture; {'; '.join(problems)}")
+        cause = causes[0] if missing or unexpected else causes[1]
+        raise ValueError(
+            f"{source} does not fit this architecture; {'; '.join([*problems, cause] if cause else problems)}"
+        )
 
 
 def _some(names: list[str]) -> str:

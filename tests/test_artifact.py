@@ -241,13 +241,13 @@ def test_weights_are_cast_to_the_modules_type() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"0.weight": None}, "missing: 0.weight"),
+        ({"0.weight": None}, "missing: 0.weight [2, 3]"),
         ({"extra": torch.ones(1)}, "unexpected: extra"),
         ({"0.weight": torch.ones(2, 4)}, "of another shape: 0.weight is [2, 4], expected [2, 3]"),
         ({f"{n}.x": torch.ones(1) for n in range(5)}, "unexpected: 0.x, 1.x, 2.x and 2 more"),
         (
             {"0.weight": None, "0.bias": torch.ones(3), "new": torch.ones(1)},
-            "missing: 0.weight; unexpected: new; of another shape: 0.bias is [3], expected [2]",
+            "missing: 0.weight [2, 3]; unexpected: new; of another shape: 0.bias is [3], expected [2]",
         ),
     ],
 )

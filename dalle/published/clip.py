@@ -135,7 +135,7 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
         **options,
     )
     family, licence = _HUGGING_FACE if hugging_face else _OPENAI if archive else _OPEN_CLIP
-    return Published(family, licence, config, state, dropped)
+    return Published(family, licence, config, state, dropped, _NAMES_HF if hugging_face else _NAMES)
 
 
 def _join(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from dalle.published.state import Published
 from dalle.published.summary import Stage, model_summary, stage_of, summary, without_weights
 from dalle.published.text_tokenizers import read_text_tokenizer
 from dalle.text import TextTokenizer
-from dalle.weights import Storage, check_fit
+from dalle.weights import Storage
 
 _Source = str | Path | None
 _CARD = """# {name}
@@ -110,7 +110,7 @@ def _write(
     parts: Mapping[str, Path],
     more: Mapping[str, Any],
 ) -> None:
-    check_fit(without_weights(found.config), found.tensors, source)
+    found.check(without_weights(found.config), source)
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
     family = found.family[0].upper() + found.family[1:]
     card = _CARD.format(name=out.name, family=family, source=source, summary=told)

@@ -119,7 +119,7 @@ def read(tree: dict[str, Any]) -> Published:
         begin_id=0,
         shift_tokens=wrappers > 2 if "shift_tokens" not in options else bool(options["shift_tokens"]),
     )
-    return Published(FAMILY, LICENCE, config, state, dropped)
+    return Published(FAMILY, LICENCE, config, state, dropped, _RULES)
 
 
 def _plain(name: str) -> str:

@@ -101,7 +101,7 @@ def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given
         text_head=False,
         head_bias=False,
     )
-    return Published(f"{FAMILY} ({'c2i' if classes else 't2i'})", LICENCE, config, state, dropped)
+    return Published(f"{FAMILY} ({'c2i' if classes else 't2i'})", LICENCE, config, state, dropped, _RULES)
 
 
 def _rows(options: dict[str, Any], name: str, given: dict[str, Any]) -> int:

@@ -90,4 +90,4 @@ def read(source: Path, pad_id: int, given: dict[str, Any]) -> Published:
         padding="word",
         head_bias=False,
     )
-    return Published(FAMILY, LICENCE, config, state, dropped)
+    return Published(FAMILY, LICENCE, config, state, dropped, _RULES)

@@ -102,7 +102,7 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
         begin_id=_BEGIN if convention == "v2" else None,
         head_norm=True,
     )
-    return Published(f"{FAMILY} ({convention})", LICENCE, config, state, dropped)
+    return Published(f"{FAMILY} ({convention})", LICENCE, config, state, dropped, _RULES)
 
 
 def convention_of(published: dict[str, Tensor], length: int, side: int, given: dict[str, Any]) -> Convention:

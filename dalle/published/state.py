@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,16 +162,17 @@ def published_name(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
         if match is None:
             continue
         groups = iter(range(1, re.compile(pattern).groups + 1))
-
-        def put(found: re.Match[str], held: dict[str, str] = match.groupdict(), left: Iterator[int] = groups) -> str:
-            if found[0].startswith("(?:"):
-                return found[0][3:-1].split("|")[0]
-            return held.get(f"g{next(left)}", found[0][1:-1].split("|")[0])
-
+        put = partial(_put, match.groupdict(), groups)
         theirs = re.sub(r"\((?:\?:)?[^()]*\)", put, pattern).replace("\\.", ".")
         if re.fullmatch(pattern, theirs):
             return theirs
     return None
+
+
+def _put(held: Mapping[str, str], groups: Iterator[int], found: re.Match[str]) -> str:
+    """What stands in place of a group of a pattern: what was held, or the first of its alternatives."""
+    first = found[0].removeprefix("(?:").strip("()").split("|")[0]
+    return first if found[0].startswith("(?:") else held.get(f"g{next(groups)}", first)
 
 
 def shape(

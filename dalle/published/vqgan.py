@@ -92,7 +92,7 @@ def read(tensors: dict[str, Tensor], image_size: int) -> Published:
         ours["quantize.age"] = torch.zeros(config.quantizer.codebook_size, dtype=torch.int64)
         ours["quantize.updates"] = torch.zeros((), dtype=torch.int64)
     family, licence = _FAMILIES[llamagen]
-    return Published(family, licence, config, ours, dropped)
+    return Published(family, licence, config, ours, dropped, _LLAMAGEN if llamagen else _TAMING)
 
 
 def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = False) -> VQGANConfig:

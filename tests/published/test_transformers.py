@@ -20,7 +20,7 @@ from torch import Tensor
 from dalle.generate import generate
 from dalle.model import DALLE
 from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle
-from dalle.published.state import Published
+from dalle.published.state import Published, published_name, renamed
 from dalle.weights import Lazy, check_fit
 
 HEADS = {"heads": 2}
@@ -155,3 +155,12 @@ def test_masks_of_rudalle() -> None:
         assert rudalle.convention_of(file, 3, 13, {}) == convention
     with pytest.raises(ValueError, match="give convention=v3"):
         rudalle.convention_of({}, 3, 13, {})
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("dalle-pytorch")])
+def test_what_a_tensor_is_called_in_the_file(case: str) -> None:
+    family = {"mindalle": mindalle, "rudalle": rudalle, "llamagen": llamagen}[case.partition("-")[0]]
+    for name in reference(case)[0]:
+        for ours in renamed({name: torch.empty(0)}, family._RULES, family._DROPPED)[0]:
+            assert published_name(ours, family._RULES) == name
+    assert published_name("something.else", family._RULES) is None
