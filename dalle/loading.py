@@ -23,7 +23,7 @@ from dalle.published.clip import read_clip
 from dalle.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.published.models import read_model
 from dalle.published.state import Published
-from dalle.published.text_tokenizers import read_text_tokenizer
+from dalle.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
 from dalle.text import TextTokenizer
 from dalle.weights import bare, fill, open_tensors
 
@@ -95,7 +95,7 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
     path = resolve(source)
     if not is_ours(path):
         found = read_clip(path, given)
-        words = read_text_tokenizer(path if path.is_dir() else path.parent)
+        words = clip_text_tokenizer(path)
         with bare():
             foreign = CLIP(found.config)
         found.check(foreign, str(source))

@@ -142,7 +142,10 @@ def _text_of(
             f"{found.file} does not hold its text tokenizer: give it (text_tokenizer), bpe_simple_vocab_16e6.txt.gz of "
             "github.com/openai/CLIP if it was trained without another"
         )
-    return load_text_tokenizer(found.text_source, found.text_ends)
+    try:
+        return load_text_tokenizer(found.text_source, found.text_ends)
+    except ValueError as error:
+        raise ValueError(f"{error}; give the text tokenizer (text_tokenizer), or put it beside {found.file}") from error
 
 
 def _images_of(found: PublishedModel, model: DALLE, images: _Source, device: torch.device) -> ImageTokenizer:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dalle.clip import CLIPConfig
 from dalle.published.files import read_state
-from dalle.published.state import Published, count, joined, renamed, shape, square
+from dalle.published.state import SHAPELESS, Published, count, joined, renamed, shape, square
 from dalle.transformer import FeedForwardKind, TransformerConfig
 from dalle.weights import Lazy
 
@@ -100,6 +100,8 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded as a CLIP: {told}") from error
+    except SHAPELESS as error:
+        raise ValueError(f"{source} cannot be loaded as a CLIP: its tensors are not of the shapes of one") from error
 
 
 def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[str, Any]) -> Published:

@@ -16,7 +16,7 @@ from dalle.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.published.models import PublishedModel, read_model
 from dalle.published.state import Published
 from dalle.published.summary import Stage, model_summary, stage_of, summary, without_weights
-from dalle.published.text_tokenizers import read_text_tokenizer
+from dalle.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
 from dalle.text import TextTokenizer
 from dalle.weights import Storage
 
@@ -69,8 +69,8 @@ def convert(
             return model.model
         if stage == "clip":
             found = read_clip(path, given)
-            words = read_text_tokenizer(
-                (path if path.is_dir() else path.parent) if text_tokenizer is None else resolve(text_tokenizer)
+            words = (
+                clip_text_tokenizer(path) if text_tokenizer is None else read_text_tokenizer(resolve(text_tokenizer))
             )
             words.save(scratch / "text_tokenizer")
             parts = {"text_tokenizer": scratch / "text_tokenizer"}

@@ -12,8 +12,8 @@ from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle, vqgan
 from dalle.published.files import weights_file
 from dalle.published.image_tokenizers import of_dalle_pytorch, read_image_tokenizer
 from dalle.published.pickles import Foreign, read_pickled
-from dalle.published.state import Published, state_of
-from dalle.published.text_tokenizers import read_text_tokenizer
+from dalle.published.state import SHAPELESS, Published, state_of
+from dalle.published.text_tokenizers import CLIP_SOURCE, CLIP_WORDS, read_text_tokenizer, text_tokenizer_beside
 from dalle.sampling import SamplingConfig
 from dalle.text import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
 
@@ -68,6 +68,8 @@ def read_model(source: Path, family: str | None = None, given: Mapping[str, Any]
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
+    except SHAPELESS as error:
+        raise ValueError(f"{source} cannot be loaded: its tensors are not of the shapes that it should have") from error
 
 
 def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedModel:
@@ -79,11 +81,15 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
     if family == "dalle-pytorch" or (family is None and dalle_pytorch.is_of(tree)):
         if not dalle_pytorch.is_of(tree):
             raise ValueError(f"{file} has no hparams, vae_params and weights, as files of DALLE-pytorch have")
-        own = of_dalle_pytorch(tree["weights"], tree["vae_params"]) if isinstance(tree["weights"], dict) else None
+        found = dalle_pytorch.read(tree)
         return PublishedModel(
-            dalle_pytorch.read(tree), file, image_tokenizer=own, text_tokenizer=_text_beside(folder, ends=False),
+            found,
+            file,
+            image_tokenizer=of_dalle_pytorch(tree["weights"], tree["vae_params"]),
+            text_tokenizer=text_tokenizer_beside(folder, ends=False),
+            text_source=CLIP_SOURCE if found.config.text_vocab == CLIP_WORDS else "",
             text_ends=False,
-        )  # fmt: skip
+        )
     tensors = state_of(tree)
     if family == "rudalle" or (family is None and rudalle.is_of(tensors)):
         return PublishedModel(
@@ -91,7 +97,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             file,
             rudalle.SAMPLING,
             image_tokenizer=_images_beside(folder, "vqgan.gumbelf8*.ckpt"),
-            text_tokenizer=_text_beside(folder, ends=True),
+            text_tokenizer=text_tokenizer_beside(folder),
             image_source=rudalle.IMAGE_TOKENIZER,
             text_source=rudalle.TEXT_TOKENIZER,
         )
@@ -149,15 +155,6 @@ def transformer_file(source: Path) -> Path:
 def _images_beside(folder: Path, pattern: str) -> Published | None:
     found = sorted(folder.glob(pattern))
     return read_image_tokenizer(found[0]) if len(found) == 1 else None
-
-
-def _text_beside(folder: Path, ends: bool) -> TextTokenizer | None:
-    try:
-        return read_text_tokenizer(folder, ends)
-    except ValueError as error:
-        if "it holds no text tokenizer" in str(error):
-            return None
-        raise
 
 
 def _arguments(tree: Any) -> dict[str, Any]:

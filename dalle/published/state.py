@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from dalle.published.pickles import Foreign
 from dalle.weights import Lazy, check_fit, forget
 
+SHAPELESS = (IndexError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
+"""What comes of tensors of shapes or types that nobody has thought of."""
+
 
 @dataclass(frozen=True)
 class Published:

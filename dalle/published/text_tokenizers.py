@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dalle.hub import resolve
 from dalle.text import (
     CharTokenizer,
     CharTokenizerConfig,
@@ -15,6 +16,9 @@ from dalle.text import (
     YTTMTokenizerConfig,
 )
 
+CLIP_SOURCE = "openai/clip-vit-base-patch32/merges.txt"
+"""Where CLIP's text tokenizer is on the hub, for files that were published without it."""
+CLIP_WORDS = 49_408
 _CLIP_MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 _YTTM = "bpe.model"
 _MOST_BYTES = 1 << 26  # of a file; weights are larger
@@ -40,14 +44,48 @@ def read_text_tokenizer(source: Path, ends: bool = True) -> TextTokenizer:
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
 
 
+def text_tokenizer_beside(weights: Path, ends: bool = True) -> TextTokenizer | None:
+    """The text tokenizer in a folder, or beside a file; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    return read_text_tokenizer(folder, ends) if _files(folder) else None
+
+
+def clip_text_tokenizer(weights: Path) -> TextTokenizer:
+    """The text tokenizer beside a published CLIP, or the one that all of them have.
+
+    Raises:
+        ValueError: there is none beside it, and the hub cannot be reached.
+    """
+    found = text_tokenizer_beside(weights)
+    if found is not None:
+        return found
+    try:
+        return read_text_tokenizer(resolve(CLIP_SOURCE))
+    except ValueError as error:
+        raise ValueError(
+            f"{weights} has no text tokenizer beside it, and {CLIP_SOURCE} cannot be had: put merges.txt of that "
+            "repository there, or bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP"
+        ) from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files of text tokenizers in a folder: the two of minDALL-E's, or those of others."""
+    for names in _CHAR:
+        pair = [folder / name for name in names]
+        if all(file.is_file() for file in pair) and b'"[UNK]"' in _content(pair[0]):
+            return pair
+    return [folder / name for name in (*_CLIP_MERGES, _YTTM) if (folder / name).is_file()]
+
+
 def _read(source: Path, ends: bool) -> TextTokenizer:
-    folder = source if source.is_dir() else source.parent
     if source.is_dir():
-        for vocab, merges in _CHAR:
-            files = folder / vocab, folder / merges
-            if all(file.is_file() for file in files) and b'"[UNK]"' in _content(files[0]):
-                return CharTokenizer(CharTokenizerConfig(), *map(_content, files))
-        there = [folder / name for name in (*_CLIP_MERGES, _YTTM) if (folder / name).is_file()]
+        there = _files(source)
+        if len(there) == 2 and there[0].suffix == ".json":
+            return CharTokenizer(CharTokenizerConfig(), *map(_content, there))
         if not there:
             raise ValueError(
                 "it holds no text tokenizer: expected bpe.model (ruDALL-E), merges.txt or bpe_simple_vocab_16e6.txt.gz "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 import dalle
 import sample
 from dalle.__main__ import main
+from dalle.model import DALLE
 from dalle.published.models import read_model
 from dalle.text import clip_bpe
 
@@ -232,3 +234,52 @@ def test_wrong_tokenizers_are_refused(tmp_path: Path) -> None:
     message = wrong(lambda: dalle.TextToImage.from_pretrained(source, "cpu", text_tokenizer=tmp_path / "merges.txt"))
     assert "the model reads 11 text tokens, its text tokenizer has 515" in message
     assert clip_bpe.MERGES == 48_894
+
+
+def damaged(state: dict[str, Tensor], chance: random.Random) -> dict[str, Tensor]:
+    """A state with a few tensors gone, of another shape or type, or of other names."""
+    state = dict(state)
+    for name in chance.sample(sorted(state), chance.randint(1, 3)):
+        kind = chance.randrange(6)
+        if kind == 0:
+            del state[name]
+        elif kind == 1:
+            state[name] = torch.zeros([chance.choice([0, 1, 2, 3, 7, 32]) for _ in range(chance.randrange(5))])
+        elif kind == 2:
+            state[name] = state[name][..., :-1] if state[name].ndim else torch.zeros(2)
+        elif kind == 3:
+            state[name.replace("0", chance.choice(["1", "99999999999", "x"]), 1)] = state.pop(name)
+        elif kind == 4:
+            state[name] = state[name].to(chance.choice([torch.int64, torch.bool]))
+        else:
+            state[name] = state[name].unsqueeze(0)
+    return state
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_damaged_files_are_one_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = reference(case)
+    chance, refusals = random.Random(0), []
+    held: dict[str, Any] = {}
+    (tmp_path / "a.pt").write_bytes(b"x")
+    source = folders.mindalle(tmp_path / "theirs") if case == "mindalle" else tmp_path / "a.pt"
+    for module in ("models", "mindalle"):
+        monkeypatch.setattr(f"dalle.published.{module}.read_pickled", lambda file: held["tree"])
+    monkeypatch.setattr("dalle.published.models.vqgan.read", lambda *_: None)
+    for _ in range(60):
+        state = damaged(whole, chance)
+        given: dict[str, Any] = {"heads": 2}
+        held["tree"] = {"state_dict": state}
+        if case.startswith("dalle-pytorch"):
+            given = {}
+            held["tree"] = {"hparams": CASES[case], "vae_params": {}, "weights": state, "version": "1.6.6"}
+        elif case.startswith("llamagen"):
+            given["grid"] = ROWS
+        elif case.startswith("rudalle"):
+            given["convention"] = case[-2:]
+        try:
+            found = read_model(source, None, given).model
+            found.check(DALLE(found.config), str(source))
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 20 and all("\n" not in told and str(source) in told for told in refusals)
