@@ -102,6 +102,8 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
         module = fill(foreign, found.tensors, str(source), device, dtype)
         module.tokenizer = words
         return module
+    if given:
+        raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     folder, content = _open(path, "clip")
     with bare():
         module = CLIP(from_dict(CLIPConfig, content["model"], _origin(folder)))
@@ -132,6 +134,8 @@ def load_model(
     path = resolve(source)
     if family is not None or not is_ours(path):
         return model_of(read_model(path, family, given).model, str(source), device, dtype)
+    if given:
+        raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     folder, content = _open(path, "dalle")
     with bare():
         module = DALLE(from_dict(DALLEConfig, content["model"], _origin(folder)))

@@ -76,7 +76,7 @@ def load_parts(
     """
     path = resolve(source)
     if family is None and is_ours(path):
-        return _ours(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip)
+        return _ours(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip, given or {})
     found = read_model(path, family, given)
     model = model_of(found.model, str(source), device, dtype)
     return Parts(
@@ -97,10 +97,11 @@ def _ours(
     words: _Source,
     encoder: _Source,
     clip: _Source,
+    given: dict[str, Any],
 ) -> Parts:
     content = artifact.read_config(folder)
     parts = content.get("parts") or {}
-    model = load_model(folder, device=device, dtype=dtype)
+    model = load_model(folder, device=device, dtype=dtype, **given)
     if clip is None and "clip" in parts:
         clip = artifact.part(folder, "clip")
     if images is None and "image_tokenizer" not in parts:

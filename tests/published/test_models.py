@@ -20,6 +20,7 @@ from dalle.__main__ import main
 from dalle.model import DALLE
 from dalle.published.models import read_model
 from dalle.text import clip_bpe
+from tiny_model import make_tiny_model
 
 GIVEN: dict[str, dict[str, Any]] = {
     "mindalle": {},
@@ -222,6 +223,10 @@ def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     assert "its attn_types name 'sparse', which is not supported" in told(sparse)
     assert "zero_to_fp32.py" in told({**tree, "weights": "see the other files"})
     assert "no whole number dim" in told({**tree, "hparams": {"text_seq_len": 5, "depth": 4}})
+    ours = make_tiny_model(tmp_path / "ours")
+    assert "heads is not to be given: the config.yaml of" in wrong(lambda: dalle.load_model(ours, heads=2))
+    assert "is not to be given" in wrong(lambda: dalle.TextToImage.from_pretrained(ours, "cpu", grid=2))
+    assert "feed_forward is not to be" in wrong(lambda: dalle.load_clip(ours / "clip", feed_forward="gelu"))
     bare = tmp_path / "bare"
     folders.mindalle(bare)
     (bare / "tokenizer" / "bpe-16k-vocab.json").unlink()
