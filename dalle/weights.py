@@ -241,7 +241,8 @@ def fill(
         place, _, leaf = name.rpartition(".")
         value = tensors[name]
         value = value() if isinstance(value, Lazy) else value
-        kind = own.dtype if dtype is None or not own.is_floating_point() else dtype
+        kept = dtype is None or not own.is_floating_point() or leaf in _EXACT
+        kind = own.dtype if dtype is None or kept else dtype
         made = own.detach()
         if (made.dtype, made.device) != (kind, torch.device(device)):
             made = torch.empty(own.shape, dtype=kind, device=device)

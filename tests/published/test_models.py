@@ -107,6 +107,16 @@ def test_half_precision_files_are_computed_in_the_type_asked_for(tmp_path: Path)
     assert (logits - coarse).abs().max() < 0.1 * logits.abs().max()
 
 
+def test_angles_stay_exact_in_half_precision(tmp_path: Path) -> None:
+    source = folders.llamagen(tmp_path / "theirs", "c2i")
+    whole, half = (dalle.load_model(source, dtype=dtype, heads=2) for dtype in (None, torch.bfloat16))
+    assert main(["convert", str(source), str(tmp_path / "ours"), "heads=2", "--dtype", "bfloat16"]) == 0
+    stored = dalle.load_model(tmp_path / "ours", dtype=torch.bfloat16)
+    for model in (half, stored, whole.to(torch.bfloat16)):
+        assert model.rope_cos.dtype == torch.float32 and model.image_head.weight.dtype == torch.bfloat16
+        assert torch.equal(model.rope_cos, whole.rope_cos)
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("dalle-pytorch")])
 def test_the_image_tokenizer_inside_a_file_of_dalle_pytorch(case: str, tmp_path: Path) -> None:
     source = folders.dalle_pytorch(tmp_path / "theirs", case.removeprefix("dalle-pytorch-")) / "dalle.pt"
