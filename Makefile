@@ -10,6 +10,7 @@ STAMP := $(VENV)/.stamp
 TORCH := 2.13.0
 # The projects whose published files are loaded: tests compare with their own code, where it is installed.
 REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6
+IMPORTED := attrs requests # by them
 
 # A folder of wheels that pip is told of holds for uv too: where it offers torch for the CPU, no CUDA packages come in.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -29,10 +30,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
-		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,lora,t5]'; \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,lora,t5]' $(IMPORTED); \
 		uv pip install -q --python $(BIN)/python --no-deps $(REFERENCES); \
 	else \
-		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,lora,t5]'; \
+		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,lora,t5]' $(IMPORTED); \
 		$(BIN)/python -m pip install -q --no-deps $(REFERENCES); \
 	fi
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
