@@ -83,9 +83,10 @@ def test_logits_and_tokens_of_their_own_code(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_by_one_with_the_cache_as_in_one_go(case: str, tmp_path: Path) -> None:
-    model = built(read(case, reference(case)[0], tmp_path))
+    model = built(read(case, reference(case)[0], tmp_path)).double()  # in float32, CPUs differ by 1e-5 of the largest
     text, image = inputs()
-    text = features() if case == "llamagen-t2i" else torch.tensor([[3], [7]]) if case == "llamagen-c2i" else text
+    if case.startswith("llamagen"):
+        text = features().double() if case == "llamagen-t2i" else torch.tensor([[3], [7]])
     with torch.no_grad():
         whole = model(text, image)
         logits, state = model.prefill(text)
@@ -98,7 +99,7 @@ def test_one_by_one_with_the_cache_as_in_one_go(case: str, tmp_path: Path) -> No
         for i in range(10, ROWS**2 - 1):
             steps.append(model.extend(image[:, i : i + 1], cache))
     seen = [0, 1, 2, 3, *range(10, ROWS**2)]
-    torch.testing.assert_close(torch.stack(steps, 1), whole[:, seen], rtol=0, atol=1e-5 * float(whole.abs().max()))
+    torch.testing.assert_close(torch.stack(steps, 1), whole[:, seen], rtol=0, atol=1e-11 * float(whole.abs().max()))
 
 
 MANIFESTS: dict[str, Any] = json.loads((Path(__file__).parent / "references" / "manifests.json").read_text())
