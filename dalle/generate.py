@@ -5,18 +5,18 @@ Letters: P prompts, B candidates of all prompts, T text length, N = h * w image 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dalle.attention import KVCache
+from dalle.linear import packed
+from dalle.memory import shares
 from dalle.model import DALLE
 from dalle.sampling import check, guide, sample
-
-_MEMORY_SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
 
 Progress = Callable[[int, int], None]
 """Called after each step with the image tokens drawn so far and in all, over all candidates."""
@@ -32,9 +32,11 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     guidance: float = 1.0,
+    guidance_until: int | None = None,
     forced: Tensor | None = None,
     forced_mask: Tensor | None = None,
     batch_size: int | None = None,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one image's codes for each seed.
@@ -52,11 +54,13 @@ def generate(
         top_p: keep the most likely codes that together reach this probability, in (0, 1]; None keeps all.
         guidance: classifier-free guidance on the image logits, `u + guidance * (c - u)` with u from the null caption
             (`DALLE.null_text`). 1 is no guidance and runs no null caption; 0 is the null caption alone.
+        guidance_until: only so many image tokens are drawn with guidance, those behind them without; None: all with it.
         forced: int codes to keep, for all candidates, for each prompt's or for each candidate: [N], [P, N] or [B, N]
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
             rows of an image, mark these rows.
-        batch_size: candidates at a time; None fits the free memory.
+        batch_size: candidates at a time; None fits the memory.
+        max_memory: bytes that a batch may take beside the weights; None is half of what is free.
         progress: called after each step.
 
     Returns:
@@ -66,7 +70,7 @@ def generate(
     Raises:
         ValueError: an option is out of range, a shape does not fit, or a prompt has no seed.
     """
-    check(temperature, top_k, top_p, guidance)
+    check(temperature, top_k, top_p, guidance, guidance_until)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if len(seeds) != len(text) or not seeds or not all(seeds):
@@ -79,8 +83,11 @@ def generate(
         [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
     )
     device = model.image_head.weight.device
-    batch_size = batch_size or _fitting(model, lead, guidance != 1)
-    options = _Options(temperature, top_k, top_p, guidance)
+    options = _Options(
+        temperature, top_k, top_p, guidance, height * width if guidance_until is None else guidance_until
+    )
+    batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory)
+    rows = batch_size * (2 if options.guided(lead) else 1)
     done, total = 0, len(prompts) * (height * width - lead)
 
     def step(count: int) -> None:
@@ -94,11 +101,12 @@ def generate(
     try:
         states = _TextStates(model, text.to(device))
         batches = []
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
-            _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step)
-            batches.append(codes)
+        with packed(model, rows) if pack else nullcontext():
+            for start in range(0, len(prompts), batch_size):
+                part = slice(start, start + batch_size)
+                codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
+                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step)
+                batches.append(codes)
     finally:
         model.train(training)
     return torch.cat(batches).view(-1, height, width)
@@ -109,6 +117,11 @@ class _Options(NamedTuple):
     top_k: int | None
     top_p: float | None
     guidance: float
+    guidance_until: int
+
+    def guided(self, token: int) -> bool:
+        """Whether this image token is drawn with guidance."""
+        return self.guidance != 1 and token < self.guidance_until
 
 
 def _draw(
@@ -123,16 +136,18 @@ def _draw(
     step: Callable[[int], None],
 ) -> None:
     """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N], token by token."""
-    guided = options.guidance != 1
+    guided = options.guided(lead)
+    cache, logits = states.start(prompts, guided)
 
     def extend(first: int, end: int) -> Tensor:
         ids = codes[:, first:end]
         return model.extend(torch.cat((ids, ids)) if guided else ids, cache)
 
-    cache, logits = states.start(prompts, guided)
     if 0 < lead < codes.shape[1]:
         logits = extend(0, lead)
     for i in range(lead, codes.shape[1]):
+        if guided and not options.guided(i):
+            guided, cache = False, cache.rows(0, len(codes))
         if i > lead:
             logits = extend(i - 1, i)
         own = logits.float()
@@ -207,32 +222,3 @@ def _per_candidate(values: Tensor, name: str, grid: tuple[int, int], prompt_coun
     if len(flat) == len(prompts):
         return flat.clone()
     return flat[prompts] if len(flat) == prompt_count else flat.repeat(len(prompts), 1)
-
-
-def _fitting(model: DALLE, lead: int, guided: bool) -> int:
-    """How many candidates fit the free memory at once, at least one."""
-    config, shape = model.config, model.config.transformer
-    size = model.image_head.weight.element_size()
-    prefix = config.prefix_length
-    tokens = max(lead, prefix)  # the longest run of tokens at once
-    inner, hidden = shape.heads * shape.head_width, shape.hidden or shape.width * shape.mlp_ratio
-    held = (
-        2
-        * shape.depth
-        * (inner + (shape.width // 2 if config.shift_tokens else 0))
-        * (2 * prefix + config.image_length)
-    )
-    activations = tokens * (4 * shape.width + 4 * inner + 2 * hidden + 2 * shape.heads * (prefix + lead))
-    row = size * (held + activations) + 4 * 8 * config.image_vocab
-    return max(1, int(_MEMORY_SHARE * _free_memory(model.image_head.weight.device) / (row * (2 if guided else 1))))
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: half of the machine's memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
