@@ -27,7 +27,7 @@ struct Attention {
 
 namespace {
 
-constexpr int SOON = 32;  // keys that are asked for before they are needed
+constexpr int SOON = 64;  // keys that are asked for before they are needed
 
 void normalise(const Norm& norm, const float* x, float* y, int64_t width) {
     Floats total = {}, squares = {};
@@ -121,7 +121,7 @@ struct Heads {
 
     template <int VECTORS>
     static void ask(const C* row) {
-        for (int64_t i = 0; i < VECTORS * LANES; i += 64 / sizeof(C)) __builtin_prefetch(row + i);
+        for (int64_t i = 0; i < VECTORS * LANES; i += 64 / sizeof(C)) __builtin_prefetch(row + i, 0, 2);
     }
 
     template <int VECTORS>
