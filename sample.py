@@ -73,6 +73,9 @@ class SampleConfig:
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the transformer."""
+    window: int = 1
+    """Codes that are guessed and checked in one step: 16 halves the steps of few candidates. The pictures do not depend
+    on it."""
     batch_size: int | None = None
     """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""
 
@@ -139,8 +142,9 @@ def draw(settings: SampleConfig, run: Run) -> None:
                 image=image,
                 keep_rows=settings.keep_rows,
                 mask=mask,
+                window=settings.window,
                 batch_size=settings.batch_size,
-                progress=_meter(bar, len(prompts) / len(group)),
+                progress=_meter(run, bar, len(prompts) / len(group)),
             )
             for result in results:
                 run.add(result)
@@ -163,6 +167,7 @@ class Run:
         self.folder: Path | None = None  # made with the first picture, so that an error leaves no empty folder
         self.model_hash = ""
         self.options = _options(settings)
+        self.steps = 0
         self.results: list[Result] = []
         self.pictures: list[dict[str, Any]] = []
 
@@ -185,7 +190,12 @@ class Run:
             }
             write_png(picture, self.folder / name, texts)
             self.pictures.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
-        content = {"model": self.model_hash, "options": self.options, "pictures": self.pictures}
+        content = {
+            "model": self.model_hash,
+            "options": self.options,
+            "steps": self.steps,
+            "pictures": self.pictures,
+        }
         _write(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self) -> Path:
@@ -226,13 +236,14 @@ def _options(settings: SampleConfig) -> dict[str, Any]:
     return options
 
 
-def _meter(bar: Any, groups: float) -> Callable[[int, int], None]:
-    """Progress of one group of prompts on a bar that spans `groups` of this size."""
+def _meter(run: Run, bar: Any, groups: float) -> Callable[[int, int], None]:
+    """Progress of one group of prompts on a bar that spans `groups` of this size; the run counts the steps."""
     before = bar.n
 
     def progress(done: int, total: int) -> None:
         bar.total = round(total * groups)
         bar.update(before + done - bar.n)
+        run.steps += 1
 
     return progress
 

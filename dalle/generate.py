@@ -1,4 +1,4 @@
-"""Draws image codes from a DALLE: prefill, then one token a step. Knows nothing of pixels, words or files.
+"""Draws image codes from a DALLE: prefill, then one token or a few a step. Knows nothing of pixels, words or files.
 
 Letters: P prompts, B candidates of all prompts, T text length, N = h * w image tokens, V image vocabulary.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dalle.attention import KVCache
+from dalle.jacobi import draw_ahead
 from dalle.model import DALLE
 from dalle.sampling import check, guide, sample
 
@@ -34,6 +35,7 @@ def generate(
     guidance: float = 1.0,
     forced: Tensor | None = None,
     forced_mask: Tensor | None = None,
+    window: int = 1,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -56,8 +58,10 @@ def generate(
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
             rows of an image, mark these rows.
+        window: image tokens that are guessed and checked in one step (`dalle.jacobi`); 1 draws one after the other. The
+            codes are the same, the steps fewer and each of them larger.
         batch_size: candidates at a time; None fits the free memory.
-        progress: called after each step.
+        progress: called after each step, so that its calls count the steps.
 
     Returns:
         int64 codes [B, h, w] on the model's device: the first prompt's candidates in the order of its seeds, then the
@@ -69,6 +73,8 @@ def generate(
     check(temperature, top_k, top_p, guidance)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1 (1 draws one token after the other)")
     if len(seeds) != len(text) or not seeds or not all(seeds):
         counts = [len(one) for one in seeds]
         raise ValueError(f"{len(text)} prompts with {counts} seeds; give each prompt at least one seed")
@@ -79,8 +85,8 @@ def generate(
         [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
     )
     device = model.image_head.weight.device
-    batch_size = batch_size or _fitting(model, lead, guidance != 1)
-    options = _Options(temperature, top_k, top_p, guidance)
+    batch_size = batch_size or _fitting(model, lead, guidance != 1, min(window, height * width))
+    options = _Options(temperature, top_k, top_p, guidance, window)
     done, total = 0, len(prompts) * (height * width - lead)
 
     def step(count: int) -> None:
@@ -109,6 +115,22 @@ class _Options(NamedTuple):
     top_k: int | None
     top_p: float | None
     guidance: float
+    window: int
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Codes [B, n] that uniform numbers [B, n] draw from logits [B, n, V], or from [2 B, n, V] with guidance."""
+        own = logits.float()
+        if self.guidance != 1:
+            conditional, unconditional = own.chunk(2)
+            own = guide(conditional, unconditional, self.guidance)
+        drawn = sample(
+            own.flatten(0, 1),
+            uniform.flatten(),
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        return drawn.view(uniform.shape)
 
 
 def _draw(
@@ -122,25 +144,27 @@ def _draw(
     options: _Options,
     step: Callable[[int], None],
 ) -> None:
-    """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N], token by token."""
-    guided = options.guidance != 1
+    """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
+    guided, length = options.guidance != 1, codes.shape[1]
 
-    def extend(first: int, end: int) -> Tensor:
-        ids = codes[:, first:end]
-        return model.extend(torch.cat((ids, ids)) if guided else ids, cache)
+    def both(ids: Tensor) -> Tensor:
+        return torch.cat((ids, ids)) if guided else ids
+
+    def run(ids: Tensor, first: int) -> Tensor:
+        cache.position = model.config.prefix_length + first
+        return model.extend_each(both(ids), cache)
 
     cache, logits = states.start(prompts, guided)
-    if 0 < lead < codes.shape[1]:
-        logits = extend(0, lead)
-    for i in range(lead, codes.shape[1]):
+    if 0 < lead < length:
+        logits = model.extend(both(codes[:, :lead]), cache)
+    if options.window > 1 and lead < length:
+        draw_ahead(run, options.choose, logits[:, None], codes, keep, uniform, lead, options.window, step)
+        return
+    for i in range(lead, length):
         if i > lead:
-            logits = extend(i - 1, i)
-        own = logits.float()
-        if guided:
-            conditional, unconditional = own.chunk(2)
-            own = guide(conditional, unconditional, options.guidance)
-        drawn = sample(own, uniform[:, i], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
-        codes[:, i] = torch.where(keep[:, i], codes[:, i], drawn)
+            logits = model.extend(both(codes[:, i - 1 : i]), cache)
+        drawn = options.choose(logits[:, None], uniform[:, i : i + 1])
+        codes[:, i : i + 1] = torch.where(keep[:, i : i + 1], codes[:, i : i + 1], drawn)
         step(len(codes))
 
 
@@ -209,12 +233,12 @@ def _per_candidate(values: Tensor, name: str, grid: tuple[int, int], prompt_coun
     return flat[prompts] if len(flat) == prompt_count else flat.repeat(len(prompts), 1)
 
 
-def _fitting(model: DALLE, lead: int, guided: bool) -> int:
+def _fitting(model: DALLE, lead: int, guided: bool, window: int) -> int:
     """How many candidates fit the free memory at once, at least one."""
     config, shape = model.config, model.config.transformer
     size = model.image_head.weight.element_size()
     prefix = config.prefix_length
-    tokens = max(lead, prefix)  # the longest run of tokens at once
+    tokens = max(lead, prefix, window)  # the longest run of tokens at once
     inner, hidden = shape.heads * shape.head_width, shape.hidden or shape.width * shape.mlp_ratio
     held = (
         2
@@ -223,7 +247,7 @@ def _fitting(model: DALLE, lead: int, guided: bool) -> int:
         * (2 * prefix + config.image_length)
     )
     activations = tokens * (4 * shape.width + 4 * inner + 2 * hidden + 2 * shape.heads * (prefix + lead))
-    row = size * (held + activations) + 4 * 8 * config.image_vocab
+    row = size * (held + activations) + 4 * 8 * config.image_vocab * window
     return max(1, int(_MEMORY_SHARE * _free_memory(model.image_head.weight.device) / (row * (2 if guided else 1))))
 
 

@@ -145,6 +145,7 @@ class TextToImage:
         image: Image.Image | None = None,
         keep_rows: float | None = None,
         mask: Image.Image | None = None,
+        window: int = 1,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> list[Result]:
@@ -169,6 +170,8 @@ class TextToImage:
                 Their pixels come from the codes, so they are close to those of `image`, not equal.
             mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
                 where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
+            window: codes that are guessed and checked in one step; 1 draws one after the other. The pictures do not
+                depend on it; few candidates at a time are drawn in half the steps.
             batch_size: candidates at a time; None fits the free memory. The pictures do not depend on it.
             progress: called after each step.
 
@@ -189,6 +192,7 @@ class TextToImage:
             **to_dict(sampling),
             forced=None if start is None else start.codes,
             forced_mask=None if start is None else start.kept,
+            window=window,
             batch_size=batch_size,
             progress=progress,
         )  # [B, h, w]
