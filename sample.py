@@ -74,7 +74,7 @@ class SampleConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the transformer."""
     window: int = 1
-    """Codes that are guessed and checked in one step: 16 halves the steps of few candidates. The pictures do not depend
+    """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The pictures do not depend
     on it."""
     batch_size: int | None = None
     """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""

@@ -171,7 +171,7 @@ class TextToImage:
             mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
                 where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
             window: codes that are guessed and checked in one step; 1 draws one after the other. The pictures do not
-                depend on it; few candidates at a time are drawn in half the steps.
+                depend on it; one candidate at a time is drawn in half the steps.
             batch_size: candidates at a time; None fits the free memory. The pictures do not depend on it.
             progress: called after each step.
 
