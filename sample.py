@@ -46,6 +46,8 @@ class SampleConfig:
     """Draw from the k most likely codes only; the size of the codebook is all. The model's own if not given."""
     top_p: float | None = None
     """Draw from the most likely codes that together have this probability; 1 is all. The model's own if not given."""
+    guidance_until: int | None = None
+    """Draw so many image tokens with guidance and the others, twice as fast, without; all with it if not given."""
     image: Path | None = None
     """Picture to go on from, with --keep-rows or --mask; its middle square is used."""
     keep_rows: float | None = None
@@ -71,13 +73,15 @@ class SampleConfig:
     """Write grid.png, all kept pictures with their prompts."""
     device: str = "auto"
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the transformer."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
     window: int = 1
     """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The pictures do not depend
     on it."""
     batch_size: int | None = None
     """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""
+    max_memory: str | None = None
+    """What a batch may take beside the weights, for example 2GB; half of the free memory if not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +112,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
     import torch
     from tqdm import tqdm
 
+    from dalle.memory import parse_bytes
     from dalle.pictures import read_picture
     from dalle.pipeline import TextToImage
 
@@ -124,7 +129,8 @@ def draw(settings: SampleConfig, run: Run) -> None:
         text_encoder=settings.text_encoder,
         **_given(settings),
     )
-    sampling = to_dict(pipe.sampling.updated(settings.guidance, settings.temperature, settings.top_k, settings.top_p))
+    options = ("guidance", "temperature", "top_k", "top_p", "guidance_until")
+    sampling = to_dict(pipe.sampling.updated(**{name: getattr(settings, name) for name in options}))
     run.model_hash = pipe.model_hash
     run.options |= sampling
     prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
@@ -144,6 +150,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
                 mask=mask,
                 window=settings.window,
                 batch_size=settings.batch_size,
+                max_memory=None if settings.max_memory is None else parse_bytes(settings.max_memory),
                 progress=_meter(run, bar, len(prompts) / len(group)),
             )
             for result in results:
@@ -226,6 +233,7 @@ def _options(settings: SampleConfig) -> dict[str, Any]:
         "temperature",
         "top_k",
         "top_p",
+        "guidance_until",
         "keep_rows",
         "dtype",
     )

@@ -150,6 +150,7 @@ class KVCache:
         values: [L, B, H, S, D].
         inputs: [2 L, B, S, shifted], the channels that `TokenShift` looks back at; no elements if `shifted` is 0.
         padding: bool [B, P], True where one of the first tokens is none and is not looked at; None: all are.
+        steps: what was prepared, by layer or for "all", to add one token a row fast (dalle/step.py); None: nothing can.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class KVCache:
         self.values = torch.empty_like(self.keys)
         self.inputs = torch.empty(2 * depth, batch, length, shifted, device=device, dtype=dtype)
         self.padding: Tensor | None = None
+        self.steps: dict[int | str, object] = {}
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new tokens of one layer; `advance` follows once all layers have.
@@ -181,10 +183,11 @@ class KVCache:
         Returns:
             Views of the filled part, the new tokens last: [B, H, position + T, D] each.
         """
-        end = self.position + k.shape[-2]
-        self.keys[layer, :, :, self.position : end] = k
-        self.values[layer, :, :, self.position : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        start, count = self.position, k.shape[-2]
+        keys, values = self.keys[layer], self.values[layer]
+        keys.narrow(2, start, count).copy_(k)
+        values.narrow(2, start, count).copy_(v)
+        return keys.narrow(2, 0, start + count), values.narrow(2, 0, start + count)
 
     def advance(self, count: int) -> None:
         """Count `count` tokens as held."""
@@ -200,14 +203,19 @@ class KVCache:
         padding = [source.padding for source in sources if source.padding is not None]
         self.padding = torch.cat(padding) if padding else None
 
-    def row(self, index: int) -> KVCache:
-        """A view of one row, itself a cache of batch 1."""
+    def rows(self, start: int, end: int) -> KVCache:
+        """A view of some rows, itself a cache."""
         view = object.__new__(KVCache)
         view.position = self.position
-        view.keys, view.values = self.keys[:, index : index + 1], self.values[:, index : index + 1]
-        view.inputs = self.inputs[:, index : index + 1]
-        view.padding = None if self.padding is None else self.padding[index : index + 1]
+        view.keys, view.values = self.keys[:, start:end], self.values[:, start:end]
+        view.inputs = self.inputs[:, start:end]
+        view.steps = {}
+        view.padding = None if self.padding is None else self.padding[start:end]
         return view
+
+    def row(self, index: int) -> KVCache:
+        """A view of one row."""
+        return self.rows(index, index + 1)
 
 
 class TokenShift:

@@ -5,8 +5,8 @@ Letters: P prompts, B candidates of all prompts, T text length, N = h * w image 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dalle.attention import KVCache
 from dalle.jacobi import draw_ahead
+from dalle.linear import packed
+from dalle.memory import shares
 from dalle.model import DALLE
 from dalle.sampling import check, guide, sample
-
-_MEMORY_SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
 
 Progress = Callable[[int, int], None]
 """Called after each step with the image tokens drawn so far and in all, over all candidates."""
@@ -33,10 +33,12 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     guidance: float = 1.0,
+    guidance_until: int | None = None,
     forced: Tensor | None = None,
     forced_mask: Tensor | None = None,
     window: int = 1,
     batch_size: int | None = None,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one image's codes for each seed.
@@ -54,13 +56,15 @@ def generate(
         top_p: keep the most likely codes that together reach this probability, in (0, 1]; None keeps all.
         guidance: classifier-free guidance on the image logits, `u + guidance * (c - u)` with u from the null caption
             (`DALLE.null_text`). 1 is no guidance and runs no null caption; 0 is the null caption alone.
+        guidance_until: only so many image tokens are drawn with guidance, those behind them without; None: all with it.
         forced: int codes to keep, for all candidates, for each prompt's or for each candidate: [N], [P, N] or [B, N]
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
             rows of an image, mark these rows.
         window: image tokens that are guessed and checked in one step (`dalle.jacobi`); 1 draws one after the other. The
             codes are the same, the steps fewer and each of them larger.
-        batch_size: candidates at a time; None fits the free memory.
+        batch_size: candidates at a time; None fits the memory.
+        max_memory: bytes that a batch may take beside the weights; None is half of what is free.
         progress: called after each step, so that its calls count the steps.
 
     Returns:
@@ -70,7 +74,7 @@ def generate(
     Raises:
         ValueError: an option is out of range, a shape does not fit, or a prompt has no seed.
     """
-    check(temperature, top_k, top_p, guidance)
+    check(temperature, top_k, top_p, guidance, guidance_until)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if window < 1:
@@ -85,8 +89,11 @@ def generate(
         [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
     )
     device = model.image_head.weight.device
-    batch_size = batch_size or _fitting(model, lead, guidance != 1, min(window, height * width))
-    options = _Options(temperature, top_k, top_p, guidance, window)
+    window = min(window, height * width)
+    until = height * width if guidance_until is None else guidance_until
+    options = _Options(temperature, top_k, top_p, guidance, until, window)
+    batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory, window)
+    rows = batch_size * window * (2 if options.guided(lead) else 1)
     done, total = 0, len(prompts) * (height * width - lead)
 
     def step(count: int) -> None:
@@ -100,11 +107,12 @@ def generate(
     try:
         states = _TextStates(model, text.to(device))
         batches = []
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
-            _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step)
-            batches.append(codes)
+        with packed(model, rows) if pack else nullcontext():
+            for start in range(0, len(prompts), batch_size):
+                part = slice(start, start + batch_size)
+                codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
+                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step)
+                batches.append(codes)
     finally:
         model.train(training)
     return torch.cat(batches).view(-1, height, width)
@@ -115,12 +123,17 @@ class _Options(NamedTuple):
     top_k: int | None
     top_p: float | None
     guidance: float
+    guidance_until: int
     window: int
+
+    def guided(self, token: int) -> bool:
+        """Whether this image token is drawn with guidance."""
+        return self.guidance != 1 and token < self.guidance_until
 
     def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Codes [B, n] that uniform numbers [B, n] draw from logits [B, n, V], or from [2 B, n, V] with guidance."""
         own = logits.float()
-        if self.guidance != 1:
+        if len(own) > len(uniform):
             conditional, unconditional = own.chunk(2)
             own = guide(conditional, unconditional, self.guidance)
         drawn = sample(
@@ -145,25 +158,49 @@ def _draw(
     step: Callable[[int], None],
 ) -> None:
     """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
-    guided, length = options.guidance != 1, codes.shape[1]
+    guided, length = options.guided(lead), codes.shape[1]
+    cache, first = states.start(prompts, guided)
+    logits = first[:, None]  # [rows, 1, V]
 
     def both(ids: Tensor) -> Tensor:
         return torch.cat((ids, ids)) if guided else ids
 
-    def run(ids: Tensor, first: int) -> Tensor:
-        cache.position = model.config.prefix_length + first
+    def run(ids: Tensor, start: int) -> Tensor:
+        cache.position = model.config.prefix_length + start
         return model.extend_each(both(ids), cache)
 
-    cache, logits = states.start(prompts, guided)
     if 0 < lead < length:
-        logits = model.extend(both(codes[:, :lead]), cache)
-    if options.window > 1 and lead < length:
-        draw_ahead(run, options.choose, logits[:, None], codes, keep, uniform, lead, options.window, step)
-        return
-    for i in range(lead, length):
+        logits = model.extend(both(codes[:, :lead]), cache)[:, None]
+    change = min(max(lead, options.guidance_until), length) if guided else lead
+    for begin, end in ((lead, change), (change, length)):  # with guidance, without it
+        if begin == end:
+            continue
+        if guided and not options.guided(begin):
+            guided, cache = False, cache.rows(0, len(codes))
+        if begin > lead:
+            logits = run(codes[:, begin - 1 : begin], begin - 1)
+        part = codes[:, :end], keep[:, :end], uniform[:, :end]
+        if options.window > 1:
+            draw_ahead(run, options.choose, logits, *part, begin, options.window, step)
+        else:
+            _one_by_one(run, options.choose, logits, *part, begin, step)
+
+
+def _one_by_one(
+    run: Callable[[Tensor, int], Tensor],
+    choose: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    codes: Tensor,
+    keep: Tensor,
+    uniform: Tensor,
+    lead: int,
+    step: Callable[[int], None],
+) -> None:
+    """As `draw_ahead`, a token a step; nothing waits for the device."""
+    for i in range(lead, codes.shape[1]):
         if i > lead:
-            logits = model.extend(both(codes[:, i - 1 : i]), cache)
-        drawn = options.choose(logits[:, None], uniform[:, i : i + 1])
+            logits = run(codes[:, i - 1 : i], i - 1)
+        drawn = choose(logits, uniform[:, i : i + 1])
         codes[:, i : i + 1] = torch.where(keep[:, i : i + 1], codes[:, i : i + 1], drawn)
         step(len(codes))
 
@@ -231,32 +268,3 @@ def _per_candidate(values: Tensor, name: str, grid: tuple[int, int], prompt_coun
     if len(flat) == len(prompts):
         return flat.clone()
     return flat[prompts] if len(flat) == prompt_count else flat.repeat(len(prompts), 1)
-
-
-def _fitting(model: DALLE, lead: int, guided: bool, window: int) -> int:
-    """How many candidates fit the free memory at once, at least one."""
-    config, shape = model.config, model.config.transformer
-    size = model.image_head.weight.element_size()
-    prefix = config.prefix_length
-    tokens = max(lead, prefix, window)  # the longest run of tokens at once
-    inner, hidden = shape.heads * shape.head_width, shape.hidden or shape.width * shape.mlp_ratio
-    held = (
-        2
-        * shape.depth
-        * (inner + (shape.width // 2 if config.shift_tokens else 0))
-        * (2 * prefix + config.image_length)
-    )
-    activations = tokens * (4 * shape.width + 4 * inner + 2 * hidden + 2 * shape.heads * (prefix + lead))
-    row = size * (held + activations) + 4 * 8 * config.image_vocab * window
-    return max(1, int(_MEMORY_SHARE * _free_memory(model.image_head.weight.device) / (row * (2 if guided else 1))))
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: half of the machine's memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

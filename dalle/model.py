@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dalle.attention import Kind, KVCache, Mask, TokenShift, mask, rope_table
 from dalle.config import config
+from dalle.linear import Linear
 from dalle.transformer import Rope, Transformer, TransformerConfig, norm
 
 
@@ -130,8 +131,8 @@ class DALLE(nn.Module):
         self._place(config)
         self.transformer = Transformer(config.transformer)
         self.head_norm = norm(config.transformer) if config.head_norm else nn.Identity()
-        self.text_head = nn.Linear(width, config.words, bias=config.head_bias) if config.text_head else None
-        self.image_head = nn.Linear(width, config.image_vocab, bias=config.head_bias)
+        self.text_head = Linear(width, config.words, bias=config.head_bias) if config.text_head else None
+        self.image_head = Linear(width, config.image_vocab, bias=config.head_bias)
         self._initialise()
 
     def _place(self, config: DALLEConfig) -> None:
@@ -301,13 +302,14 @@ class DALLE(nn.Module):
 
     def _embed_image(self, image_ids: Tensor, start: int) -> Tensor:
         x = self.image_embedding(image_ids)  # [B, n, C]
+        end, columns = start + image_ids.shape[1], self.config.grid[1]
         if self.config.positions == "learned":
-            cells = (self.row_position + self.column_position).flatten(0, 1)  # [N, C]
-        elif self.config.positions == "learned_cells":
-            cells = self.cell_position
-        else:
-            return x
-        return x + cells[start : start + image_ids.shape[1]]
+            first = start // columns
+            rows = self.row_position[first : -(-end // columns)] + self.column_position  # [rows, columns, C]
+            return x + rows.flatten(0, 1)[start - first * columns : end - first * columns]
+        if self.config.positions == "learned_cells":
+            return x + self.cell_position[start:end]
+        return x
 
     def _run(self, x: Tensor, cache: KVCache | None, padding: Tensor | None) -> Tensor:
         """The transformer over embedded tokens that follow those in the cache."""

@@ -21,6 +21,7 @@ from dalle.clip import CLIP
 from dalle.config import to_dict
 from dalle.generate import generate
 from dalle.image import ImageTokenizer
+from dalle.linear import quantize
 from dalle.model import DALLE
 from dalle.parts import load_parts
 from dalle.rerank import best, score
@@ -101,7 +102,8 @@ class TextToImage:
             source: local file or folder, or hub id `owner/name[/file]`; ours, or as published (docs/checkpoints.md).
                 None is the model that ships with the repository.
             device: "auto" takes an accelerator if there is one.
-            dtype: arithmetic of the transformer; None is float32. The image tokenizer and CLIP stay in float32.
+            dtype: arithmetic of the transformer; None is float32. torch.int8 keeps its weights in 8 bits and computes
+                in float32, on a CPU. The image tokenizer and CLIP stay in float32.
             clip: source of a CLIP that ranks instead of the model's own.
             family: of published files, as for `dalle.load_model`; None finds out.
             image_tokenizer: source of the image tokenizer, where it does not come with the model.
@@ -116,10 +118,13 @@ class TextToImage:
             raise ValueError(
                 f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model"
             )
+        device = pick_device(device)
+        if dtype == torch.int8 and device.type != "cpu":
+            raise ValueError(f"int8 is for drawing on a CPU, the device is {device}: give bfloat16, or device cpu")
         parts = load_parts(
             SHIPPED if source is None else source,
-            pick_device(device),
-            dtype,
+            device,
+            None if dtype == torch.int8 else dtype,
             family=family,
             image_tokenizer=image_tokenizer,
             text_tokenizer=text_tokenizer,
@@ -127,6 +132,8 @@ class TextToImage:
             clip=clip,
             given=given,
         )
+        if dtype == torch.int8:
+            quantize(parts.model)
         return cls(
             parts.model, parts.text_tokenizer, parts.image_tokenizer, parts.clip, parts.sampling, parts.model_hash
         )
@@ -142,11 +149,13 @@ class TextToImage:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guidance_until: int | None = None,
         image: Image.Image | None = None,
         keep_rows: float | None = None,
         mask: Image.Image | None = None,
         window: int = 1,
         batch_size: int | None = None,
+        max_memory: int | None = None,
         progress: Progress | None = None,
     ) -> list[Result]:
         """Draw `n` candidates for each prompt and keep the best `keep`.
@@ -159,11 +168,12 @@ class TextToImage:
             n: candidates of each prompt.
             keep: how many of them to return; None returns all. Fewer than `n` needs CLIP to choose them.
             seed: of the first candidate, 0 or more.
-            guidance: classifier-free guidance scale; 1 is none. This and the next three: None is the model's own
+            guidance: classifier-free guidance scale; 1 is none. This and the next four: None is the model's own
                 (`sampling`).
             temperature: 0 always takes the most likely code; 1 is the model's own distribution.
             top_k: draw from the k most likely codes only; the size of the codebook, or more, draws from all.
             top_p: draw from the most likely codes that together have this probability, in (0, 1]; 1 draws from all.
+            guidance_until: so many image tokens are drawn with guidance, the others without.
             image: a picture to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's
                 size; where it is transparent it becomes white.
             keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
@@ -172,7 +182,8 @@ class TextToImage:
                 where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
             window: codes that are guessed and checked in one step; 1 draws one after the other. The pictures do not
                 depend on it; one candidate at a time is drawn in half the steps.
-            batch_size: candidates at a time; None fits the free memory. The pictures do not depend on it.
+            batch_size: candidates at a time; None fits the memory. The pictures do not depend on it.
+            max_memory: bytes that a batch may take beside the weights; None is half of what is free.
             progress: called after each step.
 
         Returns:
@@ -183,7 +194,7 @@ class TextToImage:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = self._check(prompts, n, keep, seed)
-        sampling = self.sampling.updated(guidance, temperature, top_k, top_p)
+        sampling = self.sampling.updated(guidance, temperature, top_k, top_p, guidance_until)
         start = self._start(image, keep_rows, mask)
         codes = generate(
             self.model,
@@ -194,6 +205,7 @@ class TextToImage:
             forced_mask=None if start is None else start.kept,
             window=window,
             batch_size=batch_size,
+            max_memory=max_memory,
             progress=progress,
         )  # [B, h, w]
         pixels, scores = self._finish(codes, [prompt for prompt in prompts for _ in range(n)], start)

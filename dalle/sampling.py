@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle import cpu
 from dalle.config import config
 
 
@@ -18,6 +19,8 @@ from dalle.config import config
 class SamplingConfig:
     guidance: float = 1.0
     """Classifier-free guidance scale; 1 is none."""
+    guidance_until: int | None = None
+    """Draw so many image tokens with guidance and the others, twice as fast, without; null: all with it."""
     temperature: float = 1.0
     """0 always takes the most likely code; 1 is the model's own distribution."""
     top_k: int | None = None
@@ -26,7 +29,7 @@ class SamplingConfig:
     """Draw from the most likely codes that together have this probability; null from all."""
 
     def __post_init__(self) -> None:
-        check(self.temperature, self.top_k, self.top_p, self.guidance)
+        check(self.temperature, self.top_k, self.top_p, self.guidance, self.guidance_until)
 
     def updated(
         self,
@@ -34,20 +37,31 @@ class SamplingConfig:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guidance_until: int | None = None,
     ) -> SamplingConfig:
         """These options where they are given, its own elsewhere."""
         given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        given["guidance_until"] = guidance_until
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
-def check(temperature: float, top_k: int | None, top_p: float | None, guidance: float = 1.0) -> None:
+def check(
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    guidance: float = 1.0,
+    guidance_until: int | None = None,
+) -> None:
     """Refuse sampling options out of range.
 
     Raises:
-        ValueError: guidance or temperature below 0 or not finite, top_k below 1, or top_p outside (0, 1].
+        ValueError: guidance or temperature below 0 or not finite, guidance_until below 0, top_k below 1, or top_p
+            outside (0, 1].
     """
     if not 0 <= guidance < float("inf"):
         raise ValueError(f"guidance is {guidance}; it must be 0 or more (1 is no guidance)")
+    if guidance_until is not None and guidance_until < 0:
+        raise ValueError(f"guidance_until is {guidance_until}; it must be 0 or more image tokens")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; it must be 0 (the most likely token) or more")
     if top_k is not None and top_k < 1:
@@ -84,9 +98,11 @@ def sample(
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float()
-    logits = (
-        logits - logits.amax(-1, keepdim=True)
-    ) / temperature  # the shift keeps tiny temperatures from overflowing
+    drawn = cpu.sample(logits, uniform, temperature, top_k, top_p)
+    if drawn is not None:
+        return drawn
+    # The shift keeps tiny temperatures from overflowing
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:

@@ -8,12 +8,13 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dalle import cpu, step
 from dalle.attention import KVCache, Mask, TokenShift, attend, rotate
 from dalle.config import config
+from dalle.linear import Linear
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
@@ -97,14 +98,20 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.dropout, self.rotate_values = config.heads, config.dropout, config.rotate_values
         inner = config.heads * config.head_width
-        self.qkv = nn.Linear(config.width, 3 * inner, bias=config.biases == "all")
-        self.out = nn.Linear(inner, config.width, bias=config.biases != "none")
+        self.qkv = Linear(config.width, 3 * inner, bias=config.biases == "all")
+        self.out = Linear(inner, config.width, bias=config.biases != "none")
         # Dehghani et al. 2023 (ViT-22B, arXiv 2302.05442), section 2: LayerNorm on queries and keys, without biases.
         self.q_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
         self.k_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
 
     def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        qkv = self.qkv(x)
+        if context.cache is not None and x.shape[1] == 1 and cpu.usable(x):
+            mixed = step.attend(self, qkv, mask, context.rope, context.cache, layer)
+            if mixed is not None:
+                return _drop(self.out(mixed), self.dropout, self.training)
+        # Plain views, here and below: at one token a step, einops' own work would be a tenth of the time
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, D] each
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rope is not None:
@@ -113,8 +120,8 @@ class Attention(nn.Module):
                 v = rotate(v, *context.rope)
         if context.cache is not None:
             k, v = context.cache.append(layer, k, v)
-        mixed = rearrange(attend(q, k, v, mask), "b h t d -> b t (h d)")
-        return F.dropout(self.out(mixed), self.dropout, self.training)
+        mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # [B, T, H D]
+        return _drop(self.out(mixed), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -128,8 +135,8 @@ class FeedForward(nn.Module):
         if hidden is None:
             hidden = int(config.width * config.mlp_ratio)
             hidden = math.ceil(hidden * 2 / 3 / 8) * 8 if self.gated else hidden
-        self.up = nn.Linear(config.width, hidden * (2 if self.gated else 1), bias=config.biases != "none")
-        self.down = nn.Linear(hidden, config.width, bias=config.biases != "none")
+        self.up = Linear(config.width, hidden * (2 if self.gated else 1), bias=config.biases != "none")
+        self.down = Linear(hidden, config.width, bias=config.biases != "none")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
@@ -138,7 +145,11 @@ class FeedForward(nn.Module):
             x = _activate(gate, self.kind) * x
         else:
             x = _activate(x, self.kind)
-        return F.dropout(self.down(x), self.dropout, self.training)
+        return _drop(self.down(x), self.dropout, self.training)
+
+
+def _drop(x: Tensor, share: float, training: bool) -> Tensor:
+    return F.dropout(x, share) if share and training else x
 
 
 def _activate(x: Tensor, kind: FeedForwardKind) -> Tensor:
@@ -275,21 +286,36 @@ class Transformer(nn.Module):
         Returns:
             [B, T, C].
         """
-        masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)
+        masks: Sequence[Mask] = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)  # type: ignore[list-item]
         assert len(masks) == len(self.blocks), "one mask per layer"
-        context, length = Context(rope, shift, cache), x.shape[1]
-        recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
-        if self.config.reversible:
-            x = torch.stack((x, x))
-        for layer, (block, layer_mask) in enumerate(zip(self.blocks, masks, strict=True)):
-            if recompute:
-                x = checkpoint(block, x, layer_mask, context, layer, use_reentrant=False)
-            else:
-                x = block(x, layer_mask, context, layer)
+        context = Context(rope, shift, cache)
+        length = x.shape[1]
+        stepped = self._step(x, masks, context)
+        x = self._through(x, masks, context) if stepped is None else stepped
         if cache is not None:
             cache.advance(length)
-        if self.config.reversible:
-            x = x.mean(0)
         if self.config.divide_by_max:
             x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
+
+    def _through(self, x: Tensor, masks: Sequence[Mask], context: Context) -> Tensor:
+        """The blocks one after the other."""
+        recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
+        if self.config.reversible:
+            x = torch.stack((x, x))
+        for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
+            if recompute:
+                x = checkpoint(block, x, mask, context, layer, use_reentrant=False)
+            else:
+                x = block(x, mask, context, layer)
+        return x.mean(0) if self.config.reversible else x
+
+    def _step(self, x: Tensor, masks: Sequence[Mask], context: Context) -> Tensor | None:
+        """The blocks over one token a row in one call, where there is such a way."""
+        cache = context.cache
+        if cache is None or x.shape[1] != 1 or context.shift is not None or not cpu.usable(x):
+            return None
+        if "all" not in cache.steps:
+            cache.steps["all"] = step.Step(self, cache) if step.usable(self, x, cache) else None
+        prepared = cache.steps["all"]
+        return prepared.run(x, masks, context.rope, cache) if isinstance(prepared, step.Step) else None

@@ -75,6 +75,8 @@ def test_the_tokens_of_one_by_one_drawing(kind: dict, window: int) -> None:
         {"guidance": 2.5, "temperature": 0.8},
         {"guidance": 0.5, "top_k": 4, "top_p": 0.9},
         {"guidance": 3.0, "temperature": 0},
+        {"guidance": 2.5, "guidance_until": 5},
+        {"guidance": 2.5, "guidance_until": 0},
         {"batch_size": 1},
         {"batch_size": 4},
     ],

@@ -1,0 +1,156 @@
+// Attention of one token a row to those that a cache holds.
+
+#pragma once
+
+#include <vector>
+
+#include "vectors.h"
+
+// What dalle/step.py hands over. Pointers are null where there is no such thing.
+struct Norm {
+    const float *weight, *bias;
+    float eps;
+    int32_t rms;
+};
+
+// One token a row looks at itself and at those in the cache, to which its key and value are added.
+struct Attention {
+    int64_t batch, heads, head_width, room, position, rotate_values;
+    Norm q_norm, k_norm;
+    const float *cos, *sin;  // [head_width / 2]
+    const uint8_t* mask;     // 1 = may look at this key
+    int64_t mask_batch;      // from one row's mask to the next
+    void *keys, *values;     // [batch, heads, room, head_width]
+    const void* qkv;         // [batch, 3, heads, head_width]
+    void* mixed;             // [batch, heads, head_width], the result
+};
+
+namespace {
+
+constexpr int SOON = 32;  // keys that are asked for before they are needed
+
+void normalise(const Norm& norm, const float* x, float* y, int64_t width) {
+    Floats total = {}, squares = {};
+    float mean = 0;
+    if (!norm.rms) {
+        for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
+        mean = sum(total) / width;
+    }
+    for (int64_t i = 0; i < width; i += LANES) {
+        Floats centred = load(x + i) - mean;
+        squares += centred * centred;
+    }
+    float factor = 1 / std::sqrt(sum(squares) / width + norm.eps);
+    for (int64_t i = 0; i < width; i += LANES) {
+        Floats value = (load(x + i) - mean) * factor * load(norm.weight + i);
+        save(y + i, norm.bias ? value + load(norm.bias + i) : value);
+    }
+}
+
+// Turn the pairs (i, i + width / 2) of one head.
+void rotate(float* x, const float* cos, const float* sin, int64_t width) {
+    for (int64_t i = 0; i < width / 2; i++) {
+        float a = x[i], b = x[i + width / 2];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + width / 2] = b * cos[i] + a * sin[i];
+    }
+}
+
+// X is the type of what comes in and goes out, C that of keys and values.
+template <class X, class C>
+struct Heads {
+    const Attention& of;
+
+    // One head of VECTORS * LANES channels; `which` and `weights` take the keys that are looked at and their weights.
+    template <int VECTORS>
+    void head(int64_t b, int64_t h, int32_t* which, float* weights) const {
+        constexpr int64_t width = VECTORS * LANES;
+        const int64_t inner = of.heads * width, keys = of.position + 1;
+        const X* from = static_cast<const X*>(of.qkv) + b * 3 * inner + h * width;
+        alignas(64) float q[width], k[width], v[width];
+        for (int64_t i = 0; i < width; i += LANES) {
+            save(q + i, load(from + i)), save(k + i, load(from + inner + i)), save(v + i, load(from + 2 * inner + i));
+        }
+        if (of.q_norm.weight) normalise(of.q_norm, q, q, width), normalise(of.k_norm, k, k, width);
+        if (of.cos) {
+            rotate(q, of.cos, of.sin, width), rotate(k, of.cos, of.sin, width);
+            if (of.rotate_values) rotate(v, of.cos, of.sin, width);
+        }
+        const int64_t first = (b * of.heads + h) * of.room * width;
+        C *key = static_cast<C*>(of.keys) + first, *value = static_cast<C*>(of.values) + first;
+        for (int64_t i = 0; i < width; i += LANES) {
+            save(key + of.position * width + i, load(k + i));
+            save(value + of.position * width + i, load(v + i));
+        }
+        const uint8_t* mask = of.mask ? of.mask + b * of.mask_batch : nullptr;
+        int64_t count = 0;
+        for (int64_t s = 0; s < keys; s++)
+            if (!mask || mask[s]) which[count++] = s;
+        std::fill_n(which + count, SOON + 4, keys - 1);
+        Floats wanted[VECTORS], mixed[VECTORS] = {};
+        for (int i = 0; i < VECTORS; i++) wanted[i] = load(q + i * LANES) / std::sqrt(float(width));
+        for (int64_t s = 0; s < count; s += 4) {  // behind the last key others follow, whose weights are not looked at
+            Floats totals[4] = {};
+            for (int j = 0; j < 4; j++) {
+                ask<VECTORS>(key + which[s + j + SOON] * width);
+                for (int i = 0; i < VECTORS; i++) totals[j] += wanted[i] * load(key + which[s + j] * width + i * LANES);
+            }
+            four(totals, weights + s);
+        }
+        const int64_t padded = (count + LANES - 1) / LANES * LANES;
+        std::fill(weights + count, weights + padded, -INFINITY);
+        Floats most = Floats{} - INFINITY, all = {};
+        for (int64_t s = 0; s < padded; s += LANES) {
+            Floats score = load(weights + s);
+            most = score > most ? score : most;
+        }
+        const float top = largest(most);
+        for (int64_t s = 0; s < padded; s += LANES) {
+            Floats weight = exponential(load(weights + s) - top);
+            all += weight;
+            save(weights + s, weight);
+        }
+        for (int64_t s = 0; s < count; s++) {
+            ask<VECTORS>(value + which[s + SOON] * width);
+            for (int i = 0; i < VECTORS; i++) mixed[i] += weights[s] * load(value + which[s] * width + i * LANES);
+        }
+        const float share = 1 / sum(all);
+        X* to = static_cast<X*>(of.mixed) + b * inner + h * width;
+        for (int i = 0; i < VECTORS; i++) save(to + i * LANES, mixed[i] * share);
+    }
+
+    template <int VECTORS>
+    static void ask(const C* row) {
+        for (int64_t i = 0; i < VECTORS * LANES; i += 64 / sizeof(C)) __builtin_prefetch(row + i);
+    }
+
+    template <int VECTORS>
+    void each() const {
+        std::vector<int32_t> which(of.position + 1 + SOON + 4);
+        std::vector<float> weights(of.position + 1 + LANES);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < of.batch * of.heads; i++)
+            head<VECTORS>(i / of.heads, i % of.heads, which.data(), weights.data());
+    }
+
+    // To be run by a team of threads. There is code for heads of these widths.
+    void run() const {
+        switch (of.head_width / LANES) {
+            case 1: return each<1>();
+            case 2: return each<2>();
+            case 3: return each<3>();
+            case 4: return each<4>();
+            case 5: return each<5>();
+            case 6: return each<6>();
+            case 8: return each<8>();
+            case 10: return each<10>();
+            case 12: return each<12>();
+            case 16: return each<16>();
+            case 20: return each<20>();
+            case 24: return each<24>();
+            case 32: return each<32>();
+        }
+    }
+};
+
+}  // namespace

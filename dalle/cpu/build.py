@@ -1,0 +1,71 @@
+"""Compiles code.cpp for this machine's CPU, once, into the user's cache. Knows nothing of what is in it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
+# Strict arithmetic otherwise: -ffast-math would, by the linker, change how the whole process treats tiny numbers.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fopenmp", "-fPIC", "-shared", "-w"),
+)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled code, from the cache or made now; None where that fails, with the reason in the log."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or ""]
+    if not shutil.which(compiler[0]) or platform.system() != "Linux":
+        logger.debug("no compiled code for this CPU: it takes Linux and g++ or clang++")
+        return None
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
+        path = cache / f"cpu-{_fingerprint(compiler)}.so"
+        if not path.is_file():
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        logger.info("drawing goes torch's way, as dalle/cpu was not compiled for this machine: %s", " ".join(told[:3]))
+        return None
+
+
+def _compile(compiler: list[str], path: Path) -> None:
+    """Make the library whole or not at all, also if several processes begin at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("compiling dalle/cpu for this machine, once: %s", path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        command = [*compiler, *_FLAGS, str(_FOLDER / "code.cpp"), *_threads(), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        os.replace(made, path)
+
+
+def _threads() -> list[str]:
+    """The OpenMP that torch has loaded: with two in a process the threads of one would wait while the other's work."""
+    with open("/proc/self/maps") as lines:
+        loaded = {line.split()[-1] for line in lines if "/libgomp" in line}
+    return ["-Wl,--as-needed", *sorted(loaded)[:1]]
+
+
+def _fingerprint(compiler: list[str]) -> str:
+    """What the compiled code depends on: sources, options, compiler, threads and the CPU's instructions."""
+    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+    with open("/proc/cpuinfo", "rb") as lines:
+        flags = next((line for line in lines if line.lower().startswith((b"flags", b"features"))), b"")
+    sources = [file.read_bytes() for file in sorted(_FOLDER.glob("*.[ch]*"))]
+    parts = (*sources, " ".join([*_FLAGS, *_threads()]).encode(), version, platform.machine().encode(), flags)
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

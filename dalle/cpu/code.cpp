@@ -1,0 +1,45 @@
+// What dalle/cpu/__init__.py compiles for the machine that it runs on, and calls: products of few rows with a matrix,
+// attention of one token a row to those in the cache, the blocks of a transformer made of both, and drawing a token.
+//
+// The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/linear.py and
+// dalle/transformer.py, which is what they are tested against.
+
+#include "sample.h"
+#include "step.h"
+
+#define LINEAR(NAME, X, W)                                                                                        \
+    extern "C" void NAME(const X* x, const W* weight, const float* scale, const X* bias, X* y, int64_t m,         \
+                         int64_t n, int64_t k, int threads) {                                                     \
+        _Pragma("omp parallel num_threads(threads)")                                           \
+        Product<X, W>{x, weight, m, n, k, {y, n, scale, bias, nullptr, false}}.run();                             \
+    }
+LINEAR(linear_float32_float32, float, float)
+LINEAR(linear_bfloat16_bfloat16, bfloat16, bfloat16)
+LINEAR(linear_float32_int8, float, int8_t)
+
+// By the types of the weights and of the cache.
+#define STEP(NAME, W, C)                                          \
+    extern "C" void NAME(const Step* step, int threads) {         \
+        _Pragma("omp parallel num_threads(threads)") Blocks<W, C>{*step}.run(); \
+    }
+STEP(step_float32_float32, float, float)
+STEP(step_bfloat16_bfloat16, bfloat16, bfloat16)
+STEP(step_int8_float32, int8_t, float)
+
+#define ATTEND(NAME, X)                                                  \
+    extern "C" void NAME(const Attention* attention, int threads) {      \
+        _Pragma("omp parallel num_threads(threads)") Heads<X, X>{*attention}.run(); \
+    }
+ATTEND(attend_float32, float)
+ATTEND(attend_bfloat16, bfloat16)
+
+extern "C" void sample(const float* logits, const double* uniform, int64_t* drawn, int64_t rows, int64_t vocabulary,
+                       float temperature, int64_t top_k, double top_p, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Sampler sampler(vocabulary);
+#pragma omp for schedule(dynamic)
+        for (int64_t row = 0; row < rows; row++)
+            drawn[row] = sampler.draw(logits + row * vocabulary, uniform[row], temperature, top_k, top_p);
+    }
+}

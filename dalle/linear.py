@@ -1,0 +1,104 @@
+"""Linear maps that are fast at the few rows of a step of drawing, and the same with their weights in 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dalle import cpu
+
+# Rows from which weights in oneDNN's own layout are faster than as they are (docs/log.md).
+_PACK_FROM = {torch.float32: 9, torch.bfloat16: 3}
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, which without gradients on a CPU takes the fastest way that there is for the number of rows."""
+
+    _packed: Tensor | None = None  # the weight in oneDNN's layout, while `packed` lasts
+
+    def packable(self, rows: int) -> bool:
+        """Whether packing makes products of so many rows faster."""
+        weight = self.weight
+        return (
+            weight.device.type == "cpu"
+            and rows >= _PACK_FROM.get(weight.dtype, rows + 1)
+            and torch.backends.mkldnn.is_available()
+            and cpu.enabled()
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def pack(self, rows: int) -> None:
+        """Copy the weight into oneDNN's layout for about so many rows; until `unpack` the copy is what counts."""
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
+
+    def unpack(self) -> None:
+        """Forget the copy."""
+        self._packed = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+            return y
+        fast = cpu.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias) if fast is None else fast
+
+
+class Int8Linear(nn.Module):
+    """A linear map whose weights are whole numbers from -127 to 127, times a factor for each output channel.
+
+    Activations, sums and biases stay as they are: only what is read from memory is smaller.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Round the weights [N, K] of a linear map to the nearest step; the largest of each output channel is 127."""
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        fast = cpu.linear(x, self.weight, self.bias, self.scale)
+        if fast is not None:
+            return fast
+        return F.linear(x, (self.weight * self.scale[:, None]).to(x.dtype), self.bias)
+
+
+def quantize(module: nn.Module) -> None:
+    """Put an `Int8Linear` in the place of every `Linear` within a module, for drawing: it is not trained or saved."""
+    for name, child in module.named_children():
+        if isinstance(child, Linear):
+            setattr(module, name, Int8Linear(child))
+        else:
+            quantize(child)
+
+
+def packed_bytes(module: nn.Module, rows: int) -> int:
+    """What `packed` takes: as much again as the weights that it packs; 0 if none are."""
+    return sum(child.weight.nbytes for child in _packable(module, rows))
+
+
+@contextmanager
+def packed(module: nn.Module, rows: int) -> Iterator[None]:
+    """While this lasts, keep weights in oneDNN's own layout too, where that is faster for so many rows."""
+    found = _packable(module, rows)
+    try:
+        for child in found:
+            child.pack(rows)
+        yield
+    finally:
+        for child in found:
+            child.unpack()
+
+
+def _packable(module: nn.Module, rows: int) -> list[Linear]:
+    return [child for child in module.modules() if isinstance(child, Linear) and child.packable(rows)]

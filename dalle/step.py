@@ -1,0 +1,226 @@
+"""One token a row through attention, or through all blocks, in one call of compiled code (dalle/cpu).
+
+At one token a step the weights and the cache are read once and little is computed. What torch needs between two
+products (waking a thread, running Python whose code the weights have driven out of the cache) is then a third of the
+time. Only called where it computes what dalle/transformer.py does; else that runs as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dalle import cpu
+from dalle.attention import KVCache, Mask
+from dalle.linear import Int8Linear, Linear
+
+if TYPE_CHECKING:
+    from dalle.transformer import Attention, Block, Rope, Transformer
+
+# Up to so many rows it is faster to run all blocks in one call than in torch's functions (docs/log.md).
+_MOST_ROWS = {torch.float32: 8, torch.bfloat16: 2, torch.int8: 64}
+_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu")  # by their numbers there
+_HEADS = (16, 32, 48, 64, 80, 96, 128)  # widths of heads that there is code for, whatever the CPU
+
+_pointer, _number = ctypes.c_void_p, ctypes.c_int64
+
+
+def _struct(name: str, **fields: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+_Norm = _struct("Norm", weight=_pointer, bias=_pointer, eps=ctypes.c_float, rms=ctypes.c_int32)
+_Matrix = _struct("Matrix", weight=_pointer, scale=_pointer, bias=_pointer, n=_number, k=_number)
+_Attention = _struct(
+    "Attention",
+    **dict.fromkeys(("batch", "heads", "head_width", "room", "position", "rotate_values"), _number),
+    **dict.fromkeys(("q_norm", "k_norm"), _Norm),
+    **dict.fromkeys(("cos", "sin", "mask"), _pointer),
+    mask_batch=_number,
+    **dict.fromkeys(("keys", "values", "qkv", "mixed"), _pointer),
+)
+_Layer = _struct(
+    "Layer",
+    **dict.fromkeys(("attention_norm", "attention_end", "feed_norm", "feed_end"), _Norm),
+    **dict.fromkeys(("attention_scale", "feed_scale"), _pointer),
+    **dict.fromkeys(("qkv", "out", "up", "down"), _Matrix),
+    attention=_Attention,
+)
+_Step = _struct(
+    "Step",
+    **dict.fromkeys(("batch", "width", "hidden", "layers", "activation"), _number),
+    **dict.fromkeys(("layer", "x", "normed", "qkv", "mixed", "wide", "active"), _pointer),
+)
+
+
+class _Kept(list[Tensor]):
+    """Tensors that structures point to, kept as long as these."""
+
+    def address(self, tensor: Tensor | None) -> int | None:
+        """The address of a float32 copy of a tensor (or of itself); None of none."""
+        if tensor is None:
+            return None
+        self.append(tensor.detach().float().contiguous())
+        return self[-1].data_ptr()
+
+    def norm(self, module: nn.Module | None) -> ctypes.Structure:
+        if module is None:
+            return _Norm()
+        assert isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.eps is not None
+        bias = getattr(module, "bias", None)
+        return _Norm(self.address(module.weight), self.address(bias), module.eps, isinstance(module, nn.RMSNorm))
+
+    def matrix(self, linear: Linear | Int8Linear) -> ctypes.Structure:
+        scale = linear.scale if isinstance(linear, Int8Linear) else None
+        count, width = linear.weight.shape
+        return _Matrix(linear.weight.data_ptr(), self.address(scale), self.address(linear.bias), count, width)
+
+    def attention(self, module: Attention, cache: KVCache, layer: int) -> ctypes.Structure:
+        _, batch, heads, room, width = cache.keys.shape
+        return _Attention(
+            batch=batch, heads=heads, head_width=width, room=room, rotate_values=module.rotate_values,
+            q_norm=self.norm(module.q_norm), k_norm=self.norm(module.k_norm),
+            keys=cache.keys[layer].data_ptr(), values=cache.values[layer].data_ptr(),
+        )  # fmt: skip
+
+
+class Attend:
+    """Attention of one token a row in one layer, on top of a cache; prepared once for all its steps."""
+
+    def __init__(self, module: Attention, cache: KVCache, layer: int) -> None:
+        self._kept = _Kept()
+        self.attention = self._kept.attention(module, cache, layer)
+        self.function = cpu.functions()[f"attend_{cpu.TYPES[cache.keys.dtype]}"]
+
+    def run(self, qkv: Tensor, mask: Mask, rope: Rope | None, cache: KVCache) -> Tensor:
+        """From queries, keys and values [B, 1, 3 H D] to [B, 1, H D]; keys and values are stored behind the others."""
+        qkv = qkv.contiguous()
+        mixed = qkv.new_empty(len(qkv), 1, qkv.shape[-1] // 3)
+        kept = _place(self.attention, mask, _angles(rope), cache.position)
+        self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
+        work = 2 * mixed.numel() * (cache.position + 1)
+        self.function(ctypes.byref(self.attention), cpu.threads(work))
+        del kept
+        return mixed
+
+
+def attend(module: Attention, qkv: Tensor, mask: Mask, rope: Rope | None, cache: KVCache, layer: int) -> Tensor | None:
+    """What attention gives for one token a row [B, 1, 3 H D], if there is compiled code for it; else None."""
+    if layer not in cache.steps:
+        cache.steps[layer] = Attend(module, cache, layer) if _attendable(module, qkv, cache) else None
+    prepared = cache.steps[layer]
+    return prepared.run(qkv, mask, rope, cache) if isinstance(prepared, Attend) else None
+
+
+def _attendable(module: Attention, qkv: Tensor, cache: KVCache) -> bool:
+    return (
+        qkv.dtype == cache.keys.dtype
+        and f"attend_{cpu.TYPES.get(qkv.dtype)}" in cpu.functions()
+        and cache.keys.shape[-1] in _HEADS
+        and cache.keys[0].is_contiguous()
+    )
+
+
+def usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
+    """Whether `Step` computes what the blocks do, and faster: a question of the model, the machine and the rows."""
+    config = transformer.config
+    linears = [map_ for block in transformer.blocks for map_ in _linears(block)]
+    kinds = {type(map_) for map_ in linears}
+    dtypes = {cache.keys.dtype, x.dtype}
+    if kinds not in ({Linear}, {Int8Linear}) or config.reversible:
+        return False
+    weight = linears[0].weight
+    dtypes |= {map_.weight.dtype for map_ in linears} - ({torch.int8} if kinds == {Int8Linear} else set())
+    return (
+        len(dtypes) == 1
+        and f"step_{cpu.TYPES.get(weight.dtype)}_{cpu.TYPES.get(x.dtype)}" in cpu.functions()
+        and len(x) <= _MOST_ROWS[weight.dtype]
+        and all(map_.weight.is_contiguous() and map_.weight.shape[1] % cpu.STEP == 0 for map_ in linears)
+        and all(map_.weight.shape[0] % cpu.STEP == 0 for map_ in linears)
+        and config.head_width in _HEADS
+        and cache.keys[0].is_contiguous()
+    )
+
+
+class Step:
+    """One step of the blocks on top of a cache, prepared once for all its steps."""
+
+    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
+        """Prepare for a transformer and a cache with which `usable` is true."""
+        config, batch = transformer.config, cache.keys.shape[1]
+        self._kept = _Kept()
+        blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
+        up, down = blocks[0].feed_forward.up.weight, blocks[0].feed_forward.down.weight
+        inner, hidden = config.heads * config.head_width, down.shape[1]
+        sizes = {"x": config.width, "normed": config.width, "qkv": 3 * inner, "mixed": inner, "wide": up.shape[0]}
+        self.room = {name: torch.empty(batch, size) for name, size in (sizes | {"active": hidden}).items()}
+        room = {name: tensor.data_ptr() for name, tensor in self.room.items()}
+        self.layers = (_Layer * len(blocks))(*(self._layer(block, cache, i) for i, block in enumerate(blocks)))
+        for layer in self.layers:
+            layer.attention.qkv, layer.attention.mixed = room["qkv"], room["mixed"]
+        self.step = _Step(
+            batch=batch, width=config.width, hidden=hidden, layers=len(blocks), **room,
+            activation=_ACTIVATIONS.index(config.feed_forward), layer=ctypes.addressof(self.layers),
+        )  # fmt: skip
+        self.function = cpu.functions()[f"step_{cpu.TYPES[up.dtype]}_{cpu.TYPES[cache.keys.dtype]}"]
+
+    def run(self, x: Tensor, masks: Sequence[Mask], rope: Rope | None, cache: KVCache) -> Tensor:
+        """What the blocks make of one token a row [B, 1, C], whose keys and values are stored behind the others."""
+        angles = _angles(rope)
+        kept = [
+            _place(layer.attention, mask, angles, cache.position)
+            for layer, mask in zip(self.layers, masks, strict=True)
+        ]
+        self.room["x"].copy_(x[:, 0])
+        self.function(ctypes.byref(self.step), cpu.threads(len(x) * self.step.width * self.step.hidden))
+        del kept
+        return self.room["x"].to(x.dtype, copy=True)[:, None]
+
+    def _layer(self, block: Block, cache: KVCache, index: int) -> ctypes.Structure:
+        kept = self._kept
+        ends = [_end(end) for end in (block.attention_end, block.feed_forward_end)]
+        qkv, out, up, down = (kept.matrix(map_) for map_ in _linears(block))
+        return _Layer(
+            attention_norm=kept.norm(block.attention_norm), feed_norm=kept.norm(block.feed_forward_norm),
+            attention_end=kept.norm(ends[0][0]), feed_end=kept.norm(ends[1][0]),
+            attention_scale=kept.address(ends[0][1]), feed_scale=kept.address(ends[1][1]),
+            qkv=qkv, out=out, up=up, down=down, attention=kept.attention(block.attention, cache, index),
+        )  # fmt: skip
+
+
+def _angles(rope: Rope | None) -> Rope | None:
+    return None if rope is None else (rope[0].float().contiguous(), rope[1].float().contiguous())
+
+
+def _place(attention: ctypes.Structure, mask: Mask, angles: Rope | None, position: int) -> tuple[object, ...]:
+    """Tell where the token stands and what it may look at; gives what must live until the call is over."""
+    attention.position = position
+    if angles is not None:
+        attention.cos, attention.sin = angles[0].data_ptr(), angles[1].data_ptr()
+    attention.mask = None
+    if isinstance(mask, Tensor):
+        mask = mask if mask.stride(-1) == 1 else mask.contiguous()
+        attention.mask = mask.data_ptr()
+        attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
+    return mask, angles
+
+
+def _linears(block: nn.Module) -> list[Linear | Int8Linear]:
+    attention, feed = block.attention, block.feed_forward
+    return [attention.qkv, attention.out, feed.up, feed.down]  # type: ignore[union-attr, list-item]
+
+
+def _end(parts: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
+    """The norm and the factors with which a branch ends."""
+    last: nn.Module | None = None
+    factor: Tensor | None = None
+    for part in parts.children():
+        if isinstance(part, (nn.LayerNorm, nn.RMSNorm)):
+            last = part
+        else:
+            factor = part.weight  # type: ignore[assignment]
+    return last, factor
