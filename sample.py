@@ -75,6 +75,9 @@ class SampleConfig:
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
+    window: int = 1
+    """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The pictures do not depend
+    on it."""
     batch_size: int | None = None
     """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""
     max_memory: str | None = None
@@ -145,9 +148,10 @@ def draw(settings: SampleConfig, run: Run) -> None:
                 image=image,
                 keep_rows=settings.keep_rows,
                 mask=mask,
+                window=settings.window,
                 batch_size=settings.batch_size,
                 max_memory=None if settings.max_memory is None else parse_bytes(settings.max_memory),
-                progress=_meter(bar, len(prompts) / len(group)),
+                progress=_meter(run, bar, len(prompts) / len(group)),
             )
             for result in results:
                 run.add(result)
@@ -170,6 +174,7 @@ class Run:
         self.folder: Path | None = None  # made with the first picture, so that an error leaves no empty folder
         self.model_hash = ""
         self.options = _options(settings)
+        self.steps = 0
         self.results: list[Result] = []
         self.pictures: list[dict[str, Any]] = []
 
@@ -192,7 +197,12 @@ class Run:
             }
             write_png(picture, self.folder / name, texts)
             self.pictures.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
-        content = {"model": self.model_hash, "options": self.options, "pictures": self.pictures}
+        content = {
+            "model": self.model_hash,
+            "options": self.options,
+            "steps": self.steps,
+            "pictures": self.pictures,
+        }
         _write(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self) -> Path:
@@ -234,13 +244,14 @@ def _options(settings: SampleConfig) -> dict[str, Any]:
     return options
 
 
-def _meter(bar: Any, groups: float) -> Callable[[int, int], None]:
-    """Progress of one group of prompts on a bar that spans `groups` of this size."""
+def _meter(run: Run, bar: Any, groups: float) -> Callable[[int, int], None]:
+    """Progress of one group of prompts on a bar that spans `groups` of this size; the run counts the steps."""
     before = bar.n
 
     def progress(done: int, total: int) -> None:
         bar.total = round(total * groups)
         bar.update(before + done - bar.n)
+        run.steps += 1
 
     return progress
 

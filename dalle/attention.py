@@ -144,7 +144,8 @@ class KVCache:
     """Keys and values of all layers, allocated once at the exact size.
 
     Attributes:
-        position: how many tokens are held. A Python integer, so that no step waits for the device.
+        position: how many tokens are held. A Python integer, so that no step waits for the device. It may be set back:
+            what comes next overwrites what was held.
         keys: [L, B, H, S, D].
         values: [L, B, H, S, D].
         inputs: [2 L, B, S, shifted], the channels that `TokenShift` looks back at; no elements if `shifted` is 0.

@@ -1,4 +1,4 @@
-"""Draws image codes from a DALLE: prefill, then one token a step. Knows nothing of pixels, words or files.
+"""Draws image codes from a DALLE: prefill, then one token or a few a step. Knows nothing of pixels, words or files.
 
 Letters: P prompts, B candidates of all prompts, T text length, N = h * w image tokens, V image vocabulary.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dalle.attention import KVCache
+from dalle.jacobi import draw_ahead
 from dalle.linear import packed
 from dalle.memory import shares
 from dalle.model import DALLE
@@ -35,6 +36,7 @@ def generate(
     guidance_until: int | None = None,
     forced: Tensor | None = None,
     forced_mask: Tensor | None = None,
+    window: int = 1,
     batch_size: int | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -59,9 +61,11 @@ def generate(
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
             rows of an image, mark these rows.
+        window: image tokens that are guessed and checked in one step (`dalle.jacobi`); 1 draws one after the other. The
+            codes are the same, the steps fewer and each of them larger.
         batch_size: candidates at a time; None fits the memory.
         max_memory: bytes that a batch may take beside the weights; None is half of what is free.
-        progress: called after each step.
+        progress: called after each step, so that its calls count the steps.
 
     Returns:
         int64 codes [B, h, w] on the model's device: the first prompt's candidates in the order of its seeds, then the
@@ -73,6 +77,8 @@ def generate(
     check(temperature, top_k, top_p, guidance, guidance_until)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1 (1 draws one token after the other)")
     if len(seeds) != len(text) or not seeds or not all(seeds):
         counts = [len(one) for one in seeds]
         raise ValueError(f"{len(text)} prompts with {counts} seeds; give each prompt at least one seed")
@@ -83,11 +89,11 @@ def generate(
         [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
     )
     device = model.image_head.weight.device
-    options = _Options(
-        temperature, top_k, top_p, guidance, height * width if guidance_until is None else guidance_until
-    )
-    batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory)
-    rows = batch_size * (2 if options.guided(lead) else 1)
+    window = min(window, height * width)
+    until = height * width if guidance_until is None else guidance_until
+    options = _Options(temperature, top_k, top_p, guidance, until, window)
+    batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory, window)
+    rows = batch_size * window * (2 if options.guided(lead) else 1)
     done, total = 0, len(prompts) * (height * width - lead)
 
     def step(count: int) -> None:
@@ -118,10 +124,26 @@ class _Options(NamedTuple):
     top_p: float | None
     guidance: float
     guidance_until: int
+    window: int
 
     def guided(self, token: int) -> bool:
         """Whether this image token is drawn with guidance."""
         return self.guidance != 1 and token < self.guidance_until
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Codes [B, n] that uniform numbers [B, n] draw from logits [B, n, V], or from [2 B, n, V] with guidance."""
+        own = logits.float()
+        if len(own) > len(uniform):
+            conditional, unconditional = own.chunk(2)
+            own = guide(conditional, unconditional, self.guidance)
+        drawn = sample(
+            own.flatten(0, 1),
+            uniform.flatten(),
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        return drawn.view(uniform.shape)
 
 
 def _draw(
@@ -135,27 +157,51 @@ def _draw(
     options: _Options,
     step: Callable[[int], None],
 ) -> None:
-    """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N], token by token."""
-    guided = options.guided(lead)
-    cache, logits = states.start(prompts, guided)
+    """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
+    guided, length = options.guided(lead), codes.shape[1]
+    cache, first = states.start(prompts, guided)
+    logits = first[:, None]  # [rows, 1, V]
 
-    def extend(first: int, end: int) -> Tensor:
-        ids = codes[:, first:end]
-        return model.extend(torch.cat((ids, ids)) if guided else ids, cache)
+    def both(ids: Tensor) -> Tensor:
+        return torch.cat((ids, ids)) if guided else ids
 
-    if 0 < lead < codes.shape[1]:
-        logits = extend(0, lead)
-    for i in range(lead, codes.shape[1]):
-        if guided and not options.guided(i):
+    def run(ids: Tensor, start: int) -> Tensor:
+        cache.position = model.config.prefix_length + start
+        return model.extend_each(both(ids), cache)
+
+    if 0 < lead < length:
+        logits = model.extend(both(codes[:, :lead]), cache)[:, None]
+    change = min(max(lead, options.guidance_until), length) if guided else lead
+    for begin, end in ((lead, change), (change, length)):  # with guidance, without it
+        if begin == end:
+            continue
+        if guided and not options.guided(begin):
             guided, cache = False, cache.rows(0, len(codes))
+        if begin > lead:
+            logits = run(codes[:, begin - 1 : begin], begin - 1)
+        part = codes[:, :end], keep[:, :end], uniform[:, :end]
+        if options.window > 1:
+            draw_ahead(run, options.choose, logits, *part, begin, options.window, step)
+        else:
+            _one_by_one(run, options.choose, logits, *part, begin, step)
+
+
+def _one_by_one(
+    run: Callable[[Tensor, int], Tensor],
+    choose: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    codes: Tensor,
+    keep: Tensor,
+    uniform: Tensor,
+    lead: int,
+    step: Callable[[int], None],
+) -> None:
+    """As `draw_ahead`, a token a step; nothing waits for the device."""
+    for i in range(lead, codes.shape[1]):
         if i > lead:
-            logits = extend(i - 1, i)
-        own = logits.float()
-        if guided:
-            conditional, unconditional = own.chunk(2)
-            own = guide(conditional, unconditional, options.guidance)
-        drawn = sample(own, uniform[:, i], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
-        codes[:, i] = torch.where(keep[:, i], codes[:, i], drawn)
+            logits = run(codes[:, i - 1 : i], i - 1)
+        drawn = choose(logits, uniform[:, i : i + 1])
+        codes[:, i : i + 1] = torch.where(keep[:, i : i + 1], codes[:, i : i + 1], drawn)
         step(len(codes))
 
 

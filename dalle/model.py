@@ -256,9 +256,16 @@ class DALLE(nn.Module):
         Returns:
             Logits of the image token after the last, [B, V].
         """
+        return self.image_head(self._extended(image_ids, cache)[:, -1])
+
+    def extend_each(self, image_ids: Tensor, cache: KVCache) -> Tensor:
+        """As `extend`, with the logits that follow each of the new tokens, [B, n, V]."""
+        return self.image_head(self._extended(image_ids, cache))
+
+    def _extended(self, image_ids: Tensor, cache: KVCache) -> Tensor:
+        """Final states [B, n, C] of image tokens that are added to the cache."""
         start = cache.position - self.config.prefix_length
-        hidden = self._run(self._embed_image(image_ids, start), cache, cache.padding)
-        return self.image_head(hidden[:, -1])
+        return self._run(self._embed_image(image_ids, start), cache, cache.padding)
 
     def _prefix(self, text: Tensor) -> Tensor:
         """What stands ahead of the image: words [B, P] in which each position has its own padding, or features."""

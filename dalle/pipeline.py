@@ -153,6 +153,7 @@ class TextToImage:
         image: Image.Image | None = None,
         keep_rows: float | None = None,
         mask: Image.Image | None = None,
+        window: int = 1,
         batch_size: int | None = None,
         max_memory: int | None = None,
         progress: Progress | None = None,
@@ -179,6 +180,8 @@ class TextToImage:
                 Their pixels come from the codes, so they are close to those of `image`, not equal.
             mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
                 where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
+            window: codes that are guessed and checked in one step; 1 draws one after the other. The pictures do not
+                depend on it; one candidate at a time is drawn in half the steps.
             batch_size: candidates at a time; None fits the memory. The pictures do not depend on it.
             max_memory: bytes that a batch may take beside the weights; None is half of what is free.
             progress: called after each step.
@@ -200,6 +203,7 @@ class TextToImage:
             **to_dict(sampling),
             forced=None if start is None else start.codes,
             forced_mask=None if start is None else start.kept,
+            window=window,
             batch_size=batch_size,
             max_memory=max_memory,
             progress=progress,

@@ -82,6 +82,18 @@ def test_a_png_can_be_drawn_again_from_its_metadata(model: Path, here: Path) -> 
         assert ImageChops.difference(again.images[0], picture).getbbox() is None
 
 
+def test_a_window_takes_fewer_steps_for_the_same_files(model: Path, here: Path) -> None:
+    found = []
+    for window in ("1", "8"):
+        options = ["--n", "3", "--batch-size", "1", "--temperature", "0.5", "--window", window, "--out", window]
+        assert sample.main(["लाल दिल", *options, "--model", str(model)]) == 0
+        (folder,) = (here / window).iterdir()
+        content = json.loads((folder / "scores.json").read_text())
+        found.append((content["steps"], [(folder / p["file"]).read_bytes() for p in content["pictures"]]))
+    assert found[0][1] == found[1][1]
+    assert found[0][0] == 3 * 16 and 3 < found[1][0] < 3 * 16
+
+
 def test_earlier_outputs_are_not_overwritten(model_without_clip: Path, here: Path) -> None:
     for _ in range(3):
         assert sample.main(["A dog?", "--n", "1", "--model", str(model_without_clip), "--out", "there"]) == 0
@@ -106,6 +118,7 @@ WRONG = {
     "no such option": (["a", "--guidence", "3"], "unrecognized arguments: --guidence"),
     "not a number": (["a", "--n", "four"], "--n: invalid int value: 'four'"),
     "no candidates": (["a", "--n", "0"], "n is 0"),
+    "no window": (["a", "--window", "0"], "window is 0"),
     "keep more than n": (["a", "--n", "2", "--keep", "3"], "keep is 3 of n=2"),
     "keep none": (["a", "--keep", "0"], "keep is 0"),
     "top-k 0": (["a", "--top-k", "0"], "top_k is 0"),
