@@ -1,6 +1,6 @@
-"""One token a row through attention, or through all blocks, in one call of compiled code (dalle/cpu).
+"""Few tokens a row through attention, or through all blocks, in one call of compiled code (dalle/cpu).
 
-At one token a step the weights and the cache are read once and little is computed. What torch needs between two
+At few tokens a step the weights and the cache are read once and little is computed. What torch needs between two
 products (waking a thread, running Python whose code the weights have driven out of the cache) is then a third of the
 time. Only called where it computes what dalle/transformer.py does; else that runs as it is.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Up to so many rows it is faster to run all blocks in one call than in torch's functions (docs/log.md).
 _MOST_ROWS = {torch.float32: 8, torch.bfloat16: 2, torch.int8: 64}
+_MOST_TOKENS = 32  # of one row: each reads all keys again
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu")  # by their numbers there
 _HEADS = (16, 32, 48, 64, 80, 96, 128)  # widths of heads that there is code for, whatever the CPU
 
@@ -37,10 +38,10 @@ _Norm = _struct("Norm", weight=_pointer, bias=_pointer, eps=ctypes.c_float, rms=
 _Matrix = _struct("Matrix", weight=_pointer, scale=_pointer, bias=_pointer, n=_number, k=_number)
 _Attention = _struct(
     "Attention",
-    **dict.fromkeys(("batch", "heads", "head_width", "room", "position", "rotate_values"), _number),
+    **dict.fromkeys(("batch", "tokens", "heads", "head_width", "room", "position", "rotate_values"), _number),
     **dict.fromkeys(("q_norm", "k_norm"), _Norm),
     **dict.fromkeys(("cos", "sin", "mask"), _pointer),
-    mask_batch=_number,
+    **dict.fromkeys(("mask_batch", "mask_token"), _number),
     **dict.fromkeys(("keys", "values", "qkv", "mixed"), _pointer),
 )
 _Layer = _struct(
@@ -52,7 +53,7 @@ _Layer = _struct(
 )
 _Step = _struct(
     "Step",
-    **dict.fromkeys(("batch", "width", "hidden", "layers", "activation"), _number),
+    **dict.fromkeys(("rows", "width", "hidden", "layers", "activation"), _number),
     **dict.fromkeys(("layer", "x", "normed", "qkv", "mixed", "wide", "active"), _pointer),
 )
 
@@ -89,7 +90,7 @@ class _Kept(list[Tensor]):
 
 
 class Attend:
-    """Attention of one token a row in one layer, on top of a cache; prepared once for all its steps."""
+    """Attention of few tokens a row in one layer, on top of a cache; prepared once for all its steps."""
 
     def __init__(self, module: Attention, cache: KVCache, layer: int) -> None:
         self._kept = _Kept()
@@ -97,10 +98,10 @@ class Attend:
         self.function = cpu.functions()[f"attend_{cpu.TYPES[cache.keys.dtype]}"]
 
     def run(self, qkv: Tensor, mask: Mask, rope: Rope | None, cache: KVCache) -> Tensor:
-        """From queries, keys and values [B, 1, 3 H D] to [B, 1, H D]; keys and values are stored behind the others."""
+        """From queries, keys and values [B, T, 3 H D] to [B, T, H D]; keys and values are stored behind the others."""
         qkv = qkv.contiguous()
-        mixed = qkv.new_empty(len(qkv), 1, qkv.shape[-1] // 3)
-        kept = _place(self.attention, mask, _angles(rope), cache.position)
+        mixed = qkv.new_empty(*qkv.shape[:2], qkv.shape[-1] // 3)
+        kept = _place(self.attention, qkv.shape[1], mask, _angles(rope), cache.position)
         self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
         work = 2 * mixed.numel() * (cache.position + 1)
         self.function(ctypes.byref(self.attention), cpu.threads(work))
@@ -109,7 +110,9 @@ class Attend:
 
 
 def attend(module: Attention, qkv: Tensor, mask: Mask, rope: Rope | None, cache: KVCache, layer: int) -> Tensor | None:
-    """What attention gives for one token a row [B, 1, 3 H D], if there is compiled code for it; else None."""
+    """What attention gives for few tokens a row [B, T, 3 H D], if there is compiled code for it; else None."""
+    if qkv.shape[1] > _MOST_TOKENS:
+        return None
     if layer not in cache.steps:
         cache.steps[layer] = Attend(module, cache, layer) if _attendable(module, qkv, cache) else None
     prepared = cache.steps[layer]
@@ -125,8 +128,17 @@ def _attendable(module: Attention, qkv: Tensor, cache: KVCache) -> bool:
     )
 
 
-def usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
-    """Whether `Step` computes what the blocks do, and faster: a question of the model, the machine and the rows."""
+def prepare(transformer: Transformer, x: Tensor, cache: KVCache) -> Step | None:
+    """A `Step` for tokens [B, T, C], if it computes what the blocks do, and faster: a question of model and machine."""
+    rows = x.shape[0] * x.shape[1]
+    prepared = cache.steps.get("all")
+    if not isinstance(prepared, Step) or prepared.step.rows != rows:
+        prepared = Step(transformer, cache, rows) if _usable(transformer, x, cache) else None
+        cache.steps["all"] = prepared
+    return prepared
+
+
+def _usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
     config = transformer.config
     linears = [map_ for block in transformer.blocks for map_ in _linears(block)]
     kinds = {type(map_) for map_ in linears}
@@ -138,7 +150,8 @@ def usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
     return (
         len(dtypes) == 1
         and f"step_{cpu.TYPES.get(weight.dtype)}_{cpu.TYPES.get(x.dtype)}" in cpu.functions()
-        and len(x) <= _MOST_ROWS[weight.dtype]
+        and x.shape[0] * x.shape[1] <= _MOST_ROWS[weight.dtype]
+        and x.shape[1] <= _MOST_TOKENS
         and all(map_.weight.is_contiguous() and map_.weight.shape[1] % cpu.STEP == 0 for map_ in linears)
         and all(map_.weight.shape[0] % cpu.STEP == 0 for map_ in linears)
         and config.head_width in _HEADS
@@ -147,38 +160,37 @@ def usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
 
 
 class Step:
-    """One step of the blocks on top of a cache, prepared once for all its steps."""
+    """One step of the blocks on top of a cache, prepared once for all steps of so many tokens."""
 
-    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
-        """Prepare for a transformer and a cache with which `usable` is true."""
-        config, batch = transformer.config, cache.keys.shape[1]
+    def __init__(self, transformer: Transformer, cache: KVCache, rows: int) -> None:
+        config = transformer.config
         self._kept = _Kept()
         blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
         up, down = blocks[0].feed_forward.up.weight, blocks[0].feed_forward.down.weight
         inner, hidden = config.heads * config.head_width, down.shape[1]
         sizes = {"x": config.width, "normed": config.width, "qkv": 3 * inner, "mixed": inner, "wide": up.shape[0]}
-        self.room = {name: torch.empty(batch, size) for name, size in (sizes | {"active": hidden}).items()}
+        self.room = {name: torch.empty(rows, size) for name, size in (sizes | {"active": hidden}).items()}
         room = {name: tensor.data_ptr() for name, tensor in self.room.items()}
         self.layers = (_Layer * len(blocks))(*(self._layer(block, cache, i) for i, block in enumerate(blocks)))
         for layer in self.layers:
             layer.attention.qkv, layer.attention.mixed = room["qkv"], room["mixed"]
         self.step = _Step(
-            batch=batch, width=config.width, hidden=hidden, layers=len(blocks), **room,
+            rows=rows, width=config.width, hidden=hidden, layers=len(blocks), **room,
             activation=_ACTIVATIONS.index(config.feed_forward), layer=ctypes.addressof(self.layers),
         )  # fmt: skip
         self.function = cpu.functions()[f"step_{cpu.TYPES[up.dtype]}_{cpu.TYPES[cache.keys.dtype]}"]
 
     def run(self, x: Tensor, masks: Sequence[Mask], rope: Rope | None, cache: KVCache) -> Tensor:
-        """What the blocks make of one token a row [B, 1, C], whose keys and values are stored behind the others."""
+        """What the blocks make of few tokens a row [B, T, C]; keys and values are stored behind the others."""
         angles = _angles(rope)
         kept = [
-            _place(layer.attention, mask, angles, cache.position)
+            _place(layer.attention, x.shape[1], mask, angles, cache.position)
             for layer, mask in zip(self.layers, masks, strict=True)
         ]
-        self.room["x"].copy_(x[:, 0])
-        self.function(ctypes.byref(self.step), cpu.threads(len(x) * self.step.width * self.step.hidden))
+        self.room["x"].copy_(x.flatten(0, 1))
+        self.function(ctypes.byref(self.step), cpu.threads(self.step.rows * self.step.width * self.step.hidden))
         del kept
-        return self.room["x"].to(x.dtype, copy=True)[:, None]
+        return self.room["x"].to(x.dtype, copy=True).view(x.shape)
 
     def _layer(self, block: Block, cache: KVCache, index: int) -> ctypes.Structure:
         kept = self._kept
@@ -196,15 +208,17 @@ def _angles(rope: Rope | None) -> Rope | None:
     return None if rope is None else (rope[0].float().contiguous(), rope[1].float().contiguous())
 
 
-def _place(attention: ctypes.Structure, mask: Mask, angles: Rope | None, position: int) -> tuple[object, ...]:
-    """Tell where the token stands and what it may look at; gives what must live until the call is over."""
-    attention.position = position
+def _place(
+    attention: ctypes.Structure, tokens: int, mask: Mask, angles: Rope | None, position: int
+) -> tuple[object, ...]:
+    """Tell where the tokens stand and what they may look at; gives what must live until the call is over."""
+    attention.tokens, attention.position = tokens, position
     if angles is not None:
         attention.cos, attention.sin = angles[0].data_ptr(), angles[1].data_ptr()
     attention.mask = None
     if isinstance(mask, Tensor):
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
-        attention.mask = mask.data_ptr()
+        attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)
         attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
     return mask, angles
 

@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
         qkv = self.qkv(x)
-        if context.cache is not None and x.shape[1] == 1 and cpu.usable(x):
+        if context.cache is not None and context.cache.position and mask is not None and cpu.usable(x):
             mixed = step.attend(self, qkv, mask, context.rope, context.cache, layer)
             if mixed is not None:
                 return _drop(self.out(mixed), self.dropout, self.training)
@@ -311,11 +311,9 @@ class Transformer(nn.Module):
         return x.mean(0) if self.config.reversible else x
 
     def _step(self, x: Tensor, masks: Sequence[Mask], context: Context) -> Tensor | None:
-        """The blocks over one token a row in one call, where there is such a way."""
+        """The blocks over few tokens a row in one call, where there is such a way."""
         cache = context.cache
-        if cache is None or x.shape[1] != 1 or context.shift is not None or not cpu.usable(x):
+        if cache is None or not cache.position or None in masks or context.shift is not None or not cpu.usable(x):
             return None
-        if "all" not in cache.steps:
-            cache.steps["all"] = step.Step(self, cache) if step.usable(self, x, cache) else None
-        prepared = cache.steps["all"]
-        return prepared.run(x, masks, context.rope, cache) if isinstance(prepared, step.Step) else None
+        prepared = step.prepare(self, x, cache)
+        return None if prepared is None else prepared.run(x, masks, context.rope, cache)

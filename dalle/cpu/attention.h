@@ -1,4 +1,4 @@
-// Attention of one token a row to those that a cache holds.
+// Attention of few tokens a row to those that a cache holds.
 
 #pragma once
 
@@ -13,16 +13,16 @@ struct Norm {
     int32_t rms;
 };
 
-// One token a row looks at itself and at those in the cache, to which its key and value are added.
+// Some tokens a row look at themselves, those before them, and those in the cache, to which keys and values are added.
 struct Attention {
-    int64_t batch, heads, head_width, room, position, rotate_values;
+    int64_t batch, tokens, heads, head_width, room, position, rotate_values;
     Norm q_norm, k_norm;
-    const float *cos, *sin;  // [head_width / 2]
-    const uint8_t* mask;     // 1 = may look at this key
-    int64_t mask_batch;      // from one row's mask to the next
-    void *keys, *values;     // [batch, heads, room, head_width]
-    const void* qkv;         // [batch, 3, heads, head_width]
-    void* mixed;             // [batch, heads, head_width], the result
+    const float *cos, *sin;           // [tokens, head_width / 2]
+    const uint8_t* mask;              // 1 = may look at this key; of one token [position + tokens]
+    int64_t mask_batch, mask_token;   // from one row's mask to the next, and from one token's
+    void *keys, *values;              // [batch, heads, room, head_width]
+    const void* qkv;                  // [batch, tokens, 3, heads, head_width]
+    void* mixed;                      // [batch, tokens, heads, head_width], the result
 };
 
 namespace {
@@ -61,28 +61,30 @@ template <class X, class C>
 struct Heads {
     const Attention& of;
 
-    // One head of VECTORS * LANES channels; `which` and `weights` take the keys that are looked at and their weights.
+    // One token's head of VECTORS * LANES channels; those before it in its row must be done. `which` and `weights` take
+    // the keys that are looked at and their weights.
     template <int VECTORS>
-    void head(int64_t b, int64_t h, int32_t* which, float* weights) const {
+    void head(int64_t b, int64_t t, int64_t h, int32_t* which, float* weights) const {
         constexpr int64_t width = VECTORS * LANES;
-        const int64_t inner = of.heads * width, keys = of.position + 1;
-        const X* from = static_cast<const X*>(of.qkv) + b * 3 * inner + h * width;
+        const int64_t inner = of.heads * width, token = b * of.tokens + t, position = of.position + t, keys = position + 1;
+        const X* from = static_cast<const X*>(of.qkv) + token * 3 * inner + h * width;
         alignas(64) float q[width], k[width], v[width];
         for (int64_t i = 0; i < width; i += LANES) {
             save(q + i, load(from + i)), save(k + i, load(from + inner + i)), save(v + i, load(from + 2 * inner + i));
         }
         if (of.q_norm.weight) normalise(of.q_norm, q, q, width), normalise(of.k_norm, k, k, width);
         if (of.cos) {
-            rotate(q, of.cos, of.sin, width), rotate(k, of.cos, of.sin, width);
-            if (of.rotate_values) rotate(v, of.cos, of.sin, width);
+            const float *cos = of.cos + t * width / 2, *sin = of.sin + t * width / 2;
+            rotate(q, cos, sin, width), rotate(k, cos, sin, width);
+            if (of.rotate_values) rotate(v, cos, sin, width);
         }
         const int64_t first = (b * of.heads + h) * of.room * width;
         C *key = static_cast<C*>(of.keys) + first, *value = static_cast<C*>(of.values) + first;
         for (int64_t i = 0; i < width; i += LANES) {
-            save(key + of.position * width + i, load(k + i));
-            save(value + of.position * width + i, load(v + i));
+            save(key + position * width + i, load(k + i));
+            save(value + position * width + i, load(v + i));
         }
-        const uint8_t* mask = of.mask ? of.mask + b * of.mask_batch : nullptr;
+        const uint8_t* mask = of.mask ? of.mask + b * of.mask_batch + t * of.mask_token : nullptr;
         int64_t count = 0;
         for (int64_t s = 0; s < keys; s++)
             if (!mask || mask[s]) which[count++] = s;
@@ -115,7 +117,7 @@ struct Heads {
             for (int i = 0; i < VECTORS; i++) mixed[i] += weights[s] * load(value + which[s] * width + i * LANES);
         }
         const float share = 1 / sum(all);
-        X* to = static_cast<X*>(of.mixed) + b * inner + h * width;
+        X* to = static_cast<X*>(of.mixed) + token * inner + h * width;
         for (int i = 0; i < VECTORS; i++) save(to + i * LANES, mixed[i] * share);
     }
 
@@ -126,11 +128,12 @@ struct Heads {
 
     template <int VECTORS>
     void each() const {
-        std::vector<int32_t> which(of.position + 1 + SOON + 4);
-        std::vector<float> weights(of.position + 1 + LANES);
+        std::vector<int32_t> which(of.position + of.tokens + SOON + 4);
+        std::vector<float> weights(of.position + of.tokens + LANES);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < of.batch * of.heads; i++)
-            head<VECTORS>(i / of.heads, i % of.heads, which.data(), weights.data());
+            for (int64_t t = 0; t < of.tokens; t++)
+                head<VECTORS>(i / of.heads, t, i % of.heads, which.data(), weights.data());
     }
 
     // To be run by a team of threads. There is code for heads of these widths.

@@ -1,5 +1,5 @@
 // What dalle/cpu/__init__.py compiles for the machine that it runs on, and calls: products of few rows with a matrix,
-// attention of one token a row to those in the cache, the blocks of a transformer made of both, and drawing a token.
+// attention of few tokens a row to those in the cache, the blocks of a transformer made of both, and drawing a token.
 //
 // The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/linear.py and
 // dalle/transformer.py, which is what they are tested against.

@@ -1,4 +1,4 @@
-// The blocks of a transformer over one token a row.
+// The blocks of a transformer over few tokens a row.
 
 #pragma once
 
@@ -19,10 +19,10 @@ struct Layer {
 };
 
 struct Step {
-    int64_t batch, width, hidden, layers, activation;
+    int64_t rows, width, hidden, layers, activation;
     Layer* layer;
-    float* x;  // [batch, width], is replaced
-    float *normed, *qkv, *mixed, *wide, *active;  // room for [batch, ...] width, 3 inner, inner, up's columns, hidden
+    float* x;  // [rows, width], is replaced: the tokens of one row of the batch after those of another
+    float *normed, *qkv, *mixed, *wide, *active;  // room for [rows, ...] width, 3 inner, inner, up's columns, hidden
 };
 
 namespace {
@@ -46,11 +46,11 @@ struct Blocks {
 
     void norm(const Norm& norm, const float* x, float* y) const {
 #pragma omp for schedule(static)
-        for (int64_t b = 0; b < step.batch; b++) normalise(norm, x + b * step.width, y + b * step.width, step.width);
+        for (int64_t b = 0; b < step.rows; b++) normalise(norm, x + b * step.width, y + b * step.width, step.width);
     }
 
     void product(const Matrix& matrix, const float* x, float* y, const float* factor = nullptr, bool add = false) const {
-        Product<float, W>{x, static_cast<const W*>(matrix.weight), step.batch, matrix.n, matrix.k,
+        Product<float, W>{x, static_cast<const W*>(matrix.weight), step.rows, matrix.n, matrix.k,
                           {y, matrix.n, matrix.scale, matrix.bias, factor, add}}
             .run();
     }
@@ -61,7 +61,7 @@ struct Blocks {
         product(matrix, from, step.normed);
         norm(last, step.normed, step.normed);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < step.batch * step.width; i++)
+        for (int64_t i = 0; i < step.rows * step.width; i++)
             step.x[i] += step.normed[i] * (factor ? factor[i % step.width] : 1.0f);
     }
 
@@ -69,7 +69,7 @@ struct Blocks {
         const bool gated = step.activation >= SWIGLU;
         const int64_t pieces = step.hidden / LANES, line = gated ? 2 * step.hidden : step.hidden;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < step.batch * pieces; i++) {
+        for (int64_t i = 0; i < step.rows * pieces; i++) {
             const float* x = step.wide + i / pieces * line + i % pieces * LANES;
             Floats value = activation(load(x), step.activation);
             save(step.active + i * LANES, gated ? value * load(x + step.hidden) : value);
