@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,13 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
         else:
             bar.update(images)
 
-    with bar:
-        found = [encoding.run(rank, world, told)]
+    try:
+        with bar:
+            found = [encoding.run(rank, world, told)]
+    except KeyboardInterrupt:
+        if rank == 0:
+            print(f"the shards in {encoding.folder} are whole; the same command goes on", file=sys.stderr)
+        raise
     if world > 1:
         every: list[Any] = [None] * world
         distributed.all_gather_object(every, found[0])
