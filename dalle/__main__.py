@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
 
-COMMANDS = ("encode", "eval", "export", "convert", "inspect")  # modules of dalle/commands, in the order of --help
+COMMANDS = (
+    "encode",
+    "plan",
+    "eval",
+    "export",
+    "convert",
+    "inspect",
+)  # modules of dalle/commands, in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
