@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from dalle.attention import mask
 from dalle.training.memory import Layout, Memory, Size, Training, cache_bytes, memory
 from dalle.training.recipe import DALLERecipe
-
-_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,10 @@ def plan(recipe: DALLERecipe, machine: Machine) -> Plan:
     """The layouts of a recipe's training on a machine.
 
     Raises:
-        ValueError: the batch cannot be shared evenly among the devices.
+        ValueError: the batch cannot be shared evenly among the devices; or few weights are trained (lora).
     """
+    if recipe.lora is not None:
+        raise ValueError("lora trains few of the weights, and a plan counts the training of all: set lora=null")
     if recipe.run.batch_size % machine.devices:
         raise ValueError(
             f"run.batch_size is {recipe.run.batch_size}, which {machine.devices} devices cannot share evenly: take a "
@@ -100,8 +101,6 @@ def operations(size: Size, checkpointing: bool) -> float:
     """
     config, shape = size.config, size.config.transformer
     rows, columns = config.grid
-    norms_and_biases = size.block - _matrices(size)
-    assert norms_and_biases >= 0
     covered = {kind: _covered(size, kind) for kind in set(config.kinds)}
     blocks = shape.depth * 2 * _matrices(size) * size.tokens
     blocks += sum(4 * shape.heads * shape.head_width * covered[kind] for kind in config.kinds)
@@ -110,6 +109,7 @@ def operations(size: Size, checkpointing: bool) -> float:
     return blocks * (4 if checkpointing else 3) + heads * 3
 
 
+@cache
 def _covered(size: Size, kind: str) -> int:
     """Pairs of a token and one that it looks at."""
     if kind == "full":
@@ -159,9 +159,10 @@ def _fastest(choices: list[Choice], machine: Machine) -> Choice:
 def _enough(recipe: DALLERecipe, size: Size, machine: Machine) -> int | None:
     """The smallest number of devices, a divisor of the batch, on which some layout fits."""
     for devices in range(machine.devices + 1, recipe.run.batch_size + 1):
-        more = replace(machine, devices=devices)
-        if recipe.run.batch_size % devices == 0 and any(fits(c, more) for c in _all(recipe, size, more)):
-            return devices
+        if recipe.run.batch_size % devices == 0:
+            more = replace(machine, devices=devices)
+            if any(fits(choice, more) for choice in _all(recipe, size, more)):
+                return devices
     return None
 
 
@@ -197,30 +198,42 @@ def _table(found: Plan) -> Iterator[str]:
 
 
 def _advice(found: Plan, recipe: DALLERecipe) -> list[str]:
-    run, machine = recipe.run, found.machine
     if found.best is None:
-        least = min(found.choices, key=lambda choice: choice.memory.peak)
-        more = "and no number of devices is enough" if found.enough is None else f"or take {found.enough} devices"
-        return [
-            f"Nothing fits. {_name(least)} takes least, {_bytes(least.memory.peak)}: take devices of "
-            f"{_bytes(least.memory.peak / (1 - machine.spare))} or more, {more}"
-            f"{'' if recipe.optim.ema is None else ', or leave out the average (optim.ema=null)'}, or a smaller model."
-        ]
-    best = found.best
-    how, seconds = best.how, best.seconds
-    rate = run.batch_size * found.size.tokens / seconds
-    flag = str(how.checkpointing).lower()
+        return [_what_to_change(found)]
+    run, machine, best = recipe.run, found.machine, found.best
+    rate, images = run.batch_size / best.seconds, run.updates * run.batch_size
     return [
-        f"Best: {_name(best)}, {how.images} images at a time and {how.accumulation} times an update: "
-        f"run.accumulation={how.accumulation} model.transformer.checkpoint_activations={flag}",
-        f"{rate:,.0f} tokens/s, {run.batch_size / seconds:,.0f} images/s at {machine.utilisation:.0%} of "
-        f"{machine.peak / 1e12:,.0f} TFLOP/s; {seconds:.3g} s an update; {run.updates:,} updates "
-        f"({run.updates * run.batch_size:,} images) in {run.updates * seconds / _DAY:.3g} days",
+        f"Best: {_name(best)}, micro-batches of {best.how.images} images: run.accumulation={best.how.accumulation} "
+        f"model.transformer.checkpoint_activations={str(best.how.checkpointing).lower()}",
+        f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {machine.utilisation:.0%} of "
+        f"{machine.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s an update; {run.updates:,} updates "
+        f"({images:,} images) in {_time(run.updates * best.seconds)}",
     ]
+
+
+def _what_to_change(found: Plan) -> str:
+    machine = found.machine
+    least = min(found.choices, key=lambda choice: choice.memory.peak)
+    ways = [f"devices of {_bytes(least.memory.peak / (1 - machine.spare))} or more"]
+    if found.enough is not None:
+        ways.append(f"{found.enough} devices (--gpus)")
+    if least.memory.average and least.memory.peak - least.memory.average <= machine.usable:
+        ways.append("no average of weights (optim.ema=null)")
+    return (
+        f"Nothing fits: {_name(least)} takes least, {_bytes(least.memory.peak)}, with micro-batches of "
+        f"{least.how.images}. It would with {', or '.join(ways)}; or take a smaller model."
+    )
 
 
 def _name(choice: Choice) -> str:
     return choice.how.layout + (" with checkpointing" if choice.how.checkpointing else "")
+
+
+def _time(seconds: float) -> str:
+    for unit, of in (("days", 86_400), ("hours", 3600)):
+        if seconds >= of:
+            return f"{seconds / of:.3g} {unit}"
+    return f"{seconds / 60:.3g} minutes"
 
 
 def _bytes(count: float) -> str:
