@@ -94,7 +94,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
         shards = encoding.finish(found).shards or {}
         rows = ", ".join(f"{sum(shard.rows for shard in own):,} rows of {split}" for split, own in shards.items())
         files = [shard for own in shards.values() for shard in own]
-        left_out = sum(len(shard.bad) for shard in files)
+        left_out = len({name for shard in files for name in shard.bad})
         size = sum(shard.size for shard in files)
         print(
             f"{encoding.folder}: {rows} in {len(files)} shards, {size / 1e6:,.1f} MB; "

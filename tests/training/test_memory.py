@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from dalle.model import DALLE, DALLEConfig
 from dalle.training.memory import Precision, Size, Training, cache_bytes, memory
 from dalle.training.optim import OptimConfig, WeightAverage, adamw
 from dalle.transformer import TransformerConfig
+from peaks import peak_of
 
+ROOT = Path(__file__).parents[2]
 IMAGES = 4
 SIZES = {
     "small": DALLEConfig(
@@ -67,28 +71,26 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
         optimizer.zero_grad()
 
     update()  # makes the moments
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        update()
-    profiler.export_chrome_trace(str(scratch / "trace.json"))
-    events = json.loads((scratch / "trace.json").read_text())["traceEvents"]
-    held = peak = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
-    assert held == 0  # all that an update takes it gives back
+    peak = peak_of(update, scratch)
     own = [*model.parameters()] + [average.state[name] for name, _ in model.named_parameters()]
     moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     return peak + sum(tensor.nbytes for tensor in own + moments)
 
 
 CASES = [
-    *[(name, "fp32", on, 1) for name in SIZES for on in (False, True)],
+    *[(name, "fp32", on, 1) for name in ("small", "deep") for on in (False, True)],
     *[("many codes", "bf16", on, 1) for on in (False, True)],
-    ("deep", "fp32", False, 2),
+]
+MORE = [
+    *[(name, "fp32", on, 1) for name in ("many codes", "gated") for on in (False, True)],
+    *[(name, "fp32", False, 2) for name in ("small", "deep")],
 ]
 
 
-@pytest.mark.parametrize("name, precision, checkpointing, accumulation", CASES)
+@pytest.mark.parametrize(
+    "name, precision, checkpointing, accumulation",
+    CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
+)
 def test_peaks_are_as_planned(
     name: str, precision: Precision, checkpointing: bool, accumulation: int, tmp_path: Path
 ) -> None:
@@ -99,6 +101,17 @@ def test_peaks_are_as_planned(
     held = planned.weights + planned.moments + planned.average
     assert planned.peak == pytest.approx(found, rel=0.05)
     assert planned.peak - held == pytest.approx(found - held, rel=0.1)  # the part that is no plain sum of weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+def test_peaks_of_sharded_weights_are_as_planned(checkpointing: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "tests/training/sharded_peak.py"), checkpointing]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.1)
 
 
 def test_sizes_are_those_of_the_model() -> None:
