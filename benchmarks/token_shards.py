@@ -1,4 +1,4 @@
-"""What token shards save: python benchmarks/token_shards.py [RECIPE] [--updates 20]
+"""What token shards save: python benchmarks/token_shards.py [RECIPE] [--updates 10]
 
 Encodes a small set of shapes with the recipe's image tokenizer, then trains the recipe's transformer by turns from the
 pictures and from the shards, in the same run. Last, how many rows a second are read from shards of 256 codes.
@@ -78,7 +78,7 @@ def read_rate(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", type=Path, default=Path("configs/emoji/dalle.yaml"))
-    parser.add_argument("--updates", type=int, default=20, help="of each kind (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=10, help="of each kind (default: %(default)s)")
     args = parser.parse_args()
     recipe = load_recipe(args.recipe)
     assert isinstance(recipe, DALLERecipe)

@@ -154,7 +154,13 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(parts: Path, tmp_pa
     subprocess.run(encoding(config, whole), check=True, cwd=ROOT)
     for signal_number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         before = len(list(out.glob("*.parquet")))
-        process = subprocess.Popen(encoding(config, out), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            encoding(config, out),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run behind an `&`
+        )
         while process.poll() is None and len(list(out.glob("*.parquet"))) < before + 3:
             pass
         process.send_signal(signal_number)
