@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
 
-COMMANDS = ("eval", "export", "convert", "inspect")  # modules of dalle/commands, in the order of --help
+# Modules of dalle/commands, in the order of --help.
+COMMANDS = ("encode", "plan", "eval", "export", "convert", "inspect")
+_PAIRS = ("overrides", "data", "given")  # what the commands call their key=value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)
@@ -24,6 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dalle {args.command}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments, in which key=value may stand anywhere; argparse takes positional ones only together."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    pairs: list[str] | None = next((getattr(args, name) for name in _PAIRS if hasattr(args, name)), None)
+    if rest and (pairs is None or any(text.startswith("-") or "=" not in text for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if pairs is not None:
+        pairs.extend(rest)
+    return args
 
 
 def _parser() -> CommandLine:

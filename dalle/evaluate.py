@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from dalle import artifact, metrics
 from dalle.clip import CLIP
-from dalle.data import DataConfig, open_data
+from dalle.data import EncodedConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
+from dalle.data.tokens import TokensData
 from dalle.hub import resolve
 from dalle.image import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer
@@ -30,6 +31,13 @@ def device_of(module: nn.Module) -> torch.device:
 def unit_images(batch: Batch, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] in [0, 1], on `device`."""
     return batch.images.to(device, non_blocking=True).float().div_(255)
+
+
+def codes_of(batch: Batch, tokenizer: ImageTokenizer, device: torch.device) -> Tensor:
+    """The codes of a batch on `device`, int64 [B, h * w]: of token shards those it holds, else of its pictures."""
+    encoded = batch.images.ndim == 3
+    codes = batch.images.to(device, non_blocking=True) if encoded else tokenizer.encode(unit_images(batch, device))
+    return codes.flatten(1)
 
 
 @torch.no_grad()
@@ -74,7 +82,7 @@ def dalle_figures(
     image_sum, image_count, text_sum, text_count = 0.0, 0, 0.0, 0
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
-        codes = image_tokenizer.encode(unit_images(batch, device)).flatten(1)
+        codes = codes_of(batch, image_tokenizer, device)
         of_text, of_image = model.token_losses(text, codes)  # [B, T - 1], [B, N]
         image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
         if isinstance(text_tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
@@ -85,7 +93,7 @@ def dalle_figures(
 
 def evaluate(
     source: str | Path,
-    data: DataConfig,
+    data: EncodedConfig,
     split: str,
     batch_size: int = 64,
     limit: int | None = None,
@@ -120,6 +128,10 @@ def evaluate(
 
     folder = resolve(source)
     stage = artifact.read_config(folder).get("stage")
+    if isinstance(data, TokensData):
+        if stage != "dalle":
+            raise ValueError(f"{data.path} holds codes and no pictures, and {source} is no DALL-E: give it pictures")
+        data.check_tokenizer(artifact.folder_hash(artifact.part(folder, "image_tokenizer")), f"that of {source}")
     if stage == "image_tokenizer":
         tokenizer = load_image_tokenizer(folder, device)
         figures = image_tokenizer_figures(tokenizer, held_out(tokenizer.image_size))

@@ -23,11 +23,11 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.data import DataConfig
+    from dalle.data import EncodedConfig
     from dalle.evaluate import evaluate, table
     from dalle.pipeline import pick_device
 
-    data = from_dict(DataConfig, apply_overrides({"kind": "emoji"}, args.data), "command line")
+    data = from_dict(EncodedConfig, apply_overrides({"kind": "emoji"}, args.data), "command line")
     split = args.split or ("test_pair" if data.kind == "emoji" else "validation")
     figures = evaluate(args.source, data, split, args.batch_size, args.limit, pick_device(args.device))
     if args.json:

@@ -1,4 +1,4 @@
-"""Captioned pictures: the embedded emoji, synthetic shapes, and the user's own."""
+"""Captioned pictures: the embedded emoji, synthetic shapes, the user's own; and the token shards made of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from dalle.data.emoji import ROOT, EmojiData, EmojiPairs
 from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
 from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead
 from dalle.data.shapes import ShapesData, ShapesPairs
+from dalle.data.tokens import TokenPairs, TokensData
 
 DataConfig = EmojiData | ShapesData | PairsData
+EncodedConfig = DataConfig | TokensData  # of what takes codes in place of pictures too
 
 
-def open_data(config: DataConfig, split: str, image_size: int) -> PairDataset:
+def open_data(config: EncodedConfig, split: str, image_size: int) -> PairDataset:
     """A split of a data set, its pictures [image_size, image_size, 3]; of a streamed set the first records.
+
+    Token shards have codes in their place.
 
     Raises:
         ValueError: the data is not there, has no such split, or is not what its options say.
     """
+    if isinstance(config, TokensData):
+        return TokenPairs(config, split)
     if isinstance(config, ShapesData):
         return ShapesPairs(config, split, image_size)
     if isinstance(config, PairsData):
@@ -25,15 +31,17 @@ def open_data(config: DataConfig, split: str, image_size: int) -> PairDataset:
     return EmojiPairs(config, split, image_size)
 
 
-def open_training(config: DataConfig, image_size: int) -> PairDataset | PairStream:
+def open_training(config: EncodedConfig, image_size: int) -> PairDataset | PairStream:
     """The training split, as a stream where the options ask for one."""
     if isinstance(config, PairsData) and config.stream:
         return PairsStream(config, image_size)
     return open_data(config, "train", image_size)
 
 
-def location(config: DataConfig) -> Path | None:
+def location(config: EncodedConfig) -> Path | None:
     """The file or folder on this machine that holds the data; None for shapes, a hub id or a pattern."""
+    if isinstance(config, TokensData):
+        return config.path
     if isinstance(config, EmojiData):
         return config.root or ROOT
     if isinstance(config, PairsData) and Path(config.path).expanduser().exists():
@@ -41,4 +49,14 @@ def location(config: DataConfig) -> Path | None:
     return None
 
 
-__all__ = ["BadPair", "DataConfig", "Pair", "PairDataset", "PairStream", "location", "open_data", "open_training"]
+__all__ = [
+    "BadPair",
+    "DataConfig",
+    "EncodedConfig",
+    "Pair",
+    "PairDataset",
+    "PairStream",
+    "location",
+    "open_data",
+    "open_training",
+]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from dalle.data.pair import BadPair, PairDataset, PairStream
+from dalle.data.order import shuffled
+from dalle.data.pair import BadPair, Order, OwnOrder, PairDataset, PairStream
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Batch:
     """Pictures and captions of one step.
 
     Attributes:
-        images: uint8 [B, 3, H, W].
+        images: uint8 [B, 3, H, W]; of token shards their codes, int64 [B, h, w].
         captions: B of them.
         seeds: each pair's own, from (run seed, epoch, index).
         bad: names and reasons of records that were skipped on the way.
@@ -82,7 +83,7 @@ def batches(
     else:
         if not len(dataset):
             raise ValueError("the data set holds no records to train on: look at what data.path names")
-        keys = _Keys(len(dataset), batch_size, seed, start, mine)
+        keys = _Keys(dataset, batch_size, seed, start, mine)
         loader = _loader(_Records(dataset), seed, workers, batch_sampler=keys, collate_fn=_collate)
     for batch in loader:
         if isinstance(batch, ValueError):  # raised here, as one raised by a worker is buried in a traceback
@@ -142,24 +143,31 @@ def _loader(dataset: Dataset, seed: int, workers: int, **options: Any) -> DataLo
 class _Keys:
     """Batches of keys of one process; iterating never ends."""
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, mine: slice):
-        self.length, self.batch_size, self.seed, self.start, self.mine = length, batch_size, seed, start, mine
+    def __init__(self, dataset: PairDataset, batch_size: int, seed: int, start: int, mine: slice):
+        self.dataset, self.batch_size, self.seed, self.start, self.mine = dataset, batch_size, seed, start, mine
 
     def __iter__(self) -> Iterator[list[Key]]:
-        batch, known, order = self.start, -1, np.empty(0, dtype=np.int64)
+        batch, known, length = self.start, -1, len(self.dataset)
+        order: Order = ()
         while True:
             keys = []
             for position in range(batch * self.batch_size, (batch + 1) * self.batch_size):
-                epoch, place = divmod(position, self.length)
+                epoch, place = divmod(position, length)
                 if epoch != known:
-                    known, order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
+                    known, order = epoch, self._order(epoch)
                 index = int(order[place])
-                keys.append((index, _pair_seed(self.seed, epoch, index)))
+                keys.append((index, pair_seed(self.seed, epoch, index)))
             yield keys[self.mine]
             batch += 1
 
+    def _order(self, epoch: int) -> Order:
+        if isinstance(self.dataset, OwnOrder):
+            return self.dataset.order(self.seed, epoch)
+        return shuffled(len(self.dataset), self.seed, epoch)
 
-def _pair_seed(seed: int, epoch: int, index: int) -> int:
+
+def pair_seed(seed: int, epoch: int, index: int) -> int:
+    """What the chances of one showing of a pair come from."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
@@ -216,7 +224,7 @@ class _StreamBatches(IterableDataset[Batch | ValueError]):
                 if skip:
                     skip -= 1
                 else:
-                    yield record, _pair_seed(self.seed, epoch, length - 1)
+                    yield record, pair_seed(self.seed, epoch, length - 1)
             if not length:
                 raise ValueError("the stream holds no records to train on: look at what data.path names")
             epoch += 1 + skip // length
@@ -246,6 +254,8 @@ def _collate(records: list[Decoded | ValueError]) -> Batch | ValueError:
 
 
 def _stacked(records: list[Decoded]) -> Batch:
-    images = torch.from_numpy(np.stack([image for image, _, _, _ in records])).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(np.stack([image for image, _, _, _ in records]))
+    if images.ndim == 4:  # pictures [B, H, W, 3], not codes [B, h, w]
+        images = images.permute(0, 3, 1, 2).contiguous()
     bad = [name for _, _, _, names in records for name in names]
     return Batch(images, [caption for _, caption, _, _ in records], [seed for _, _, seed, _ in records], bad)

@@ -11,10 +11,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and one of its captions."""
+    """A picture and one of its captions.
 
-    image: np.ndarray  # uint8 [H, W, 3]
+    Attributes:
+        image: uint8 [H, W, 3]; of token shards the picture's codes, int64 [h, w].
+        caption: the one that is shown.
+        captions: those that it was drawn from; none where a set makes captions up as it goes.
+        key: name of the record, where it has one.
+    """
+
+    image: np.ndarray
     caption: str
+    captions: tuple[str, ...] = ()
+    key: str | None = None
 
 
 class BadPair(ValueError):
@@ -43,6 +52,21 @@ class PairDataset(Protocol):
 
     def captions(self) -> Iterator[str]:
         """Captions that together show all words: what a BPE is learnt from."""
+        ...
+
+
+class Order(Protocol):
+    """Numbers of pairs by their place in an epoch."""
+
+    def __getitem__(self, place: int, /) -> int: ...
+
+
+@runtime_checkable
+class OwnOrder(Protocol):
+    """A finite set that is too large to be shuffled whole: it says itself in which order an epoch shows it."""
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """Each number once; a function of (seed, epoch), of which any place can be asked for at once."""
         ...
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import random
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +16,7 @@ from dalle.config import config
 from dalle.data.folder import METADATA, FolderSource
 from dalle.data.images import Crop, read_picture
 from dalle.data.pair import BadPair, Pair
-from dalle.data.records import Record, Rows, Source, held_out
+from dalle.data.records import Record, Rows, Source, drawn, held_out
 from dalle.data.tables import hub_source, parquet_source, split_files
 from dalle.data.tars import TarSource
 
@@ -258,10 +257,11 @@ def decoded(record: Record, config: PairsData, image_size: int, seed: int | None
         raise BadPair(record.key, f"its file cannot be read ({error})") from error
     if seed is None:
         crop: Crop = "centre" if config.crop == "random" else config.crop
-        return Pair(read_picture(content, record.key, image_size, crop), record.captions[0])
-    rng = random.Random(f"{seed}/{record.key}")
-    image = read_picture(content, record.key, image_size, config.crop, config.crop_share, rng.getrandbits(32))
-    return Pair(image, rng.choice(record.captions))
+        image, caption = read_picture(content, record.key, image_size, crop), record.captions[0]
+    else:
+        crop_seed, caption = drawn(record.key, record.captions, seed)
+        image = read_picture(content, record.key, image_size, config.crop, config.crop_share, crop_seed)
+    return Pair(image, caption, record.captions, record.key)
 
 
 def _hidden(path: Path) -> bool:

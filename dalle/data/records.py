@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +134,12 @@ def held_out(key: str, share: float) -> bool:
     """Whether a record is one of the `share` that validates: a matter of its key alone, whatever else there is."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
+
+
+def drawn(key: str, captions: Sequence[str], seed: int) -> tuple[int, str]:
+    """All that is left to chance in one showing of a record: the seed of its crop, and one of its captions."""
+    rng = random.Random(f"{seed}/{key}")
+    return rng.getrandbits(32), rng.choice(captions)
 
 
 def captions_of(value: Any, lines: bool = False) -> tuple[str, ...]:

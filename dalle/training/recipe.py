@@ -8,7 +8,7 @@ from typing import Literal
 
 from dalle.clip import CLIPConfig
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
-from dalle.data import DataConfig
+from dalle.data import DataConfig, EncodedConfig
 from dalle.image import ImageTokenizerConfig
 from dalle.model import DALLEConfig
 from dalle.sampling import SamplingConfig
@@ -128,7 +128,7 @@ class CLIPRecipe:
 class DALLERecipe:
     stage: Literal["dalle"]
     model: DALLEConfig
-    data: DataConfig
+    data: EncodedConfig
     optim: OptimConfig
     run: RunConfig
     text_tokenizer: str

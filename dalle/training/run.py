@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dalle import artifact
 from dalle.config import dump, to_dict
-from dalle.data import DataConfig, location
+from dalle.data import EncodedConfig, location
 from dalle.hub import resolve
 from dalle.training import checkpoint
 from dalle.training.recipe import LoopRecipe, RunConfig
@@ -89,7 +89,7 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
     }
 
 
-def _data_hash(data: DataConfig) -> str:
+def _data_hash(data: EncodedConfig) -> str:
     """Hash of the data's options, and of names and sizes of its files where they are on this machine."""
     digest = hashlib.sha256(json.dumps(to_dict(data), sort_keys=True, ensure_ascii=False).encode())
     root = location(data)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dalle import artifact
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.evaluate import dalle_figures, unit_images
+from dalle.data.tokens import TokensData
+from dalle.evaluate import codes_of, dalle_figures
 from dalle.generate import generate
 from dalle.hub import resolve
 from dalle.loading import load_image_tokenizer, load_text_tokenizer
@@ -46,6 +47,8 @@ class DALLETask(Task):
             self.text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
         self.image_tokenizer = load_image_tokenizer(recipe.image_tokenizer).to(device)
         self._check_tokenizers()
+        if isinstance(recipe.data, TokensData):
+            recipe.data.check_tokenizer(artifact.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer)
         self.model = DALLE(recipe.model)
         if recipe.init_from is not None:
             fill_initial(self.model, recipe)
@@ -80,16 +83,13 @@ class DALLETask(Task):
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
         rows = torch.tensor(dropped, device=text.device)
         text[rows] = self.model.null_text(text)[rows]
-        return Inputs(text.to(self.device), self._codes(batch))
+        return Inputs(text.to(self.device), codes_of(batch, self.image_tokenizer, self.device))
 
     def _encode(self, captions: list[str], dropout: float = 0.0, seed: list[int] | None = None) -> Tensor:
         length = self.recipe.model.text_length
         if isinstance(self.text_tokenizer, T5Encoder):
             return self.text_tokenizer.encode(captions, length)
         return self.text_tokenizer.encode(captions, length, dropout=dropout, seed=seed)
-
-    def _codes(self, batch: Batch) -> Tensor:
-        return self.image_tokenizer.encode(unit_images(batch, self.device)).flatten(1)
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         losses = self.model.losses(inputs.text, inputs.codes)

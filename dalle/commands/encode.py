@@ -1,0 +1,117 @@
+"""python -m dalle encode: the data set of a recipe as token shards, made once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from dalle.data.pretokenize import Encoding
+
+_EPILOG = "Several processes: torchrun --nproc_per_node N -m dalle encode CONFIG OUT. Run again, it goes on."
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("encode", help="pictures and captions as token shards", epilog=_EPILOG)
+    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle: its data, its tokenizer")
+    command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; train with data.kind=tokens")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to change")
+    command.add_argument("--views", type=int, default=1, help="of each picture, as epochs would show it (%(default)s)")
+    command.add_argument("--mirror", action="store_true", help="each view mirrored too; 'left of' turns false in it")
+    command.add_argument("--shard-images", type=int, default=8192, help="pictures of a shard (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="pictures encoded at a time (%(default)s)")
+    command.add_argument("--workers", type=int, default=2, help="threads that read pictures (%(default)s)")
+    command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from dalle import artifact
+    from dalle.data.pretokenize import EncodeOptions, Encoding
+    from dalle.data.tokens import TokensData
+    from dalle.hub import resolve
+    from dalle.loading import load_image_tokenizer
+    from dalle.training.recipe import DALLERecipe, load_recipe
+
+    recipe = load_recipe(args.config, args.overrides)
+    if not isinstance(recipe, DALLERecipe):
+        raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
+    if isinstance(recipe.data, TokensData):
+        raise ValueError(f"{args.config}: data.kind is tokens already; give the data that they are to be made of")
+    options = EncodeOptions(recipe.run.seed, args.views, args.mirror, args.shard_images, args.batch_size, args.workers)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    tokenizer = load_image_tokenizer(recipe.image_tokenizer, _device(args.device))
+    sha256 = artifact.folder_hash(resolve(recipe.image_tokenizer))
+    _encode(Encoding(recipe.data, tokenizer, sha256, args.out, options), rank, world)
+
+
+def _encode(encoding: Encoding, rank: int, world: int) -> None:
+    """All processes: the first says what is made, each makes its shards, the first lists them."""
+    from datetime import timedelta
+
+    from torch import distributed
+    from tqdm import tqdm
+
+    if world > 1:  # they only wait for each other, the first ones perhaps for days
+        distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    if rank == 0:
+        encoding.begin()
+    if world > 1:
+        distributed.barrier()
+    bar = tqdm(
+        total=encoding.images(rank, world),
+        desc=f"process 1 of {world}",
+        disable=rank > 0,
+        unit="image",
+        dynamic_ncols=True,
+    )
+
+    def told(images: int, there: bool) -> None:
+        if there:  # of no account for the rate
+            bar.initial, bar.n = bar.initial + images, bar.n + images
+            bar.refresh()
+        else:
+            bar.update(images)
+
+    try:
+        with bar:
+            found = [encoding.run(rank, world, told)]
+    except KeyboardInterrupt:
+        if rank == 0:
+            print(f"the shards in {encoding.folder} are whole; the same command goes on", file=sys.stderr)
+        raise
+    if world > 1:
+        every: list[Any] = [None] * world
+        distributed.all_gather_object(every, found[0])
+        found = every
+    if rank == 0:
+        shards = encoding.finish(found).shards or {}
+        rows = ", ".join(f"{sum(shard.rows for shard in own):,} rows of {split}" for split, own in shards.items())
+        files = [shard for own in shards.values() for shard in own]
+        left_out = len({name for shard in files for name in shard.bad})
+        size = sum(shard.size for shard in files)
+        print(
+            f"{encoding.folder}: {rows} in {len(files)} shards, {size / 1e6:,.1f} MB; "
+            f"broken records left out: {left_out}"
+        )
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    """Where to encode: several processes take an accelerator each."""
+    import torch
+
+    from dalle.pipeline import pick_device
+
+    device = pick_device(name)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    return device

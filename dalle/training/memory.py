@@ -1,0 +1,225 @@
+"""Bytes that one update of the transformer takes on one device, by formulas that the tests compare with measured peaks.
+
+Letters: M tokens of a micro-batch (images times tokens of a sequence), C width, I = heads * head width, H hidden width.
+What a layer keeps for its backward pass is counted as PyTorch keeps it, with fused attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from dalle.model import DALLE, DALLEConfig
+from dalle.transformer import Block
+
+Layout = Literal["ddp", "fsdp"]
+Precision = Literal["fp32", "bf16", "fp16"]
+_FLOAT = 4  # bytes of weights, gradients, moments, residual stream and losses
+_STATS = 8  # bytes that a norm keeps of a token: mean and deviation
+_LOSS = 3 * _FLOAT  # bytes of a logit in the backward pass of cross-entropy: log-probability, and two gradients
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters and sizes of a model, without its weights."""
+
+    config: DALLEConfig
+    parameters: int
+    block: int
+    """Parameters of one block."""
+    linear: int
+    """Parameters that are cast under autocast."""
+    embeddings: int
+    """Parameters of embeddings and positions."""
+    largest: int
+    """Parameters of the largest tensor."""
+    hidden: int
+    """H."""
+
+    @classmethod
+    def of(cls, config: DALLEConfig) -> Size:
+        """Count a model that is never filled."""
+        with torch.device("meta"):
+            model = DALLE(config)
+        named = {name: p.numel() for name, p in model.named_parameters()}
+        block = model.transformer.blocks[0]
+        assert isinstance(block, Block)
+        return cls(
+            config,
+            sum(named.values()),
+            sum(p.numel() for p in block.parameters()),
+            sum(p.numel() for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()),
+            sum(count for name, count in named.items() if "embedding" in name or name.endswith("position")),
+            max(named.values()),
+            block.feed_forward.down.in_features,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the transformer for one image."""
+        return self.config.prefix_length + self.config.image_length - 1
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one update is made.
+
+    Attributes:
+        layout: "ddp" holds all of the model on each device; "fsdp" a share, and gathers block after block.
+        devices: how many.
+        images: of one micro-batch on one device.
+        accumulation: micro-batches of an update.
+        checkpointing: blocks are computed again in the backward pass.
+        precision: of the forward and backward pass; weights and optimizer are float32.
+        average: whether averaged weights are kept.
+        foreach: AdamW takes all tensors at once, as it does on accelerators; on a CPU one after the other.
+    """
+
+    layout: Layout
+    devices: int
+    images: int
+    accumulation: int
+    checkpointing: bool
+    precision: Precision
+    average: bool
+    foreach: bool = True
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number in matrix products."""
+        return 4 if self.precision == "fp32" else 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        weights: float32.
+        gradients: float32.
+        moments: of AdamW.
+        average: averaged weights.
+        copies: weights in the type of the products, and with fsdp what is gathered at a time.
+        activations: what the blocks keep for the backward pass.
+        logits: logits and what their loss keeps, and the ends of the model.
+        exchange: gradients in one piece for all devices, with ddp.
+        peak: most of it at once.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    copies: int
+    activations: int
+    logits: int
+    exchange: int
+    peak: int
+
+
+def memory(size: Size, how: Training) -> Memory:
+    """Bytes that an update takes: the most of four moments.
+
+    These are the end of the forward pass, the start of the backward pass (logits), its end (gradients, and the first
+    block's activations), and the optimizer's step.
+    """
+    share = how.devices if how.layout == "fsdp" else 1
+    state = _FLOAT * size.parameters // share
+    static = state * (3 + how.average)  # weights, two moments, perhaps the average
+    gathered = _gathered(size, how)
+    shape, tokens = size.config.transformer, how.images * size.tokens
+    inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, how)
+    activations = shape.depth * (inputs if how.checkpointing else kept)
+    again = kept - inputs if how.checkpointing else 0  # of the block that is computed again
+    working = how.compute * size.hidden * tokens + inputs  # gradients of the feed-forward part and the residual stream
+    logits, exchange = _logits(size, how), state if how.layout == "ddp" and how.devices > 1 else 0
+    before = state if how.accumulation > 1 else 0  # gradients of earlier micro-batches
+    late = before or state - _FLOAT * (size.block + size.embeddings) // share  # all but the last that come
+    forward = before + gathered.forward + activations + _forward_logits(size, how)
+    start = before + gathered.backward + activations + max(logits, again + working)
+    end = late + gathered.backward + activations // shape.depth + again + working
+    step = state + max(exchange, state if how.foreach else 2 * _FLOAT * size.largest)
+    return Memory(
+        weights=state,
+        gradients=state,
+        moments=2 * state,
+        average=state if how.average else 0,
+        copies=gathered.backward,
+        activations=activations + again,
+        logits=logits,
+        exchange=exchange,
+        peak=static + max(forward, start, end, step),
+    )
+
+
+def block_bytes(size: Size, how: Training) -> int:
+    """What one block keeps for its backward pass."""
+    config, shape, of = size.config, size.config.transformer, how.compute
+    width, inner, hidden = shape.width, shape.heads * shape.head_width, size.hidden
+    token = 2 * (_FLOAT * width + _STATS + of * width)  # residual stream, what the norms make of it
+    token += of * 4 * inner + _FLOAT * shape.heads  # queries, keys, values, their mixture; log-sum-exp
+    gated = shape.feed_forward in ("swiglu", "geglu")
+    token += of * hidden * (4 if gated else 3 if shape.feed_forward == "quick_gelu" else 2)
+    if config.positions.endswith("rope"):
+        token += of * 2 * inner  # turned queries and keys, beside those that values share their memory with
+    if shape.qk_norm:
+        token += of * 2 * inner + 2 * _STATS * shape.heads
+    token += 2 * (shape.dropout > 0) * width  # which channels were dropped
+    token += 2 * shape.sandwich * (of * width + _STATS) + 2 * shape.layer_scale * of * width
+    masked = sum(kind != "full" for kind in config.kinds) / shape.depth
+    return round(how.images * size.tokens * token + masked * of * size.tokens**2)
+
+
+def _logits(size: Size, how: Training) -> int:
+    """The most that logits take: text is first in the backward pass, with the image's log-probabilities still there."""
+    image, text = _logit_counts(size, how)
+    width = size.config.transformer.width
+    head = _FLOAT * width * size.config.words if text else 0  # its gradient is there when the image's turn comes
+    return _ends(size, how) + max(_LOSS * image + head, _FLOAT * image + _LOSS * text)
+
+
+def _forward_logits(size: Size, how: Training) -> int:
+    """Logits, log-probabilities, and under autocast the logits in float32 between them."""
+    image, text = _logit_counts(size, how)
+    cast = how.compute if how.compute < _FLOAT else 0
+    return _ends(size, how) + max((cast + 2 * _FLOAT) * image, (cast + _FLOAT) * image + (cast + 2 * _FLOAT) * text)
+
+
+def _logit_counts(size: Size, how: Training) -> tuple[int, int]:
+    config = size.config
+    text = (config.prefix_length - 1) * config.words if config.text_head else 0
+    return how.images * config.image_length * config.image_vocab, how.images * text
+
+
+def _ends(size: Size, how: Training) -> int:
+    """What the last norm and the heads keep: states, normalised states, and what the heads take of these."""
+    of = _FLOAT + (how.compute if how.compute < _FLOAT else 0)
+    return how.images * size.tokens * size.config.transformer.width * (2 * _FLOAT + of)
+
+
+class _Gathered(NamedTuple):
+    forward: int
+    backward: int
+
+
+def _gathered(size: Size, how: Training) -> _Gathered:
+    """Copies of weights in the type of the products: under autocast of all, and while a block is computed again of it.
+
+    With fsdp two blocks (the next is on its way), the gradients of one, and whatever is no block.
+    """
+    if how.layout == "fsdp" and how.devices > 1:
+        rest = size.parameters - size.config.transformer.depth * size.block
+        weights = (2 * size.block + rest) * how.compute
+        return _Gathered(weights, weights + (size.block + rest) * _FLOAT)
+    if how.compute == _FLOAT:
+        return _Gathered(0, 0)
+    return _Gathered(how.compute * size.linear, how.compute * (size.block if how.checkpointing else size.linear))
+
+
+def cache_bytes(size: Size, number: int = 2) -> int:
+    """Keys and values of one image while it is drawn, `number` bytes each."""
+    shape = size.config.transformer
+    return 2 * shape.depth * shape.heads * shape.head_width * size.tokens * number
