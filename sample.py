@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from dalle import __version__
 from dalle.config import CommandLine, apply_overrides, config, descriptions, dump, from_dict, refuse, to_dict
+from dalle.units import quantity
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -112,11 +113,11 @@ def draw(settings: SampleConfig, run: Run) -> None:
     import torch
     from tqdm import tqdm
 
-    from dalle.memory import parse_bytes
     from dalle.pictures import read_picture
     from dalle.pipeline import TextToImage
 
     _check_folder(settings.out)
+    limit = None if settings.max_memory is None else int(quantity(settings.max_memory, "B", "max-memory"))
     image = None if settings.image is None else read_picture(settings.image)
     mask = None if settings.mask is None else read_picture(settings.mask)
     pipe = TextToImage.from_pretrained(
@@ -150,7 +151,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
                 mask=mask,
                 window=settings.window,
                 batch_size=settings.batch_size,
-                max_memory=None if settings.max_memory is None else parse_bytes(settings.max_memory),
+                max_memory=limit,
                 progress=_meter(run, bar, len(prompts) / len(group)),
             )
             for result in results:

@@ -28,18 +28,24 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 class Memory:
-    """Bytes a second that the machine reads, by the best of several ways to read."""
+    """How fast the machine reads memory: by the fastest of several ways to read, chosen once."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         flat = torch.ones(READ * (8 if device.type == "cuda" else 1) // dtype.itemsize, dtype=dtype, device=device)
         square = flat[: len(flat) // 4096 * 4096].view(-1, 4096)
         vector, column = square.new_ones(4096), square.new_ones(len(square))
         self.device, self.bytes = device, flat.nbytes
-        self.ways: list[Callable[[], object]] = [flat.sum, flat.max, lambda: square @ vector, lambda: column @ square]
+        ways: list[Callable[[], object]] = [flat.sum, flat.max, lambda: square @ vector, lambda: column @ square]
+        times = {way: [seconds(way, device) for _ in range(7)] for way in ways}
+        self.way = min(ways, key=lambda way: median(times[way]))
 
-    def __call__(self, rounds: int = 3) -> float:
-        """Measure once more."""
-        return max(self.bytes / seconds(way, self.device) for way in self.ways for _ in range(rounds))
+    def seconds(self) -> float:
+        """Read once."""
+        return seconds(self.way, self.device)
+
+    def rate(self, rounds: int = 7) -> float:
+        """Bytes a second, the median of some rounds."""
+        return self.bytes / median([self.seconds() for _ in range(rounds)])
 
 
 def multiplication(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> float:

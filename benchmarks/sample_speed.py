@@ -1,8 +1,8 @@
 """How near drawing comes to what the machine can do: python benchmarks/sample_speed.py [--batches 1 8 32 64]
 
 A step of drawing reads every weight once and multiplies it with as many rows as there are candidates. So the script
-measures, before and after each drawing (other users of a machine come and go), how fast memory is read, and how fast
-large matrices are multiplied; says how many tokens a second these two allow; and draws, with an untrained transformer
+measures how fast memory is read, also while it draws (other users of a machine come and go), and how fast large
+matrices are multiplied; says how many tokens a second these two allow; and draws, with an untrained transformer
 (by default of width 768, 12 layers, 64 + 256 tokens, 16,384 codes). Reading the cache is not in the limit.
 
 Beside it draw others' models of the same shape by their own loops (benchmarks/peers.py), float32 on a CPU, bfloat16 on
@@ -51,49 +51,79 @@ def build(args: argparse.Namespace, kind: str, device: torch.device) -> tuple[DA
     return model, sum(tensor.numel() for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
 
 
+class Ours:
+    """Draws, and reads memory from time to time meanwhile: as fast as it is then, for other users come and go."""
+
+    def __init__(self, model: DALLE, batch: int, memory: Memory) -> None:
+        device = model.image_head.weight.device
+        self.model, self.batch, self.memory = model, batch, memory
+        self.text = torch.randint(1, model.config.text_vocab, (1, model.config.text_length), device=device)
+        self.every = max(1, model.config.image_length // 32)
+
+    def __call__(self) -> tuple[float, float]:
+        """Seconds of a drawing, and bytes a second that were read beside it."""
+        reading: list[float] = []
+
+        def progress(done: int, total: int) -> None:
+            if done // self.batch % self.every == 0:
+                reading.append(self.memory.seconds())
+
+        whole = seconds(
+            lambda: generate(
+                self.model,
+                self.text,
+                [list(range(self.batch))],
+                top_k=256,
+                batch_size=self.batch,
+                progress=progress,
+            ),
+            self.memory.device,
+        )
+        return whole - sum(reading), self.memory.bytes / median(reading)
+
+
 def measure(
     args: argparse.Namespace, kind: str, batch: int, device: torch.device, memory: Memory, operations: float
 ) -> dict[str, Any]:
-    """Rates of all who draw, in turns, each between two measurements of the memory."""
+    """Rates of all who draw, in turns."""
     model, weights, size = build(args, kind, device)
-    text = torch.randint(1, args.codes, (1, args.text), device=device)
-    ways: dict[str, Callable[[], object]] = {
-        "dalle": lambda: generate(model, text, [list(range(batch))], top_k=256, batch_size=batch)
-    }
+    ours = Ours(model, batch, memory)
+    others: dict[str, Callable[[], object]] = {}
     if args.plain:
-        ways["dalle, torch only"] = lambda: _plainly(ways["dalle"])
+        others["dalle, torch only"] = lambda: _plainly(ours)
     if kind == ("bfloat16" if device.type == "cuda" else "float32"):
         made = {name: make(args, device, getattr(torch, kind)) for name, make in PEERS.items()}
-        ways |= {name: (lambda draw=draw: draw(batch)) for name, draw in made.items() if draw is not None}
-    if device.type == "cuda":  # kernels are chosen, graphs are captured: stated apart
-        first = {name: seconds(way, device) for name, way in ways.items()}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    limits: dict[str, list[float]] = {name: [] for name in ways}
+        others |= {name: (lambda draw=draw: draw(batch)) for name, draw in made.items() if draw is not None}
+    first = {name: seconds(way, device) for name, way in (("dalle", ours), *others.items())} if args.warm else {}
+    rates: dict[str, list[float]] = {name: [] for name in ("dalle", *others)}
+    limits, reads = [], []
     tokens = batch * args.rows**2
     for _ in range(args.rounds):
-        for name, way in ways.items():
-            before = memory()
+        spent, read = ours()
+        rates["dalle"].append(tokens / spent)
+        limits.append(min(batch * read / size, operations / (2 * weights)))
+        reads.append(read)
+        for name, way in others.items():
             rates[name].append(tokens / seconds(way, device))
-            read = (before + memory()) / 2
-            limits[name].append(min(batch * read / size, operations / (2 * weights)))
-    shares = [rate / limit for rate, limit in zip(rates["dalle"], limits["dalle"], strict=True)]
     found = {
         "kind": kind,
         "batch": batch,
         "weight_bytes": size,
-        "limit": median(limits["dalle"]),
-        "share_of_limit": median(shares),
+        "bytes_per_second": median(reads),
+        "operations_per_second": operations,
+        "limit": median(limits),
+        "share_of_limit": median([rate / limit for rate, limit in zip(rates["dalle"], limits, strict=True)]),
         "tokens_per_second": {name: median(values) for name, values in rates.items()},
+        "first_seconds": first,
     }
     if device.type == "cuda":
-        found["first_seconds"] = first
         found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return found
 
 
-def _plainly(way: Callable[[], object]) -> None:
+def _plainly(ours: Ours) -> None:
     with cpu.plain():
-        way()
+        generate(ours.model, ours.text, [list(range(ours.batch))], top_k=256, batch_size=ours.batch)
 
 
 def main() -> None:
@@ -107,6 +137,7 @@ def main() -> None:
     parser.add_argument("--mindalle", type=Path, metavar="FOLDER")
     parser.add_argument("--llamagen", type=Path, metavar="FOLDER")
     parser.add_argument("--plain", action="store_true", help="draw without compiled code and packed weights too")
+    parser.add_argument("--warm", action="store_true", help="draw once before what counts, and state that time apart")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -116,11 +147,10 @@ def main() -> None:
     for kind in args.kinds:
         dtype = torch.float32 if kind == "int8" else getattr(torch, kind)
         memory, operations = Memory(device, dtype), multiplication(device, dtype)
-        read = memory()
-        print(f"{kind}: reads {read / 1e9:.1f} GB/s, multiplies {operations / 1e9:.0f} GFLOP/s")
+        print(f"{kind}: reads {memory.rate() / 1e9:.1f} GB/s, multiplies {operations / 1e9:.0f} GFLOP/s")
         for batch in args.batches:
             found = measure(args, kind, batch, device, memory, operations)
-            results.append(found | {"bytes_per_second": read, "operations_per_second": operations})
+            results.append(found)
             told = ", ".join(f"{who} {rate:.1f}" for who, rate in found["tokens_per_second"].items())
             share = found["share_of_limit"]
             print(

@@ -75,21 +75,3 @@ def free_memory(device: torch.device) -> int:
     except OSError:  # no control group, or an older kind
         return free
     return free if limit == "max" else min(free, int(limit) - int(used))
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from a number with or without a unit: 4GB, 512MB, 3.5GiB, 1000000.
-
-    Raises:
-        ValueError: it is no such number, or not above 0.
-    """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    number = text.strip().rstrip("BbIiKkMmGg ")
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        size = int(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ValueError(f"{text!r} is no amount of memory: give for example 4GB or 512MB")
-    return size

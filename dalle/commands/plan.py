@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+from dalle.units import quantity
 
 
 def add(commands: Any) -> None:
@@ -34,21 +32,3 @@ def _run(args: argparse.Namespace) -> None:
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
     print(report(plan(recipe, machine), recipe))
-
-
-def quantity(text: str, unit: str, option: str) -> float:
-    """A number with a unit: 80GB, 24 GiB, 312TFLOPS.
-
-    Raises:
-        ValueError: it is none.
-    """
-    prefixes = _UNITS | (_BINARY if unit == "B" else {})
-    found = re.fullmatch(rf"([\d.]+(?:e\d+)?)\s*({'|'.join(prefixes)})(?:{unit})?", text.strip())
-    try:
-        value = float(found[1]) * prefixes[found[2]] if found else 0.0
-    except ValueError:
-        value = 0.0
-    if value <= 0:
-        example = "80GB" if unit == "B" else "312TFLOPS"
-        raise ValueError(f"--{option} is {text!r}: expected a number with a unit, {example}")
-    return value

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.__main__ import main
 from dalle.attention import mask
-from dalle.commands.plan import quantity
 from dalle.model import DALLE, DALLEConfig
 from dalle.training.memory import Size, Training, memory
 from dalle.training.plan import Machine, fits, operations, plan, report
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.transformer import TransformerConfig
+from dalle.units import quantity
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs/paper/dalle-12b.yaml"
