@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
 
-COMMANDS = ("eval", "export", "convert", "inspect")  # modules of dalle/commands, in the order of --help
+COMMANDS = ("eval", "export", "convert", "inspect", "paint")  # modules of dalle/commands, in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandLine:
-    parser = CommandLine("dalle", description="Figures of trained weights, and folders to share them.")
+    parser = CommandLine("dalle", description="Figures of trained weights, folders to share them, and painting.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         importlib.import_module(f"dalle.commands.{name}").add(commands)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import dalle.pictures  # noqa: E402
 import sample  # noqa: E402
+from dalle.outputs import slug  # noqa: E402
 from dalle.pipeline import TextToImage  # noqa: E402
 
 
@@ -301,8 +302,8 @@ def test_help_lists_every_option_without_loading_torch() -> None:
 
 
 def test_folder_names() -> None:
-    assert sample._slug("A red heart, 3d style!") == "a-red-heart-3d-style"
-    assert sample._slug("गुलाबी हात्ती") == "गुलाबी-हात्ती"
-    assert sample._slug("") == sample._slug("?!") == "empty"
-    assert sample._slug("../../etc") == "etc"
-    assert len(sample._slug("ह" * 500).encode()) <= 60
+    assert slug("A red heart, 3d style!") == "a-red-heart-3d-style"
+    assert slug("गुलाबी हात्ती") == "गुलाबी-हात्ती"
+    assert slug("") == slug("?!") == "empty"
+    assert slug("../../etc") == "etc"
+    assert len(slug("ह" * 500).encode()) <= 60
