@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -91,7 +93,7 @@ def test_the_limit_lets_the_gradient_back_into_the_range() -> None:
 def test_starts_are_pictures_and_come_from_the_seed(kind: str) -> None:
     one, same = (start_picture(kind, 24, 40, torch.Generator().manual_seed(3)) for _ in range(2))
     assert one.shape == (1, 3, 24, 40) and torch.equal(one, same)
-    assert 0 <= one.min() and one.max() <= 1
+    assert one.min() >= 0 and one.max() <= 1
 
 
 # ---- tiles
@@ -103,7 +105,7 @@ def test_starts_are_pictures_and_come_from_the_seed(kind: str) -> None:
 def test_tiles_cover_all_and_overlap(length: int, side: int, overlap: int) -> None:
     places = starts(length, side, overlap)
     assert places[0] == 0 and places[-1] == max(length - side, 0)
-    assert all(b - a <= side - overlap for a, b in zip(places, places[1:]))
+    assert all(b - a <= side - overlap for a, b in pairwise(places))
 
 
 def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() -> None:
