@@ -23,6 +23,7 @@ class Cutouts:
         smallest: float = 0.7,
         power: float = 1.0,
         augments: Sequence[str] = (),
+        strength: float = 1.0,
     ) -> None:
         self.side, self.kinds = side, [kinds[index % len(kinds)] for index in range(count)]
         self.smallest, self.power = smallest, power
@@ -30,7 +31,7 @@ class Cutouts:
         if augments:
             from dalle.painting.augment import augmentation  # kornia takes seconds to import
 
-            self.augment = augmentation(augments)
+            self.augment = augmentation(augments, strength)
 
     def __call__(self, picture: Tensor) -> Tensor:
         """A picture [1, 3, H, W] in [0, 1] to [count, 3, side, side], with gradients. Noise may leave [0, 1]."""

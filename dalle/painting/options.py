@@ -68,6 +68,8 @@ class PaintOptions:
     """Above 1: smaller cutouts more often."""
     augment: str = "affine,perspective,jitter,noise,erasing"
     """What is done to cutouts, by commas: affine, perspective, jitter, sharpness, noise, erasing; or none."""
+    augment_strength: float = 1.0
+    """Strength of these changes; 1 is that of VQGAN-CLIP."""
     cutout_batch: int | None = None
     """Cutouts that CLIP sees at a time, to save memory; all if not given. The picture does not depend on it."""
     tv: float = 0.0
@@ -94,11 +96,22 @@ class PaintOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give 1 or more")
-        for name in ("init_weight", "tv", "saturation", "lr", "zoom", "rotate", "shift_x", "shift_y", "cut_power"):
+        for name in (
+            "init_weight",
+            "tv",
+            "saturation",
+            "lr",
+            "zoom",
+            "rotate",
+            "shift_x",
+            "shift_y",
+            "cut_power",
+            "augment_strength",
+        ):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}: give a finite number")
-        for name in ("lr", "zoom", "cut_power", "tile"):
+        for name in ("lr", "zoom", "cut_power", "augment_strength", "tile"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}: give a number above 0")
@@ -111,6 +124,8 @@ class PaintOptions:
             raise ValueError(f"average is {self.average}: give at least 0 and less than 1")
         if not 0 < self.cut_min <= 1:
             raise ValueError(f"cut_min is {self.cut_min}: give a share above 0, and at most 1")
+        if self.augment_strength > 5:
+            raise ValueError(f"augment_strength is {self.augment_strength}: give 5 at most")
         if not self.cutout:
             raise ValueError("cutout is empty: give random, pool or whole")
         if self.mask is not None and self.init is None:

@@ -141,4 +141,12 @@ def _drawer(
 
 def _cutouts(options: PaintOptions, clip: CLIP) -> Cutouts:
     side = clip.config.image_size
-    return Cutouts(side, options.views, options.cutout, options.cut_min, options.cut_power, options.augments)
+    return Cutouts(
+        side,
+        options.views,
+        options.cutout,
+        options.cut_min,
+        options.cut_power,
+        options.augments,
+        options.augment_strength,
+    )
