@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dalle.image import ImageTokenizer
 from dalle.painting.tiles import decode_in_tiles
 
+_STEP = 0.2  # learning rate over the root mean square of the codebook, whose scale differs from model to model
 _SCORES = 2**25  # cells x codes compared at a time: 128 MiB of float32
 
 
@@ -27,11 +28,13 @@ class Drawer(nn.Module, ABC):
         values: what is optimised.
         average: its moving average, which the finished picture is drawn from.
         start: what it was at the beginning, for a pull back to it.
+        rate: the learning rate that suits it.
     """
 
     values: nn.Parameter
     average: Tensor
     start: Tensor
+    rate: float
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
@@ -85,6 +88,7 @@ class LatentDrawer(Drawer):
         self.tokenizer = [tokenizer]  # in a list, so that its weights are no part of the painting's state
         self.tile = tile
         codebook = tokenizer.codebook_vectors()  # [K, C]
+        self.rate = _STEP * float(codebook.square().mean().sqrt())
         self.register_buffer("codebook", codebook, persistent=False)
         self.register_buffer("lowest", codebook.amin(0)[:, None, None], persistent=False)
         self.register_buffer("highest", codebook.amax(0)[:, None, None], persistent=False)
@@ -113,6 +117,8 @@ class LatentDrawer(Drawer):
 class PixelDrawer(Drawer):
     """The picture itself."""
 
+    rate = 0.02
+
     def draw(self, values: Tensor) -> Tensor:
         return values
 
@@ -132,6 +138,7 @@ class FourierDrawer(Drawer):
 
     scale: Tensor
     colours: Tensor
+    rate = 0.05
 
     def __init__(self, picture: Tensor) -> None:
         height, width = picture.shape[2:]

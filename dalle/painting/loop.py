@@ -140,4 +140,4 @@ class Painter:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         made: Any = OPTIMIZERS[self.options.optimizer]
-        return made([self.drawer.values], lr=self.options.rate)
+        return made([self.drawer.values], lr=self.drawer.rate if self.options.lr is None else self.options.lr)

@@ -10,7 +10,6 @@ from typing import Literal
 from dalle.config import config
 
 PRESETS = {"draft": (80, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
-RATES = {"vqgan": 0.1, "pixels": 0.02, "fft": 0.05}  # learning rates, by drawer
 AUGMENTS = ("affine", "perspective", "jitter", "sharpness", "noise", "erasing")
 LARGEST = 2**26  # pixels of a picture
 
@@ -56,7 +55,7 @@ class PaintOptions:
     optimizer: Literal["adam", "adamw", "adamax", "adagrad", "nadam", "radam", "rmsprop"] = "adam"
     """Of torch.optim."""
     lr: float | None = None
-    """Learning rate; 0.1 for vqgan, 0.02 for pixels, 0.05 for fft if not given."""
+    """Learning rate; if not given 0.02 for pixels, 0.05 for fft, and for vqgan a share of the size of its codes."""
     average: float = 0.9
     """Moving average of what is optimised, which is what the picture shows; 0: none."""
     cutout: tuple[Literal["random", "pool", "whole"], ...] = ("random",)
@@ -142,11 +141,6 @@ class PaintOptions:
     def views(self) -> int:
         """Cutouts."""
         return PRESETS[self.preset][1] if self.cutouts is None else self.cutouts
-
-    @property
-    def rate(self) -> float:
-        """Learning rate."""
-        return RATES[self.drawer] if self.lr is None else self.lr
 
     @property
     def augments(self) -> tuple[str, ...]:
