@@ -157,9 +157,11 @@ class _Run:
         """Metadata: all that is needed to paint the same picture again."""
         from dalle.config import to_dict
         from dalle.outputs import named
+        from dalle.painting.prompts import parse_images
 
         options = self.painter.options
-        files = [path for path in (options.init, options.mask) if path is not None and path.is_file()]
+        given = (options.init, options.mask, *(Path(prompt.content) for prompt in parse_images(options.image_prompt)))
+        files = [path for path in given if path is not None and path.is_file()]
         return {
             "prompt": options.prompt,
             "seed": str(options.seed),

@@ -88,10 +88,8 @@ class Painter:
         phases = len(self.critics[0].targets)
         phase = phase_of(self.step, options.updates, phases, options.change_every)
         seen = [self._look(critic, cut, phase) for critic, cut in zip(self.critics, cuts, strict=True)]
-        own = sum(losses.values(), picture.new_zeros(()))
-        roots = [cut for cut in (*cuts, own) if cut.requires_grad]
-        grads = [grad for cut, (_, grad) in zip((*cuts, own), (*seen, (0.0, None)), strict=True) if cut.requires_grad]
-        torch.autograd.backward(roots, grads)
+        own = list(losses.values())
+        torch.autograd.backward([*cuts, *own], [*(grad for _, grad in seen), *(None for _ in own)])
         self.optimizer.step()
         self.step, self.since_moved = self.step + 1, self.since_moved + 1
         self.drawer.after_update(options.average, self.since_moved)
