@@ -21,7 +21,6 @@ sys.path.insert(0, str(ROOT))
 
 import dalle.pictures  # noqa: E402
 import sample  # noqa: E402
-from dalle.outputs import slug  # noqa: E402
 from dalle.pipeline import TextToImage  # noqa: E402
 
 
@@ -299,11 +298,3 @@ def test_help_lists_every_option_without_loading_torch() -> None:
     for flag in ("--n INT", "--keep-rows FLOAT", "--mask PATH", "--no-grid", "(default: outputs)", "float32,bfloat16"):
         assert flag in text
     assert "Seed of the first candidate" in text
-
-
-def test_folder_names() -> None:
-    assert slug("A red heart, 3d style!") == "a-red-heart-3d-style"
-    assert slug("गुलाबी हात्ती") == "गुलाबी-हात्ती"
-    assert slug("") == slug("?!") == "empty"
-    assert slug("../../etc") == "etc"
-    assert len(slug("ह" * 500).encode()) <= 60

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dalle.image import ImageTokenizer
 from dalle.painting.tiles import decode_in_tiles
 
-_STEP = 0.2  # learning rate over the root mean square of the codebook, whose scale differs from model to model
+_STEP = 0.4  # learning rate over the root mean square of the codebook, whose scale differs from model to model
 _SCORES = 2**25  # cells x codes compared at a time: 128 MiB of float32
 
 

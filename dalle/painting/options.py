@@ -9,7 +9,7 @@ from typing import Literal
 
 from dalle.config import config
 
-PRESETS = {"draft": (80, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
+PRESETS = {"draft": (100, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
 AUGMENTS = ("affine", "perspective", "jitter", "sharpness", "noise", "erasing")
 LARGEST = 2**26  # pixels of a picture
 
@@ -43,9 +43,9 @@ class PaintOptions:
     """Steps after which the next of the prompts between ^ holds; all for the same time if not given."""
     init: Path | None = None
     """Picture to start from; it is cut to the painting's shape and resized."""
-    start: Literal["codes", "noise", "gradient", "grey", "white"] = "codes"
+    start: Literal["codes", "noise", "gradient", "grey", "white"] = "white"
     """What to start from without --init: random codes (a smooth random picture for the other drawers), coloured noise,
-    a gradient of random colours, or one tone."""
+    a gradient of random colours, or one tone (the emoji are on white; VQGAN-CLIP starts from codes)."""
     init_weight: float = 0.0
     """Pull back towards the start."""
     init_decay: int = 50
