@@ -56,7 +56,7 @@ class PaintOptions:
     """Of torch.optim."""
     lr: float | None = None
     """Learning rate; if not given 0.02 for pixels, 0.05 for fft, and for vqgan a share of the size of its codes."""
-    average: float = 0.9
+    average: float = 0.95
     """Moving average of what is optimised, which is what the picture shows; 0: none."""
     cutout: tuple[Literal["random", "pool", "whole"], ...] = ("random",)
     """Kinds of cutouts, which share their number: squares of random size and place, or all of the picture squeezed to
@@ -67,7 +67,7 @@ class PaintOptions:
     """Above 1: smaller cutouts more often."""
     augment: str = "affine,perspective,jitter,noise,erasing"
     """What is done to cutouts, by commas: affine, perspective, jitter, sharpness, noise, erasing; or none."""
-    augment_strength: float = 1.0
+    augment_strength: float = 0.6
     """Strength of these changes; 1 is that of VQGAN-CLIP."""
     cutout_batch: int | None = None
     """Cutouts that CLIP sees at a time, to save memory; all if not given. The picture does not depend on it."""
