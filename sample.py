@@ -6,19 +6,26 @@ The options are the fields of SampleConfig; drawing is dalle/pipeline.py, files 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
-import os
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from dalle import __version__
-from dalle.config import CommandLine, apply_overrides, config, descriptions, dump, from_dict, refuse, to_dict
+from dalle.config import (
+    CommandLine,
+    add_options,
+    apply_overrides,
+    config,
+    descriptions,
+    dump,
+    from_dict,
+    refuse,
+    to_dict,
+)
+from dalle.outputs import check_folder, named, new_folder, slug, write_text
 from dalle.units import quantity
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
@@ -116,7 +123,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
     from dalle.pictures import read_picture
     from dalle.pipeline import TextToImage
 
-    _check_folder(settings.out)
+    check_folder(settings.out)
     limit = None if settings.max_memory is None else int(quantity(settings.max_memory, "B", "max-memory"))
     image = None if settings.image is None else read_picture(settings.image)
     mask = None if settings.mask is None else read_picture(settings.mask)
@@ -184,7 +191,7 @@ class Run:
         from dalle.pictures import write_png
 
         if self.folder is None:
-            self.folder = _new_folder(self.settings.out, f"{_slug(self.settings.prompts[0])}-{self.settings.seed}")
+            self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
         self.results.append(result)
         for rank, (picture, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
             name = f"{len(self.results):02d}-{rank + 1:02d}-seed{seed}.png"
@@ -204,7 +211,7 @@ class Run:
             "steps": self.steps,
             "pictures": self.pictures,
         }
-        _write(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self) -> Path:
         """Write the grid, if it is wanted. Returns where to look."""
@@ -241,7 +248,7 @@ def _options(settings: SampleConfig) -> dict[str, Any]:
     options = {name: getattr(settings, name) for name in names}
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
-            options[name] = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            options[name] = named(file)
     return options
 
 
@@ -257,65 +264,13 @@ def _meter(run: Run, bar: Any, groups: float) -> Callable[[int, int], None]:
     return progress
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be made or written, before any time goes into drawing."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} is not a folder that can be written: give another as --out")
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """Make `parent`/`name`, or with the first free number behind it."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
-
-
-def _slug(prompt: str) -> str:
-    """The start of a prompt as a file name: letters, their signs and digits of any script, else hyphens."""
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt.lower())
-    short = "-".join(kept.split()).encode()[:60].decode(errors="ignore")
-    return short.strip("-") or "empty"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def _parser() -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
     parser = CommandLine("sample.py", description=(__doc__ or "").partition("\n")[0])
-    hints, texts = get_type_hints(SampleConfig), descriptions(SampleConfig)
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=texts["prompts"])
-    for field in fields(SampleConfig):
-        if field.name == "prompts":
-            continue
-        flag, text = f"--{field.name.replace('_', '-')}", f"{texts[field.name]} (default: {_shown(field.default)})"
-        kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not type(None))
-        if get_origin(hints[field.name]) is tuple:
-            parser.add_argument(flag, action="append", metavar="KEY=VALUE", default=[], help=text)
-        elif kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
-        elif isinstance(kind, str):
-            parser.add_argument(flag, choices=get_args(hints[field.name]), default=field.default, help=text)
-        else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), default=field.default, help=text)
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
+    add_options(parser, SampleConfig, skip=("prompts",))
     parser.add_argument("--print-config", action="store_true", help="print all options as YAML and draw nothing")
     return parser
-
-
-def _shown(default: object) -> str:
-    return "none" if default is None or default == () else "on" if default is True else str(default)
 
 
 if __name__ == "__main__":

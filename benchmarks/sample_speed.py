@@ -91,7 +91,7 @@ def measure(
     others: dict[str, Callable[[], object]] = {}
     if args.plain:
         others["dalle, torch only"] = lambda: _plainly(ours)
-    if kind == ("bfloat16" if device.type == "cuda" else "float32"):
+    if not args.alone and kind == ("bfloat16" if device.type == "cuda" else "float32"):
         made = {name: make(args, device, getattr(torch, kind)) for name, make in PEERS.items()}
         others |= {name: (lambda draw=draw: draw(batch)) for name, draw in made.items() if draw is not None}
     first = {name: seconds(way, device) for name, way in (("dalle", ours), *others.items())} if args.warm else {}
@@ -136,6 +136,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--mindalle", type=Path, metavar="FOLDER")
     parser.add_argument("--llamagen", type=Path, metavar="FOLDER")
+    parser.add_argument("--alone", action="store_true", help="leave the others out")
     parser.add_argument("--plain", action="store_true", help="draw without compiled code and packed weights too")
     parser.add_argument("--warm", action="store_true", help="draw once before what counts, and state that time apart")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+    from dalle.painting.paint import paint
     from dalle.pipeline import TextToImage
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "load_image_tokenizer",
     "load_model",
     "load_text_tokenizer",
+    "paint",
 ]
 
 _HOMES = {
@@ -26,6 +28,7 @@ _HOMES = {
     "load_image_tokenizer": "dalle.loading",
     "load_model": "dalle.loading",
     "load_text_tokenizer": "dalle.loading",
+    "paint": "dalle.painting.paint",
 }
 
 

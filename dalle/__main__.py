@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dalle.config import CommandLine, refuse
 
 # Modules of dalle/commands, in the order of --help.
-COMMANDS = ("encode", "plan", "eval", "export", "convert", "inspect")
+COMMANDS = ("encode", "plan", "eval", "export", "convert", "inspect", "paint")
 _PAIRS = ("overrides", "data", "given")  # what the commands call their key=value
 
 
@@ -41,7 +41,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> CommandLine:
-    parser = CommandLine("dalle", description="Figures of trained weights, and folders to share them.")
+    parser = CommandLine("dalle", description="Figures of trained weights, folders to share them, and painting.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         importlib.import_module(f"dalle.commands.{name}").add(commands)

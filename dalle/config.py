@@ -419,6 +419,34 @@ class CommandLine(argparse.ArgumentParser):
         raise SystemExit(refuse(self.prog, f"{message} (see --help)"))
 
 
+def add_options(parser: argparse.ArgumentParser, schema: type, skip: Sequence[str] = ()) -> None:
+    """Each field of a config class as an option of its name; one that is not given is not in the namespace."""
+    hints, texts = _hints(schema), descriptions(schema)
+    for field in dataclasses.fields(schema):
+        if field.name in skip:
+            continue
+        flag, text = f"--{field.name.replace('_', '-')}", f"{texts[field.name]} (default: {_as_default(field)})"
+        kind = next(member for member in _members(hints[field.name]) if member is not type(None))
+        common: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if get_origin(kind) is tuple:
+            choices = get_args(get_args(kind)[0])
+            common |= {"choices": choices} if choices else {"metavar": "KEY=VALUE" if field.name == "given" else "TEXT"}
+            parser.add_argument(flag, action="append", **common)
+        elif kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(flag, choices=get_args(kind), **common)
+        else:
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
+
+
+def _as_default(field: dataclasses.Field[Any]) -> str:
+    value = _value(field)
+    if isinstance(value, tuple) and value:
+        return ", ".join(map(str, value))
+    return "none" if value is None or value == () else "on" if value is True else str(value)
+
+
 def refuse(program: str, error: object) -> int:
     """Print what a user has caused, a line for each mistake; returns the exit code 2."""
     print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)

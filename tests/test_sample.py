@@ -311,11 +311,3 @@ def test_help_lists_every_option_without_loading_torch() -> None:
     for flag in ("--n INT", "--keep-rows FLOAT", "--mask PATH", "--no-grid", "(default: outputs)", "float32,bfloat16"):
         assert flag in text
     assert "Seed of the first candidate" in text
-
-
-def test_folder_names() -> None:
-    assert sample._slug("A red heart, 3d style!") == "a-red-heart-3d-style"
-    assert sample._slug("गुलाबी हात्ती") == "गुलाबी-हात्ती"
-    assert sample._slug("") == sample._slug("?!") == "empty"
-    assert sample._slug("../../etc") == "etc"
-    assert len(sample._slug("ह" * 500).encode()) <= 60

@@ -77,24 +77,24 @@ class DiscreteVAE(ImageTokenizer):
         logits = self._logits(images)
         relaxed = F.gumbel_softmax(logits, tau=temperature, dim=1)
         vectors = torch.einsum("b k h w, k c -> b c h w", relaxed, self.codebook.weight)
-        made = self._pixels(vectors)
+        made = self.from_vectors(vectors)
         scale = 4 if self.config.normalised else 1  # the error is one of what the network sees, from -1 to 1
         losses = {"reconstruction": scale * F.mse_loss(made, images.float()), "kl": kl_to_uniform(logits)}
         return Reconstruction(made, relaxed.argmax(1), losses)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        return rearrange(self.codebook(codes), "b h w c -> b c h w")
+
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        x = self.decoder(vectors.to(self.last_layer.dtype)).float()
+        return (x + 1) / 2 if self.config.normalised else x
 
     def _logits(self, images: Tensor) -> Tensor:
         x = 2 * images - 1 if self.config.normalised else images
         return self.encoder(x.to(self.last_layer.dtype)).float()
 
-    def _pixels(self, vectors: Tensor) -> Tensor:
-        x = self.decoder(vectors).float()
-        return (x + 1) / 2 if self.config.normalised else x
-
     def _encode(self, images: Tensor) -> Tensor:
         return self._logits(images).argmax(1)
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        return self._pixels(rearrange(self.codebook(codes), "b h w c -> b c h w"))
 
 
 class Block(nn.Module):

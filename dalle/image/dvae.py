@@ -99,12 +99,15 @@ class DVAE(ImageTokenizer):
         }
         return Reconstruction(unmap_pixels(mean.sigmoid()), relaxed.argmax(1), losses)
 
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.decoder.vectors(codes)
+
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        mean, _ = self.decoder.from_vectors(vectors).chunk(2, dim=1)
+        return unmap_pixels(mean.sigmoid())
+
     def _encode(self, images: Tensor) -> Tensor:
         return self.encoder(map_pixels(images)).argmax(1)
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        mean, _ = self.decoder.from_codes(codes).chunk(2, dim=1)
-        return unmap_pixels(mean.sigmoid())
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -158,15 +161,17 @@ class Decoder(nn.Module):
     def forward(self, relaxed: Tensor) -> Tensor:
         with torch.autocast(relaxed.device.type, enabled=False):
             vectors = self.input(relaxed.to(self.input.weight.dtype))
-        return self._from_vectors(vectors)
+        return self.from_vectors(vectors)
 
-    def from_codes(self, codes: Tensor) -> Tensor:
-        """The same of hard codes [B, h, w]: the 1x1 convolution of a one-hot picks a column of its weight."""
+    def vectors(self, codes: Tensor) -> Tensor:
+        """What the first convolution makes of hard codes [B, h, w]: it picks a column of its weight. [B, C, h, w]."""
         assert self.input.bias is not None
         rows = F.embedding(codes, self.input.weight[:, :, 0, 0].t()) + self.input.bias
-        return self._from_vectors(rearrange(rows, "b h w c -> b c h w"))
+        return rearrange(rows, "b h w c -> b c h w")
 
-    def _from_vectors(self, x: Tensor) -> Tensor:
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        """The rest of it, from vectors [B, C, h, w]."""
+        x = vectors.to(self.output.weight.dtype)
         for index, group in enumerate(self.groups):
             x = group(F.interpolate(x, scale_factor=2.0, mode="nearest") if index else x)
         return self.output(F.relu(x)).float()

@@ -95,7 +95,35 @@ class ImageTokenizer(nn.Module, ABC):
                 f"codes run from {int(codes.min())} to {int(codes.max())}; "
                 f"this tokenizer has the codes 0 to {self.codebook_size - 1}"
             )
-        return self._decode(codes).float().clamp(0, 1)
+        return self.from_vectors(self.vectors(codes)).float().clamp(0, 1)
+
+    @abstractmethod
+    def vectors(self, codes: Tensor) -> Tensor:
+        """What the decoder reads in place of codes.
+
+        Args:
+            codes: int64 [B, h, w], each at least 0 and below `codebook_size`.
+
+        Returns:
+            Vectors, float [B, C, h, w]. Each depends on its own code only.
+        """
+
+    @abstractmethod
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        """The image of a grid of vectors, which need not be those of codes; gradients reach them.
+
+        Args:
+            vectors: float [B, C, h, w], any h and w.
+
+        Returns:
+            Float32 [B, 3, h * factor, w * factor] on the scale of [0, 1], not clamped.
+        """
+
+    @torch.no_grad()
+    def codebook_vectors(self) -> Tensor:
+        """The vectors of all codes, float32 [codebook_size, C]."""
+        codes = torch.arange(self.codebook_size, device=self.last_layer.device)
+        return self.vectors(codes[None, None])[0, :, 0].T.float()
 
     def after_update(self, reduce: Reduce | None = None) -> None:
         """Apply what the training passes since the last update have gathered (a learnt codebook overrides this).
@@ -109,9 +137,6 @@ class ImageTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _decode(self, codes: Tensor) -> Tensor: ...
 
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

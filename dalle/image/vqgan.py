@@ -101,7 +101,7 @@ class VQGAN(ImageTokenizer):
     def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
         self._check_images(images)
         quantized = self.quantize(self._latents(images), temperature)
-        return Reconstruction(self._images(quantized.vectors), quantized.codes, quantized.losses)
+        return Reconstruction(self.from_vectors(quantized.vectors), quantized.codes, quantized.losses)
 
     def after_update(self, reduce: Reduce | None = None) -> None:
         self.quantize.after_update(reduce)
@@ -109,19 +109,19 @@ class VQGAN(ImageTokenizer):
     def discard_gathered(self) -> None:
         self.quantize.discard_gathered()
 
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.quantize.lookup(codes)
+
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        weight = self.post_quant_conv.weight
+        return (self.decoder(self.post_quant_conv(vectors.to(weight.dtype))).float() + 1) / 2
+
     def _encode(self, images: Tensor) -> Tensor:
         return self.quantize.encode(self._latents(images))
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        return self._images(self.quantize.lookup(codes))
 
     def _latents(self, images: Tensor) -> Tensor:
         weight = self.quant_conv.weight
         return self.quant_conv(self.encoder((2 * images - 1).to(weight.dtype)))
-
-    def _images(self, vectors: Tensor) -> Tensor:
-        weight = self.post_quant_conv.weight
-        return (self.decoder(self.post_quant_conv(vectors.to(weight.dtype))).float() + 1) / 2
 
 
 def _quantizer(config: VQConfig | GumbelConfig | FSQConfig) -> Quantizer:

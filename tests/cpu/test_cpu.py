@@ -1,4 +1,4 @@
-"""Compiled code for the CPU: products, steps, attention and draws equal torch's own; without it all goes torch's way."""
+"""Compiled code for the CPU: products, steps, attention and draws equal torch's own; without it, torch's are taken."""
 
 from __future__ import annotations
 

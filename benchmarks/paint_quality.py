@@ -1,0 +1,109 @@
+"""Whether painting works on the models that ship: python benchmarks/paint_quality.py --judge FOLDER
+
+20 held-out captions (of test_pair, drawn by a fixed seed) are painted with the shipped CLIP. Another CLIP, which had no
+part in it, ranks 400 held-out captions by how well they fit each painting; the rank of a painting's own caption
+is the figure, and the same for the real pictures of the 20 captions. The judge is trained by
+
+    python train.py configs/emoji/clip.yaml run.seed=1 run.dir=runs/emoji-clip-judge
+
+and is then in runs/emoji-clip-judge/model. Paintings are kept in --out and not painted again, so that another judge
+costs nothing. Options of painting may follow as key=value, for example steps=80 start=white.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import dalle
+from dalle.clip import CLIP
+from dalle.config import apply_overrides
+from dalle.data.emoji import EmojiData, EmojiPairs
+from dalle.painting.inputs import to_tensor
+from dalle.painting.paint import CLIP_FOLDER
+from dalle.pictures import labelled_grid, write_png
+
+CAPTIONS = 400
+
+
+def held_out(count: int, seed: int) -> tuple[list[str], list[Image.Image], list[str]]:
+    """Captions to paint, their real pictures, and the captions that they are told from (theirs among them)."""
+    pairs = EmojiPairs(EmojiData(), "test_pair")
+    others = EmojiPairs(EmojiData(), "test_block")
+    first = {pairs.canonical_caption(index): index for index in reversed(range(len(pairs)))}
+    rest = [others.canonical_caption(index) for index in range(len(others))]
+    captions = list(dict.fromkeys([*sorted(first, key=lambda caption: first[caption]), *rest]))[:CAPTIONS]
+    chosen = random.Random(seed).sample([caption for caption in captions if caption in first], count)
+    pictures = [Image.fromarray(pairs.pair(first[caption], 0).image) for caption in chosen]
+    return chosen, pictures, captions
+
+
+@torch.inference_mode()
+def ranks(judge: CLIP, pictures: list[Image.Image], own: list[str], captions: list[str]) -> list[int]:
+    """The place of each picture's own caption among all, 1 for the best."""
+    side = judge.config.image_size
+    seen = judge.encode_image(torch.cat([to_tensor(picture, side, side) for picture in pictures]))
+    scores: Tensor = seen @ judge.encode_text(captions).T  # [pictures, captions]
+    places = torch.tensor([captions.index(caption) for caption in own])
+    mine = scores.gather(1, places[:, None])
+    better: list[int] = (scores > mine).sum(1).tolist()
+    return [1 + count for count in better]
+
+
+def told(name: str, found: list[int]) -> str:
+    share = sum(rank <= 10 for rank in found)
+    return f"{name}: own caption in the top 10 for {share} of {len(found)}, median rank {statistics.median(found):g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--judge", help="folder of a CLIP other than the shipped one; none: only paint")
+    parser.add_argument("--count", type=int, default=20, help="captions to paint (%(default)s)")
+    parser.add_argument("--choice", type=int, default=0, help="seed of the choice of captions (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/paint-quality"), help="where paintings are kept")
+    parser.add_argument("--sheet", type=Path, help="write a picture of all paintings, real ones beside them")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="options of painting")
+    args = parser.parse_args()
+    options = apply_overrides({}, args.options)
+    chosen, real, captions = held_out(args.count, args.choice)
+    args.out.mkdir(parents=True, exist_ok=True)
+    painted = []
+    for number, caption in enumerate(chosen):
+        file = args.out / f"{args.choice}-{number:02d}.png"
+        if not file.is_file():
+            start = time.perf_counter()
+            made = dalle.paint(caption, **options)
+            write_png(made.image, file, {"prompt": caption})
+            print(f"{caption}: {time.perf_counter() - start:.0f} s, distance {made.losses[-1]['clip']:.3f}", flush=True)
+        painted.append(Image.open(file).convert("RGB"))
+    if args.judge is None:
+        return
+    judge, own = dalle.load_clip(args.judge), dalle.load_clip(CLIP_FOLDER)
+    found, of_real = (ranks(judge, pictures, chosen, captions) for pictures in (painted, real))
+    for caption, rank, beside in zip(chosen, found, of_real, strict=True):
+        print(f"{rank:4d}  (real picture {beside:3d})  {caption}")
+    print(told("painted", found))
+    print(told("real pictures", of_real))
+    print(told("painted, by the CLIP that was optimised", ranks(own, painted, chosen, captions)))
+    if args.sheet is not None:
+        half = -(-len(chosen) // 2)
+        rows = [
+            (caption, [painting, picture], [f"painted: {rank}", f"real: {beside}"])
+            for caption, painting, picture, rank, beside in zip(chosen, painted, real, found, of_real, strict=True)
+        ]
+        sheets = [labelled_grid(part) for part in (rows[:half], rows[half:])]
+        sheet = Image.new("RGB", (sum(s.width for s in sheets), max(s.height for s in sheets)), "white")
+        sheet.paste(sheets[0], (0, 0))
+        sheet.paste(sheets[1], (sheets[0].width, 0))
+        sheet.convert("P", palette=Image.Palette.ADAPTIVE).save(args.sheet, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Random changes of cutouts, by kornia: those that VQGAN-CLIP's users rely on, in its strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def augmentation(names: Sequence[str], strength: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """A random change of images [B, 3, H, W] in [0, 1], other for each image, with gradients.
+
+    Args:
+        names: of dalle.painting.options.AUGMENTS, in the order in which they are applied.
+        strength: of all of them, above 0 and at most 5; 1 is about that of VQGAN-CLIP.
+
+    Raises:
+        ValueError: kornia is not installed.
+    """
+    try:
+        import kornia.augmentation as kornia
+    except ImportError:
+        raise ValueError(
+            'augmentations of cutouts need kornia: pip install "dalle[paint]", or paint without them (augment=none)'
+        ) from None
+    s, share = strength, min(strength, 2.0)  # twice as large, an erased part may be nearly all of the picture
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "affine": lambda: kornia.RandomAffine(
+            degrees=15 * s, translate=(0.1 * s, 0.1 * s), shear=5 * s, p=0.7, padding_mode="border"
+        ),
+        "perspective": lambda: kornia.RandomPerspective(distortion_scale=min(0.5 * s, 1), p=0.7),
+        "jitter": lambda: kornia.ColorJitter(
+            brightness=0.1 * s, contrast=0.1 * s, saturation=0.1 * s, hue=min(0.1 * s, 0.5), p=0.7
+        ),
+        "sharpness": lambda: kornia.RandomSharpness(sharpness=0.3 * s, p=0.5),
+        "noise": lambda: _Noise(0.1 * s),
+        "erasing": lambda: kornia.RandomErasing(
+            scale=(0.1 * share, 0.4 * share), ratio=(0.3, 1 / 0.3), value=1.0, p=0.5
+        ),
+    }
+    return nn.Sequential(*(makers[name]() for name in names))
+
+
+class _Noise(nn.Module):
+    """Gaussian noise whose strength is drawn anew for each image, up to `most`."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, images: Tensor) -> Tensor:
+        strength = self.most * torch.rand(len(images), 1, 1, 1, device=images.device)
+        return images + strength * torch.randn_like(images)

@@ -1,0 +1,170 @@
+"""What a painting is made with: the options of `dalle paint` and `dalle.paint`. Brings in no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Literal
+
+from dalle.config import config
+
+PRESETS = {"draft": (100, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
+AUGMENTS = ("affine", "perspective", "jitter", "sharpness", "noise", "erasing")
+LARGEST = 2**26  # pixels of a picture
+
+
+@config
+class PaintOptions:
+    prompt: str = ""
+    """What to paint: "TEXT:WEIGHT | TEXT:WEIGHT ^ TEXT", parts with weights (1 if not given, below 0 to keep away
+    from), phases that follow each other between ^."""
+    preset: Literal["draft", "good", "best"] = "good"
+    """How much work goes into it: steps and cutouts where these are not given."""
+    steps: int | None = None
+    """Updates; the preset's if not given."""
+    cutouts: int | None = None
+    """Cutouts of the picture that each CLIP looks at in a step; the preset's if not given."""
+    seed: int = 0
+    """The same seed and options paint the same picture."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels, multiples of the tokenizer's factor; what the tokenizer was made for if not given."""
+    drawer: Literal["vqgan", "pixels", "fft"] = "vqgan"
+    """What is optimised: the vectors of an image tokenizer's codes (a dVAE's too), pixels, or a Fourier spectrum."""
+    image_tokenizer: str | None = None
+    """Folder, file or hub id of the image tokenizer; the emoji VQGAN that ships if not given."""
+    clip: tuple[str, ...] = ()
+    """Folder, file or hub id of the CLIP; the emoji CLIP that ships if not given; several look together."""
+    image_prompt: tuple[str, ...] = ()
+    """FILE:WEIGHT, a picture that the painting shall resemble to CLIP; may be repeated."""
+    noise_prompt: tuple[str, ...] = ()
+    """SEED:WEIGHT, a random direction to lean to; may be repeated."""
+    change_every: int | None = None
+    """Steps after which the next of the prompts between ^ holds; all for the same time if not given."""
+    init: Path | None = None
+    """Picture to start from; it is cut to the painting's shape and resized."""
+    start: Literal["codes", "noise", "gradient", "grey", "white"] = "white"
+    """What to start from without --init: random codes (a smooth random picture for the other drawers), coloured noise,
+    a gradient of random colours, or one tone (the emoji are on white; VQGAN-CLIP starts from codes)."""
+    init_weight: float = 0.0
+    """Pull back towards the start."""
+    init_decay: int = 50
+    """Steps in which that pull halves; 0: it stays."""
+    mask: Path | None = None
+    """Picture of the size of --init, white where it is painted; all else stays as it is."""
+    optimizer: Literal["adam", "adamw", "adamax", "adagrad", "nadam", "radam", "rmsprop"] = "adam"
+    """Of torch.optim."""
+    lr: float | None = None
+    """Learning rate; if not given 0.02 for pixels, 0.05 for fft, and for vqgan a share of the size of its codes."""
+    average: float = 0.95
+    """Moving average of what is optimised, which is what the picture shows; 0: none."""
+    cutout: tuple[Literal["random", "pool", "whole"], ...] = ("random",)
+    """Kinds of cutouts, which share their number: squares of random size and place, or all of the picture squeezed to
+    a square by means and maxima (pool) or by means (whole); may be repeated."""
+    cut_min: float = 0.7
+    """Smallest random cutout, as a share of the shorter side."""
+    cut_power: float = 1.0
+    """Above 1: smaller cutouts more often."""
+    augment: str = "affine,perspective,jitter,noise,erasing"
+    """What is done to cutouts, by commas: affine, perspective, jitter, sharpness, noise, erasing; or none."""
+    augment_strength: float = 0.6
+    """Strength of these changes; 1 is that of VQGAN-CLIP."""
+    cutout_batch: int | None = None
+    """Cutouts that CLIP sees at a time, to save memory; all if not given. The picture does not depend on it."""
+    tv: float = 0.0
+    """Weight of the total variation: smooths."""
+    saturation: float = 0.0
+    """Weight of the saturation: above 0 more colourful, below 0 less."""
+    tile: int = 512
+    """Larger pictures than this many pixels a side are decoded in overlapping tiles."""
+    frame_every: int = 1
+    """Steps from one frame of the video to the next."""
+    zoom: float = 1.0
+    """Enlargement from frame to frame, for example 1.02."""
+    rotate: float = 0.0
+    """Turn from frame to frame, in degrees, counter-clockwise."""
+    shift_x: float = 0.0
+    """Shift to the right from frame to frame, in pixels."""
+    shift_y: float = 0.0
+    """Shift downwards from frame to frame, in pixels."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of CLIP."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "cutouts", "change_every", "cutout_batch", "frame_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: give 1 or more")
+        for name in (
+            "init_weight",
+            "tv",
+            "saturation",
+            "lr",
+            "zoom",
+            "rotate",
+            "shift_x",
+            "shift_y",
+            "cut_power",
+            "augment_strength",
+        ):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: give a finite number")
+        for name in ("lr", "zoom", "cut_power", "augment_strength", "tile"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}: give a number above 0")
+        for name in ("init_weight", "init_decay", "tv"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}: give a number from 0 to 2^63 - 1")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}: give at least 0 and less than 1")
+        if not 0 < self.cut_min <= 1:
+            raise ValueError(f"cut_min is {self.cut_min}: give a share above 0, and at most 1")
+        if self.augment_strength > 5:
+            raise ValueError(f"augment_strength is {self.augment_strength}: give 5 at most")
+        if not self.cutout:
+            raise ValueError("cutout is empty: give random, pool or whole")
+        if self.mask is not None and self.init is None:
+            raise ValueError("mask needs init: the picture of which something stays")
+        self.augments  # noqa: B018, checked now
+        self.extent  # noqa: B018
+
+    @property
+    def updates(self) -> int:
+        """Steps."""
+        return PRESETS[self.preset][0] if self.steps is None else self.steps
+
+    @property
+    def views(self) -> int:
+        """Cutouts."""
+        return PRESETS[self.preset][1] if self.cutouts is None else self.cutouts
+
+    @property
+    def augments(self) -> tuple[str, ...]:
+        """Names of the augmentations, in the order in which they are applied."""
+        names = [] if self.augment == "none" else [name.strip() for name in self.augment.split(",")]
+        for name in names:
+            if name not in AUGMENTS:
+                raise ValueError(f"augment has {name!r}: choose from {', '.join(AUGMENTS)}, or none")
+        return tuple(name for name in AUGMENTS if name in names)
+
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        """Width and height; None: the tokenizer's own."""
+        if self.size is None:
+            return None
+        found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", self.size)
+        if found is None:
+            raise ValueError(f"size is {self.size!r}: give WIDTHxHEIGHT in pixels, for example 256x256")
+        width, height = int(found[1]), int(found[2])
+        if not 0 < width * height <= LARGEST:
+            raise ValueError(f"size is {self.size}: give from 1 to {LARGEST:,} pixels in all")
+        return width, height
+
+    @property
+    def moves(self) -> bool:
+        """Whether the picture is moved from frame to frame."""
+        return (self.zoom, self.rotate, self.shift_x, self.shift_y) != (1, 0, 0, 0)

@@ -1,0 +1,97 @@
+"""Prompts of a painting: weighted texts, pictures and noise, and when each of them holds. Knows nothing of CLIP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One thing to come near to, or with a weight below 0 to keep away from."""
+
+    kind: Literal["text", "image", "noise"]
+    content: str  # the text; the file; the seed
+    weight: float = 1.0
+
+
+def parse_text(prompt: str) -> list[list[Prompt]]:
+    """Phases that follow each other, each a list of weighted texts: "a dog:2 | oil painting:0.5 ^ a cat".
+
+    A weight is a number after the last colon; a text without one has weight 1. A text that itself ends in a colon
+    and a number is written with its weight: "the clock at 12:30:1".
+
+    Raises:
+        ValueError: nothing to paint, or a weight without a text.
+    """
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: say what to paint, for example 'a red heart | 3d style:0.5'")
+    phases = []
+    for phase in prompt.split("^"):
+        if not phase.strip():
+            raise ValueError(f"the prompt {prompt!r} has nothing on one side of ^: say what to paint in each phase")
+        phases.append([Prompt("text", *_weighted(part, f"the prompt {prompt!r}")) for part in phase.split("|")])
+    return phases
+
+
+def parse_images(given: Sequence[str]) -> list[Prompt]:
+    """Pictures as FILE or FILE:WEIGHT."""
+    prompts = []
+    for text in given:
+        whole = Path(text).is_file()  # a file may itself be called picture:2
+        file, weight = (text, 1.0) if whole else _weighted(text, f"the image prompt {text!r}")
+        prompts.append(Prompt("image", file, weight))
+    return prompts
+
+
+def parse_noise(given: Sequence[str]) -> list[Prompt]:
+    """Random directions as SEED or SEED:WEIGHT."""
+    prompts = []
+    for text in given:
+        seed, weight = _weighted(text, f"the noise prompt {text!r}")
+        if not re.fullmatch(r"\d{1,18}", seed):
+            raise ValueError(f"the noise prompt {text!r} has the seed {seed!r}: give a whole number, as in 7:0.2")
+        prompts.append(Prompt("noise", seed, weight))
+    return prompts
+
+
+def check_weights(phases: Sequence[Sequence[Prompt]], from_picture: bool) -> None:
+    """Refuse phases in which nothing is asked for, unless a picture is there to begin with.
+
+    Raises:
+        ValueError: no weight of a phase is above 0.
+    """
+    for phase in phases:
+        if not any(prompt.weight > 0 for prompt in phase) and not from_picture:
+            texts = " | ".join(prompt.content for prompt in phase)
+            raise ValueError(
+                f"no prompt has a weight above 0 ({texts}): say what to paint, or give a picture to start from (init)"
+            )
+
+
+def phase_of(step: int, steps: int, phases: int, change_every: int | None) -> int:
+    """Which phase holds in a step; after the last one the first follows again.
+
+    Args:
+        step: from 0 to `steps` - 1.
+        steps: of the whole painting.
+        phases: how many there are.
+        change_every: steps of a phase; None: all are equally long.
+    """
+    return step * phases // steps if change_every is None else step // change_every % phases
+
+
+def _weighted(part: str, where: str) -> tuple[str, float]:
+    """ "text:0.5" to text and weight."""
+    text, colon, number = part.strip().rpartition(":")
+    if not colon or not _NUMBER.fullmatch(number.strip()):
+        text, number = part.strip(), "1"
+    if not text.strip():
+        missing = "a weight without a text" if part.strip() else "an empty part"
+        raise ValueError(f"{where} has {missing}: write what is meant before the weight, as in 'a red heart:0.5'")
+    return text.strip(), float(number)

@@ -1,0 +1,73 @@
+"""Frames to a video: MP4 by PyAV (the extra `video`), GIF and WebP by Pillow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SUFFIXES = (".mp4", ".gif", ".webp")
+
+
+def check_video(path: Path) -> None:
+    """Refuse a video that could not be written, before anything is painted.
+
+    Raises:
+        ValueError: of another kind, or PyAV is not installed.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{path}: no video of this kind is written here; give a name that ends in {', '.join(SUFFIXES)}"
+        )
+    if path.suffix.lower() == ".mp4":
+        _av()
+
+
+def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
+    """Write picture files of one size as a video, whole or not at all.
+
+    Args:
+        frames: at least one.
+        path: ends in one of SUFFIXES.
+        fps: frames a second.
+
+    Raises:
+        ValueError: as `check_video`.
+    """
+    check_video(path)
+    part = path.with_name(f".part-{path.name}")  # the ending tells the format
+    try:
+        if path.suffix.lower() == ".mp4":
+            _write_mp4(frames, part, fps)
+        else:
+            first, *others = [Image.open(frame).convert("RGB") for frame in frames]
+            first.save(part, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_mp4(frames: Sequence[Path], path: Path, fps: int) -> None:
+    with _av().open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "17"})
+        for number, frame in enumerate(frames):
+            picture = Image.open(frame).convert("RGB")
+            if number == 0:  # H.264 halves colours across and down: sides must be even
+                stream.width, stream.height = picture.width - picture.width % 2, picture.height - picture.height % 2
+                stream.pix_fmt = "yuv420p"
+            file.mux(stream.encode(_av().VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))))
+        file.mux(stream.encode())
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            'MP4 videos need PyAV: pip install "dalle[video]", or give a name that ends in .gif or .webp'
+        ) from None
+    return av
