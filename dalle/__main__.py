@@ -9,12 +9,22 @@ from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
 
-COMMANDS = ("eval", "export", "convert", "inspect")  # modules of dalle/commands, in the order of --help
+COMMANDS = (
+    "eval",
+    "eval_classify",
+    "classify",
+    "export",
+    "convert",
+    "inspect",
+)  # modules of dalle/commands, in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:2] == ["eval", "classify"]:  # a command of two words: a folder of that name is ./classify
+        words[:2] = ["eval classify"]
+    args = _parser().parse_args(words)
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import dalle
 from dalle.__main__ import main
@@ -56,6 +57,42 @@ def test_export_keeps_the_weights_as_near_as_their_storage_allows(
     assert torch.isfinite(torch.tensor(pipe("a red circle")[0].scores)).all()
 
 
+def test_classify_prints_what_the_classifier_gives(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Image.effect_noise((9, 9), 30 * number + 1).convert("RGB").save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom")
+    classifier = dalle.ZeroShotClassifier.from_pretrained(["दिल", "star"], run / "clip", ["a {}"], "cpu")
+    options = ["--labels", "दिल,star", "--clip", str(run / "clip"), "--template", "a {}", "--device", "cpu"]
+    assert main(["classify", str(tmp_path), *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    bad, *rest = json.loads(out)["pictures"][-1:] + json.loads(out)["pictures"][:-1]
+    assert bad["picture"] == str(tmp_path / "bad.jpg") and "error" in bad and "skipped" in err
+    for number, found in enumerate(rest):
+        (expected,) = classifier(tmp_path / f"{number}.png")
+        assert [one["label"] for one in found["labels"]] == expected.labels
+        assert [one["probability"] for one in found["labels"]] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert main(["classify", str(tmp_path / "0.png"), *options, "--top", "1"]) == 0
+    title, line = capsys.readouterr().out.splitlines()
+    assert title == str(tmp_path / "0.png") and line.split()[1] == classifier(tmp_path / "0.png")[0].labels[0]
+
+
+def test_eval_classify_prints_figures_and_writes_the_confusion(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--by", "group", "--split", "test_block", "--clip", str(run / "clip"), "--device", "cpu"]
+    assert main(["eval", "classify", "emoji", *options, "--confusion", str(tmp_path / "new" / "c.png")]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "emoji, 121 images, 8 labels" and [line.split()[0] for line in lines][:2] == ["top_1", "top_5"]
+    assert Image.open(tmp_path / "new" / "c.png").width > 8 * 40
+    assert main(["eval", "classify", "emoji", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert float(lines[0].split()[1]) == pytest.approx(found["top_1"], abs=1e-4)
+    assert sum(map(sum, found["confusion"])) == found["images"] == 121
+
+
 WRONG = {
     "nothing there": (["eval", "./nowhere"], "nowhere: no such file or folder"),
     "no weights": (["eval", "EMPTY", *SHAPES], "has no config.yaml"),
@@ -71,6 +108,20 @@ WRONG = {
     "unknown command": (["evaluate"], "invalid choice: 'evaluate'"),
     "export of nothing": (["export", "EMPTY", "OUT"], "has no config.yaml"),
     "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),
+    "no labels": (["classify", "FILE"], "no labels: give --labels"),
+    "one label": (["classify", "FILE", "--labels", "a"], "1 label: give 2 at least"),
+    "labels twice over": (["classify", "FILE", "--labels", "a,b", "--labels-file", "FILE"], "give one of them"),
+    "templates twice over": (
+        ["classify", "FILE", "--labels", "a,b", "--template", "{}", "--templates", "plain"],
+        "both",
+    ),
+    "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected a label a line"),
+    "empty folder": (["classify", "EMPTY", "--labels", "a,b"], "holds no pictures"),
+    "no picture there": (["classify", "./nowhere", "--labels", "a,b"], "no such file or folder"),
+    "an empty picture": (["classify", "FILE", "--labels", "a,b", "--clip", "CLIP"], "file: the file is empty"),
+    "no CLIP": (["classify", "FILE", "--labels", "a,b", "--clip", "RUN"], "holds a DALL-E, expected a CLIP"),
+    "no classes": (["eval", "classify", "EMPTY"], "holds no pictures"),
+    "no such split": (["eval", "classify", "emoji", "--split", "dev"], "split 'dev' is unknown"),
     "out is a file": (["export", "RUNS", "FILE/out"], "File exists"),
 }
 
@@ -81,6 +132,7 @@ def test_wrong_inputs_are_one_line(run: Path, name: str, tmp_path: Path, capsys:
     (tmp_path / "file").write_text("")
     broken = make_broken(run / "image_tokenizer", tmp_path / "broken")
     places = {"EMPTY": tmp_path / "empty", "BROKEN": broken, "RUNS": run, "RUN": run / "model", "OUT": tmp_path / "out"}
+    places |= {"CLIP": run / "clip", "FILE": tmp_path / "file"}
     arguments, message = WRONG[name]
     arguments = [str(places.get(a, a)).replace("FILE", str(tmp_path / "file")) for a in arguments]
     try:
