@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
     from dalle.pipeline import TextToImage
+    from dalle.search import ImageIndex
     from dalle.zeroshot import ZeroShotClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ImageIndex",
     "TextToImage",
     "ZeroShotClassifier",
     "__version__",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ImageIndex": "dalle.search",
     "TextToImage": "dalle.pipeline",
     "ZeroShotClassifier": "dalle.zeroshot",
     "load_clip": "dalle.loading",

@@ -9,14 +9,8 @@ from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
 
-COMMANDS = (
-    "eval",
-    "eval_classify",
-    "classify",
-    "export",
-    "convert",
-    "inspect",
-)  # modules of dalle/commands, in the order of --help
+COMMANDS = ("eval", "eval_classify", "classify", "index", "search", "export", "convert", "inspect")
+"""Modules of dalle/commands, in the order of --help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

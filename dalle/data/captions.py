@@ -17,7 +17,7 @@ STYLES = {
 }
 
 # group of emoji -> words for what is in it; no caption names a group
-GROUPS = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "smileys-emotion": ("face", "smiling face", "sad face", "cat face", "heart", "emotion"),
     "people-body": ("person", "man", "woman", "family", "hand", "part of the body"),
     "animals-nature": ("animal", "bird", "fish", "insect", "flower", "plant"),

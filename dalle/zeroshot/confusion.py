@@ -42,9 +42,9 @@ def confusion_picture(counts: Tensor, labels: list[str]) -> Image.Image:
                 (left, top, left + cell - 1, top + cell - 1), fill=colour, outline="lightgrey" if named else None
             )
             if counts[row, column] and cell >= 32:
-                middle = (left + cell / 2, top + cell / 2)
+                centre = (left + cell / 2, top + cell / 2)
                 ink = "white" if share > 0.5 else "black"
-                draw.text(middle, str(int(counts[row, column])), fill=ink, font=font, anchor="mm")
+                draw.text(centre, str(int(counts[row, column])), fill=ink, font=font, anchor="mm")
     for number, name in enumerate(names):
         middle = margin + number * cell + cell // 2
         sheet.paste("black", (margin - _GAP - name.width, middle - name.height // 2), name)
