@@ -83,7 +83,7 @@ def update(
             raise ValueError(f"none of {len(items) or len(broken)} pictures can be read: {broken[0]}")
         made = Manifest(clip_name, clip_hash, clip.config.embed_dim, len(kept), wanted, ("", 0), None, 1)
         if there is not None:
-            made = replace(made, clip=there.clip, generation=there.generation + 1)
+            made = replace(made, clip=clip_name or there.clip, generation=there.generation + 1)
         _write(folder, made, kept, known, there)
         unchanged = sum(known.is_old(item) for item in kept)
         dropped = len(known.before) - sum(item.identity in known.before for item in kept)

@@ -111,7 +111,7 @@ class ImageIndex:
         """
         place = Path(folder).expanduser()
         sources = [source if isinstance(source, Source) else Source(str(source)) for source in pictures]
-        name = "" if clip is None or isinstance(clip, CLIP) else str(clip)
+        name = "" if clip is None or isinstance(clip, CLIP) else _lasting(clip)
         if clip is None and (place / store.NAME).exists():
             name = store.read_manifest(place).clip
         own = clip if isinstance(clip, CLIP) else load_clip(name or SHIPPED / "clip", pick_device(device))
@@ -286,6 +286,12 @@ class ImageIndex:
     def _hit(self, row: int, score: float) -> Hit:
         found = self.table.row(row, ("path", "caption", "width", "height", "sha256"))
         return Hit(score=min(score, 1.0), number=row, **found)
+
+
+def _lasting(source: str | Path) -> str:
+    """Where weights are, by a name that holds wherever a command is run; a hub id as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else str(source)
 
 
 def _several(given: _One | Sequence[_One]) -> list[_One]:
