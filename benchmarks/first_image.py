@@ -1,4 +1,4 @@
-"""From the command to the first PNG, and where the time goes: python benchmarks/first_image.py [--n 1 16] [--model FOLDER]
+"""From the command to the first PNG, and where the time goes: python benchmarks/first_image.py [--n 1 16]
 
 Runs sample.py as a user does, in a process of its own, and times its parts: starting Python and importing, loading,
 drawing codes, turning codes into pixels with CLIP's scores, writing files. The median of some runs; --help apart.

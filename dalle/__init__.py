@@ -9,11 +9,15 @@ if TYPE_CHECKING:
     from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
     from dalle.painting.paint import paint
     from dalle.pipeline import TextToImage
+    from dalle.search import ImageIndex
+    from dalle.zeroshot import ZeroShotClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ImageIndex",
     "TextToImage",
+    "ZeroShotClassifier",
     "__version__",
     "load_clip",
     "load_image_tokenizer",
@@ -23,7 +27,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ImageIndex": "dalle.search",
     "TextToImage": "dalle.pipeline",
+    "ZeroShotClassifier": "dalle.zeroshot",
     "load_clip": "dalle.loading",
     "load_image_tokenizer": "dalle.loading",
     "load_model": "dalle.loading",

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from dalle.config import CommandLine, refuse
 
 # Modules of dalle/commands, in the order of --help.
-COMMANDS = ("encode", "plan", "eval", "export", "convert", "inspect", "paint")
+COMMANDS = (
+    *("encode", "plan", "eval", "eval_classify", "export", "convert", "inspect"),
+    *("classify", "index", "search", "paint"),
+)
 _PAIRS = ("overrides", "data", "given")  # what the commands call their key=value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
-    args = _parsed(argv)
+    args = _parsed(list(sys.argv[1:] if argv is None else argv))
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)
@@ -28,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parsed(words: list[str]) -> argparse.Namespace:
     """Arguments, in which key=value may stand anywhere; argparse takes positional ones only together."""
+    if words[:2] == ["eval", "classify"]:  # a command of two words: a folder of that name is ./classify
+        words[:2] = ["eval classify"]
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(words)
     pairs: list[str] | None = next((getattr(args, name) for name in _PAIRS if hasattr(args, name)), None)
     if rest and (pairs is None or any(text.startswith("-") or "=" not in text for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -126,6 +126,37 @@ def retrieval(image_embeds: Tensor, text_embeds: Tensor, ks: Sequence[int] = (1,
     return figures
 
 
+def accuracy(scores: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """How often the right class is among the k with the highest scores.
+
+    A class that ties with a wrong one is counted behind it, as in `retrieval`.
+
+    Args:
+        scores: [N, L] of L classes.
+        targets: int64 [N], the right ones.
+        ks: each at least 1.
+
+    Returns:
+        `top_k` for each k, in [0, 1].
+    """
+    rank = (scores >= scores.gather(1, targets[:, None])).sum(1)  # 1 is best; the right class counts itself
+    return {f"top_{k}": (rank <= k).double().mean().item() for k in ks}
+
+
+def confusion(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """How many samples of each class (row) were put to each class (column).
+
+    Args:
+        predicted: int64 [N].
+        targets: int64 [N].
+        classes: L.
+
+    Returns:
+        int64 [L, L]
+    """
+    return torch.bincount(targets * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Frechet distance of the Gaussians fitted to two sets of features (the formula of FID, arXiv 1706.08500).
 

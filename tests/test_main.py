@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import dalle
 from dalle.__main__ import main
@@ -56,6 +57,85 @@ def test_export_keeps_the_weights_as_near_as_their_storage_allows(
     assert torch.isfinite(torch.tensor(pipe("a red circle")[0].scores)).all()
 
 
+def test_classify_prints_what_the_classifier_gives(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Image.effect_noise((9, 9), 30 * number + 1).convert("RGB").save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom")
+    classifier = dalle.ZeroShotClassifier.from_pretrained(["दिल", "star"], run / "clip", ["a {}"], "cpu")
+    options = ["--labels", "दिल,star", "--clip", str(run / "clip"), "--template", "a {}", "--device", "cpu"]
+    assert main(["classify", str(tmp_path), *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    bad, *rest = json.loads(out)["pictures"][-1:] + json.loads(out)["pictures"][:-1]
+    assert bad["picture"] == str(tmp_path / "bad.jpg") and "error" in bad and "skipped" in err
+    for number, found in enumerate(rest):
+        (expected,) = classifier(tmp_path / f"{number}.png")
+        assert [one["label"] for one in found["labels"]] == expected.labels
+        assert [one["probability"] for one in found["labels"]] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert main(["classify", str(tmp_path / "0.png"), *options, "--top", "1"]) == 0
+    title, line = capsys.readouterr().out.splitlines()
+    assert title == str(tmp_path / "0.png") and line.split()[1] == classifier(tmp_path / "0.png")[0].labels[0]
+
+
+def test_eval_classify_prints_figures_and_writes_the_confusion(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--by", "group", "--split", "test_block", "--clip", str(run / "clip"), "--device", "cpu"]
+    assert main(["eval", "classify", "emoji", *options, "--confusion", str(tmp_path / "new" / "c.png")]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "emoji, 121 images, 8 labels" and [line.split()[0] for line in lines][:2] == ["top_1", "top_5"]
+    assert Image.open(tmp_path / "new" / "c.png").width > 8 * 40
+    assert main(["eval", "classify", "emoji", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert float(lines[0].split()[1]) == pytest.approx(found["top_1"], abs=1e-4)
+    assert sum(map(sum, found["confusion"])) == found["images"] == 121
+
+
+@pytest.fixture(scope="module")
+def index(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of five pictures with captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(5):
+        Image.effect_noise((9, 9), 30 * number + 1).convert("RGB").save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"दिल {number}\n", encoding="utf-8")
+    out = tmp_path_factory.mktemp("out") / "index"
+    assert main(["index", str(folder), "--out", str(out), "--clip", str(run / "clip"), "--device", "cpu"]) == 0
+    return out
+
+
+def test_index_and_search(index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["index", "--out", str(index), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["pictures"], told["unchanged"], told["embedded"], told["broken"]) == (5, 5, 0, [])
+    assert main(["index", "--out", str(index), "--export", str(tmp_path / "out.parquet")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out.parquet'}: 5 vectors\n"
+    assert main(["search", str(index), "दिल", "--minus", "a star", "--top", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["query"] == "दिल − a star" and len(found["found"]) == 3
+    assert main(["search", str(index), "दिल", "--minus", "a star", "--top", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [hit["path"] for hit in found["found"]]
+    assert main(["search", str(index), "a", "--html", str(tmp_path / "a.html")]) == 0
+    assert (tmp_path / "a.html").read_text(encoding="utf-8").count("<figure>") == 5
+    assert main(["search", str(index), "--image", found["found"][0]["path"], "--captions"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 5  # after the name of the page
+    assert main(["search", str(index), "--duplicates", "1"]) == 0
+
+
+def test_show_opens_a_page_where_there_is_a_browser(
+    index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)) or len(opened) == 1)
+    assert main(["search", str(index), "a", "--show"]) == 0 and opened[0].endswith("found.html")
+    capsys.readouterr()
+    assert main(["search", str(index), "a", "--show"]) == 2
+    assert "no browser could be opened" in capsys.readouterr().err
+
+
 WRONG = {
     "nothing there": (["eval", "./nowhere"], "nowhere: no such file or folder"),
     "no weights": (["eval", "EMPTY", *SHAPES], "has no config.yaml"),
@@ -71,16 +151,42 @@ WRONG = {
     "unknown command": (["evaluate"], "invalid choice: 'evaluate'"),
     "export of nothing": (["export", "EMPTY", "OUT"], "has no config.yaml"),
     "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),
+    "no labels": (["classify", "FILE"], "no labels: give --labels"),
+    "one label": (["classify", "FILE", "--labels", "a"], "1 label: give 2 at least"),
+    "labels twice over": (["classify", "FILE", "--labels", "a,b", "--labels-file", "FILE"], "give one of them"),
+    "templates twice over": (
+        ["classify", "FILE", "--labels", "a,b", "--template", "{}", "--templates", "plain"],
+        "both",
+    ),
+    "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected a label a line"),
+    "empty folder": (["classify", "EMPTY", "--labels", "a,b"], "holds no pictures"),
+    "no picture there": (["classify", "./nowhere", "--labels", "a,b"], "no such file or folder"),
+    "an empty picture": (["classify", "FILE", "--labels", "a,b", "--clip", "CLIP"], "file: the file is empty"),
+    "no CLIP": (["classify", "FILE", "--labels", "a,b", "--clip", "RUN"], "holds a DALL-E, expected a CLIP"),
+    "no index": (["search", "./nowhere", "a"], "no index: make one with"),
+    "no query": (["search", "INDEX"], "no query: give a text, a picture, or both"),
+    "captions of nothing": (["search", "INDEX", "--captions"], "--captions goes with one --image"),
+    "a filter that is none": (["search", "INDEX", "a", "--where", "colour=red"], "filter 'colour=red'"),
+    "html and json": (["search", "INDEX", "a", "--html", "x", "--json"], "not allowed with"),
+    "another CLIP": (["search", "INDEX", "a", "--clip", "models/emoji/clip"], "was made with another CLIP"),
+    "nothing to index": (["index", "--out", "OUT"], "say which pictures are to be indexed"),
+    "index of nothing": (["index", "EMPTY", "--out", "INDEX"], "holds no pictures"),
+    "index over other things": (["index", "EMPTY", "--out", "RUNS"], "holds other things than an index"),
+    "no classes": (["eval", "classify", "EMPTY"], "holds no pictures"),
+    "no such split": (["eval", "classify", "emoji", "--split", "dev"], "split 'dev' is unknown"),
     "out is a file": (["export", "RUNS", "FILE/out"], "File exists"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_are_one_line(
+    run: Path, index: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     broken = make_broken(run / "image_tokenizer", tmp_path / "broken")
     places = {"EMPTY": tmp_path / "empty", "BROKEN": broken, "RUNS": run, "RUN": run / "model", "OUT": tmp_path / "out"}
+    places |= {"CLIP": run / "clip", "FILE": tmp_path / "file", "INDEX": index}
     arguments, message = WRONG[name]
     arguments = [str(places.get(a, a)).replace("FILE", str(tmp_path / "file")) for a in arguments]
     try:

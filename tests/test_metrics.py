@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.metrics import CodebookUse, frechet_distance, psnr, retrieval, ssim
+from dalle.metrics import CodebookUse, accuracy, confusion, frechet_distance, psnr, retrieval, ssim
 
 
 def pictures(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -123,3 +123,18 @@ def test_frechet_distance_with_fewer_samples_than_features() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="2 samples or more"):
         frechet_distance(a[:1], b)
+
+
+def test_accuracy_and_confusion_are_those_of_a_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(40, 7, generator=generator)
+    targets = torch.randint(0, 7, (40,), generator=generator)
+    scores[0] = 0.5  # ties count as wrong
+    hits = {1: 0, 5: 0}
+    counts = torch.zeros(7, 7, dtype=torch.int64)
+    for row, target in zip(scores, targets.tolist(), strict=True):
+        counts[target, int(row.argmax())] += 1
+        for k in hits:
+            hits[k] += sum(bool(other >= row[target]) for other in row) <= k
+    assert accuracy(scores, targets) == {f"top_{k}": pytest.approx(n / 40) for k, n in hits.items()}
+    assert torch.equal(confusion(scores.argmax(1), targets, 7), counts)

@@ -16,6 +16,18 @@ STYLES = {
     "emojione": {"en": ("emojione", "soft cartoon"), "hi": ("इमोजीवन",), "ne": ("इमोजीवन",)},
 }
 
+# group of emoji -> words for what is in it; no caption names a group
+GROUPS: dict[str, tuple[str, ...]] = {
+    "smileys-emotion": ("face", "smiling face", "sad face", "cat face", "heart", "emotion"),
+    "people-body": ("person", "man", "woman", "family", "hand", "part of the body"),
+    "animals-nature": ("animal", "bird", "fish", "insect", "flower", "plant"),
+    "food-drink": ("food", "fruit", "vegetable", "meal", "sweet", "drink"),
+    "travel-places": ("place", "building", "vehicle", "ship", "clock", "weather"),
+    "activities": ("activity", "event", "medal", "sport", "game", "art"),
+    "objects": ("object", "clothing", "musical instrument", "computer", "tool", "book"),
+    "symbols": ("symbol", "sign", "arrow", "button", "zodiac sign", "geometric shape"),
+}
+
 # name -> red, green, blue in 0..255, and the colour's names (hi: oblique form, as before पृष्ठभूमि पर; ne: as before
 # पृष्ठभूमिमा)
 BACKGROUNDS = {

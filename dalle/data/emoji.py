@@ -114,6 +114,7 @@ class EmojiPairs:
         pictures: uint8 [N, 64, 64, 4], RGBA.
         styles: style of each picture.
         concepts: what each picture shows.
+        groups: group of each picture's emoji, one of `dalle.data.captions.GROUPS`.
 
     Raises:
         ValueError: the folder, a file, or the split is not there.
@@ -132,12 +133,14 @@ class EmojiPairs:
         pictures = []
         self.styles: list[str] = []
         self.concepts: list[Concept] = []
+        self.groups: list[str] = []
         for style in config.styles:
-            for row in _rows(root / "images" / f"{style}.parquet", ["image", "codepoints", "split"]):
+            for row in _rows(root / "images" / f"{style}.parquet", ["image", "codepoints", "group", "split"]):
                 if row["split"] in SPLITS[split]:
                     pictures.append(_decoded(row["image"]))
                     self.styles.append(style)
                     self.concepts.append(known[row["codepoints"]])
+                    self.groups.append(row["group"])
         self.pictures = np.stack(pictures)
         self.of_style = {style: [i for i, s in enumerate(self.styles) if s == style] for style in config.styles}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.images import EXTENSIONS
-from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, in_utf8
+from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, has_captions, in_utf8
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,22 @@ class FolderSource(Source):
 
     A record's key is the picture's path within the folder.
 
+    Args:
+        root: the folder.
+        files: those in it that count.
+        caption: column of a metadata file; None: the usual ones.
+        captioned: whether a record needs a caption. Where not, pictures without one are records too.
+
     Raises:
         ValueError: no pictures, no captions, or a metadata file that cannot be read or names what is not there.
     """
 
-    def __init__(self, root: Path, files: list[Path], caption: str | None):
+    def __init__(self, root: Path, files: list[Path], caption: str | None, captioned: bool = True):
         metadata = [file for file in files if file.name in METADATA]
         pictures = [file for file in files if file.suffix.lower() in EXTENSIONS]
-        if metadata:
+        if not captioned:
+            records = _all(root, metadata, files, pictures, caption)
+        elif metadata:
             records = _listed(root, metadata, files, caption)
             _tell_of_others(root, pictures, records)
         elif not pictures:
@@ -65,7 +73,53 @@ def _with_text(root: Path, picture: Path) -> Record:
     return Record(key, captions, Place(str(picture)))
 
 
-def _listed(root: Path, metadata: list[Path], files: list[Path], caption: str | None) -> list[Record]:
+def _all(
+    root: Path, metadata: list[Path], files: list[Path], pictures: list[Path], caption: str | None
+) -> list[Record]:
+    """Every picture, with the captions that it may have."""
+    if not pictures:
+        raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)} in it")
+    listed = {record.key: record for record in (_listed(root, metadata, files, caption, False) if metadata else [])}
+    there = set(files)
+    for picture in pictures:
+        key = _key(root, picture)
+        if key not in listed:
+            has_text = picture.with_suffix(".txt") in there
+            listed[key] = _with_text(root, picture) if has_text else Record(key, (), Place(str(picture)))
+    return list(listed.values())
+
+
+def picture_files(path: str | Path) -> list[Record]:
+    """A picture file, or all pictures in a folder and in those below it, in the order of their paths, without captions.
+
+    A file that is named is taken whatever its ending says; what has a name that begins with a dot is left out.
+
+    Raises:
+        ValueError: nothing is there, or no pictures are in it.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return [in_utf8(Record(str(root), (), Place(str(root))))]
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such file or folder")
+    found = [file for file in visible_files(root) if file.suffix.lower() in EXTENSIONS]
+    if not found:
+        raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)} in it")
+    return [in_utf8(Record(str(file), (), Place(str(file)))) for file in found]
+
+
+def visible_files(root: Path) -> list[Path]:
+    """All files below a folder in the order of their paths; nothing whose name begins with a dot, or lies in such."""
+    return sorted(f for f in root.rglob("*") if f.is_file() and not _hidden(f.relative_to(root)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _listed(
+    root: Path, metadata: list[Path], files: list[Path], caption: str | None, captioned: bool = True
+) -> list[Record]:
     """The records of metadata files; several rows for one picture are several captions."""
     there = set(files)
     captions: dict[Path, list[str]] = {}
@@ -76,7 +130,8 @@ def _listed(root: Path, metadata: list[Path], files: list[Path], caption: str | 
         columns = list(dict.fromkeys(name for _, row in rows for name in row))
         if "file_name" not in columns:
             raise ValueError(f"{file} has no column 'file_name': there are {', '.join(columns)}")
-        column = caption_column(caption, [name for name in columns if name != "file_name"], str(file))
+        others = [name for name in columns if name != "file_name"]
+        column = caption_column(caption, others, str(file)) if captioned or has_captions(caption, others) else None
         for line, row in rows:
             name = row.get("file_name")
             if not isinstance(name, str) or not name:
@@ -84,7 +139,7 @@ def _listed(root: Path, metadata: list[Path], files: list[Path], caption: str | 
             picture = file.parent / name
             if picture not in there and not picture.is_file():
                 raise ValueError(f"{file}, line {line}: there is no picture {picture}")
-            captions.setdefault(picture, []).extend(captions_of(row.get(column)))
+            captions.setdefault(picture, []).extend(captions_of(row.get(column)) if column else ())
     return [
         Record(_key(root, picture), tuple(dict.fromkeys(own)), Place(str(picture))) for picture, own in captions.items()
     ]

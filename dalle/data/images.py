@@ -93,6 +93,14 @@ def read_picture(
     return np.asarray(rgb.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=_SHARPER))
 
 
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height that the header of a picture file tells, before any rotation; of what `read_picture` took."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.size
+
+
 def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:
     """Where a crop lies, in shares of the room there is across and down, and its side in shares of the shorter side."""
     if crop != "random":

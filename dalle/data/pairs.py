@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
-from dalle.data.folder import METADATA, FolderSource
+from dalle.data.folder import METADATA, FolderSource, visible_files
 from dalle.data.images import Crop, read_picture
 from dalle.data.pair import BadPair, Pair
-from dalle.data.records import Record, Rows, Source, drawn, held_out
+from dalle.data.records import Record, Rows, Source, content_of, drawn, held_out
 from dalle.data.tables import hub_source, parquet_source, split_files
 from dalle.data.tars import TarSource
 
@@ -200,19 +200,19 @@ def open_source(config: PairsData, path: str, split: str) -> Source:
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        files = sorted(f for f in local.rglob("*") if f.is_file() and not _hidden(f.relative_to(local)))
+        files = visible_files(local)
         endings = {file.suffix.lower() for file in files}
         if not any(file.name in METADATA for file in files):
             for ending in (".parquet", ".tar"):
                 if ending in endings:
                     return _of_files(config, split_files(local, split))
         return FolderSource(local, files, config.caption)
-    found = [local] if local.is_file() else [Path(f) for one in braces(str(local)) for f in sorted(glob.glob(one))]
+    found = matching(local)
     if found:
         return _of_files(config, found)
     if set(path) & set("*?[{"):
         raise ValueError(f"no file matches data.path {path}")
-    if not _HUB_ID.fullmatch(path) or local.parent.is_dir() or local.suffix in (".parquet", ".tar"):
+    if not is_hub_id(path):
         raise ValueError(f"there is no folder or file {path}: set data.path to your pictures")
     return hub_source(path, split, config.image, config.caption, config.key)
 
@@ -224,6 +224,17 @@ def _of_files(config: PairsData, files: list[Path]) -> Source:
     if endings == {".tar"}:
         return TarSource(files, config.image, config.caption)
     raise ValueError(f"{files[0]}: expected a folder, or files that end in .parquet or in .tar")
+
+
+def matching(path: Path) -> list[Path]:
+    """A file, or those that a pattern matches."""
+    return [path] if path.is_file() else [Path(f) for one in braces(str(path)) for f in sorted(glob.glob(one))]
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `owner/name` can be meant for the hub, rather than for something that is not there."""
+    local = Path(path).expanduser()
+    return bool(_HUB_ID.fullmatch(path)) and not local.parent.is_dir() and local.suffix not in (".parquet", ".tar")
 
 
 def braces(pattern: str) -> list[str]:
@@ -246,15 +257,9 @@ def decoded(record: Record, config: PairsData, image_size: int, seed: int | None
     Raises:
         BadPair: the record cannot be used.
     """
-    if record.fault is not None:
-        raise BadPair(record.key, record.fault)
-    if not record.captions:
+    if record.fault is None and not record.captions:
         raise BadPair(record.key, "its caption is empty")
-    assert record.picture is not None
-    try:
-        content = record.picture if isinstance(record.picture, bytes) else record.picture.read()
-    except OSError as error:
-        raise BadPair(record.key, f"its file cannot be read ({error})") from error
+    content = content_of(record)
     if seed is None:
         crop: Crop = "centre" if config.crop == "random" else config.crop
         image, caption = read_picture(content, record.key, image_size, crop), record.captions[0]
@@ -262,10 +267,6 @@ def decoded(record: Record, config: PairsData, image_size: int, seed: int | None
         crop_seed, caption = drawn(record.key, record.captions, seed)
         image = read_picture(content, record.key, image_size, config.crop, config.crop_share, crop_seed)
     return Pair(image, caption, record.captions, record.key)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _known(split: str) -> str:

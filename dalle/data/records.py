@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dalle.data.pair import BadPair
+
 
 @dataclass(frozen=True)
 class Place:
@@ -45,6 +47,21 @@ class Record:
     captions: tuple[str, ...] = ()
     picture: bytes | Place | None = None
     fault: str | None = None
+
+
+def content_of(record: Record) -> bytes:
+    """The bytes of a record's picture file.
+
+    Raises:
+        BadPair: the record has a fault, or the file cannot be read.
+    """
+    if record.fault is not None:
+        raise BadPair(record.key, record.fault)
+    assert record.picture is not None
+    try:
+        return record.picture if isinstance(record.picture, bytes) else record.picture.read()
+    except OSError as error:
+        raise BadPair(record.key, f"its file cannot be read ({error})") from error
 
 
 def in_utf8(record: Record) -> Record:
@@ -151,13 +168,21 @@ def captions_of(value: Any, lines: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 
+_CAPTIONS = ("caption", "captions", "text", "texts", "txt")
+
+
 def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
     """The column that holds captions: the one that was asked for, or the first of the usual names.
 
     Raises:
         ValueError: there is no such column.
     """
-    return _column("caption", "captions", wanted, names, ("caption", "captions", "text", "texts", "txt"), where)
+    return _column("caption", "captions", wanted, names, _CAPTIONS, where)
+
+
+def has_captions(wanted: str | None, names: Iterable[str]) -> bool:
+    """Whether a column of captions was asked for, or one of the usual names is there."""
+    return wanted is not None or not set(_CAPTIONS).isdisjoint(names)
 
 
 def image_column(wanted: str | None, names: Iterable[str], where: str) -> str:

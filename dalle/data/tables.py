@@ -12,7 +12,17 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.records import Place, Record, Rows, Shard, Source, caption_column, captions_of, image_column
+from dalle.data.records import (
+    Place,
+    Record,
+    Rows,
+    Shard,
+    Source,
+    caption_column,
+    captions_of,
+    has_captions,
+    image_column,
+)
 
 _CHUNK = 16  # records that a stream reads at a time
 _KEY = "__key__"  # of the WebDataset layout
@@ -28,6 +38,7 @@ class TableSource(Source):
         where: What to call it in errors.
         files: The parquet files, where they are here.
         image, caption, key: Names of columns; None: the usual ones.
+        captioned: Whether there must be captions.
 
     Raises:
         ValueError: it cannot be loaded, or has not these columns.
@@ -41,9 +52,10 @@ class TableSource(Source):
         image: str | None,
         caption: str | None,
         key: str | None,
+        captioned: bool = True,
     ):
         self.load, self.where, self.files = load, where, files
-        self.image, self.caption, self.key = image, caption, key
+        self.image, self.caption, self.key, self.captioned = image, caption, key, captioned
 
     def rows(self) -> TableRows:
         with explained(self.where):
@@ -63,6 +75,7 @@ class TableSource(Source):
             stream = self.load(True)
             names = list(stream.features or next(iter(stream)))
         image, caption, key = self._image(names), self._caption(names), self._key(names)
+        assert caption is not None, "streams are for training, which needs captions"
         stream = self._undecoded(stream)
         if not pictures:
             stream = stream.select_columns(list(dict.fromkeys([caption] + ([key] if key else []))))
@@ -87,8 +100,11 @@ class TableSource(Source):
     def _image(self, names: list[str]) -> str:
         return image_column(self.image, [name for name in names if name != _KEY], self.where)
 
-    def _caption(self, names: list[str]) -> str:
-        return caption_column(self.caption, [name for name in names if name != _KEY], self.where)
+    def _caption(self, names: list[str]) -> str | None:
+        others = [name for name in names if name != _KEY]
+        if not self.captioned and not has_captions(self.caption, others):
+            return None
+        return caption_column(self.caption, others, self.where)
 
     def _key(self, names: list[str]) -> str | None:
         if self.key is None:
@@ -110,20 +126,29 @@ class TableSource(Source):
 
 
 class TableRows(Rows):
-    """Records of a memory-mapped Arrow table."""
+    """Records of a memory-mapped Arrow table; a caption that is the number of a class is its name."""
 
-    def __init__(self, table: Any, keys: list[str], image: str, caption: str):
+    def __init__(self, table: Any, keys: list[str], image: str, caption: str | None):
         self.keys, self.image, self.caption = keys, image, caption
-        self.table = table.select_columns(list(dict.fromkeys([image, caption])))
-        self.texts = table.select_columns([caption])
+        self.table = table.select_columns(list(dict.fromkeys([image, caption] if caption else [image])))
+        self.texts = table.select_columns([caption]) if caption else None
+        self.classes: list[str] | None = getattr(table.features[caption], "names", None) if caption else None
 
     def record(self, row: int) -> Record:
         found = self.table[row]
         picture, fault = picture_of(found[self.image])
-        return Record(self.keys[row], captions_of(found[self.caption], lines=self.caption == "txt"), picture, fault)
+        return Record(self.keys[row], self._captions(found), picture, fault)
 
     def captions(self, row: int) -> tuple[str, ...]:
-        return captions_of(self.texts[row][self.caption], lines=self.caption == "txt")
+        return () if self.texts is None else self._captions(self.texts[row])
+
+    def _captions(self, found: dict[str, Any]) -> tuple[str, ...]:
+        if self.caption is None:
+            return ()
+        value = found[self.caption]
+        if self.classes is not None and isinstance(value, int) and value >= 0:  # -1 is a class that is not told
+            value = self.classes[value]
+        return captions_of(value, lines=self.caption == "txt")
 
 
 def picture_of(value: Any) -> tuple[bytes | Place | None, str | None]:
@@ -137,7 +162,9 @@ def picture_of(value: Any) -> tuple[bytes | Place | None, str | None]:
     return None, f"expected a picture's bytes, got {type(value).__name__} {str(value)[:40]!r}"
 
 
-def parquet_source(files: list[Path], image: str | None, caption: str | None, key: str | None) -> TableSource:
+def parquet_source(
+    files: list[Path], image: str | None, caption: str | None, key: str | None, captioned: bool = True
+) -> TableSource:
     """Parquet files on this machine.
 
     Raises:
@@ -156,10 +183,12 @@ def parquet_source(files: list[Path], image: str | None, caption: str | None, ke
         )
 
     where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return TableSource(load, where, files, image, caption, key)
+    return TableSource(load, where, files, image, caption, key, captioned)
 
 
-def hub_source(name: str, split: str, image: str | None, caption: str | None, key: str | None) -> TableSource:
+def hub_source(
+    name: str, split: str, image: str | None, caption: str | None, key: str | None, captioned: bool = True
+) -> TableSource:
     """A data set of the hub, `owner/name`, or a folder in the layout of one."""
 
     def load(stream: bool) -> Any:
@@ -167,7 +196,7 @@ def hub_source(name: str, split: str, image: str | None, caption: str | None, ke
 
         return datasets.load_dataset(name, split=split, streaming=stream)
 
-    return TableSource(load, f"{name} (no folder here, so taken as a hub id)", [], image, caption, key)
+    return TableSource(load, f"{name} (no folder here, so taken as a hub id)", [], image, caption, key, captioned)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:

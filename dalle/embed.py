@@ -1,0 +1,163 @@
+"""Pictures and texts to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
+
+Letters: N texts, B pictures of a batch, S side of CLIP's pictures, D dimensions of the vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dalle.clip import CLIP
+from dalle.config import to_dict
+from dalle.data.images import dimensions, read_picture
+from dalle.data.pair import BadPair
+from dalle.data.records import Place, Record, content_of
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
+
+Picture = str | Path | bytes | Image.Image
+"""A picture as it may be given: the path or the bytes of a file, or one of Pillow's."""
+
+
+class Records(Protocol):
+    """Records by number; they are read by several processes at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Record: ...
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a picture file once it has been read."""
+
+    width: int  # pixels
+    height: int
+    sha256: str  # of the file's bytes
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Some records' vectors.
+
+    Attributes:
+        numbers: of the B records that could be read.
+        vectors: float32 [B, D], unit length, on the CPU.
+        facts: B of them.
+        broken: number of a record that could not be read -> why.
+    """
+
+    numbers: list[int]
+    vectors: Tensor
+    facts: list[Facts]
+    broken: dict[int, BadPair]
+
+
+@torch.inference_mode()
+def embed_pictures(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[Embedded]:
+    """The vectors of all records, batch after batch, in their order.
+
+    A picture is read as in training: the largest square in its middle, at CLIP's size (`dalle.data.images`).
+
+    Args:
+        clip: Loaded by `dalle.load_clip`.
+        records: What to read.
+        batch_size: Pictures at a time; the vectors do not depend on it.
+        workers: Processes that read pictures; 0 reads them in this one.
+
+    Raises:
+        ValueError: batch_size or workers is out of range.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size is {batch_size} and workers {workers}: at least 1 and 0")
+    loader = DataLoader(
+        _Decoded(records, clip.config.image_size),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # or it would draw from the global one
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_leave_interrupts_to_the_parent if workers else None,
+    )
+    device = clip.logit_scale.device
+    number = 0
+    for batch in loader:
+        whole = {number + at: one for at, one in enumerate(batch)}
+        number += len(batch)
+        good = {key: one for key, one in whole.items() if not isinstance(one, BadPair)}
+        broken = {key: one for key, one in whole.items() if isinstance(one, BadPair)}
+        vectors = torch.empty(0, clip.config.embed_dim)
+        if good:
+            pixels = torch.from_numpy(np.stack([pixels for pixels, _ in good.values()]))  # uint8 [B, S, S, 3]
+            images = pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
+            vectors = clip.encode_image(images).float().cpu()
+        yield Embedded(list(good), vectors, [facts for _, facts in good.values()], broken)
+
+
+@torch.inference_mode()
+def embed_texts(clip: CLIP, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    """The vectors of texts.
+
+    Returns:
+        float32 [N, D], unit length, on the CPU.
+    """
+    parts = [clip.encode_text(list(texts[at : at + batch_size])) for at in range(0, len(texts), batch_size)]
+    return torch.cat([part.float().cpu() for part in parts]) if parts else torch.empty(0, clip.config.embed_dim)
+
+
+def fingerprint(clip: CLIP) -> str:
+    """sha256 of what a CLIP computes with: its architecture and weights as they are in memory."""
+    digest = hashlib.sha256(json.dumps(to_dict(clip.config), sort_keys=True).encode())
+    for name, tensor in sorted(clip.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0".encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def as_record(picture: Picture, name: str = "picture") -> Record:
+    """A picture however it is given, as a record; `name` is what errors call one that is no file."""
+    if isinstance(picture, bytes):
+        return Record(name, picture=picture)
+    if isinstance(picture, Image.Image):
+        whole = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
+        buffer = io.BytesIO()
+        whole.save(buffer, "PNG", compress_level=1)
+        return Record(name, picture=buffer.getvalue())
+    return Record(str(picture), picture=Place(str(Path(picture).expanduser())))
+
+
+class _Decoded(Dataset[tuple[np.ndarray, Facts] | BadPair]):
+    """Records as uint8 [S, S, 3], or why not."""
+
+    def __init__(self, records: Records, size: int):
+        self.records, self.size = records, size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, Facts] | BadPair:
+        record = self.records[number]
+        try:
+            content = content_of(record)
+            pixels = read_picture(content, record.key, self.size)
+        except BadPair as error:
+            return error
+        return pixels, Facts(*dimensions(content), hashlib.sha256(content).hexdigest())
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent ends its workers itself, without their tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

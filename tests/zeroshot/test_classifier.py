@@ -1,0 +1,131 @@
+"""Zero-shot classification: the paper's formula, ensembles, labels in any script, every wrong input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import dalle
+from dalle.clip import CLIP
+from dalle.data.pair import BadPair
+from dalle.data.records import Record
+from dalle.embed import as_record
+from dalle.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
+from dalle.zeroshot.labels import words_of
+from dalle.zeroshot.templates import templates_of
+from tiny_model import make_tiny_model
+
+LABELS = ["heart", "star", "लाल दिल"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
+    return dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
+
+
+def unit(vector: torch.Tensor) -> torch.Tensor:
+    return vector / vector.square().sum().sqrt()
+
+
+def test_probabilities_are_those_of_the_papers_formula(clip: CLIP) -> None:
+    """Section 3.1.4, written out label by label and sentence by sentence."""
+    words = {"heart": ["heart", "red heart"], "star": ["star"]}
+    templates = ["a {}", "two {}s", "{}"]
+    classifier = ZeroShotClassifier(clip, words, templates)
+    image = Image.new("RGB", (8, 8), "red")
+    vector = clip.encode_image(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))[0].detach()
+    logits = []
+    for own in words.values():
+        sentences = [template.replace("{}", word) for word in own for template in templates]
+        mean = sum(unit(clip.encode_text([sentence])[0].detach()) for sentence in sentences) / len(sentences)
+        logits.append(float(clip.scale.detach()) * float(vector @ unit(mean)))
+    expected = torch.tensor(logits).softmax(0)
+    (result,) = classifier(image)
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    for name, value in zip(words, expected.tolist(), strict=True):
+        assert got[name] == pytest.approx(value, abs=1e-5)
+    assert result.probabilities == sorted(result.probabilities, reverse=True)
+
+
+def test_a_picture_is_classified_alike_in_any_batch(clip: CLIP, tmp_path: Path) -> None:
+    pictures = [Image.effect_noise((20, 20), 10 * n).convert("RGB") for n in range(1, 6)]
+    pictures[0].save(tmp_path / "a.png")
+    classifier = ZeroShotClassifier(clip, LABELS)
+    together = classifier([tmp_path / "a.png", *pictures[1:]], top=2, batch_size=4)
+    for picture, result in zip(pictures, together, strict=True):
+        (alone,) = classifier(picture, top=2)
+        assert alone.labels == result.labels and len(alone.labels) == 2
+        assert alone.probabilities == pytest.approx(result.probabilities, abs=1e-5)
+    assert together[0].picture == str(tmp_path / "a.png")
+
+
+def test_one_pixel_is_a_picture_and_broken_ones_stand_in_their_place(clip: CLIP) -> None:
+    classifier = ZeroShotClassifier(clip, LABELS)
+    (result,) = classifier(Image.new("RGB", (1, 1)))
+    assert sum(result.probabilities) == pytest.approx(1)
+    good = Record("good", picture=bytes(open_png()))
+    found = list(classifier.predict([Record("bad", picture=b"x"), good, Record("worse", fault="gone")]))
+    assert [isinstance(one, BadPair) for one in found] == [True, False, True]
+    with pytest.raises(BadPair, match=r"^picture 1: the file is text"):
+        classifier(b"hello")
+
+
+def open_png() -> bytes:
+    content = as_record(Image.new("RGB", (3, 3))).picture
+    assert isinstance(content, bytes)
+    return content
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_set_of_templates_holds(name: str) -> None:
+    assert templates_of(list(TEMPLATES[name])) == TEMPLATES[name]
+
+
+def test_sets_can_be_joined() -> None:
+    joined = templates_of("emoji-en,emoji-hi")
+    assert set(joined) == {*TEMPLATES["emoji-en"], *TEMPLATES["emoji-hi"]} and len(joined) == len(set(joined))
+
+
+def test_labels_files(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_text("\ufeffcat\n\nकुकुर\ndog\thound\tpuppy\n", encoding="utf-8")
+    assert read_labels(file) == {"cat": ("cat",), "कुकुर": ("कुकुर",), "dog": ("hound", "puppy")}
+    for content, message in (
+        (b"", "is empty: expected a label a line"),
+        (b"\n \n", "is empty: expected a label a line"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        ("é\ne\u0301\n".encode(), "is there twice"),
+        (b"a\n\tb\n", "label 2 is empty"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_labels(file)
+    with pytest.raises(ValueError, match="no such file"):
+        read_labels(tmp_path / "nowhere")
+
+
+def test_mistakes_are_one_line(clip: CLIP) -> None:
+    for labels, message in (
+        ([], "0 label"),
+        (["a"], "1 label: give 2"),
+        (["a", " "], "label 2 is empty"),
+        (["a", "b", "a "], "label 'a' is there twice"),
+        ({"a": [], "b": ["b"]}, "label 'a' goes by an empty word"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            words_of(labels)
+    for templates, message in (
+        ("photo", "there is no set of templates 'photo'"),
+        ("a {}", "a sentence of your own"),
+        ([], "no template"),
+        (["a photo"], "expected {} once"),
+        (["{} {}"], "expected {} once"),
+        (["{} {x}"], "expected {} once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            templates_of(templates)
+    with pytest.raises(ValueError, match="top is 0"):
+        ZeroShotClassifier(clip, LABELS)(Image.new("RGB", (2, 2)), top=0)
