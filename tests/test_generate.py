@@ -32,6 +32,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"guidance": 2.5, "temperature": 0.8},
     {"guidance": 0.5, "top_k": 4, "top_p": 0.9},
     {"temperature": 0},
+    {"guidance": 3.0, "guidance_until": 5},
+    {"guidance": 3.0, "guidance_until": 0},
 ]
 
 
@@ -49,12 +51,12 @@ def slow(
     model: DALLE, text: Tensor, seed: int, forced: Tensor | None = None, keep: Tensor | None = None, **options: Any
 ) -> Tensor:
     """One candidate without a cache: a whole forward pass for each token."""
-    guidance = options.pop("guidance", 1.0)
+    guidance, until = options.pop("guidance", 1.0), options.pop("guidance_until", 12)
     numbers = torch.rand(12, generator=torch.Generator().manual_seed(seed))
     codes = torch.zeros(1, 0, dtype=torch.int64)
     for i in range(12):
         logits = model(text[None], codes)[:, i]
-        if guidance != 1:
+        if guidance != 1 and i < until:
             logits = guide(logits, model(torch.zeros_like(text[None]), codes)[:, i], guidance)
         token = sample(logits, numbers[i : i + 1], **options)
         if forced is not None and keep is not None and keep[i]:

@@ -94,6 +94,23 @@ def test_a_window_takes_fewer_steps_for_the_same_files(model: Path, here: Path) 
     assert found[0][0] == 3 * 16 and 3 < found[1][0] < 3 * 16
 
 
+def test_faster_ways_to_draw(model: Path, here: Path) -> None:
+    found = {}
+    ways = {"plain": [], "little memory": ["--max-memory", "1kB"], "8 bits": ["--dtype", "int8"]}
+    ways |= {"all guided": ["--guidance", "3"], "guided": ["--guidance", "3", "--guidance-until", "16"]}
+    ways |= {"half guided": ["--guidance", "3", "--guidance-until", "4"]}
+    for name, options in ways.items():
+        assert sample.main(["a dog", "--n", "6", "--model", str(model), "--out", name, *options]) == 0
+        (folder,) = (here / name).iterdir()
+        content = json.loads((folder / "scores.json").read_text())
+        pictures = sorted(content["pictures"], key=lambda picture: picture["seed"])
+        found[name] = content["steps"], [Image.open(folder / p["file"]).tobytes() for p in pictures]
+    assert found["little memory"] == (6 * 16, found["plain"][1])  # one after the other, the same
+    assert found["all guided"] == found["guided"] != found["plain"]
+    assert found["half guided"][1] not in (found["plain"][1], found["guided"][1])
+    assert len(found["8 bits"][1]) == 6
+
+
 def test_earlier_outputs_are_not_overwritten(model_without_clip: Path, here: Path) -> None:
     for _ in range(3):
         assert sample.main(["A dog?", "--n", "1", "--model", str(model_without_clip), "--out", "there"]) == 0
@@ -127,6 +144,9 @@ WRONG = {
     "negative temperature": (["a", "--temperature", "-1"], "temperature is -1.0; it must be 0"),
     "no temperature": (["a", "--temperature", "nan"], "temperature is nan"),
     "negative guidance": (["a", "--guidance", "-2"], "guidance is -2"),
+    "negative steps with guidance": (["a", "--guidance-until", "-1"], "guidance_until is -1; it must be 0 or more"),
+    "no memory": (["a", "--max-memory", "0"], "--max-memory is '0': expected a number with a unit, 80GB"),
+    "memory in apples": (["a", "--max-memory", "3 apples"], "--max-memory is '3 apples'"),
     "negative seed": (["a", "--seed", "-1"], "seed is -1"),
     "no batch": (["a", "--batch-size", "0"], "batch_size is 0"),
     "no rows": (["a", "--image", "face.png", "--keep-rows", "0"], "keep_rows is 0: give a fraction from 0.25 to 0.75"),
