@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,11 @@ def make_broken(source: Path, target: Path) -> Path:
     (target / "config.yaml").write_bytes((source / "config.yaml").read_bytes())
     (target / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-100])
     return target
+
+
+def test_a_reader_that_has_enough_is_no_mistake(run: Path) -> None:
+    command = [sys.executable, "-m", "dalle", "plan", "configs/paper/dalle-12b.yaml"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 141
