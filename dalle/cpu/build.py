@@ -50,7 +50,7 @@ def _compile(compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [*compiler, *_FLAGS, str(_FOLDER / "code.cpp"), *_threads(), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         os.replace(made, path)
 
 
