@@ -141,7 +141,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of all layers, allocated once at the exact size.
+    """Keys and values of all layers, allocated once at the exact size; of one model, whose weights stay as they are.
 
     Attributes:
         position: how many tokens are held. A Python integer, so that no step waits for the device. It may be set back:
@@ -171,6 +171,10 @@ class KVCache:
         self.inputs = torch.empty(2 * depth, batch, length, shifted, device=device, dtype=dtype)
         self.padding: Tensor | None = None
         self.steps: dict[int | str, object] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a copy has: not what was prepared for this one's tensors."""
+        return {**self.__dict__, "steps": {}}
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new tokens of one layer; `advance` follows once all layers have.

@@ -27,6 +27,7 @@ class Linear(nn.Linear):
             weight.device.type == "cpu"
             and rows >= _PACK_FROM.get(weight.dtype, rows + 1)
             and torch.backends.mkldnn.is_available()
+            and (weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
             and cpu.enabled()
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
@@ -41,8 +42,9 @@ class Linear(nn.Linear):
         self._packed = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._packed is not None:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        copy = self._packed  # read once: another thread may forget it meanwhile
+        if copy is not None:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
             return y
         fast = cpu.linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias) if fast is None else fast

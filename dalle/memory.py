@@ -44,7 +44,9 @@ def shares(
     fitting = min(batch_size or max(1, budget // per), candidates)
     copy = packed_bytes(model, fitting * window * (2 if guided else 1))
     if batch_size is None and 0 < copy < budget - per:
-        fitting = max(1, min(fitting, (budget - copy) // per))
+        fewer = max(1, min(fitting, (budget - copy) // per))
+        if packed_bytes(model, fewer * window * (2 if guided else 1)):  # so few that none are packed: no gain
+            fitting = fewer
     return fitting, copy + fitting * per <= budget
 
 

@@ -78,7 +78,8 @@ class _Kept(list[Tensor]):
     def matrix(self, linear: Linear | Int8Linear) -> ctypes.Structure:
         scale = linear.scale if isinstance(linear, Int8Linear) else None
         count, width = linear.weight.shape
-        return _Matrix(linear.weight.data_ptr(), self.address(scale), self.address(linear.bias), count, width)
+        self.append(linear.weight.detach())
+        return _Matrix(self[-1].data_ptr(), self.address(scale), self.address(linear.bias), count, width)
 
     def attention(self, module: Attention, cache: KVCache, layer: int) -> ctypes.Structure:
         _, batch, heads, room, width = cache.keys.shape
@@ -94,6 +95,7 @@ class Attend:
 
     def __init__(self, module: Attention, cache: KVCache, layer: int) -> None:
         self._kept = _Kept()
+        self.keys, self.values = cache.keys, cache.values
         self.attention = self._kept.attention(module, cache, layer)
         self.function = cpu.functions()[f"attend_{cpu.TYPES[cache.keys.dtype]}"]
 
@@ -111,28 +113,42 @@ class Attend:
 
 def attend(module: Attention, qkv: Tensor, mask: Mask, rope: Rope | None, cache: KVCache, layer: int) -> Tensor | None:
     """What attention gives for few tokens a row [B, T, 3 H D], if there is compiled code for it; else None."""
-    if qkv.shape[1] > _MOST_TOKENS:
+    if qkv.shape[1] > _MOST_TOKENS or not _fits(qkv, cache) or qkv.dtype != cache.keys.dtype:
         return None
-    if layer not in cache.steps:
-        cache.steps[layer] = Attend(module, cache, layer) if _attendable(module, qkv, cache) else None
-    prepared = cache.steps[layer]
+    prepared = cache.steps.get(layer)
+    if layer not in cache.steps or (isinstance(prepared, Attend) and not _of(prepared, cache)):
+        prepared = Attend(module, cache, layer) if _attendable(qkv, cache) else None
+        cache.steps[layer] = prepared
     return prepared.run(qkv, mask, rope, cache) if isinstance(prepared, Attend) else None
 
 
-def _attendable(module: Attention, qkv: Tensor, cache: KVCache) -> bool:
+def _fits(x: Tensor, cache: KVCache) -> bool:
+    """Whether the cache has these rows, and room for these tokens [B, T, ...]; torch says what is wrong if not."""
+    _, batch, _, room, _ = cache.keys.shape
+    return len(x) == batch and cache.position + x.shape[1] <= room
+
+
+def _of(prepared: Attend | Step, cache: KVCache) -> bool:
+    """Whether this was prepared for the tensors that the cache has now."""
+    return prepared.keys is cache.keys and prepared.values is cache.values
+
+
+def _attendable(qkv: Tensor, cache: KVCache) -> bool:
     return (
-        qkv.dtype == cache.keys.dtype
-        and f"attend_{cpu.TYPES.get(qkv.dtype)}" in cpu.functions()
+        f"attend_{cpu.TYPES.get(qkv.dtype)}" in cpu.functions()
         and cache.keys.shape[-1] in _HEADS
         and cache.keys[0].is_contiguous()
+        and cache.values[0].is_contiguous()
     )
 
 
 def prepare(transformer: Transformer, x: Tensor, cache: KVCache) -> Step | None:
     """A `Step` for tokens [B, T, C], if it computes what the blocks do, and faster: a question of model and machine."""
     rows = x.shape[0] * x.shape[1]
+    if not _fits(x, cache):
+        return None
     prepared = cache.steps.get("all")
-    if not isinstance(prepared, Step) or prepared.step.rows != rows:
+    if not isinstance(prepared, Step) or prepared.step.rows != rows or not _of(prepared, cache):
         prepared = Step(transformer, cache, rows) if _usable(transformer, x, cache) else None
         cache.steps["all"] = prepared
     return prepared
@@ -156,6 +172,8 @@ def _usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
         and all(map_.weight.shape[0] % cpu.STEP == 0 for map_ in linears)
         and config.head_width in _HEADS
         and cache.keys[0].is_contiguous()
+        and cache.values[0].is_contiguous()
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in transformer.blocks.modules())
     )
 
 
@@ -165,11 +183,13 @@ class Step:
     def __init__(self, transformer: Transformer, cache: KVCache, rows: int) -> None:
         config = transformer.config
         self._kept = _Kept()
+        self.keys, self.values = cache.keys, cache.values
         blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
         up, down = blocks[0].feed_forward.up.weight, blocks[0].feed_forward.down.weight
         inner, hidden = config.heads * config.head_width, down.shape[1]
         sizes = {"x": config.width, "normed": config.width, "qkv": 3 * inner, "mixed": inner, "wide": up.shape[0]}
-        self.room = {name: torch.empty(rows, size) for name, size in (sizes | {"active": hidden}).items()}
+        sizes["active"] = hidden
+        self.room = {name: torch.empty(rows, size, dtype=torch.float32, device="cpu") for name, size in sizes.items()}
         room = {name: tensor.data_ptr() for name, tensor in self.room.items()}
         self.layers = (_Layer * len(blocks))(*(self._layer(block, cache, i) for i, block in enumerate(blocks)))
         for layer in self.layers:

@@ -315,5 +315,7 @@ class Transformer(nn.Module):
         cache = context.cache
         if cache is None or not cache.position or None in masks or context.shift is not None or not cpu.usable(x):
             return None
+        if self.training and self.config.dropout:
+            return None
         prepared = step.prepare(self, x, cache)
         return None if prepared is None else prepared.run(x, masks, context.rope, cache)

@@ -63,6 +63,8 @@ def test_batches_obey_the_limit(model: DALLE) -> None:
         size = packed_bytes(model, 100)
         batch, pack = shares(model, 10**6, 0, False, limit=size + 20 * one)
         assert (batch, pack) == ((20, True) if size else (20, False))
+        # Room for the copy and so few rows that nothing is packed for them: the copy's room is for rows too
+        assert shares(model, 10**6, 0, False, limit=size + 7 * one)[0] == (size + 7 * one) // one
 
 
 def test_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle.cpu.build import library
 
@@ -63,6 +63,9 @@ def usable(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and type(x) in (Tensor, nn.Parameter)  # fake ones and others may have no memory of their own
+        and torch._C._functorch.peek_interpreter_stack() is None  # nor have those within vmap and jvp
     )
 
 
@@ -96,16 +99,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
 
     Returns:
         [..., N], a new tensor that knows no gradient; None if torch is to do it: there is no compiled code, gradients
-        are wanted, rows are many, or shape, dtype or device are others.
+        are wanted, rows are many, or shape, dtype or device are others (torch then says what is wrong with them).
     """
     count, width = weight.shape
+    if not usable(x) or weight.device != x.device or width % STEP or x.shape[-1:] != (width,):
+        return None
     rows = x.numel() // width
-    if not usable(x) or not 0 < rows <= MOST_ROWS.get(weight.dtype, 0) or width % STEP:
+    if not 0 < rows <= MOST_ROWS.get(weight.dtype, 0):
         return None
     function = functions().get(f"linear_{TYPES.get(x.dtype)}_{TYPES.get(weight.dtype)}")
     if function is None or not weight.is_contiguous() or (bias is not None and bias.dtype != x.dtype):
         return None
-    x = x.contiguous()
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
     y = x.new_empty((*x.shape[:-1], count))
     function(
         x.data_ptr(),
@@ -129,8 +134,10 @@ def sample(
     if function is None or logits.dtype != torch.float32 or logits.ndim != 2:
         return None
     rows, vocabulary = logits.shape
+    if uniform.shape != (rows,) or uniform.device != logits.device:
+        return None
     logits, uniform = logits.contiguous(), uniform.double().contiguous()
-    drawn = torch.empty(rows, dtype=torch.int64)
+    drawn = torch.empty(rows, dtype=torch.int64, device="cpu")
     function(
         logits.data_ptr(),
         uniform.data_ptr(),

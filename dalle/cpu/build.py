@@ -38,7 +38,8 @@ def library() -> ctypes.CDLL | None:
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        told = getattr(error, "stderr", None) or str(error)
+        told = (told.decode(errors="replace") if isinstance(told, bytes) else told).strip().splitlines()
         logger.info("drawing goes torch's way, as dalle/cpu was not compiled for this machine: %s", " ".join(told[:3]))
         return None
 
@@ -50,15 +51,16 @@ def _compile(compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [*compiler, *_FLAGS, str(_FOLDER / "code.cpp"), *_threads(), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
         os.replace(made, path)
 
 
 def _threads() -> list[str]:
     """The OpenMP that torch has loaded: with two in a process the threads of one would wait while the other's work."""
-    with open("/proc/self/maps") as lines:
-        loaded = {line.split()[-1] for line in lines if "/libgomp" in line}
-    return ["-Wl,--as-needed", *sorted(loaded)[:1]]
+    with open("/proc/self/maps", errors="surrogateescape") as lines:
+        loaded = {line.rstrip("\n").split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}  # may have spaces
+    # Other libraries may have brought their own
+    return ["-Wl,--as-needed", *sorted(loaded, key=lambda path: ("/torch/" not in path, path))[:1]]
 
 
 def _fingerprint(compiler: list[str]) -> str:
@@ -67,5 +69,5 @@ def _fingerprint(compiler: list[str]) -> str:
     with open("/proc/cpuinfo", "rb") as lines:
         flags = next((line for line in lines if line.lower().startswith((b"flags", b"features"))), b"")
     sources = [file.read_bytes() for file in sorted(_FOLDER.glob("*.[ch]*"))]
-    parts = (*sources, " ".join([*_FLAGS, *_threads()]).encode(), version, platform.machine().encode(), flags)
+    parts = (*sources, os.fsencode(" ".join([*_FLAGS, *_threads()])), version, platform.machine().encode(), flags)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
