@@ -24,6 +24,8 @@ from dalle.text import TextTokenizer
 from dalle.text.t5 import T5Encoder
 from dalle.training.initial import fill_initial
 from dalle.training.lora import add_lora, merged
+from dalle.training.memory import Size
+from dalle.training.plan import operations
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.task import Phase, Task, image_grid
 
@@ -60,6 +62,8 @@ class DALLETask(Task):
         self.image_size = self.image_tokenizer.image_size
         height, width = recipe.model.grid
         self.tokens_per_image = recipe.model.text_length + height * width
+        if recipe.lora is None:
+            self.operations_per_image = operations(Size.of(recipe.model), checkpointing=False)
 
     def _check_tokenizers(self) -> None:
         model, text = self.recipe.model, self.text_tokenizer

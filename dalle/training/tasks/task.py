@@ -36,6 +36,7 @@ class Task(ABC):
         phases: the phases of an update, in order.
         image_size: side of the pictures that it takes.
         tokens_per_image: for the rate that the progress bar shows.
+        operations_per_image: floating-point operations of training on one image, if they can be told.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Task(ABC):
     phases: list[Phase]
     image_size: int
     tokens_per_image: int
+    operations_per_image: float | None = None
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Any:
