@@ -77,7 +77,7 @@ def dalle_figures(
     image_tokenizer: ImageTokenizer,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
-    """Mean nats per image token, and per text token that is not padding; share of image tokens that are the likeliest."""
+    """Mean nats per image token, and per text token that is not padding; how often the likeliest code is right."""
     device = device_of(model)
     image_sum, image_count, text_sum, text_count, hits = 0.0, 0, 0.0, 0, 0
     for batch in batches:
@@ -158,7 +158,7 @@ _MEANING = {
     "dead_codes": "codes that never occur",
     "image_nats": "nats per image token",
     "text_nats": "nats per text token",
-    "image_accuracy": "share of the image tokens that the model finds likeliest",
+    "image_accuracy": "share of the image tokens that are the model's likeliest",
 }
 
 

@@ -65,16 +65,17 @@ def can_be_log(curves: Sequence[Curve]) -> bool:
     return all(value > 0 for curve in curves for value in curve.values)
 
 
-def svg(title: str, curves: Sequence[Curve], log: bool = False) -> str:
+def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> str:
     """The drawing.
 
     Args:
         title: what a reader that shows no pictures is told.
         curves: none of them empty.
+        last: the update at the right end, so that all charts of a run stand one below the other.
         log: logarithmic upwards; all values must be above 0.
     """
-    across = Axis.around([u for c in curves for u in c.updates], _LEFT, _WIDTH - _RIGHT)
-    upwards = Axis.around([v for c in curves for v in c.values], _HEIGHT - _BOTTOM, _TOP, log)
+    across = Axis.around([0, last], _LEFT, _WIDTH - _RIGHT)
+    upwards = Axis.around([v for c in curves for v in c.values], _HEIGHT - _BOTTOM - 6, _TOP + 6, log)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="{"log" if log else "linear"}">',
         f"<title>{escape(title)}</title>",

@@ -91,7 +91,7 @@ def _note(text: str) -> str:
 def _curves(figures: Figures) -> str:
     if not figures.curves:
         return _note("Nothing is logged yet.")
-    drawn = "\n".join(_chart(title, curves) for title, curves in charts(figures.curves.values()))
+    drawn = "\n".join(_chart(title, curves, figures.last) for title, curves in charts(figures.curves.values()))
     rows = "\n".join(_row(curve) for curve in figures.curves.values())
     return (
         '<input type="checkbox" id="log"/> <label for="log">logarithmic upwards, where all values are above 0</label>\n'
@@ -101,13 +101,13 @@ def _curves(figures: Figures) -> str:
     )
 
 
-def _chart(title: str, curves: Sequence[Curve]) -> str:
+def _chart(title: str, curves: Sequence[Curve], last: int) -> str:
     key = "".join(
         f'<span><i style="background:{colour(number)}"></i>{escape(curve.name)}</span>'
         for number, curve in enumerate(curves)
     )
     both = can_be_log(curves)
-    drawings = svg(title, curves) + (svg(title, curves, log=True) if both else "")
+    drawings = svg(title, curves, last) + (svg(title, curves, last, log=True) if both else "")
     kind = "chart both" if both else "chart"
     return f'<section class="{kind}"><h3>{escape(title)}</h3>{drawings}<p class="key">{key}</p></section>'
 
