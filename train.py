@@ -79,10 +79,9 @@ def train(recipe: LoopRecipe) -> int:
     def draw(update: int) -> None:
         if accelerator.is_main_process:
             with evaluated(task.model, average) as model:
-                picture = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32, report=bad.add))))
-            if picture is not None:
-                (run.dir / "samples").mkdir(exist_ok=True)
-                picture.save(run.dir / "samples" / f"{update:08d}.png")
+                samples = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32, report=bad.add))))
+            if samples is not None:
+                log.samples(update, samples)
         accelerator.wait_for_everyone()
 
     stream = batches(

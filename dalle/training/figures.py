@@ -18,6 +18,7 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Reconstruction", ("l1", "nll", "perceptual")),
     ("Codebook and KL losses", ("codebook", "kl")),
     ("Adversarial", ("adversarial", "adversarial_weight", "real", "fake")),
+    ("CLIP score of the samples", ("clip_score",)),
     ("PSNR, dB", ("psnr",)),
     ("SSIM", ("ssim",)),
     ("Codebook: share in use", ("codebook_used",)),

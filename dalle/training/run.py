@@ -23,7 +23,7 @@ from dalle.hub import resolve
 from dalle.training import checkpoint
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report import write_report
-from dalle.training.tasks import Task
+from dalle.training.tasks import Samples, Task
 
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
@@ -152,6 +152,14 @@ class RunLog:
     def validation(self, update: int, figures: dict[str, float]) -> None:
         self.say(f"update {update}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
         self._write(update, {f"validation/{key}": value for key, value in figures.items()})
+
+    def samples(self, update: int, samples: Samples) -> None:
+        """Sample pictures after `update` updates."""
+        folder = self.run.dir / "samples"
+        folder.mkdir(exist_ok=True)
+        samples.picture.save(folder / f"{update:08d}.png")
+        if samples.figures:
+            self._write(update, {f"samples/{key}": value for key, value in samples.figures.items()})
 
     def step(self) -> None:
         self.bar.update()

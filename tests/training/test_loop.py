@@ -237,7 +237,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     assert 1.5 < second["train/dalle_update_ratio"] / first["train/dalle_update_ratio"] < 2.5  # twice the rate
     recipe = load_recipe(Path(config), [f"run.dir={tmp_path}"])
     assert isinstance(recipe, DALLERecipe)
-    rate = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][0]
+    rate = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     per_image = operations(Size.of(recipe.model), checkpointing=False)
     assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
     assert 0 <= _validations(tmp_path / "run")[2]["validation/image_accuracy"] <= 1

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from PIL import Image
 
-import train
 from dalle.__main__ import main
 from dalle.training.figures import Curve, charts, read_figures
 from dalle.training.report import write_report

@@ -27,6 +27,14 @@ class Phase:
     optim: OptimConfig
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Pictures that show how far the training is, drawn with fixed seeds, and figures of them."""
+
+    picture: Image.Image
+    figures: dict[str, float]
+
+
 class Task(ABC):
     """A stage of training.
 
@@ -69,8 +77,8 @@ class Task(ABC):
         """Figures of `model` (the averaged weights) over validation batches."""
 
     @abstractmethod
-    def pictures(self, model: nn.Module, batch: Batch) -> Image.Image | None:
-        """A sample picture, drawn with fixed seeds; None where a stage has none."""
+    def pictures(self, model: nn.Module, batch: Batch) -> Samples | None:
+        """A sample picture; None where a stage has none."""
 
     @abstractmethod
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
