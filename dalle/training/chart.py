@@ -12,7 +12,6 @@ from dalle.training.figures import Curve
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart also by the colour-blind
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 24  # room around the drawing
-_MOST = 800  # points of a curve
 _DOTTED = 60  # of so many points each is a dot that tells its value
 
 
@@ -82,7 +81,7 @@ def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> st
         *(_tick_across(across, value) for value in across.ticks() if value == round(value)),
         *(_tick_upwards(upwards, value) for value in upwards.ticks()),
         f'<path class="axis" d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>',
-        *(_line(curve.thinned(_MOST), colour(n), across, upwards) for n, curve in enumerate(curves)),
+        *(_line(curve, colour(n), across, upwards) for n, curve in enumerate(curves)),
         "</svg>",
     ]
     return "\n".join(parts)

@@ -53,7 +53,7 @@ class RunConfig:
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves go besides the run's metrics.jsonl."""
     report: bool = True
-    """Write report.html, curves and pictures in one file, after each validation and at the end."""
+    """Write report.html, curves and pictures in one file, after validations and at the end."""
     peak_tflops: float | None = None
     """What one device can do in `precision`, in TFLOP/s; the log then has the share of it that the model's operations
     take (stage dalle, all weights trained)."""

@@ -18,6 +18,7 @@ from dalle.training.chart import can_be_log, colour, svg
 from dalle.training.figures import Curve, Figures, charts, read_figures
 
 NAME = "report.html"
+_POINTS = 800  # of a curve, at most
 _PICTURES = 6  # the newest, and earlier ones at equal distances
 _WIDTH = 720  # pixels of a picture, at most
 _STYLE = """
@@ -91,8 +92,9 @@ def _note(text: str) -> str:
 def _curves(figures: Figures) -> str:
     if not figures.curves:
         return _note("Nothing is logged yet.")
-    drawn = "\n".join(_chart(title, curves, figures.last) for title, curves in charts(figures.curves.values()))
-    rows = "\n".join(_row(curve) for curve in figures.curves.values())
+    thinned = [curve.thinned(_POINTS) for curve in figures.curves.values()]
+    drawn = "\n".join(_chart(title, curves, figures.last) for title, curves in charts(thinned))
+    rows = "\n".join(_row(curve) for curve in thinned)
     return (
         '<input type="checkbox" id="log"/> <label for="log">logarithmic upwards, where all values are above 0</label>\n'
         f"<main>\n{drawn}\n</main>\n<h2>Figures</h2>\n<table>\n"

@@ -112,6 +112,7 @@ class RunLog:
         self.file = recipe.run.dir / "metrics.jsonl"
         self.main = accelerator.is_main_process
         self.clock, self.since = time.perf_counter(), start
+        self.next_report = 0.0  # on that clock
         if self.main:
             self._forget_from(start)
         if self.run.tracker != "none":
@@ -176,16 +177,23 @@ class RunLog:
         if self.run.tracker != "none":
             self.accelerator.log(figures, step=update)
 
-    def report(self) -> None:
-        """Write report.html; where that fails the run goes on without."""
-        if self.main and self.run.report:
-            try:
-                write_report(self.run.dir)
-            except (ValueError, OSError) as error:
-                self.say(f"no report.html: {error}")
+    def report(self, final: bool = False) -> None:
+        """Write report.html, if it is time to; where that fails the run goes on without.
+
+        The longer the log the longer it takes: it may have a fiftieth of the run's time.
+        """
+        begun = time.perf_counter()
+        if not (self.main and self.run.report) or (begun < self.next_report and not final):
+            return
+        try:
+            write_report(self.run.dir)
+        except (ValueError, OSError) as error:
+            self.say(f"no report.html: {error}")
+        now = time.perf_counter()
+        self.next_report = now + 50 * (now - begun)
 
     def close(self) -> None:
-        self.report()
+        self.report(final=True)
         self.bar.close()
         if self.run.tracker != "none":
             self.accelerator.end_training()
