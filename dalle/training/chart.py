@@ -27,9 +27,9 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float], start: float, end: float, log: bool = False) -> Axis:
-        """An axis for all of `values`; where they are all the same, with that one in its middle."""
+        """An axis for all of `values`; where they are the same, up to rounding, with it in the middle."""
         low, high = min(values), max(values)
-        if low == high:
+        if math.isclose(low, high, rel_tol=1e-6):
             low, high = (low / 2, high * 2) if log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
         return cls(low, high, start, end, log)
 

@@ -152,8 +152,15 @@ def test_a_run_that_has_logged_nothing(run: Path, left: str | None) -> None:
 
 def test_values_of_any_size_are_drawn(run: Path) -> None:
     rows = [
-        {"update": 1, "train/a": 0.0, "train/b": 1e30, "train/c": 1e-12, "train/d": -5.0},
-        {"update": 2, "train/a": 0.0, "train/b": 1e-30, "train/c": 1.0001e-12, "train/d": 1e-9},
+        {"update": 1, "train/a": 0.0, "train/b": 1e30, "train/c": 1e-12, "train/d": -5.0, "train/e": 5e-4},
+        {
+            "update": 2,
+            "train/a": 0.0,
+            "train/b": 1e-30,
+            "train/c": 1.0001e-12,
+            "train/d": 1e-9,
+            "train/e": 5.000000000000001e-4,
+        },
     ]
     for count in (1, 2):
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
