@@ -27,7 +27,7 @@ from dalle.training.initial import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
 from dalle.training.run import Interrupt, RunLog, prepare_folder, start_accelerator
-from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step
+from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step, step_figures
 from dalle.training.tasks import build_task
 from dalle.training.text_tokenizer import train_text_tokenizer
 
@@ -79,16 +79,15 @@ def train(recipe: LoopRecipe) -> int:
     def draw(update: int) -> None:
         if accelerator.is_main_process:
             with evaluated(task.model, average) as model:
-                picture = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32, report=bad.add))))
-            if picture is not None:
-                (run.dir / "samples").mkdir(exist_ok=True)
-                picture.save(run.dir / "samples" / f"{update:08d}.png")
+                samples = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32, report=bad.add))))
+            if samples is not None:
+                log.samples(update, samples)
         accelerator.wait_for_everyone()
 
     stream = batches(
         data, batch_size=run.batch_size, seed=run.seed, start=start, rank=rank, world=world, workers=run.workers
     )
-    log = RunLog(recipe, accelerator, start, task.tokens_per_image)
+    log = RunLog(recipe, accelerator, start, task)
     skipped, update = 0, start
     task.model.train()
     with Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
@@ -115,6 +114,7 @@ def train(recipe: LoopRecipe) -> int:
                 applied = True
                 if to_log:
                     figures |= mean_figures(noted, accelerator) | {phase.name + "_gradient": norm}
+                    figures |= step_figures(phase, optimizers[phase.name])
             update += 1
             if applied:
                 task.after_update(lambda t: accelerator.reduce(t, reduction="sum"))
@@ -141,6 +141,8 @@ def train(recipe: LoopRecipe) -> int:
                 validate(update)
             if update % run.sample_every == 0 or last:
                 draw(update)
+            if update % run.validate_every == 0:
+                log.report()
             if stop:
                 break
     if bad.names:

@@ -77,18 +77,20 @@ def dalle_figures(
     image_tokenizer: ImageTokenizer,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
-    """Mean nats per image token, and per text token that is not padding."""
+    """Mean nats per image token, and per text token that is not padding; how often the likeliest code is right."""
     device = device_of(model)
-    image_sum, image_count, text_sum, text_count = 0.0, 0, 0.0, 0
+    image_sum, image_count, text_sum, text_count, hits = 0.0, 0, 0.0, 0, 0
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
         codes = codes_of(batch, image_tokenizer, device)
-        of_text, of_image = model.token_losses(text, codes)  # [B, T - 1], [B, N]
+        of_text, of_image, hit = model.token_losses_and_hits(text, codes)  # [B, T - 1], [B, N], [B, N]
+        hits += int(hit.sum())
         image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
         if isinstance(text_tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
             real = text[:, text.shape[1] - of_text.shape[1] :] != text_tokenizer.pad_id
             text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
-    return {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
+    nats = {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
+    return nats | {"image_accuracy": hits / image_count}
 
 
 def evaluate(
@@ -156,6 +158,7 @@ _MEANING = {
     "dead_codes": "codes that never occur",
     "image_nats": "nats per image token",
     "text_nats": "nats per text token",
+    "image_accuracy": "share of the image tokens that are the model's likeliest",
 }
 
 

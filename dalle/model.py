@@ -208,16 +208,26 @@ class DALLE(nn.Module):
         Returns:
             [B, T - 1] of the text from its second token on (with `begin_id` [B, T], without text head [B, 0]); [B, N].
         """
+        of_text, of_image, _ = self._scored(text, image_ids)
+        return of_text, of_image
+
+    def token_losses_and_hits(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`token_losses`, and whether each image token is the one that the model finds likeliest: bool [B, N]."""
+        of_text, of_image, logits = self._scored(text, image_ids)
+        return of_text, of_image, logits.argmax(-1).view_as(image_ids) == image_ids
+
+    def _scored(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`token_losses`, and the logits of the image tokens, [B * N, V]."""
         prefix = self._prefix(text)
         hidden = self._hidden(prefix, image_ids)
         last = self.config.prefix_length - 1
         image_logits = self.image_head(hidden[:, last:]).flatten(0, 1)
         of_image = F.cross_entropy(image_logits.float(), image_ids.flatten(), reduction="none").view_as(image_ids)
         if self.text_head is None:
-            return of_image.new_zeros(len(prefix), 0), of_image
+            return of_image.new_zeros(len(prefix), 0), of_image, image_logits
         text_logits = self.text_head(hidden[:, :last]).flatten(0, 1)
         of_text = F.cross_entropy(text_logits.float(), prefix[:, 1:].flatten(), reduction="none")
-        return of_text.view(len(prefix), last), of_image
+        return of_text.view(len(prefix), last), of_image, image_logits
 
     def null_text(self, text: Tensor) -> Tensor:
         """The null caption that stands against each of these texts in classifier-free guidance, in their shape."""

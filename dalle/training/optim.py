@@ -106,6 +106,30 @@ class WeightAverage:
             value.copy_(state[name])
 
 
+@torch.no_grad()
+def update_ratio(optimizer: torch.optim.Optimizer) -> float:
+    """Norm of the last step of `adamw` over the norm of the weights that it came to; about 1e-3 is usual.
+
+    The step is computed again from the moments, a tensor at a time, so that no copy of the weights is needed.
+    """
+    squares: list[Tensor] = []  # of step, of weights: [2] each, read once for all
+    for group in optimizer.param_groups:
+        rate, (first, second) = group["lr"], group["betas"]
+        for weight in group["params"]:
+            state = optimizer.state.get(weight)
+            if not state:
+                continue
+            done, decay = state["step"], rate * group["weight_decay"]
+            spread = (state["exp_avg_sq"] / (1 - second**done)).sqrt_().add_(group["eps"])
+            moved = (state["exp_avg"] / spread).mul_(rate / (1 - first**done))
+            moved.add_(weight, alpha=decay).div_(1 - decay)  # of the weights before, which decayed before Adam's step
+            squares.append(torch.stack([moved.square().sum(), weight.square().sum()]).float())
+    if not squares:
+        return 0.0
+    of_step, of_weights = torch.stack(squares).sum(0).sqrt().tolist()
+    return of_step / of_weights if of_weights else 0.0
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
     """Norm of all gradients together; scales them down to `largest` where they are above it."""
     return nn.utils.clip_grad_norm_(list(parameters), math.inf if largest is None else largest)

@@ -52,6 +52,11 @@ class RunConfig:
     """How many updates in a row may be skipped for a non-finite loss or gradient before training stops."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves go besides the run's metrics.jsonl."""
+    report: bool = True
+    """Write report.html, curves and pictures in one file, after validations and at the end."""
+    peak_tflops: float | None = None
+    """What one device can do in `precision`, in TFLOP/s; the log then has the share of it that the model's operations
+    take (stage dalle, all weights trained)."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes an accelerator if there is one."""
 
@@ -62,6 +67,8 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilisation)")
         for name in ("updates", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")

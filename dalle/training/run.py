@@ -22,6 +22,8 @@ from dalle.data import EncodedConfig, location
 from dalle.hub import resolve
 from dalle.training import checkpoint
 from dalle.training.recipe import LoopRecipe, RunConfig
+from dalle.training.report import write_report
+from dalle.training.tasks import Samples, Task
 
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
@@ -100,13 +102,17 @@ def _data_hash(data: EncodedConfig) -> str:
 
 
 class RunLog:
-    """metrics.jsonl, the tracker, and the progress bar of a run."""
+    """metrics.jsonl, the tracker, the report, and the progress bar of a run."""
 
-    def __init__(self, recipe: LoopRecipe, accelerator: Accelerator, start: int, tokens_per_image: int):
-        self.run, self.accelerator, self.tokens_per_image = recipe.run, accelerator, tokens_per_image
+    def __init__(self, recipe: LoopRecipe, accelerator: Accelerator, start: int, task: Task):
+        self.run, self.accelerator, self.tokens_per_image = recipe.run, accelerator, task.tokens_per_image
+        self.share: float | None = None  # of all devices' peak, that an image a second takes
+        if self.run.peak_tflops is not None and task.operations_per_image is not None:
+            self.share = task.operations_per_image / (self.run.peak_tflops * 1e12 * accelerator.num_processes)
         self.file = recipe.run.dir / "metrics.jsonl"
         self.main = accelerator.is_main_process
         self.clock, self.since = time.perf_counter(), start
+        self.next_report = 0.0  # on that clock
         if self.main:
             self._forget_from(start)
         if self.run.tracker != "none":
@@ -137,11 +143,24 @@ class RunLog:
         rates = {"images_per_s": images, "tokens_per_s": images * self.tokens_per_image}
         shown = {key: f"{value:.4g}" for key, value in list(figures.items())[:4]}
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
-        self._write(update, {f"train/{key}": value for key, value in (figures | rates).items()})
+        figures = figures | rates
+        if self.share is not None:
+            figures["flops_utilisation"] = images * self.share
+        if self.accelerator.device.type == "cuda":
+            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9
+        self._write(update, {f"train/{key}": value for key, value in figures.items()})
 
     def validation(self, update: int, figures: dict[str, float]) -> None:
         self.say(f"update {update}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
         self._write(update, {f"validation/{key}": value for key, value in figures.items()})
+
+    def samples(self, update: int, samples: Samples) -> None:
+        """Sample pictures after `update` updates."""
+        folder = self.run.dir / "samples"
+        folder.mkdir(exist_ok=True)
+        samples.picture.save(folder / f"{update:08d}.png")
+        if samples.figures:
+            self._write(update, {f"samples/{key}": value for key, value in samples.figures.items()})
 
     def step(self) -> None:
         self.bar.update()
@@ -158,7 +177,23 @@ class RunLog:
         if self.run.tracker != "none":
             self.accelerator.log(figures, step=update)
 
+    def report(self, final: bool = False) -> None:
+        """Write report.html, if it is time to; where that fails the run goes on without.
+
+        The longer the log the longer it takes: it may have a fiftieth of the run's time.
+        """
+        begun = time.perf_counter()
+        if not (self.main and self.run.report) or (begun < self.next_report and not final):
+            return
+        try:
+            write_report(self.run.dir)
+        except (ValueError, OSError) as error:
+            self.say(f"no report.html: {error}")
+        now = time.perf_counter()
+        self.next_report = now + 50 * (now - begun)
+
     def close(self) -> None:
+        self.report(final=True)
         self.bar.close()
         if self.run.tracker != "none":
             self.accelerator.end_training()

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from dalle.training.optim import WeightAverage, gradient_norm, learning_rate
+from dalle.training.optim import WeightAverage, gradient_norm, learning_rate, update_ratio
 from dalle.training.tasks import Phase
 
 
@@ -55,6 +55,12 @@ def step(
         optimizer.step()
     optimizer.zero_grad()
     return norm.item(), taken
+
+
+def step_figures(phase: Phase, optimizer: AcceleratedOptimizer) -> dict[str, float]:
+    """What is logged of the step that was taken last: its learning rate, and how far it moved the weights."""
+    rate: float = optimizer.param_groups[0]["lr"]
+    return {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
 
 
 def any_process(flag: bool, accelerator: Accelerator) -> bool:

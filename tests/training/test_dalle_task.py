@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from dalle.config import from_dict
 from dalle.data.loader import Batch
+from dalle.loading import load_clip
+from dalle.rerank import score
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask
 from tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
@@ -53,3 +59,23 @@ def test_a_pair_is_the_same_in_any_batch(task: DALLETask) -> None:
     together = task.inputs(Batch(images, captions, list(range(8)), [])).text
     alone = [task.inputs(Batch(images[i : i + 1], captions[i : i + 1], [i], [])).text for i in range(8)]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_sample_pictures_are_scored_against_their_own_prompts(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, clip = ("a red circle", "निलो वर्ग"), str(Path(task.recipe.text_tokenizer).parent / "clip")
+    monkeypatch.setattr(task, "recipe", replace(task.recipe, prompts=prompts))
+    nothing = Batch(torch.zeros(0), [], [], [])
+    unscored = task.pictures(task.model.eval(), nothing)
+    assert unscored is not None and unscored.figures == {}
+    monkeypatch.setattr(task, "recipe", replace(task.recipe, clip=clip))
+    samples = task.pictures(task.model, nothing)
+    assert samples is not None and samples.picture.tobytes() == unscored.picture.tobytes()
+    critic, scores, step = load_clip(clip), [], IMAGE_SIZE + 2
+    for row, prompt in enumerate(prompts):
+        for column in range(8):
+            left, top = 2 + column * step, 2 + row * step
+            cell = np.asarray(samples.picture.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
+            image = torch.tensor(cell).permute(2, 0, 1)[None] / 255
+            scores.append(score(critic, image, [prompt]).item())
+    assert samples.figures["clip_score"] == pytest.approx(np.mean(scores), abs=1e-3)
+    assert abs(np.mean(scores[:8]) - np.mean(scores[8:])) > 5e-3  # so that prompts in another order would be noticed

@@ -19,6 +19,9 @@ from safetensors.torch import load_file
 
 import train
 from dalle.training import checkpoint
+from dalle.training.memory import Size
+from dalle.training.plan import operations
+from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from dalle.training.tasks.task import Phase
 
@@ -110,7 +113,7 @@ def _write(path: Path, recipe: dict) -> Path:
 
 def _losses(run: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rates = ("images_per_s", "tokens_per_s")
+    rates = ("images_per_s", "tokens_per_s", "flops_utilisation")
     return {
         x["update"]: {k: v for k, v in x.items() if k.startswith("train/") and not k.endswith(rates)}
         for x in lines
@@ -219,7 +222,40 @@ def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: P
     images = dalle.load_image_tokenizer(tmp_path / "run" / "model" / "image_tokenizer")
     assert model.config.image_vocab == images.codebook_size == 32
     assert (tmp_path / "run" / "samples" / "00000002.png").exists()
-    assert {"config.yaml", "origin.yaml", "metrics.jsonl"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    files = {"config.yaml", "origin.yaml", "metrics.jsonl", "report.html"}
+    assert files <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
+    tokenizers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
+    options = [f"run.dir={tmp_path / 'run'}", "run.updates=2", "run.validation_images=8", "run.peak_tflops=1e-3"]
+    assert train.main([config, *options]) == 0
+    first, second = _losses(tmp_path / "run").values()
+    assert first["train/dalle_lr"] == pytest.approx(5e-4) and second["train/dalle_lr"] == pytest.approx(1e-3)
+    assert 1.5 < second["train/dalle_update_ratio"] / first["train/dalle_update_ratio"] < 2.5  # twice the rate
+    recipe = load_recipe(Path(config), [f"run.dir={tmp_path}"])
+    assert isinstance(recipe, DALLERecipe)
+    rate = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    per_image = operations(Size.of(recipe.model), checkpointing=False)
+    assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
+    assert 0 <= _validations(tmp_path / "run")[2]["validation/image_accuracy"] <= 1
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "update 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
+    options = [config, f"run.dir={tmp_path / 'run'}", "run.updates=1", "run.validation_images=8"]
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    assert train.main(options) == 0
+    assert "no report.html: " in capsys.readouterr().out
+    (tmp_path / "run" / "report.html").rmdir()
+    assert train.main([*options, "run.updates=2", "resume=true", "run.report=false"]) == 0
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_non_finite_losses_are_skipped_then_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

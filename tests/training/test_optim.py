@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dalle.image.vq import VectorQuantizer, VQConfig
-from dalle.training.optim import OptimConfig, Ramp, WeightAverage, adamw, learning_rate, ramp
+from dalle.training.optim import OptimConfig, Ramp, WeightAverage, adamw, learning_rate, ramp, update_ratio
 
 
 def test_ramp_is_half_a_cosine() -> None:
@@ -29,6 +29,20 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) == pytest.approx(rates[10])
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+
+
+def test_update_ratio_is_the_change_of_the_weights_over_their_norm() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 1))
+    optimizer = adamw(module, OptimConfig(lr=3e-2, weight_decay=0.4))
+    assert update_ratio(optimizer) == 0.0  # no step was taken
+    for _ in range(5):
+        before = nn.utils.parameters_to_vector(module.parameters()).clone()
+        module(torch.randn(8, 5)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after = nn.utils.parameters_to_vector(module.parameters())
+        assert update_ratio(optimizer) == pytest.approx(((after - before).norm() / after.norm()).item(), rel=1e-4)
 
 
 def test_only_matrices_decay() -> None:

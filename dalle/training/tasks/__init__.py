@@ -8,9 +8,9 @@ from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe,
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
-from dalle.training.tasks.task import Phase, Task
+from dalle.training.tasks.task import Phase, Samples, Task
 
-__all__ = ["Phase", "Task", "build_task"]
+__all__ = ["Phase", "Samples", "Task", "build_task"]
 
 
 def build_task(recipe: LoopRecipe, device: torch.device) -> Task:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from dalle import artifact
@@ -18,14 +17,17 @@ from dalle.data.tokens import TokensData
 from dalle.evaluate import codes_of, dalle_figures
 from dalle.generate import generate
 from dalle.hub import resolve
-from dalle.loading import load_image_tokenizer, load_text_tokenizer
+from dalle.loading import load_clip, load_image_tokenizer, load_text_tokenizer
 from dalle.model import DALLE
+from dalle.rerank import score
 from dalle.text import TextTokenizer
 from dalle.text.t5 import T5Encoder
 from dalle.training.initial import fill_initial
 from dalle.training.lora import add_lora, merged
+from dalle.training.memory import Size
+from dalle.training.plan import operations
 from dalle.training.recipe import DALLERecipe
-from dalle.training.tasks.task import Phase, Task, image_grid
+from dalle.training.tasks.task import Phase, Samples, Task, image_grid
 
 
 @dataclass
@@ -60,6 +62,8 @@ class DALLETask(Task):
         self.image_size = self.image_tokenizer.image_size
         height, width = recipe.model.grid
         self.tokens_per_image = recipe.model.text_length + height * width
+        if recipe.lora is None:
+            self.operations_per_image = operations(Size.of(recipe.model), checkpointing=False)
 
     def _check_tokenizers(self) -> None:
         model, text = self.recipe.model, self.text_tokenizer
@@ -100,8 +104,8 @@ class DALLETask(Task):
         return dalle_figures(model, self.text_tokenizer, self.image_tokenizer, batches)
 
     @torch.no_grad()
-    def pictures(self, model: nn.Module, batch: Batch) -> Image.Image | None:
-        """One row for each prompt of the recipe, 8 candidates each."""
+    def pictures(self, model: nn.Module, batch: Batch) -> Samples | None:
+        """One row for each prompt of the recipe, 8 candidates each, and the mean of CLIP's scores of all."""
         assert isinstance(model, DALLE)
         prompts = list(self.recipe.prompts)
         if not prompts:
@@ -109,7 +113,13 @@ class DALLETask(Task):
         seeds = [list(range(8)) for _ in prompts]
         text = self._encode(prompts).to(self.device)
         codes = generate(model, text, seeds, **to_dict(self.recipe.sampling))
-        return image_grid(list(self.image_tokenizer.decode(codes).split(8)))
+        images = self.image_tokenizer.decode(codes)
+        figures = {}
+        if self.recipe.clip is not None:  # read each time: it takes no memory while the model trains
+            clip = load_clip(self.recipe.clip, self.device)
+            scores = score(clip, images, [prompt for prompt in prompts for _ in range(8)])
+            figures["clip_score"] = scores.mean().item()
+        return Samples(image_grid(list(images.split(8))), figures)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         recipe = self.recipe

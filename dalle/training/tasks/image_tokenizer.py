@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from dalle import artifact
@@ -27,7 +26,7 @@ from dalle.training.adversarial import (
 from dalle.training.optim import ramp
 from dalle.training.perceptual import build_perceptual
 from dalle.training.recipe import ImageTokenizerRecipe
-from dalle.training.tasks.task import Phase, Reduce, Task, image_grid
+from dalle.training.tasks.task import Phase, Reduce, Samples, Task, image_grid
 
 
 @dataclass
@@ -167,13 +166,13 @@ class ImageTokenizerTask(Task):
         return image_tokenizer_figures(model, batches)
 
     @torch.no_grad()
-    def pictures(self, model: nn.Module, batch: Batch) -> Image.Image:
+    def pictures(self, model: nn.Module, batch: Batch) -> Samples:
         """Pictures above their reconstructions, 16 a row."""
         assert isinstance(model, ImageTokenizer)
         images = unit_images(batch, self.device)
         again = model.decode(model.encode(images))
         rows = [part for pair in zip(images.split(16), again.split(16), strict=True) for part in pair]
-        return image_grid(rows)
+        return Samples(image_grid(rows), {})
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         artifact.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)

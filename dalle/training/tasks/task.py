@@ -27,6 +27,14 @@ class Phase:
     optim: OptimConfig
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Pictures that show how far the training is, drawn with fixed seeds, and figures of them."""
+
+    picture: Image.Image
+    figures: dict[str, float]
+
+
 class Task(ABC):
     """A stage of training.
 
@@ -36,6 +44,7 @@ class Task(ABC):
         phases: the phases of an update, in order.
         image_size: side of the pictures that it takes.
         tokens_per_image: for the rate that the progress bar shows.
+        operations_per_image: floating-point operations of training on one image, if they can be told.
     """
 
     model: nn.Module
@@ -43,6 +52,7 @@ class Task(ABC):
     phases: list[Phase]
     image_size: int
     tokens_per_image: int
+    operations_per_image: float | None = None
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Any:
@@ -67,8 +77,8 @@ class Task(ABC):
         """Figures of `model` (the averaged weights) over validation batches."""
 
     @abstractmethod
-    def pictures(self, model: nn.Module, batch: Batch) -> Image.Image | None:
-        """A sample picture, drawn with fixed seeds; None where a stage has none."""
+    def pictures(self, model: nn.Module, batch: Batch) -> Samples | None:
+        """A sample picture; None where a stage has none."""
 
     @abstractmethod
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:

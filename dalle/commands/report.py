@@ -1,0 +1,20 @@
+"""python -m dalle report: the curves and pictures of a run as one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("report", help="curves and pictures of a run as one HTML file")
+    command.add_argument("folder", type=Path, metavar="RUN", help="folder of a run: run.dir of its training")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from dalle.training.report import write_report
+
+    print(write_report(args.folder))

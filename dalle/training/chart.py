@@ -1,0 +1,123 @@
+"""Curves as an SVG drawing: axes, ticks, lines and a legend, linear or logarithmic upwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from dalle.training.figures import Curve
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart also by the colour-blind
+_WIDTH, _HEIGHT = 460, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 24  # room around the drawing
+_DOTTED = 60  # of so many points each is a dot that tells its value
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to places, from `low` at `start` to `high` at `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @classmethod
+    def around(cls, values: Sequence[float], start: float, end: float, log: bool = False) -> Axis:
+        """An axis for all of `values`; where they are the same, up to rounding, with it in the middle."""
+        low, high = min(values), max(values)
+        if math.isclose(low, high, rel_tol=1e-6):
+            low, high = (low / 2, high * 2) if log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+        return cls(low, high, start, end, log)
+
+    def place(self, value: float) -> float:
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round numbers on the axis, about four to eight."""
+        if not self.log:
+            return _round_numbers(self.low, self.high)
+        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        for digits in ((1, 2, 5), (1,)):
+            found = [float(f"{m}e{k}") for k in decades for m in digits]
+            found = [value for value in found if self.low <= value <= self.high]
+            if len(found) <= 8:
+                break
+        if len(found) < 3:
+            return _round_numbers(self.low, self.high)
+        return found[:: math.ceil(len(found) / 8)]
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(m * power for m in (1, 2, 5, 10) if (high - low) / (m * power) <= 6)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def can_be_log(curves: Sequence[Curve]) -> bool:
+    """Whether a logarithmic axis has a place for all values."""
+    return all(value > 0 for curve in curves for value in curve.values)
+
+
+def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> str:
+    """The drawing.
+
+    Args:
+        title: what a reader that shows no pictures is told.
+        curves: none of them empty.
+        last: the update at the right end, so that all charts of a run stand one below the other.
+        log: logarithmic upwards; all values must be above 0.
+    """
+    across = Axis.around([0, last], _LEFT, _WIDTH - _RIGHT)
+    upwards = Axis.around([v for c in curves for v in c.values], _HEIGHT - _BOTTOM - 6, _TOP + 6, log)
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="{"log" if log else "linear"}">',
+        f"<title>{escape(title)}</title>",
+        *(_tick_across(across, value) for value in across.ticks() if value == round(value)),
+        *(_tick_upwards(upwards, value) for value in upwards.ticks()),
+        f'<path class="axis" d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>',
+        *(_line(curve, colour(n), across, upwards) for n, curve in enumerate(curves)),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def colour(number: int) -> str:
+    """The colour of a chart's curve of that number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def _line(curve: Curve, stroke: str, across: Axis, upwards: Axis) -> str:
+    places = [(across.place(u), upwards.place(v)) for u, v in zip(curve.updates, curve.values, strict=True)]
+    points = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
+    line = f'<polyline data-name="{escape(curve.name)}" stroke="{stroke}" points="{points}"/>'
+    if len(places) > _DOTTED:
+        return line
+    told = [f"{curve.name}, update {u}: {v:.6g}" for u, v in zip(curve.updates, curve.values, strict=True)]
+    dots = (
+        f'<circle cx="{x:.2f}" cy="{y:.2f}" r="2.5" fill="{stroke}"><title>{escape(text)}</title></circle>'
+        for (x, y), text in zip(places, told, strict=True)
+    )
+    return line + "".join(dots)
+
+
+def _tick_across(axis: Axis, value: float) -> str:
+    x = axis.place(value)
+    end = _HEIGHT - _BOTTOM
+    return (
+        f'<path class="grid" d="M{x:.2f} {_TOP}V{end}"/>'
+        f'<text class="x" x="{x:.2f}" y="{end + 16}" text-anchor="middle">{value:.10g}</text>'
+    )
+
+
+def _tick_upwards(axis: Axis, value: float) -> str:
+    y = axis.place(value)
+    return (
+        f'<path class="grid" d="M{_LEFT} {y:.2f}H{_WIDTH - _RIGHT}"/>'
+        f'<text class="y" x="{_LEFT - 6}" y="{y:.2f}" text-anchor="end" dominant-baseline="middle">{value:.6g}</text>'
+    )

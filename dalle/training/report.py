@@ -1,0 +1,163 @@
+"""A run as one HTML file that opens from the disk: curves, sample pictures, config, versions. Reads the folder only."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dalle.config import read_yaml
+from dalle.outputs import write_text
+from dalle.training.chart import can_be_log, colour, svg
+from dalle.training.figures import Curve, Figures, charts, read_figures
+
+NAME = "report.html"
+_POINTS = 800  # of a curve, at most
+_PICTURES = 6  # the newest, and earlier ones at equal distances
+_WIDTH = 720  # pixels of a picture, at most
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:15px/1.4 sans-serif;margin:2em auto;max-width:1460px;padding:0 1em}
+main,.pictures{display:flex;flex-wrap:wrap;gap:16px}
+.chart{width:460px;margin:0}.chart svg{width:100%;display:block}
+.chart h3{font-size:14px;margin:0 0 4px}.key{font-size:12px;margin:0 0 0 58px}
+.key span{display:inline-block;margin-right:1em}.key i{display:inline-block;width:14px;height:3px;margin-right:4px;
+vertical-align:middle}
+polyline{fill:none;stroke-width:1.5}.axis{fill:none;stroke:currentColor}.grid{stroke:currentColor;opacity:.13}
+text{font:10px sans-serif;fill:currentColor}
+svg.log,#log:checked~main .both svg.linear{display:none}#log:checked~main .both svg.log{display:block}
+.pictures figure{margin:0}.pictures img{max-width:100%;display:block}figcaption{font-size:13px}
+table{border-collapse:collapse;font-size:13px}td,th{padding:2px 12px 2px 0;text-align:right}
+td:first-child,th:first-child{text-align:left}
+pre{font-size:12px;overflow-x:auto;border:1px solid #8884;padding:8px}.note{opacity:.75}
+"""
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html, whole or not at all; the file's path.
+
+    The run may be in progress, and its log empty or cut.
+
+    Raises:
+        ValueError: `run` is not the folder of a run, or its config.yaml cannot be read.
+        OSError: it cannot be written.
+    """
+    config = _config(run)
+    figures = read_figures(run / "metrics.jsonl")
+    body = "\n".join([_head(run, config, figures), _curves(figures), _pictures(run, config), *_origins(run)])
+    page = (
+        '<!DOCTYPE html>\n<html>\n<head><meta charset="utf-8"/>'
+        f"<title>{escape(run.absolute().name)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+    write_text(run / NAME, page)
+    return run / NAME
+
+
+def _config(run: Path) -> dict[str, Any]:
+    """config.yaml of a run's folder; the folders of models and tokenizers have one too, without `run:`."""
+    file = run / "config.yaml"
+    config = read_yaml(file) if file.is_file() else {}
+    if not isinstance(config.get("run"), dict):
+        raise ValueError(f"{run}: not the folder of a run (run.dir of a training), which has a config.yaml with `run:`")
+    return config
+
+
+def _head(run: Path, config: dict[str, Any], figures: Figures) -> str:
+    """What it is and how far it is."""
+    told = [f"Stage {config.get('stage')}, update {figures.last} of {config['run'].get('updates')}"]
+    log = run / "metrics.jsonl"
+    if log.exists():
+        written = datetime.fromtimestamp(log.stat().st_mtime, timezone.utc)
+        told.append(f"last logged {written:%Y-%m-%d %H:%M} UTC")
+    saved = sorted((run / "checkpoints").glob("update-????????"))
+    told.append(f"newest checkpoint: update {int(saved[-1].name[7:])}" if saved else "no checkpoint yet")
+    lines = [f"<h1>{escape(run.absolute().name)}</h1>", f"<p>{escape('; '.join(told))}.</p>"]
+    if figures.unreadable:
+        lines.append(_note(f"Lines of metrics.jsonl that cannot be read, and are left out: {figures.unreadable}."))
+    if figures.not_finite:
+        lines.append(_note(f"Values that are not finite numbers, and are not drawn: {figures.not_finite}."))
+    return "\n".join(lines)
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _curves(figures: Figures) -> str:
+    if not figures.curves:
+        return _note("Nothing is logged yet.")
+    thinned = [curve.thinned(_POINTS) for curve in figures.curves.values()]
+    drawn = "\n".join(_chart(title, curves, figures.last) for title, curves in charts(thinned))
+    rows = "\n".join(_row(curve) for curve in thinned)
+    return (
+        '<input type="checkbox" id="log"/> <label for="log">logarithmic upwards, where all values are above 0</label>\n'
+        f"<main>\n{drawn}\n</main>\n<h2>Figures</h2>\n<table>\n"
+        "<tr><th>figure</th><th>last</th><th>lowest</th><th>at update</th><th>highest</th><th>at update</th></tr>\n"
+        f"{rows}\n</table>"
+    )
+
+
+def _chart(title: str, curves: Sequence[Curve], last: int) -> str:
+    key = "".join(
+        f'<span><i style="background:{colour(number)}"></i>{escape(curve.name)}</span>'
+        for number, curve in enumerate(curves)
+    )
+    both = can_be_log(curves)
+    drawings = svg(title, curves, last) + (svg(title, curves, last, log=True) if both else "")
+    kind = "chart both" if both else "chart"
+    return f'<section class="{kind}"><h3>{escape(title)}</h3>{drawings}<p class="key">{key}</p></section>'
+
+
+def _row(curve: Curve) -> str:
+    cells = [f"{curve.values[-1]:.6g}"]
+    for value in (min(curve.values), max(curve.values)):
+        cells += [f"{value:.6g}", str(curve.updates[curve.values.index(value)])]
+    return f"<tr><td>{escape(curve.name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _pictures(run: Path, config: dict[str, Any]) -> str:
+    """Sample pictures, the newest first, and the prompts of their rows."""
+    files = sorted((run / "samples").glob("*.png"), reverse=True)
+    if not files:
+        return ""
+    count = min(_PICTURES, len(files))
+    chosen = dict.fromkeys(files[round(n * (len(files) - 1) / max(1, count - 1))] for n in range(count))
+    figures = "\n".join(_picture(file) for file in chosen)
+    prompts = [str(prompt) for prompt in config.get("prompts") or ()]
+    if prompts:
+        items = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
+        told = f"<p>A row for each prompt, from the top, with the same seeds each time:</p>\n<ol>{items}</ol>"
+    else:
+        told = "<p>Rows in turn: pictures of the validation split, and below them their reconstructions.</p>"
+    return f'<h2>Samples</h2>\n{told}\n<div class="pictures">\n{figures}\n</div>'
+
+
+def _picture(file: Path) -> str:
+    told = f"update {int(file.stem)}" if file.stem.isdecimal() else file.name
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # cut, as the run was killed; or no picture
+        return f"<figure>{_note(f'{told}: {file.name} cannot be read ({error})')}</figure>"
+    picture.thumbnail((_WIDTH, 10 * _WIDTH))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    image = f'<img alt="{escape(told)}" src="data:image/jpeg;base64,{data}"/>'
+    return f"<figure>{image}<figcaption>{escape(told)}</figcaption></figure>"
+
+
+def _origins(run: Path) -> list[str]:
+    """The files that say how to make the run again, as they are."""
+    told = (("Config", "config.yaml"), ("Versions and hashes", "origin.yaml"))
+    texts = [(title, run / name) for title, name in told if (run / name).is_file()]
+    return [
+        f"<h2>{title}</h2>\n<pre>{escape(file.read_text(encoding='utf-8', errors='replace'))}</pre>"
+        for title, file in texts
+    ]
