@@ -2,7 +2,7 @@
 """Train any stage from one YAML: python train.py configs/emoji/dalle.yaml optim.lr=1e-4 run.dir=runs/mine
 
 `train` below is the loop of every stage; what differs between the stages is in dalle/training/tasks/.
-Several processes: torchrun --nproc_per_node 2 train.py CONFIG ... (or accelerate launch).
+Several processes: torchrun --nproc_per_node 2 train.py CONFIG ... (or, on GPUs, accelerate launch).
 """
 
 from __future__ import annotations
