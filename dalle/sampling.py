@@ -40,8 +40,8 @@ class SamplingConfig:
         guidance_until: int | None = None,
     ) -> SamplingConfig:
         """These options where they are given, its own elsewhere."""
-        given: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        given["guidance_until"] = guidance_until
+        given: dict[str, Any] = {"guidance": guidance, "guidance_until": guidance_until}
+        given |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -134,12 +134,12 @@ def _of(prepared: Attend | Step, cache: KVCache) -> bool:
 
 
 def _attendable(qkv: Tensor, cache: KVCache) -> bool:
-    return (
-        f"attend_{cpu.TYPES.get(qkv.dtype)}" in cpu.functions()
-        and cache.keys.shape[-1] in _HEADS
-        and cache.keys[0].is_contiguous()
-        and cache.values[0].is_contiguous()
-    )
+    return f"attend_{cpu.TYPES.get(qkv.dtype)}" in cpu.functions() and _readable(cache)
+
+
+def _readable(cache: KVCache) -> bool:
+    """Whether compiled code can read the cache: heads of a width that there is code for, without gaps."""
+    return cache.keys.shape[-1] in _HEADS and cache.keys[0].is_contiguous() and cache.values[0].is_contiguous()
 
 
 def prepare(transformer: Transformer, x: Tensor, cache: KVCache) -> Step | None:
@@ -155,24 +155,25 @@ def prepare(transformer: Transformer, x: Tensor, cache: KVCache) -> Step | None:
 
 
 def _usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
-    config = transformer.config
+    # What large batches fail on comes first: they ask again in every step
+    first = _linears(transformer.blocks[0])[0]
+    if type(first) not in (Linear, Int8Linear) or transformer.config.reversible:
+        return False
+    weight = first.weight
+    if x.shape[0] * x.shape[1] > _MOST_ROWS.get(weight.dtype, 0) or x.shape[1] > _MOST_TOKENS:
+        return False
     linears = [map_ for block in transformer.blocks for map_ in _linears(block)]
     kinds = {type(map_) for map_ in linears}
-    dtypes = {cache.keys.dtype, x.dtype}
-    if kinds not in ({Linear}, {Int8Linear}) or config.reversible:
+    if len(kinds) > 1:
         return False
-    weight = linears[0].weight
+    dtypes = {cache.keys.dtype, x.dtype}
     dtypes |= {map_.weight.dtype for map_ in linears} - ({torch.int8} if kinds == {Int8Linear} else set())
     return (
         len(dtypes) == 1
         and f"step_{cpu.TYPES.get(weight.dtype)}_{cpu.TYPES.get(x.dtype)}" in cpu.functions()
-        and x.shape[0] * x.shape[1] <= _MOST_ROWS[weight.dtype]
-        and x.shape[1] <= _MOST_TOKENS
         and all(map_.weight.is_contiguous() and map_.weight.shape[1] % cpu.STEP == 0 for map_ in linears)
         and all(map_.weight.shape[0] % cpu.STEP == 0 for map_ in linears)
-        and config.head_width in _HEADS
-        and cache.keys[0].is_contiguous()
-        and cache.values[0].is_contiguous()
+        and _readable(cache)
         and not any(module._forward_hooks or module._forward_pre_hooks for module in transformer.blocks.modules())
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from dalle.data.images import read_picture
 from dalle.data.pair import BadPair
+from dalle.outputs import write_text
 from dalle.search.index import Hit, ImageIndex
 
 _SIDE = 224  # pixels of a thumbnail
@@ -31,12 +31,7 @@ def write_page(path: Path, index: ImageIndex, title: str, hits: Sequence[Hit]) -
     head = f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
     text = f"<!DOCTYPE html>\n<html>{head}\n<body><h1>{escape(title)}</h1>\n<main>\n{figures}\n</main></body></html>\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def _figure(index: ImageIndex, hit: Hit) -> str:
