@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -40,14 +42,21 @@ def slug(prompt: str) -> str:
     return short.strip("-") or "empty"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path`, with its ending, to write in this block: it becomes `path`, or is gone if that fails."""
+    part = path.with_name(f".part-{path.name}")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def named(file: Path) -> dict[str, str]:

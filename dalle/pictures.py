@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import subprocess
 import unicodedata
@@ -11,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
+
+from dalle.outputs import whole
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,8 @@ def write_png(picture: Image.Image, path: Path, texts: Mapping[str, str]) -> Non
     metadata = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         metadata.add_itxt(name, text)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path) as part:
         picture.save(part, "PNG", pnginfo=metadata)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, uint8
 
 from dalle.config import from_dict, to_dict
+from dalle.outputs import whole
 from dalle.painting.loop import Painter
 from dalle.painting.options import PaintOptions
 
@@ -46,14 +46,11 @@ def save_state(painter: Painter, path: Path) -> None:
         "step": painter.step,
         "since_moved": painter.since_moved,
     }
-    part = path.with_name(f".{path.name}.part")
     try:
-        save_file(tensors, part, {_KEY: json.dumps(content, ensure_ascii=False)})
-        os.replace(part, path)
+        with whole(path) as part:
+            save_file(tensors, part, {_KEY: json.dumps(content, ensure_ascii=False)})
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(f"{path} cannot be written ({error})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> State:

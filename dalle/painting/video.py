@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from dalle.outputs import whole
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 
@@ -39,16 +40,12 @@ def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
         ValueError: as `check_video`.
     """
     check_video(path)
-    part = path.with_name(f".part-{path.name}")  # the ending tells the format
-    try:
+    with whole(path) as part:  # its ending tells the format
         if path.suffix.lower() == ".mp4":
             _write_mp4(frames, part, fps)
         else:
             first, *others = [Image.open(frame).convert("RGB") for frame in frames]
             first.save(part, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_mp4(frames: Sequence[Path], path: Path, fps: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from dalle.outputs import whole
 from dalle.search.store import Table
 
 _COLUMNS = ("path", "caption", "width", "height", "sha256")
@@ -27,17 +27,13 @@ def export(table: Table, path: Path, dimensions: int) -> int:
     kinds = [pa.int64(), pa.list_(pa.float32()), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.string()]
     schema = pa.schema(list(zip(("id", "vector", *_COLUMNS), kinds, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, start = path.with_name(f".{path.name}.part"), 0
-    try:
-        with parquet.ParquetWriter(part, schema) as writer:
-            for batch, block in zip(table.batches, table.blocks, strict=True):
-                ids = pa.array(range(start, start + len(block)), pa.int64())
-                ends = pa.array(range(0, (len(block) + 1) * dimensions, dimensions), pa.int32())
-                flat = pa.array(block.astype("float32").reshape(-1))
-                columns = [ids, pa.ListArray.from_arrays(ends, flat), *(batch.column(name) for name in _COLUMNS)]
-                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-                start += len(block)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    start = 0
+    with whole(path) as part, parquet.ParquetWriter(part, schema) as writer:
+        for batch, block in zip(table.batches, table.blocks, strict=True):
+            ids = pa.array(range(start, start + len(block)), pa.int64())
+            ends = pa.array(range(0, (len(block) + 1) * dimensions, dimensions), pa.int32())
+            flat = pa.array(block.astype("float32").reshape(-1))
+            columns = [ids, pa.ListArray.from_arrays(ends, flat), *(batch.column(name) for name in _COLUMNS)]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            start += len(block)
     return start
