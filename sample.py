@@ -86,6 +86,8 @@ class SampleConfig:
     window: int = 1
     """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The pictures do not depend
     on it."""
+    compiled: bool = False
+    """On a GPU: have torch.compile make the steps faster, which takes a minute or so first."""
     batch_size: int | None = None
     """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""
     max_memory: str | None = None
@@ -157,6 +159,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
                 keep_rows=settings.keep_rows,
                 mask=mask,
                 window=settings.window,
+                compiled=settings.compiled,
                 batch_size=settings.batch_size,
                 max_memory=limit,
                 progress=_meter(run, bar, len(prompts) / len(group)),

@@ -54,9 +54,9 @@ def build(args: argparse.Namespace, kind: str, device: torch.device) -> tuple[DA
 class Ours:
     """Draws, and reads memory from time to time meanwhile: as fast as it is then, for other users come and go."""
 
-    def __init__(self, model: DALLE, batch: int, memory: Memory) -> None:
+    def __init__(self, model: DALLE, batch: int, memory: Memory, compiled: bool) -> None:
         device = model.image_head.weight.device
-        self.model, self.batch, self.memory = model, batch, memory
+        self.model, self.batch, self.memory, self.compiled = model, batch, memory, compiled
         self.text = torch.randint(1, model.config.text_vocab, (1, model.config.text_length), device=device)
         self.every = max(1, model.config.image_length // 32)
 
@@ -75,6 +75,7 @@ class Ours:
                 [list(range(self.batch))],
                 top_k=256,
                 batch_size=self.batch,
+                compiled=self.compiled,
                 progress=progress,
             ),
             self.memory.device,
@@ -87,7 +88,7 @@ def measure(
 ) -> dict[str, Any]:
     """Rates of all who draw, in turns."""
     model, weights, size = build(args, kind, device)
-    ours = Ours(model, batch, memory)
+    ours = Ours(model, batch, memory, args.compiled)
     others: dict[str, Callable[[], object]] = {}
     if args.plain:
         others["dalle, torch only"] = lambda: _plainly(ours)
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--llamagen", type=Path, metavar="FOLDER")
     parser.add_argument("--alone", action="store_true", help="leave the others out")
     parser.add_argument("--plain", action="store_true", help="draw without compiled code and packed weights too")
+    parser.add_argument("--compiled", action="store_true", help="on a GPU: by torch.compile (take --warm with it)")
     parser.add_argument("--warm", action="store_true", help="draw once before what counts, and state that time apart")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()

@@ -140,6 +140,35 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
+class Place:
+    """Where the tokens of a pass stand: `start` to `end - 1` of the sequence. Cuts their part out of tables."""
+
+    causal: Mask = "causal"
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+
+    def rows(self, table: Tensor, before: int = 0) -> Tensor:
+        """Their rows of a table that begins behind the first `before` tokens."""
+        return table[self.start - before : self.end - before]
+
+    def cells(self, lines: Tensor, columns: Tensor, before: int) -> Tensor:
+        """For image tokens, `before` of which are text: lines [h, 1, C] + columns [1, w, C] of their cells, [T, C]."""
+        start, end, width = self.start - before, self.end - before, columns.shape[1]
+        first = start // width
+        part = (lines[first : -(-end // width)] + columns).flatten(0, 1)
+        return part[start - first * width : end - first * width]
+
+    def square(self, table: Tensor) -> Tensor:
+        """Their queries, and the keys up to them, of a table [..., S, S]."""
+        return table[..., self.start : self.end, : self.end]
+
+    def back(self, device: torch.device) -> Tensor:
+        """How far the key lies behind the query, int [T, end]; below 0: ahead of it."""
+        queries = torch.arange(self.start, self.end, device=device)
+        return queries[:, None] - torch.arange(self.end, device=device)
+
+
 class KVCache:
     """Keys and values of all layers, allocated once at the exact size; of one model, whose weights stay as they are.
 
@@ -193,6 +222,16 @@ class KVCache:
         values.narrow(2, start, count).copy_(v)
         return keys.narrow(2, 0, start + count), values.narrow(2, 0, start + count)
 
+    def place(self, count: int) -> Place:
+        """Where the next `count` tokens stand."""
+        return Place(self.position, self.position + count)
+
+    def hold(self, slot: int, channels: Tensor) -> Tensor:
+        """Store what `TokenShift` looks back at, of the next tokens [B, T, shifted]; all that is held so far."""
+        end = self.position + channels.shape[1]
+        self.inputs[slot, :, self.position : end] = channels
+        return self.inputs[slot, :, :end]
+
     def advance(self, count: int) -> None:
         """Count `count` tokens as held."""
         self.position += count
@@ -240,14 +279,10 @@ class TokenShift:
     def __call__(self, x: Tensor, cache: KVCache | None, slot: int) -> Tensor:
         """Shift tokens [B, T, C] that follow what the cache holds; `slot` numbers the places where this is done."""
         half = x.shape[-1] // 2
-        start = 0 if cache is None else cache.position
-        end = start + x.shape[1]
-        held = x[..., :half]
-        if cache is not None:
-            cache.inputs[slot, :, start:end] = held
-            held = cache.inputs[slot, :, :end]
+        place = Place(0, x.shape[1]) if cache is None else cache.place(x.shape[1])
+        held = x[..., :half] if cache is None else cache.hold(slot, x[..., :half])
         quarters = []
-        for quarter, source in zip(held.split(half // 2, dim=-1), self.sources[:, start:end], strict=True):
+        for quarter, source in zip(held.split(half // 2, dim=-1), place.rows(self.sources.T).T, strict=True):
             moved = quarter[:, source.clamp(min=0)]
             quarters.append(moved * (source >= 0)[:, None].to(moved.dtype))
         return torch.cat((*quarters, x[..., half:]), dim=-1)

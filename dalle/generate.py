@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dalle import static
 from dalle.attention import KVCache
 from dalle.jacobi import draw_ahead
 from dalle.linear import packed
@@ -37,6 +38,7 @@ def generate(
     forced: Tensor | None = None,
     forced_mask: Tensor | None = None,
     window: int = 1,
+    compiled: bool = False,
     batch_size: int | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -63,6 +65,8 @@ def generate(
             rows of an image, mark these rows.
         window: image tokens that are guessed and checked in one step (`dalle.jacobi`); 1 draws one after the other. The
             codes are the same, the steps fewer and each of them larger.
+        compiled: on a GPU, let torch.compile make the step smaller before it is recorded: a minute more for the first
+            batch, less time for each token. Elsewhere nothing is done.
         batch_size: candidates at a time; None fits the memory.
         max_memory: bytes that a batch may take beside the weights; None is half of what is free.
         progress: called after each step, so that its calls count the steps.
@@ -92,6 +96,7 @@ def generate(
     window = min(window, height * width)
     until = height * width if guidance_until is None else guidance_until
     options = _Options(temperature, top_k, top_p, guidance, until, window)
+    steps = static.recorded_drawing(model, options.choose, compiled)
     batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory, window)
     rows = batch_size * window * (2 if options.guided(lead) else 1)
     done, total = 0, len(prompts) * (height * width - lead)
@@ -111,7 +116,7 @@ def generate(
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
                 codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
-                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step)
+                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step, steps)
                 batches.append(codes)
     finally:
         model.train(training)
@@ -156,6 +161,7 @@ def _draw(
     lead: int,
     options: _Options,
     step: Callable[[int], None],
+    steps: static.RecordedDrawing | None,
 ) -> None:
     """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
     guided, length = options.guided(lead), codes.shape[1]
@@ -182,6 +188,8 @@ def _draw(
         part = codes[:, :end], keep[:, :end], uniform[:, :end]
         if options.window > 1:
             draw_ahead(run, options.choose, logits, *part, begin, options.window, step)
+        elif steps is not None:
+            steps.draw(cache, logits, *part, begin, step)
         else:
             _one_by_one(run, options.choose, logits, *part, begin, step)
 
@@ -214,9 +222,13 @@ class _TextStates:
         self.model, self.texts = model, torch.cat((text, null[:1] if shared else null))
         self.nulls = [len(text) + (0 if shared else prompt) for prompt in range(len(text))]  # a prompt's row of `texts`
         self.held: dict[int, tuple[KVCache, Tensor]] = {}  # row of `texts` -> cache of one row, logits [V]
+        self.whole: KVCache | None = None
 
     def start(self, prompts: list[int], guided: bool) -> tuple[KVCache, Tensor]:
-        """A full-size cache that holds these candidates' text (and as many null captions), and logits [rows, V]."""
+        """A full-size cache that holds these candidates' text (and as many null captions), and logits [rows, V].
+
+        It is the one of the batch before, where that had as many rows.
+        """
         rows = prompts + ([self.nulls[prompt] for prompt in prompts] if guided else [])
         self.held = {row: state for row, state in self.held.items() if row in rows}
         fresh = sorted(set(rows) - set(self.held))
@@ -224,9 +236,11 @@ class _TextStates:
             logits, cache = self.model.prefill(self.texts[fresh])
             self.held |= {row: (cache.row(i), logits[i]) for i, row in enumerate(fresh)}
         states = [self.held[row] for row in rows]
-        cache = self.model.new_cache(len(states))
-        cache.fill([state for state, _ in states])
-        return cache, torch.stack([logits for _, logits in states])
+        if self.whole is None or self.whole.keys.shape[1] != len(states):
+            self.whole = None  # given back first
+            self.whole = self.model.new_cache(len(states))
+        self.whole.fill([state for state, _ in states])
+        return self.whole, torch.stack([logits for _, logits in states])
 
 
 def _forced(

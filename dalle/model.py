@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.attention import Kind, KVCache, Mask, TokenShift, mask, rope_table
+from dalle.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
 from dalle.config import config
 from dalle.linear import Linear
 from dalle.transformer import Rope, Transformer, TransformerConfig, norm
@@ -274,8 +274,7 @@ class DALLE(nn.Module):
 
     def _extended(self, image_ids: Tensor, cache: KVCache) -> Tensor:
         """Final states [B, n, C] of image tokens that are added to the cache."""
-        start = cache.position - self.config.prefix_length
-        return self._run(self._embed_image(image_ids, start), cache, cache.padding)
+        return self._run(self._embed_image(image_ids, cache.place(image_ids.shape[1])), cache, cache.padding)
 
     def _prefix(self, text: Tensor) -> Tensor:
         """What stands ahead of the image: words [B, P] in which each position has its own padding, or features."""
@@ -303,53 +302,49 @@ class DALLE(nn.Module):
         count = self.config.image_length
         if image_ids.shape[1] > count:
             raise ValueError(f"the image has {image_ids.shape[1]} tokens and the model {count} image positions")
-        x = torch.cat((self._embed_text(prefix), self._embed_image(image_ids[:, : count - 1], 0)), dim=1)
-        return self._run(x, None, self._padding(prefix))
+        inputs, start = image_ids[:, : count - 1], self.config.prefix_length
+        image = self._embed_image(inputs, Place(start, start + inputs.shape[1]))
+        return self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))
 
     def _embed_text(self, prefix: Tensor) -> Tensor:
         x = self.text_embedding(prefix)  # [B, P, C]
         return x + self.text_position if self.config.positions.startswith("learned") else x
 
-    def _embed_image(self, image_ids: Tensor, start: int) -> Tensor:
+    def _embed_image(self, image_ids: Tensor, place: Place) -> Tensor:
         x = self.image_embedding(image_ids)  # [B, n, C]
-        end, columns = start + image_ids.shape[1], self.config.grid[1]
         if self.config.positions == "learned":
-            first = start // columns
-            rows = self.row_position[first : -(-end // columns)] + self.column_position  # [rows, columns, C]
-            return x + rows.flatten(0, 1)[start - first * columns : end - first * columns]
+            return x + place.cells(self.row_position, self.column_position, self.config.prefix_length)
         if self.config.positions == "learned_cells":
-            return x + self.cell_position[start:end]
+            return x + place.rows(self.cell_position, self.config.prefix_length)
         return x
 
     def _run(self, x: Tensor, cache: KVCache | None, padding: Tensor | None) -> Tensor:
         """The transformer over embedded tokens that follow those in the cache."""
-        start = 0 if cache is None else cache.position
-        end = start + x.shape[1]
+        place = Place(0, x.shape[1]) if cache is None else cache.place(x.shape[1])
         rope: Rope | None = None
         if self.config.positions.endswith("rope"):
-            rope = self.get_buffer("rope_cos")[start:end], self.get_buffer("rope_sin")[start:end]
+            rope = place.rows(self.get_buffer("rope_cos")), place.rows(self.get_buffer("rope_sin"))
         x = F.dropout(x, self.config.transformer.dropout, self.training)
-        masks = self._masks(start, end, padding)
+        masks = self._masks(place, padding)
         return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache))
 
-    def _masks(self, start: int, end: int, padding: Tensor | None) -> list[Mask]:
-        """For each layer, which of the tokens 0 .. end - 1 those from `start` on may look at."""
+    def _masks(self, place: Place, padding: Tensor | None) -> list[Mask]:
+        """For each layer, which of the tokens up to them those in this place may look at."""
         masks: list[Mask]
+        causal = place.causal
         if self.config.stored_masks:
-            tables = self.get_buffer("masks")[:, start:end, :end]
-            masks = ["causal" if table < 0 else tables[table] for table in self.config.stored_masks]
+            tables = place.square(self.get_buffer("masks"))
+            masks = [causal if table < 0 else tables[table] for table in self.config.stored_masks]
         else:
-            masks = [
-                "causal" if kind == "full" else self.get_buffer(f"{kind}_mask")[start:end, :end]
-                for kind in self.config.kinds
-            ]
+            kinds = self.config.kinds
+            of_kind = {kind: place.square(self.get_buffer(f"{kind}_mask")) for kind in set(kinds) - {"full"}}
+            masks = [causal if kind == "full" else of_kind[kind] for kind in kinds]
         if padding is None:
             return masks
         # A padding token sees itself, so that its own state, which nothing reads, is a number.
-        own = torch.ones(end - start, end, dtype=torch.bool, device=padding.device)
-        causal, itself = own.tril(start), own.tril(start).triu(start)
-        real = F.pad(~padding[:, :end], (0, max(0, end - padding.shape[1])), value=True)[:, None, None]
-        return [(causal if isinstance(m, str) or m is None else m) & real | itself for m in masks]
+        back = place.back(padding.device)
+        real = F.pad(~padding[:, : place.end], (0, max(0, place.end - padding.shape[1])), value=True)[:, None, None]
+        return [(m if isinstance(m, Tensor) else back >= 0) & real | (back == 0) for m in masks]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DALLE:
         """Move or cast the module; angles stay in float32, whatever the type of the weights."""

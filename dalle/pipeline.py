@@ -154,6 +154,7 @@ class TextToImage:
         keep_rows: float | None = None,
         mask: Image.Image | None = None,
         window: int = 1,
+        compiled: bool = False,
         batch_size: int | None = None,
         max_memory: int | None = None,
         progress: Progress | None = None,
@@ -182,6 +183,7 @@ class TextToImage:
                 where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
             window: codes that are guessed and checked in one step; 1 draws one after the other. The pictures do not
                 depend on it; one candidate at a time is drawn in half the steps.
+            compiled: on a GPU, have torch.compile make the steps faster, which takes a minute or so first.
             batch_size: candidates at a time; None fits the memory. The pictures do not depend on it.
             max_memory: bytes that a batch may take beside the weights; None is half of what is free.
             progress: called after each step.
@@ -204,6 +206,7 @@ class TextToImage:
             forced=None if start is None else start.codes,
             forced_mask=None if start is None else start.kept,
             window=window,
+            compiled=compiled,
             batch_size=batch_size,
             max_memory=max_memory,
             progress=progress,

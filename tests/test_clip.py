@@ -218,4 +218,4 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> Non
         result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(result["loss"], loss.detach())
         for name, parameter in clip.named_parameters():
-            torch.testing.assert_close(result["grads"][name], parameter.grad, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(result["grads"][name], parameter.grad, rtol=1e-4, atol=1e-6)

@@ -146,12 +146,11 @@ def test_forced_codes_for_each_prompt(model: DALLE) -> None:
 
 def test_the_batch_follows_the_free_memory(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(model, TEXT, SEEDS)
-    batches: list[int] = []
-    new_cache = model.new_cache
-    monkeypatch.setattr(model, "new_cache", lambda batch: batches.append(batch) or new_cache(batch))
+    steps: list[int] = []
     monkeypatch.setattr(dalle.memory, "free_memory", lambda device: 0)
-    assert torch.equal(generate(model, TEXT, SEEDS), expected)
-    assert batches == [1] * 6
+    drawn = generate(model, TEXT, SEEDS, progress=lambda done, total: steps.append(done))
+    assert torch.equal(drawn, expected)
+    assert steps == list(range(1, expected.numel() + 1))  # a code a step: one candidate at a time
 
 
 def test_works_in_bfloat16_and_restores_the_mode() -> None:

@@ -85,7 +85,7 @@ def test_a_folder_of_ours(tmp_path: Path) -> None:
     assert weights > 250e6
     assert peak(tmp_path / "model") < 1.2 * weights
     export(tmp_path / "model", tmp_path / "small", "int8")
-    assert peak(tmp_path / "small") < 1.2 * weights
+    assert peak(tmp_path / "small") < 1.3 * weights  # pages of the file, a quarter of it, may still be mapped
 
 
 def test_published_half_precision_as_single(tmp_path: Path) -> None:

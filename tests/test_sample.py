@@ -285,7 +285,7 @@ def test_a_real_ctrl_c(model: Path, here: Path) -> None:
     while "drawing" not in begun:  # the progress bar
         begun += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 130 and "Traceback" not in err
     assert [line for line in err.splitlines() if "sample.py" in line] == ["sample.py: stopped; nothing was finished"]
 
