@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,10 +23,11 @@ from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches
 from dalle.training import checkpoint
 from dalle.training.checkpoint import Checkpoint
+from dalle.training.folder import describe, open_folder
 from dalle.training.initial import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
-from dalle.training.run import Interrupt, RunLog, prepare_folder, start_accelerator
+from dalle.training.run import Interrupt, RunLog, start_accelerator
 from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step, step_figures
 from dalle.training.tasks import build_task
 from dalle.training.text_tokenizer import train_text_tokenizer
@@ -48,13 +49,16 @@ def train(recipe: LoopRecipe) -> int:
     held_out = open_data(recipe.data, "validation", task.image_size)
     bad = BadCounter(recipe.data.max_bad)
 
+    claim = open_folder(recipe) if accelerator.is_main_process else nullcontext()
+    accelerator.wait_for_everyone()
     start = 0
     if recipe.resume:
-        saved = checkpoint.load_newest(run.dir)
+        with accelerator.main_process_first():  # it puts damaged checkpoints aside
+            saved = checkpoint.load_newest(run.dir)
         start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
         bad.merge(saved.bad or [])
     if accelerator.is_main_process:
-        prepare_folder(recipe)
+        describe(recipe)
     accelerator.wait_for_everyone()
 
     def save(update: int) -> None:
@@ -90,7 +94,7 @@ def train(recipe: LoopRecipe) -> int:
     log = RunLog(recipe, accelerator, start, task)
     skipped, update = 0, start
     task.model.train()
-    with Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
+    with claim, Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
         while update < run.updates:
             seed_noise(run.seed, update, rank)
             batch = next(stream)
@@ -124,7 +128,7 @@ def train(recipe: LoopRecipe) -> int:
                 task.discard_update()
             skipped = 0 if taken else skipped + 1
             if not taken:
-                log.say(f"update {update}: skipped, non-finite loss or gradient in {phase.name} ({skipped} in a row)")
+                log.skipped(update, phase.name, skipped)
                 if skipped >= run.max_skipped:
                     raise ValueError(
                         f"{skipped} updates in a row were not finite: try a lower optim.lr, a longer optim.warmup or "

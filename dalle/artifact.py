@@ -43,14 +43,29 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             os.replace(target, old)
         os.replace(new, target)
+        _flush(target.parent)
     finally:
         if old.exists() and not target.exists():
             os.replace(old, target)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _flush(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)  # a copied part may be read-only
+def remove_scratch(parent: Path) -> None:
+    """Clear away what processes that were killed in `atomic_folder` left beside folders of `parent`.
+
+    A folder that was just being replaced gets its new contents, which are whole by then.
+    """
+    for scratch in parent.glob(".*-????????"):  # as tempfile names them
+        if not scratch.is_dir() or not {path.name for path in scratch.iterdir()} <= {"new", "old"}:
+            continue
+        target = parent / scratch.name[1:-9]
+        if (scratch / "old").exists() and not target.exists():
+            os.replace(scratch / "new", target)
+        shutil.rmtree(scratch)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)  # a copied part may be read-only
     try:
         os.fsync(descriptor)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from dalle.artifact import atomic_folder
 from dalle.training.optim import WeightAverage
 from dalle.weights import load_into, read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"update-(\d{8})$")
 
@@ -116,15 +119,43 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
 
 
 def load_newest(run: Path) -> Checkpoint:
-    """Read the newest checkpoint of a run.
+    """Read the newest checkpoint of a run that is whole.
+
+    Newer ones that are damaged are renamed to NAME.damaged, and the log says so.
 
     Raises:
-        ValueError: there is none, or a file of it is damaged.
+        ValueError: there is none, or all are damaged; these then stay as they are.
     """
     found = folders(run)
     if not found:
         raise ValueError(f"{run}: no checkpoint to resume from; start without resume=true")
-    folder = found[-1]
+    damaged: dict[Path, str] = {}
+    for folder in reversed(found):
+        try:
+            saved = _load(folder)
+        except ValueError as error:
+            damaged[folder] = str(error)
+        else:
+            break
+    else:
+        told = "; ".join(f"{folder.name} ({reason})" for folder, reason in damaged.items())
+        raise ValueError(
+            f"no checkpoint in {found[0].parent} is whole: {told}; bring one back, or train anew in another run.dir"
+        )
+    for folder, reason in damaged.items():
+        aside = _put_aside(folder)
+        log.warning("the checkpoint %s is damaged (%s): it is %s now", folder, reason, aside.name)
+    if damaged:
+        log.warning("going on from update %d", saved.update)
+    return saved
+
+
+def _load(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: a file of it is damaged or missing; the reason.
+    """
     average = folder / "average.safetensors"
     try:
         return Checkpoint(
@@ -132,20 +163,19 @@ def load_newest(run: Path) -> Checkpoint:
             average=read_tensors(average) if average.exists() else None,
             **torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
         )
-    except (
-        ValueError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        UnpicklingError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        reason = str(error).partition("\n")[0] or "it is empty"
-        raise ValueError(
-            f"the checkpoint {folder} is damaged ({reason}): delete that folder to go on from the one before"
-        ) from error
+    except UnpicklingError as error:
+        raise ValueError("state.pt holds something else than data") from error
+    except (ValueError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(str(error).partition("\n")[0] or "it is empty") from error
+
+
+def _put_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that none of its files is lost and it is not taken for one; the new folder."""
+    aside, number = folder.with_name(f"{folder.name}.damaged"), 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}.damaged-{number}")
+    return folder.rename(aside)
 
 
 def restore(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 # Title and figures of each chart, in the order of the page: names without train/ or validation/, of more than one phase
 # by their ends. What is not named here has a chart of its own behind these.
@@ -32,6 +33,8 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Images a second", ("images_per_s",)),
     ("Model FLOPs utilisation", ("flops_utilisation",)),
     ("Peak memory, GB", ("peak_memory_gb",)),
+    ("Loss scale (fp16)", ("loss_scale",)),
+    ("Updates skipped, in a row", ("skipped",)),
 )
 
 
@@ -86,17 +89,23 @@ def read_figures(file: Path) -> Figures:
     return found
 
 
-def _add(found: Figures, line: str) -> None:
+def logged(line: str) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says, its update among it; None: it is none."""
     try:
-        logged = json.loads(line)
+        content = json.loads(line)
     except ValueError:
-        logged = None
-    if not isinstance(logged, dict) or type(logged.get("update")) is not int:
+        return None
+    return content if isinstance(content, dict) and type(content.get("update")) is int else None
+
+
+def _add(found: Figures, line: str) -> None:
+    figures = logged(line)
+    if figures is None:
         found.unreadable += 1
         return
-    update = logged.pop("update")
+    update = figures.pop("update")
     found.last = max(found.last, update)
-    for name, value in logged.items():
+    for name, value in figures.items():
         if isinstance(value, (int, float)) and math.isfinite(value):
             curve = found.curves.setdefault(name, Curve(name))
             curve.updates.append(update)

@@ -1,31 +1,27 @@
-"""The folder of a run, its log, and the signals that end it early. Knows nothing of losses."""
+"""How a run starts, its log, and the signals that end it early. Knows nothing of losses."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
+import resource
 import signal
+import sys
 import time
-from importlib import metadata
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dalle import artifact
-from dalle.config import dump, to_dict
-from dalle.data import EncodedConfig, location
-from dalle.hub import resolve
-from dalle.training import checkpoint
+from dalle.config import to_dict
+from dalle.outputs import whole, write_text
+from dalle.training.figures import logged
+from dalle.training.folder import installed
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report import write_report
 from dalle.training.tasks import Samples, Task
-
-_PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
 
 def start_accelerator(run: RunConfig) -> Accelerator:
@@ -37,7 +33,7 @@ def start_accelerator(run: RunConfig) -> Accelerator:
     precision = {"fp32": "no"}.get(run.precision, run.precision)
     if run.precision == "fp16" and (run.device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("run.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
-    if run.tracker != "none" and not _installed(run.tracker):
+    if run.tracker != "none" and not installed(run.tracker):
         raise ValueError(
             f"run.tracker is {run.tracker}, which is not installed: "
             f"pip install {run.tracker}, or set run.tracker=none (metrics.jsonl is always written)"
@@ -55,52 +51,6 @@ def start_accelerator(run: RunConfig) -> Accelerator:
     return accelerator
 
 
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def prepare_folder(recipe: LoopRecipe) -> None:
-    """Make the run's folder, and write in it what is needed to make the run again.
-
-    Raises:
-        ValueError: the folder holds a run already, and `resume` was not asked for.
-    """
-    run = recipe.run
-    if not recipe.resume and checkpoint.folders(run.dir):
-        raise ValueError(f"{run.dir} holds a run already: go on with resume=true, or choose another run.dir=FOLDER")
-    run.dir.mkdir(parents=True, exist_ok=True)
-    (run.dir / "config.yaml").write_text(dump(recipe), encoding="utf-8")
-    (run.dir / "origin.yaml").write_text(yaml.safe_dump(_origin(recipe), sort_keys=False), encoding="utf-8")
-
-
-def _origin(recipe: LoopRecipe) -> dict[str, Any]:
-    """Versions, and hashes of data and tokenizers."""
-    versions = {"python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
-    sources = {key: value for key, value in to_dict(recipe).items() if key.endswith("tokenizer") or key == "clip"}
-    return {
-        "seed": recipe.run.seed,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": versions,
-        "data_sha256": _data_hash(recipe.data),
-        "parts_sha256": {k: artifact.folder_hash(resolve(v)) for k, v in sources.items() if v},
-    }
-
-
-def _data_hash(data: EncodedConfig) -> str:
-    """Hash of the data's options, and of names and sizes of its files where they are on this machine."""
-    digest = hashlib.sha256(json.dumps(to_dict(data), sort_keys=True, ensure_ascii=False).encode())
-    root = location(data)
-    if root is not None:
-        for file in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
-    return digest.hexdigest()
-
-
 class RunLog:
     """metrics.jsonl, the tracker, the report, and the progress bar of a run."""
 
@@ -113,10 +63,10 @@ class RunLog:
         self.main = accelerator.is_main_process
         self.clock, self.since = time.perf_counter(), start
         self.next_report = 0.0  # on that clock
-        if self.main:
-            self._forget_from(start)
         if self.run.tracker != "none":
-            accelerator.init_trackers(self.run.dir.name, config=_flat(to_dict(recipe)))
+            accelerator.init_trackers(
+                self.run.dir.name, config=_flat(to_dict(recipe)), init_kwargs=_going_on(self.run, start)
+            )
         self.bar = tqdm(
             total=self.run.updates,
             initial=start,
@@ -125,15 +75,24 @@ class RunLog:
             dynamic_ncols=True,
             mininterval=1,
         )
+        if self.main:
+            self._forget_from(start)
 
     def _forget_from(self, start: int) -> None:
         """Drop lines of updates that a run which goes on from an earlier checkpoint will make again.
 
-        So is a last line without its end: the run was killed, or the disk was full, while it was written.
+        So are lines that are none: the last may be half of one, where the run was killed or the disk was full, and
+        others damaged.
         """
-        if self.file.exists():
-            lines = [x for x in self.file.read_text(encoding="utf-8").splitlines(keepends=True) if x.endswith("\n")]
-            self.file.write_text("".join(x for x in lines if json.loads(x)["update"] <= start), encoding="utf-8")
+        if not self.file.exists():
+            return
+        lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
+        half, lines = lines[-1], [line for line in lines[:-1] if line.strip()]
+        kept = [line for line in lines if (figures := logged(line)) is not None and figures["update"] <= start]
+        broken = sum(logged(line) is None for line in lines) + bool(half.strip())
+        if broken:
+            self.say(f"{self.file}: {broken} broken line{'s' * (broken > 1)} dropped")
+        write_text(self.file, "".join(f"{line}\n" for line in kept))
 
     def train(self, update: int, figures: dict[str, float]) -> None:
         """Figures of training after `update` updates, with the rate since the last call."""
@@ -146,8 +105,9 @@ class RunLog:
         figures = figures | rates
         if self.share is not None:
             figures["flops_utilisation"] = images * self.share
-        if self.accelerator.device.type == "cuda":
-            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9
+        figures["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
+        if self.accelerator.scaler is not None:
+            figures["loss_scale"] = self.accelerator.scaler.get_scale()
         self._write(update, {f"train/{key}": value for key, value in figures.items()})
 
     def validation(self, update: int, figures: dict[str, float]) -> None:
@@ -158,9 +118,17 @@ class RunLog:
         """Sample pictures after `update` updates."""
         folder = self.run.dir / "samples"
         folder.mkdir(exist_ok=True)
-        samples.picture.save(folder / f"{update:08d}.png")
+        with whole(folder / f"{update:08d}.png") as part:
+            samples.picture.save(part)
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({"samples": np.asarray(samples.picture)[None]}, step=update)  # uint8 [1, H, W, 3]
         if samples.figures:
             self._write(update, {f"samples/{key}": value for key, value in samples.figures.items()})
+
+    def skipped(self, update: int, phase: str, in_a_row: int) -> None:
+        """Update `update` was not applied, as the loss or the gradient of a phase was not finite."""
+        self.say(f"update {update}: skipped, non-finite loss or gradient in {phase} ({in_a_row} in a row)")
+        self._write(update, {"train/skipped": in_a_row})
 
     def step(self) -> None:
         self.bar.update()
@@ -197,6 +165,20 @@ class RunLog:
         self.bar.close()
         if self.run.tracker != "none":
             self.accelerator.end_training()
+
+
+def _going_on(run: RunConfig, start: int) -> dict[str, dict[str, Any]]:
+    """What a tracker is told so that a resumed run goes on where the checkpoint stands, in one curve."""
+    if run.tracker == "tensorboard":
+        return {"tensorboard": {"purge_step": start + 1}} if start else {}
+    return {}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: on CUDA the most that tensors took, elsewhere the most that this process held of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_wrong_inputs_are_one_line(
     (here / "none_of_ours.yaml").write_text("name: something\n")
     for part in ("text_tokenizer", "image_tokenizer"):
         (here / part).symlink_to(parts / part)
-    monkeypatch.setattr("dalle.training.run._installed", lambda package: package != "wandb")
+    monkeypatch.setattr("dalle.training.run.installed", lambda package: package != "wandb")
     arguments, message = WRONG[name]
     assert message in refused([a.replace("CLIP", str(parts / "clip")) for a in arguments], capfd)
     assert not (here / "run").exists()
@@ -180,11 +180,14 @@ def test_several_mistakes_of_a_config_are_a_line_each(here: Path, capsys: pytest
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt"])
 @pytest.mark.parametrize("left", [0, 100, -100])
-def test_a_damaged_checkpoint_is_named(file: str, left: int, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_that_is_the_only_one_is_named(
+    file: str, left: int, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     damaged = run / "checkpoints" / "update-00000001" / file
     damaged.write_bytes(damaged.read_bytes()[:left])
     line = refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
-    assert "the checkpoint run/checkpoints/update-00000001 is damaged" in line and "delete that folder" in line
+    assert "no checkpoint in run/checkpoints is whole: update-00000001 (" in line and "bring one back" in line
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["update-00000001"]
 
 
 def test_a_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -285,5 +288,5 @@ def test_a_damaged_state_runs_no_code(run: Path, capfd: pytest.CaptureFixture[st
             return (Path.touch, (run / "evil",))
 
     torch.save(Evil(), run / "checkpoints" / "update-00000001" / "state.pt")
-    assert "is damaged" in refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
+    assert "state.pt holds something else than data" in refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
     assert not (run / "evil").exists()

@@ -1,0 +1,140 @@
+"""What a run survives: damaged checkpoints and logs, what a killed process leaves, two runs at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import train
+from dalle import artifact
+from dalle.training import checkpoint
+from dalle.training.folder import Claim
+
+ROOT = Path(__file__).parents[2]
+VQGAN = {
+    "stage": "image_tokenizer",
+    "model": {
+        "kind": "vqgan",
+        "image_size": 16,
+        "channels": 8,
+        "channel_multipliers": [1, 1],
+        "attention_resolutions": [],
+        "latent_channels": 8,
+        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4, "update": "ema"},
+    },
+    "data": {"kind": "shapes", "size": 32},
+    "optim": {"lr": 1e-3, "ema": 0.9},
+    "run": {
+        "dir": "run",
+        "updates": 6,
+        "batch_size": 4,
+        "validation_images": 2,
+        "device": "cpu",
+        "tracker": "none",
+        "report": False,
+        "log_every": 1,
+        "save_every": 2,
+        "keep": 9,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def six_updates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is done, with checkpoints after 2, 4 and 6 updates."""
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
+    assert train.main([str(folder / "vqgan.yaml"), f"run.dir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(six_updates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run in the working folder, beside its recipe."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
+    return Path(shutil.copytree(six_updates, tmp_path / "run"))
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {x["update"]: x["train/generator_loss"] for x in lines if "train/generator_loss" in x}
+
+
+def newest(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
+
+
+def test_resuming_passes_over_damaged_checkpoints_and_keeps_them(
+    run: Path, six_updates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut, missing = (run / "checkpoints" / name for name in ("update-00000006", "update-00000004"))
+    (cut / "weights.safetensors").write_bytes((cut / "weights.safetensors").read_bytes()[:-50])
+    (missing / "state.pt").unlink()
+    (run / "checkpoints" / "update-00000006.damaged").mkdir()  # of an earlier time
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    told = caplog.text
+    assert "update-00000006 is damaged" in told and "it is update-00000006.damaged-2 now" in told
+    assert "update-00000004 is damaged" in told and "going on from update 2" in told
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        *("update-00000002", "update-00000004", "update-00000006"),
+        *("update-00000004.damaged", "update-00000006.damaged", "update-00000006.damaged-2"),
+    }
+    assert losses(run) == losses(six_updates) and set(losses(run)) == {1, 2, 3, 4, 5, 6}
+    for name, value in newest(six_updates).items():
+        assert torch.equal(value, newest(run)[name]), name
+
+
+def test_broken_lines_of_the_log_are_dropped_and_told(
+    run: Path, six_updates: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = run / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    broken = [b'{"update": 1, "tra\n', b"\0\0\0\xff\n", b"[3]\n", b'{"loss": 3}\n', b"\n"]
+    log.write_bytes(b"".join([*lines[:2], *broken, *lines[2:], b'{"update": 5, "tr']))
+    shutil.rmtree(run / "checkpoints" / "update-00000006")
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    assert "run/metrics.jsonl: 5 broken lines dropped" in capfd.readouterr().out
+    assert losses(run) == losses(six_updates)
+    assert len(log.read_text().splitlines()) == len(lines)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(run: Path) -> None:
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "update-00000002", checkpoints / ".update-00000008-ab_12xyz" / "new")
+    (checkpoints / ".update-00000010-abcdefgh").mkdir()
+    other = run / ".mine-abcdefgh"
+    (other / "of another kind").mkdir(parents=True)
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    assert not list(checkpoints.glob(".*")) and other.exists()
+
+
+def test_a_folder_that_was_being_replaced_gets_its_new_contents(tmp_path: Path) -> None:
+    """As a kill between the two renames leaves it."""
+    scratch = tmp_path / ".model-abcdefgh"
+    for name in ("old", "new"):
+        (scratch / name).mkdir(parents=True)
+        (scratch / name / "config.yaml").write_text(name)
+    artifact.remove_scratch(tmp_path)
+    assert (tmp_path / "model" / "config.yaml").read_text() == "new" and not scratch.exists()
+
+
+def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    hold = "import sys; from pathlib import Path; from dalle.training.folder import Claim; "
+    hold += "claim = Claim(Path('run')); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert train.main(["vqgan.yaml", "resume=true"]) == 2
+        assert f"process {holder.pid} on " in (error := capfd.readouterr().err) and "is training in run" in error
+        holder.kill()
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    Claim(run).close()
