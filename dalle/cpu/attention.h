@@ -28,6 +28,7 @@ struct Attention {
 namespace {
 
 constexpr int SOON = 64;  // keys that are asked for before they are needed
+constexpr int64_t STAYS = 1 << 17;  // bytes that stay in the second cache until they are needed
 
 void normalise(const Norm& norm, const float* x, float* y, int64_t width) {
     Floats total = {}, squares = {};
@@ -91,10 +92,15 @@ struct Heads {
         std::fill_n(which + count, SOON + 4, keys - 1);
         Floats wanted[VECTORS], mixed[VECTORS] = {};
         for (int i = 0; i < VECTORS; i++) wanted[i] = load(q + i * LANES) / std::sqrt(float(width));
+        // What comes after these keys is asked for while they are read, if it stays in the second cache: their values,
+        // and then the next head's keys. Else the keys and values some places on.
+        const bool fits = count * int64_t(width * sizeof(C)) <= STAYS;
+        const int64_t on = fits ? 0 : SOON;
+        const C *after_keys = fits ? value : key, *after_values = fits ? key + of.room * width : value;
         for (int64_t s = 0; s < count; s += 4) {  // behind the last key others follow, whose weights are not looked at
             Floats totals[4] = {};
             for (int j = 0; j < 4; j++) {
-                ask<VECTORS>(key + which[s + j + SOON] * width);
+                ask<VECTORS>(after_keys + which[s + j + on] * width);
                 for (int i = 0; i < VECTORS; i++) totals[j] += wanted[i] * load(key + which[s + j] * width + i * LANES);
             }
             four(totals, weights + s);
@@ -113,7 +119,7 @@ struct Heads {
             save(weights + s, weight);
         }
         for (int64_t s = 0; s < count; s++) {
-            ask<VECTORS>(value + which[s + SOON] * width);
+            ask<VECTORS>(after_values + which[s + on] * width);
             for (int i = 0; i < VECTORS; i++) mixed[i] += weights[s] * load(value + which[s] * width + i * LANES);
         }
         const float share = 1 / sum(all);
