@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dalle.transformer import Attention, Block, Rope, Transformer
 
 # Up to so many rows it is faster to run all blocks in one call than in torch's functions (docs/log.md).
-_MOST_ROWS = {torch.float32: 8, torch.bfloat16: 2, torch.int8: 64}
+_MOST_ROWS = {torch.float32: 16, torch.bfloat16: 16, torch.int8: 64}
 _MOST_TOKENS = 32  # of one row: each reads all keys again
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu")  # by their numbers there
 _HEADS = (16, 32, 48, 64, 80, 96, 128)  # widths of heads that there is code for, whatever the CPU
@@ -54,7 +54,7 @@ _Layer = _struct(
 _Step = _struct(
     "Step",
     **dict.fromkeys(("rows", "width", "hidden", "layers", "activation"), _number),
-    **dict.fromkeys(("layer", "x", "normed", "qkv", "mixed", "wide", "active"), _pointer),
+    **dict.fromkeys(("layer", "x", "normed", "qkv", "mixed", "wide", "active", "narrow"), _pointer),
 )
 
 
@@ -189,7 +189,7 @@ class Step:
         up, down = blocks[0].feed_forward.up.weight, blocks[0].feed_forward.down.weight
         inner, hidden = config.heads * config.head_width, down.shape[1]
         sizes = {"x": config.width, "normed": config.width, "qkv": 3 * inner, "mixed": inner, "wide": up.shape[0]}
-        sizes["active"] = hidden
+        sizes |= {"active": hidden, "narrow": max(config.width, inner, hidden)}
         self.room = {name: torch.empty(rows, size, dtype=torch.float32, device="cpu") for name, size in sizes.items()}
         room = {name: tensor.data_ptr() for name, tensor in self.room.items()}
         self.layers = (_Layer * len(blocks))(*(self._layer(block, cache, i) for i, block in enumerate(blocks)))

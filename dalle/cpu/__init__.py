@@ -20,7 +20,7 @@ from dalle.cpu.build import library
 
 STEP = 32  # numbers of a row that are taken at a time, at most: a row must be a multiple
 # Up to so many rows it is faster than torch; above, arithmetic counts more than reading (docs/log.md).
-MOST_ROWS = {torch.float32: 8, torch.bfloat16: 2, torch.int8: 2**62}
+MOST_ROWS = {torch.float32: 16, torch.bfloat16: 16, torch.int8: 2**62}
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 _POINTER, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

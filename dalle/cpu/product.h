@@ -59,12 +59,12 @@ struct Output {
 };
 
 // output = x[m, k] * weight[n, k]. To be run by a team of threads.
-template <class X, class W>
+template <class X, class W, class Y = X>
 struct Product {
     const X* x;
     const W* weight;
     int64_t m, n, k;
-    Output<X> output;
+    Output<Y> output;
 
     template <int N, int M>
     void tile(int64_t row, int64_t column) const {
