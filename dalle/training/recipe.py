@@ -127,8 +127,14 @@ class CLIPRecipe:
     """Folder of the text tokenizer (or a hub id)."""
     bpe_dropout: float = 0.0
     """Chance of dropping a BPE merge in training."""
+    augment: float = 0.0
+    """Strength, up to 1, of random changes of the pictures: place, size, turn, colours, a hole, noise; 0: none."""
     resume: bool = False
     """Go on from the newest checkpoint of run.dir."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.augment <= 1:
+            raise ValueError(f"augment is {self.augment}: give a strength from 0 to 1")
 
 
 @config

@@ -63,6 +63,7 @@ CLIP = {
     "data": {"kind": "shapes"},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
     "bpe_dropout": 0.1,
+    "augment": 0.5,
     "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
 }
 DALLE = {

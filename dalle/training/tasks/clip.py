@@ -16,6 +16,7 @@ from dalle.data.loader import Batch
 from dalle.evaluate import clip_figures, unit_images
 from dalle.hub import resolve
 from dalle.loading import load_text_tokenizer
+from dalle.training.augment import augmented
 from dalle.training.recipe import CLIPRecipe
 from dalle.training.tasks.task import Phase, Task
 
@@ -53,7 +54,10 @@ class CLIPTask(Task):
         text = self.tokenizer.encode(
             batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds
         )
-        return Inputs(unit_images(batch, self.device), text.to(self.device))
+        images = unit_images(batch, self.device)
+        if recipe.augment:
+            images = augmented(images, batch.seeds, recipe.augment)
+        return Inputs(images, text.to(self.device))
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         images, text = self.model.encode_image(inputs.images), self.model.encode_text(inputs.text)
