@@ -1,4 +1,4 @@
-"""Random changes of cutouts, by kornia: those that VQGAN-CLIP's users rely on, in its strengths."""
+"""Random changes of cutouts: those of CLIP's training, and by kornia those that VQGAN-CLIP's users rely on."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dalle.training.augment import augmented
+
 
 def augmentation(names: Sequence[str], strength: float = 1.0) -> Callable[[Tensor], Tensor]:
     """A random change of images [B, 3, H, W] in [0, 1], other for each image, with gradients.
 
     Args:
         names: of dalle.painting.options.AUGMENTS, in the order in which they are applied.
-        strength: of all of them, above 0 and at most 5; 1 is about that of VQGAN-CLIP.
+        strength: of all of them, above 0 and at most 5, with "training" 1; 1 is that of training, or about that of
+            VQGAN-CLIP.
 
     Raises:
-        ValueError: kornia is not installed.
+        ValueError: kornia is not installed, and something else than "training" is asked for.
     """
+    first = [_Training(strength)] if "training" in names else []
+    others = [name for name in names if name != "training"]
+    return nn.Sequential(*first, *(_by_kornia(others, strength) if others else ()))
+
+
+def _by_kornia(names: Sequence[str], s: float) -> list[nn.Module]:
     try:
         import kornia.augmentation as kornia
     except ImportError:
         raise ValueError(
-            'augmentations of cutouts need kornia: pip install "dalle[paint]", or paint without them (augment=none)'
+            'augmentations of cutouts need kornia: pip install "dalle[paint]", or paint without them (augment=training or none)'
         ) from None
-    s, share = strength, min(strength, 2.0)  # twice as large, an erased part may be nearly all of the picture
+    share = min(s, 2.0)  # twice as large, an erased part may be nearly all of the picture
     makers: dict[str, Callable[[], nn.Module]] = {
         "affine": lambda: kornia.RandomAffine(
             degrees=15 * s, translate=(0.1 * s, 0.1 * s), shear=5 * s, p=0.7, padding_mode="border"
@@ -39,7 +48,18 @@ def augmentation(names: Sequence[str], strength: float = 1.0) -> Callable[[Tenso
             scale=(0.1 * share, 0.4 * share), ratio=(0.3, 1 / 0.3), value=1.0, p=0.5
         ),
     }
-    return nn.Sequential(*(makers[name]() for name in names))
+    return [makers[name]() for name in names]
+
+
+class _Training(nn.Module):
+    """What pictures go through when CLIP is trained with `augment`."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, images: Tensor) -> Tensor:
+        return augmented(images, torch.randint(2**31, (len(images),)).tolist(), self.strength)
 
 
 class _Noise(nn.Module):

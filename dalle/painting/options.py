@@ -10,7 +10,7 @@ from typing import Literal
 from dalle.config import config
 
 PRESETS = {"draft": (100, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
-AUGMENTS = ("affine", "perspective", "jitter", "sharpness", "noise", "erasing")
+AUGMENTS = ("training", "affine", "perspective", "jitter", "sharpness", "noise", "erasing")
 LARGEST = 2**26  # pixels of a picture
 
 
@@ -61,14 +61,15 @@ class PaintOptions:
     cutout: tuple[Literal["random", "pool", "whole"], ...] = ("random",)
     """Kinds of cutouts, which share their number: squares of random size and place, or all of the picture squeezed to
     a square by means and maxima (pool) or by means (whole); may be repeated."""
-    cut_min: float = 0.7
-    """Smallest random cutout, as a share of the shorter side."""
+    cut_min: float = 1.0
+    """Smallest random cutout, as a share of the shorter side; "training" enlarges by itself."""
     cut_power: float = 1.0
     """Above 1: smaller cutouts more often."""
-    augment: str = "affine,perspective,jitter,noise,erasing"
-    """What is done to cutouts, by commas: affine, perspective, jitter, sharpness, noise, erasing; or none."""
-    augment_strength: float = 0.6
-    """Strength of these changes; 1 is that of VQGAN-CLIP."""
+    augment: str = "training"
+    """What is done to cutouts, by commas: training (what pictures go through when CLIP is trained with `augment`), affine,
+    perspective, jitter, sharpness, noise, erasing (by kornia, as in VQGAN-CLIP); or none."""
+    augment_strength: float = 1.0
+    """Strength of these changes; 1 is that of training, which may not be exceeded, or of VQGAN-CLIP."""
     cutout_batch: int | None = None
     """Cutouts that CLIP sees at a time, to save memory; all if not given. The picture does not depend on it."""
     tv: float = 0.0
@@ -123,13 +124,15 @@ class PaintOptions:
             raise ValueError(f"average is {self.average}: give at least 0 and less than 1")
         if not 0 < self.cut_min <= 1:
             raise ValueError(f"cut_min is {self.cut_min}: give a share above 0, and at most 1")
-        if self.augment_strength > 5:
-            raise ValueError(f"augment_strength is {self.augment_strength}: give 5 at most")
+        strongest = 1 if "training" in self.augments else 5
+        if self.augment_strength > strongest:
+            raise ValueError(
+                f"augment_strength is {self.augment_strength}: with augment={self.augment} give {strongest} at most"
+            )
         if not self.cutout:
             raise ValueError("cutout is empty: give random, pool or whole")
         if self.mask is not None and self.init is None:
             raise ValueError("mask needs init: the picture of which something stays")
-        self.augments  # noqa: B018, checked now
         self.extent  # noqa: B018
 
     @property

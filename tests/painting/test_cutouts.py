@@ -82,4 +82,4 @@ def test_without_kornia_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ValueError, match=r'pip install "dalle\[paint\]"'):
         Cutouts(16, 4, augments=("affine",))
-    Cutouts(16, 4)
+    Cutouts(16, 4, augments=("training",))
