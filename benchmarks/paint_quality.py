@@ -4,7 +4,7 @@
 part in it, ranks 400 held-out captions by how well they fit each painting; the rank of a painting's own caption
 is the figure, and the same for the real pictures of the 20 captions. The judge is trained by
 
-    python train.py configs/emoji/clip.yaml run.seed=1 run.dir=runs/emoji-clip-judge
+    python train.py configs/emoji/clip.yaml run.dir=runs/emoji-clip-judge
 
 and is then in runs/emoji-clip-judge/model. Paintings are kept in --out and not painted again, so that another judge
 costs nothing. Options of painting may follow as key=value, for example steps=80 start=white.

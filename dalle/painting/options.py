@@ -66,8 +66,8 @@ class PaintOptions:
     cut_power: float = 1.0
     """Above 1: smaller cutouts more often."""
     augment: str = "training"
-    """What is done to cutouts, by commas: training (what pictures go through when CLIP is trained with `augment`), affine,
-    perspective, jitter, sharpness, noise, erasing (by kornia, as in VQGAN-CLIP); or none."""
+    """What is done to cutouts, by commas: training (as CLIP's pictures are changed when it is trained with `augment`),
+    affine, perspective, jitter, sharpness, noise, erasing (by kornia, as in VQGAN-CLIP); or none."""
     augment_strength: float = 1.0
     """Strength of these changes; 1 is that of training, which may not be exceeded, or of VQGAN-CLIP."""
     cutout_batch: int | None = None
