@@ -49,25 +49,41 @@ def mask(kind: Kind, text_length: int, height: int, width: int, kernel: int = 11
     Raises:
         ValueError: the kind is unknown, or the kernel is even or below 1.
     """
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"the convolution kernel of attention is {kernel}; it must be odd and at least 1")
     position = torch.arange(text_length + height * width)
     back = position[:, None] - position[None, :]  # [S, S] how far the key lies behind the query
-    if kind == "full":
-        near = torch.ones_like(back, dtype=torch.bool)
-    elif kind == "row":
-        near = back <= width
-    elif kind == "column":
-        near = back % width == 0
-    elif kind == "conv":
-        reach = kernel // 2
-        near = torch.zeros_like(back, dtype=torch.bool)
-        for rows in range(reach + 1):
-            near |= (back - rows * width).abs() <= reach
-    else:
-        raise ValueError(f"unknown attention {kind!r}; it must be one of full, row, column, conv")
     is_text = position < text_length
-    return (back >= 0) & (near | is_text[None, :])
+    return near(kind, back, width, kernel) | ((back >= 0) & is_text[None, :])
+
+
+def near(kind: Kind, back: Tensor, width: int, kernel: int = 11) -> Tensor:
+    """Whether an image token sees the one that lies so far behind it in raster order: all that tells the kinds apart.
+
+    Args:
+        kind: as in `mask`.
+        back: int, of any shape; below 0 lies ahead, which is never seen.
+        width: columns of the image grid.
+        kernel: as in `mask`.
+
+    Returns:
+        bool, in the shape of `back`.
+
+    Raises:
+        ValueError: as in `mask`.
+    """
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"the convolution kernel of attention is {kernel}; it must be odd and at least 1")
+    reached = back >= 0
+    if kind == "full":
+        return reached
+    if kind == "row":
+        return reached & (back <= width)
+    if kind == "column":
+        return reached & (back % width == 0)
+    if kind == "conv":
+        reach = kernel // 2
+        lines = [(back - rows * width).abs() <= reach for rows in range(reach + 1)]
+        return reached & torch.stack(lines).any(0)
+    raise ValueError(f"unknown attention {kind!r}; it must be one of full, row, column, conv")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
@@ -144,6 +160,7 @@ class Place:
     """Where the tokens of a pass stand: `start` to `end - 1` of the sequence. Cuts their part out of tables."""
 
     causal: Mask = "causal"
+    moves = False  # where they stand is known to the device alone
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end

@@ -139,7 +139,8 @@ def load_model(
     folder, content = _open(path, "dalle")
     with bare():
         module = DALLE(from_dict(DALLEConfig, content["model"], _origin(folder)))
-    return _fill(module, folder, device, dtype)
+    _fill(module, folder, device, dtype).recognise()
+    return module
 
 
 def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:
@@ -147,7 +148,8 @@ def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype 
     with bare():
         module = DALLE(found.config)
     found.check(module, source)
-    return fill(module, found.tensors, source, device, dtype)
+    fill(module, found.tensors, source, device, dtype).recognise()
+    return module
 
 
 def image_tokenizer_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> ImageTokenizer:

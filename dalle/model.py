@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from dalle.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
 from dalle.config import config
 from dalle.linear import Linear
+from dalle.sparse import LayerMask, Listed, Sparse
+from dalle.sparse.pattern import Pattern
 from dalle.transformer import Rope, Transformer, TransformerConfig, norm
 
 
@@ -139,6 +141,7 @@ class DALLE(nn.Module):
         """Make what depends on where a token stands: positions and masks."""
         prefix, width, (rows, columns) = config.prefix_length, config.transformer.width, config.grid
         inputs = prefix + config.image_length - 1
+        self.patterns: dict[Kind | int, Pattern] = {}  # of the sparse kinds; of stored masks of those that are known
         self.shift = TokenShift(prefix, rows, columns) if config.shift_tokens else None
         if config.positions in ("learned", "learned_cells"):
             self.text_position = nn.Parameter(torch.empty(prefix, width))
@@ -159,6 +162,26 @@ class DALLE(nn.Module):
         for kind in sorted(set(config.kinds) - {"full"}):
             allowed = mask(kind, prefix, rows, columns, config.conv_kernel)
             self.register_buffer(f"{kind}_mask", allowed, persistent=False)
+            self._know(kind, Pattern(kind, prefix, columns, config.conv_kernel))
+
+    def _know(self, kind: Kind | int, pattern: Pattern) -> None:
+        """Have fast ways to a kind, or to one of the stored masks."""
+        self.patterns[kind] = pattern
+        keys = pattern.keys(self.config.prefix_length + self.config.image_length - 1)
+        self.register_buffer(f"{kind}_keys", keys.to(self.image_embedding.weight.device), persistent=False)
+
+    def recognise(self) -> None:
+        """Find out which of the stored masks are of a kind that there are fast ways for; where they came, once."""
+        if not self.config.stored_masks:
+            return
+        prefix, columns = self.config.prefix_length, self.config.grid[1]
+        kinds: tuple[Kind, ...] = ("row", "column", "conv")
+        texts = (prefix, self.config.text_length)  # ruDALL-E's of v2 do not count the token in front of the text
+        known = [Pattern(kind, text, columns, self.config.conv_kernel) for kind in kinds for text in texts]
+        for index, table in enumerate(self.get_buffer("masks").cpu()):
+            for pattern in known:
+                if torch.equal(table, pattern.mask(len(table))):
+                    self._know(index, pattern)
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -328,23 +351,37 @@ class DALLE(nn.Module):
         masks = self._masks(place, padding)
         return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache))
 
-    def _masks(self, place: Place, padding: Tensor | None) -> list[Mask]:
+    def _masks(self, place: Place, padding: Tensor | None) -> list[LayerMask]:
         """For each layer, which of the tokens up to them those in this place may look at."""
-        masks: list[Mask]
-        causal = place.causal
-        if self.config.stored_masks:
-            tables = place.square(self.get_buffer("masks"))
-            masks = [causal if table < 0 else tables[table] for table in self.config.stored_masks]
-        else:
-            kinds = self.config.kinds
-            of_kind = {kind: place.square(self.get_buffer(f"{kind}_mask")) for kind in set(kinds) - {"full"}}
-            masks = [causal if kind == "full" else of_kind[kind] for kind in kinds]
+        kinds = self.config.stored_masks or self.config.kinds
         if padding is None:
-            return masks
+            masks = {kind: self._mask(kind, place) for kind in set(kinds)}
+            return [masks[kind] for kind in kinds]
         # A padding token sees itself, so that its own state, which nothing reads, is a number.
         back = place.back(padding.device)
         real = F.pad(~padding[:, : place.end], (0, max(0, place.end - padding.shape[1])), value=True)[:, None, None]
-        return [(m if isinstance(m, Tensor) else back >= 0) & real | (back == 0) for m in masks]
+        dense = {kind: self._dense(kind, place) for kind in set(kinds)}
+        padded = {
+            kind: (one if isinstance(one, Tensor) else back >= 0) & real | (back == 0) for kind, one in dense.items()
+        }
+        return [padded[kind] for kind in kinds]
+
+    def _mask(self, kind: Kind | int, place: Place) -> LayerMask:
+        """`_masks` of one kind, or of one of the stored masks, without padding."""
+        pattern = self.patterns.get(kind)
+        if pattern is None:
+            return self._dense(kind, place)
+        if place.moves:
+            keys = place.rows(self.get_buffer(f"{kind}_keys"))[0]
+            return Listed(keys.clamp(min=0), keys >= 0)
+        return place.causal if place.end <= pattern.text else Sparse(pattern, place.square(self._table(kind)))
+
+    def _dense(self, kind: Kind | int, place: Place) -> Mask:
+        """The same as a table."""
+        return place.causal if kind in ("full", -1) else place.square(self._table(kind))
+
+    def _table(self, kind: Kind | int) -> Tensor:
+        return self.get_buffer("masks")[kind] if isinstance(kind, int) else self.get_buffer(f"{kind}_mask")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DALLE:
         """Move or cast the module; angles stay in float32, whatever the type of the weights."""

@@ -30,6 +30,8 @@ _COMPILED = 2**12
 class MovingPlace(Place):
     """The place of one token as a tensor, below `end`: what is cut out of tables is gathered in place of sliced."""
 
+    moves = True
+
     def __init__(self, index: Tensor, end: int) -> None:
         self.index, self.end = index, end
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dalle import cpu
-from dalle.attention import KVCache, Mask
+from dalle.attention import KVCache
 from dalle.linear import Int8Linear, Linear
+from dalle.sparse import LayerMask, Sparse
 
 if TYPE_CHECKING:
     from dalle.transformer import Attention, Block, Rope, Transformer
@@ -99,7 +100,7 @@ class Attend:
         self.attention = self._kept.attention(module, cache, layer)
         self.function = cpu.functions()[f"attend_{cpu.TYPES[cache.keys.dtype]}"]
 
-    def run(self, qkv: Tensor, mask: Mask, rope: Rope | None, cache: KVCache) -> Tensor:
+    def run(self, qkv: Tensor, mask: LayerMask, rope: Rope | None, cache: KVCache) -> Tensor:
         """From queries, keys and values [B, T, 3 H D] to [B, T, H D]; keys and values are stored behind the others."""
         qkv = qkv.contiguous()
         mixed = qkv.new_empty(*qkv.shape[:2], qkv.shape[-1] // 3)
@@ -111,7 +112,9 @@ class Attend:
         return mixed
 
 
-def attend(module: Attention, qkv: Tensor, mask: Mask, rope: Rope | None, cache: KVCache, layer: int) -> Tensor | None:
+def attend(
+    module: Attention, qkv: Tensor, mask: LayerMask, rope: Rope | None, cache: KVCache, layer: int
+) -> Tensor | None:
     """What attention gives for few tokens a row [B, T, 3 H D], if there is compiled code for it; else None."""
     if qkv.shape[1] > _MOST_TOKENS or not _fits(qkv, cache) or qkv.dtype != cache.keys.dtype:
         return None
@@ -201,7 +204,7 @@ class Step:
         )  # fmt: skip
         self.function = cpu.functions()[f"step_{cpu.TYPES[up.dtype]}_{cpu.TYPES[cache.keys.dtype]}"]
 
-    def run(self, x: Tensor, masks: Sequence[Mask], rope: Rope | None, cache: KVCache) -> Tensor:
+    def run(self, x: Tensor, masks: Sequence[LayerMask], rope: Rope | None, cache: KVCache) -> Tensor:
         """What the blocks make of few tokens a row [B, T, C]; keys and values are stored behind the others."""
         angles = _angles(rope)
         kept = [
@@ -230,13 +233,13 @@ def _angles(rope: Rope | None) -> Rope | None:
 
 
 def _place(
-    attention: ctypes.Structure, tokens: int, mask: Mask, angles: Rope | None, position: int
+    attention: ctypes.Structure, tokens: int, mask: LayerMask, angles: Rope | None, position: int
 ) -> tuple[object, ...]:
     """Tell where the tokens stand and what they may look at; gives what must live until the call is over."""
     attention.tokens, attention.position = tokens, position
     if angles is not None:
         attention.cos, attention.sin = angles[0].data_ptr(), angles[1].data_ptr()
-    attention.mask = None
+    attention.mask, mask = None, mask.dense if isinstance(mask, Sparse) else mask
     if isinstance(mask, Tensor):
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)

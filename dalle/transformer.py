@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dalle import cpu, step
-from dalle.attention import KVCache, Mask, TokenShift, attend, rotate
+from dalle.attention import KVCache, TokenShift, rotate
 from dalle.config import config
 from dalle.linear import Linear
+from dalle.sparse import LayerMask, attend
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
@@ -104,7 +105,7 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
         self.k_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
 
-    def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
+    def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         qkv = self.qkv(x)
         if context.cache is not None and context.cache.position and mask is not None and cpu.usable(x):
             mixed = step.attend(self, qkv, mask, context.rope, context.cache, layer)
@@ -176,7 +177,7 @@ class Block(nn.Module):
         self.attention_end = _end(config)
         self.feed_forward_end = _end(config)
 
-    def attend(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
+    def attend(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         """What attention adds to the residual stream."""
         x = self.attention_norm(x)
         if context.shift is not None:
@@ -190,7 +191,7 @@ class Block(nn.Module):
             x = context.shift(x, context.cache, 2 * layer + 1)
         return self.feed_forward_end(self.feed_forward(x))
 
-    def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
+    def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         x = x + self.attend(x, mask, context, layer)
         return x + self.feed(x, context, layer)
 
@@ -198,7 +199,7 @@ class Block(nn.Module):
 class ReversibleBlock(Block):
     """Two streams [2, B, T, C]: each is added what the other gives."""
 
-    def forward(self, x: Tensor, mask: Mask, context: Context, layer: int) -> Tensor:
+    def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         first, second = x
         first = first + self.attend(second, mask, context, layer)
         return torch.stack((first, second + self.feed(first, context, layer)))
@@ -267,7 +268,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Mask | Sequence[Mask] = None,
+        mask: LayerMask | Sequence[LayerMask] = None,
         *,
         rope: Rope | None = None,
         shift: TokenShift | None = None,
@@ -286,7 +287,7 @@ class Transformer(nn.Module):
         Returns:
             [B, T, C].
         """
-        masks: Sequence[Mask] = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)  # type: ignore[list-item]
+        masks: Sequence[LayerMask] = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)  # type: ignore[list-item]
         assert len(masks) == len(self.blocks), "one mask per layer"
         context = Context(rope, shift, cache)
         length = x.shape[1]
@@ -298,7 +299,7 @@ class Transformer(nn.Module):
             x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
 
-    def _through(self, x: Tensor, masks: Sequence[Mask], context: Context) -> Tensor:
+    def _through(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor:
         """The blocks one after the other."""
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         if self.config.reversible:
@@ -310,7 +311,7 @@ class Transformer(nn.Module):
                 x = block(x, mask, context, layer)
         return x.mean(0) if self.config.reversible else x
 
-    def _step(self, x: Tensor, masks: Sequence[Mask], context: Context) -> Tensor | None:
+    def _step(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor | None:
         """The blocks over few tokens a row in one call, where there is such a way."""
         cache = context.cache
         if cache is None or not cache.position or None in masks or context.shift is not None or not cpu.usable(x):

@@ -1,0 +1,71 @@
+"""Sparse attention by PyTorch's FlexAttention, compiled: blocks of 128 x 128 that are masked are left out.
+
+Only for whole sequences, as in training: each other length would be compiled anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from dalle.sparse.pattern import Pattern
+
+logger = logging.getLogger(__name__)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Attention of a whole sequence of text and image, [B, H, S, D] each, to [B, H, S, D]."""
+    order, blocks = _blocks(pattern, q.shape[2], q.device)
+    if order is None:
+        return _compiled()(q, k, v, block_mask=blocks)
+    mixed = _compiled()(*(x.index_select(2, order) for x in (q, k, v)), block_mask=blocks)
+    return mixed.index_select(2, order.argsort())
+
+
+@functools.cache
+def runs(dtype: torch.dtype, device: torch.device, width: int) -> bool:
+    """Whether it can be compiled here for heads of this width, forward and backward: tried, and said if not, once."""
+    try:
+        with torch.enable_grad():
+            q, k, v = torch.randn(3, 1, 1, 200, width, dtype=dtype, device=device, requires_grad=True)
+            attend(q, k, v, Pattern("row", 5, 15)).sum().backward()
+    except (RuntimeError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        logger.warning("sparse attention is computed with dense masks, as FlexAttention does not run here: %s", reason)
+        return False
+    return True
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention)
+
+
+@functools.lru_cache(maxsize=16)
+def _blocks(pattern: Pattern, length: int, device: torch.device) -> tuple[Tensor | None, BlockMask]:
+    """In which order tokens are taken (None: as they are), and which blocks are left out.
+
+    A column is spread over the whole image, so columns are put one after the other, as in the paper's figure 11.
+    """
+    seen = pattern.mask(length)
+    if pattern.kind != "column":
+        return None, _left_out(seen.to(device))
+    rows = -(-(length - pattern.text) // pattern.width)
+    image = torch.arange(rows * pattern.width).view(rows, pattern.width).T.flatten() + pattern.text
+    order = torch.cat((torch.arange(pattern.text), image[image < length]))
+    return order.to(device), _left_out(seen[order][:, order].to(device))
+
+
+def _left_out(seen: Tensor) -> BlockMask:
+    """From bool [S, S]; in blocks that are masked in part the kernel looks each pair up."""
+
+    def look(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return seen[query, key]
+
+    queries, keys = seen.shape
+    return create_block_mask(look, None, None, queries, keys, device=str(seen.device))
