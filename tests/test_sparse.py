@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from dalle import attention, cpu, sparse
 from dalle.attention import Kind, KVCache, Place, mask
 from dalle.generate import generate
 from dalle.model import DALLE, DALLEConfig
-from dalle.sparse import Sparse, blocked
+from dalle.sparse import Sparse, blocked, flex
 from dalle.sparse.pattern import Pattern, blocks
 from dalle.transformer import TransformerConfig
 
@@ -206,3 +207,45 @@ def test_stored_masks_that_are_known_are_recognised() -> None:
     assert model.patterns == {0: Pattern("column", 5, 7, 3)}
     made = model._masks(Place(20, 21), None)
     assert isinstance(made[0], Sparse) and torch.equal(made[1], window[20:21, :21]) and made[2] == "causal"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", [147, 20])
+def test_flex_attention_gives_the_numbers_of_the_dense_mask(
+    kind: Kind, end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not compiled, which is the same arithmetic."""
+    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+    given = [x.detach() for x in tensors(0, end, torch.float32)]
+    expected = attention.attend(*given, mask(kind, 6, 12, 12)[:end, :end])
+    torch.testing.assert_close(flex.attend(*given, Pattern(kind, 6, 12)), expected)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_flex_attention_gives_the_numbers_of_the_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "runs", lambda *_: True)
+    for kind in KINDS:
+        made = Sparse(Pattern(kind, 6, 12), mask(kind, 6, 12, 12)[:149, :149])
+        for batch in (2, 1):
+            given = [x[:batch].detach() for x in tensors(0, 149, torch.float32)]
+            with sparse.by("flex"):
+                found = sparse.attend(*given, made)
+            torch.testing.assert_close(found, attention.attend(*given, made.dense))
+
+
+def test_where_flex_attention_does_not_run_it_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU it has no backward pass."""
+    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+    flex.runs.cache_clear()
+    made = Sparse(Pattern("row", 6, 12), mask("row", 6, 12, 12))
+    given = tensors(0, 150, torch.float32)
+    with sparse.by("flex"):
+        for _ in range(2):
+            found = sparse.attend(*given, made)
+            torch.testing.assert_close(found, attention.attend(*given, made.dense))
+    assert caplog.text.count("FlexAttention does not run here") == 1
+    flex.runs.cache_clear()

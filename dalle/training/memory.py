@@ -169,8 +169,7 @@ def block_bytes(size: Size, how: Training) -> int:
         token += of * 2 * inner + 2 * _STATS * shape.heads
     token += 2 * (shape.dropout > 0) * width  # which channels were dropped
     token += 2 * shape.sandwich * (of * width + _STATS) + 2 * shape.layer_scale * of * width
-    masked = sum(kind != "full" for kind in config.kinds) / shape.depth
-    return round(how.images * size.tokens * token + masked * of * size.tokens**2)
+    return round(how.images * size.tokens * token)
 
 
 def _logits(size: Size, how: Training) -> int:

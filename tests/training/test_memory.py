@@ -39,6 +39,13 @@ SIZES = {
         image_vocab=8192,
         grid=(16, 16),
     ),
+    "sparse": DALLEConfig(
+        transformer=TransformerConfig(width=128, depth=4, heads=4),
+        text_vocab=300,
+        text_length=64,
+        grid=(20, 20),
+        attention=("row", "column", "row", "conv"),
+    ),
     "gated": DALLEConfig(
         transformer=TransformerConfig(width=128, depth=4, heads=2, qk_norm=True, feed_forward="swiglu", dropout=0.1),
         positions="rope",
@@ -82,7 +89,8 @@ CASES = [
     *[("many codes", "bf16", on, 1) for on in (False, True)],
 ]
 MORE = [
-    *[(name, "fp32", on, 1) for name in ("many codes", "gated") for on in (False, True)],
+    *[(name, "fp32", on, 1) for name in ("many codes", "gated", "sparse") for on in (False, True)],
+    ("sparse", "bf16", False, 1),
     *[(name, "fp32", False, 2) for name in ("small", "deep")],
 ]
 
