@@ -27,7 +27,7 @@ from dalle.transformer import Attention, Context, TransformerConfig
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYERS: tuple[Kind, ...] = ("row", "column", "row", "conv")
 COLUMNS = ("covered", "dense_ms", "full_ms", "flex_ms", "auto_ms", "over_dense", "over_full")
-PLACES = 16  # of the image, where a token is drawn
+PLACES, CACHES = 16, 8  # of the image, where a token is drawn; layers, whose keys and values no cache of a CPU holds
 
 
 class Shape:
@@ -58,12 +58,13 @@ class Shape:
         return work
 
     def steps(self) -> Callable[[], object]:
-        """Tokens drawn at places all over the image: what stands between the layer's products with weights."""
+        """Tokens drawn at places all over the image: what stands between the products with weights, in some layers."""
         args = self.args
         width = args.heads * args.channels
         module = Attention(TransformerConfig(width=width, depth=1, heads=args.heads)).to(self.device, self.dtype)
         module.qkv = module.out = torch.nn.Identity()  # type: ignore[assignment]
-        cache = KVCache(1, args.batch, args.heads, self.length, args.channels, device=self.device, dtype=self.dtype)
+        room = (CACHES, args.batch, args.heads, self.length, args.channels)
+        cache = KVCache(*room, device=self.device, dtype=self.dtype)
         cache.keys.normal_()
         cache.values.normal_()
         x = torch.randn(args.batch, 1, 3 * width, dtype=self.dtype, device=self.device)
@@ -74,7 +75,8 @@ class Shape:
         def work() -> None:
             for place in places:
                 cache.position = place
-                module(x, self.mask(place, place + 1), Context(cache=cache), 0)
+                for layer in range(CACHES):
+                    module(x, self.mask(place, place + 1), Context(cache=cache), layer)
 
         return work
 

@@ -114,6 +114,6 @@ def _choose(q: Tensor, k: Tensor, pattern: Pattern) -> Literal["dense", "blocked
     if q.device.type == "cpu" and _way != "flex":
         gains = pattern.pairs(start, end) <= _PAIRS * (end - start) * end
         return "blocked" if gains or _way == "blocked" else "dense"
-    if start == 0 and (q.device.type == "cuda" or _way == "flex") and flex.runs(q.dtype, q.device, q.shape[3]):
-        return "flex"
+    if start == 0 and (q.device.type == "cuda" or _way == "flex"):
+        return "flex" if flex.runs(q.dtype, q.device, q.shape[3], torch.is_grad_enabled()) else "dense"
     return "dense"

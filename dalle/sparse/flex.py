@@ -28,12 +28,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 
 @functools.cache
-def runs(dtype: torch.dtype, device: torch.device, width: int) -> bool:
-    """Whether it can be compiled here for heads of this width, forward and backward: tried, and said if not, once."""
+def runs(dtype: torch.dtype, device: torch.device, width: int, backward: bool) -> bool:
+    """Whether it can be compiled here for heads of this width: tried, and said if not, once."""
     try:
-        with torch.enable_grad():
-            q, k, v = torch.randn(3, 1, 1, 200, width, dtype=dtype, device=device, requires_grad=True)
-            attend(q, k, v, Pattern("row", 5, 15)).sum().backward()
+        with torch.set_grad_enabled(backward):
+            q, k, v = torch.ones(3, 1, 1, 200, width, dtype=dtype, device=device, requires_grad=backward)
+            mixed = attend(q, k, v, Pattern("row", 5, 15))
+            if backward:
+                mixed.sum().backward()
     except (RuntimeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         logger.warning("sparse attention is computed with dense masks, as FlexAttention does not run here: %s", reason)
