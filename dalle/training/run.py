@@ -8,20 +8,17 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dalle.config import to_dict
 from dalle.outputs import whole, write_text
 from dalle.training.figures import logged
-from dalle.training.folder import installed
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report import write_report
 from dalle.training.tasks import Samples, Task
+from dalle.training.trackers import check_tracker, start_trackers, track_picture
 
 
 def start_accelerator(run: RunConfig) -> Accelerator:
@@ -33,11 +30,7 @@ def start_accelerator(run: RunConfig) -> Accelerator:
     precision = {"fp32": "no"}.get(run.precision, run.precision)
     if run.precision == "fp16" and (run.device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("run.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
-    if run.tracker != "none" and not installed(run.tracker):
-        raise ValueError(
-            f"run.tracker is {run.tracker}, which is not installed: "
-            f"pip install {run.tracker}, or set run.tracker=none (metrics.jsonl is always written)"
-        )
+    check_tracker(run)
     trackers = None if run.tracker == "none" else [run.tracker]
     accelerator = Accelerator(
         mixed_precision=precision, cpu=run.device == "cpu", log_with=trackers, project_dir=str(run.dir)
@@ -63,10 +56,7 @@ class RunLog:
         self.main = accelerator.is_main_process
         self.clock, self.since = time.perf_counter(), start
         self.next_report = 0.0  # on that clock
-        if self.run.tracker != "none":
-            accelerator.init_trackers(
-                self.run.dir.name, config=_flat(to_dict(recipe)), init_kwargs=_going_on(self.run, start)
-            )
+        start_trackers(recipe, accelerator, start)
         self.bar = tqdm(
             total=self.run.updates,
             initial=start,
@@ -120,8 +110,7 @@ class RunLog:
         folder.mkdir(exist_ok=True)
         with whole(folder / f"{update:08d}.png") as part:
             samples.picture.save(part)
-        for tracker in self.accelerator.trackers:
-            tracker.log_images({"samples": np.asarray(samples.picture)[None]}, step=update)  # uint8 [1, H, W, 3]
+        track_picture(self.accelerator, "samples", samples.picture, update)
         if samples.figures:
             self._write(update, {f"samples/{key}": value for key, value in samples.figures.items()})
 
@@ -167,29 +156,11 @@ class RunLog:
             self.accelerator.end_training()
 
 
-def _going_on(run: RunConfig, start: int) -> dict[str, dict[str, Any]]:
-    """What a tracker is told so that a resumed run goes on where the checkpoint stands, in one curve."""
-    if run.tracker == "tensorboard":
-        return {"tensorboard": {"purge_step": start + 1}} if start else {}
-    return {}
-
-
 def _peak_memory(device: torch.device) -> int:
     """Bytes: on CUDA the most that tensors took, elsewhere the most that this process held of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as one level of dotted keys: trackers take no more."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
 
 
 class Interrupt:

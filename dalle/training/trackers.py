@@ -1,0 +1,88 @@
+"""TensorBoard and Weights & Biases beside metrics.jsonl: the same figures, and the sample pictures."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from dalle.config import to_dict
+from dalle.outputs import write_text
+from dalle.training.folder import installed
+from dalle.training.recipe import LoopRecipe, RunConfig
+
+EXTRAS = {"tensorboard": "track", "wandb": "wandb"}
+
+
+def check_tracker(run: RunConfig) -> None:
+    """Refuse a tracker that is not installed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if run.tracker != "none" and not installed(run.tracker):
+        raise ValueError(
+            f"run.tracker is {run.tracker}, which is not installed: "
+            f'pip install "dalle[{EXTRAS[run.tracker]}]", or set run.tracker=none (metrics.jsonl is always written)'
+        )
+
+
+def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> None:
+    """Begin the curves of a run, or go on with them after `start` updates.
+
+    Raises:
+        ValueError: Weights & Biases refuses, as without an account that it knows.
+    """
+    run = recipe.run
+    if run.tracker == "none":
+        return
+    options: dict[str, Any] = {}
+    refusal: type[Exception] = OSError
+    if run.tracker == "tensorboard" and start:
+        options = {"purge_step": start + 1}  # what was logged of later updates will be logged again
+    elif run.tracker == "wandb":
+        from wandb.errors import Error
+
+        refusal = Error
+        if accelerator.is_main_process:  # one curve of all resumed parts
+            options = {"dir": str(run.dir), "id": _wandb_id(run.dir, start), "resume": "allow"}
+    try:
+        accelerator.init_trackers(run.dir.name, config=_flat(to_dict(recipe)), init_kwargs={run.tracker: options})
+    except refusal as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"run.tracker is {run.tracker}, which cannot start ({reason}): with WANDB_MODE=offline it writes to "
+            f"{run.dir / 'wandb'} and needs no account; or set run.tracker=none"
+        ) from error
+
+
+def track_picture(accelerator: Accelerator, name: str, picture: Image.Image, update: int) -> None:
+    """Show a picture in the tracker, if there is one."""
+    pixels = np.asarray(picture.convert("RGB"))[None]  # uint8 [1, H, W, 3]
+    for tracker in accelerator.trackers:
+        options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({name: pixels}, step=update, **options)
+
+
+def _wandb_id(run: Path, start: int) -> str:
+    """What Weights & Biases knows a run by: made when it begins, the same when it goes on."""
+    file = run / "wandb" / "id"
+    if not start or not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, secrets.token_hex(8))
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as one level of dotted keys: trackers take no more."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
