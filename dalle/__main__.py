@@ -12,7 +12,7 @@ from dalle.config import CommandLine, refuse
 
 # Modules of dalle/commands, in the order of --help.
 COMMANDS = (
-    *("encode", "plan", "report", "eval", "eval_classify", "export", "convert", "inspect"),
+    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "export", "convert", "inspect"),
     *("classify", "index", "search", "paint"),
 )
 _PAIRS = ("overrides", "data", "given")  # what the commands call their key=value
