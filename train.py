@@ -20,7 +20,7 @@ from torch import Tensor
 from dalle.config import CommandLine, dump, refuse, to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad import BadCounter
-from dalle.data.loader import batches, evaluation_batches
+from dalle.data.loader import batches, evaluation_batches, lost_worker
 from dalle.training import checkpoint
 from dalle.training.checkpoint import Checkpoint
 from dalle.training.folder import describe, open_folder
@@ -195,6 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback:
             raise
         return refuse("train.py", error)
+    except RuntimeError as error:
+        lost = lost_worker(error)
+        if lost is None or show_traceback:
+            raise
+        return refuse("train.py", lost)
     except KeyboardInterrupt:  # before the first update, or a second one while a checkpoint was written
         print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
         return 130

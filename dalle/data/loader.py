@@ -129,6 +129,17 @@ def _log_skipped(names: list[str]) -> None:
         log.warning("skipped %s", name)
 
 
+def lost_worker(error: RuntimeError) -> str | None:
+    """A line on an error that torch raises, anywhere, when a worker has died; None: it is another error."""
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return (
+        f"a process that prepares data is gone ({reason}); short of memory, take fewer run.workers or give /dev/shm "
+        "more room; checkpoints are whole, go on with resume=true"
+    )
+
+
 def _loader(dataset: Dataset, seed: int, workers: int, **options: Any) -> DataLoader:
     return DataLoader(
         dataset,

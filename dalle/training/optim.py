@@ -23,6 +23,8 @@ class OptimConfig:
     """Decoupled weight decay of matrices and kernels; gains, biases and embeddings have none."""
     warmup: int = 500
     """Updates over which the learning rate rises linearly from 0."""
+    warmup_tokens: float | None = None
+    """The same in tokens of text and image: where given, `warmup` is as many updates as that takes."""
     final_lr: float = 0.1
     """Learning rate at the end of the cosine, as a fraction of the peak."""
     clip_norm: float | None = 4.0
@@ -36,6 +38,8 @@ class OptimConfig:
                 f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}, final_lr {self.final_lr}: "
                 "none may be below 0"
             )
+        if self.warmup_tokens is not None and self.warmup_tokens < 0:
+            raise ValueError(f"warmup_tokens is {self.warmup_tokens}; it must be at least 0 (null counts in updates)")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0 (null does not clip)")
         if self.ema is not None and not 0 <= self.ema < 1:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from dalle.clip import CLIPConfig
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
 from dalle.data import DataConfig, EncodedConfig
-from dalle.image import ImageTokenizerConfig
+from dalle.image import ImageTokenizerConfig, build
 from dalle.model import DALLEConfig
 from dalle.sampling import SamplingConfig
 from dalle.text import TextTokenizerConfig
@@ -26,6 +30,8 @@ class RunConfig:
     """Folder of the run: config, log, checkpoints, sample pictures, and the newest weights under model/."""
     updates: int
     """Optimiser updates in all; 0 trains nothing."""
+    tokens: float | None = None
+    """Tokens in all, of text and image: where given, `updates` is as many as it takes."""
     batch_size: int
     """Images of one update, over all processes and all micro-batches."""
     accumulation: int = 1
@@ -69,6 +75,8 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilisation)")
+        if self.tokens is not None and self.tokens <= 0:
+            raise ValueError(f"tokens is {self.tokens}; it must be above 0 (null counts in updates)")
         for name in ("updates", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
@@ -198,8 +206,35 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: every mistake of the file and of the overrides, one a line, each with its full path.
     """
     data = with_initial(apply_overrides(read_yaml(path), overrides))
+    run = data.get("run")
+    if isinstance(run, dict) and run.get("tokens") is not None:
+        run.setdefault("updates", 0)
     recipe: Recipe = from_dict(stage_schema(data, str(path)), data, str(path))
-    return recipe
+    return recipe if isinstance(recipe, TextTokenizerRecipe) else _in_updates(recipe)
+
+
+def tokens_per_image(recipe: LoopRecipe) -> int:
+    """Tokens that one pair is to a stage: of its caption (padding too) and of its picture."""
+    if isinstance(recipe, DALLERecipe):
+        return recipe.model.text_length + recipe.model.grid[0] * recipe.model.grid[1]
+    if isinstance(recipe, CLIPRecipe):
+        return recipe.model.text_length + (recipe.model.image_size // recipe.model.patch_size) ** 2
+    with torch.device("meta"):
+        height, width = build(recipe.model).grid
+    return height * width
+
+
+def _in_updates(recipe: LoopRecipe) -> LoopRecipe:
+    """The recipe with what it counts in tokens counted in updates."""
+    run, optim = recipe.run, recipe.optim
+    if run.tokens is None and optim.warmup_tokens is None:
+        return recipe
+    per_update = run.batch_size * tokens_per_image(recipe)
+    if run.tokens is not None:
+        run = replace(run, updates=math.ceil(run.tokens / per_update))
+    if optim.warmup_tokens is not None:
+        optim = replace(optim, warmup=math.ceil(optim.warmup_tokens / per_update))
+    return replace(recipe, run=run, optim=optim)
 
 
 def describe_recipes(path: Path | None = None) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +19,10 @@ from safetensors.torch import load_file
 
 import train
 from dalle import artifact
+from dalle.data.loader import Batch
 from dalle.training import checkpoint
 from dalle.training.folder import Claim
+from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {
@@ -138,3 +144,78 @@ def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.Captu
         holder.kill()
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     Claim(run).close()
+
+
+def test_a_process_of_the_loader_that_dies_is_one_line(
+    run: Path, six_updates: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(run / "checkpoints" / "update-00000006")
+    trained = train.RunLog.train
+
+    def kill_a_worker(self: train.RunLog, update: int, figures: dict[str, float]) -> None:
+        trained(self, update, figures)
+        worker = multiprocessing.active_children()[0]
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+    options = ["vqgan.yaml", "resume=true", "run.workers=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.RunLog, "train", kill_a_worker)
+        assert train.main([*options, "run.updates=500"]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1 and "a process that prepares data is gone (DataLoader worker (pid" in lines[0]
+    assert train.main(options) == 0
+    assert losses(run) == losses(six_updates)
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_nothing(run: Path, six_updates: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler and Linux")
+    library = tmp_path / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    environment = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+    told = subprocess.check_output(
+        [sys.executable, "-c", "import time; print(time.time() - time.time())"], env=environment, text=True
+    )
+    assert abs(float(told)) > 3600  # it does jump
+    command = [sys.executable, "train.py", str(tmp_path / "vqgan.yaml"), f"run.dir={tmp_path / 'jumped'}"]
+    command += ["run.tracker=tensorboard", "run.report=true", "run.workers=1"]
+    for options in (["run.updates=3"], ["run.updates=6", "resume=true"]):  # the second reads what is there
+        subprocess.run(
+            [*command, *options, "optim.final_lr=1", "optim.warmup=0"], cwd=ROOT, env=environment, check=True
+        )
+    steady = ["run.dir=steady", "optim.final_lr=1", "optim.warmup=0"]
+    assert train.main(["vqgan.yaml", *steady]) == 0
+    assert losses(tmp_path / "jumped") == losses(tmp_path / "steady")
+    for name, value in newest(tmp_path / "steady").items():
+        assert torch.equal(value, newest(tmp_path / "jumped")[name]), name
+    assert (tmp_path / "jumped" / "report.html").exists()
+
+
+def test_a_batch_of_nan_is_skipped_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
+    inputs, seen = ImageTokenizerTask.inputs, []
+
+    def nan_at_3(self: ImageTokenizerTask, batch: Batch) -> Inputs:
+        made = inputs(self, batch)
+        seen.append(len(batch.captions))
+        if len(seen) == 3:
+            made.images = made.images * float("nan")
+        return made
+
+    monkeypatch.setattr(ImageTokenizerTask, "inputs", nan_at_3)
+    assert train.main(["vqgan.yaml", "run.save_every=1"]) == 0
+    assert "update 3: skipped, non-finite loss or gradient in generator (1 in a row)" in capfd.readouterr().out
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [x for x in lines if "train/skipped" in x] == [{"update": 3, "train/skipped": 1}]
+    assert set(losses(Path("run"))) == {1, 2, 4, 5, 6} and all(map(math.isfinite, losses(Path("run")).values()))
+    before, after = (load_file(f"run/checkpoints/update-0000000{n}/weights.safetensors") for n in (2, 3))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(value.isfinite().all() for value in newest(Path("run")).values())

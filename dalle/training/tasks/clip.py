@@ -17,7 +17,7 @@ from dalle.evaluate import clip_figures, unit_images
 from dalle.hub import resolve
 from dalle.loading import load_text_tokenizer
 from dalle.training.augment import augmented
-from dalle.training.recipe import CLIPRecipe
+from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.task import Phase, Task
 
 
@@ -47,7 +47,7 @@ class CLIPTask(Task):
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("clip", self.model, recipe.optim)]
         self.image_size = recipe.model.image_size
-        self.tokens_per_image = recipe.model.text_length + (recipe.model.image_size // recipe.model.patch_size) ** 2
+        self.tokens_per_image = tokens_per_image(recipe)
 
     def inputs(self, batch: Batch) -> Inputs:
         recipe = self.recipe

@@ -26,7 +26,7 @@ from dalle.training.initial import fill_initial
 from dalle.training.lora import add_lora, merged
 from dalle.training.memory import Size
 from dalle.training.plan import operations
-from dalle.training.recipe import DALLERecipe
+from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.task import Phase, Samples, Task, image_grid
 
 
@@ -60,8 +60,7 @@ class DALLETask(Task):
         self.model.to(device)
         self.phases = [Phase("dalle", self.model, recipe.optim)]
         self.image_size = self.image_tokenizer.image_size
-        height, width = recipe.model.grid
-        self.tokens_per_image = recipe.model.text_length + height * width
+        self.tokens_per_image = tokens_per_image(recipe)
         if recipe.lora is None:
             self.operations_per_image = operations(Size.of(recipe.model), checkpointing=False)
 
