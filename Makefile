@@ -30,10 +30,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
-		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,lora,t5]' $(IMPORTED); \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,lora,t5,wandb]' $(IMPORTED); \
 		uv pip install -q --python $(BIN)/python --no-deps $(REFERENCES); \
 	else \
-		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,lora,t5]' $(IMPORTED); \
+		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,lora,t5,wandb]' $(IMPORTED); \
 		$(BIN)/python -m pip install -q --no-deps $(REFERENCES); \
 	fi
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
@@ -67,7 +67,7 @@ $(STAMP): pyproject.toml constraints.txt
 # torch for one machine only, no host and no folder.
 lock: $(STAMP)
 	printf 'torch==$(TORCH)\nsetuptools\nuv\n' | UV_FIND_LINKS= PATH="$$PATH:$(BIN)" uv pip compile -q --universal \
-		--python-version 3.10 --extra dev --extra lora --extra t5 --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--python-version 3.10 --extra dev --extra lora --extra t5 --extra wandb --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		pyproject.toml - > $(VENV)/constraints.new
 	sed -n '/^#/p' constraints.txt | cat - $(VENV)/constraints.new > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt

@@ -1,0 +1,97 @@
+"""What TensorBoard and Weights & Biases get of a run: the figures of metrics.jsonl, and the sample pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+
+VQGAN = {
+    "stage": "image_tokenizer",
+    "model": {
+        "kind": "vqgan",
+        "image_size": 16,
+        "channels": 8,
+        "channel_multipliers": [1, 1],
+        "attention_resolutions": [],
+        "latent_channels": 8,
+        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
+    },
+    "data": {"kind": "shapes", "size": 32},
+    "optim": {"lr": 1e-3, "warmup": 0, "final_lr": 1},
+    "run": {
+        "dir": "run",
+        "updates": 4,
+        "batch_size": 4,
+        "validation_images": 2,
+        "device": "cpu",
+        "log_every": 1,
+        "save_every": 2,
+        "keep": 3,
+        "sample_every": 2,
+        "report": False,
+    },
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
+    return tmp_path
+
+
+def test_tensorboard_has_figures_and_pictures_once_after_resuming(here: Path) -> None:
+    assert train.main(["vqgan.yaml", "run.tracker=tensorboard"]) == 0
+    newest = Path("run/checkpoints/update-00000004")
+    (newest / "state.pt").write_bytes(b"")  # so that updates 3 and 4 are made and logged again
+    assert train.main(["vqgan.yaml", "run.tracker=tensorboard", "resume=true"]) == 0
+    shown = EventAccumulator(str(here / "run" / "run")).Reload()
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    for name in ("train/generator_loss", "train/peak_memory_gb", "validation/codebook_used"):
+        logged = [(x["update"], pytest.approx(x[name])) for x in lines if name in x]
+        assert [(event.step, event.value) for event in shown.Scalars(name)] == logged and logged
+    pictures = shown.Images("samples")
+    assert [picture.step for picture in pictures] == [2, 4]
+    with Image.open("run/samples/00000004.png") as own:
+        assert (pictures[1].width, pictures[1].height) == own.size
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_them_too_under_one_id(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert train.main(["vqgan.yaml", "run.tracker=wandb", "run.updates=2"]) == 0
+    name = Path("run/wandb/id").read_text()
+    assert train.main(["vqgan.yaml", "run.tracker=wandb", "resume=true"]) == 0
+    assert Path("run/wandb/id").read_text() == name
+    folders = sorted(Path("run/wandb").glob("offline-run-*"))
+    assert len(folders) == 2 and all(folder.name.endswith(name) for folder in folders)
+    first, second = (list((folder / "files/media/images").glob("samples_*.png")) for folder in folders)
+    assert len(first) == len(second) == 1
+    with Image.open(second[0]) as sent, Image.open("run/samples/00000004.png") as own:
+        assert list(sent.convert("RGB").getdata()) == list(own.convert("RGB").getdata())
+    for folder in folders:
+        (log,) = folder.glob("*.wandb")
+        assert b"train/generator_loss" in log.read_bytes()
+
+
+@pytest.mark.slow
+def test_wandb_without_an_account_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(here / "none"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:9")
+    assert train.main(["vqgan.yaml", "run.tracker=wandb"]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1 and "WANDB_MODE=offline" in lines[0]
