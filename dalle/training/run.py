@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from dalle.outputs import whole, write_text
+from dalle.training.checkpoint import explained
 from dalle.training.figures import logged
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report import write_report
@@ -107,9 +108,10 @@ class RunLog:
     def samples(self, update: int, samples: Samples) -> None:
         """Sample pictures after `update` updates."""
         folder = self.run.dir / "samples"
-        folder.mkdir(exist_ok=True)
-        with whole(folder / f"{update:08d}.png") as part:
-            samples.picture.save(part)
+        with explained(self.run.dir, update):
+            folder.mkdir(exist_ok=True)
+            with whole(folder / f"{update:08d}.png") as part:
+                samples.picture.save(part)
         track_picture(self.accelerator, "samples", samples.picture, update)
         if samples.figures:
             self._write(update, {f"samples/{key}": value for key, value in samples.figures.items()})
@@ -129,7 +131,7 @@ class RunLog:
 
     def _write(self, update: int, figures: dict[str, float]) -> None:
         if self.main:
-            with self.file.open("a", encoding="utf-8") as file:
+            with explained(self.run.dir, update), self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"update": update} | figures) + "\n")
         if self.run.tracker != "none":
             self.accelerator.log(figures, step=update)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from dalle.config import ConfigError
 from dalle.image.vq import VectorQuantizer, VQConfig
 from dalle.training.optim import OptimConfig, Ramp, WeightAverage, adamw, learning_rate, ramp, update_ratio
+from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, load_recipe, tokens_per_image
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_ramp_is_half_a_cosine() -> None:
@@ -73,3 +78,20 @@ def test_weight_average_follows_the_formula() -> None:
         expected = decay * expected + (1 - decay) * module.weight.data
     torch.testing.assert_close(average.state["weight"], expected)
     assert average.state["running_mean"].tolist() == [199.0] * 3  # buffers are copied
+
+
+def test_lengths_in_tokens_are_updates_of_a_batch() -> None:
+    paper = ROOT / "configs/paper/dalle-12b.yaml"  # batches of 1,024, sequences of 256 + 1,024
+    recipe = load_recipe(paper, ["run.tokens=1e9", "optim.warmup_tokens=1e8"])
+    assert isinstance(recipe, DALLERecipe) and tokens_per_image(recipe) == 1280
+    per_update = 1024 * 1280
+    assert (recipe.run.updates - 1) * per_update < 1e9 <= recipe.run.updates * per_update
+    assert (recipe.optim.warmup - 1) * per_update < 1e8 <= recipe.optim.warmup * per_update
+    half = load_recipe(paper, ["run.tokens=1e9", "run.batch_size=512", "run.updates=3"])
+    assert isinstance(half, DALLERecipe) and half.run.updates == -(-(10**9) // (512 * 1280))
+    vqgan = load_recipe(ROOT / "tokenizers/emoji-vqgan/config.yaml", ["run.tokens=64e3", "run.batch_size=10"])
+    assert isinstance(vqgan, ImageTokenizerRecipe) and vqgan.run.updates == 100  # 8 x 8 codes
+    clip = load_recipe(ROOT / "configs/emoji/clip.yaml")
+    assert isinstance(clip, CLIPRecipe) and tokens_per_image(clip) == clip.model.text_length + 64
+    with pytest.raises(ConfigError, match="tokens is -1"):
+        load_recipe(paper, ["run.tokens=-1"])

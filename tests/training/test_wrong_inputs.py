@@ -226,7 +226,8 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
 
 
 @pytest.mark.slow
-def test_a_full_disk(here: Path) -> None:
+@pytest.mark.parametrize("tracker", ["none", "tensorboard"])
+def test_a_full_disk(tracker: str, here: Path) -> None:
     """A real one: a small file system in memory, where this user may mount one."""
     disk = here / "disk"
     disk.mkdir()
@@ -234,7 +235,8 @@ def test_a_full_disk(here: Path) -> None:
     commands = [
         f"mount -t tmpfs -o size={room}k none {disk}",
         f"cd {ROOT}",
-        f"{sys.executable} train.py {here}/vqgan.yaml run.dir={disk}/run run.updates=9 run.save_every=1 run.keep=9",
+        f"{sys.executable} train.py {here}/vqgan.yaml run.dir={disk}/run run.updates=9 run.save_every=1 run.keep=9"
+        f" run.log_every=1 run.sample_every=1 run.tracker={tracker}",
         "code=$?",
         f"ls -a {disk}/run/checkpoints >&2",
         f"cp -r {disk}/run {here}/copy",
