@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dalle.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
 from dalle.config import config
+from dalle.cross_entropy import mean_loss, token_scores
 from dalle.linear import Linear
 from dalle.sparse import LayerMask, Listed, Sparse
 from dalle.sparse.pattern import Pattern
@@ -209,21 +210,31 @@ class DALLE(nn.Module):
         hidden = self._hidden(self._prefix(text), image_ids)
         return self.image_head(hidden[:, self.config.prefix_length - 1 :])
 
-    def losses(self, text: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy per token, in nats, in float32.
+    def losses(self, text: Tensor, image_ids: Tensor, z_weight: float = 0.0) -> dict[str, Tensor]:
+        """Mean cross-entropy per token, in nats, in float32; the logits are never there all at once.
 
         The paper weighs text 1/8 and image 7/8. Padding counts as text, as each position has its own padding token.
 
         Args:
             text: int [B, <= T], as in `forward`.
             image_ids: int [B, N].
+            z_weight: weight of log² Z, which is added to each token's cross-entropy (`dalle.cross_entropy`).
 
         Returns:
             "text": over the T - 1 text tokens that follow another (0 of models without a text head); "image": over the
-            N image tokens. Scalars.
+            N image tokens. With a z_weight also "text_z" and "image_z", means of log² Z, without gradient. Scalars.
         """
-        of_text, of_image = self.token_losses(text, image_ids)
-        return {"text": of_text.sum() / max(of_text.numel(), 1), "image": of_image.mean()}
+        prefix = self._prefix(text)
+        hidden = self._hidden(prefix, image_ids)
+        image, words = self._heads(hidden, prefix, image_ids)
+        found = {"text": hidden.new_zeros((), dtype=torch.float32)}
+        for name, part in (("text", words), ("image", image)):
+            if part is not None:
+                made = mean_loss(*part, z_weight)
+                found[name] = made.loss
+                if z_weight:
+                    found[name + "_z"] = made.z
+        return found
 
     def token_losses(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each token, in nats, in float32.
@@ -231,26 +242,28 @@ class DALLE(nn.Module):
         Returns:
             [B, T - 1] of the text from its second token on (with `begin_id` [B, T], without text head [B, 0]); [B, N].
         """
-        of_text, of_image, _ = self._scored(text, image_ids)
+        of_text, of_image, _ = self.token_losses_and_hits(text, image_ids)
         return of_text, of_image
 
     def token_losses_and_hits(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`token_losses`, and whether each image token is the one that the model finds likeliest: bool [B, N]."""
-        of_text, of_image, logits = self._scored(text, image_ids)
-        return of_text, of_image, logits.argmax(-1).view_as(image_ids) == image_ids
-
-    def _scored(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`token_losses`, and the logits of the image tokens, [B * N, V]."""
         prefix = self._prefix(text)
-        hidden = self._hidden(prefix, image_ids)
+        image, words = self._heads(self._hidden(prefix, image_ids), prefix, image_ids)
+        scores = token_scores(*image)
+        of_image, hits = scores.nats.view_as(image_ids), scores.hits.view_as(image_ids)
+        if words is None:
+            return of_image.new_zeros(len(prefix), 0), of_image, hits
+        return token_scores(*words).nats.view(len(prefix), -1), of_image, hits
+
+    def _heads(
+        self, hidden: Tensor, prefix: Tensor, image_ids: Tensor
+    ) -> tuple[tuple[nn.Module, Tensor, Tensor], tuple[nn.Module, Tensor, Tensor] | None]:
+        """Of image and text: the head, the states that it reads [M, C], and what should follow [M]."""
         last = self.config.prefix_length - 1
-        image_logits = self.image_head(hidden[:, last:]).flatten(0, 1)
-        of_image = F.cross_entropy(image_logits.float(), image_ids.flatten(), reduction="none").view_as(image_ids)
-        if self.text_head is None:
-            return of_image.new_zeros(len(prefix), 0), of_image, image_logits
-        text_logits = self.text_head(hidden[:, :last]).flatten(0, 1)
-        of_text = F.cross_entropy(text_logits.float(), prefix[:, 1:].flatten(), reduction="none")
-        return of_text.view(len(prefix), last), of_image, image_logits
+        image = self.image_head, hidden[:, last:].flatten(0, 1), image_ids.flatten()
+        if self.text_head is None or not last:
+            return image, None
+        return image, (self.text_head, hidden[:, :last].flatten(0, 1), prefix[:, 1:].flatten())
 
     def null_text(self, text: Tensor) -> Tensor:
         """The null caption that stands against each of these texts in classifier-free guidance, in their shape."""

@@ -1,0 +1,166 @@
+"""A linear head and its cross-entropy, some rows at a time: the logits of all rows never stand in memory together.
+
+Letters: M rows (tokens), C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from dalle.linear import Linear
+
+# Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
+_AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
+
+
+class Scores(NamedTuple):
+    """What a head thinks of the right answers."""
+
+    nats: Tensor
+    """[M] float32, cross-entropy of each row."""
+    log_z: Tensor
+    """[M] float32, logarithm of the softmax's denominator."""
+    hits: Tensor
+    """[M] bool, whether the right answer is the likeliest."""
+
+
+class MeanLoss(NamedTuple):
+    """A head's loss over all rows. Scalars in float32."""
+
+    loss: Tensor
+    """Mean of cross-entropy + z_weight log² Z: what is trained."""
+    nats: Tensor
+    """Mean cross-entropy, without gradient."""
+    z: Tensor
+    """Mean of log² Z, without gradient."""
+
+
+def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, at_once: int | None = None) -> Scores:
+    """Score each row; with gradients, the logits are computed again in the backward pass.
+
+    Args:
+        head: states [M, C] to logits [M, V].
+        hidden: [M, C].
+        targets: int [M], ids in [0, V).
+        at_once: logits that may stand in memory at a time; None: what suits the device.
+    """
+    parts = []
+    rows = _rows(head, hidden, at_once)
+    for states, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_scores, head, states, ids, use_reentrant=False))
+        else:
+            parts.append(_scores(head, states, ids))
+    return Scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def mean_loss(
+    head: nn.Module, hidden: Tensor, targets: Tensor, z_weight: float = 0.0, *, at_once: int | None = None
+) -> MeanLoss:
+    """Mean cross-entropy of all rows, and z-loss (PaLM, arXiv 2204.02311, section 5), which keeps Z near 1.
+
+    Of a plain head the gradients are made beside the loss, as Liger Kernel does (arXiv 2410.10989, section 3.2): three
+    products with the head in all, and no logits computed again.
+
+    Args:
+        head: states [M, C] to logits [M, V].
+        hidden: [M, C], M >= 1.
+        targets: int [M], ids in [0, V).
+        z_weight: weight of log² Z; the paper's is 1e-4.
+        at_once: logits that may stand in memory at a time; None: what suits the device.
+    """
+    if type(head) is Linear and torch.is_grad_enabled():
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        rows = _rows(head, hidden, at_once)
+        return MeanLoss(*_MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype))
+    nats, log_z, _ = token_scores(head, hidden, targets, at_once=at_once)
+    mean, z = nats.mean(), log_z.square().mean()
+    return MeanLoss(mean + z_weight * z if z_weight else mean, mean.detach(), z.detach())
+
+
+def _rows(head: nn.Module, hidden: Tensor, at_once: int | None) -> int:
+    """Rows of a piece: as many in each, but for the last."""
+    if at_once is None:
+        at_once = _AT_ONCE.get(hidden.device.type, 2**26)
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    most = max(1, at_once // weight.shape[0])
+    pieces = max(1, -(-len(hidden) // most))
+    return max(1, -(-len(hidden) // pieces))
+
+
+def _scores(head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor = head(hidden)
+    hits = logits.argmax(-1) == targets
+    logits = logits.float()
+    log_z = logits.logsumexp(-1)
+    return log_z - logits.gather(1, targets[:, None])[:, 0], log_z, hits
+
+
+class _MeanLoss(torch.autograd.Function):
+    """Loss and gradients of a piece of the rows at a time; the backward pass only scales the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        z_weight: float,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        count = len(hidden)
+        matrix = weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
+        sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden) if of_hidden else None
+        weight_gradient: Tensor | None = None
+        bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
+        for start in range(0, count, rows):
+            states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
+            logits = torch.nn.functional.linear(states, matrix, offset).float()  # [m, V]
+            right = logits.gather(1, ids)
+            log_z = logits.logsumexp(-1, keepdim=True)
+            sums += torch.stack(((log_z - right).sum(), log_z.square().sum()))
+            # d/dlogits of the sum, in the memory of the logits; the mean's 1/M, and a loss scale, come last: in float16
+            # a small share of a small probability would be 0
+            slope = logits.sub_(log_z).exp_()
+            if z_weight:
+                slope.mul_(1 + 2 * z_weight * log_z)
+            slope.scatter_add_(1, ids, torch.full_like(right, -1))
+            if bias_gradient is not None:
+                bias_gradient += slope.sum(0)
+            slope = slope.to(dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[start : start + rows] = slope @ matrix
+            if of_weight:
+                part = slope.t() @ states
+                weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
+        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
+        ctx.dtypes, ctx.count = (weight.dtype, None if bias is None else bias.dtype), count
+        nats, z = (sums / count).unbind()
+        loss = nats + z_weight * z
+        ctx.mark_non_differentiable(nats, z)
+        return loss, nats, z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        of_weight, of_bias = ctx.dtypes
+        scale = gradient / ctx.count
+        return (
+            None if hidden is None else hidden * scale.to(hidden.dtype),
+            None if weight is None else (weight * scale).to(of_weight),
+            None if bias is None else (bias * scale).to(of_bias),
+            *[None] * 4,
+        )
