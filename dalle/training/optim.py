@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dalle.config import config
+
+_FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
 
 
 @config
@@ -77,14 +80,31 @@ def learning_rate(optim: OptimConfig, update: int, updates: int) -> float:
 
 
 def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, kernels and positions: not on gains, biases, embeddings, codebooks."""
+    """AdamW with weight decay on matrices, kernels and positions: not on gains, biases, embeddings, codebooks.
+
+    Where torch has a kernel that reads and writes each number once (CPUs too), it takes that.
+    """
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     tables |= {id(p) for name, p in module.named_parameters() if name.endswith("codebook")}
     parameters = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in parameters if p.ndim < 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused={p.device.type for p in parameters} <= _FUSED,
+    )
+    optimizer.register_load_state_dict_pre_hook(_step_as_made)
+    return optimizer
+
+
+def _step_as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run with another kernel, which would bring that kernel along, for this one's."""
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
 
 
 class WeightAverage:
@@ -99,10 +119,11 @@ class WeightAverage:
         """Move towards the module; early on faster, so that the first weights are forgotten."""
         decay = min(self.decay, (1 + updates_done) / (10 + updates_done))
         averaged = {name for name, _ in self.module.named_parameters()}
-        for name, value in self.module.state_dict().items():
-            if name in averaged:
-                self.state[name].lerp_(value, 1 - decay)
-            else:
+        state = self.module.state_dict()
+        kept = [name for name in state if name in averaged]
+        torch._foreach_lerp_([self.state[name] for name in kept], [state[name] for name in kept], 1 - decay)
+        for name, value in state.items():
+            if name not in averaged:
                 self.state[name].copy_(value)
 
     def load(self, state: dict[str, Tensor]) -> None:

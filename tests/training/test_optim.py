@@ -50,6 +50,38 @@ def test_update_ratio_is_the_change_of_the_weights_over_their_norm() -> None:
         assert update_ratio(optimizer) == pytest.approx(((after - before).norm() / after.norm()).item(), rel=1e-4)
 
 
+def trained(optimizer: torch.optim.Optimizer, module: nn.Module, first: int, last: int) -> None:
+    for update in range(first, last):
+        torch.manual_seed(update)
+        module(torch.randn(8, 65)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["for-loop", "foreach"])
+def test_fused_steps_are_those_of_torchs_other_kernels(kind: str) -> None:
+    """From the start, and going on from a state that another kernel left (as runs begun earlier have)."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(65, 33), nn.LayerNorm(33), nn.Linear(33, 1))
+    ours, going_on = copy.deepcopy(first), copy.deepcopy(first)
+    optim = OptimConfig(lr=3e-2, weight_decay=0.4)
+    optimizer = adamw(ours, optim)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    groups = [{k: v for k, v in g.items() if k != "fused"} for g in adamw(first, optim).param_groups]
+    plain = torch.optim.AdamW(groups, foreach=kind == "foreach")
+    trained(plain, first, 0, 5)
+    resumed = adamw(going_on, optim)
+    going_on.load_state_dict(first.state_dict())
+    resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
+    assert all(group["fused"] for group in resumed.param_groups)
+    trained(plain, first, 5, 12)
+    trained(optimizer, ours, 0, 12)
+    trained(resumed, going_on, 5, 12)
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(going_on.state_dict()[name], value, atol=2e-6, rtol=1e-5)
+
+
 def test_only_matrices_decay() -> None:
     module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 1, 3))
     decayed, rest = adamw(module, OptimConfig(weight_decay=0.3)).param_groups
