@@ -23,9 +23,12 @@ from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
 from dalle.training import checkpoint
 from dalle.training.checkpoint import Checkpoint
+from dalle.training.compiling import compile_blocks
 from dalle.training.folder import describe, open_folder
+from dalle.training.heap import keep_freed
 from dalle.training.initial import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
+from dalle.training.precision import settle_precision
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
 from dalle.training.run import Interrupt, RunLog, start_accelerator
 from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step, step_figures
@@ -35,6 +38,7 @@ from dalle.training.text_tokenizer import train_text_tokenizer
 
 def train(recipe: LoopRecipe) -> int:
     """Train to the last update, or until a signal; returns the exit code."""
+    recipe = settle_precision(recipe)
     run = recipe.run
     accelerator = start_accelerator(run)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -43,6 +47,7 @@ def train(recipe: LoopRecipe) -> int:
             prepare_initial(recipe)
     torch.manual_seed(run.seed)
     task = build_task(recipe, accelerator.device)
+    uncompiled = compile_blocks(task.model, accelerator.device) if run.compile else None
     optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
     average = WeightAverage(task.model, recipe.optim.ema) if recipe.optim.ema else None
     data = open_training(recipe.data, task.image_size)
@@ -92,12 +97,15 @@ def train(recipe: LoopRecipe) -> int:
         data, batch_size=run.batch_size, seed=run.seed, start=start, rank=rank, world=world, workers=run.workers
     )
     log = RunLog(recipe, accelerator, start, task)
+    if uncompiled is not None:
+        log.say(f"run.compile: {uncompiled}; training goes on uncompiled")
     skipped, update = 0, start
     task.model.train()
     with claim, Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
         while update < run.updates:
             seed_noise(run.seed, update, rank)
-            batch = next(stream)
+            with log.waiting():
+                batch = next(stream)
             bad.add(batch.bad)
             micro = [task.inputs(part) for part in batch.split(run.accumulation)]
             figures: dict[str, float] = {}
@@ -190,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(recipe, TextTokenizerRecipe):
             train_text_tokenizer(recipe)
             return 0
+        keep_freed()
         return train(recipe)
     except (ValueError, OSError) as error:
         if show_traceback:

@@ -1,4 +1,4 @@
-"""Other projects' models of one shape, drawing by their own loops: what benchmarks/sample_speed.py compares with.
+"""Other projects' models of one shape: drawing by their own loops (sample_speed.py), and training (train_speed.py).
 
 minDALL-E and LlamaGen are not packages: give checkouts of github.com/kakaobrain/minDALL-E and
 github.com/FoundationVision/LlamaGen. Hugging Face's transformers and DALLE-pytorch are taken where they are installed.
@@ -15,10 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Draw = Callable[[int], object]
 """Draws the image tokens of so many candidates."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The loss of texts [B, T] and image tokens [B, N]."""
 
 
 def package(name: str, folder: Path | None = None) -> types.ModuleType:
@@ -28,15 +31,10 @@ def package(name: str, folder: Path | None = None) -> types.ModuleType:
     return module
 
 
-def mindalle(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Draw | None:
-    """kakaobrain/minDALL-E's Transformer1d and `sampling`."""
-    if args.mindalle is None:
-        return None
+def mindalle_model(args: argparse.Namespace) -> torch.nn.Module:
+    """kakaobrain/minDALL-E's Transformer1d."""
     package("omegaconf").OmegaConf = object  # type: ignore[attr-defined]
     package("stage2", args.mindalle / "dalle" / "models" / "stage2")
-    package("mindalle_utils", args.mindalle / "dalle" / "utils")
-    transformer = importlib.import_module("stage2.transformer")
-    sampling = importlib.import_module("mindalle_utils.sampling")
     cells = args.rows**2
     options = types.SimpleNamespace(
         embed_dim=args.width,
@@ -52,7 +50,17 @@ def mindalle(args: argparse.Namespace, device: torch.device, dtype: torch.dtype)
         attn_bias=True,
         gelu_use_approx=False,
     )
-    model = transformer.Transformer1d(args.codes, args.codes, options).to(device, dtype).eval()
+    return importlib.import_module("stage2.transformer").Transformer1d(args.codes, args.codes, options)
+
+
+def mindalle(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Draw | None:
+    """minDALL-E's Transformer1d and `sampling`."""
+    if args.mindalle is None:
+        return None
+    package("mindalle_utils", args.mindalle / "dalle" / "utils")
+    model = mindalle_model(args).to(device, dtype).eval()
+    sampling = importlib.import_module("mindalle_utils.sampling")
+    cells = args.rows**2
     text = torch.randint(1, args.codes, (1, args.text), device=device)
     return lambda batch: sampling.sampling(
         model, text.expand(batch, -1), top_k=256, use_fp16=False, is_tqdm=False, max_seq_len=cells
@@ -118,3 +126,36 @@ def dalle_pytorch(args: argparse.Namespace, device: torch.device, dtype: torch.d
 
 
 PEERS = {"minDALL-E": mindalle, "LlamaGen": llamagen, "transformers": transformers, "DALLE-pytorch": dalle_pytorch}
+
+
+def mindalle_loss(args: argparse.Namespace, device: torch.device) -> tuple[torch.nn.Module, Loss] | None:
+    """minDALL-E's Transformer1d with the paper's weights of its two losses."""
+    if args.mindalle is None:
+        return None
+    model = mindalle_model(args).to(device)
+    cells, words = torch.arange(args.rows**2, device=device), torch.arange(args.text, device=device)
+
+    def loss(text: Tensor, codes: Tensor) -> Tensor:
+        places = (row.expand(len(text), -1) for row in (cells, words))
+        of_image, of_text = model(codes, text, *places)
+        image = F.cross_entropy(of_image.flatten(0, 1).float(), codes.flatten())
+        return image * 7 / 8 + F.cross_entropy(of_text.flatten(0, 1).float(), text[:, 1:].flatten()) / 8
+
+    return model, loss
+
+
+def dalle_pytorch_loss(args: argparse.Namespace, device: torch.device) -> tuple[torch.nn.Module, Loss] | None:
+    """lucidrains' DALLE with its own loss (its image tokenizer is not called: it is given codes)."""
+    if importlib.util.find_spec("dalle_pytorch") is None:
+        return None
+    from dalle_pytorch import DALLE, DiscreteVAE
+
+    vae = DiscreteVAE(image_size=args.rows * 2, num_layers=1, num_tokens=args.codes, codebook_dim=8, hidden_dim=8)
+    model = DALLE(
+        dim=args.width, vae=vae, num_text_tokens=args.codes, text_seq_len=args.text, depth=args.depth, heads=args.heads,
+        dim_head=args.width // args.heads,
+    ).to(device)  # fmt: skip
+    return model, lambda text, codes: model(text, codes, return_loss=True)
+
+
+LOSSES = {"minDALL-E": mindalle_loss, "DALLE-pytorch": dalle_pytorch_loss}

@@ -15,8 +15,8 @@ from torch import Tensor
 Kind = Literal["full", "row", "column", "conv"]
 Mask = Tensor | Literal["causal"] | None
 
-# Up to this many keys, matmul + softmax in bfloat16 beats scaled_dot_product_attention on a CPU, forward + backward: 2.6
-# times at 96 keys, equal at 320 (2 cores with AMX); 3.9 times at 96, 2 times at 320 (Zen 4).
+# Up to this many keys, matmul + softmax in bfloat16 beats scaled_dot_product_attention on a CPU, forward + backward:
+# 2.6 times at 96 keys, equal at 320 (2 cores with AMX); 3.9 times at 96, 2 times at 320 (Zen 4).
 _SHORT = 512
 _PIECE = 160  # queries that look at no key behind the last of them: at 320 a quarter of the work less
 

@@ -82,7 +82,7 @@ def test_wrong_kind_and_kernel_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("queries,keys", [(7, 7), (3, 7), (1, 7), (5, 300)])
+@pytest.mark.parametrize("queries,keys", [(7, 7), (3, 7), (1, 7), (5, 300), (350, 350), (330, 347), (5, 600)])
 def test_attend_equals_the_formula(dtype: torch.dtype, tolerance: float, queries: int, keys: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 3, queries, 8, generator=generator).to(dtype)

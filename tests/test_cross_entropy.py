@@ -1,4 +1,4 @@
-"""The loss of a head in pieces against torch's own over all logits: values, gradients, hits, and what stays in memory."""
+"""The loss of a head in pieces against torch's own over all logits: values, gradients, hits, memory."""
 
 from __future__ import annotations
 

@@ -108,6 +108,7 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
     return {
         "seed": recipe.run.seed,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "precision": recipe.run.precision,
         "versions": versions,
         "data_sha256": _data_hash(recipe.data),
         "parts_sha256": {k: artifact.folder_hash(resolve(v)) for k, v in sources.items() if v},

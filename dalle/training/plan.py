@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from dalle.attention import mask
-from dalle.training.memory import Layout, Memory, Size, Training, cache_bytes, memory
+from dalle.training.memory import Layout, Memory, Precision, Size, Training, cache_bytes, memory
 from dalle.training.recipe import DALLERecipe
 
 
@@ -140,10 +140,15 @@ def _all(recipe: DALLERecipe, size: Size, machine: Machine) -> Iterator[Choice]:
                     images,
                     own // images,
                     checkpointing,
-                    recipe.run.precision,
+                    _precision(recipe),
                     recipe.optim.ema is not None,
                 )
                 yield Choice(how, memory(size, how), seconds)
+
+
+def _precision(recipe: DALLERecipe) -> Precision:
+    """That of the run; `auto` is bf16, as on all devices that a plan is made for."""
+    return "bf16" if recipe.run.precision == "auto" else recipe.run.precision
 
 
 def _kind(choice: Choice) -> tuple[Layout, bool]:
@@ -174,7 +179,7 @@ def report(found: Plan, recipe: DALLERecipe) -> str:
         f"{size.parameters:,} parameters; {size.tokens:,} tokens an image ({config.prefix_length:,} of text); "
         f"{operations(size, False) / 1e12:.3g} TFLOP to train on one",
         f"{machine.devices} x {_bytes(machine.memory)}, {_bytes(machine.usable)} to be used; batch {run.batch_size:,}, "
-        f"{run.precision}, weights and optimizer fp32"
+        f"{_precision(recipe)}, weights and optimizer fp32"
         + ("" if recipe.optim.ema is None else ", with an average (optim.ema)"),
         f"drawing: the KV cache of one image takes {_bytes(cache_bytes(size))} in 16 bits",
         "",

@@ -23,6 +23,8 @@ from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig, Ramp
 from dalle.training.perceptual import NonePerceptual, PerceptualConfig
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 
 @config
 class RunConfig:
@@ -38,8 +40,11 @@ class RunConfig:
     """Micro-batches that one update is split into, to save memory."""
     seed: int = 0
     """Seed of the first weights, of the data's order and of all noise."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of forward and backward passes; weights and optimiser stay in fp32. fp16 needs a GPU."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward passes; weights and optimiser stay in fp32. auto is bf16 where the device is
+    fast at it, else fp32, and what the run began with where it goes on; fp16 needs a GPU."""
+    compile: bool = False
+    """Compile the blocks by torch.compile: some minutes at the start, faster updates on GPUs."""
     workers: int = 0
     """Processes that prepare data; 0 does it in the training process."""
     log_every: int = 20
@@ -167,6 +172,9 @@ class DALLERecipe:
     """Weight of the text loss (section 2.2 of the DALL-E paper)."""
     image_weight: float = 7 / 8
     """Weight of the image loss."""
+    z_weight: float = 0.0
+    """Weight of log² Z, which is added to the cross-entropy of each token (z-loss of PaLM, arXiv 2204.02311, section 5;
+    there 1e-4): large models in bf16 stay stable by it. 0 has none."""
     bpe_dropout: float = 0.1
     """Chance of dropping a BPE merge in training."""
     caption_dropout: float = 0.1
@@ -181,6 +189,8 @@ class DALLERecipe:
     def __post_init__(self) -> None:
         if self.lora is not None and self.optim.ema is not None:
             raise ValueError("lora trains without an average of weights: set optim.ema=null")
+        if self.z_weight < 0:
+            raise ValueError(f"z_weight is {self.z_weight}; it must be at least 0 (PaLM's is 1e-4)")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "

@@ -7,6 +7,8 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -28,6 +30,7 @@ def start_accelerator(run: RunConfig) -> Accelerator:
     Raises:
         ValueError: the precision or the tracker cannot be had here.
     """
+    assert run.precision != "auto", "settled before"
     precision = {"fp32": "no"}.get(run.precision, run.precision)
     if run.precision == "fp16" and (run.device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("run.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
@@ -56,6 +59,7 @@ class RunLog:
         self.file = recipe.run.dir / "metrics.jsonl"
         self.main = accelerator.is_main_process
         self.clock, self.since = time.perf_counter(), start
+        self.waited = 0.0  # seconds for data, since then
         self.next_report = 0.0  # on that clock
         start_trackers(recipe, accelerator, start)
         self.bar = tqdm(
@@ -88,9 +92,11 @@ class RunLog:
     def train(self, update: int, figures: dict[str, float]) -> None:
         """Figures of training after `update` updates, with the rate since the last call."""
         now = time.perf_counter()
-        images = (update - self.since) * self.run.batch_size / max(now - self.clock, 1e-9)
-        self.clock, self.since = now, update
+        spent = max(now - self.clock, 1e-9)
+        images = (update - self.since) * self.run.batch_size / spent
         rates = {"images_per_s": images, "tokens_per_s": images * self.tokens_per_image}
+        rates["data_wait"] = self.waited / spent
+        self.clock, self.since, self.waited = now, update, 0.0
         shown = {key: f"{value:.4g}" for key, value in list(figures.items())[:4]}
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
         figures = figures | rates
@@ -100,6 +106,13 @@ class RunLog:
         if self.accelerator.scaler is not None:
             figures["loss_scale"] = self.accelerator.scaler.get_scale()
         self._write(update, {f"train/{key}": value for key, value in figures.items()})
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The run waits for data meanwhile."""
+        begun = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begun
 
     def validation(self, update: int, figures: dict[str, float]) -> None:
         self.say(f"update {update}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))

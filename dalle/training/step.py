@@ -86,7 +86,8 @@ def evaluated(model: nn.Module, average: WeightAverage | None) -> Iterator[nn.Mo
         model.load_state_dict(average.state)
     model.eval()
     try:
-        yield model
+        with torch.compiler.set_stance("force_eager"):  # its batches and caches would all be compiled anew
+            yield model
     finally:
         if average is not None:
             model.load_state_dict(trained)

@@ -95,8 +95,12 @@ class DALLETask(Task):
         return self.text_tokenizer.encode(captions, length, dropout=dropout, seed=seed)
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self.model.losses(inputs.text, inputs.codes)
-        return self.recipe.text_weight * losses["text"] + self.recipe.image_weight * losses["image"], losses
+        recipe, losses = self.recipe, self.model.losses(inputs.text, inputs.codes, self.recipe.z_weight)
+        total = recipe.text_weight * losses["text"] + recipe.image_weight * losses["image"]
+        for name in ("text", "image"):  # what is logged is cross-entropy, as in a validation
+            if name + "_z" in losses:
+                losses[name] = losses[name].detach() - recipe.z_weight * losses[name + "_z"]
+        return total, losses
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         assert isinstance(model, DALLE)

@@ -1,0 +1,43 @@
+"""torch.compile of what a model repeats, where there is a compiler. Names of weights stay as they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+
+import torch
+from torch import nn
+
+from dalle.image.vqgan import Decoder, Encoder
+from dalle.transformer import Block
+
+
+def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
+    """Let blocks of a transformer, and encoder and decoder of a VQGAN, be compiled when they are first called.
+
+    One block is compiled and serves all of its shape, so that compiling takes as long for 48 layers as for one.
+
+    Returns:
+        Why nothing is compiled; None if it will be.
+    """
+    parts = [module for module in model.modules() if isinstance(module, (Block, Encoder, Decoder))]
+    if not parts:
+        return "this model has no blocks that are compiled"
+    missing = _missing(device)
+    if missing is None:
+        for part in parts:
+            part.compile()
+    return missing
+
+
+def _missing(device: torch.device) -> str | None:
+    """What torch.compile wants for a device and does not find."""
+    if device.type == "cpu":
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+        if shutil.which(compiler[0]) is None and shutil.which("clang++") is None:
+            return "there is no C++ compiler (g++ or clang++)"
+    elif device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None

@@ -1,0 +1,45 @@
+"""Which arithmetic a run takes where its recipe leaves that to the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from dalle.config import ConfigError, read_yaml
+from dalle.training.recipe import LoopRecipe, Precision, RunConfig
+
+Settled = Literal["fp32", "bf16", "fp16"]
+
+
+def settle_precision(recipe: LoopRecipe) -> LoopRecipe:
+    """The recipe with a precision in place of `auto`: that of the run it goes on with, else what is fast here."""
+    run = recipe.run
+    if run.precision != "auto":
+        return recipe
+    return replace(recipe, run=replace(run, precision=(_before(run) if recipe.resume else None) or fast_precision(run)))
+
+
+def fast_precision(run: RunConfig) -> Settled:
+    """bf16 where the device multiplies it faster than float32, else fp32.
+
+    These are GPUs from Ampere on, and CPUs with AVX-512 BF16, AMX or Arm's BF16. On others bf16 is imitated, slowly.
+    """
+    if run.device == "auto" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if run.device == "auto" and torch.accelerator.is_available():
+        return "fp32"
+    x86 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    arm = torch.cpu.get_capabilities().get("bf16", False) if hasattr(torch.cpu, "get_capabilities") else False
+    return "bf16" if x86 or arm else "fp32"
+
+
+def _before(run: RunConfig) -> Precision | None:
+    """The precision that a run in this folder was begun with."""
+    try:
+        content = read_yaml(run.dir / "config.yaml")
+    except ConfigError:
+        return None
+    found = (content.get("run") or {}).get("precision")
+    return found if found in ("fp32", "bf16", "fp16") else None
