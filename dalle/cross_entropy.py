@@ -50,7 +50,7 @@ def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, at_once: i
         at_once: logits that may stand in memory at a time; None: what suits the device.
     """
     parts = []
-    rows = _rows(head, hidden, at_once)
+    rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
     for states, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
         if torch.is_grad_enabled():
             parts.append(checkpoint(_scores, head, states, ids, use_reentrant=False))
@@ -77,22 +77,31 @@ def mean_loss(
     if type(head) is Linear and torch.is_grad_enabled():
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        rows = _rows(head, hidden, at_once)
+        rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
         return MeanLoss(*_MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype))
     nats, log_z, _ = token_scores(head, hidden, targets, at_once=at_once)
     mean, z = nats.mean(), log_z.square().mean()
     return MeanLoss(mean + z_weight * z if z_weight else mean, mean.detach(), z.detach())
 
 
-def _rows(head: nn.Module, hidden: Tensor, at_once: int | None) -> int:
-    """Rows of a piece: as many in each, but for the last."""
-    if at_once is None:
-        at_once = _AT_ONCE.get(hidden.device.type, 2**26)
+def piece_rows(rows: int, codes: int, device: str, at_once: int | None = None) -> int:
+    """Rows of a piece, as many in each but for the last.
+
+    Args:
+        rows: M.
+        codes: V.
+        device: kind of device, "cpu" or "cuda".
+        at_once: logits of a piece, at most (one row at least); None: what suits the device.
+    """
+    most = max(1, (_AT_ONCE.get(device, _AT_ONCE["cuda"]) if at_once is None else at_once) // codes)
+    pieces = max(1, -(-rows // most))
+    return max(1, -(-rows // pieces))
+
+
+def _codes(head: nn.Module) -> int:
     weight = head.weight
     assert isinstance(weight, Tensor)
-    most = max(1, at_once // weight.shape[0])
-    pieces = max(1, -(-len(hidden) // most))
-    return max(1, -(-len(hidden) // pieces))
+    return len(weight)
 
 
 def _scores(head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
+from dalle.cross_entropy import piece_rows
 from dalle.model import DALLE, DALLEConfig
 from dalle.transformer import Block
 
@@ -19,7 +20,6 @@ Layout = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "bf16", "fp16"]
 _FLOAT = 4  # bytes of weights, gradients, moments, residual stream and losses
 _STATS = 8  # bytes that a norm keeps of a token: mean and deviation
-_LOSS = 3 * _FLOAT  # bytes of a logit in the backward pass of cross-entropy: log-probability, and two gradients
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,9 @@ class Size:
     block: int
     """Parameters of one block."""
     linear: int
-    """Parameters that are cast under autocast."""
+    """Parameters that are cast under autocast and stay so until the backward pass: all matrices but the heads."""
     embeddings: int
     """Parameters of embeddings and positions."""
-    largest: int
-    """Parameters of the largest tensor."""
     hidden: int
     """H."""
 
@@ -51,9 +49,13 @@ class Size:
             config,
             sum(named.values()),
             sum(p.numel() for p in block.parameters()),
-            sum(p.numel() for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()),
+            sum(
+                p.numel()
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear) and not name.endswith("_head")
+                for p in module.parameters()
+            ),
             sum(count for name, count in named.items() if "embedding" in name or name.endswith("position")),
-            max(named.values()),
             block.feed_forward.down.in_features,
         )
 
@@ -75,7 +77,7 @@ class Training:
         checkpointing: blocks are computed again in the backward pass.
         precision: of the forward and backward pass; weights and optimizer are float32.
         average: whether averaged weights are kept.
-        foreach: AdamW takes all tensors at once, as it does on accelerators; on a CPU one after the other.
+        on_cpu: pieces of the logits are smaller there.
     """
 
     layout: Layout
@@ -85,7 +87,7 @@ class Training:
     checkpointing: bool
     precision: Precision
     average: bool
-    foreach: bool = True
+    on_cpu: bool = False
 
     @property
     def compute(self) -> int:
@@ -104,7 +106,7 @@ class Memory:
         average: averaged weights.
         copies: weights in the type of the products, and with fsdp what is gathered at a time.
         activations: what the blocks keep for the backward pass.
-        logits: logits and what their loss keeps, and the ends of the model.
+        heads: the losses, a piece of the logits at a time with the gradients of the heads, and the ends of the model.
         exchange: gradients in one piece for all devices, with ddp.
         peak: most of it at once.
     """
@@ -115,7 +117,7 @@ class Memory:
     average: int
     copies: int
     activations: int
-    logits: int
+    heads: int
     exchange: int
     peak: int
 
@@ -123,8 +125,8 @@ class Memory:
 def memory(size: Size, how: Training) -> Memory:
     """Bytes that an update takes: the most of four moments.
 
-    These are the end of the forward pass, the start of the backward pass (logits), its end (gradients, and the first
-    block's activations), and the optimizer's step.
+    These are the end of the forward pass (losses, and gradients of the heads), the start of the backward pass, its end
+    (gradients, and the first block's activations), and the optimizer's step.
     """
     share = how.devices if how.layout == "fsdp" else 1
     state = _FLOAT * size.parameters // share
@@ -135,13 +137,13 @@ def memory(size: Size, how: Training) -> Memory:
     activations = shape.depth * (inputs if how.checkpointing else kept)
     again = kept - inputs if how.checkpointing else 0  # of the block that is computed again
     working = how.compute * size.hidden * tokens + inputs  # gradients of the feed-forward part and the residual stream
-    logits, exchange = _logits(size, how), state if how.layout == "ddp" and how.devices > 1 else 0
+    heads, exchange = _heads(size, how), state if how.layout == "ddp" and how.devices > 1 else 0
     before = state if how.accumulation > 1 else 0  # gradients of earlier micro-batches
     late = before or state - _FLOAT * (size.block + size.embeddings) // share  # all but the last that come
-    forward = before + gathered.forward + activations + _forward_logits(size, how)
-    start = before + gathered.backward + activations + max(logits, again + working)
+    forward = before + gathered.forward + activations + heads.forward
+    start = before + gathered.backward + activations + max(heads.backward, again + working)
     end = late + gathered.backward + activations // shape.depth + again + working
-    step = state + max(exchange, state if how.foreach else 2 * _FLOAT * size.largest)
+    step = state + exchange
     return Memory(
         weights=state,
         gradients=state,
@@ -149,7 +151,7 @@ def memory(size: Size, how: Training) -> Memory:
         average=state if how.average else 0,
         copies=gathered.backward,
         activations=activations + again,
-        logits=logits,
+        heads=max(heads),
         exchange=exchange,
         peak=static + max(forward, start, end, step),
     )
@@ -172,31 +174,36 @@ def block_bytes(size: Size, how: Training) -> int:
     return round(how.images * size.tokens * token)
 
 
-def _logits(size: Size, how: Training) -> int:
-    """The most that logits take: text is first in the backward pass, with the image's log-probabilities still there."""
-    image, text = _logit_counts(size, how)
-    width = size.config.transformer.width
-    head = _FLOAT * width * size.config.words if text else 0  # its gradient is there when the image's turn comes
-    return _ends(size, how) + max(_LOSS * image + head, _FLOAT * image + _LOSS * text)
+class _Heads(NamedTuple):
+    forward: int
+    backward: int
 
 
-def _forward_logits(size: Size, how: Training) -> int:
-    """Logits, log-probabilities, and under autocast the logits in float32 between them."""
-    image, text = _logit_counts(size, how)
-    cast = how.compute if how.compute < _FLOAT else 0
-    return _ends(size, how) + max((cast + 2 * _FLOAT) * image, (cast + _FLOAT) * image + (cast + 2 * _FLOAT) * text)
+def _heads(size: Size, how: Training) -> _Heads:
+    """The most that the ends of the model and the losses take: the text's gradients are made first, then the image's.
+
+    A piece of the logits stands beside a copy of it (their exponentials), or in the type of the products beside what it
+    adds to the head's gradient. In the backward pass the image's gradients are scaled first.
+    """
+    width, states = size.config.transformer.width, how.images * size.tokens * size.config.transformer.width * _FLOAT
+    held = forward = latest = 0
+    for tokens, vocabulary in _head_sizes(size):
+        rows = how.images * tokens
+        weight = width * vocabulary
+        piece = piece_rows(rows, vocabulary, "cpu" if how.on_cpu else "cuda") * vocabulary
+        latest = _FLOAT * (weight + rows * width)
+        added = how.compute * weight if how.compute < _FLOAT or piece < rows * vocabulary else 0
+        copy = how.compute * weight if how.compute < _FLOAT else 0
+        held += latest
+        forward = max(forward, held + copy + max(2 * _FLOAT * piece, how.compute * piece + added))
+    return _Heads(3 * states + forward, states + held + latest)
 
 
-def _logit_counts(size: Size, how: Training) -> tuple[int, int]:
+def _head_sizes(size: Size) -> list[tuple[int, int]]:
+    """Tokens of an image that a head predicts, and of how many; in the order in which their losses are made."""
     config = size.config
-    text = (config.prefix_length - 1) * config.words if config.text_head else 0
-    return how.images * config.image_length * config.image_vocab, how.images * text
-
-
-def _ends(size: Size, how: Training) -> int:
-    """What the last norm and the heads keep: states, normalised states, and what the heads take of these."""
-    of = _FLOAT + (how.compute if how.compute < _FLOAT else 0)
-    return how.images * size.tokens * size.config.transformer.width * (2 * _FLOAT + of)
+    text = [(config.prefix_length - 1, config.words)] if config.text_head and config.prefix_length > 1 else []
+    return [*text, (config.image_length, config.image_vocab)]
 
 
 class _Gathered(NamedTuple):

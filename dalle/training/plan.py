@@ -189,7 +189,7 @@ def report(found: Plan, recipe: DALLERecipe) -> str:
     return "\n".join(lines + _advice(found, recipe))
 
 
-_COLUMNS = ("weights", "gradients", "moments", "average", "copies", "activations", "logits", "exchange", "peak")
+_COLUMNS = ("weights", "gradients", "moments", "average", "copies", "activations", "heads", "exchange", "peak")
 
 
 def _table(found: Plan) -> Iterator[str]:

@@ -47,7 +47,7 @@ def main(checkpointing: bool) -> None:
     update()  # makes the moments
     with tempfile.TemporaryDirectory() as scratch:
         peak = peak_of(update, Path(scratch))
-    how = Training("fsdp", world, IMAGES, 1, checkpointing, "fp32", average=False, foreach=False)
+    how = Training("fsdp", world, IMAGES, 1, checkpointing, "fp32", average=False, on_cpu=True)
     planned = memory(Size.of(config), how)
     if distributed.get_rank() == 0:
         state = sum(p.to_local().nbytes for p in model.parameters())  # type: ignore[attr-defined]
