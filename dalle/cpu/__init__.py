@@ -28,12 +28,15 @@ _ARGUMENTS = {
     "linear": [_POINTER] * 5 + [_NUMBER] * 3 + [_THREADS],
     "step": [_POINTER, _THREADS],
     "attend": [_POINTER, _THREADS],
+    "normal_forward": [_POINTER] * 6 + [_NUMBER] * 4 + [ctypes.c_float, _THREADS, _THREADS],
+    "normal_backward": [_POINTER] * 9 + [_NUMBER] * 4 + [_THREADS] * 2,
     "sample": [_POINTER] * 3 + [_NUMBER] * 2 + [ctypes.c_float, _NUMBER, ctypes.c_double, _THREADS],
 }
 _NAMES = (
     *("linear_float32_float32", "linear_bfloat16_bfloat16", "linear_float32_int8"),
     *("step_float32_float32", "step_bfloat16_bfloat16", "step_int8_float32"),
     *("attend_float32", "attend_bfloat16", "sample"),
+    *("normal_forward_float32", "normal_forward_bfloat16", "normal_backward_float32", "normal_backward_bfloat16"),
 )
 _ALONE = 2**16  # multiplications of one thread that take less time than waking a second one
 _enabled = os.environ.get("DALLE_CPU", "on") != "off"
@@ -83,7 +86,8 @@ def functions() -> dict[str, Callable[..., None]]:
     found = {}
     for name in _NAMES:
         function = getattr(compiled, name)
-        function.argtypes, function.restype = _ARGUMENTS[name.partition("_")[0]], None
+        kind = name.rpartition("_")[0] if name.startswith("normal") else name.partition("_")[0]
+        function.argtypes, function.restype = _ARGUMENTS[kind], None
         found[name] = function
     return found
 

@@ -4,6 +4,7 @@
 // The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/linear.py and
 // dalle/transformer.py, which is what they are tested against.
 
+#include "normal.h"
 #include "sample.h"
 #include "step.h"
 
@@ -43,3 +44,18 @@ extern "C" void sample(const float* logits, const double* uniform, int64_t* draw
             drawn[row] = sampler.draw(logits + row * vocabulary, uniform[row], temperature, top_k, top_p);
     }
 }
+
+#define NORMAL(NAME, X)                                                                                              \
+    extern "C" void normal_forward_##NAME(const X* x, const float* weight, const float* bias, float* mean,           \
+                                          float* inverse, X* y, int64_t b, int64_t p, int64_t c, int64_t g,          \
+                                          float epsilon, int swish, int threads) {                                   \
+        Normal<X>{x, weight, bias, mean, inverse, b, p, c, g, epsilon, swish != 0}.forward(y, threads);              \
+    }                                                                                                                \
+    extern "C" void normal_backward_##NAME(const X* x, const float* weight, const float* bias, float* mean,          \
+                                           float* inverse, const X* given, X* to, double* of_weight, double* of_bias, \
+                                           int64_t b, int64_t p, int64_t c, int64_t g, int swish, int threads) {     \
+        Normal<X>{x, weight, bias, mean, inverse, b, p, c, g, 0.0f, swish != 0}                                      \
+            .backward(given, to, of_weight, of_bias, threads);                                                       \
+    }
+NORMAL(float32, float)
+NORMAL(bfloat16, bfloat16)

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.cpu.normal import group_norm
 from dalle.image.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image.tokenizer import ImageTokenizer, Reconstruction, Reduce
 from dalle.image.vq import VectorQuantizer, VQConfig
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
         x = self.conv_in(F.pixel_unshuffle(images, self.patch))
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(self.norm_out(self.mid(x), swish=True))
 
 
 class Decoder(nn.Module):
@@ -184,7 +185,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+        return F.pixel_shuffle(self.conv_out(self.norm_out(x, swish=True)), self.patch)
 
 
 class Level(nn.Module):
@@ -227,8 +228,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        hidden = self.conv1(self.norm1(x, swish=True))
+        return self.nin_shortcut(x) + self.conv2(self.dropout(self.norm2(hidden, swish=True)))
 
 
 class AttentionBlock(nn.Module):
@@ -272,13 +273,18 @@ class Upsample(nn.Module):
 
 
 class Norm(nn.GroupNorm):
-    """taming's GroupNorm of 32 groups, or as many as divide both 32 and a smaller width."""
+    """taming's GroupNorm of 32 groups, or as many as divide both 32 and a smaller width; swish follows if wanted."""
 
     def __init__(self, width: int):
         super().__init__(math.gcd(32, width), width, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, swish: bool = False) -> Tensor:
+        fast = group_norm(x, self.weight, self.bias, self.num_groups, self.eps, swish)
+        if fast is not None:
+            return fast
         if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
             # torch's own kernel for channels_last is many times slower on the CPU than the other one and two copies.
-            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
+            x = super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        else:
+            x = super().forward(x)
+        return F.silu(x) if swish else x
