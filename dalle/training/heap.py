@@ -12,8 +12,7 @@ def keep_freed() -> bool:
     """Keep freed memory for what comes next; returns whether the C library can be told so (glibc's can).
 
     Every update frees and takes the same gradients and activations. Given back, each page of them is cleared and
-    mapped anew by the system: a quarter of a gigabyte a second and core is lost on that (docs/log.md). The process
-    then holds what its highest moment took until it ends.
+    mapped anew by the system (docs/log.md). The process then holds what its highest moment took until it ends.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
