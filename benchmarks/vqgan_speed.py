@@ -161,8 +161,8 @@ def main() -> None:
                 for work, rate in rates.items()
             )
             print(
-                f"{shape}, {kind}, {found['batch']} pictures: {told}; {found['encode_same']:.1%} of the codes the same, "
-                f"losses {found['train_same']:+.1e} apart",
+                f"{shape}, {kind}, {found['batch']} pictures: {told}; {found['encode_same']:.1%} of the codes the "
+                f"same, losses {found['train_same']:+.1e} apart",
                 flush=True,
             )
     if args.json is not None:

@@ -41,5 +41,6 @@ def _before(run: RunConfig) -> Precision | None:
         content = read_yaml(run.dir / "config.yaml")
     except ConfigError:
         return None
-    found = (content.get("run") or {}).get("precision")
+    options = content.get("run")
+    found = options.get("precision") if isinstance(options, dict) else None
     return found if found in ("fp32", "bf16", "fp16") else None

@@ -1,4 +1,4 @@
-"""What makes training fast and must not change it: precision by the machine, compiled blocks, z-loss, waiting for data."""
+"""What makes training fast and must not change it: precision, compiled blocks, z-loss, waiting for data."""
 
 from __future__ import annotations
 
@@ -77,6 +77,9 @@ def test_auto_is_settled_recorded_and_kept(parts: Path, tmp_path: Path, monkeypa
     again = from_dict(DALLERecipe, recipe | {"resume": True}, "test")
     assert settle_precision(again).run.precision == "bf16"
     assert settle_precision(replace(again, resume=False)).run.precision == "fp32"
+    for damaged in ("", "run: 3", "run: {precision: 5}", ": :"):
+        (tmp_path / "run/config.yaml").write_text(damaged)
+        assert settle_precision(again).run.precision == "fp32"
     told = replace(again, run=replace(again.run, precision="fp32"))
     assert settle_precision(told).run.precision == "fp32"
 
@@ -87,7 +90,8 @@ def test_fast_precision_is_what_the_device_has(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, gpu=gpu: gpu)
         assert fast_precision(run) == wanted
-    flags = {line.split(":")[0].strip(): line.split(":")[1].split() for line in open("/proc/cpuinfo") if ":" in line}
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    flags = {name.strip(): told.split() for name, _, told in lines}
     fast = {"avx512_bf16", "amx_bf16"} & set(flags.get("flags", []))
     assert fast_precision(replace(run, device="cpu")) == ("bf16" if fast else "fp32")
 
