@@ -19,6 +19,7 @@ from dalle.data.loader import batches, evaluation_batches
 from dalle.memory import free_memory
 from dalle.training.memory import Size, Training, memory
 from dalle.training.optim import WeightAverage, adamw
+from dalle.training.precision import settle_precision
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
 from dalle.training.run import start_accelerator
 from dalle.training.step import evaluated, step
@@ -79,6 +80,7 @@ def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, tell: Call
             f"run.batch_size is {recipe.run.batch_size}, which {processes} processes cannot share evenly: take a "
             "multiple, or another number of processes"
         )
+    recipe = settle_precision(recipe)
     own = recipe.run.batch_size // processes
     whole = isinstance(recipe, CLIPRecipe)  # its loss compares all pairs of a batch
     sizes = [n for n in range(1, own + 1) if whole or own % n == 0]
@@ -117,6 +119,7 @@ def _guess(recipe: LoopRecipe, sizes: list[int], limit: int) -> int:
     size, run = Size.of(recipe.model), recipe.run
     checkpointing = recipe.model.transformer.checkpoint_activations
     average = recipe.optim.ema is not None
+    assert run.precision != "auto"
     for images in reversed(sizes):
         how = Training("ddp", 1, images, sizes[-1] // images, checkpointing, run.precision, average)
         if memory(size, how).peak <= limit:
