@@ -21,13 +21,14 @@ from dalle.config import CommandLine, dump, refuse, to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
-from dalle.training import checkpoint
+from dalle.training import checkpoint, powersgd
 from dalle.training.checkpoint import Checkpoint
 from dalle.training.compiling import compile_blocks
 from dalle.training.folder import describe, open_folder
 from dalle.training.heap import keep_freed
 from dalle.training.initial import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
+from dalle.training.powersgd import PowerSGD
 from dalle.training.precision import settle_precision
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
 from dalle.training.run import Interrupt, RunLog, start_accelerator
@@ -40,16 +41,18 @@ def train(recipe: LoopRecipe) -> int:
     """Train to the last update, or until a signal; returns the exit code."""
     recipe = settle_precision(recipe)
     run = recipe.run
-    accelerator = start_accelerator(run)
+    accelerator, sharding = start_accelerator(run)
     rank, world = accelerator.process_index, accelerator.num_processes
     if isinstance(recipe, DALLERecipe) and recipe.init_from is not None:
         with accelerator.main_process_first():
             prepare_initial(recipe)
     torch.manual_seed(run.seed)
-    task = build_task(recipe, accelerator.device)
+    task = build_task(recipe, accelerator.device, sharding)
     uncompiled = compile_blocks(task.model, accelerator.device) if run.compile else None
     optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
     average = WeightAverage(task.model, recipe.optim.ema) if recipe.optim.ema else None
+    told = {phase.name: PowerSGD(run.powersgd) for phase in task.phases} if run.powersgd and world > 1 else {}
+    alike = accelerator.is_main_process or sharding is not None  # takes part in what a single process could do alone
     data = open_training(recipe.data, task.image_size)
     held_out = open_data(recipe.data, "validation", task.image_size)
     bad = BadCounter(recipe.data.max_bad)
@@ -61,6 +64,7 @@ def train(recipe: LoopRecipe) -> int:
         with accelerator.main_process_first():  # it puts damaged checkpoints aside
             saved = checkpoint.load_newest(run.dir)
         start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
+        powersgd.read(saved.folder, told, rank, world, accelerator.device)
         bad.merge(saved.bad or [])
     if accelerator.is_main_process:
         describe(recipe)
@@ -69,27 +73,28 @@ def train(recipe: LoopRecipe) -> int:
     def save(update: int) -> None:
         """Write a checkpoint, and the newest weights as a folder that `dalle` loads."""
         bad.merge(gather_object(list(bad.names)))
-        if accelerator.is_main_process:
-            now = Checkpoint.of(
-                update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), list(bad.names)
-            )
-            with checkpoint.explained(run.dir, update):
-                checkpoint.save(run.dir, now, run.keep)
-                task.export(run.dir / "model", task.model.state_dict() if average is None else average.state)
+        now = Checkpoint.of(
+            update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), list(bad.names)
+        )
+        with checkpoint.explained(run.dir, update):
+            folder = checkpoint.save(run.dir, now, run.keep, accelerator, told)
+            if accelerator.is_main_process:
+                weights = task.model.state_dict() if average is None else average.state
+                task.export(run.dir / "model", weights if sharding is None else checkpoint.exported(folder))
         accelerator.wait_for_everyone()
 
     def validate(update: int) -> None:
-        if accelerator.is_main_process:
+        if alike:
             with evaluated(task.model, average) as model:
                 seen = evaluation_batches(held_out, 32, limit=run.validation_images, report=bad.add)
                 log.validation(update, task.validate(model, seen))
         accelerator.wait_for_everyone()
 
     def draw(update: int) -> None:
-        if accelerator.is_main_process:
+        if alike:
             with evaluated(task.model, average) as model:
                 samples = task.pictures(model, next(iter(evaluation_batches(held_out, 32, limit=32, report=bad.add))))
-            if samples is not None:
+            if samples is not None and accelerator.is_main_process:
                 log.samples(update, samples)
         accelerator.wait_for_everyone()
 
@@ -120,13 +125,14 @@ def train(recipe: LoopRecipe) -> int:
                     accelerator.backward(loss / run.accumulation)
                     total += loss.detach()
                     noted.append({phase.name + "_loss": loss} | parts)
-                norm, taken = step(phase, total, optimizers[phase.name], accelerator, update, run.updates)
+                optimizer, how = optimizers[phase.name], told.get(phase.name)
+                norm, taken = step(phase, total, optimizer, accelerator, update, run.updates, how)
                 if not taken:
                     break
                 applied = True
                 if to_log:
                     figures |= mean_figures(noted, accelerator) | {phase.name + "_gradient": norm}
-                    figures |= step_figures(phase, optimizers[phase.name])
+                    figures |= step_figures(phase, optimizer, how)
             update += 1
             if applied:
                 task.after_update(lambda t: accelerator.reduce(t, reduction="sum"))

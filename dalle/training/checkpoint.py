@@ -1,24 +1,40 @@
-"""Checkpoints of a run: written whole or not at all, the newest few kept, read back to the exact step."""
+"""Checkpoints of a run: written whole or not at all, the newest few kept, read back to the exact step.
+
+A folder `update-NNNNNNNN` is there only once all of it is: it is written under another name beside its place, by one
+process or by all of a sharded run, and renamed by the first when all have written. It holds
+
+    weights.safetensors, average.safetensors    the task's whole state; averaged weights, if there are any
+    shards/                                      in place of both, and of moments, of a sharded run (shards.py)
+    powersgd-NNNNN.safetensors                   for each process what it has not told yet, with run.powersgd
+    state.pt                                     the rest, read as data only
+
+Either kind can be gone on from with any number of processes, sharded or not.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from dalle.artifact import atomic_folder
+from dalle.training import powersgd, shards
 from dalle.training.optim import WeightAverage
-from dalle.weights import load_into, read_tensors, write_tensors
+from dalle.training.powersgd import PowerSGD
+from dalle.training.sharding import is_sharded, share_of
+from dalle.weights import Lazy, load_into, open_tensors, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +55,7 @@ class Checkpoint:
     scaler: dict[str, Any] | None  # loss scale of fp16
     architecture: dict[str, Any]  # the recipe's `model:`
     bad: list[str]  # broken records met so far
+    folder: Path | None = None  # where it was read from; of a sharded one tensors are still there
 
     @classmethod
     def of(
@@ -56,7 +73,7 @@ class Checkpoint:
             update=update,
             weights=state.state_dict(),
             average=None if average is None else average.state,
-            optimizers={name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            optimizers={name: _optimizer_state(optimizer, state) for name, optimizer in optimizers.items()},
             scaler=None if scaler is None else scaler.state_dict(),
             architecture=architecture,
             bad=bad,
@@ -69,28 +86,67 @@ def folders(run: Path) -> list[Path]:
     return sorted(found, key=lambda p: p.name)
 
 
-def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `checkpoint`, then remove all but the newest `keep`.
+def save(
+    run: Path, checkpoint: Checkpoint, keep: int, accelerator: Accelerator, told: Mapping[str, PowerSGD] | None = None
+) -> Path:
+    """Write `checkpoint`, then remove all but the newest `keep`. All processes call it.
 
     Raises:
         OSError: no space left; earlier checkpoints are untouched.
     """
     target = run / "checkpoints" / f"update-{checkpoint.update:08d}"
-    with atomic_folder(target) as folder:
-        write_tensors(checkpoint.weights, folder / "weights.safetensors")
-        if checkpoint.average is not None:
-            write_tensors(checkpoint.average, folder / "average.safetensors")
+    with _folder_of_all(target, accelerator) as folder:
+        if is_sharded(checkpoint.weights.values()):
+            optimizers = _write_shards(checkpoint, folder / "shards")
+        else:
+            optimizers = checkpoint.optimizers
+            if accelerator.is_main_process:
+                write_tensors(checkpoint.weights, folder / "weights.safetensors")
+                if checkpoint.average is not None:
+                    write_tensors(checkpoint.average, folder / "average.safetensors")
+        if told:
+            powersgd.write(folder, told, accelerator.process_index)
         rest = {
             "update": checkpoint.update,
-            "optimizers": checkpoint.optimizers,
+            "optimizers": optimizers,
             "scaler": checkpoint.scaler,
             "architecture": checkpoint.architecture,
             "bad": checkpoint.bad,
         }
-        _save_state(rest, folder / "state.pt")
-    for old in folders(run)[:-keep]:
-        shutil.rmtree(old)
+        if accelerator.is_main_process:
+            _save_state(rest, folder / "state.pt")
+    if accelerator.is_main_process:
+        for old in folders(run)[:-keep]:
+            shutil.rmtree(old)
     return target
+
+
+@contextmanager
+def _folder_of_all(target: Path, accelerator: Accelerator) -> Iterator[Path]:
+    """`artifact.atomic_folder` for all processes: the first makes it, and moves it to its place when all are done."""
+    if accelerator.num_processes == 1:
+        with atomic_folder(target) as folder:
+            yield folder
+        return
+    own = atomic_folder(target) if accelerator.is_main_process else nullcontext(target)
+    with own as folder:
+        folder = Path(broadcast_object_list([str(folder)])[0])
+        yield folder
+        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+
+
+def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Write each process's shares; returns of the optimizers what is no share: the steps, by the weights' names."""
+    tensors = {f"weights:{name}": value for name, value in checkpoint.weights.items()}
+    tensors |= {f"average:{name}": value for name, value in (checkpoint.average or {}).items()}
+    steps: dict[str, dict[str, float]] = {}
+    for phase, moments in checkpoint.optimizers.items():
+        steps[phase] = {name: float(state["step"]) for name, state in moments.items()}
+        for name, state in moments.items():
+            tensors |= {f"{key}:{name}": value for key, value in state.items() if key != "step"}
+    shards.write(folder, tensors)
+    return steps
 
 
 @contextmanager
@@ -157,10 +213,14 @@ def _load(folder: Path) -> Checkpoint:
         ValueError: a file of it is damaged or missing; the reason.
     """
     average = folder / "average.safetensors"
+    sharded = (folder / "shards").is_dir()
     try:
+        if sharded:
+            shards.open_shards(folder / "shards")  # looks at headers and lengths of the files
         return Checkpoint(
-            weights=read_tensors(folder / "weights.safetensors"),
+            weights={} if sharded else read_tensors(folder / "weights.safetensors"),
             average=read_tensors(average) if average.exists() else None,
+            folder=folder,
             **torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
         )
     except UnpicklingError as error:
@@ -200,14 +260,112 @@ def restore(
             f"the checkpoint has the phases {', '.join(saved.optimizers)}, the recipe {', '.join(optimizers)}: "
             "resume with the recipe that began the run"
         )
-    load_into(state, saved.weights, "checkpoint")
-    for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(saved.optimizers[name])
-    if average is not None:
-        average.load(_of_model(saved.weights) if saved.average is None else saved.average)
+    if not saved.weights and saved.folder is not None:
+        _read_shards(saved, saved.folder / "shards", state, average, optimizers)
+    else:
+        _take_whole(saved, state, average, optimizers)
     if scaler is not None and saved.scaler is not None:
         scaler.load_state_dict(saved.scaler)
     return saved.update
+
+
+def _take_whole(
+    saved: Checkpoint,
+    state: nn.Module,
+    average: WeightAverage | None,
+    optimizers: dict[str, AcceleratedOptimizer],
+) -> None:
+    """Put whole tensors into modules and optimizers, of which each process may hold a share."""
+    own = state.state_dict()
+    load_into(state, {n: share_of(t, own[n]) if n in own else t for n, t in saved.weights.items()}, "checkpoint")
+    for name, optimizer in optimizers.items():
+        if is_sharded(own.values()):
+            _load_moments(optimizer, state, _by_name(saved.optimizers[name], optimizer, state))
+        else:
+            optimizer.load_state_dict(saved.optimizers[name])
+    if average is not None:
+        averaged = _of_model(saved.weights) if saved.average is None else saved.average
+        average.load({name: share_of(averaged[name], value) for name, value in average.state.items()})
+
+
+def _read_shards(
+    saved: Checkpoint,
+    folder: Path,
+    state: nn.Module,
+    average: WeightAverage | None,
+    optimizers: dict[str, AcceleratedOptimizer],
+) -> None:
+    """Read into modules and optimizers, whole or shared, what each process needs of shards."""
+    there = shards.open_shards(folder)
+    wanted = {f"weights:{name}": value for name, value in state.state_dict().items()}
+    averaged = any(name.startswith("average:") for name in there)
+    if average is not None and averaged:
+        wanted |= {f"average:{name}": value for name, value in average.state.items()}
+    parameters = dict(state.named_parameters())
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name in [name for steps in saved.optimizers.values() for name in steps]:
+        keys = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}:{name}" in there]
+        moments[name] = {key: torch.zeros_like(parameters[name]).detach() for key in keys}
+        wanted |= {f"{key}:{name}": value for key, value in moments[name].items()}
+    shards.read_into(folder, wanted)
+    if average is not None and not averaged:
+        average.load(_of_model(state.state_dict()))
+    for phase, optimizer in optimizers.items():
+        steps = saved.optimizers[phase]
+        _load_moments(optimizer, state, {name: moments[name] | {"step": torch.tensor(steps[name])} for name in steps})
+
+
+def exported(folder: Path) -> dict[str, Tensor | Lazy]:
+    """The weights of a checkpoint that a model folder gets, averaged ones where there are any; made one at a time.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    if (folder / "shards").is_dir():
+        there = shards.open_shards(folder / "shards")
+        first = "average:" if any(name.startswith("average:") for name in there) else "weights:model."
+        return {name.removeprefix(first): made for name, made in there.items() if name.startswith(first)}
+    if (folder / "average.safetensors").exists():
+        return open_tensors(folder / "average.safetensors")
+    whole = open_tensors(folder / "weights.safetensors")
+    return {name.removeprefix("model."): value for name, value in whole.items() if name.startswith("model.")}
+
+
+# ---- optimizers: torch numbers the parameters, in the order of the groups; shares go by their names
+
+
+def _optimizer_state(optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, Any]:
+    """torch's own state dict; of shares the moments and step of each weight, by its name."""
+    if not is_sharded(state.parameters()):
+        return optimizer.state_dict()
+    names = {id(parameter): name for name, parameter in state.named_parameters()}
+    held = optimizer.optimizer.state
+    return {names[id(p)]: dict(held[p]) for group in optimizer.param_groups for p in group["params"] if p in held}
+
+
+def _by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Moments and steps of a state dict of whole weights, by the names of the weights, in shares as these are.
+
+    `adamw` puts what decays into the first group, the rest in the module's order behind it; shares and scalars of the
+    rest are in groups of their own.
+    """
+    order = {id(parameter): (place, name) for place, (name, parameter) in enumerate(state.named_parameters())}
+    first, *rest = ([order[id(p)] + (p,) for p in group["params"]] for group in optimizer.param_groups)
+    numbered = first + sorted((entry for group in rest for entry in group), key=lambda entry: entry[0])
+    found: dict[str, dict[str, Tensor]] = {}
+    for number, (_, name, parameter) in enumerate(numbered):
+        if number in saved["state"]:
+            held = saved["state"][number]
+            found[name] = {k: v if k == "step" else share_of(v, parameter) for k, v in held.items()}
+    return found
+
+
+def _load_moments(optimizer: AcceleratedOptimizer, state: nn.Module, moments: dict[str, dict[str, Tensor]]) -> None:
+    """Give an optimizer moments and steps by the names of its weights; its options stay those of the recipe."""
+    names = {id(parameter): name for name, parameter in state.named_parameters()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    held = {i: moments[names[id(p)]] for i, p in enumerate(parameters) if names[id(p)] in moments}
+    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _of_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.weights import Lazy, Tensors
 
 
 @config
@@ -57,9 +57,10 @@ def add_lora(model: nn.Module, options: LoRAConfig) -> nn.ParameterDict:
     return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in trained.items()})
 
 
-def merged(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merged(model: nn.Module, weights: Tensors) -> dict[str, Tensor]:
     """The state of the model as it was before `add_lora`, with the changes added to its matrices."""
-    state = {name.replace(".base_layer.", "."): value for name, value in weights.items() if "lora_" not in name}
+    whole = {name: value() if isinstance(value, Lazy) else value for name, value in weights.items()}
+    state = {name.replace(".base_layer.", "."): value for name, value in whole.items() if "lora_" not in name}
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
             state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default")

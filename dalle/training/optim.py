@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.training.sharding import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
 
@@ -89,7 +90,11 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     parameters = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in parameters if p.ndim < 2 or id(p) in tables]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}]
+    if is_sharded(rest):  # torch takes the tensors of a group all at once: shares apart from scalars, which are none
+        groups += [{"params": [p for p in rest if is_sharded([p])], "weight_decay": 0.0}]
+        rest = [p for p in rest if not is_sharded([p])]
+    groups += [{"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]],
         lr=optim.lr,
@@ -121,7 +126,8 @@ class WeightAverage:
         averaged = {name for name, _ in self.module.named_parameters()}
         state = self.module.state_dict()
         kept = [name for name in state if name in averaged]
-        torch._foreach_lerp_([self.state[name] for name in kept], [state[name] for name in kept], 1 - decay)
+        own, new = ([local(tensors[name]) for name in kept] for tensors in (self.state, state))
+        torch._foreach_lerp_(own, new, 1 - decay)
         for name, value in state.items():
             if name not in averaged:
                 self.state[name].copy_(value)
@@ -138,6 +144,8 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> float:
     The step is computed again from the moments, a tensor at a time, so that no copy of the weights is needed.
     """
     squares: list[Tensor] = []  # of step, of weights: [2] each, read once for all
+    sharded = is_sharded(weight for group in optimizer.param_groups for weight in group["params"])
+    of_all: list[Tensor] = []  # the same of scalars that all processes of a sharded run have
     for group in optimizer.param_groups:
         rate, (first, second) = group["lr"], group["betas"]
         for weight in group["params"]:
@@ -145,16 +153,29 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> float:
             if not state:
                 continue
             done, decay = state["step"], rate * group["weight_decay"]
-            spread = (state["exp_avg_sq"] / (1 - second**done)).sqrt_().add_(group["eps"])
-            moved = (state["exp_avg"] / spread).mul_(rate / (1 - first**done))
-            moved.add_(weight, alpha=decay).div_(1 - decay)  # of the weights before, which decayed before Adam's step
-            squares.append(torch.stack([moved.square().sum(), weight.square().sum()]).float())
+            average, square, own = (local(t) for t in (state["exp_avg"], state["exp_avg_sq"], weight))
+            spread = (square / (1 - second**done)).sqrt_().add_(group["eps"])
+            moved = (average / spread).mul_(rate / (1 - first**done))
+            moved.add_(own, alpha=decay).div_(1 - decay)  # of the weights before, which decayed before Adam's step
+            whole = sharded and not is_sharded([weight])
+            (of_all if whole else squares).append(torch.stack([moved.square().sum(), own.square().sum()]).float())
     if not squares:
         return 0.0
-    of_step, of_weights = torch.stack(squares).sum(0).sqrt().tolist()
+    total = torch.stack(squares).sum(0)
+    if sharded:
+        torch.distributed.all_reduce(total)
+    of_step, of_weights = torch.stack([total, *of_all]).sum(0).sqrt().tolist()
     return of_step / of_weights if of_weights else 0.0
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
     """Norm of all gradients together; scales them down to `largest` where they are above it."""
-    return nn.utils.clip_grad_norm_(list(parameters), math.inf if largest is None else largest)
+    limit, parameters = math.inf if largest is None else largest, list(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not is_sharded(gradients):
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    norm = sum_of_squares(gradients).sqrt()
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        local(gradient).mul_(factor)
+    return norm

@@ -22,6 +22,7 @@ from dalle.training.initial import with_initial
 from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig, Ramp
 from dalle.training.perceptual import NonePerceptual, PerceptualConfig
+from dalle.training.powersgd import PowerSGDConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -45,6 +46,11 @@ class RunConfig:
     fast at it, else fp32, and what the run began with where it goes on; fp16 needs a GPU."""
     compile: bool = False
     """Compile the blocks by torch.compile: some minutes at the start, faster updates on GPUs."""
+    sharding: Literal["auto", "none", "fsdp"] = "auto"
+    """fsdp leaves each of several processes a share of weights, gradients and optimizer (stages clip and dalle); auto
+    does so where a config given to `accelerate launch` says FSDP."""
+    powersgd: PowerSGDConfig | None = None
+    """What processes tell each other of a gradient is of low rank, without sharding; null tells all of it."""
     workers: int = 0
     """Processes that prepare data; 0 does it in the training process."""
     log_every: int = 20
@@ -82,6 +88,10 @@ class RunConfig:
             raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilisation)")
         if self.tokens is not None and self.tokens <= 0:
             raise ValueError(f"tokens is {self.tokens}; it must be above 0 (null counts in updates)")
+        if self.powersgd is not None and self.sharding == "fsdp":
+            raise ValueError("powersgd is for replicas: fsdp has no whole gradient; set powersgd=null or sharding=none")
+        if self.powersgd is not None and self.precision == "fp16":
+            raise ValueError("powersgd keeps gradients for later, and fp16 changes their scale: take bf16 or fp32")
         for name in ("updates", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")

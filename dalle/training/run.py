@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -20,17 +21,28 @@ from dalle.training.checkpoint import explained
 from dalle.training.figures import logged
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report import write_report
+from dalle.training.sharding import Sharding, asked_of_launcher
 from dalle.training.tasks import Samples, Task
 from dalle.training.trackers import check_tracker, start_trackers, track_picture
 
 
-def start_accelerator(run: RunConfig) -> Accelerator:
-    """Accelerate for precision, devices, processes and trackers.
+def start_accelerator(run: RunConfig) -> tuple[Accelerator, Sharding | None]:
+    """Accelerate for precision, devices, processes and trackers; and how the model is shared, if it is to be.
+
+    A single process has nothing to share, whatever the options say.
 
     Raises:
-        ValueError: the precision or the tracker cannot be had here.
+        ValueError: the precision or the tracker cannot be had here, or not with sharding.
     """
     assert run.precision != "auto", "settled before"
+    sharded = run.sharding == "fsdp" or (run.sharding == "auto" and asked_of_launcher())
+    if sharded and run.precision == "fp16":
+        raise ValueError("run.precision is fp16, whose loss scale is not shared: take bf16 or fp32 with fsdp")
+    if sharded and run.powersgd is not None:
+        raise ValueError("run.powersgd is for replicas: with fsdp nobody has a whole gradient; set run.powersgd=null")
+    if sharded and run.compile:
+        raise ValueError("run.compile is not for shares, which are gathered between the blocks: set run.compile=false")
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # its own sharding stays off: there is none on CPUs (sharding.py)
     precision = {"fp32": "no"}.get(run.precision, run.precision)
     if run.precision == "fp16" and (run.device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("run.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
@@ -45,7 +57,9 @@ def start_accelerator(run: RunConfig) -> Accelerator:
             f"run.batch_size is {run.batch_size}, which {accelerator.num_processes} processes x {run.accumulation} "
             f"micro-batches cannot share evenly: take a multiple of {share}"
         )
-    return accelerator
+    if not sharded or accelerator.num_processes == 1:
+        return accelerator, None
+    return accelerator, Sharding(accelerator.device, torch.bfloat16 if run.precision == "bf16" else torch.float32)
 
 
 class RunLog:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
+from dalle import cpu
 from dalle.training.optim import WeightAverage, gradient_norm, learning_rate, update_ratio
+from dalle.training.powersgd import PowerSGD
+from dalle.training.sharding import is_sharded, let_go, local
 from dalle.training.tasks import Phase
 
 
@@ -25,27 +28,42 @@ def seed_noise(seed: int, update: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def average_gradients(module: nn.Module, accelerator: Accelerator) -> None:
-    """Replace every gradient by its mean over all processes: one call an update, whatever the micro-batches."""
-    if accelerator.num_processes == 1:
+def average_gradients(module: nn.Module, accelerator: Accelerator, told: PowerSGD | None = None) -> None:
+    """Replace every gradient by its mean over all processes: one call an update, whatever the micro-batches.
+
+    Shares of gradients are means already: FSDP makes them in each backward pass.
+    """
+    gradients = [p.grad for p in module.parameters() if p.grad is not None and not is_sharded([p.grad])]
+    if accelerator.num_processes == 1 or not gradients:
         return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if told is not None:
+        told.mean(gradients)
+        return
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
 def step(
-    phase: Phase, loss: Tensor, optimizer: AcceleratedOptimizer, accelerator: Accelerator, update: int, updates: int
+    phase: Phase,
+    loss: Tensor,
+    optimizer: AcceleratedOptimizer,
+    accelerator: Accelerator,
+    update: int,
+    updates: int,
+    told: PowerSGD | None = None,
 ) -> tuple[float, bool]:
     """Clip and apply the gradients that the micro-batches left; `loss` is the sum of their losses.
+
+    `told` is how processes tell each other their gradients, if not whole.
 
     Returns:
         The norm before clipping, and whether the step was taken: with a non-finite loss or gradient it is not.
     """
     # 0 * loss is 0, or NaN where the loss is not finite: so every process and the loss scaler see it in the gradient
-    next(p.grad for p in phase.module.parameters() if p.grad is not None).add_(0 * loss.detach())
-    average_gradients(phase.module, accelerator)
+    gradients = (local(p.grad) for p in phase.module.parameters() if p.grad is not None)
+    next(gradient for gradient in gradients if gradient.numel()).add_(0 * loss.detach())
+    average_gradients(phase.module, accelerator, told)
     accelerator.unscale_gradients(optimizer)
     norm = gradient_norm(phase.module.parameters(), phase.optim.clip_norm)
     taken = bool(torch.isfinite(norm))
@@ -57,10 +75,16 @@ def step(
     return norm.item(), taken
 
 
-def step_figures(phase: Phase, optimizer: AcceleratedOptimizer) -> dict[str, float]:
-    """What is logged of the step that was taken last: its learning rate, and how far it moved the weights."""
+def step_figures(phase: Phase, optimizer: AcceleratedOptimizer, told: PowerSGD | None = None) -> dict[str, float]:
+    """What is logged of the step that was taken last: its learning rate, and how far it moved the weights.
+
+    Of gradients that are compressed also how many numbers stand for one that is told.
+    """
     rate: float = optimizer.param_groups[0]["lr"]
-    return {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
+    figures = {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
+    if told is not None and told.compression:
+        figures[phase.name + "_compression"] = told.compression
+    return figures
 
 
 def any_process(flag: bool, accelerator: Accelerator) -> bool:
@@ -80,15 +104,22 @@ def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> di
 
 @contextmanager
 def evaluated(model: nn.Module, average: WeightAverage | None) -> Iterator[nn.Module]:
-    """The model in eval mode with its averaged weights, put back as it was afterwards."""
+    """The model in eval mode with its averaged weights, put back as it was afterwards.
+
+    Of a sharded one all processes must call it with the same, as each gathers what the others hold. It then computes
+    by torch's own functions: the others look at weights where they are, and only shares are there.
+    """
+    sharded = is_sharded(model.parameters())
     trained = {} if average is None else {name: value.clone() for name, value in model.state_dict().items()}
     if average is not None:
         model.load_state_dict(average.state)
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # its batches and caches would all be compiled anew
+        # Batches and caches of a validation would all be compiled anew
+        with torch.compiler.set_stance("force_eager"), cpu.plain() if sharded else nullcontext():
             yield model
     finally:
+        let_go(model)
         if average is not None:
             model.load_state_dict(trained)
         model.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, LoopRecipe
+from dalle.training.sharding import Sharding
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
@@ -13,11 +14,17 @@ from dalle.training.tasks.task import Phase, Samples, Task
 __all__ = ["Phase", "Samples", "Task", "build_task"]
 
 
-def build_task(recipe: LoopRecipe, device: torch.device) -> Task:
-    """The task of `recipe`, its modules freshly initialised from torch's global generator, on `device`."""
+def build_task(recipe: LoopRecipe, device: torch.device, sharding: Sharding | None = None) -> Task:
+    """The task of `recipe`, its modules freshly initialised from torch's global generator, on `device`.
+
+    Raises:
+        ValueError: the recipe does not fit its parts, or what it trains cannot be shared.
+    """
     if isinstance(recipe, ImageTokenizerRecipe):
+        if sharding is not None:
+            raise ValueError("fsdp is for stages clip and dalle: an image tokenizer is small, set run.sharding=none")
         return ImageTokenizerTask(recipe, device)
     if isinstance(recipe, CLIPRecipe):
-        return CLIPTask(recipe, device)
+        return CLIPTask(recipe, device, sharding)
     assert isinstance(recipe, DALLERecipe)
-    return DALLETask(recipe, device)
+    return DALLETask(recipe, device, sharding)

@@ -18,7 +18,9 @@ from dalle.hub import resolve
 from dalle.loading import load_text_tokenizer
 from dalle.training.augment import augmented
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
+from dalle.training.sharding import Sharding, place
 from dalle.training.tasks.task import Phase, Task
+from dalle.weights import Tensors
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Inputs:
 class CLIPTask(Task):
     model: CLIP
 
-    def __init__(self, recipe: CLIPRecipe, device: torch.device):
+    def __init__(self, recipe: CLIPRecipe, device: torch.device, sharding: Sharding | None):
         self.recipe, self.device = recipe, device
         self.tokenizer = load_text_tokenizer(recipe.text_tokenizer)
         if recipe.model.text_vocab != self.tokenizer.vocab_size:
@@ -43,7 +45,8 @@ class CLIPTask(Task):
                 f"run.accumulation is {recipe.run.accumulation}: the contrastive loss compares all pairs of a batch, "
                 "which micro-batches would split; set run.accumulation=1 and a smaller run.batch_size"
             )
-        self.model = CLIP(recipe.model).to(device)
+        self.model = CLIP(recipe.model)
+        place(self.model, device, sharding, ("encode_image", "encode_text"))
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("clip", self.model, recipe.optim)]
         self.image_size = recipe.model.image_size
@@ -72,7 +75,7 @@ class CLIPTask(Task):
     def pictures(self, model: nn.Module, batch: Batch) -> None:
         return None
 
-    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+    def export(self, folder: Path, weights: Tensors) -> None:
         config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
         parts = {"text_tokenizer": resolve(self.recipe.text_tokenizer)}
         artifact.save(folder, config, weights, parts=parts)

@@ -27,7 +27,11 @@ from dalle.training.lora import add_lora, merged
 from dalle.training.memory import Size
 from dalle.training.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
+from dalle.training.sharding import Sharding, place
 from dalle.training.tasks.task import Phase, Samples, Task, image_grid
+from dalle.weights import Tensors
+
+_METHODS = ("losses", "token_losses", "token_losses_and_hits", "new_cache", "prefill", "extend", "extend_each")
 
 
 @dataclass
@@ -39,8 +43,10 @@ class Inputs:
 class DALLETask(Task):
     model: DALLE
 
-    def __init__(self, recipe: DALLERecipe, device: torch.device):
+    def __init__(self, recipe: DALLERecipe, device: torch.device, sharding: Sharding | None):
         self.recipe, self.device = recipe, device
+        if recipe.lora is not None and sharding is not None:
+            raise ValueError("lora trains too little to be shared: set run.sharding=none, or lora=null")
         features = recipe.model.text_features is not None
         self.text_tokenizer: TextTokenizer | T5Encoder
         if features:
@@ -57,7 +63,7 @@ class DALLETask(Task):
         self.state = nn.ModuleDict({"model": self.model})
         if recipe.lora is not None:  # the other weights are those that the run goes on from
             self.state = nn.ModuleDict({"model": add_lora(self.model, recipe.lora)})
-        self.model.to(device)
+        place(self.model, device, sharding, _METHODS)
         self.phases = [Phase("dalle", self.model, recipe.optim)]
         self.image_size = self.image_tokenizer.image_size
         self.tokens_per_image = tokens_per_image(recipe)
@@ -115,7 +121,8 @@ class DALLETask(Task):
             return None
         seeds = [list(range(8)) for _ in prompts]
         text = self._encode(prompts).to(self.device)
-        codes = generate(model, text, seeds, **to_dict(self.recipe.sampling))
+        # So many at a time, not as fit the memory: of a sharded model all processes must draw alike
+        codes = generate(model, text, seeds, **to_dict(self.recipe.sampling), batch_size=64)
         images = self.image_tokenizer.decode(codes)
         figures = {}
         if self.recipe.clip is not None:  # read each time: it takes no memory while the model trains
@@ -124,7 +131,7 @@ class DALLETask(Task):
             figures["clip_score"] = scores.mean().item()
         return Samples(image_grid(list(images.split(8))), figures)
 
-    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+    def export(self, folder: Path, weights: Tensors) -> None:
         recipe = self.recipe
         config = {"stage": recipe.stage, "model": to_dict(recipe.model), "sampling": to_dict(recipe.sampling)}
         sources: dict[str, str | None] = {"image_tokenizer": recipe.image_tokenizer, "clip": recipe.clip}

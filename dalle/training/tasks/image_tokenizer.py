@@ -27,6 +27,7 @@ from dalle.training.optim import ramp
 from dalle.training.perceptual import build_perceptual
 from dalle.training.recipe import ImageTokenizerRecipe
 from dalle.training.tasks.task import Phase, Reduce, Samples, Task, image_grid
+from dalle.weights import Tensors
 
 
 @dataclass
@@ -174,7 +175,7 @@ class ImageTokenizerTask(Task):
         rows = [part for pair in zip(images.split(16), again.split(16), strict=True) for part in pair]
         return Samples(image_grid(rows), {})
 
-    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+    def export(self, folder: Path, weights: Tensors) -> None:
         artifact.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)
 
 

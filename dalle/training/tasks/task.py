@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dalle.data.loader import Batch
 from dalle.training.optim import OptimConfig
+from dalle.weights import Tensors
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -81,7 +82,7 @@ class Task(ABC):
         """A sample picture; None where a stage has none."""
 
     @abstractmethod
-    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+    def export(self, folder: Path, weights: Tensors) -> None:
         """Write the folder that `dalle.load_*` reads."""
 
 

@@ -1,0 +1,106 @@
+"""Tensors of a sharded run in files, by torch.distributed.checkpoint: each process writes and reads its own shares.
+
+The files are safetensors, one a process, whose headers say where in the whole tensor each share begins (torch's
+HuggingFaceStorageWriter). Nothing in them is run, and any number of processes can read them, one alone too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, distributed
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from dalle.weights import Lazy, forget, views
+
+_SHARDING = "DCP_SHARDING_INFO"  # torch's key of the headers: for each tensor where its share begins
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write shares, and what is whole once; all processes call it with the same names and the same folder.
+
+    Raises:
+        OSError: in all processes, where one of them could not write.
+    """
+    folder.mkdir(exist_ok=True)
+    try:
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        save(dict(tensors), storage_writer=writer)
+    except CheckpointException as error:
+        raise _as_os_error(error) from error
+
+
+def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, whole or shared among all processes, in place; each process reads what it needs.
+
+    Raises:
+        ValueError: the files hold other tensors, or are damaged.
+        OSError: they cannot be read.
+    """
+    found = open_shards(folder)
+    for name, tensor in tensors.items():
+        if name not in found or found[name].shape != tensor.shape:
+            there = "not there" if name not in found else list(found[name].shape)
+            raise ValueError(f"{name} is {there}, expected {list(tensor.shape)}")
+        if not tensor.ndim:  # torch's reader takes slices, and a scalar has none
+            tensor.detach().copy_(found[name]())
+    wanted = {name: tensor.detach() for name, tensor in tensors.items() if tensor.ndim}
+    alone = not distributed.is_initialized()
+    try:
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+    except CheckpointException as error:
+        raise _as_os_error(error) from error
+
+
+def open_shards(folder: Path) -> dict[str, Lazy]:
+    """The whole tensors of the files in a folder, each put together from its shares when it is called for.
+
+    Raises:
+        ValueError: no such files, or a share is missing or damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no shards")
+    shares: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for file in files:
+        stored = views(file)
+        try:
+            with safe_open(file, framework="pt") as handle:
+                begins = json.loads((handle.metadata() or {})[_SHARDING])
+                for name, share in stored.items():
+                    shares.setdefault(name, []).append((begins[name]["saved_offsets"], share))
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{file} is damaged, or no shard ({error})") from error
+    return {name: _joined(name, own, folder) for name, own in shares.items()}
+
+
+def _joined(name: str, shares: list[tuple[list[int], Tensor]], folder: Path) -> Lazy:
+    """A whole tensor of shares that begin at these places."""
+    first = shares[0][1]
+    ends = [[b + size for b, size in zip(begin, share.shape, strict=True)] for begin, share in shares]
+    shape = torch.Size([max(sizes) for sizes in zip(*ends, strict=True)])
+    if sum(share.numel() for _, share in shares) != shape.numel():
+        raise ValueError(f"{folder}: a share of {name} is missing")
+
+    def make() -> Tensor:
+        whole = torch.empty(shape, dtype=first.dtype)
+        for begin, share in shares:
+            place = tuple(slice(b, b + size) for b, size in zip(begin, share.shape, strict=True))
+            whole[place] = share
+            forget(share)
+        return whole
+
+    return Lazy(shape, first.dtype, make)
+
+
+def _as_os_error(error: CheckpointException) -> OSError:
+    """What went wrong first, by what process."""
+    rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+    return OSError(getattr(cause, "errno", None) or 0, f"process {rank}: {cause}")
