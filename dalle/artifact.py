@@ -165,15 +165,20 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def export(source: Path, target: Path, storage: Storage) -> None:
+def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None = None) -> None:
     """Copy a folder of weights to `target` with its weights stored as `storage`; parts are copied as they are.
+
+    `tensors` take the place of its weights, where they are given.
 
     Cards (README.md) and pictures that are in `target` stay. So does its config.yaml where that is a recipe (it has
     `data:`), as in tokenizers/NAME: the recipe's file serves the loader too.
 
     Raises:
-        ValueError: the recipe in `target` is of another architecture.
+        ValueError: the recipe in `target`, or `tensors`, are of another architecture.
     """
+    stored = open_tensors(source / WEIGHTS) if tensors is not None else {}
+    if tensors is not None and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in stored.items()}:
+        raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of the run")
     config, recipe = read_config(source), None
     if (target / "config.yaml").is_file():
         recipe = read_config(target) if "data" in read_config(target) else None
@@ -186,7 +191,7 @@ def export(source: Path, target: Path, storage: Storage) -> None:
             if entry.is_dir():
                 shutil.copytree(entry, new / entry.name, dirs_exist_ok=True)
             elif entry.name == WEIGHTS:
-                write_tensors(open_tensors(entry), new / WEIGHTS, storage)
+                write_tensors(open_tensors(entry) if tensors is None else tensors, new / WEIGHTS, storage)
             elif entry.name != "config.yaml" or recipe is None:
                 shutil.copy(entry, new / entry.name)
 

@@ -1,4 +1,4 @@
-"""python -m dalle export: the weights of a run as a folder to share."""
+"""python -m dalle export: the weights of a run, or of one of its checkpoints, as a folder to share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser("export", help="write the weights of a run as a folder to share")
-    command.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run (run.dir of its config)")
+    told = "folder of a run (run.dir of its config), or RUN/checkpoints/update-... for the weights of that update"
+    command.add_argument("run_folder", type=Path, metavar="RUN", help=told)
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write; its README.md and recipe are kept")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
     command.set_defaults(run=_run)
@@ -20,7 +21,11 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle import artifact
+    from dalle.training import checkpoint
 
-    artifact.export(args.run_folder / "model", args.out, args.dtype)
+    run, tensors = args.run_folder, None
+    if checkpoint.is_checkpoint(run):
+        run, tensors = run.resolve().parents[1], checkpoint.exported(run)
+    artifact.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")

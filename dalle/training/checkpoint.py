@@ -86,6 +86,11 @@ def folders(run: Path) -> list[Path]:
     return sorted(found, key=lambda p: p.name)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run."""
+    return (folder / "state.pt").is_file()
+
+
 def save(
     run: Path, checkpoint: Checkpoint, keep: int, accelerator: Accelerator, told: Mapping[str, PowerSGD] | None = None
 ) -> Path:

@@ -214,11 +214,11 @@ class _Gathered(NamedTuple):
 def _gathered(size: Size, how: Training) -> _Gathered:
     """Copies of weights in the type of the products: under autocast of all, and while a block is computed again of it.
 
-    With fsdp two blocks (the next is on its way), the gradients of one, and whatever is no block.
+    With fsdp two blocks (the next is on its way), the gradients of one, and, in float32, whatever is no block.
     """
     if how.layout == "fsdp" and how.devices > 1:
         rest = size.parameters - size.config.transformer.depth * size.block
-        weights = (2 * size.block + rest) * how.compute
+        weights = 2 * size.block * how.compute + rest * _FLOAT
         return _Gathered(weights, weights + (size.block + rest) * _FLOAT)
     if how.compute == _FLOAT:
         return _Gathered(0, 0)

@@ -208,8 +208,7 @@ def _advice(found: Plan, recipe: DALLERecipe) -> list[str]:
     run, machine, best = recipe.run, found.machine, found.best
     rate, images = run.batch_size / best.seconds, run.updates * run.batch_size
     return [
-        f"Best: {_name(best)}, micro-batches of {best.how.images} images: run.accumulation={best.how.accumulation} "
-        f"model.transformer.checkpoint_activations={str(best.how.checkpointing).lower()}",
+        f"Best: {_name(best)}, micro-batches of {best.how.images} images: {_options(best)}",
         f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {machine.utilisation:.0%} of "
         f"{machine.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s an update; {run.updates:,} updates "
         f"({images:,} images) in {_time(run.updates * best.seconds)}",
@@ -232,6 +231,14 @@ def _what_to_change(found: Plan) -> str:
 
 def _name(choice: Choice) -> str:
     return choice.how.layout + (" with checkpointing" if choice.how.checkpointing else "")
+
+
+def _options(choice: Choice) -> str:
+    """What a recipe must say for it."""
+    how = choice.how
+    sharding = "run.sharding=fsdp " if how.layout == "fsdp" else ""
+    checkpointing = f"model.transformer.checkpoint_activations={str(how.checkpointing).lower()}"
+    return f"{sharding}run.accumulation={how.accumulation} {checkpointing}"
 
 
 def _time(seconds: float) -> str:

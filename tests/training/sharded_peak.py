@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from dalle.model import DALLE, DALLEConfig
 from dalle.training.memory import Size, Training, memory
 from dalle.training.optim import OptimConfig, adamw
+from dalle.training.sharding import Sharding
 from dalle.transformer import TransformerConfig
 from peaks import peak_of
 
@@ -29,11 +28,7 @@ def main(checkpointing: bool) -> None:
     config = DALLEConfig(transformer=shape, text_vocab=2048, text_length=48)
     torch.manual_seed(0)
     model = DALLE(config)
-    mesh = init_device_mesh("cpu", (world,))
-    for block in model.transformer.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "losses")
+    Sharding(torch.device("cpu"), torch.float32).apply(model, ("losses",))
     optimizer = adamw(model, OptimConfig())
     text, codes = torch.ones(IMAGES, 48, dtype=torch.int64), torch.zeros(IMAGES, 64, dtype=torch.int64)
 

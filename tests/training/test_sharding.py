@@ -1,0 +1,163 @@
+"""Shares of a model on two processes: an update is that of the whole, and files of shares are the whole tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from dalle.clip import CLIP, CLIPConfig
+from dalle.model import DALLE, DALLEConfig
+from dalle.training import shards
+from dalle.training.optim import OptimConfig, WeightAverage, adamw, gradient_norm, update_ratio
+from dalle.training.recipe import RunConfig
+from dalle.training.run import start_accelerator
+from dalle.training.sharding import Sharding, asked_of_launcher, local
+from dalle.transformer import TransformerConfig
+
+ROOT = Path(__file__).parents[2]
+SHAPE = TransformerConfig(width=32, depth=2, heads=2)
+METHODS = {"dalle": ("losses",), "clip": ("encode_image", "encode_text")}
+
+
+def _model(kind: str, checkpointing: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    shape = TransformerConfig(width=32, depth=2, heads=2, checkpoint_activations=checkpointing)
+    if kind == "dalle":
+        return DALLE(DALLEConfig(transformer=shape, text_vocab=51, text_length=8, image_vocab=32, grid=(4, 4)))
+    config = CLIPConfig(image_size=32, patch_size=8, vision=SHAPE, text=SHAPE, text_vocab=51, text_length=8)
+    return CLIP(config)
+
+
+def _loss(model: nn.Module) -> Tensor:
+    random = torch.Generator().manual_seed(1)
+    text = torch.randint(0, 51, (4, 8), generator=random)
+    if isinstance(model, CLIP):
+        images = torch.rand(4, 3, 32, 32, generator=random)
+        return (model.encode_image(images) * model.encode_text(text)).sum() * model.scale
+    losses = model.losses(text, torch.randint(0, 32, (4, 16), generator=random))
+    return losses["text"] / 8 + losses["image"] * 7 / 8
+
+
+def _updated(model: nn.Module) -> dict[str, Tensor]:
+    """Loss, norm and ratio of two updates of two micro-batches each, and the averaged weights that come out."""
+    options = OptimConfig(lr=1e-2, clip_norm=0.1)
+    optimizer, average = adamw(model, options), WeightAverage(model, 0.9)
+    figures: dict[str, Tensor] = {}
+    for update in range(2):
+        for _ in range(2):
+            loss = _loss(model)
+            loss.backward()
+        norm = gradient_norm(model.parameters(), options.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(update + 1)
+        figures |= {f"loss {update}": loss.detach(), f"norm {update}": norm.detach()}
+        figures[f"ratio {update}"] = torch.tensor(update_ratio(optimizer))
+    return figures | average.state
+
+
+def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
+    """What each of two processes does; both have the same batch, so means of gradients are those of one process."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    model = _model(kind, checkpointing=kind == "dalle")
+    numbers = sum(p.numel() for p in model.parameters())
+    Sharding(torch.device("cpu"), torch.float32).apply(model, METHODS[kind])
+    assert sum(local(p).numel() for p in model.parameters()) < 0.51 * numbers
+    found = _updated(model)
+    shards.write(folder / "shards", found)
+    dist.barrier()
+    gathered = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in found.items()}
+    there = shards.open_shards(folder / "shards")
+    assert there.keys() == gathered.keys()
+    assert all(torch.equal(there[name](), value) for name, value in gathered.items())
+    again = {name: torch.zeros_like(value) for name, value in found.items()}
+    shards.read_into(folder / "shards", again)
+    assert all(torch.equal(local(again[name]), local(value)) for name, value in found.items())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # as it is in this process
+@pytest.mark.parametrize("kind", ["dalle", pytest.param("clip", marks=pytest.mark.slow)])
+def test_an_update_of_shares_is_that_of_the_whole_model(kind: str, tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_worker, args=(2, kind, tmp_path), nprocs=2, start_method="fork")
+    whole = _updated(_model(kind))
+    there = shards.open_shards(tmp_path / "shards")
+    read = {name: torch.zeros_like(value) for name, value in whole.items()}
+    shards.read_into(tmp_path / "shards", read)  # by another number of processes: one
+    for name, value in whole.items():
+        torch.testing.assert_close(there[name](), value, rtol=1e-4, atol=2e-6, msg=name)
+        assert torch.equal(read[name], there[name]())
+
+
+def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
+    def shard(number: int, begin: int, rows: int) -> None:
+        header = {"DCP_SHARDING_INFO": json.dumps({"x": {"saved_offsets": [begin, 0]}})}
+        save_file({"x": torch.full((rows, 2), float(number))}, tmp_path / f"{number}.safetensors", header)
+
+    with pytest.raises(ValueError, match="has no shards"):
+        shards.open_shards(tmp_path)
+    shard(1, 3, 2)
+    with pytest.raises(ValueError, match="a share of x is missing"):
+        shards.open_shards(tmp_path)
+    shard(0, 0, 3)
+    assert shards.open_shards(tmp_path)["x"]().tolist() == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 2
+    with pytest.raises(ValueError, match="y is not there, expected"):
+        shards.read_into(tmp_path, {"y": torch.zeros(5, 2)})
+    with pytest.raises(ValueError, match=r"x is \[5, 2\], expected \[4, 2\]"):
+        shards.read_into(tmp_path, {"x": torch.zeros(4, 2)})
+    save_file({"x": torch.ones(1)}, tmp_path / "2.safetensors")  # whose header says nothing of shares
+    with pytest.raises(ValueError, match=r"2\.safetensors is damaged, or no shard"):
+        shards.open_shards(tmp_path)
+
+
+def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not asked_of_launcher()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp_version: 2"):
+        asked_of_launcher()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert asked_of_launcher()
+    for variable, told in (
+        ("FSDP_OFFLOAD_PARAMS", "fsdp_offload_params"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "checkpoint_activations=true"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+    ):
+        monkeypatch.setenv(variable, "true")
+        with pytest.raises(ValueError, match=told):
+            asked_of_launcher()
+        monkeypatch.delenv(variable)
+
+
+def test_a_single_process_shares_nothing() -> None:
+    run = RunConfig(dir=Path("x"), updates=1, batch_size=2, device="cpu", tracker="none", sharding="fsdp")
+    assert start_accelerator(run)[1] is None
+
+
+@pytest.mark.parametrize("name", ["cpu2", "ddp", "fsdp2", "multi_node"])
+def test_configs_of_accelerate_load_and_say_how_they_are_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ROOT / f"configs/accelerate/{name}.yaml"
+    found = load_config_from_file(str(file))  # refuses keys that it does not know
+    command = file.read_text(encoding="utf-8").splitlines()[0]
+    assert command.startswith(f"# accelerate launch --config_file configs/accelerate/{name}.yaml")
+    recipe = next(word for word in command.split() if word.startswith("configs/") and "accelerate" not in word)
+    assert (ROOT / recipe).is_file()
+    assert not found.use_cpu and found.num_processes % found.num_machines == 0
+    if name in ("cpu2", "ddp"):
+        assert found.distributed_type == DistributedType.MULTI_GPU
+    else:
+        assert found.distributed_type == DistributedType.FSDP
+        for key, value in found.fsdp_config.items():  # as `accelerate launch` tells its processes
+            monkeypatch.setenv(key.upper(), str(value).lower())
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        assert asked_of_launcher()
