@@ -1,0 +1,39 @@
+"""A program for torchrun: trains several runs one after the other, as train.py does, and may kill itself in one.
+
+Its argument is JSON: a list of the arguments of each, and perhaps "kill": [update, rank].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from accelerate.state import AcceleratorState
+
+import train
+
+
+def main(runs: list[list[str]], kill: list[int] | None = None) -> int:
+    """Train them; returns the exit code of the first that fails."""
+    if kill is not None:
+        update, rank = kill
+        logged = train.RunLog.step
+
+        def killed_at(self: train.RunLog) -> None:
+            logged(self)
+            if self.bar.n >= update and int(os.environ["RANK"]) == rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train.RunLog.step = killed_at  # type: ignore[method-assign]
+    for arguments in runs:
+        AcceleratorState._reset_state()  # it holds the first precision of a process
+        code = train.main(arguments)
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(**json.loads(sys.argv[1])))
