@@ -31,7 +31,7 @@ from dalle.training.optim import WeightAverage, adamw
 from dalle.training.powersgd import PowerSGD
 from dalle.training.precision import settle_precision
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
-from dalle.training.run import Interrupt, RunLog, start_accelerator
+from dalle.training.run import Interrupt, RunLog, start_accelerator, start_sharding
 from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step, step_figures
 from dalle.training.tasks import build_task
 from dalle.training.text_tokenizer import train_text_tokenizer
@@ -41,7 +41,8 @@ def train(recipe: LoopRecipe) -> int:
     """Train to the last update, or until a signal; returns the exit code."""
     recipe = settle_precision(recipe)
     run = recipe.run
-    accelerator, sharding = start_accelerator(run)
+    accelerator = start_accelerator(run)
+    sharding = start_sharding(run, accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
     if isinstance(recipe, DALLERecipe) and recipe.init_from is not None:
         with accelerator.main_process_first():

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from dalle.artifact import atomic_folder
 from dalle.training import powersgd, shards
+from dalle.training.moments import by_name, load_moments, state_of
 from dalle.training.optim import WeightAverage
 from dalle.training.powersgd import PowerSGD
 from dalle.training.sharding import is_sharded, share_of
@@ -55,6 +56,7 @@ class Checkpoint:
     scaler: dict[str, Any] | None  # loss scale of fp16
     architecture: dict[str, Any]  # the recipe's `model:`
     bad: list[str]  # broken records met so far
+    shares: int = 0  # files of shards
     folder: Path | None = None  # where it was read from; of a sharded one tensors are still there
 
     @classmethod
@@ -73,7 +75,7 @@ class Checkpoint:
             update=update,
             weights=state.state_dict(),
             average=None if average is None else average.state,
-            optimizers={name: _optimizer_state(optimizer, state) for name, optimizer in optimizers.items()},
+            optimizers={name: state_of(optimizer, state) for name, optimizer in optimizers.items()},
             scaler=None if scaler is None else scaler.state_dict(),
             architecture=architecture,
             bad=bad,
@@ -117,6 +119,7 @@ def save(
             "scaler": checkpoint.scaler,
             "architecture": checkpoint.architecture,
             "bad": checkpoint.bad,
+            "shares": len(shards.files(folder / "shards")),
         }
         if accelerator.is_main_process:
             _save_state(rest, folder / "state.pt")
@@ -222,12 +225,15 @@ def _load(folder: Path) -> Checkpoint:
     try:
         if sharded:
             shards.open_shards(folder / "shards")  # looks at headers and lengths of the files
-        return Checkpoint(
+        found = Checkpoint(
             weights={} if sharded else read_tensors(folder / "weights.safetensors"),
             average=read_tensors(average) if average.exists() else None,
             folder=folder,
             **torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
         )
+        if len(shards.files(folder / "shards")) != found.shares:
+            raise ValueError(f"of {found.shares} shards {len(shards.files(folder / 'shards'))} are there")
+        return found
     except UnpicklingError as error:
         raise ValueError("state.pt holds something else than data") from error
     except (ValueError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
@@ -285,7 +291,7 @@ def _take_whole(
     load_into(state, {n: share_of(t, own[n]) if n in own else t for n, t in saved.weights.items()}, "checkpoint")
     for name, optimizer in optimizers.items():
         if is_sharded(own.values()):
-            _load_moments(optimizer, state, _by_name(saved.optimizers[name], optimizer, state))
+            load_moments(optimizer, state, by_name(saved.optimizers[name], optimizer, state))
         else:
             optimizer.load_state_dict(saved.optimizers[name])
     if average is not None:
@@ -317,7 +323,7 @@ def _read_shards(
         average.load(_of_model(state.state_dict()))
     for phase, optimizer in optimizers.items():
         steps = saved.optimizers[phase]
-        _load_moments(optimizer, state, {name: moments[name] | {"step": torch.tensor(steps[name])} for name in steps})
+        load_moments(optimizer, state, {name: moments[name] | {"step": torch.tensor(steps[name])} for name in steps})
 
 
 def exported(folder: Path) -> dict[str, Tensor | Lazy]:
@@ -334,43 +340,6 @@ def exported(folder: Path) -> dict[str, Tensor | Lazy]:
         return open_tensors(folder / "average.safetensors")
     whole = open_tensors(folder / "weights.safetensors")
     return {name.removeprefix("model."): value for name, value in whole.items() if name.startswith("model.")}
-
-
-# ---- optimizers: torch numbers the parameters, in the order of the groups; shares go by their names
-
-
-def _optimizer_state(optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, Any]:
-    """torch's own state dict; of shares the moments and step of each weight, by its name."""
-    if not is_sharded(state.parameters()):
-        return optimizer.state_dict()
-    names = {id(parameter): name for name, parameter in state.named_parameters()}
-    held = optimizer.optimizer.state
-    return {names[id(p)]: dict(held[p]) for group in optimizer.param_groups for p in group["params"] if p in held}
-
-
-def _by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Moments and steps of a state dict of whole weights, by the names of the weights, in shares as these are.
-
-    `adamw` puts what decays into the first group, the rest in the module's order behind it; shares and scalars of the
-    rest are in groups of their own.
-    """
-    order = {id(parameter): (place, name) for place, (name, parameter) in enumerate(state.named_parameters())}
-    first, *rest = ([order[id(p)] + (p,) for p in group["params"]] for group in optimizer.param_groups)
-    numbered = first + sorted((entry for group in rest for entry in group), key=lambda entry: entry[0])
-    found: dict[str, dict[str, Tensor]] = {}
-    for number, (_, name, parameter) in enumerate(numbered):
-        if number in saved["state"]:
-            held = saved["state"][number]
-            found[name] = {k: v if k == "step" else share_of(v, parameter) for k, v in held.items()}
-    return found
-
-
-def _load_moments(optimizer: AcceleratedOptimizer, state: nn.Module, moments: dict[str, dict[str, Tensor]]) -> None:
-    """Give an optimizer moments and steps by the names of its weights; its options stay those of the recipe."""
-    names = {id(parameter): name for name, parameter in state.named_parameters()}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    held = {i: moments[names[id(p)]] for i, p in enumerate(parameters) if names[id(p)] in moments}
-    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _of_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -203,7 +203,7 @@ def _told(recipe: LoopRecipe, limit: int, answer: Connection) -> tuple[str, str]
 def _train(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
     """Make some updates of a recipe and look at a validation batch, as train.py does."""
     run = recipe.run
-    accelerator, _ = start_accelerator(run)
+    accelerator = start_accelerator(run)
     if accelerator.device.type == "cuda":
         card = torch.cuda.get_device_properties(accelerator.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / card), accelerator.device)

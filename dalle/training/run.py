@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import sys
@@ -14,6 +13,7 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import patch_environment
 from tqdm import tqdm
 
 from dalle.outputs import whole, write_text
@@ -26,40 +26,47 @@ from dalle.training.tasks import Samples, Task
 from dalle.training.trackers import check_tracker, start_trackers, track_picture
 
 
-def start_accelerator(run: RunConfig) -> tuple[Accelerator, Sharding | None]:
-    """Accelerate for precision, devices, processes and trackers; and how the model is shared, if it is to be.
-
-    A single process has nothing to share, whatever the options say.
+def start_accelerator(run: RunConfig) -> Accelerator:
+    """Accelerate for precision, devices, processes and trackers.
 
     Raises:
-        ValueError: the precision or the tracker cannot be had here, or not with sharding.
+        ValueError: the precision or the tracker cannot be had here.
     """
     assert run.precision != "auto", "settled before"
-    sharded = run.sharding == "fsdp" or (run.sharding == "auto" and asked_of_launcher())
-    if sharded and run.precision == "fp16":
-        raise ValueError("run.precision is fp16, whose loss scale is not shared: take bf16 or fp32 with fsdp")
-    if sharded and run.powersgd is not None:
-        raise ValueError("run.powersgd is for replicas: with fsdp nobody has a whole gradient; set run.powersgd=null")
-    if sharded and run.compile:
-        raise ValueError("run.compile is not for shares, which are gathered between the blocks: set run.compile=false")
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # its own sharding stays off: there is none on CPUs (sharding.py)
     precision = {"fp32": "no"}.get(run.precision, run.precision)
     if run.precision == "fp16" and (run.device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("run.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
     check_tracker(run)
     trackers = None if run.tracker == "none" else [run.tracker]
-    accelerator = Accelerator(
-        mixed_precision=precision, cpu=run.device == "cpu", log_with=trackers, project_dir=str(run.dir)
-    )
+    with patch_environment(accelerate_use_fsdp="false"):  # its own sharding does nothing on CPUs: `start_sharding`
+        accelerator = Accelerator(
+            mixed_precision=precision, cpu=run.device == "cpu", log_with=trackers, project_dir=str(run.dir)
+        )
     share = accelerator.num_processes * run.accumulation
     if run.batch_size % share:
         raise ValueError(
             f"run.batch_size is {run.batch_size}, which {accelerator.num_processes} processes x {run.accumulation} "
             f"micro-batches cannot share evenly: take a multiple of {share}"
         )
-    if not sharded or accelerator.num_processes == 1:
-        return accelerator, None
-    return accelerator, Sharding(accelerator.device, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+    return accelerator
+
+
+def start_sharding(run: RunConfig, accelerator: Accelerator) -> Sharding | None:
+    """How the model is shared among the processes; None: each has all of it. A single one has nothing to share.
+
+    Raises:
+        ValueError: something else that the run wants does not go with it.
+    """
+    if not (run.sharding == "fsdp" or (run.sharding == "auto" and asked_of_launcher())):
+        return None
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("run.precision is fp16, whose loss scale is not shared: take bf16 or fp32 with fsdp")
+    if run.powersgd is not None:
+        raise ValueError("run.powersgd is for replicas: with fsdp nobody has a whole gradient; set run.powersgd=null")
+    if run.compile:
+        raise ValueError("run.compile is not for shares, which are gathered between the blocks: set run.compile=false")
+    compute = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    return Sharding(accelerator.device, compute) if accelerator.num_processes > 1 else None
 
 
 class RunLog:

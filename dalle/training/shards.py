@@ -59,17 +59,21 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         raise _as_os_error(error) from error
 
 
+def files(folder: Path) -> list[Path]:
+    """The files of a folder that `write` made; none of one that is not there."""
+    return sorted(folder.glob("*.safetensors"))
+
+
 def open_shards(folder: Path) -> dict[str, Lazy]:
     """The whole tensors of the files in a folder, each put together from its shares when it is called for.
 
     Raises:
         ValueError: no such files, or a share is missing or damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    if not files(folder):
         raise ValueError(f"{folder} has no shards")
     shares: dict[str, list[tuple[list[int], Tensor]]] = {}
-    for file in files:
+    for file in files(folder):
         stored = views(file)
         try:
             with safe_open(file, framework="pt") as handle:

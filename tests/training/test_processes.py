@@ -152,10 +152,7 @@ def _forget(run: Path, update: int) -> None:
 def test_gradients_of_low_rank(recipes: dict[str, str], tmp_path: Path) -> None:
     """Near to what whole gradients train, and interrupted the same as not."""
     low = ["run.powersgd={rank: 2, start: 2}", "run.updates=30"]
-    whole, parts = (
-        [recipes["dalle"], f"run.dir={tmp_path / 'whole'}"],
-        [recipes["dalle"], f"run.dir={tmp_path / 'low'}"],
-    )
+    whole, parts = ([recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("whole", "low"))
     assert _several(2, [[*whole, "run.updates=30"], [*parts, *low]]) == 0
     found, wanted = _figures(tmp_path / "low"), _figures(tmp_path / "whole")
     first, last, near = wanted[1, "train/dalle_loss"], wanted[30, "train/dalle_loss"], found[30, "train/dalle_loss"]

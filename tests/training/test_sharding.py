@@ -19,7 +19,7 @@ from dalle.model import DALLE, DALLEConfig
 from dalle.training import shards
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, gradient_norm, update_ratio
 from dalle.training.recipe import RunConfig
-from dalle.training.run import start_accelerator
+from dalle.training.run import start_accelerator, start_sharding
 from dalle.training.sharding import Sharding, asked_of_launcher, local
 from dalle.transformer import TransformerConfig
 
@@ -141,7 +141,7 @@ def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_single_process_shares_nothing() -> None:
     run = RunConfig(dir=Path("x"), updates=1, batch_size=2, device="cpu", tracker="none", sharding="fsdp")
-    assert start_accelerator(run)[1] is None
+    assert start_sharding(run, start_accelerator(run)) is None
 
 
 @pytest.mark.parametrize("name", ["cpu2", "ddp", "fsdp2", "multi_node"])

@@ -31,7 +31,7 @@ from dalle.training.sharding import Sharding, place
 from dalle.training.tasks.task import Phase, Samples, Task, image_grid
 from dalle.weights import Tensors
 
-_METHODS = ("losses", "token_losses", "token_losses_and_hits", "new_cache", "prefill", "extend", "extend_each")
+_METHODS = ("losses", "token_losses_and_hits", "new_cache", "prefill", "extend", "extend_each")
 
 
 @dataclass
@@ -64,6 +64,8 @@ class DALLETask(Task):
         if recipe.lora is not None:  # the other weights are those that the run goes on from
             self.state = nn.ModuleDict({"model": add_lora(self.model, recipe.lora)})
         place(self.model, device, sharding, _METHODS)
+        # As many as fit the memory; of a sharded model all processes must draw alike
+        self.drawn_at_once = None if sharding is None else 8
         self.phases = [Phase("dalle", self.model, recipe.optim)]
         self.image_size = self.image_tokenizer.image_size
         self.tokens_per_image = tokens_per_image(recipe)
@@ -121,8 +123,7 @@ class DALLETask(Task):
             return None
         seeds = [list(range(8)) for _ in prompts]
         text = self._encode(prompts).to(self.device)
-        # So many at a time, not as fit the memory: of a sharded model all processes must draw alike
-        codes = generate(model, text, seeds, **to_dict(self.recipe.sampling), batch_size=64)
+        codes = generate(model, text, seeds, **to_dict(self.recipe.sampling), batch_size=self.drawn_at_once)
         images = self.image_tokenizer.decode(codes)
         figures = {}
         if self.recipe.clip is not None:  # read each time: it takes no memory while the model trains
