@@ -90,7 +90,8 @@ def _same(run: Path, recipe: str) -> None:
     wanted, found = _figures(_one(recipe)), _figures(run)
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
-        assert found[key] == pytest.approx(value, rel=2e-5, abs=1e-6), key
+        sums = key[1].startswith("train/clip") and not key[1].endswith("loss")  # whose terms nearly cancel
+        assert found[key] == pytest.approx(value, rel=1e-3 if sums else 2e-5, abs=1e-6), key
     ours, theirs = (load_file(folder / "model/model.safetensors") for folder in (run, _one(recipe)))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

@@ -1,0 +1,88 @@
+"""Gradients of low rank: nothing is lost, only late; the state goes on; what is not finite leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dalle.training import powersgd
+from dalle.training.powersgd import PowerSGD, PowerSGDConfig
+
+SHAPES = ((24, 16), (10,), (8, 4, 3, 3))
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of one process: what it tells itself is compressed as anything else."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def _gradients(update: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(update)
+    return [torch.randn(shape, generator=random) for shape in SHAPES]
+
+
+def _told(told: PowerSGD, update: int) -> list[Tensor]:
+    gradients = _gradients(update)
+    told.mean(gradients)
+    return gradients
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def test_what_is_not_told_is_told_later() -> None:
+    told = PowerSGD(PowerSGDConfig(rank=2, start=2))
+    given, sent = torch.zeros(24 * 16 + 10 + 288), torch.zeros(24 * 16 + 10 + 288)
+    for update in range(6):
+        given += _flat(_gradients(update))
+        out = _told(told, update)
+        sent += _flat(out)
+        if update < 2:
+            assert torch.equal(_flat(out), _flat(_gradients(update)))
+        else:
+            assert torch.linalg.matrix_rank(out[0]) == 2 and torch.equal(out[1], _gradients(update)[1])
+    torch.testing.assert_close(sent + told.state()["error"], given, rtol=1e-4, atol=1e-5)
+    # 24 x 16 and 8 x 36 numbers as two columns each of both sides, 10 as they are
+    assert told.compression == pytest.approx((384 + 10 + 288) / (2 * (24 + 16) + 10 + 2 * (8 + 36)))
+
+
+def test_an_interrupted_run_goes_on_the_same(tmp_path: Path) -> None:
+    whole = {"dalle": PowerSGD(PowerSGDConfig(rank=2, start=2))}
+    for update in range(4):
+        _told(whole["dalle"], update)
+    powersgd.write(tmp_path, whole, 0)
+    again = {"dalle": PowerSGD(PowerSGDConfig(rank=2, start=2))}
+    powersgd.read(tmp_path, again, 0, 1, torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(_told(whole["dalle"], 4), _told(again["dalle"], 4)))
+    # With another number of processes each gets the mean of the errors
+    other = PowerSGD(PowerSGDConfig(rank=2, start=2))
+    state = whole["dalle"].state()
+    other.load([state, state | {"error": state["error"] + 2}], torch.device("cpu"))
+    torch.testing.assert_close(other.state()["error"], state["error"] + 1)
+
+
+def test_what_is_not_finite_leaves_no_trace() -> None:
+    told, other = (PowerSGD(PowerSGDConfig(rank=2, start=2)) for _ in range(2))
+    for update in range(3):
+        _told(told, update)
+        _told(other, update)
+    broken = _gradients(3)
+    broken[1][4] = float("inf")
+    told.mean(broken)
+    assert all(gradient.isnan().all() for gradient in broken)
+    assert all(torch.equal(a, b) for a, b in zip(_told(told, 4), _told(other, 4)))
+
+
+def test_wrong_options_are_told() -> None:
+    for options in ({"rank": 0}, {"start": 1}):
+        with pytest.raises(ValueError, match="a rank of at least 1"):
+            PowerSGDConfig(**options)
