@@ -123,7 +123,7 @@ def _row(curve: Curve) -> str:
 
 def _pictures(run: Path, config: dict[str, Any]) -> str:
     """Sample pictures, the newest first, and the prompts of their rows."""
-    files = sorted((run / "samples").glob("*.png"), reverse=True)
+    files = sorted((run / "samples").glob("[!.]*.png"), reverse=True)  # not what is being written
     if not files:
         return ""
     count = min(_PICTURES, len(files))
