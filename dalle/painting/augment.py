@@ -31,7 +31,7 @@ def _by_kornia(names: Sequence[str], s: float) -> list[nn.Module]:
         import kornia.augmentation as kornia
     except ImportError:
         raise ValueError(
-            'these augmentations need kornia: pip install "dalle[paint]", or paint with augment=training or augment=none'
+            'these augmentations need kornia: pip install "dalle[paint]", or paint with augment=training or none'
         ) from None
     share = min(s, 2.0)  # twice as large, an erased part may be nearly all of the picture
     makers: dict[str, Callable[[], nn.Module]] = {

@@ -126,7 +126,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "mask of another size": (["--init", "DOT", "--mask", "GIF"], "mask is 9x7 and init 1x1"),
     "mask alone": (["--mask", "DOT"], "mask needs init"),
     "black mask": (["--init", "DOT", "--mask", "BLACK"], "mask has no white pixel"),
-    "augmentation": (["--augment", "affine,blur"], "augment has 'blur': choose from affine"),
+    "augmentation": (["--augment", "affine,blur"], "augment has 'blur': choose from training, affine"),
     "learning rate": (["--lr", "-1"], "lr is -1.0: give a number above 0"),
     "not a number": (["--tv", "nan"], "tv is nan: give a finite number"),
     "average": (["--average", "1"], "average is 1.0: give at least 0 and less than 1"),
