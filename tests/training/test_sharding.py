@@ -140,7 +140,9 @@ def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_single_process_shares_nothing() -> None:
-    run = RunConfig(dir=Path("x"), updates=1, batch_size=2, device="cpu", tracker="none", sharding="fsdp")
+    run = RunConfig(
+        dir=Path("x"), updates=1, batch_size=2, device="cpu", precision="fp32", tracker="none", sharding="fsdp"
+    )
     assert start_sharding(run, start_accelerator(run)) is None
 
 

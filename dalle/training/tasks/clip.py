@@ -32,7 +32,7 @@ class Inputs:
 class CLIPTask(Task):
     model: CLIP
 
-    def __init__(self, recipe: CLIPRecipe, device: torch.device, sharding: Sharding | None):
+    def __init__(self, recipe: CLIPRecipe, device: torch.device, sharding: Sharding | None = None):
         self.recipe, self.device = recipe, device
         self.tokenizer = load_text_tokenizer(recipe.text_tokenizer)
         if recipe.model.text_vocab != self.tokenizer.vocab_size:

@@ -43,7 +43,7 @@ class Inputs:
 class DALLETask(Task):
     model: DALLE
 
-    def __init__(self, recipe: DALLERecipe, device: torch.device, sharding: Sharding | None):
+    def __init__(self, recipe: DALLERecipe, device: torch.device, sharding: Sharding | None = None):
         self.recipe, self.device = recipe, device
         if recipe.lora is not None and sharding is not None:
             raise ValueError("lora trains too little to be shared: set run.sharding=none, or lora=null")
