@@ -127,6 +127,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "mask alone": (["--mask", "DOT"], "mask needs init"),
     "black mask": (["--init", "DOT", "--mask", "BLACK"], "mask has no white pixel"),
     "augmentation": (["--augment", "affine,blur"], "augment has 'blur': choose from training, affine"),
+    "strength": (["--augment", "training", "--augment-strength", "2"], "with augment=training give 1 at most"),
     "learning rate": (["--lr", "-1"], "lr is -1.0: give a number above 0"),
     "not a number": (["--tv", "nan"], "tv is nan: give a finite number"),
     "average": (["--average", "1"], "average is 1.0: give at least 0 and less than 1"),
