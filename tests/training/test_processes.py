@@ -29,6 +29,7 @@ SHARED = {
         "updates": 8,
         "batch_size": 8,
         "device": "cpu",
+        "precision": "fp32",
         "tracker": "none",
         "log_every": 1,
         "validation_images": 8,
@@ -77,7 +78,7 @@ def _figures(run: Path) -> dict[tuple[int, str], float]:
     for line in (run / "metrics.jsonl").read_text().splitlines():
         figures = json.loads(line)
         update = figures.pop("update")
-        found |= {(update, k): v for k, v in figures.items() if not k.endswith(("_per_s", "_gb"))}
+        found |= {(update, k): v for k, v in figures.items() if not k.endswith(("_per_s", "_gb", "data_wait"))}
     return found
 
 
