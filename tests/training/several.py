@@ -5,6 +5,7 @@ Its argument is JSON: a list of the arguments of each, and perhaps "kill": [upda
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -21,9 +22,11 @@ def main(runs: list[list[str]], kill: list[int] | None = None) -> int:
         update, rank = kill
         logged = train.RunLog.step
 
+        steps = itertools.count(1)  # only the first process has a bar that counts
+
         def killed_at(self: train.RunLog) -> None:
             logged(self)
-            if self.bar.n >= update and int(os.environ["RANK"]) == rank:
+            if next(steps) >= update and int(os.environ["RANK"]) == rank:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         train.RunLog.step = killed_at  # type: ignore[method-assign]
