@@ -126,7 +126,7 @@ def test_peaks_of_sharded_weights_are_as_planned(checkpointing: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["planned"] == pytest.approx(found["measured"], rel=0.1)
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
 
 
 def test_sizes_are_those_of_the_model() -> None:
