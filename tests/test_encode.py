@@ -61,7 +61,8 @@ def recipe(parts: Path, folder: Path, data: dict) -> Path:
 
 def figures(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith("_per_s")} for line in lines]
+    rates = ("_per_s", "_gb", "data_wait")
+    return [{name: value for name, value in line.items() if not name.endswith(rates)} for line in lines]
 
 
 @pytest.mark.parametrize("shuffle", [{"shift": 0.0, "size": 40}, {"shift": 0.05, "size": 80}])

@@ -41,6 +41,7 @@ RECIPE: dict[str, Any] = {
         "batch_size": 4,
         "validation_images": 2,
         "device": "cpu",
+        "precision": "fp32",
         "log_every": 1,
         "save_every": 3,
         "validate_every": 25,
@@ -130,7 +131,7 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {str(file.relative_to(folder)): file.read_bytes() for file in files}
     for file in folder.glob("checkpoints/*/state.pt"):
         found[str(file.relative_to(folder))] = torch.load(file, weights_only=True)
-    rates = ("images_per_s", "tokens_per_s", "peak_memory_gb")
+    rates = ("images_per_s", "tokens_per_s", "peak_memory_gb", "data_wait")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found["log"] = [{k: v for k, v in line.items() if not k.endswith(rates)} for line in lines]
     return found

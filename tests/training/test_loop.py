@@ -114,7 +114,7 @@ def _write(path: Path, recipe: dict) -> Path:
 
 def _losses(run: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rates = ("images_per_s", "tokens_per_s", "flops_utilisation", "peak_memory_gb")
+    rates = ("images_per_s", "tokens_per_s", "flops_utilisation", "peak_memory_gb", "data_wait")
     return {
         x["update"]: {k: v for k, v in x.items() if k.startswith("train/") and not k.endswith(rates)}
         for x in lines
