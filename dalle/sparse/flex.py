@@ -17,14 +17,16 @@ from dalle.sparse.pattern import Pattern
 
 logger = logging.getLogger(__name__)
 
+_COMPILED = 64
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """Attention of a whole sequence of text and image, [B, H, S, D] each, to [B, H, S, D]."""
     order, blocks = _blocks(pattern, q.shape[2], q.device)
     if order is None:
-        return _compiled()(q, k, v, block_mask=blocks)
-    mixed = _compiled()(*(x.index_select(2, order) for x in (q, k, v)), block_mask=blocks)
-    return mixed.index_select(2, order.argsort())
+        return _run(q, k, v, blocks)
+    q, k, v = (x.index_select(2, order) for x in (q, k, v))
+    return _run(q, k, v, blocks).index_select(2, order.argsort())
 
 
 @functools.cache
@@ -43,9 +45,18 @@ def runs(dtype: torch.dtype, device: torch.device, width: int, backward: bool) -
     return True
 
 
+def _run(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
+    if torch.compiler.is_compiling():
+        return flex_attention(q, k, v, block_mask=blocks)
+    # For each batch size, type and direction anew: more often than torch expects of a function
+    with torch._dynamo.config.patch(recompile_limit=_COMPILED, accumulated_recompile_limit=_COMPILED):
+        return _compiled()(q, k, v, block_mask=blocks)
+
+
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention)
+    """With sizes as constants: torch 2.13 makes faulty code for a CPU where they may change."""
+    return torch.compile(flex_attention, dynamic=False)
 
 
 @functools.lru_cache(maxsize=16)
