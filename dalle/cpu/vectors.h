@@ -95,8 +95,11 @@ inline void store(bfloat16* to, float value) {  // to the nearest, halves to eve
 }
 
 inline void save(float* to, Floats values) { std::memcpy(to, &values, sizeof(values)); }
-inline void save(bfloat16* to, Floats values) {
-    for (int i = 0; i < LANES; i++) store(to + i, values[i]);
+inline void save(bfloat16* to, Floats values) {  // as `store`, all at once
+    Words words = read<Words>(reinterpret_cast<const float*>(&values));
+    Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
+    Halves halves = __builtin_convertvector(values != values ? Words{} + 0x7fc0 : rounded, Halves);
+    std::memcpy(to, &halves, sizeof(halves));
 }
 
 // e^x for x <= 0, within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, and e^r by its series.
