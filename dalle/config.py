@@ -148,6 +148,14 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return cast(dict[str, Any], _plain(cfg))
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as one level of dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def dump(cfg: Any) -> str:
     """A config as YAML text, keys in the order of the fields."""
     return to_yaml(to_dict(cfg))

@@ -30,6 +30,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from dalle.artifact import atomic_folder
+from dalle.config import flat
 from dalle.training import powersgd, shards
 from dalle.training.moments import by_name, load_moments, state_of
 from dalle.training.optim import WeightAverage
@@ -40,6 +41,7 @@ from dalle.weights import Lazy, load_into, open_tensors, read_tensors, write_ten
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"update-(\d{8})$")
+_ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results
 
 
 @dataclass
@@ -262,9 +264,10 @@ def restore(
     Raises:
         ValueError: the checkpoint is of another architecture, or of a recipe with other parts.
     """
-    differ = [key for key in architecture | saved.architecture if architecture.get(key) != saved.architecture.get(key)]
+    was, now = flat(saved.architecture), flat(architecture)
+    differ = [key for key in was | now if was.get(key) != now.get(key) and not key.endswith(_ANY)]
     if differ:
-        told = ", ".join(f"model.{k} was {saved.architecture.get(k)}, is now {architecture.get(k)}" for k in differ)
+        told = ", ".join(f"model.{key} was {was.get(key)}, is now {now.get(key)}" for key in differ)
         raise ValueError(f"the checkpoint is of another architecture: {told}")
     if set(saved.optimizers) != set(optimizers):
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from dalle.config import to_dict
+from dalle.config import flat, to_dict
 from dalle.outputs import write_text
 from dalle.training.folder import installed
 from dalle.training.recipe import LoopRecipe, RunConfig
@@ -51,7 +51,7 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
         if accelerator.is_main_process:  # one curve of all resumed parts
             options = {"dir": str(run.dir), "id": _wandb_id(run.dir, start), "resume": "allow"}
     try:
-        accelerator.init_trackers(run.dir.name, config=_flat(to_dict(recipe)), init_kwargs={run.tracker: options})
+        accelerator.init_trackers(run.dir.name, config=_options(recipe), init_kwargs={run.tracker: options})
     except refusal as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -77,12 +77,7 @@ def _wandb_id(run: Path, start: int) -> str:
     return file.read_text(encoding="utf-8").strip()
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as one level of dotted keys: trackers take no more."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
+def _options(recipe: LoopRecipe) -> dict[str, Any]:
+    """All options in one level, of the types that trackers take."""
+    options = flat(to_dict(recipe))
+    return {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in options.items()}

@@ -298,6 +298,18 @@ def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.Capt
     assert "model.channels was 16, is now 32" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_resume_may_recompute_activations(tokenizers: dict[str, str], tmp_path: Path) -> None:
+    config = str(_write(tmp_path / "config.yaml", _recipe("dalle", tokenizers)))
+    options = [config, "run.validation_images=8", "run.updates=3", "run.sample_every=100"]
+    again = "model.transformer.checkpoint_activations=true"
+    run = f"run.dir={tmp_path / 'parts'}"
+    assert train.main([*options, run, "run.updates=2"]) == 0
+    assert train.main([*options, run, "resume=true", again, "model.transformer.depth=3"]) == 2
+    assert train.main([*options, run, "resume=true", again]) == 0
+    assert len(_losses(tmp_path / "parts")) == 3
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
