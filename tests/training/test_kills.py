@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,12 @@ def killed(run: Run, chance: random.Random, kill: Callable[[subprocess.Popen[str
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
+    """Also what torchrun has started, which is in sessions of its own."""
+    started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.killpg(process.pid, signal.SIGKILL)
+    for number in started:
+        with suppress(ProcessLookupError):
+            os.kill(int(number), signal.SIGKILL)
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from dalle.training.powersgd import PowerSGD, PowerSGDConfig
 SHAPES = ((24, 16), (10,), (8, 4, 3, 3))
 
 
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A group of one process: what it tells itself is compressed as anything else."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """A group of one process, made once: what it tells itself is compressed as anything else."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
