@@ -68,7 +68,14 @@ def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatc
             },
             "data": {"kind": "shapes"},
             "optim": {"lr": 2e-3, "warmup": 10, "ema": 0.9},
-            "run": {"dir": "vqgan", "updates": 60, "batch_size": 16, "tracker": "none", "device": "cpu"},
+            "run": {
+                "dir": "vqgan",
+                "updates": 60,
+                "batch_size": 16,
+                "precision": "fp32",
+                "tracker": "none",
+                "device": "cpu",
+            },
         },
         "dalle": {
             "stage": "dalle",
@@ -87,7 +94,14 @@ def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatc
             "bpe_dropout": 0.0,
             "caption_dropout": 0.0,
             "sampling": {"guidance": 1.0},
-            "run": {"dir": "dalle", "updates": 300, "batch_size": 16, "tracker": "none", "device": "cpu"},
+            "run": {
+                "dir": "dalle",
+                "updates": 300,
+                "batch_size": 16,
+                "precision": "fp32",
+                "tracker": "none",
+                "device": "cpu",
+            },
         },
     }
     for name, recipe in parts.items():

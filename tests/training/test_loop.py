@@ -41,7 +41,7 @@ VQGAN = {
     "data": {"kind": "shapes"},
     "adversarial": {"start": 2, "channels": 8, "layers": 2},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
 DVAE = VQGAN | {
     "model": {"kind": "dvae", "image_size": 32, "codebook_size": 32, "groups": 3, "blocks_per_group": 1, "hidden": 16},
@@ -64,7 +64,7 @@ CLIP = {
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
     "bpe_dropout": 0.1,
     "augment": 0.5,
-    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
 DALLE = {
     "stage": "dalle",
@@ -79,7 +79,7 @@ DALLE = {
     "data": {"kind": "shapes"},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
     "prompts": ["a red circle"],
-    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
 
 
