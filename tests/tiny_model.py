@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,15 @@ from dalle.transformer import TransformerConfig
 
 CAPTIONS = ["a red heart", "a blue circle on a white background", "two green stars", "लाल दिल"] * 4
 TOWER = TransformerConfig(width=16, depth=2, heads=2)
+VQGAN_MODEL: dict[str, Any] = {  # in a recipe: 16x16 pixels to 8x8 codes of 24
+    "kind": "vqgan",
+    "image_size": 16,
+    "channels": 8,
+    "channel_multipliers": [1, 1],
+    "attention_resolutions": [],
+    "latent_channels": 8,
+    "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
+}
 IMAGE_SIZE, GRID, CODES, TEXT_LENGTH = 16, (4, 4), 24, 12
 
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from dalle.training import checkpoint
+from tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]
 ONE = [sys.executable, "train.py"]
@@ -26,15 +27,7 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_p
 # Two phases, codebook averages, averaged weights, noise: all that a checkpoint must hold
 RECIPE: dict[str, Any] = {
     "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 16,
-        "channels": 8,
-        "channel_multipliers": [1, 1],
-        "attention_resolutions": [],
-        "latent_channels": 8,
-        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4, "update": "ema"},
-    },
+    "model": VQGAN_MODEL | {"quantizer": VQGAN_MODEL["quantizer"] | {"update": "ema"}},
     "adversarial": {"start": 5, "channels": 8, "layers": 1},
     "data": {"kind": "shapes", "size": 64},
     "optim": {"lr": 1e-3, "ema": 0.9, "warmup": 10},

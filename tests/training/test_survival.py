@@ -23,19 +23,12 @@ from dalle.data.loader import Batch
 from dalle.training import checkpoint
 from dalle.training.folder import Claim
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
+from tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {
     "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 16,
-        "channels": 8,
-        "channel_multipliers": [1, 1],
-        "attention_resolutions": [],
-        "latent_channels": 8,
-        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4, "update": "ema"},
-    },
+    "model": VQGAN_MODEL | {"quantizer": VQGAN_MODEL["quantizer"] | {"update": "ema"}},
     "data": {"kind": "shapes", "size": 32},
     "optim": {"lr": 1e-3, "ema": 0.9},
     "run": {

@@ -14,19 +14,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {
     "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 16,
-        "channels": 8,
-        "channel_multipliers": [1, 1],
-        "attention_resolutions": [],
-        "latent_channels": 8,
-        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
-    },
+    "model": VQGAN_MODEL,
     "data": {"kind": "shapes", "size": 32},
     "optim": {"lr": 1e-3, "warmup": 0, "final_lr": 1},
     "run": {

@@ -18,20 +18,12 @@ import yaml
 import dalle
 import train
 from dalle.training import checkpoint
-from tiny_model import make_tiny_model
+from tiny_model import VQGAN_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {
     "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 16,
-        "channels": 8,
-        "channel_multipliers": [1, 1],
-        "attention_resolutions": [],
-        "latent_channels": 8,
-        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
-    },
+    "model": VQGAN_MODEL,
     "data": {"kind": "shapes", "size": 32},
     "optim": {"lr": 1e-3, "ema": 0.9},
     "run": {"dir": "run", "updates": 1, "batch_size": 4, "validation_images": 2, "device": "cpu", "tracker": "none"},
