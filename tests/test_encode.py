@@ -71,7 +71,6 @@ def test_shards_train_as_pictures_do(shuffle: dict, parts: Path, tmp_path: Path)
     config = str(recipe(parts, tmp_path, {"kind": "shapes"} | shuffle))
     assert main(["encode", config, str(tmp_path / "tokens"), "--shard-images", "32"]) == 0
     assert train.main([config, f"run.dir={tmp_path / 'pictures'}"]) == 0
-    AcceleratorState._reset_state()
     from_tokens = str(recipe(parts, tmp_path, {"kind": "tokens", "path": str(tmp_path / "tokens")}))
     assert train.main([from_tokens, f"run.dir={tmp_path / 'shards'}"]) == 0
     expected = figures(tmp_path / "pictures")

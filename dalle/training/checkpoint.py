@@ -59,6 +59,7 @@ class Checkpoint:
     architecture: dict[str, Any]  # the recipe's `model:`
     bad: list[str]  # broken records met so far
     shares: int = 0  # files of shards
+    averaged: bool = False  # whether there is a file of averaged weights
     folder: Path | None = None  # where it was read from; of a sharded one tensors are still there
 
     @classmethod
@@ -122,6 +123,7 @@ def save(
             "architecture": checkpoint.architecture,
             "bad": checkpoint.bad,
             "shares": len(shards.files(folder / "shards")),
+            "averaged": not is_sharded(checkpoint.weights.values()) and checkpoint.average is not None,
         }
         if accelerator.is_main_process:
             _save_state(rest, folder / "state.pt")
@@ -235,6 +237,8 @@ def _load(folder: Path) -> Checkpoint:
         )
         if len(shards.files(folder / "shards")) != found.shares:
             raise ValueError(f"of {found.shares} shards {len(shards.files(folder / 'shards'))} are there")
+        if found.averaged and found.average is None:
+            raise ValueError(f"{average.name} is missing")
         return found
     except UnpicklingError as error:
         raise ValueError("state.pt holds something else than data") from error

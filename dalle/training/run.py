@@ -13,6 +13,7 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
 from tqdm import tqdm
 
@@ -38,6 +39,7 @@ def start_accelerator(run: RunConfig) -> Accelerator:
         raise ValueError("run.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
     check_tracker(run)
     trackers = None if run.tracker == "none" else [run.tracker]
+    AcceleratorState._reset_state()  # else a second training in one process has to have the first one's precision
     with patch_environment(accelerate_use_fsdp="false"):  # its own sharding does nothing on CPUs: `start_sharding`
         accelerator = Accelerator(
             mixed_precision=precision, cpu=run.device == "cpu", log_with=trackers, project_dir=str(run.dir)

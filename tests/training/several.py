@@ -11,8 +11,6 @@ import os
 import signal
 import sys
 
-from accelerate.state import AcceleratorState
-
 import train
 
 
@@ -31,7 +29,6 @@ def main(runs: list[list[str]], kill: list[int] | None = None) -> int:
 
         train.RunLog.step = killed_at  # type: ignore[method-assign]
     for arguments in runs:
-        AcceleratorState._reset_state()  # it holds the first precision of a process
         code = train.main(arguments)
         if code:
             return code

@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train
@@ -97,14 +95,6 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     vqgan = VQGAN | {"run": VQGAN["run"] | {"dir": str(folder / "vqgan"), "updates": 3}}
     assert train.main([str(_write(folder / "vqgan.yaml", vqgan))]) == 0
     return {"text_tokenizer": str(folder / "bpe/model"), "image_tokenizer": str(folder / "vqgan/model")}
-
-
-@pytest.fixture(autouse=True)
-def another_precision() -> Iterator[None]:
-    """Accelerate holds the first precision of a process for good."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 def _write(path: Path, recipe: dict) -> Path:

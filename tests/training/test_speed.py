@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 import train
 from dalle.config import from_dict
@@ -23,14 +21,6 @@ from dalle.training.precision import fast_precision, settle_precision
 from dalle.training.recipe import DALLERecipe, RunConfig
 from dalle.transformer import TransformerConfig
 from tiny_model import CODES, GRID, TEXT_LENGTH, make_tiny_model
-
-
-@pytest.fixture(autouse=True)
-def another_precision() -> Iterator[None]:
-    """Accelerate holds the first precision of a process for good."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")

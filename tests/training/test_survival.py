@@ -72,12 +72,13 @@ def newest(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
 
 
+@pytest.mark.parametrize("gone", ["state.pt", "average.safetensors"])
 def test_resuming_passes_over_damaged_checkpoints_and_keeps_them(
-    run: Path, six_updates: Path, caplog: pytest.LogCaptureFixture
+    gone: str, run: Path, six_updates: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cut, missing = (run / "checkpoints" / name for name in ("update-00000006", "update-00000004"))
     (cut / "weights.safetensors").write_bytes((cut / "weights.safetensors").read_bytes()[:-50])
-    (missing / "state.pt").unlink()
+    (missing / gone).unlink()
     (run / "checkpoints" / "update-00000006.damaged").mkdir()  # of an earlier time
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     told = caplog.text
