@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from dalle.config import CommandLine, dump, refuse, to_dict
 from dalle.data import open_data, open_training
@@ -32,7 +31,7 @@ from dalle.training.powersgd import PowerSGD
 from dalle.training.precision import settle_precision
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
 from dalle.training.run import Interrupt, RunLog, start_accelerator, start_sharding
-from dalle.training.step import any_process, evaluated, mean_figures, seed_noise, step, step_figures
+from dalle.training.step import accumulate, any_process, evaluated, mean_figures, seed_noise, step, step_figures
 from dalle.training.tasks import build_task
 from dalle.training.text_tokenizer import train_text_tokenizer
 
@@ -118,14 +117,7 @@ def train(recipe: LoopRecipe) -> int:
             applied = False  # some phase was: a generator's may be where its discriminator's is not
             to_log = (update + 1) % run.log_every == 0 or update + 1 == run.updates
             for phase in task.active(update):
-                noted: list[dict[str, Tensor]] = []
-                total = torch.zeros((), device=accelerator.device)
-                for inputs in micro:
-                    with accelerator.autocast():
-                        loss, parts = task.loss(phase, inputs, update)
-                    accelerator.backward(loss / run.accumulation)
-                    total += loss.detach()
-                    noted.append({phase.name + "_loss": loss} | parts)
+                total, noted = accumulate(task, phase, micro, accelerator, update)
                 optimizer, how = optimizers[phase.name], told.get(phase.name)
                 norm, taken = step(phase, total, optimizer, accelerator, update, run.updates, how)
                 if not taken:

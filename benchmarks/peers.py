@@ -109,17 +109,23 @@ def transformers(args: argparse.Namespace, device: torch.device, dtype: torch.dt
     )  # fmt: skip
 
 
+def dalle_pytorch_model(args: argparse.Namespace) -> torch.nn.Module:
+    """lucidrains' DALLE, with an image tokenizer as small as can be."""
+    from dalle_pytorch import DALLE, DiscreteVAE
+
+    vae = DiscreteVAE(image_size=args.rows * 2, num_layers=1, num_tokens=args.codes, codebook_dim=8, hidden_dim=8)
+    model: torch.nn.Module = DALLE(
+        dim=args.width, vae=vae, num_text_tokens=args.codes, text_seq_len=args.text, depth=args.depth, heads=args.heads,
+        dim_head=args.width // args.heads,
+    )  # fmt: skip
+    return model
+
+
 def dalle_pytorch(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Draw | None:
     """lucidrains' DALLE and `generate_images`; the time of its image tokenizer, which it always runs, is in it."""
     if importlib.util.find_spec("dalle_pytorch") is None:
         return None
-    from dalle_pytorch import DALLE, DiscreteVAE
-
-    vae = DiscreteVAE(image_size=args.rows * 2, num_layers=1, num_tokens=args.codes, codebook_dim=8, hidden_dim=8)
-    model = DALLE(
-        dim=args.width, vae=vae, num_text_tokens=args.codes, text_seq_len=args.text, depth=args.depth, heads=args.heads,
-        dim_head=args.width // args.heads,
-    ).to(device, dtype).eval()  # fmt: skip
+    model = dalle_pytorch_model(args).to(device, dtype).eval()
     text = torch.randint(1, args.codes, (1, args.text), device=device)
     # Without guidance it drops its cache (cond_scale 1): the cache works from a scale of 1.001 on, with twice the rows
     return lambda batch: model.generate_images(text.expand(batch, -1), cond_scale=1.0, use_cache=True)
@@ -148,13 +154,7 @@ def dalle_pytorch_loss(args: argparse.Namespace, device: torch.device) -> tuple[
     """lucidrains' DALLE with its own loss (its image tokenizer is not called: it is given codes)."""
     if importlib.util.find_spec("dalle_pytorch") is None:
         return None
-    from dalle_pytorch import DALLE, DiscreteVAE
-
-    vae = DiscreteVAE(image_size=args.rows * 2, num_layers=1, num_tokens=args.codes, codebook_dim=8, hidden_dim=8)
-    model = DALLE(
-        dim=args.width, vae=vae, num_text_tokens=args.codes, text_seq_len=args.text, depth=args.depth, heads=args.heads,
-        dim_head=args.width // args.heads,
-    ).to(device)  # fmt: skip
+    model = dalle_pytorch_model(args).to(device)
     return model, lambda text, codes: model(text, codes, return_loss=True)
 
 

@@ -17,7 +17,7 @@ import train
 from dalle import artifact
 from dalle.__main__ import main
 from dalle.data.shards import INDEX, read_index
-from tiny_model import CODES, GRID, TEXT_LENGTH, make_tiny_model
+from tiny_model import DALLE_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,13 +38,7 @@ def own_state() -> Iterator[None]:
 def recipe(parts: Path, folder: Path, data: dict) -> Path:
     content = {
         "stage": "dalle",
-        "model": {
-            "transformer": {"width": 16, "depth": 2, "heads": 2},
-            "text_vocab": 300,
-            "text_length": TEXT_LENGTH,
-            "image_vocab": CODES,
-            "grid": list(GRID),
-        },
+        "model": DALLE_MODEL,
         "data": data,
         "optim": {"lr": 1e-2, "warmup": 2},
         "run": {"dir": str(folder / "run"), "updates": 9, "batch_size": 8, "device": "cpu", "tracker": "none"}

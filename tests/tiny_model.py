@@ -28,6 +28,13 @@ VQGAN_MODEL: dict[str, Any] = {  # in a recipe: 16x16 pixels to 8x8 codes of 24
     "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
 }
 IMAGE_SIZE, GRID, CODES, TEXT_LENGTH = 16, (4, 4), 24, 12
+DALLE_MODEL: dict[str, Any] = {  # in a recipe: a transformer for the tokenizers of `make_tiny_model`
+    "transformer": {"width": 16, "depth": 2, "heads": 2},
+    "text_vocab": 300,
+    "text_length": TEXT_LENGTH,
+    "image_vocab": CODES,
+    "grid": list(GRID),
+}
 
 
 def make_tiny_model(folder: Path, *, clip: bool = True, seed: int = 0) -> Path:

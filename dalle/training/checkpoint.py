@@ -105,8 +105,9 @@ def save(
         OSError: no space left; earlier checkpoints are untouched.
     """
     target = run / "checkpoints" / f"update-{checkpoint.update:08d}"
+    sharded = is_sharded(checkpoint.weights.values())
     with _folder_of_all(target, accelerator) as folder:
-        if is_sharded(checkpoint.weights.values()):
+        if sharded:
             optimizers = _write_shards(checkpoint, folder / "shards")
         else:
             optimizers = checkpoint.optimizers
@@ -123,7 +124,7 @@ def save(
             "architecture": checkpoint.architecture,
             "bad": checkpoint.bad,
             "shares": len(shards.files(folder / "shards")),
-            "averaged": not is_sharded(checkpoint.weights.values()) and checkpoint.average is not None,
+            "averaged": not sharded and checkpoint.average is not None,
         }
         if accelerator.is_main_process:
             _save_state(rest, folder / "state.pt")

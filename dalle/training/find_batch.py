@@ -22,7 +22,7 @@ from dalle.training.optim import WeightAverage, adamw
 from dalle.training.precision import settle_precision
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
 from dalle.training.run import start_accelerator
-from dalle.training.step import evaluated, step
+from dalle.training.step import accumulate, evaluated, step
 from dalle.training.tasks import build_task
 
 _UPDATES = 2  # the first makes the moments, the second holds all at once
@@ -217,12 +217,7 @@ def _train(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
     for _ in range(_UPDATES):
         micro = [task.inputs(part) for part in next(stream).split(run.accumulation)]
         for phase in task.phases:  # all, whenever they begin
-            total = torch.zeros((), device=accelerator.device)
-            for inputs in micro:
-                with accelerator.autocast():
-                    loss, _ = task.loss(phase, inputs, run.updates)
-                accelerator.backward(loss / run.accumulation)
-                total += loss.detach()
+            total, _ = accumulate(task, phase, micro, accelerator, run.updates)
             step(phase, total, optimizers[phase.name], accelerator, 0, run.updates)
         task.after_update(lambda tensor: tensor)
         if average is not None:

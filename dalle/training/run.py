@@ -105,9 +105,9 @@ class RunLog:
         if not self.file.exists():
             return
         lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
-        half, lines = lines[-1], [line for line in lines[:-1] if line.strip()]
-        kept = [line for line in lines if (figures := logged(line)) is not None and figures["update"] <= start]
-        broken = sum(logged(line) is None for line in lines) + bool(half.strip())
+        half, read = lines[-1], [(line, logged(line)) for line in lines[:-1] if line.strip()]
+        kept = [line for line, figures in read if figures is not None and figures["update"] <= start]
+        broken = sum(figures is None for _, figures in read) + bool(half.strip())
         if broken:
             self.say(f"{self.file}: {broken} broken line{'s' * (broken > 1)} dropped")
         write_text(self.file, "".join(f"{line}\n" for line in kept))

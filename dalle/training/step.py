@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from dalle import cpu
 from dalle.training.optim import WeightAverage, gradient_norm, learning_rate, update_ratio
 from dalle.training.powersgd import PowerSGD
 from dalle.training.sharding import is_sharded, let_go, local
-from dalle.training.tasks import Phase
+from dalle.training.tasks import Phase, Task
 
 
 def seed_noise(seed: int, update: int, rank: int) -> None:
@@ -26,6 +27,25 @@ def seed_noise(seed: int, update: int, rank: int) -> None:
     """
     digest = hashlib.sha256(f"{seed}/{update}/{rank}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def accumulate(
+    task: Task, phase: Phase, micro: list[Any], accelerator: Accelerator, update: int
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Leave the gradients of a phase's mean loss over micro-batches.
+
+    Returns:
+        The sum of their losses, and what is logged of each.
+    """
+    noted: list[dict[str, Tensor]] = []
+    total = torch.zeros((), device=accelerator.device)
+    for inputs in micro:
+        with accelerator.autocast():
+            loss, parts = task.loss(phase, inputs, update)
+        accelerator.backward(loss / len(micro))
+        total += loss.detach()
+        noted.append({phase.name + "_loss": loss} | parts)
+    return total, noted
 
 
 def average_gradients(module: nn.Module, accelerator: Accelerator, told: PowerSGD | None = None) -> None:

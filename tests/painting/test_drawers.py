@@ -6,24 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tiny_tokenizers import TOKENIZERS
 
-from dalle.image import DVAEConfig, FSQConfig, GumbelConfig, ImageTokenizer, VQConfig, VQGANConfig, build
+from dalle.image import ImageTokenizer, build
 from dalle.painting.drawers import FourierDrawer, LatentDrawer, PixelDrawer, start_picture, within
 from dalle.painting.tiles import decode_in_tiles, starts
 
-SMALL = {
-    "image_size": 16,
-    "channels": 8,
-    "channel_multipliers": [1, 2],
-    "latent_channels": 12,
-    "attention_resolutions": [],
-}
-KINDS = {
-    "vq": VQGANConfig(**SMALL, quantizer=VQConfig(codebook_size=24, code_channels=4)),
-    "gumbel": VQGANConfig(**SMALL, quantizer=GumbelConfig(codebook_size=24, code_channels=4)),
-    "fsq": VQGANConfig(**SMALL, quantizer=FSQConfig(levels=[4, 3, 2])),
-    "dvae": DVAEConfig(image_size=16, codebook_size=24, groups=2, blocks_per_group=1, hidden=8, code_channels=6),
-}
+KINDS = {kind: TOKENIZERS[kind] for kind in ("vq", "gumbel", "fsq", "dvae")}
 
 
 def tokenizer_of(kind: str) -> ImageTokenizer:

@@ -20,7 +20,7 @@ from dalle.training.heap import keep_freed
 from dalle.training.precision import fast_precision, settle_precision
 from dalle.training.recipe import DALLERecipe, RunConfig
 from dalle.transformer import TransformerConfig
-from tiny_model import CODES, GRID, TEXT_LENGTH, make_tiny_model
+from tiny_model import DALLE_MODEL, make_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_of(parts: Path, folder: Path, **run: object) -> dict:
     return {
         "stage": "dalle",
-        "model": {
-            "transformer": {"width": 16, "depth": 2, "heads": 2},
-            "text_vocab": 300,
-            "text_length": TEXT_LENGTH,
-            "image_vocab": CODES,
-            "grid": list(GRID),
-        },
+        "model": DALLE_MODEL,
         "data": {"kind": "shapes"},
         "optim": {"lr": 1e-3, "warmup": 2},
         "run": {"dir": str(folder), "updates": 3, "batch_size": 4, "device": "cpu", "tracker": "none", "log_every": 1}
