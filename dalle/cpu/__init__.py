@@ -30,6 +30,8 @@ _ARGUMENTS = {
     "attend": [_POINTER, _THREADS],
     "normal_forward": [_POINTER] * 6 + [_NUMBER] * 4 + [ctypes.c_float, _THREADS, _THREADS],
     "normal_backward": [_POINTER] * 9 + [_NUMBER] * 4 + [_THREADS] * 2,
+    "winograd_forward": [_POINTER] * 5 + [_NUMBER] * 5 + [_THREADS],
+    "winograd_backward": [_POINTER] * 3 + [_NUMBER] * 5 + [_THREADS],
     "sample": [_POINTER] * 3 + [_NUMBER] * 2 + [ctypes.c_float, _NUMBER, ctypes.c_double, _THREADS],
 }
 _NAMES = (
@@ -37,6 +39,8 @@ _NAMES = (
     *("step_float32_float32", "step_bfloat16_bfloat16", "step_int8_float32"),
     *("attend_float32", "attend_bfloat16", "sample"),
     *("normal_forward_float32", "normal_forward_bfloat16", "normal_backward_float32", "normal_backward_bfloat16"),
+    *("winograd_forward_float32", "winograd_forward_bfloat16"),
+    *("winograd_backward_float32", "winograd_backward_bfloat16"),
 )
 _ALONE = 2**16  # multiplications of one thread that take less time than waking a second one
 _enabled = os.environ.get("DALLE_CPU", "on") != "off"
@@ -86,7 +90,7 @@ def functions() -> dict[str, Callable[..., None]]:
     found = {}
     for name in _NAMES:
         function = getattr(compiled, name)
-        kind = name.rpartition("_")[0] if name.startswith("normal") else name.partition("_")[0]
+        kind = next(kind for kind in _ARGUMENTS if name.startswith(kind))
         function.argtypes, function.restype = _ARGUMENTS[kind], None
         found[name] = function
     return found

@@ -1,5 +1,6 @@
 // What dalle/cpu/__init__.py compiles for the machine that it runs on, and calls: products of few rows with a matrix,
-// attention of few tokens a row to those in the cache, the blocks of a transformer made of both, and drawing a token.
+// attention of few tokens a row to those in the cache, the blocks of a transformer made of both, and drawing a token;
+// normalisation and convolution of pictures.
 //
 // The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/linear.py and
 // dalle/transformer.py, which is what they are tested against.
@@ -7,6 +8,7 @@
 #include "normal.h"
 #include "sample.h"
 #include "step.h"
+#include "winograd.h"
 
 #define LINEAR(NAME, X, W)                                                                                        \
     extern "C" void NAME(const X* x, const W* weight, const float* scale, const X* bias, X* y, int64_t m,         \
@@ -59,3 +61,17 @@ extern "C" void sample(const float* logits, const double* uniform, int64_t* draw
     }
 NORMAL(float32, float)
 NORMAL(bfloat16, bfloat16)
+
+#define WINOGRAD(NAME, X)                                                                                            \
+    extern "C" void winograd_forward_##NAME(const X* x, const float* kernel, const float* bias, float* weights, X* y, \
+                                            int64_t b, int64_t h, int64_t w, int64_t k, int64_t n, int threads) {    \
+        const Winograd<X> convolution{b, h, w, k, n};                                                                \
+        convolution.weights(kernel, weights, threads);                                                               \
+        convolution.forward(x, weights, bias, y, threads);                                                           \
+    }                                                                                                                \
+    extern "C" void winograd_backward_##NAME(const X* x, const X* given, float* kernel, int64_t b, int64_t h,        \
+                                             int64_t w, int64_t k, int64_t n, int threads) {                         \
+        Winograd<X>{b, h, w, k, n}.backward(x, given, kernel, threads);                                              \
+    }
+WINOGRAD(float32, float)
+WINOGRAD(bfloat16, bfloat16)

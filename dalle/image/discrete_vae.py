@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.image.convolution import Conv3x3
 from dalle.image.quantize import kl_to_uniform
 from dalle.image.tokenizer import ImageTokenizer, Reconstruction
 
@@ -103,9 +104,9 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1),
+            Conv3x3(width, width),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Conv3x3(width, width),
             nn.ReLU(),
             nn.Conv2d(width, width, 1),
         )

@@ -15,6 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.cpu.winograd import prepared
+from dalle.image.convolution import Conv3x3
 from dalle.image.quantize import kl_to_uniform
 from dalle.image.tokenizer import ImageTokenizer, Reconstruction
 
@@ -142,7 +144,7 @@ class Encoder(nn.Module):
         self.output = _conv(config.widths[-1], config.codebook_size, 1)
 
     def forward(self, mapped: Tensor) -> Tensor:
-        x = self.input(mapped.to(self.input.weight.dtype))
+        x = self.input(prepared(mapped.to(self.input.weight.dtype)))
         for index, group in enumerate(self.groups):
             x = group(F.max_pool2d(x, 2) if index else x)
         with torch.autocast(x.device.type, enabled=False):
@@ -171,7 +173,7 @@ class Decoder(nn.Module):
 
     def from_vectors(self, vectors: Tensor) -> Tensor:
         """The rest of it, from vectors [B, C, h, w]."""
-        x = vectors.to(self.output.weight.dtype)
+        x = prepared(vectors.to(self.output.weight.dtype))
         for index, group in enumerate(self.groups):
             x = group(F.interpolate(x, scale_factor=2.0, mode="nearest") if index else x)
         return self.output(F.relu(x)).float()
@@ -210,7 +212,7 @@ def _groups(widths: list[int], kernels: tuple[int, int, int, int], config: DVAEC
 
 def _conv(before: int, width: int, kernel: int) -> nn.Conv2d:
     """Same-size convolution initialised as in the dall_e package: variance 1 / fan-in, biases 0."""
-    conv = nn.Conv2d(before, width, kernel, padding=kernel // 2)
+    conv = Conv3x3(before, width) if kernel == 3 else nn.Conv2d(before, width, kernel, padding=kernel // 2)
     nn.init.normal_(conv.weight, std=1 / math.sqrt(before * kernel**2))
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)

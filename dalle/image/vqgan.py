@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dalle.config import config
 from dalle.cpu.normal import group_norm
+from dalle.cpu.winograd import prepared
+from dalle.image.convolution import Conv3x3
 from dalle.image.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image.tokenizer import ImageTokenizer, Reconstruction, Reduce
 from dalle.image.vq import VectorQuantizer, VQConfig
@@ -140,7 +142,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch = config.patch
         widths = config.widths
-        self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, 3, padding=1)
+        self.conv_in = Conv3x3(3 * config.patch**2, config.channels)
         self.down = nn.ModuleList()
         for level, (before, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
             blocks = [
@@ -150,10 +152,10 @@ class Encoder(nn.Module):
             self.down.append(Level(blocks, config.attends(level), None if last else Downsample(width)))
         self.mid = Middle(widths[-1], config.dropout)
         self.norm_out = Norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(F.pixel_unshuffle(images, self.patch))
+        x = self.conv_in(prepared(F.pixel_unshuffle(images, self.patch)))
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_out(self.mid(x), swish=True))
@@ -169,7 +171,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.patch = config.patch
         widths = config.widths
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(config.latent_channels, widths[-1])
         self.mid = Middle(widths[-1], config.dropout)
         self.up = nn.ModuleList()
         for level, (width, before) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
@@ -179,10 +181,10 @@ class Decoder(nn.Module):
             ]
             self.up.append(Level(blocks, config.attends(level), Upsample(width) if level else None))
         self.norm_out = Norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
+        self.conv_out = Conv3x3(widths[0], 3 * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(latents))
+        x = self.mid(self.conv_in(prepared(latents)))
         for level in reversed(self.up):
             x = level(x)
         return F.pixel_shuffle(self.conv_out(self.norm_out(x, swish=True)), self.patch)
@@ -221,10 +223,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.width = width
         self.norm1 = Norm(before)
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.conv1 = Conv3x3(before, width)
         self.norm2 = Norm(width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv3x3(width, width)
         self.nin_shortcut = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -266,7 +268,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv3x3(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

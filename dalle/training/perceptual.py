@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dalle.clip import CLIP
 from dalle.config import config
+from dalle.image.convolution import Conv3x3
 from dalle.loading import load_clip
 from dalle.weights import load_into, read_tensors
 
@@ -99,7 +100,7 @@ class LPIPS(_Frozen):
             if layers:
                 layers.append(nn.MaxPool2d(2))
             for channels in stage:
-                layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
+                layers += [Conv3x3(width, channels), nn.ReLU()]
                 width = channels
             self.outputs.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)

@@ -1,0 +1,110 @@
+"""3x3 convolutions of channels_last pictures by compiled code (winograd.h): forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dalle import cpu
+
+LAST = torch.channels_last
+_PANEL = 32  # channels that are made at a time, at most
+_NUMBERS = 36  # that stand for a kernel's 9, and for 16 cells
+_FEW = {torch.float32: 32, torch.bfloat16: 64}  # squares of 4x4 cells for which the kernel's numbers are not worth it
+
+
+def prepared(x: Tensor) -> Tensor:
+    """Pictures [B, C, H, W] in the layout that is fastest for convolutions and norms: channels_last, or as they are."""
+    return x.contiguous(memory_format=LAST) if _known(x) else x
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """`conv2d(x, weight, bias, padding=1)` of 3x3 kernels, if this code is the fast way to it.
+
+    Sums are in float32, also under autocast; the error is about twice that of adding up products one by one, so of a
+    result of deviation 1 some 1e-6.
+
+    Args:
+        x: [B, K, H, W] float32 or bfloat16, channels_last.
+        weight: [N, K, 3, 3].
+        bias: [N], or None.
+
+    Returns:
+        [B, N, H, W], channels_last, of x's dtype or autocast's; None if torch is to do it: there is no compiled code,
+        cells are few, or layout, dtype, channels or device are others.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    count, channels, *side = weight.shape
+    if not (_known(x) and weight.device == x.device and side == [3, 3] and x.ndim == 4 and x.shape[1] == channels):
+        return None
+    if channels % _PANEL or count % _PANEL or not x.is_contiguous(memory_format=LAST) or _squares(x) < _FEW[x.dtype]:
+        return None
+    if f"winograd_forward_{cpu.TYPES[x.dtype]}" not in cpu.functions():
+        return None
+    return _Convolution.apply(x, weight, bias)
+
+
+def _known(x: Tensor) -> bool:
+    """Whether compiled code may take x."""
+    return (
+        x.device.type == "cpu"
+        and cpu.enabled()
+        and x.dtype in _FEW
+        and type(x) in (Tensor, nn.Parameter)
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and bool(cpu.functions())
+    )
+
+
+def _squares(x: Tensor) -> int:
+    return x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+
+
+def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, K, H, W] channels_last, kernel [3, 3, K, N], bias [N], both float32 -> [B, N, H, W]."""
+    pictures, channels, height, width = x.shape
+    count = kernel.shape[3]
+    weights = torch.empty(_NUMBERS * channels * count)
+    y = torch.empty((pictures, count, height, width), dtype=x.dtype, memory_format=LAST)
+    tensors = (x, kernel, bias, weights, y)
+    cpu.functions()[f"winograd_forward_{cpu.TYPES[x.dtype]}"](
+        *(None if t is None else t.data_ptr() for t in tensors),
+        *(pictures, height, width, channels, count),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias = None if bias is None else bias.dtype
+        return _convolved(x, weight.permute(2, 3, 1, 0).float().contiguous(), None if bias is None else bias.float())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.to(x.dtype).contiguous(memory_format=LAST)
+        to = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            # What a cell adds to its neighbours comes back the other way
+            to = _convolved(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).float().contiguous(), None)
+        if ctx.needs_input_grad[1]:
+            kernel = torch.empty(3, 3, weight.shape[1], weight.shape[0])
+            cpu.functions()[f"winograd_backward_{cpu.TYPES[x.dtype]}"](
+                *(t.data_ptr() for t in (x, gradient, kernel)),
+                *(x.shape[0], x.shape[2], x.shape[3], x.shape[1], weight.shape[0]),
+                torch.get_num_threads(),
+            )
+            of_weight = torch.empty_like(weight).copy_(kernel.permute(3, 2, 0, 1))
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.float().sum((0, 2, 3)).to(ctx.bias)
+        return to, of_weight, of_bias
