@@ -13,7 +13,7 @@ from dalle import cpu
 LAST = torch.channels_last
 _PANEL = 32  # channels that are made at a time, at most
 _NUMBERS = 36  # that stand for a kernel's 9, and for 16 cells
-_FEW = {torch.float32: 32, torch.bfloat16: 64}  # squares of 4x4 cells for which the kernel's numbers are not worth it
+_FEW = {torch.float32: 32, torch.bfloat16: 64}  # with fewer squares of 4x4 cells a kernel's numbers are not worth it
 
 
 def prepared(x: Tensor) -> Tensor:
