@@ -62,18 +62,24 @@ def enabled() -> bool:
     return _enabled
 
 
-def usable(x: Tensor) -> bool:
-    """Whether the functions here may be called: on a CPU, with nothing that wants to know how a number came about."""
+def plain_memory(x: Tensor) -> bool:
+    """Whether fast ways are wanted and x is on a CPU, with numbers in memory that nothing else looks at.
+
+    Of functions here that have their own gradients this is all they ask.
+    """
     return (
         _enabled
         and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and type(x) in (Tensor, nn.Parameter)  # fake ones and others may have no memory of their own
         and torch._C._functorch.peek_interpreter_stack() is None  # nor have those within vmap and jvp
     )
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the functions without gradients may be called: nothing wants to know how a number came about."""
+    return plain_memory(x) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def threads(multiplications: int) -> int:

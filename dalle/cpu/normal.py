@@ -28,15 +28,11 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
         As x; None if torch is to do it: there is no compiled code, or layout, dtype or device are others.
     """
     if (
-        x.device.type != "cpu"
-        or not cpu.enabled()
+        not cpu.plain_memory(x)
         or x.dtype not in (torch.float32, torch.bfloat16)
         or not x.is_contiguous(memory_format=torch.channels_last)
         or x.shape[1] % _LANES
         or not x.numel()
-        or type(x) is not Tensor
-        or torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or f"normal_forward_{cpu.TYPES[x.dtype]}" not in cpu.functions()
     ):
         return None
@@ -48,7 +44,7 @@ class _Normal(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, swish: bool) -> Tensor:
         pictures, channels, height, width = x.shape
         scale, shift = (t.detach().float().contiguous() for t in (weight, bias))
-        mean, inverse = torch.empty(2, pictures, groups).unbind()
+        mean, inverse = torch.empty(2, pictures, groups, dtype=torch.float32, device="cpu").unbind()
         y = torch.empty_like(x, memory_format=torch.channels_last)
         function = cpu.functions()[f"normal_forward_{cpu.TYPES[x.dtype]}"]
         tensors = (x, scale, shift, mean, inverse, y)
@@ -64,7 +60,7 @@ class _Normal(torch.autograd.Function):
         x, scale, shift, mean, inverse = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
         to = torch.empty_like(x, memory_format=torch.channels_last)
-        of_weight, of_bias = torch.zeros(2, len(scale), dtype=torch.float64).unbind()
+        of_weight, of_bias = torch.zeros(2, len(scale), dtype=torch.float64, device="cpu").unbind()
         function = cpu.functions()[f"normal_backward_{cpu.TYPES[x.dtype]}"]
         tensors = (x, scale, shift, mean, inverse, gradient, to, of_weight, of_bias)
         function(*(t.data_ptr() for t in tensors), *ctx.shape, ctx.swish, cpu.threads(8 * x.numel()))

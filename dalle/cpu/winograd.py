@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dalle import cpu
@@ -29,37 +29,31 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
     Args:
         x: [B, K, H, W] float32 or bfloat16, channels_last.
-        weight: [N, K, 3, 3].
-        bias: [N], or None.
+        weight: [N, K, 3, 3] of x's dtype; under autocast of any.
+        bias: [N] as weight, or None.
 
     Returns:
         [B, N, H, W], channels_last, of x's dtype or autocast's; None if torch is to do it: there is no compiled code,
         cells are few, or layout, dtype, channels or device are others.
     """
-    if torch.is_autocast_enabled("cpu"):
+    parameters = [weight] if bias is None else [weight, bias]
+    if not all(cpu.plain_memory(t) for t in (x, *parameters)):
+        return None
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
-    count, channels, *side = weight.shape
-    if not (_known(x) and weight.device == x.device and side == [3, 3] and x.ndim == 4 and x.shape[1] == channels):
+    elif any(t.dtype != x.dtype for t in parameters):
+        return None
+    count, channels = weight.shape[:2]
+    if not _known(x) or weight.shape != (count, x.shape[1], 3, 3) or (bias is not None and bias.shape != (count,)):
         return None
     if channels % _PANEL or count % _PANEL or not x.is_contiguous(memory_format=LAST) or _squares(x) < _FEW[x.dtype]:
-        return None
-    if f"winograd_forward_{cpu.TYPES[x.dtype]}" not in cpu.functions():
         return None
     return _Convolution.apply(x, weight, bias)
 
 
 def _known(x: Tensor) -> bool:
-    """Whether compiled code may take x."""
-    return (
-        x.device.type == "cpu"
-        and cpu.enabled()
-        and x.dtype in _FEW
-        and type(x) in (Tensor, nn.Parameter)
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and bool(cpu.functions())
-    )
+    """Whether x is a batch of pictures that there is code for."""
+    return cpu.plain_memory(x) and x.ndim == 4 and x.dtype in _FEW and x.numel() > 0 and bool(cpu.functions())
 
 
 def _squares(x: Tensor) -> int:
@@ -70,8 +64,8 @@ def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """x [B, K, H, W] channels_last, kernel [3, 3, K, N], bias [N], both float32 -> [B, N, H, W]."""
     pictures, channels, height, width = x.shape
     count = kernel.shape[3]
-    weights = torch.empty(_NUMBERS * channels * count)
-    y = torch.empty((pictures, count, height, width), dtype=x.dtype, memory_format=LAST)
+    weights = torch.empty(_NUMBERS * channels * count, dtype=torch.float32, device="cpu")
+    y = torch.empty((pictures, count, height, width), dtype=x.dtype, device="cpu", memory_format=LAST)
     tensors = (x, kernel, bias, weights, y)
     cpu.functions()[f"winograd_forward_{cpu.TYPES[x.dtype]}"](
         *(None if t is None else t.data_ptr() for t in tensors),
@@ -86,7 +80,9 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias = None if bias is None else bias.dtype
-        return _convolved(x, weight.permute(2, 3, 1, 0).float().contiguous(), None if bias is None else bias.float())
+        return _convolved(
+            x, weight.permute(2, 3, 1, 0).float().contiguous(), None if bias is None else bias.float().contiguous()
+        )
 
     @staticmethod
     @once_differentiable
@@ -98,7 +94,7 @@ class _Convolution(torch.autograd.Function):
             # What a cell adds to its neighbours comes back the other way
             to = _convolved(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).float().contiguous(), None)
         if ctx.needs_input_grad[1]:
-            kernel = torch.empty(3, 3, weight.shape[1], weight.shape[0])
+            kernel = torch.empty(3, 3, *weight.shape[1::-1], dtype=torch.float32, device="cpu")
             cpu.functions()[f"winograd_backward_{cpu.TYPES[x.dtype]}"](
                 *(t.data_ptr() for t in (x, gradient, kernel)),
                 *(x.shape[0], x.shape[2], x.shape[3], x.shape[1], weight.shape[0]),

@@ -18,8 +18,9 @@ SHAPES = [(4, 32, 64, 13, 18), (70, 32, 32, 3, 1), (1, 96, 32, 32, 33), (4, 64, 
 
 def some(b: int, k: int, n: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    x = torch.randn(b, k, h, w).to(dtype).to(memory_format=LAST).requires_grad_()
-    return x, (torch.randn(n, k, 3, 3) / (9 * k) ** 0.5).requires_grad_(), torch.randn(n).requires_grad_()
+    x, weight, bias = torch.randn(b, k, h, w), torch.randn(n, k, 3, 3) / (9 * k) ** 0.5, torch.randn(n)
+    x = x.to(memory_format=LAST)
+    return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), bias.to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -104,9 +105,31 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     assert convolve(x.double(), weight.double(), bias.double()) is None
     assert convolve(x, weight[:8], bias[:8]) is None
     assert convolve(x, weight[:, :, :1, :1], bias) is None
-    assert convolve(x, torch.randn(32, 64, 3, 3), bias) is None  # torch says what is wrong
+    assert convolve(x, torch.randn(32, 64, 3, 3), bias) is None  # here and below torch says what is wrong
+    assert convolve(x, weight, bias[:8]) is None
+    assert convolve(x, weight.bfloat16(), bias) is None
+    assert torch.func.vmap(lambda one: Conv3x3(32, 32)(one), randomness="same")(x[None]).shape == (1, *x.shape)
+    with torch.autocast("cpu", torch.float16):
+        assert convolve(x, weight, bias) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolve(x.double(), weight, bias) is None
     with cpu.plain():
         assert convolve(x, weight, bias) is None
+
+
+def test_other_defaults_of_type_and_device() -> None:
+    x, weight, bias = some(2, 32, 64, 16, 16)
+    wanted = convolve(x, weight, bias)
+    assert wanted is not None
+    gradients = torch.autograd.grad(wanted.sum(), (x, weight, bias))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = convolve(x, weight, bias)
+            assert found is not None and torch.equal(found, wanted)
+            assert all(map(torch.equal, torch.autograd.grad(found.sum(), (x, weight, bias)), gradients))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("before, width, side", [(32, 64, 16), (3, 32, 16), (32, 3, 16), (64, 32, 2)])
