@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from dalle.config import CommandLine, dump, refuse, to_dict
 from dalle.data import open_data, open_training
@@ -27,11 +28,12 @@ from dalle.training.folder import describe, open_folder
 from dalle.training.heap import keep_freed
 from dalle.training.initial import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
+from dalle.training.outcomes import Outcomes, Stop
 from dalle.training.powersgd import PowerSGD
 from dalle.training.precision import settle_precision
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
 from dalle.training.run import Interrupt, RunLog, start_accelerator, start_sharding
-from dalle.training.step import accumulate, any_process, evaluated, mean_figures, seed_noise, step, step_figures
+from dalle.training.step import accumulate, evaluated, mean_figures, seed_noise, step, step_figures
 from dalle.training.tasks import build_task
 from dalle.training.text_tokenizer import train_text_tokenizer
 
@@ -72,6 +74,7 @@ def train(recipe: LoopRecipe) -> int:
 
     def save(update: int) -> None:
         """Write a checkpoint, and the newest weights as a folder that `dalle` loads."""
+        outcomes.settle(update)
         bad.merge(gather_object(list(bad.names)))
         now = Checkpoint.of(
             update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), list(bad.names)
@@ -104,7 +107,7 @@ def train(recipe: LoopRecipe) -> int:
     log = RunLog(recipe, accelerator, start, task)
     if uncompiled is not None:
         log.say(f"run.compile: {uncompiled}; training goes on uncompiled")
-    skipped, update = 0, start
+    outcomes, stops, update = Outcomes(log, run.max_skipped, run.dir), Stop(accelerator), start
     task.model.train()
     with claim, Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
         while update < run.updates:
@@ -114,37 +117,32 @@ def train(recipe: LoopRecipe) -> int:
             bad.add(batch.bad)
             micro = [task.inputs(part) for part in batch.split(run.accumulation)]
             figures: dict[str, float] = {}
-            applied = False  # some phase was: a generator's may be where its discriminator's is not
+            norms: dict[str, Tensor] = {}  # of the gradient of each phase, on the device
             to_log = (update + 1) % run.log_every == 0 or update + 1 == run.updates
             for phase in task.active(update):
                 total, noted = accumulate(task, phase, micro, accelerator, update)
                 optimizer, how = optimizers[phase.name], told.get(phase.name)
-                norm, taken = step(phase, total, optimizer, accelerator, update, run.updates, how)
-                if not taken:
+                norm = step(phase, total, optimizer, accelerator, update, run.updates, how)
+                norms[phase.name] = norm
+                if task.gathers and not norm.isfinite():
                     break
-                applied = True
                 if to_log:
-                    figures |= mean_figures(noted, accelerator) | {phase.name + "_gradient": norm}
+                    figures |= mean_figures(noted, accelerator) | {phase.name + "_gradient": norm.item()}
                     figures |= step_figures(phase, optimizer, how)
             update += 1
-            if applied:
-                task.after_update(lambda t: accelerator.reduce(t, reduction="sum"))
-                if average is not None:
-                    average.update(update)
-            else:
+            applied = next(iter(norms.values())).isfinite()  # where only the last phase was not, those before were
+            if task.gathers and not applied:
                 task.discard_update()
-            skipped = 0 if taken else skipped + 1
-            if not taken:
-                log.skipped(update, phase.name, skipped)
-                if skipped >= run.max_skipped:
-                    raise ValueError(
-                        f"{skipped} updates in a row were not finite: try a lower optim.lr, a longer optim.warmup or "
-                        f"run.precision=fp32; the checkpoints in {run.dir} are from before"
-                    )
+            else:
+                task.after_update(lambda t: accelerator.reduce(t, reduction="sum"))
+            if average is not None:
+                average.update(update, applied)
+            outcomes.add(update, norms)
+            taken = outcomes.settle(update if to_log else update - 1)
             log.step()
             if to_log and taken:
                 log.train(update, figures)
-            stop = any_process(interrupt.signal is not None, accelerator)
+            stop = stops(interrupt.signal is not None)
             last = update == run.updates
             if update % run.save_every == 0 or last or stop:
                 save(update)

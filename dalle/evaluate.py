@@ -21,6 +21,7 @@ from dalle.model import DALLE
 from dalle.parts import load_parts
 from dalle.text import TextTokenizer
 from dalle.text.t5 import T5Encoder
+from dalle.transfer import onto
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -30,13 +31,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 def unit_images(batch: Batch, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] in [0, 1], on `device`."""
-    return batch.images.to(device, non_blocking=True).float().div_(255)
+    return onto(device, batch.images).float().div_(255)
 
 
 def codes_of(batch: Batch, tokenizer: ImageTokenizer, device: torch.device) -> Tensor:
     """The codes of a batch on `device`, int64 [B, h * w]: of token shards those it holds, else of its pictures."""
     encoded = batch.images.ndim == 3
-    codes = batch.images.to(device, non_blocking=True) if encoded else tokenizer.encode(unit_images(batch, device))
+    codes = onto(device, batch.images) if encoded else tokenizer.encode(unit_images(batch, device))
     return codes.flatten(1)
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle.text.tokenizer import check_characters
+from dalle.transfer import onto
 
 LENGTH = 120  # tokens of a caption
 
@@ -162,8 +163,9 @@ class T5Encoder:
             return_tensors="pt",
         )
         device = next(self.model.parameters()).device
-        ids, real = rows["input_ids"].to(device), rows["attention_mask"].to(device)
-        features = self.model(input_ids=ids, attention_mask=real)["last_hidden_state"].float()
+        real = rows["attention_mask"]
+        ids = onto(device, rows["input_ids"])
+        features = self.model(input_ids=ids, attention_mask=onto(device, real))["last_hidden_state"].float()
         made = torch.zeros_like(features)
         for row, count in enumerate(real.sum(1).tolist()):
             made[row, length - count :] = features[row, :count]

@@ -13,6 +13,7 @@ from dalle.config import config
 from dalle.training.sharding import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
+_DECIDES = {"cpu", "cuda"}  # those whose kernel looks at `found_inf`
 
 
 @config
@@ -106,6 +107,26 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     return optimizer
 
 
+def step_if(optimizer: torch.optim.Optimizer, wanted: Tensor) -> None:
+    """Take a step of `adamw`, or none: then weights, moments and counts of steps stay as they are.
+
+    Args:
+        optimizer: of `adamw`.
+        wanted: bool scalar on the device of the weights. Where AdamW is one kernel it reads this itself (as it does for
+            torch's GradScaler), and the host does not wait for it.
+    """
+    devices = {p.device.type for group in optimizer.param_groups for p in group["params"]}
+    if not (optimizer.defaults["fused"] and devices <= _DECIDES):
+        if wanted:
+            optimizer.step()
+        return
+    optimizer.found_inf = (~wanted).float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+
 def _step_as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a run with another kernel, which would bring that kernel along, for this one's."""
     groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
@@ -120,14 +141,20 @@ class WeightAverage:
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, updates_done: int) -> None:
-        """Move towards the module; early on faster, so that the first weights are forgotten."""
+    def update(self, updates_done: int, applied: Tensor | None = None) -> None:
+        """Move towards the module; early on faster, so that the first weights are forgotten.
+
+        Args:
+            updates_done: how many there were.
+            applied: bool scalar on the device: False moves nothing, and the host does not wait for it. None is True.
+        """
         decay = min(self.decay, (1 + updates_done) / (10 + updates_done))
         averaged = {name for name, _ in self.module.named_parameters()}
         state = self.module.state_dict()
-        kept = [name for name in state if name in averaged]
-        own, new = ([local(tensors[name]) for name in kept] for tensors in (self.state, state))
-        torch._foreach_lerp_(own, new, 1 - decay)
+        weight = torch.as_tensor(1 - decay) if applied is None else applied * (1 - decay)
+        for name in averaged:
+            own = local(self.state[name])
+            own.lerp_(local(state[name]), weight.to(own.dtype))
         for name, value in state.items():
             if name not in averaged:
                 self.state[name].copy_(value)

@@ -125,6 +125,8 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+    if not tensors:  # torch's 0 would be on the CPU, and copying it waits for the device
+        return torch.zeros((), device=device)
     norm: Any = nn.utils.get_total_norm(tensors)
     return torch.as_tensor(norm, device=device, dtype=torch.float32).square()
 

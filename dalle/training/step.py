@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from dalle import cpu
-from dalle.training.optim import WeightAverage, gradient_norm, learning_rate, update_ratio
+from dalle.training.optim import WeightAverage, gradient_norm, learning_rate, step_if, update_ratio
 from dalle.training.powersgd import PowerSGD
 from dalle.training.sharding import is_sharded, let_go, local
 from dalle.training.tasks import Phase, Task
@@ -72,27 +72,31 @@ def step(
     update: int,
     updates: int,
     told: PowerSGD | None = None,
-) -> tuple[float, bool]:
+) -> Tensor:
     """Clip and apply the gradients that the micro-batches left; `loss` is the sum of their losses.
 
-    `told` is how processes tell each other their gradients, if not whole.
+    Nothing here waits for the device, which decides itself whether to take the step. `told` is how processes tell each
+    other their gradients, if not whole.
 
     Returns:
-        The norm before clipping, and whether the step was taken: with a non-finite loss or gradient it is not.
+        The norm before clipping, a scalar on the device. Where it is not finite, as a loss or a gradient was not,
+        weights, moments and counts of steps are as before.
     """
     # 0 * loss is 0, or NaN where the loss is not finite: so every process and the loss scaler see it in the gradient
     gradients = (local(p.grad) for p in phase.module.parameters() if p.grad is not None)
     next(gradient for gradient in gradients if gradient.numel()).add_(0 * loss.detach())
     average_gradients(phase.module, accelerator, told)
-    accelerator.unscale_gradients(optimizer)
+    scaler = accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(optimizer.optimizer)
     norm = gradient_norm(phase.module.parameters(), phase.optim.clip_norm)
-    taken = bool(torch.isfinite(norm))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(phase.optim, update, updates)
-    if taken or accelerator.scaler is not None:  # the loss scaler has to see an overflow, and skips it itself
-        optimizer.step()
+    step_if(optimizer.optimizer, torch.isfinite(norm))
+    if scaler is not None:
+        scaler.update()
     optimizer.zero_grad()
-    return norm.item(), taken
+    return norm
 
 
 def step_figures(phase: Phase, optimizer: AcceleratedOptimizer, told: PowerSGD | None = None) -> dict[str, float]:
@@ -105,13 +109,6 @@ def step_figures(phase: Phase, optimizer: AcceleratedOptimizer, told: PowerSGD |
     if told is not None and told.compression:
         figures[phase.name + "_compression"] = told.compression
     return figures
-
-
-def any_process(flag: bool, accelerator: Accelerator) -> bool:
-    """Whether `flag` is set in some process."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
 
 
 def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:

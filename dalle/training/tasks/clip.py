@@ -20,6 +20,7 @@ from dalle.training.augment import augmented
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.sharding import Sharding, place
 from dalle.training.tasks.task import Phase, Task
+from dalle.transfer import onto
 from dalle.weights import Tensors
 
 
@@ -60,7 +61,7 @@ class CLIPTask(Task):
         images = unit_images(batch, self.device)
         if recipe.augment:
             images = augmented(images, batch.seeds, recipe.augment)
-        return Inputs(images, text.to(self.device))
+        return Inputs(images, onto(self.device, text))
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         images, text = self.model.encode_image(inputs.images), self.model.encode_text(inputs.text)

@@ -29,6 +29,7 @@ from dalle.training.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.sharding import Sharding, place
 from dalle.training.tasks.task import Phase, Samples, Task, image_grid
+from dalle.transfer import onto
 from dalle.weights import Tensors
 
 _METHODS = ("losses", "token_losses_and_hits", "new_cache", "prefill", "extend", "extend_each")
@@ -92,9 +93,9 @@ class DALLETask(Task):
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
-        rows = torch.tensor(dropped, device=text.device)
-        text[rows] = self.model.null_text(text)[rows]
-        return Inputs(text.to(self.device), codes_of(batch, self.image_tokenizer, self.device))
+        rows = onto(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))
+        text = torch.where(rows, self.model.null_text(text), text)
+        return Inputs(onto(self.device, text), codes_of(batch, self.image_tokenizer, self.device))
 
     def _encode(self, captions: list[str], dropout: float = 0.0, seed: list[int] | None = None) -> Tensor:
         length = self.recipe.model.text_length

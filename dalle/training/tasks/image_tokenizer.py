@@ -59,6 +59,7 @@ class Adversary(nn.Module):
 
 class ImageTokenizerTask(Task):
     model: ImageTokenizer
+    gathers = True
 
     def __init__(self, recipe: ImageTokenizerRecipe, device: torch.device):
         self.recipe, self.device = recipe, device

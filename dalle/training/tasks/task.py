@@ -46,6 +46,8 @@ class Task(ABC):
         image_size: side of the pictures that it takes.
         tokens_per_image: for the rate that the progress bar shows.
         operations_per_image: floating-point operations of training on one image, if they can be told.
+        gathers: whether `after_update` does something, or there are several phases: then the host waits in each update
+            to know whether it was applied.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Task(ABC):
     image_size: int
     tokens_per_image: int
     operations_per_image: float | None = None
+    gathers: bool = False
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Any:
