@@ -30,7 +30,7 @@ from dalle.model import DALLE, DALLEConfig
 from dalle.training.compiling import compile_blocks
 from dalle.training.heap import keep_freed
 from dalle.training.memory import Size
-from dalle.training.optim import OptimConfig, WeightAverage, adamw, gradient_norm
+from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
 from dalle.training.plan import operations
 from dalle.transformer import TransformerConfig
 
@@ -47,9 +47,9 @@ class Update:
         loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         kind: str,
-        after: Callable[[], None] = lambda: None,
+        step: Callable[[], object] | None = None,
     ) -> None:
-        self.model, self.loss, self.optimizer, self.after = model, loss, optimizer, after
+        self.model, self.loss, self.optimizer, self.step = model, loss, optimizer, step or self._clipped
         self.device, self.kind = next(model.parameters()).device, kind
 
     def __call__(self, text: Tensor, codes: Tensor) -> None:
@@ -57,10 +57,12 @@ class Update:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             loss = self.loss(text, codes)
         loss.backward()
-        gradient_norm(self.model.parameters(), 4.0)
-        self.optimizer.step()
+        self.step()
         self.optimizer.zero_grad()
-        self.after()
+
+    def _clipped(self) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), 4.0)
+        self.optimizer.step()
 
 
 def ours(args: argparse.Namespace, config: DALLEConfig, device: torch.device, kind: str) -> Update:
@@ -75,8 +77,15 @@ def ours(args: argparse.Namespace, config: DALLEConfig, device: torch.device, ki
         return losses["text"] / 8 + losses["image"] * 7 / 8
 
     average = WeightAverage(model, 0.999) if args.average else None
-    after = (lambda: average.update(1000)) if average is not None else (lambda: None)
-    return Update(model, loss, adamw(model, OptimConfig()), kind, after)
+    optimizer = adamw(model, OptimConfig())
+
+    def step() -> None:
+        norm = gradient_norm(model.parameters())
+        clipped_step(optimizer, norm, 4.0)
+        if average is not None:
+            average.update(1000, norm.isfinite())
+
+    return Update(model, loss, optimizer, kind, step)
 
 
 def others(args: argparse.Namespace, device: torch.device, kind: str) -> dict[str, Update]:

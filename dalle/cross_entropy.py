@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from dalle.cpu.entropy import entropy_slopes
 from dalle.linear import Linear
 
 # Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
@@ -135,20 +137,9 @@ class _MeanLoss(torch.autograd.Function):
         weight_gradient: Tensor | None = None
         bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
         for start in range(0, count, rows):
-            states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows, None]
-            logits = torch.nn.functional.linear(states, matrix, offset).float()  # [m, V]
-            right = logits.gather(1, ids)
-            log_z = logits.logsumexp(-1, keepdim=True)
-            sums += torch.stack(((log_z - right).sum(), log_z.square().sum()))
-            # d/dlogits of the sum, in the memory of the logits; the mean's 1/M, and a loss scale, come last: in float16
-            # a small share of a small probability would be 0
-            slope = logits.sub_(log_z).exp_()
-            if z_weight:
-                slope.mul_(1 + 2 * z_weight * log_z)
-            slope.scatter_add_(1, ids, torch.full_like(right, -1))
-            if bias_gradient is not None:
-                bias_gradient += slope.sum(0)
-            slope = slope.to(dtype)
+            states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows]
+            made, slope = _slopes(F.linear(states, matrix, offset), ids, z_weight, bias_gradient)
+            sums += made
             if hidden_gradient is not None:
                 hidden_gradient[start : start + rows] = slope @ matrix
             if of_weight:
@@ -173,3 +164,25 @@ class _MeanLoss(torch.autograd.Function):
             None if bias is None else (bias * scale).to(of_bias),
             *[None] * 4,
         )
+
+
+def _slopes(logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums of cross-entropy and of log² Z [2], and the gradient of the sum of the loss, in the memory of the logits.
+
+    The mean's 1/M, and a loss scale, come last: in float16 a small share of a small probability would be 0.
+    """
+    fast = entropy_slopes(logits, ids, z_weight, bias_gradient)
+    if fast is not None:
+        nats, log_z = fast
+        return torch.stack((nats.sum(), log_z.square().sum())), logits
+    dtype, ids, logits = logits.dtype, ids[:, None], logits.float()
+    right = logits.gather(1, ids)
+    log_z = logits.logsumexp(-1, keepdim=True)
+    sums = torch.stack(((log_z - right).sum(), log_z.square().sum()))
+    slope = logits.sub_(log_z).exp_()
+    if z_weight:
+        slope.mul_(1 + 2 * z_weight * log_z)
+    slope.scatter_add_(1, ids, torch.full_like(right, -1))
+    if bias_gradient is not None:
+        bias_gradient += slope.sum(0)
+    return sums, slope.to(dtype)

@@ -15,7 +15,7 @@ from dalle import cpu, step
 from dalle.attention import KVCache, TokenShift, rotate
 from dalle.config import config
 from dalle.linear import Linear
-from dalle.sparse import LayerMask, attend
+from dalle.sparse import LayerMask, attend, attend_packed
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
@@ -112,7 +112,11 @@ class Attention(nn.Module):
             if mixed is not None:
                 return _drop(self.out(mixed), self.dropout, self.training)
         # Plain views, here and below: at one token a step, einops' own work would be a tenth of the time
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, D] each
+        packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
+        if self.q_norm is None and context.rope is None and context.cache is None:
+            mixed = attend_packed(packed, mask).transpose(1, 2).flatten(2)  # [B, T, H D]
+            return _drop(self.out(mixed), self.dropout, self.training)
+        q, k, v = packed
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rope is not None:

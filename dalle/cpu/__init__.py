@@ -32,12 +32,15 @@ _ARGUMENTS = {
     "normal_backward": [_POINTER] * 9 + [_NUMBER] * 4 + [_THREADS] * 2,
     "winograd_forward": [_POINTER] * 5 + [_NUMBER] * 5 + [_THREADS],
     "winograd_backward": [_POINTER] * 3 + [_NUMBER] * 5 + [_THREADS],
+    "entropy": [_POINTER] * 5 + [_NUMBER] * 2 + [ctypes.c_float, _THREADS],
+    "sequences": [_POINTER, _THREADS],
     "sample": [_POINTER] * 3 + [_NUMBER] * 2 + [ctypes.c_float, _NUMBER, ctypes.c_double, _THREADS],
 }
 _NAMES = (
     *("linear_float32_float32", "linear_bfloat16_bfloat16", "linear_float32_int8"),
     *("step_float32_float32", "step_bfloat16_bfloat16", "step_int8_float32"),
     *("attend_float32", "attend_bfloat16", "sample"),
+    *("sequences_forward", "sequences_backward", "entropy_float32", "entropy_bfloat16"),
     *("normal_forward_float32", "normal_forward_bfloat16", "normal_backward_float32", "normal_backward_bfloat16"),
     *("winograd_forward_float32", "winograd_forward_bfloat16"),
     *("winograd_backward_float32", "winograd_backward_bfloat16"),
@@ -62,14 +65,12 @@ def enabled() -> bool:
     return _enabled
 
 
-def plain_memory(x: Tensor) -> bool:
-    """Whether fast ways are wanted and x is on a CPU, with numbers in memory that nothing else looks at.
-
-    Of functions here that have their own gradients this is all they ask.
-    """
+def trainable(x: Tensor) -> bool:
+    """Whether functions that make their own gradients may be called: on a CPU, with a tensor as it is."""
     return (
         _enabled
         and x.device.type == "cpu"
+        and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and type(x) in (Tensor, nn.Parameter)  # fake ones and others may have no memory of their own
@@ -79,7 +80,7 @@ def plain_memory(x: Tensor) -> bool:
 
 def usable(x: Tensor) -> bool:
     """Whether the functions without gradients may be called: nothing wants to know how a number came about."""
-    return plain_memory(x) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return trainable(x) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def threads(multiplications: int) -> int:
@@ -96,7 +97,7 @@ def functions() -> dict[str, Callable[..., None]]:
     found = {}
     for name in _NAMES:
         function = getattr(compiled, name)
-        kind = next(kind for kind in _ARGUMENTS if name.startswith(kind))
+        kind = next(kind for kind in _ARGUMENTS if name == kind or name.startswith(kind + "_"))
         function.argtypes, function.restype = _ARGUMENTS[kind], None
         found[name] = function
     return found

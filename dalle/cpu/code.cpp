@@ -5,8 +5,10 @@
 // The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/linear.py and
 // dalle/transformer.py, which is what they are tested against.
 
+#include "entropy.h"
 #include "normal.h"
 #include "sample.h"
+#include "sequence.h"
 #include "step.h"
 #include "winograd.h"
 
@@ -75,3 +77,22 @@ NORMAL(bfloat16, bfloat16)
     }
 WINOGRAD(float32, float)
 WINOGRAD(bfloat16, bfloat16)
+#define ENTROPY(NAME, X)                                                                                          \
+    extern "C" void entropy_##NAME(X* logits, const int64_t* ids, float* nats, float* log_z, float* of_bias,      \
+                                   int64_t rows, int64_t n, float weight, int threads) {                           \
+        cross_entropy(logits, ids, nats, log_z, of_bias, rows, n, weight, threads);                                \
+    }
+ENTROPY(float32, float)
+ENTROPY(bfloat16, bfloat16)
+
+SEQUENCES(forward)
+SEQUENCES(backward)
+
+// Whether the functions of sequences compute: where the CPU multiplies pairs of bfloat16.
+extern "C" int pairs_of_bfloat16() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}

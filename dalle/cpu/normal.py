@@ -28,11 +28,10 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
         As x; None if torch is to do it: there is no compiled code, or layout, dtype or device are others.
     """
     if (
-        not cpu.plain_memory(x)
+        not cpu.trainable(x)
         or x.dtype not in (torch.float32, torch.bfloat16)
         or not x.is_contiguous(memory_format=torch.channels_last)
         or x.shape[1] % _LANES
-        or not x.numel()
         or f"normal_forward_{cpu.TYPES[x.dtype]}" not in cpu.functions()
     ):
         return None

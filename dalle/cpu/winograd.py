@@ -37,7 +37,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         cells are few, or layout, dtype, channels or device are others.
     """
     parameters = [weight] if bias is None else [weight, bias]
-    if not all(cpu.plain_memory(t) for t in (x, *parameters)):
+    if not all(cpu.trainable(t) for t in (x, *parameters)):
         return None
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
@@ -53,7 +53,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
 def _known(x: Tensor) -> bool:
     """Whether x is a batch of pictures that there is code for."""
-    return cpu.plain_memory(x) and x.ndim == 4 and x.dtype in _FEW and x.numel() > 0 and bool(cpu.functions())
+    return cpu.trainable(x) and x.ndim == 4 and x.dtype in _FEW and bool(cpu.functions())
 
 
 def _squares(x: Tensor) -> int:

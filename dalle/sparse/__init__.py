@@ -84,6 +84,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None) -> Tensor:
     return attention.attend(q, _pick(k, parts, 2), _pick(v, parts, 2), seen)
 
 
+def attend_packed(qkv: Tensor, mask: LayerMask = None) -> Tensor:
+    """`attend` of whole sequences whose queries, keys and values are one tensor [3, B, H, T, D]."""
+    if isinstance(mask, Sparse | Listed):
+        q, k, v = qkv
+        return attend(q, k, v, mask)
+    return attention.attend_packed(qkv, mask)
+
+
 def _pick(x: Tensor, parts: list[slice], dim: int) -> Tensor:
     """These slices of a dimension, one after the other."""
     return torch.cat([x[(slice(None),) * dim + (part,)] for part in parts], dim)

@@ -107,24 +107,31 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     return optimizer
 
 
-def step_if(optimizer: torch.optim.Optimizer, wanted: Tensor) -> None:
+def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float | None) -> None:
     """Take a step of `adamw`, or none: then weights, moments and counts of steps stay as they are.
 
+    Where AdamW is one kernel it reads both the flag and the factor of the gradients from the device, as it does for
+    torch's GradScaler: the host does not wait for them, and clipping is no pass over the gradients of its own.
+
     Args:
-        optimizer: of `adamw`.
-        wanted: bool scalar on the device of the weights. Where AdamW is one kernel it reads this itself (as it does for
-            torch's GradScaler), and the host does not wait for it.
+        optimizer: of `adamw`; its gradients may be scaled down in place.
+        norm: of all gradients together, a scalar on their device; no step is taken where it is not finite.
+        largest: norm down to which the gradients are scaled where it is above; None does not clip.
     """
-    devices = {p.device.type for group in optimizer.param_groups for p in group["params"]}
-    if not (optimizer.defaults["fused"] and devices <= _DECIDES):
-        if wanted:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    divisor = None if largest is None else ((norm + 1e-6) / largest).clamp(min=1.0)
+    if not (optimizer.defaults["fused"] and {p.device.type for p in parameters} <= _DECIDES):
+        if norm.isfinite():
+            if divisor is not None:
+                torch._foreach_div_([local(p.grad) for p in parameters if p.grad is not None], divisor)
             optimizer.step()
         return
-    optimizer.found_inf = (~wanted).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     try:
         optimizer.step()
     finally:
-        del optimizer.found_inf  # type: ignore[attr-defined]
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
 
 
 def _step_as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -195,14 +202,9 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> float:
     return of_step / of_weights if of_weights else 0.0
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
-    """Norm of all gradients together; scales them down to `largest` where they are above it."""
-    limit, parameters = math.inf if largest is None else largest, list(parameters)
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Norm of all gradients together, a scalar on their device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not is_sharded(gradients):
-        return nn.utils.clip_grad_norm_(parameters, limit)
-    norm = sum_of_squares(gradients).sqrt()
-    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        local(gradient).mul_(factor)
-    return norm
+    if is_sharded(gradients):
+        return sum_of_squares(gradients).sqrt()
+    return nn.utils.get_total_norm(gradients)

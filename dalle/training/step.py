@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from dalle import cpu
-from dalle.training.optim import WeightAverage, gradient_norm, learning_rate, step_if, update_ratio
+from dalle.training.optim import WeightAverage, clipped_step, gradient_norm, learning_rate, update_ratio
 from dalle.training.powersgd import PowerSGD
 from dalle.training.sharding import is_sharded, let_go, local
 from dalle.training.tasks import Phase, Task
@@ -89,10 +89,10 @@ def step(
     scaler = accelerator.scaler
     if scaler is not None:
         scaler.unscale_(optimizer.optimizer)
-    norm = gradient_norm(phase.module.parameters(), phase.optim.clip_norm)
+    norm = gradient_norm(phase.module.parameters())
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(phase.optim, update, updates)
-    step_if(optimizer.optimizer, torch.isfinite(norm))
+    clipped_step(optimizer.optimizer, norm, phase.optim.clip_norm)
     if scaler is not None:
         scaler.update()
     optimizer.zero_grad()

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dalle import attention
+from dalle import attention, cpu
 from dalle.model import DALLE, DALLEConfig
 from dalle.training.memory import Precision, Size, Training, cache_bytes, memory
 from dalle.training.optim import OptimConfig, WeightAverage, adamw
@@ -86,9 +87,11 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
 
 
 @pytest.fixture(autouse=True)
-def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on accelerators; short sequences in bfloat16 have another on CPUs, which keeps its weights."""
+def as_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On CPUs losses by compiled code take less, and short sequences in bfloat16 have another attention."""
     monkeypatch.setattr(attention, "_SHORT", 0)
+    with cpu.plain():
+        yield
 
 
 CASES = [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from dalle.training.optim import OptimConfig, WeightAverage, adamw, step_if
+from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
 from dalle.training.outcomes import Outcomes
 from dalle.training.run import RunLog
 from dalle.training.step import step
@@ -139,11 +139,30 @@ def test_a_step_that_is_not_wanted_changes_nothing(fused: bool) -> None:
             elif unwanted == () and number in (0, 2, 3):
                 optimizer.zero_grad()
                 continue
-            step_if(optimizer, torch.tensor(number not in unwanted))
+            clipped_step(optimizer, gradient_norm(module.parameters()), 0.1)
             optimizer.zero_grad()
         found.append([*module.parameters(), *(v for s in optimizer.state_dict()["state"].values() for v in s.values())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert len(found[0]) == 4 * 6
+
+
+@pytest.mark.parametrize("largest", [0.05, 1e6, None])
+@pytest.mark.parametrize("fused", [True, False])
+def test_clipping_is_torchs(fused: bool, largest: float | None) -> None:
+    (module, optimizer), (other, plain) = small(), small()
+    optimizer.defaults["fused"] = fused
+    for number in range(3):
+        backward(module, number)
+        backward(other, number)
+        norm = gradient_norm(module.parameters())
+        assert norm == nn.utils.clip_grad_norm_(other.parameters(), INF if largest is None else largest)
+        clipped_step(optimizer, norm, largest)
+        plain.step()
+        optimizer.zero_grad()
+        plain.zero_grad()
+    for value, wanted in zip(module.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-7)
+        assert largest == 0.05 or torch.equal(value, wanted)
 
 
 def test_the_average_does_not_move_for_a_skipped_update() -> None:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from dalle.clip import CLIP, CLIPConfig
 from dalle.model import DALLE, DALLEConfig
 from dalle.training import shards
-from dalle.training.optim import OptimConfig, WeightAverage, adamw, gradient_norm, update_ratio
+from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm, update_ratio
 from dalle.training.recipe import RunConfig
 from dalle.training.run import start_accelerator, start_sharding
 from dalle.training.sharding import Sharding, asked_of_launcher, local
@@ -56,8 +56,8 @@ def _updated(model: nn.Module) -> dict[str, Tensor]:
         for _ in range(2):
             loss = _loss(model)
             loss.backward()
-        norm = gradient_norm(model.parameters(), options.clip_norm)
-        optimizer.step()
+        norm = gradient_norm(model.parameters())
+        clipped_step(optimizer, norm, options.clip_norm)
         optimizer.zero_grad()
         average.update(update + 1)
         figures |= {f"loss {update}": loss.detach(), f"norm {update}": norm.detach()}
