@@ -27,6 +27,7 @@ from dalle.training.compiling import compile_blocks
 from dalle.training.folder import describe, open_folder
 from dalle.training.heap import keep_freed
 from dalle.training.initial import prepare_initial
+from dalle.training.newest import load_newest
 from dalle.training.optim import WeightAverage, adamw
 from dalle.training.outcomes import Outcomes, Stop
 from dalle.training.powersgd import PowerSGD
@@ -63,8 +64,7 @@ def train(recipe: LoopRecipe) -> int:
     accelerator.wait_for_everyone()
     start = 0
     if recipe.resume:
-        with accelerator.main_process_first():  # it puts damaged checkpoints aside
-            saved = checkpoint.load_newest(run.dir)
+        saved = load_newest(run.dir, accelerator)
         start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
         powersgd.read(saved.folder, told, rank, world, accelerator.device)
         bad.merge(saved.bad or [])

@@ -21,10 +21,11 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle import artifact
-    from dalle.training import checkpoint
+    from dalle.training import checkpoint, newest
 
     run, tensors = args.run_folder, None
     if checkpoint.is_checkpoint(run):
+        newest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.exported(run)
     artifact.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())

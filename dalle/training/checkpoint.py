@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, the newest few kept, read back to the exact step.
+"""Checkpoints of a run: written whole or not at all, the newest few kept, put back to the exact step.
 
 A folder `update-NNNNNNNN` is there only once all of it is: it is written under another name beside its place, by one
 process or by all of a sharded run, and renamed by the first when all have written. It holds
@@ -7,38 +7,35 @@ process or by all of a sharded run, and renamed by the first when all have writt
     shards/                                      in place of both, and of moments, of a sharded run (shards.py)
     powersgd-NNNNN.safetensors                   for each process what it has not told yet, with run.powersgd
     state.pt                                     the rest, read as data only
+    SHA256SUMS                                   digests of all these (digests.py)
 
 Either kind can be gone on from with any number of processes, sharded or not.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from dalle.artifact import atomic_folder
 from dalle.config import flat
-from dalle.training import powersgd, shards
+from dalle.training import digests, powersgd, shards
 from dalle.training.moments import by_name, load_moments, state_of
 from dalle.training.optim import WeightAverage
 from dalle.training.powersgd import PowerSGD
 from dalle.training.sharding import is_sharded, share_of
-from dalle.weights import Lazy, load_into, open_tensors, read_tensors, write_tensors
-
-log = logging.getLogger(__name__)
+from dalle.weights import Lazy, load_into, open_tensors, write_tensors
 
 _NAME = re.compile(r"update-(\d{8})$")
 _ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results
@@ -60,6 +57,7 @@ class Checkpoint:
     bad: list[str]  # broken records met so far
     shares: int = 0  # files of shards
     averaged: bool = False  # whether there is a file of averaged weights
+    hashed: bool = False  # whether there are digests; earlier ones have none
     folder: Path | None = None  # where it was read from; of a sharded one tensors are still there
 
     @classmethod
@@ -105,29 +103,37 @@ def save(
         OSError: no space left; earlier checkpoints are untouched.
     """
     target = run / "checkpoints" / f"update-{checkpoint.update:08d}"
+    main, rank = accelerator.is_main_process, accelerator.process_index
     sharded = is_sharded(checkpoint.weights.values())
     with _folder_of_all(target, accelerator) as folder:
+        own: list[Path] = []  # files that this process wrote
         if sharded:
             optimizers = _write_shards(checkpoint, folder / "shards")
+            own += shards.files(folder / "shards", rank)
         else:
             optimizers = checkpoint.optimizers
-            if accelerator.is_main_process:
-                write_tensors(checkpoint.weights, folder / "weights.safetensors")
-                if checkpoint.average is not None:
-                    write_tensors(checkpoint.average, folder / "average.safetensors")
+            if main:
+                own += _write_whole(checkpoint, folder)
         if told:
-            powersgd.write(folder, told, accelerator.process_index)
-        rest = {
-            "update": checkpoint.update,
-            "optimizers": optimizers,
-            "scaler": checkpoint.scaler,
-            "architecture": checkpoint.architecture,
-            "bad": checkpoint.bad,
-            "shares": len(shards.files(folder / "shards")),
-            "averaged": not sharded and checkpoint.average is not None,
-        }
-        if accelerator.is_main_process:
-            _save_state(rest, folder / "state.pt")
+            own.append(powersgd.write(folder, told, rank))
+        if main:
+            own.append(folder / "state.pt")
+            _save_state(
+                {
+                    "update": checkpoint.update,
+                    "optimizers": optimizers,
+                    "scaler": checkpoint.scaler,
+                    "architecture": checkpoint.architecture,
+                    "bad": checkpoint.bad,
+                    "shares": len(shards.files(folder / "shards")),
+                    "averaged": not sharded and checkpoint.average is not None,
+                    "hashed": True,
+                },
+                own[-1],
+            )
+        found = gather_object(list(digests.digests(folder, own).items()))
+        if main:
+            digests.write(folder, dict(found))
     if accelerator.is_main_process:
         for old in folders(run)[:-keep]:
             shutil.rmtree(old)
@@ -147,6 +153,15 @@ def _folder_of_all(target: Path, accelerator: Accelerator) -> Iterator[Path]:
         yield folder
         accelerator.wait_for_everyone()
     accelerator.wait_for_everyone()
+
+
+def _write_whole(checkpoint: Checkpoint, folder: Path) -> list[Path]:
+    """Write weights and averaged weights in one piece each; the files."""
+    parts = {"weights.safetensors": checkpoint.weights, "average.safetensors": checkpoint.average}
+    written = {folder / name: tensors for name, tensors in parts.items() if tensors is not None}
+    for file, tensors in written.items():
+        write_tensors(tensors, file)
+    return list(written)
 
 
 def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -185,75 +200,6 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
             torch.save(state, handle)
     except RuntimeError as error:  # how torch reports a full disk
         raise OSError(f"{file.name} could not be written, is the disk full?") from error
-
-
-def load_newest(run: Path) -> Checkpoint:
-    """Read the newest checkpoint of a run that is whole.
-
-    Newer ones that are damaged are renamed to NAME.damaged, and the log says so.
-
-    Raises:
-        ValueError: there is none, or all are damaged; these then stay as they are.
-    """
-    found = folders(run)
-    if not found:
-        raise ValueError(f"{run}: no checkpoint to resume from; start without resume=true")
-    damaged: dict[Path, str] = {}
-    for folder in reversed(found):
-        try:
-            saved = _load(folder)
-        except ValueError as error:
-            damaged[folder] = str(error)
-        else:
-            break
-    else:
-        told = "; ".join(f"{folder.name} ({reason})" for folder, reason in damaged.items())
-        raise ValueError(
-            f"no checkpoint in {found[0].parent} is whole: {told}; bring one back, or train anew in another run.dir"
-        )
-    for folder, reason in damaged.items():
-        aside = _put_aside(folder)
-        log.warning("the checkpoint %s is damaged (%s): it is %s now", folder, reason, aside.name)
-    if damaged:
-        log.warning("going on from update %d", saved.update)
-    return saved
-
-
-def _load(folder: Path) -> Checkpoint:
-    """Read a checkpoint.
-
-    Raises:
-        ValueError: a file of it is damaged or missing; the reason.
-    """
-    average = folder / "average.safetensors"
-    sharded = (folder / "shards").is_dir()
-    try:
-        if sharded:
-            shards.open_shards(folder / "shards")  # looks at headers and lengths of the files
-        found = Checkpoint(
-            weights={} if sharded else read_tensors(folder / "weights.safetensors"),
-            average=read_tensors(average) if average.exists() else None,
-            folder=folder,
-            **torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
-        )
-        if len(shards.files(folder / "shards")) != found.shares:
-            raise ValueError(f"of {found.shares} shards {len(shards.files(folder / 'shards'))} are there")
-        if found.averaged and found.average is None:
-            raise ValueError(f"{average.name} is missing")
-        return found
-    except UnpicklingError as error:
-        raise ValueError("state.pt holds something else than data") from error
-    except (ValueError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(str(error).partition("\n")[0] or "it is empty") from error
-
-
-def _put_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint, so that none of its files is lost and it is not taken for one; the new folder."""
-    aside, number = folder.with_name(f"{folder.name}.damaged"), 1
-    while aside.exists():
-        number += 1
-        aside = folder.with_name(f"{folder.name}.damaged-{number}")
-    return folder.rename(aside)
 
 
 def restore(

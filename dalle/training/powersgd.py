@@ -100,10 +100,12 @@ class PowerSGD:
             self._state.q_memory_dict[0] = states[0]["q"].to(device)
 
 
-def write(folder: Path, told: Mapping[str, PowerSGD], rank: int) -> None:
-    """Write the state of one process's compressions, one for each phase."""
+def write(folder: Path, told: Mapping[str, PowerSGD], rank: int) -> Path:
+    """Write the state of one process's compressions, one for each phase; the file."""
     tensors = {f"{phase}:{name}": value for phase, own in told.items() for name, value in own.state().items()}
-    write_tensors(tensors, folder / f"powersgd-{rank:05d}.safetensors")
+    file = folder / f"powersgd-{rank:05d}.safetensors"
+    write_tensors(tensors, file)
+    return file
 
 
 def read(folder: Path | None, told: Mapping[str, PowerSGD], rank: int, world: int, device: torch.device) -> None:

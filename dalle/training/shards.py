@@ -59,9 +59,9 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         raise _as_os_error(error) from error
 
 
-def files(folder: Path) -> list[Path]:
-    """The files of a folder that `write` made; none of one that is not there."""
-    return sorted(folder.glob("*.safetensors"))
+def files(folder: Path, rank: int | None = None) -> list[Path]:
+    """The files of a folder that `write` made, all or one process's own; none of one that is not there."""
+    return sorted(folder.glob("*.safetensors" if rank is None else f"shard-{rank + 1:05d}-*.safetensors"))
 
 
 def open_shards(folder: Path) -> dict[str, Lazy]:

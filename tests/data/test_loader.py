@@ -17,7 +17,7 @@ from dalle.data.bad import BadCounter
 from dalle.data.loader import Batch, batches, evaluation_batches
 from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
 from dalle.data.shapes import ShapesData, ShapesPairs
-from dalle.training import checkpoint
+from dalle.training.newest import load_newest
 
 
 class Numbers:
@@ -242,7 +242,7 @@ def test_training_counts_broken_records_to_the_end(
         f"skipped {n}" for n in names
     ]
     assert "broken records skipped: 2 (shape" in capsys.readouterr().out
-    assert sorted(checkpoint.load_newest(tmp_path).bad) == names
+    assert sorted(load_newest(tmp_path).bad) == names
     assert train.main([*run, "run.updates=4", "resume=true", "data.max_bad=1"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len([line for line in error if line.startswith("train.py: too many broken records: 2 (shape")]) == 1

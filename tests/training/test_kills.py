@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from dalle.training import checkpoint
+from dalle.training.newest import load_newest
 from tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -165,10 +166,10 @@ def series(tmp_path: Path, command: list[str], options: list[str], kills: int, k
         counts[where] = counts.get(where, 0) + 1
         saved = checkpoint.folders(run.folder)
         if saved:  # whole whatever the moment was; nothing is put aside as damaged
-            assert checkpoint.load_newest(run.folder).update == int(saved[-1].name[7:])
+            assert load_newest(run.folder).update == int(saved[-1].name[7:])
             assert not list(run.folder.glob("checkpoints/*.damaged*"))
-    print(f"killed {kills} times: {counts}; at update {checkpoint.load_newest(run.folder).update}")
-    assert checkpoint.load_newest(run.folder).update < checkpoint.load_newest(whole.folder).update, "it was done early"
+    print(f"killed {kills} times: {counts}; at update {load_newest(run.folder).update}")
+    assert load_newest(run.folder).update < load_newest(whole.folder).update, "it was done early"
     run.finish()
     assert_same(contents(run.folder), contents(whole.folder))
     assert not run.writing()

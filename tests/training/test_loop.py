@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import train
 from dalle.training import checkpoint
 from dalle.training.memory import Size
+from dalle.training.newest import load_newest
 from dalle.training.plan import operations
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
@@ -200,7 +201,7 @@ def test_killed_by_a_signal_saves_and_says_how_to_go_on(tokenizers: dict[str, st
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "resume=true" in output
-    assert checkpoint.load_newest(tmp_path / "run").update > 0
+    assert load_newest(tmp_path / "run").update > 0
 
 
 def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:

@@ -145,6 +145,24 @@ def test_going_on_with_another_number_of_processes(stage: str, recipes: dict[str
     _same(run, recipe)
 
 
+def test_a_byte_that_has_flipped_in_what_one_process_wrote(recipes: dict[str, str], tmp_path: Path) -> None:
+    low = ["run.powersgd={rank: 2, start: 2}", WHOLE]
+    runs = {name: [recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("shares", "low")}
+    both = [[*runs["shares"], FSDP], [*runs["low"], *low]]
+    assert _several(2, [[*options, "run.updates=4"] for options in both]) == 0
+    for name, file in (("shares", "shards/shard-00002-model-00001-of-00001"), ("low", "powersgd-00001")):
+        folder = tmp_path / name / "checkpoints/update-00000004"
+        assert f"  {file}.safetensors\n" in (folder / "SHA256SUMS").read_text()
+        content = bytearray((folder / f"{file}.safetensors").read_bytes())
+        content[-9] ^= 1
+        (folder / f"{file}.safetensors").write_bytes(content)
+    assert _several(2, [[*options, "resume=true"] for options in both]) == 0
+    for name in runs:
+        found = sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir())
+        assert found == [f"update-0000000{n}" for n in ("2", "4", "4.damaged", "6", "8")]
+    _same(tmp_path / "shares", recipes["dalle"])
+
+
 def _forget(run: Path, update: int) -> None:
     for folder in checkpoint.folders(run):
         if int(folder.name[-8:]) > update:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +21,11 @@ from safetensors.torch import load_file
 
 import train
 from dalle import artifact
+from dalle.__main__ import main as dalle
 from dalle.data.loader import Batch
 from dalle.training import checkpoint
 from dalle.training.folder import Claim
+from dalle.training.newest import load_newest
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 from tiny_model import VQGAN_MODEL
 
@@ -91,6 +95,44 @@ def test_resuming_passes_over_damaged_checkpoints_and_keeps_them(
     assert losses(run) == losses(six_updates) and set(losses(run)) == {1, 2, 3, 4, 5, 6}
     for name, value in newest(six_updates).items():
         assert torch.equal(value, newest(run)[name]), name
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt", "SHA256SUMS"])
+def test_a_byte_that_has_flipped_is_noticed(
+    file: str, run: Path, six_updates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run / "checkpoints" / "update-00000006"
+    flip(folder / file, 0.6)
+    assert dalle(["export", str(folder), "exported"]) == 2
+    assert train.main(["vqgan.yaml", "resume=true"]) == 0
+    reason = "something else than digests|is not what was written|is missing" if file == "SHA256SUMS" else file
+    assert re.search(rf"update-00000006 is damaged \(.*({reason}).*\): it is update-00000006.damaged now", caplog.text)
+    assert "going on from update 4" in caplog.text
+    for name, value in newest(six_updates).items():
+        assert torch.equal(value, newest(run)[name]), name
+
+
+def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: Path, six_updates: Path) -> None:
+    folder = checkpoint.folders(run)[-1]
+    digests = folder / "SHA256SUMS"
+    names = {line.split()[1]: line.split()[0] for line in digests.read_text().splitlines()}
+    assert names.keys() == {path.name for path in folder.iterdir()} - {digests.name}
+    assert all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest for name, digest in names.items())
+    digests.unlink()
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert state.pop("hashed")
+    torch.save(state, folder / "state.pt")
+    assert load_newest(run).update == 6
+    torch.save(state | {"hashed": True}, folder / "state.pt")
+    assert load_newest(run).update == 4
+    assert (run / "checkpoints" / "update-00000006.damaged").exists()
+
+
+def flip(file: Path, where: float) -> None:
+    """Change one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * where)] ^= 1
+    file.write_bytes(content)
 
 
 def test_broken_lines_of_the_log_are_dropped_and_told(

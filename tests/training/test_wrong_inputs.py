@@ -17,7 +17,7 @@ import yaml
 
 import dalle
 import train
-from dalle.training import checkpoint
+from dalle.training.newest import load_newest
 from tiny_model import VQGAN_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +214,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     dalle.load_image_tokenizer(run / "model")
     assert train.main(["vqgan.yaml", "resume=true", "run.updates=2"]) == 0
-    assert checkpoint.load_newest(run).update == 2
+    assert load_newest(run).update == 2
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_a_full_disk(tracker: str, here: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(lines) == 1 and "could not be saved" in lines[0] and "resume=true" in lines[0]
-    assert checkpoint.load_newest(here / "copy").update >= 1
+    assert load_newest(here / "copy").update >= 1
     assert not list((here / "copy" / "checkpoints").glob(".*"))
 
 
@@ -282,5 +282,6 @@ def test_a_damaged_state_runs_no_code(run: Path, capfd: pytest.CaptureFixture[st
             return (Path.touch, (run / "evil",))
 
     torch.save(Evil(), run / "checkpoints" / "update-00000001" / "state.pt")
+    (run / "checkpoints" / "update-00000001" / "SHA256SUMS").unlink()
     assert "state.pt holds something else than data" in refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
     assert not (run / "evil").exists()
