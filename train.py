@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -60,10 +60,9 @@ def train(recipe: LoopRecipe) -> int:
     held_out = open_data(recipe.data, "validation", task.image_size)
     bad = BadCounter(recipe.data.max_bad)
 
-    claim = open_folder(recipe) if accelerator.is_main_process else nullcontext()
-    accelerator.wait_for_everyone()
+    claim, resume = open_folder(recipe, accelerator)
     start = 0
-    if recipe.resume:
+    if resume:
         saved = load_newest(run.dir, accelerator)
         start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
         powersgd.read(saved.folder, told, rank, world, accelerator.device)
@@ -105,6 +104,8 @@ def train(recipe: LoopRecipe) -> int:
         data, batch_size=run.batch_size, seed=run.seed, start=start, rank=rank, world=world, workers=run.workers
     )
     log = RunLog(recipe, accelerator, start, task)
+    if recipe.resume == "auto":
+        log.say(f"resume=auto: goes on after update {start}" if resume else "resume=auto: a run that begins")
     if uncompiled is not None:
         log.say(f"run.compile: {uncompiled}; training goes on uncompiled")
     outcomes, stops, update = Outcomes(log, run.max_skipped, run.dir), Stop(accelerator), start
@@ -158,7 +159,7 @@ def train(recipe: LoopRecipe) -> int:
         log.say(bad.report())
     if update < run.updates:
         log.say(f"stopped at update {update}; go on with: python train.py ... run.dir={run.dir} resume=true")
-        return 130
+        return interrupt.code
     if update == start:
         log.say(f"nothing to train: update {start} is done, and run.updates is {run.updates}")
         return 0

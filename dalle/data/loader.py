@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,8 +150,28 @@ def _loader(dataset: Dataset, seed: int, workers: int, **options: Any) -> DataLo
         generator=torch.Generator().manual_seed(seed),  # or it would draw from the global one
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_end_by_parent_only,
         **options,
     )
+
+
+def _end_by_parent_only(_: int) -> None:
+    """In a worker: SIGTERM and SIGUSR1 count only if the parent sends them.
+
+    Schedulers and launchers signal all processes of a run; its main one then finishes an update, and needs its workers.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    asked = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo(asked).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Keys:

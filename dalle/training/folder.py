@@ -8,15 +8,19 @@ import hashlib
 import json
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from dalle import artifact
-from dalle.config import dump, to_dict
+from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, to_dict
 from dalle.data import EncodedConfig, location
 from dalle.hub import resolve
 from dalle.outputs import write_text
@@ -28,25 +32,69 @@ _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safet
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems without them
 
 
-def open_folder(recipe: LoopRecipe) -> Claim:
-    """Make the folder of a run, or take up one that is there; then nobody else may until the claim is closed.
+def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractContextManager[object], bool]:
+    """Make the folder of a run, or take up one that is there: the first process does, all call it.
+
+    Returns:
+        Nobody else may train in the folder until this is closed; whether the run goes on from a checkpoint.
 
     Raises:
-        ValueError: there is nothing to resume; it holds a run already, and `resume` was not asked for; another process
-            is training in it.
+        ValueError: (in all processes) there is nothing to resume; it holds a run already, and `resume` was not asked
+            for, or is auto and that run is of another config; another process is training in it.
     """
-    run = recipe.run.dir
-    if recipe.resume != bool(checkpoint.folders(run)):
+    claim: AbstractContextManager[object] = nullcontext()
+    resume, refusal = False, None
+    if accelerator.is_main_process:
+        try:
+            resume = _resumes(recipe)
+            recipe.run.dir.mkdir(parents=True, exist_ok=True)
+            claim = Claim(recipe.run.dir)
+            for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
+                artifact.remove_scratch(parent)
+        except (ValueError, OSError) as error:
+            refusal = str(error)
+    resume, refusal = broadcast_object_list([resume, refusal])
+    if refusal is not None:
+        raise ValueError(refusal)
+    return claim, resume
+
+
+def _resumes(recipe: LoopRecipe) -> bool:
+    """Whether a run goes on from what is in its folder, as far as its recipe allows that."""
+    run, there = recipe.run.dir, bool(checkpoint.folders(recipe.run.dir))
+    if recipe.resume == "auto":
+        changes = _changes(recipe) if there else []
+        if changes:
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            raise ValueError(
+                f"{run} holds a run of another config: {', '.join(changes[:3])}{more}; choose another run.dir=FOLDER, "
+                "or go on with this config by resume=true"
+            )
+    elif recipe.resume != there:
         raise ValueError(
             f"{run}: no checkpoint to resume from; start without resume=true"
             if recipe.resume
             else f"{run} holds a run already: go on with resume=true, or choose another run.dir=FOLDER"
         )
-    run.mkdir(parents=True, exist_ok=True)
-    claim = Claim(run)
-    for parent in (run, run / "checkpoints"):
-        artifact.remove_scratch(parent)
-    return claim
+    return there
+
+
+def _changes(recipe: LoopRecipe) -> list[str]:
+    """The options in which a recipe differs from that of the run in its folder."""
+    file = recipe.run.dir / "config.yaml"
+    try:
+        content = read_yaml(file)
+        if content.get("stage") != recipe.stage:
+            return [f"stage was {content.get('stage')}, is now {recipe.stage}"]
+        before = from_dict(type(recipe), content, str(file))
+    except ConfigError as error:
+        raise ValueError(
+            f"whether {recipe.run.dir} holds a run of this config cannot be told ({str(error).splitlines()[0]}); "
+            "choose another run.dir=FOLDER, or go on with this config by resume=true"
+        ) from error
+    here = replace(before, resume=recipe.resume, run=replace(before.run, dir=recipe.run.dir))  # it may have been moved
+    was, now = flat(to_dict(here)), flat(to_dict(recipe))
+    return [f"{key} was {was.get(key)}, is now {now.get(key)}" for key in now | was if was.get(key) != now.get(key)]
 
 
 def describe(recipe: LoopRecipe) -> None:

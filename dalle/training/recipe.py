@@ -25,6 +25,7 @@ from dalle.training.perceptual import NonePerceptual, PerceptualConfig
 from dalle.training.powersgd import PowerSGDConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Resume = bool | Literal["auto"]
 
 
 @config
@@ -129,8 +130,8 @@ class ImageTokenizerRecipe:
     """Weight of the KL to the uniform prior, in the paper's scale (dVAE, and the Gumbel quantizer)."""
     temperature: Ramp = Ramp(first=1.0, last=1 / 16, updates=150_000)
     """Temperature of the Gumbel-softmax relaxation (dVAE, and the Gumbel quantizer)."""
-    resume: bool = False
-    """Go on from the newest checkpoint of run.dir."""
+    resume: Resume = False
+    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
         if min(self.temperature.first, self.temperature.last) <= 0:
@@ -152,8 +153,8 @@ class CLIPRecipe:
     """Chance of dropping a BPE merge in training."""
     augment: float = 0.0
     """Strength, up to 1, of random changes of the pictures: place, size, turn, colours, a hole, noise; 0: none."""
-    resume: bool = False
-    """Go on from the newest checkpoint of run.dir."""
+    resume: Resume = False
+    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.augment <= 1:
@@ -193,8 +194,8 @@ class DALLERecipe:
     """Prompts of the sample pictures; always drawn with the same seeds."""
     sampling: SamplingConfig = SamplingConfig(guidance=2.0)
     """How the sample pictures are drawn, and what the model folder is drawn with if nothing else is said."""
-    resume: bool = False
-    """Go on from the newest checkpoint of run.dir."""
+    resume: Resume = False
+    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.optim.ema is not None:

@@ -202,13 +202,25 @@ def _peak_memory(device: torch.device) -> int:
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into a flag, read by the loop between updates; a second one ends at once."""
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag, read by the loop between updates; a second Ctrl-C ends at once.
+
+    A scheduler sends the others to all processes of a job, and a launcher passes on what it got: twice is once.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
+    @property
+    def code(self) -> int:
+        """The exit code of a run that was ended: 128 and the signal's number, as shells say it.
+
+        Where another process of the run got it, it is taken for SIGTERM.
+        """
+        return 128 + (self.signal or signal.SIGTERM)
+
     def __enter__(self) -> Interrupt:
-        self.before = {int(s): signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self.before = {int(number): signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -217,4 +229,5 @@ class Interrupt:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, self.before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self.before[number])

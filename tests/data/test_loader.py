@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import multiprocessing
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -251,3 +254,18 @@ def test_training_counts_broken_records_to_the_end(
 def test_shapes_have_no_broken_records(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert next(batches(ShapesPairs(ShapesData(), "train", 8), batch_size=64, seed=0)).bad == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
+def test_a_worker_ends_when_its_parent_says_so_and_nobody_else() -> None:
+    stream = batches(Numbers(20), batch_size=4, seed=0, workers=1)
+    next(stream)
+    worker = multiprocessing.active_children()[0]
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    subprocess.run(["kill", "-USR1", str(worker.pid)], check=True)
+    for _ in range(12):  # more than were prepared before
+        next(stream)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0

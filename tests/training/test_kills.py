@@ -54,9 +54,8 @@ class Run:
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def start(self) -> subprocess.Popen[str]:
-        resume = [f"resume={str(bool(checkpoint.folders(self.folder))).lower()}"]
         return subprocess.Popen(
-            self.command + resume,
+            [*self.command, "resume=auto"],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,

@@ -148,7 +148,7 @@ def test_resumed_equals_uninterrupted(stage: str, precision: str, tokenizers: di
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.RunLog, "train", interrupt_at_5)
-        assert train.main(options) == 130
+        assert train.main(options) == 128 + signal.SIGTERM
     assert [p.name for p in checkpoint.folders(parts)] == ["update-00000005"]
     assert train.main([*options, "resume=true"]) == 0
     assert _losses(parts) == _losses(whole)
@@ -190,17 +190,25 @@ def _same_run(a: Path, b: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_by_a_signal_saves_and_says_how_to_go_on(tokenizers: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp_path: Path) -> None:
+    """To one process by Ctrl-C; by a scheduler and its launcher to all, those too that prepare data."""
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
-    command = [sys.executable, "train.py", config, f"run.dir={tmp_path / 'run'}", "run.updates=100000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "train.py", config, f"run.dir={tmp_path / 'run'}", "run.updates=100000", "run.workers=2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (log.exists() and log.stat().st_size > 500) and time.monotonic() < deadline:
         os.sched_yield()
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "resume=true" in output
+    if sent == signal.SIGINT:
+        process.send_signal(sent)
+    else:
+        os.killpg(process.pid, sent)
+        os.killpg(process.pid, sent)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + sent and "resume=true" in output and "DataLoader" not in output, output
     assert load_newest(tmp_path / "run").update > 0
 
 

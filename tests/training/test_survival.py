@@ -128,6 +128,49 @@ def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: P
     assert (run / "checkpoints" / "update-00000006.damaged").exists()
 
 
+def test_one_command_begins_a_run_and_goes_on_with_it(
+    run: Path, six_updates: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run)
+    command = ["vqgan.yaml", "resume=auto"]
+
+    def interrupted(self: train.RunLog) -> None:
+        self.bar.update()
+        if self.bar.n == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what the scheduler sent to all
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.RunLog, "step", interrupted)
+        assert train.main(command) == 128 + signal.SIGTERM
+    assert "a run that begins" in capfd.readouterr().out
+    assert load_newest(run).update == 3
+    assert train.main(command) == 0
+    assert "goes on after update 3" in capfd.readouterr().out
+    assert losses(run) == losses(six_updates)
+    assert train.main(command) == 0
+    assert "nothing to train: update 6 is done" in capfd.readouterr().out
+
+
+def test_going_on_by_itself_wants_the_same_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for changed, told in (
+        (["optim.lr=2e-3"], "run holds a run of another config: optim.lr was 0.001, is now 0.002; choose"),
+        (["run.updates=8", "run.keep=3", "model.channels=16", "l1_weight=2"], "and 1 more; choose another run.dir="),
+        (["run.precision=fp16"], "run.precision is fp16, which needs a GPU"),
+    ):
+        assert train.main(["vqgan.yaml", "resume=auto", *changed]) == 2
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 1 and told in lines[0]
+    (run / "config.yaml").write_text("stage: clip\n")
+    assert train.main(["vqgan.yaml", "resume=auto"]) == 2
+    assert "stage was clip, is now image_tokenizer" in capfd.readouterr().err
+    (run / "config.yaml").unlink()
+    assert train.main(["vqgan.yaml", "resume=auto"]) == 2
+    assert "cannot be told (run/config.yaml: no such file); choose" in capfd.readouterr().err
+    shutil.rmtree(run / "checkpoints")  # nothing is there to go on with, nor to lose
+    assert train.main(["vqgan.yaml", "resume=auto", "run.updates=1"]) == 0
+
+
 def flip(file: Path, where: float) -> None:
     """Change one bit of a file."""
     content = bytearray(file.read_bytes())
