@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -22,6 +23,15 @@ Draw = Callable[[int], object]
 """Draws the image tokens of so many candidates."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """The loss of texts [B, T] and image tokens [B, N]."""
+NOT_NEEDED: dict[str, dict[str, object]] = {
+    "pkg_resources": {"get_distribution": metadata.distribution},
+    "requests": {},
+    "omegaconf": {"OmegaConf": object},
+    "taming": {},
+    "taming.models": {},
+    "taming.models.vqgan": {"VQModel": object, "GumbelVQ": object},
+}
+"""What DALLE-pytorch imports for image tokenizers that are not made here, and for its version."""
 
 
 def package(name: str, folder: Path | None = None) -> types.ModuleType:
@@ -111,6 +121,8 @@ def transformers(args: argparse.Namespace, device: torch.device, dtype: torch.dt
 
 def dalle_pytorch_model(args: argparse.Namespace) -> torch.nn.Module:
     """lucidrains' DALLE, with an image tokenizer as small as can be."""
+    for name, wanted in NOT_NEEDED.items():
+        vars(package(name)).update(wanted)
     from dalle_pytorch import DALLE, DiscreteVAE
 
     vae = DiscreteVAE(image_size=args.rows * 2, num_layers=1, num_tokens=args.codes, codebook_dim=8, hidden_dim=8)
