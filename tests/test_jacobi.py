@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +10,14 @@ import pytest
 import torch
 from published.references.transformers import CASES, features, inputs
 from published.test_transformers import built, read, reference
+from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor, nn
 
 from dalle.config import to_dict
 from dalle.generate import generate
 from dalle.jacobi import draw_ahead
-from dalle.model import DALLE, DALLEConfig
 from dalle.pipeline import TextToImage
 from dalle.sampling import draw
-from dalle.transformer import TransformerConfig
-
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=2, heads=2),
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(3, 4),
-    conv_kernel=3,
-)
-TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2], [1, 0, 0, 0, 0]])
-SEEDS = [[4, 5, 6], [7], [4, 9]]
-KINDS: list[dict[str, Any]] = [
-    {"attention": ("full",)},
-    {"attention": ("row",)},
-    {"attention": ("column",)},
-    {"attention": ("conv",)},
-    {"attention": ("row", "column"), "last_attention": "conv", "positions": "rope"},
-    {"shift_tokens": True, "positions": "learned_cells", "begin_id": 2},
-    {"transformer": replace(CONFIG.transformer, reversible=True, feed_forward="geglu", qk_norm=True)},
-]
-
-
-def tiny(options: dict[str, Any], scale: float = 0.4) -> DALLE:
-    """A model with random weights that look at what went before; in float64, so that ties do not decide."""
-    torch.manual_seed(0)
-    model = DALLE(replace(CONFIG, **options)).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=scale)
-    return model.double()
 
 
 def steps(*args: Any, **options: Any) -> tuple[Tensor, int]:
@@ -69,18 +38,7 @@ def test_the_tokens_of_one_by_one_drawing(kind: dict, window: int) -> None:
     assert torch.equal(codes, plain) and count == 12 and 1 < fewer <= 12
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"guidance": 2.5, "temperature": 0.8},
-        {"guidance": 0.5, "top_k": 4, "top_p": 0.9},
-        {"guidance": 3.0, "temperature": 0},
-        {"guidance": 2.5, "guidance_until": 5},
-        {"guidance": 2.5, "guidance_until": 0},
-        {"batch_size": 1},
-        {"batch_size": 4},
-    ],
-)
+@pytest.mark.parametrize("options", OPTIONS)
 def test_with_every_option(options: dict) -> None:
     model = tiny(KINDS[4])
     expected = generate(model, TEXT, SEEDS, **options)

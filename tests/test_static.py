@@ -11,7 +11,7 @@ import pytest
 import torch
 from published.references.transformers import CASES, features, inputs
 from published.test_transformers import built, read, reference
-from test_jacobi import KINDS, SEEDS, TEXT, tiny
+from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor
 
 from dalle import cpu, static
@@ -61,19 +61,7 @@ def test_the_tokens_of_the_plain_way(kind: dict, recorded: list[int], monkeypatc
     assert len(recorded) > 1 and recorded == sorted(set(recorded))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"guidance": 2.5, "temperature": 0.8},
-        {"guidance": 0.5, "top_k": 4, "top_p": 0.9},
-        {"guidance": 3.0, "temperature": 0},
-        {"guidance": 2.5, "guidance_until": 5},
-        {"guidance": 2.5, "guidance_until": 0},
-        {"guidance_until": 1, "guidance": 2.0, "batch_size": 2},
-        {"batch_size": 1},
-        {"batch_size": 4},
-    ],
-)
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("lead", [0, 5])
 def test_options_and_batches(
     options: dict[str, Any], lead: int, recorded: list[int], monkeypatch: pytest.MonkeyPatch

@@ -24,11 +24,20 @@ _FLAGS = (
 )
 
 
+def cpp_compiler() -> list[str] | None:
+    """The command of the C++ compiler: what CXX names, else g++ or clang++; None where it is not there."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [["g++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    return None
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled code, from the cache or made now; None where that fails, with the reason in the log."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or ""]
-    if not shutil.which(compiler[0]) or platform.system() != "Linux":
+    compiler = cpp_compiler()
+    if compiler is None or platform.system() != "Linux":
         logger.debug("no compiled code for this CPU: it takes Linux and g++ or clang++")
         return None
     try:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shlex
-import shutil
 
 import torch
 from torch import nn
 
+from dalle.cpu.build import cpp_compiler
 from dalle.image.vqgan import Decoder, Encoder
 from dalle.transformer import Block
 
@@ -34,10 +32,8 @@ def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
 
 def _missing(device: torch.device) -> str | None:
     """What torch.compile wants for a device and does not find."""
-    if device.type == "cpu":
-        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
-        if shutil.which(compiler[0]) is None and shutil.which("clang++") is None:
-            return "there is no C++ compiler (g++ or clang++)"
-    elif device.type == "cuda" and importlib.util.find_spec("triton") is None:
+    if device.type == "cpu" and cpp_compiler() is None:
+        return "there is no C++ compiler (g++, clang++, or what CXX names)"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None

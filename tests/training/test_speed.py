@@ -101,10 +101,13 @@ def test_without_a_compiler_training_goes_on(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert compiling._missing(torch.device("cpu")) == "there is no C++ compiler (g++ or clang++)"
+    assert compiling._missing(torch.device("cpu")) == "there is no C++ compiler (g++, clang++, or what CXX names)"
     trained(tmp_path / "run", recipe_of(parts, tmp_path / "run", updates=1, compile=True))
     out = capsys.readouterr()
-    assert "run.compile: there is no C++ compiler (g++ or clang++); training goes on uncompiled" in out.out + out.err
+    assert (
+        "run.compile: there is no C++ compiler (g++, clang++, or what CXX names); training goes on uncompiled"
+        in out.out + out.err
+    )
 
 
 @pytest.mark.slow
