@@ -119,7 +119,7 @@ def train(recipe: LoopRecipe) -> int:
             micro = [task.inputs(part) for part in batch.split(run.accumulation)]
             figures: dict[str, float] = {}
             norms: dict[str, Tensor] = {}  # of the gradient of each phase, on the device
-            to_log = (update + 1) % run.log_every == 0 or update + 1 == run.updates
+            to_log = run.logs(update)
             for phase in task.active(update):
                 total, noted = accumulate(task, phase, micro, accelerator, update)
                 optimizer, how = optimizers[phase.name], told.get(phase.name)
@@ -142,7 +142,7 @@ def train(recipe: LoopRecipe) -> int:
             taken = outcomes.settle(update if to_log else update - 1)
             log.step()
             if to_log and taken:
-                log.train(update, figures)
+                log.train(update, figures | task.figures(lambda t: accelerator.reduce(t, reduction="sum")))
             stop = stops(interrupt.signal is not None)
             last = update == run.updates
             if update % run.save_every == 0 or last or stop:

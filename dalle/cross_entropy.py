@@ -40,6 +40,8 @@ class MeanLoss(NamedTuple):
     """Mean cross-entropy, without gradient."""
     z: Tensor
     """Mean of log² Z, without gradient."""
+    hits: Tensor | None
+    """Share of the rows whose right answer is the likeliest, without gradient; None if it was not asked for."""
 
 
 def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, at_once: int | None = None) -> Scores:
@@ -62,7 +64,13 @@ def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, at_once: i
 
 
 def mean_loss(
-    head: nn.Module, hidden: Tensor, targets: Tensor, z_weight: float = 0.0, *, at_once: int | None = None
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    z_weight: float = 0.0,
+    *,
+    hits: bool = False,
+    at_once: int | None = None,
 ) -> MeanLoss:
     """Mean cross-entropy of all rows, and z-loss (PaLM, arXiv 2204.02311, section 5), which keeps Z near 1.
 
@@ -74,16 +82,19 @@ def mean_loss(
         hidden: [M, C], M >= 1.
         targets: int [M], ids in [0, V).
         z_weight: weight of log² Z; the paper's is 1e-4.
+        hits: count how often the right answer is the likeliest; that takes one more look at the logits.
         at_once: logits that may stand in memory at a time; None: what suits the device.
     """
     if type(head) is Linear and torch.is_grad_enabled():
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
-        return MeanLoss(*_MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype))
-    nats, log_z, _ = token_scores(head, hidden, targets, at_once=at_once)
+        loss, nats, z, found = _MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype, hits)
+        return MeanLoss(loss, nats, z, found if hits else None)
+    nats, log_z, right = token_scores(head, hidden, targets, at_once=at_once)
     mean, z = nats.mean(), log_z.square().mean()
-    return MeanLoss(mean + z_weight * z if z_weight else mean, mean.detach(), z.detach())
+    loss = mean + z_weight * z if z_weight else mean
+    return MeanLoss(loss, mean.detach(), z.detach(), right.float().mean() if hits else None)
 
 
 def piece_rows(rows: int, codes: int, device: str, at_once: int | None = None) -> int:
@@ -127,18 +138,23 @@ class _MeanLoss(torch.autograd.Function):
         z_weight: float,
         rows: int,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        hits: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         count = len(hidden)
         matrix = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
         sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        found = torch.zeros((), dtype=torch.int64, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden) if of_hidden else None
         weight_gradient: Tensor | None = None
         bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
         for start in range(0, count, rows):
             states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            made, slope = _slopes(F.linear(states, matrix, offset), ids, z_weight, bias_gradient)
+            logits = F.linear(states, matrix, offset)  # [m, V]
+            if hits:
+                found += (logits.argmax(-1) == ids).sum()
+            made, slope = _slopes(logits, ids, z_weight, bias_gradient)
             sums += made
             if hidden_gradient is not None:
                 hidden_gradient[start : start + rows] = slope @ matrix
@@ -148,9 +164,9 @@ class _MeanLoss(torch.autograd.Function):
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes, ctx.count = (weight.dtype, None if bias is None else bias.dtype), count
         nats, z = (sums / count).unbind()
-        loss = nats + z_weight * z
-        ctx.mark_non_differentiable(nats, z)
-        return loss, nats, z
+        loss, share = nats + z_weight * z, found / count
+        ctx.mark_non_differentiable(nats, z, share)
+        return loss, nats, z, share
 
     @staticmethod
     @once_differentiable
@@ -162,7 +178,7 @@ class _MeanLoss(torch.autograd.Function):
             None if hidden is None else hidden * scale.to(hidden.dtype),
             None if weight is None else (weight * scale).to(of_weight),
             None if bias is None else (bias * scale).to(of_bias),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 

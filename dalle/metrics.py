@@ -69,18 +69,19 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
 
 
 class CodebookUse:
-    """Counts how often each code is drawn, over any number of batches.
+    """Counts how often each code is drawn, over any number of batches; a GPU is not waited for.
 
     Attributes:
-        counts: int64 [K], on the CPU; sum it over processes before reading the figures.
+        counts: int64 [K]; sum it over processes before reading the figures.
     """
 
-    def __init__(self, codebook_size: int):
-        self.counts = torch.zeros(codebook_size, dtype=torch.long)
+    def __init__(self, codebook_size: int, device: torch.device | str = "cpu"):
+        self.counts = torch.zeros(codebook_size, dtype=torch.long, device=device)
 
     def update(self, codes: Tensor) -> None:
         """Count `codes`, int64 of any shape with 0 <= code < K."""
-        self.counts += torch.bincount(codes.flatten().cpu(), minlength=len(self.counts))
+        flat = codes.flatten().to(self.counts.device)
+        self.counts.scatter_add_(0, flat, torch.ones_like(flat))  # bincount looks at its result's length
 
     @property
     def used(self) -> float:

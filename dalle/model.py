@@ -210,7 +210,9 @@ class DALLE(nn.Module):
         hidden = self._hidden(self._prefix(text), image_ids)
         return self.image_head(hidden[:, self.config.prefix_length - 1 :])
 
-    def losses(self, text: Tensor, image_ids: Tensor, z_weight: float = 0.0) -> dict[str, Tensor]:
+    def losses(
+        self, text: Tensor, image_ids: Tensor, z_weight: float = 0.0, accuracy: bool = False
+    ) -> dict[str, Tensor]:
         """Mean cross-entropy per token, in nats, in float32; the logits are never there all at once.
 
         The paper weighs text 1/8 and image 7/8. Padding counts as text, as each position has its own padding token.
@@ -219,10 +221,12 @@ class DALLE(nn.Module):
             text: int [B, <= T], as in `forward`.
             image_ids: int [B, N].
             z_weight: weight of log² Z, which is added to each token's cross-entropy (`dalle.cross_entropy`).
+            accuracy: count how often the likeliest image token is the right one.
 
         Returns:
             "text": over the T - 1 text tokens that follow another (0 of models without a text head); "image": over the
-            N image tokens. With a z_weight also "text_z" and "image_z", means of log² Z, without gradient. Scalars.
+            N image tokens. With a z_weight also "text_z" and "image_z", means of log² Z, and with `accuracy`
+            "image_accuracy", a share, without gradient. Scalars.
         """
         prefix = self._prefix(text)
         hidden = self._hidden(prefix, image_ids)
@@ -230,10 +234,12 @@ class DALLE(nn.Module):
         found = {"text": hidden.new_zeros((), dtype=torch.float32)}
         for name, part in (("text", words), ("image", image)):
             if part is not None:
-                made = mean_loss(*part, z_weight)
+                made = mean_loss(*part, z_weight, hits=accuracy and name == "image")
                 found[name] = made.loss
                 if z_weight:
                     found[name + "_z"] = made.z
+                if made.hits is not None:
+                    found[name + "_accuracy"] = made.hits
         return found
 
     def token_losses(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:

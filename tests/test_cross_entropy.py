@@ -43,13 +43,16 @@ def test_mean_loss_is_that_of_all_logits(at_once: int, z_weight: float, bias: bo
     head, hidden, targets = made(bias)
     of = (hidden, *head.parameters())
     expected, z = whole(head, hidden, targets, z_weight)
-    found = mean_loss(head, hidden, targets, z_weight, at_once=at_once)
+    found = mean_loss(head, hidden, targets, z_weight, hits=True, at_once=at_once)
     torch.testing.assert_close(found.loss, expected)
+    right = int((head(hidden).argmax(-1) == targets).sum())
+    assert found.hits is not None and found.hits.item() == pytest.approx(right / ROWS) and right >= 4
+    assert mean_loss(head, hidden, targets, z_weight, at_once=at_once).hits is None
     torch.testing.assert_close(found.nats, F.cross_entropy(head(hidden), targets).detach())
     torch.testing.assert_close(found.z, z.detach())
     torch.testing.assert_close(gradients(found.loss, *of), gradients(expected, *of))
     with torch.no_grad():
-        torch.testing.assert_close(mean_loss(head, hidden, targets, z_weight, at_once=at_once), found)
+        torch.testing.assert_close(mean_loss(head, hidden, targets, z_weight, hits=True, at_once=at_once), found)
 
 
 class Doubled(nn.Module):

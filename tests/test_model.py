@@ -93,8 +93,10 @@ def test_fewer_image_tokens_give_the_same_first_logits() -> None:
 @torch.no_grad()
 def test_losses_equal_the_log_probabilities_one_by_one() -> None:
     model, (text, image_ids) = build(), pairs()
-    losses = model.losses(text, image_ids)
+    losses = model.losses(text, image_ids, accuracy=True)
     log_probabilities = model(text, image_ids).log_softmax(-1)
+    right = [int(log_probabilities[b, i].argmax()) == image_ids[b, i] for b in range(3) for i in range(12)]
+    assert losses["image_accuracy"].item() == pytest.approx(sum(map(int, right)) / 36)
     nats = [-log_probabilities[b, i, image_ids[b, i]] for b in range(3) for i in range(12)]
     torch.testing.assert_close(losses["image"], torch.stack(nats).mean())
     words = text.clone()

@@ -97,6 +97,10 @@ class RunConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
+    def logs(self, update: int) -> bool:
+        """Whether the update that follows `update` others has a line in the log."""
+        return (update + 1) % self.log_every == 0 or update + 1 == self.updates
+
 
 @config
 class TextTokenizerRecipe:

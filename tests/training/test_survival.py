@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ import train
 from dalle import artifact
 from dalle.__main__ import main as dalle
 from dalle.data.loader import Batch
+from dalle.metrics import CodebookUse
 from dalle.training import checkpoint
 from dalle.training.folder import Claim
 from dalle.training.newest import load_newest
@@ -273,6 +275,31 @@ def test_a_clock_that_jumps_changes_nothing(run: Path, six_updates: Path, tmp_pa
     for name, value in newest(tmp_path / "steady").items():
         assert torch.equal(value, newest(tmp_path / "jumped")[name]), name
     assert (tmp_path / "jumped" / "report.html").exists()
+
+
+def test_the_log_has_the_use_of_codes_of_all_batches_since_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
+    counted, passes = CodebookUse.update, []
+
+    def noted(self: CodebookUse, codes: torch.Tensor) -> None:
+        counted(self, codes)
+        passes.append(codes.flatten().tolist())
+
+    monkeypatch.setattr(CodebookUse, "update", noted)
+    options = ["run.log_every=2", "run.updates=4", "run.accumulation=2", "run.validate_every=9", "run.save_every=9"]
+    assert train.main(["vqgan.yaml", *options]) == 0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    for update, first in ((2, 0), (4, 4)):
+        found = next(line for line in lines if line["update"] == update and "train/codebook_used" in line)
+        counts = Counter(code for codes in passes[first : first + 4] for code in codes)
+        size = VQGAN_MODEL["quantizer"]["codebook_size"]
+        shares = [n / sum(counts.values()) for n in counts.values()]
+        assert found["train/codebook_used"] == len(counts) / size and found["train/dead_codes"] == size - len(counts)
+        perplexity = math.exp(-sum(share * math.log(share) for share in shares))
+        assert found["train/codebook_perplexity"] == pytest.approx(perplexity)
 
 
 def test_a_batch_of_nan_is_skipped_and_told(

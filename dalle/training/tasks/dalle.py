@@ -104,7 +104,8 @@ class DALLETask(Task):
         return self.text_tokenizer.encode(captions, length, dropout=dropout, seed=seed)
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        recipe, losses = self.recipe, self.model.losses(inputs.text, inputs.codes, self.recipe.z_weight)
+        recipe = self.recipe
+        losses = self.model.losses(inputs.text, inputs.codes, recipe.z_weight, recipe.run.logs(update))
         total = recipe.text_weight * losses["text"] + recipe.image_weight * losses["image"]
         for name in ("text", "image"):  # what is logged is cross-entropy, as in a validation
             if name + "_z" in losses:

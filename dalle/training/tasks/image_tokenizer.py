@@ -14,7 +14,7 @@ from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import image_tokenizer_figures, unit_images
 from dalle.image import ImageTokenizer, Reconstruction, build
-from dalle.metrics import SSIM_WINDOW
+from dalle.metrics import SSIM_WINDOW, CodebookUse
 from dalle.training.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
@@ -84,6 +84,7 @@ class ImageTokenizerTask(Task):
         self.image_size = self.model.image_size
         if self.image_size < SSIM_WINDOW:
             raise ValueError(f"model.image_size is {self.image_size}: validation needs at least {SSIM_WINDOW}")
+        self.use = CodebookUse(self.model.codebook_size, device)
         height, width = self.model.grid
         self.tokens_per_image = height * width
         self.codes_per_value = height * width / (3 * self.model.image_size**2)
@@ -99,6 +100,7 @@ class ImageTokenizerTask(Task):
         if phase.name == "discriminator":
             return self._discriminator(inputs)
         made = self.model(inputs.images, temperature=ramp(self.recipe.temperature, update))
+        self.use.update(made.codes)
         if "reconstruction" in made.losses:
             return self._likelihood(made, update)
         return self._vqgan(made, inputs, update)
@@ -162,6 +164,13 @@ class ImageTokenizerTask(Task):
         self.model.discard_gathered()
         if self.adversary is not None:
             self.adversary.gradients.zero_()
+
+    def figures(self, reduce: Reduce) -> dict[str, float]:
+        """Use of the codebook; a dVAE's and a Gumbel quantizer's codes are drawn with noise here."""
+        self.use.counts = reduce(self.use.counts)
+        figures = self.use.figures()
+        self.use.counts = torch.zeros_like(self.use.counts)
+        return figures
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         assert isinstance(model, ImageTokenizer)

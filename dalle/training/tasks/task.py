@@ -76,6 +76,10 @@ class Task(ABC):
     def discard_update(self) -> None:
         """Forget what the micro-batches of a skipped update gathered."""
 
+    def figures(self, reduce: Reduce) -> dict[str, float]:
+        """What is logged besides means, of all that was trained on since the last call; `reduce` as above."""
+        return {}
+
     @abstractmethod
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Figures of `model` (the averaged weights) over validation batches."""
