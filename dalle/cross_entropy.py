@@ -27,8 +27,8 @@ class Scores(NamedTuple):
     """[M] float32, cross-entropy of each row."""
     log_z: Tensor
     """[M] float32, logarithm of the softmax's denominator."""
-    hits: Tensor
-    """[M] bool, whether the right answer is the likeliest."""
+    likeliest: Tensor
+    """[M] int64, the likeliest answer."""
 
 
 class MeanLoss(NamedTuple):
@@ -91,10 +91,10 @@ def mean_loss(
         rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
         loss, nats, z, found = _MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype, hits)
         return MeanLoss(loss, nats, z, found if hits else None)
-    nats, log_z, right = token_scores(head, hidden, targets, at_once=at_once)
+    nats, log_z, likeliest = token_scores(head, hidden, targets, at_once=at_once)
     mean, z = nats.mean(), log_z.square().mean()
     loss = mean + z_weight * z if z_weight else mean
-    return MeanLoss(loss, mean.detach(), z.detach(), right.float().mean() if hits else None)
+    return MeanLoss(loss, mean.detach(), z.detach(), (likeliest == targets).float().mean() if hits else None)
 
 
 def piece_rows(rows: int, codes: int, device: str, at_once: int | None = None) -> int:
@@ -119,10 +119,10 @@ def _codes(head: nn.Module) -> int:
 
 def _scores(head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits: Tensor = head(hidden)
-    hits = logits.argmax(-1) == targets
+    likeliest = logits.argmax(-1)
     logits = logits.float()
     log_z = logits.logsumexp(-1)
-    return log_z - logits.gather(1, targets[:, None])[:, 0], log_z, hits
+    return log_z - logits.gather(1, targets[:, None])[:, 0], log_z, likeliest
 
 
 class _MeanLoss(torch.autograd.Function):

@@ -78,20 +78,25 @@ def dalle_figures(
     image_tokenizer: ImageTokenizer,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
-    """Mean nats per image token, and per text token that is not padding; how often the likeliest code is right."""
+    """Mean nats per image token, and per text token that is not padding; how often the likeliest code is right.
+
+    Also which share of the codebook the likeliest codes take: a model that guesses the same few has learnt little.
+    """
     device = device_of(model)
+    guessed = metrics.CodebookUse(model.config.image_vocab)
     image_sum, image_count, text_sum, text_count, hits = 0.0, 0, 0.0, 0, 0
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
         codes = codes_of(batch, image_tokenizer, device)
-        of_text, of_image, hit = model.token_losses_and_hits(text, codes)  # [B, T - 1], [B, N], [B, N]
-        hits += int(hit.sum())
+        of_text, of_image, likeliest = model.token_losses_and_likeliest(text, codes)  # [B, T - 1], [B, N], [B, N]
+        hits += int((likeliest == codes).sum())
+        guessed.update(likeliest)
         image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
         if isinstance(text_tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
             real = text[:, text.shape[1] - of_text.shape[1] :] != text_tokenizer.pad_id
             text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
     nats = {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
-    return nats | {"image_accuracy": hits / image_count}
+    return nats | {"image_accuracy": hits / image_count, "likeliest_used": guessed.used}
 
 
 def evaluate(
@@ -160,6 +165,7 @@ _MEANING = {
     "image_nats": "nats per image token",
     "text_nats": "nats per text token",
     "image_accuracy": "share of the image tokens that are the model's likeliest",
+    "likeliest_used": "share of the codes that are the likeliest somewhere",
 }
 
 

@@ -248,18 +248,18 @@ class DALLE(nn.Module):
         Returns:
             [B, T - 1] of the text from its second token on (with `begin_id` [B, T], without text head [B, 0]); [B, N].
         """
-        of_text, of_image, _ = self.token_losses_and_hits(text, image_ids)
+        of_text, of_image, _ = self.token_losses_and_likeliest(text, image_ids)
         return of_text, of_image
 
-    def token_losses_and_hits(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`token_losses`, and whether each image token is the one that the model finds likeliest: bool [B, N]."""
+    def token_losses_and_likeliest(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`token_losses`, and what the model finds likeliest in place of each image token: int64 [B, N]."""
         prefix = self._prefix(text)
         image, words = self._heads(self._hidden(prefix, image_ids), prefix, image_ids)
         scores = token_scores(*image)
-        of_image, hits = scores.nats.view_as(image_ids), scores.hits.view_as(image_ids)
+        of_image, likeliest = scores.nats.view_as(image_ids), scores.likeliest.view_as(image_ids)
         if words is None:
-            return of_image.new_zeros(len(prefix), 0), of_image, hits
-        return token_scores(*words).nats.view(len(prefix), -1), of_image, hits
+            return of_image.new_zeros(len(prefix), 0), of_image, likeliest
+        return token_scores(*words).nats.view(len(prefix), -1), of_image, likeliest
 
     def _heads(
         self, hidden: Tensor, prefix: Tensor, image_ids: Tensor

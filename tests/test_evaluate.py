@@ -97,19 +97,20 @@ def test_figures_of_a_dalle(folder: Path, pairs: list[Pair]) -> None:
     model = dalle.load_model(folder / "model")
     words = dalle.load_text_tokenizer(folder / "text_tokenizer")
     tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
-    image_nats, text_nats, hits = [], [], []
+    image_nats, text_nats, hits, guessed = [], [], [], set()
     for pair in pairs:
         text = words.encode([pair.caption], model.config.text_length)
         codes = tokenizer.encode(tensor(pair)).flatten(1)
         with torch.no_grad():
             logits = model(text, codes)[0].double()
             of_text = model.text_head(model._hidden(model._prefix(text), codes))[0].double()
+        guessed |= set(logits.argmax(-1).tolist())
         hits += [row.tolist().index(max(row.tolist())) == code for row, code in zip(logits, codes[0].tolist())]
         image_nats += [-float(row[code] - row.logsumexp(0)) for row, code in zip(logits, codes[0].tolist())]
         length = int((text[0] != words.pad_id).sum())
         text_nats += [-float(of_text[i - 1, word] - of_text[i - 1].logsumexp(0)) for i, word in _real(text[0], length)]
     expected = {"image_nats": np.mean(image_nats), "text_nats": np.mean(text_nats), "image_accuracy": np.mean(hits)}
-    expected["images"] = len(pairs)
+    expected |= {"images": len(pairs), "likeliest_used": len(guessed) / model.config.image_vocab}
     assert evaluate(folder / "model", DATA, "validation", batch_size=3) == pytest.approx(expected, rel=1e-4)
 
 

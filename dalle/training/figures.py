@@ -23,7 +23,7 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("CLIP score of the samples", ("clip_score",)),
     ("PSNR, dB", ("psnr",)),
     ("SSIM", ("ssim",)),
-    ("Codebook: share in use", ("codebook_used",)),
+    ("Codebook: share in use", ("codebook_used", "likeliest_used")),
     ("Codebook: perplexity and dead codes", ("codebook_perplexity", "dead_codes")),
     ("Retrieval", ("image_to_text@1", "image_to_text@10", "text_to_image@1", "text_to_image@10")),
     ("CLIP: scale of similarities", ("scale",)),

@@ -32,7 +32,7 @@ from dalle.training.tasks.task import Phase, Samples, Task, image_grid
 from dalle.transfer import onto
 from dalle.weights import Tensors
 
-_METHODS = ("losses", "token_losses_and_hits", "new_cache", "prefill", "extend", "extend_each")
+_METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
 
 
 @dataclass
