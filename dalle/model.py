@@ -169,7 +169,7 @@ class DALLE(nn.Module):
         """Have fast ways to a kind, or to one of the stored masks."""
         self.patterns[kind] = pattern
         keys = pattern.keys(self.config.prefix_length + self.config.image_length - 1)
-        self.register_buffer(f"{kind}_keys", keys.to(self.image_embedding.weight.device), persistent=False)
+        self.register_buffer(f"{kind}_keys", keys.to(next(self.buffers()).device), persistent=False)
 
     def recognise(self) -> None:
         """Find out which of the stored masks are of a kind that there are fast ways for; where they came, once."""

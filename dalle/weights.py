@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from ctypes import CDLL, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -211,7 +211,7 @@ def bare() -> Iterator[None]:
 
     (On the meta device torch imports 100 MB of Python to draw numbers that are none.)
     """
-    functions = {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
+    functions = initialisers()
     try:
         for name in functions:
             setattr(nn.init, name, lambda tensor, *_, **__: tensor)
@@ -221,13 +221,18 @@ def bare() -> Iterator[None]:
             setattr(nn.init, name, function)
 
 
+def initialisers() -> dict[str, Callable[..., Any]]:
+    """The functions of `torch.nn.init` that give a tensor numbers, by name."""
+    return {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
+
+
 def fill(
     module: _Module, tensors: Tensors, source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> _Module:
     """Give a module a state, strictly, and put it on a device in evaluation mode.
 
     Args:
-        module: its parameters may be `bare`.
+        module: its parameters may be `bare`, or on the meta device within `training.cutting.made_in_shares`.
         tensors: its state; copied, so that the file it comes from may change afterwards.
         source: where it comes from, for messages.
         device: where it goes.
@@ -237,6 +242,7 @@ def fill(
         ValueError: keys are missing, left over, or of another shape.
     """
     check_fit(module, tensors, source)
+    in_shares = any(parameter.is_meta for parameter in module.parameters())
     for name, own in module.state_dict(keep_vars=True).items():
         place, _, leaf = name.rpartition(".")
         value = tensors[name]
@@ -244,16 +250,19 @@ def fill(
         kept = dtype is None or not own.is_floating_point() or leaf in _EXACT
         kind = own.dtype if dtype is None or kept else dtype
         made = own.detach()
-        if (made.dtype, made.device) != (kind, torch.device(device)):
-            made = torch.empty(own.shape, dtype=kind, device=device)
-        made.copy_(value)
-        forget(value)
+        if in_shares and isinstance(own, nn.Parameter):  # registering it copies what is kept of it
+            made = value.to(kind)
+        else:
+            if (made.dtype, made.device) != (kind, torch.device(device)):
+                made = torch.empty(own.shape, dtype=kind, device=device)
+            made.copy_(value)
         owner = module.get_submodule(place)
         if isinstance(own, nn.Parameter):
-            owner._parameters[leaf] = nn.Parameter(made, own.requires_grad)
+            owner.register_parameter(leaf, nn.Parameter(made, own.requires_grad))
         else:
             owner._buffers[leaf] = made
-    return module.to(device=device, dtype=dtype).eval()
+        forget(value)
+    return module.eval() if in_shares else module.to(device=device, dtype=dtype).eval()
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -28,15 +28,12 @@ class LoRAConfig:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
 
-def add_lora(model: nn.Module, options: LoRAConfig) -> nn.ParameterDict:
+def add_lora(model: nn.Module, options: LoRAConfig) -> None:
     """Give linear maps of a model a change of low rank, and let nothing else be trained.
 
     Args:
         model: changed in place.
         options: which maps, and how.
-
-    Returns:
-        What is trained, by name (with / in place of dots).
 
     Raises:
         ValueError: peft is not installed, or no linear map has one of the names.
@@ -51,10 +48,14 @@ def add_lora(model: nn.Module, options: LoRAConfig) -> nn.ParameterDict:
         raise ValueError(f"lora.targets has {missing[0]}; this model's linear maps are {', '.join(sorted(there))}")
     settings: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
     inject_adapter_in_model(LoraConfig(**settings, target_modules=list(options.targets), bias="none"), model)
-    trained = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in trained.items()})
+        parameter.requires_grad_("lora_" in name)
+
+
+def changes(model: nn.Module) -> nn.ParameterDict:
+    """What `add_lora` added, which alone is trained, by name (with / in place of dots)."""
+    found = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in found.items()})
 
 
 def merged(model: nn.Module, weights: Tensors) -> dict[str, Tensor]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from dalle.training.cutting import made_in_shares
 from dalle.transformer import Block
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # What a config of `accelerate config` may ask of FSDP that the code here does not do, and what to do instead.
 _REFUSED = {
@@ -41,37 +44,57 @@ class Sharding:
     device: torch.device
     compute: torch.dtype
 
-    def apply(self, model: nn.Module, methods: Sequence[str]) -> None:
-        """Leave of a model on the CPU each process its share, on its device; never is all of it on a device.
+    def build(self, make: Callable[[], Model], methods: Sequence[str]) -> Model:
+        """Make a model of which each process has its share, on its device.
+
+        Never is all of it in one memory, the host's neither, and its numbers are those of the model made whole.
 
         Args:
-            model: changed in place; its parameters become `DTensor`s, but for scalars, which all processes have.
+            make: makes it on the CPU, and may fill it.
             methods: those beside `forward` that compute with its weights. They run under autocast in `compute`, as
                 the loop's forward pass does, whatever their caller says: the blocks' weights have no other type.
+
+        Returns:
+            The model; its parameters are `DTensor`s, but for scalars, which all processes have.
         """
         # Nothing here adds to what a unit returned in place, of which torch warns
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.device.type, (distributed.get_world_size(),))
+        with made_in_shares(mesh.get_local_rank(), mesh.size(), self.device) as cut:
+            model = make()
+        shares = {name: (cut[parameter], parameter) for name, parameter in model.named_parameters()}
         gathered = MixedPrecisionPolicy(self.compute, torch.float32, cast_forward_inputs=False)
-        for block in [module for module in model.modules() if isinstance(module, Block)]:
-            for unit in (block.attention, block.feed_forward):
-                fully_shard(unit, mesh=mesh, mp_policy=gathered)
+        for unit in units(model):
+            fully_shard(unit, mesh=mesh, mp_policy=gathered)
         scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
         whole = MixedPrecisionPolicy(cast_forward_inputs=False)
         fully_shard(model, mesh=mesh, mp_policy=whole, ignored_params=scalars)
-        model.to(self.device)  # buffers and scalars
+        state = {name: _distributed(share, of, mesh) for name, (share, of) in shares.items()}
+        model.load_state_dict(state, strict=False, assign=True)  # strict would ask for buffers
+        model.to(self.device)  # buffers
         for name in methods:
             if self.compute != torch.float32:
                 setattr(model, name, torch.autocast(self.device.type, self.compute)(getattr(model, name)))
             register_fsdp_forward_method(model, name)
+        return model
 
 
-def place(model: nn.Module, device: torch.device, sharding: Sharding | None, methods: Sequence[str]) -> None:
-    """Put a model on a device, or each process's share of it; `methods` as in `Sharding.apply`."""
-    if sharding is None:
-        model.to(device)
-    else:
-        sharding.apply(model, methods)
+def _distributed(share: Tensor, of: Tensor, mesh: DeviceMesh) -> Tensor:
+    """The tensor that has this share on this process; of a scalar itself."""
+    if not of.ndim:
+        return share
+    return DTensor.from_local(share, mesh, [Shard(0)], run_check=False, shape=of.shape, stride=of.stride())
+
+
+def units(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that are gathered one after the other."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    return [unit for block in blocks for unit in (block.attention, block.feed_forward)]
+
+
+def build(make: Callable[[], Model], device: torch.device, sharding: Sharding | None, methods: Sequence[str]) -> Model:
+    """Make a model on a device, or each process's share of it; `make` and `methods` as in `Sharding.build`."""
+    return make().to(device) if sharding is None else sharding.build(make, methods)
 
 
 def asked_of_launcher() -> bool:

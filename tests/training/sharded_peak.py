@@ -27,8 +27,7 @@ def main(checkpointing: bool) -> None:
     shape = TransformerConfig(width=256, depth=8, heads=4, checkpoint_activations=checkpointing)
     config = DALLEConfig(transformer=shape, text_vocab=2048, text_length=48)
     torch.manual_seed(0)
-    model = DALLE(config)
-    Sharding(torch.device("cpu"), torch.float32).apply(model, ("losses",))
+    model = Sharding(torch.device("cpu"), torch.float32).build(lambda: DALLE(config), ("losses",))
     optimizer = adamw(model, OptimConfig())
     text, codes = torch.ones(IMAGES, 48, dtype=torch.int64), torch.zeros(IMAGES, 64, dtype=torch.int64)
 

@@ -16,7 +16,7 @@ import dalle
 import train
 from dalle.model import DALLE, DALLEConfig
 from dalle.training.initial import with_initial
-from dalle.training.lora import LoRAConfig, add_lora, merged
+from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from dalle.transformer import TransformerConfig
 from dalle.weights import read_tensors
 from tiny_model import make_tiny_model
@@ -104,7 +104,8 @@ def test_merged_changes_give_the_same_logits() -> None:
     torch.manual_seed(0)
     model, plain = DALLE(config), DALLE(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trained = add_lora(model, LoRAConfig(rank=3, alpha=6, targets=("qkv", "down")))
+    add_lora(model, LoRAConfig(rank=3, alpha=6, targets=("qkv", "down")))
+    trained = changes(model)
     assert len(trained) == 2 * 2 * 2 and all(parameter.requires_grad for parameter in trained.values())
     assert {p.requires_grad for n, p in model.named_parameters() if "lora_" not in n} == {False}
     plain.load_state_dict(merged(model, model.state_dict()))

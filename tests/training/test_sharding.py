@@ -69,10 +69,13 @@ def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
     """What each of two processes does; both have the same batch, so means of gradients are those of one process."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    model = _model(kind, checkpointing=kind == "dalle")
-    numbers = sum(p.numel() for p in model.parameters())
-    Sharding(torch.device("cpu"), torch.float32).apply(model, METHODS[kind])
+    whole = _model(kind).state_dict()
+    numbers = sum(value.numel() for value in whole.values())
+    sharding = Sharding(torch.device("cpu"), torch.float32)
+    model = sharding.build(lambda: _model(kind, checkpointing=kind == "dalle"), METHODS[kind])
     assert sum(local(p).numel() for p in model.parameters()) < 0.51 * numbers
+    begun = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
+    assert begun.keys() == whole.keys() and all(torch.equal(begun[name], value) for name, value in whole.items())
     found = _updated(model)
     shards.write(folder / "shards", found)
     dist.barrier()

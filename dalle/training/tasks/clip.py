@@ -18,7 +18,7 @@ from dalle.hub import resolve
 from dalle.loading import load_text_tokenizer
 from dalle.training.augment import augmented
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
-from dalle.training.sharding import Sharding, place
+from dalle.training.sharding import Sharding, build
 from dalle.training.tasks.task import Phase, Task
 from dalle.transfer import onto
 from dalle.weights import Tensors
@@ -46,8 +46,7 @@ class CLIPTask(Task):
                 f"run.accumulation is {recipe.run.accumulation}: the contrastive loss compares all pairs of a batch, "
                 "which micro-batches would split; set run.accumulation=1 and a smaller run.batch_size"
             )
-        self.model = CLIP(recipe.model)
-        place(self.model, device, sharding, ("encode_image", "encode_text"))
+        self.model = build(lambda: CLIP(recipe.model), device, sharding, ("encode_image", "encode_text"))
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("clip", self.model, recipe.optim)]
         self.image_size = recipe.model.image_size

@@ -23,14 +23,14 @@ from dalle.rerank import score
 from dalle.text import TextTokenizer
 from dalle.text.t5 import T5Encoder
 from dalle.training.initial import fill_initial
-from dalle.training.lora import add_lora, merged
+from dalle.training.lora import add_lora, changes, merged
 from dalle.training.memory import Size
 from dalle.training.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
-from dalle.training.sharding import Sharding, place
+from dalle.training.sharding import Sharding, build
 from dalle.training.tasks.task import Phase, Samples, Task, image_grid
 from dalle.transfer import onto
-from dalle.weights import Tensors
+from dalle.weights import Tensors, bare
 
 _METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
 
@@ -58,13 +58,10 @@ class DALLETask(Task):
         self._check_tokenizers()
         if isinstance(recipe.data, TokensData):
             recipe.data.check_tokenizer(artifact.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer)
-        self.model = DALLE(recipe.model)
-        if recipe.init_from is not None:
-            fill_initial(self.model, recipe)
+        self.model = build(self._make, device, sharding, _METHODS)
         self.state = nn.ModuleDict({"model": self.model})
         if recipe.lora is not None:  # the other weights are those that the run goes on from
-            self.state = nn.ModuleDict({"model": add_lora(self.model, recipe.lora)})
-        place(self.model, device, sharding, _METHODS)
+            self.state = nn.ModuleDict({"model": changes(self.model)})
         # As many as fit the memory; of a sharded model all processes must draw alike
         self.drawn_at_once = None if sharding is None else 8
         self.phases = [Phase("dalle", self.model, recipe.optim)]
@@ -72,6 +69,18 @@ class DALLETask(Task):
         self.tokens_per_image = tokens_per_image(recipe)
         if recipe.lora is None:
             self.operations_per_image = operations(Size.of(recipe.model), checkpointing=False)
+
+    def _make(self) -> DALLE:
+        recipe = self.recipe
+        if recipe.init_from is None:
+            model = DALLE(recipe.model)
+        else:
+            with bare():
+                model = DALLE(recipe.model)
+            fill_initial(model, recipe)
+        if recipe.lora is not None:
+            add_lora(model, recipe.lora)
+        return model
 
     def _check_tokenizers(self) -> None:
         model, text = self.recipe.model, self.text_tokenizer

@@ -1,0 +1,84 @@
+"""Modules made in shares: of each parameter this process keeps its share, and none but the one just drawn is whole.
+
+The numbers are those of a module that is made whole: all processes draw all of them in the same order, each parameter
+for itself, and keep their part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from dalle.weights import initialisers
+
+
+class Cut:
+    """What is left of parameters that stand on the meta device meanwhile.
+
+    Attributes:
+        rank: this process.
+        world: all of them.
+        device: where the shares go.
+    """
+
+    def __init__(self, rank: int, world: int, device: torch.device) -> None:
+        self.rank, self.world, self.device = rank, world, device
+        self._kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def __getitem__(self, parameter: Tensor) -> Tensor:
+        """The share of a parameter: some of its rows, as `torch.chunk` counts them; of a scalar all."""
+        kept: Tensor = self._kept[parameter]
+        return kept
+
+    def take(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What a module has in place of a parameter, whose numbers are kept in part."""
+        if parameter in self._kept:
+            return parameter
+        held = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        self._keep(held, parameter.detach())
+        return held
+
+    def draw(self, function: Callable[..., Any], parameter: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """One of `torch.nn.init`, which gives all of a tensor other numbers."""
+        if parameter not in self._kept:
+            return function(parameter, *args, **kwargs)
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype)
+        function(whole, *args, **kwargs)
+        self._keep(parameter, whole)
+        return parameter
+
+    def _keep(self, parameter: Tensor, whole: Tensor) -> None:
+        parts = whole.chunk(self.world) if whole.ndim else [whole] * self.world
+        own = parts[self.rank] if self.rank < len(parts) else whole[:0]
+        self._kept[parameter] = own.to(self.device, copy=True, memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def made_in_shares(rank: int, world: int, device: torch.device) -> Iterator[Cut]:
+    """Parameters of modules that are made (or filled) in this block are on the meta device, and their shares in `Cut`.
+
+    Buffers stay as they are. Parameters get their numbers when they are registered, or by `torch.nn.init`: what else is
+    done to them in place is lost.
+    """
+    cut, registering, drawing = Cut(rank, world, device), nn.Module.register_parameter, initialisers()
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        registering(module, name, None if parameter is None else cut.take(parameter))
+
+    def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda tensor, *args, **kwargs: cut.draw(function, tensor, *args, **kwargs)
+
+    try:
+        nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+        for name, function in drawing.items():
+            setattr(nn.init, name, drawn(function))
+        yield cut
+    finally:
+        nn.Module.register_parameter = registering  # type: ignore[method-assign]
+        for name, function in drawing.items():
+            setattr(nn.init, name, function)

@@ -1,0 +1,97 @@
+"""Shares of modules put together are the module that is made whole, number by number, and so is what is drawn next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dalle.clip import CLIP, CLIPConfig
+from dalle.model import DALLE, DALLEConfig
+from dalle.training.cutting import made_in_shares
+from dalle.training.lora import LoRAConfig, add_lora
+from dalle.transformer import TransformerConfig
+from dalle.weights import bare, fill, open_tensors, write_tensors
+
+SHAPE = TransformerConfig(width=24, depth=2, heads=2)
+ODD = replace(SHAPE, feed_forward="swiglu", qk_norm=True, sandwich=True, layer_scale=True)
+SMALL = DALLEConfig(transformer=SHAPE, text_vocab=51, text_length=5, image_vocab=32, grid=(3, 5), attention=("row",))
+CPU = torch.device("cpu")
+
+
+def _features() -> nn.Module:
+    return DALLE(DALLEConfig(transformer=ODD, positions="rope", text_features=7, text_head=False, grid=(3, 5)))
+
+
+def _clip() -> nn.Module:
+    towers = {"vision": SHAPE, "text": SHAPE, "text_vocab": 51, "text_length": 8}
+    return CLIP(CLIPConfig(image_size=32, patch_size=8, **towers))  # type: ignore[arg-type]
+
+
+def _tuned() -> nn.Module:
+    model = DALLE(SMALL)
+    add_lora(model, LoRAConfig(rank=3))
+    return model
+
+
+MADE: dict[str, Callable[[], nn.Module]] = {
+    "dalle": lambda: DALLE(SMALL),
+    "features": _features,
+    "clip": _clip,
+    "lora": _tuned,
+}
+
+
+def _same(make: Callable[[], nn.Module], whole: nn.Module, world: int, after: torch.Tensor | None = None) -> None:
+    parts: dict[str, list[torch.Tensor]] = {}
+    for rank in range(world):
+        torch.manual_seed(3)
+        with made_in_shares(rank, world, CPU) as cut:
+            model = make()
+        for name, parameter in model.named_parameters():
+            assert parameter.is_meta
+            parts.setdefault(name, []).append(cut[parameter])
+        assert after is None or torch.equal(torch.rand(4), after)
+        for name, buffer in whole.named_buffers():
+            assert torch.equal(model.get_buffer(name), buffer), name
+    assert list(parts) == [name for name, _ in whole.named_parameters()]
+    for name, parameter in whole.named_parameters():
+        assert model.get_parameter(name).requires_grad == parameter.requires_grad
+        if parameter.ndim:
+            assert torch.equal(torch.cat(parts[name]), parameter), name
+            assert [len(part) for part in parts[name]][:1] == [-(-len(parameter) // world)]
+        else:
+            assert all(torch.equal(part, parameter) for part in parts[name])
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("world", [2, 5])
+def test_shares_are_what_a_whole_module_begins_with(kind: str, world: int) -> None:
+    if kind == "lora":
+        pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    torch.manual_seed(3)
+    whole = MADE[kind]()
+    _same(MADE[kind], whole, world, after=torch.rand(4))
+
+
+def test_shares_of_weights_in_a_file(tmp_path: Path) -> None:
+    whole, file = _features(), tmp_path / "model.safetensors"
+    nn.init.normal_(whole.get_buffer("text_embedding.null"))
+    write_tensors(whole.state_dict(), file)
+
+    def make() -> nn.Module:
+        with bare():
+            model = _features()
+        return fill(model, open_tensors(file), str(file))
+
+    _same(make, whole, 3)
+
+
+def test_modules_are_made_as_ever_afterwards() -> None:
+    with pytest.raises(ZeroDivisionError), made_in_shares(0, 2, CPU):
+        raise ZeroDivisionError
+    assert nn.init.normal_.__module__ == "torch.nn.init" and not nn.Linear(2, 2).weight.is_meta
