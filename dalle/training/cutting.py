@@ -29,17 +29,21 @@ class Cut:
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
         self.rank, self.world, self.device = rank, world, device
         self._kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._whole = torch.empty(0)  # one place for all: holes in the heap would come to more than the shares
 
     def __getitem__(self, parameter: Tensor) -> Tensor:
         """The share of a parameter: some of its rows, as `torch.chunk` counts them; of a scalar all."""
         kept: Tensor = self._kept[parameter]
         return kept
 
-    def take(self, parameter: nn.Parameter) -> nn.Parameter:
-        """What a module has in place of a parameter, whose numbers are kept in part."""
+    def take(self, parameter: nn.Parameter, before: nn.Parameter | None) -> nn.Parameter:
+        """What a module has in place of a parameter, whose numbers are kept in part; `before` is what it had."""
         if parameter in self._kept:
             return parameter
-        held = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        held = before
+        if held is None or held not in self._kept or held.shape != parameter.shape or held.dtype != parameter.dtype:
+            held = nn.Parameter(parameter.detach().to("meta"))
+        held.requires_grad_(parameter.requires_grad)
         self._keep(held, parameter.detach())
         return held
 
@@ -47,7 +51,9 @@ class Cut:
         """One of `torch.nn.init`, which gives all of a tensor other numbers."""
         if parameter not in self._kept:
             return function(parameter, *args, **kwargs)
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype)
+        if self._whole.numel() < parameter.numel() or self._whole.dtype != parameter.dtype:
+            self._whole = torch.empty(parameter.numel(), dtype=parameter.dtype)
+        whole = self._whole[: parameter.numel()].view(parameter.shape)
         function(whole, *args, **kwargs)
         self._keep(parameter, whole)
         return parameter
@@ -55,7 +61,10 @@ class Cut:
     def _keep(self, parameter: Tensor, whole: Tensor) -> None:
         parts = whole.chunk(self.world) if whole.ndim else [whole] * self.world
         own = parts[self.rank] if self.rank < len(parts) else whole[:0]
-        self._kept[parameter] = own.to(self.device, copy=True, memory_format=torch.contiguous_format)
+        if parameter in self._kept:
+            self._kept[parameter].copy_(own)
+        else:
+            self._kept[parameter] = own.to(self.device, copy=True, memory_format=torch.contiguous_format)
 
 
 @contextmanager
@@ -68,7 +77,8 @@ def made_in_shares(rank: int, world: int, device: torch.device) -> Iterator[Cut]
     cut, registering, drawing = Cut(rank, world, device), nn.Module.register_parameter, initialisers()
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        registering(module, name, None if parameter is None else cut.take(parameter))
+        before = module._parameters.get(name)
+        registering(module, name, None if parameter is None else cut.take(parameter, before))
 
     def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda tensor, *args, **kwargs: cut.draw(function, tensor, *args, **kwargs)

@@ -123,15 +123,31 @@ def test_peaks_are_as_planned(
     assert planned.peak - held == pytest.approx(found - held, rel=2 * near)  # the part that is no plain sum of weights
 
 
+def _of_processes(count: int, program: str, argument: str) -> dict[str, int]:
+    """What the first of several processes prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command += [str(ROOT / "tests/training" / program), argument]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["off", "on"])
 def test_peaks_of_sharded_weights_are_as_planned(checkpointing: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tests/training/sharded_peak.py"), checkpointing]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    found = _of_processes(2, "sharded_peak.py", checkpointing)
     assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a while")
+def test_a_process_has_no_room_for_the_whole_model(tmp_path: Path) -> None:
+    """63 million weights in four shares: making, averaging, filling, going on take a share and one parameter."""
+    found = _of_processes(4, "sharded_host.py", str(tmp_path))
+    assert found["whole"] > 250e6 and found["share"] == pytest.approx(found["whole"] / 4, rel=0.01)
+    for step in ("made", "averaged", "filled", "read"):
+        assert found[step] < found["share"] + found["largest"] + 10e6, step
 
 
 def test_sizes_are_those_of_the_model() -> None:
