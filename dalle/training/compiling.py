@@ -9,18 +9,22 @@ from torch import nn
 
 from dalle.cpu.build import cpp_compiler
 from dalle.image.vqgan import Decoder, Encoder
+from dalle.training.sharding import is_sharded, units
 from dalle.transformer import Block
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
     """Let blocks of a transformer, and encoder and decoder of a VQGAN, be compiled when they are first called.
 
-    One block is compiled and serves all of its shape, so that compiling takes as long for 48 layers as for one.
+    One block is compiled and serves all of its shape, so that compiling takes as long for 48 layers as for one. Of
+    sharded blocks each of the two units is, whose weights are gathered before it is called.
 
     Returns:
         Why nothing is compiled; None if it will be.
     """
-    parts = [module for module in model.modules() if isinstance(module, (Block, Encoder, Decoder))]
+    parts: list[nn.Module] = [module for module in model.modules() if isinstance(module, (Block, Encoder, Decoder))]
+    if is_sharded(model.parameters()):
+        parts = units(model)
     if not parts:
         return "this model has no blocks that are compiled"
     missing = _missing(device)

@@ -65,8 +65,6 @@ def start_sharding(run: RunConfig, accelerator: Accelerator) -> Sharding | None:
         raise ValueError("run.precision is fp16, whose loss scale is not shared: take bf16 or fp32 with fsdp")
     if run.powersgd is not None:
         raise ValueError("run.powersgd is for replicas: with fsdp nobody has a whole gradient; set run.powersgd=null")
-    if run.compile:
-        raise ValueError("run.compile is not for shares, which are gathered between the blocks: set run.compile=false")
     compute = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     return Sharding(accelerator.device, compute) if accelerator.num_processes > 1 else None
 

@@ -102,6 +102,7 @@ def _same(run: Path, recipe: str) -> None:
 def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Path) -> None:
     ways = {"dalle": [WHOLE], "sharded": [FSDP], "less": [FSDP, "run.accumulation=2"], "clip": [FSDP]}
     ways["less"].append("model.transformer.checkpoint_activations=true")
+    ways["compiled"] = [*ways["less"], "run.compile=true"]
     taken = {way: recipes["clip" if way == "clip" else "dalle"] for way in ways}
     assert _several(2, [[taken[way], f"run.dir={tmp_path / way}", *options] for way, options in ways.items()]) == 0
     for way, recipe in taken.items():
