@@ -61,11 +61,9 @@ def start_sharding(run: RunConfig, accelerator: Accelerator) -> Sharding | None:
     """
     if not (run.sharding == "fsdp" or (run.sharding == "auto" and asked_of_launcher())):
         return None
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("run.precision is fp16, whose loss scale is not shared: take bf16 or fp32 with fsdp")
     if run.powersgd is not None:
         raise ValueError("run.powersgd is for replicas: with fsdp nobody has a whole gradient; set run.powersgd=null")
-    compute = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    compute = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[accelerator.mixed_precision]
     return Sharding(accelerator.device, compute) if accelerator.num_processes > 1 else None
 
 

@@ -138,6 +138,27 @@ def share_of(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
+@dataclass(frozen=True)
+class _Some:
+    """Some of the parameters of an optimizer, as far as a loss scaler looks at it."""
+
+    param_groups: list[dict[str, list[Tensor]]]
+
+
+def unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+    """`scaler.unscale_`, for shares too: where one process meets an infinite number, the scale falls in all.
+
+    torch does that for a list of shares; in between may be no scalar that all processes have.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not is_sharded(parameters):
+        scaler.unscale_(optimizer)
+        return
+    parts = [_Some([{"params": [p for p in parameters if is_sharded([p]) == shared]}]) for shared in (True, False)]
+    for part in parts:
+        scaler.unscale_(part)  # type: ignore[arg-type]
+
+
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Sum of the squares of all numbers of some shares, and of some whole tensors that all processes have."""
     shares = [tensor.to_local() for tensor in tensors if isinstance(tensor, DTensor)]

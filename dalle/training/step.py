@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dalle import cpu
 from dalle.training.optim import WeightAverage, clipped_step, gradient_norm, learning_rate, update_ratio
 from dalle.training.powersgd import PowerSGD
-from dalle.training.sharding import is_sharded, let_go, local
+from dalle.training.sharding import is_sharded, let_go, local, unscale
 from dalle.training.tasks import Phase, Task
 
 
@@ -88,7 +88,7 @@ def step(
     average_gradients(phase.module, accelerator, told)
     scaler = accelerator.scaler
     if scaler is not None:
-        scaler.unscale_(optimizer.optimizer)
+        unscale(scaler, optimizer.optimizer)
     norm = gradient_norm(phase.module.parameters())
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(phase.optim, update, updates)

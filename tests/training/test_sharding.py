@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step
 from dalle.training.recipe import RunConfig
 from dalle.training.run import start_accelerator, start_sharding
 from dalle.training.sharding import Sharding, asked_of_launcher, local
+from dalle.training.step import step
+from dalle.training.tasks import Phase
 from dalle.transformer import TransformerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +104,54 @@ def test_an_update_of_shares_is_that_of_the_whole_model(kind: str, tmp_path: Pat
     for name, value in whole.items():
         torch.testing.assert_close(there[name](), value, rtol=1e-4, atol=2e-6, msg=name)
         assert torch.equal(read[name], there[name]())
+
+
+def _in_half(model: nn.Module, world: int, poisoned: bool) -> dict[str, Tensor]:
+    """Losses, norms and loss scales of four updates in fp16; the third meets an infinite gradient."""
+    scaler, adam = torch.amp.GradScaler("cpu", init_scale=2.0**6), adamw(model, OptimConfig(lr=1e-2))
+    accelerator = SimpleNamespace(scaler=scaler, num_processes=world, reduce=_mean)
+    optimizer = SimpleNamespace(optimizer=adam, param_groups=adam.param_groups, zero_grad=adam.zero_grad)
+    phase, found = Phase("clip", model, OptimConfig(lr=1e-2, warmup=0)), {}
+    for update in range(4):
+        with torch.autocast("cpu", torch.float16):
+            loss = _loss(model)
+        scaler.scale(loss).backward()
+        if update == 2 and poisoned:  # the very last number, which is of the last process's share
+            shares = [local(p.grad) for p in model.parameters() if p.grad is not None and p.ndim]
+            shares[-1].view(-1)[-1:].fill_(torch.inf)
+        norm = step(phase, loss.detach(), optimizer, accelerator, update, 10)  # type: ignore[arg-type]
+        found |= {f"loss {update}": loss.detach(), f"norm {update}": norm.nan_to_num(posinf=-1.0, nan=-1.0)}
+        found[f"scale {update}"] = torch.tensor(scaler.get_scale())
+    return found
+
+
+def _mean(tensor: Tensor, reduction: str) -> Tensor:
+    assert reduction == "mean"
+    dist.all_reduce(tensor)
+    return tensor / dist.get_world_size()
+
+
+def _half_worker(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    model = Sharding(torch.device("cpu"), torch.float16).build(lambda: _model("clip"), METHODS["clip"])
+    found = _in_half(model, world, poisoned=rank == world - 1)
+    shards.write(folder / "shards", found)
+    scales = torch.stack([found[f"scale {update}"] for update in range(4)])
+    lowest = scales.clone()
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    assert torch.equal(lowest, scales)
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_one_loss_scale_for_all_shares(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_half_worker, args=(2, tmp_path), nprocs=2, start_method="fork")
+    whole = _in_half(_model("clip"), 1, poisoned=True)
+    assert [whole[f"scale {update}"].item() for update in range(4)] == [64, 64, 32, 32]
+    there = shards.open_shards(tmp_path / "shards")
+    for name, value in whole.items():
+        torch.testing.assert_close(there[name](), value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
