@@ -17,7 +17,7 @@ from dalle.loading import is_ours
 from dalle.model import DALLE
 from dalle.published.convert import convert
 from dalle.published.models import read_model
-from dalle.weights import fill, open_tensors
+from dalle.weights import Tensors, fill, open_tensors
 
 if TYPE_CHECKING:
     from dalle.training.recipe import DALLERecipe
@@ -83,7 +83,16 @@ def fill_initial(model: DALLE, recipe: DALLERecipe) -> None:
     Raises:
         ValueError: they are of another architecture.
     """
+    file = _file(recipe)
+    fill(model, open_tensors(file), str(file))
+
+
+def initial_weights(recipe: DALLERecipe) -> Tensors:
+    """The weights that a run goes on from, mapped from their file."""
+    return open_tensors(_file(recipe))
+
+
+def _file(recipe: DALLERecipe) -> Path:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
-    folder = path if is_ours(path) else recipe.run.dir / FOLDER
-    fill(model, open_tensors(folder / artifact.WEIGHTS), str(folder / artifact.WEIGHTS))
+    return (path if is_ours(path) else recipe.run.dir / FOLDER) / artifact.WEIGHTS

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.weights import Lazy, Tensors
+from dalle.weights import Lazy, Tensors, forget
 
 
 @config
@@ -58,11 +59,27 @@ def changes(model: nn.Module) -> nn.ParameterDict:
     return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in found.items()})
 
 
-def merged(model: nn.Module, weights: Tensors) -> dict[str, Tensor]:
-    """The state of the model as it was before `add_lora`, with the changes added to its matrices."""
-    whole = {name: value() if isinstance(value, Lazy) else value for name, value in weights.items()}
-    state = {name.replace(".base_layer.", "."): value for name, value in whole.items() if "lora_" not in name}
-    for name, module in model.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default")
+def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | Lazy]:
+    """The state of the model as it was before `add_lora`, with the changes added to each matrix as it is called for.
+
+    Args:
+        weights: the state of the model, or that of before with `changes` (as in a checkpoint) beside it.
+        options: of `add_lora`.
+    """
+    named = {name.replace("/", ".").replace(".base_layer.", "."): value for name, value in weights.items()}
+    state = {name: value for name, value in named.items() if "lora_" not in name}
+    for name, low in named.items():
+        if "lora_A" in name:
+            matrix, high = f"{name.partition('.lora_A')[0]}.weight", named[name.replace("lora_A", "lora_B")]
+            state[matrix] = _changed(state[matrix], low, high, options.alpha / options.rank)
     return state
+
+
+def _changed(base: Tensor | Lazy, low: Tensor | Lazy, high: Tensor | Lazy, scale: float) -> Lazy:
+    def make() -> Tensor:
+        whole, first, second = (value() if isinstance(value, Lazy) else value for value in (base, low, high))
+        made = whole.float() + second @ first * scale
+        forget(whole)
+        return made
+
+    return Lazy(base.shape, torch.float32, make)

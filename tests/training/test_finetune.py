@@ -18,7 +18,7 @@ from dalle.model import DALLE, DALLEConfig
 from dalle.training.initial import with_initial
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from dalle.transformer import TransformerConfig
-from dalle.weights import read_tensors
+from dalle.weights import pack, read_tensors, unpack
 from tiny_model import make_tiny_model
 
 
@@ -104,15 +104,18 @@ def test_merged_changes_give_the_same_logits() -> None:
     torch.manual_seed(0)
     model, plain = DALLE(config), DALLE(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    add_lora(model, LoRAConfig(rank=3, alpha=6, targets=("qkv", "down")))
+    options = LoRAConfig(rank=3, alpha=6, targets=("qkv", "down"))
+    add_lora(model, options)
     trained = changes(model)
     assert len(trained) == 2 * 2 * 2 and all(parameter.requires_grad for parameter in trained.values())
     assert {p.requires_grad for n, p in model.named_parameters() if "lora_" not in n} == {False}
-    plain.load_state_dict(merged(model, model.state_dict()))
+    plain.load_state_dict(unpack(pack(merged(model.state_dict(), options), None)))
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())  # it begins with nothing
     for parameter in trained.values():
         nn.init.normal_(parameter, std=0.3)
-    state = merged(model, model.state_dict())
+    state = unpack(pack(merged(model.state_dict(), options), None))
+    beside = unpack(pack(merged({**before, **trained}, options), None))  # as a sharded run has them
+    assert state.keys() == beside.keys() and all(torch.equal(state[name], beside[name]) for name in state)
     plain.load_state_dict(state)
     layer = "transformer.blocks.0.attention.qkv"
     low, high = (trained[f"{layer}.lora_{kind}.default.weight".replace(".", "/")] for kind in "AB")

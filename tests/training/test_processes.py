@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -43,9 +44,9 @@ FSDP, WHOLE = "run.sharding=fsdp", "run.sharding=none"
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A recipe of each of two stages, and the folder of a run of one process beside it: NAME.json, NAME-one."""
+    """Recipes of two stages, and of low-rank changes; beside each a run of one process: NAME.json, NAME-one."""
     folder = tmp_path_factory.mktemp("recipes")
-    make_tiny_model(folder / "parts")
+    begun = make_tiny_model(folder / "parts")
     text = {"text_vocab": 300, "text_length": TEXT_LENGTH}
     words = str(folder / "parts/text_tokenizer")
     model = {"transformer": TOWER, "image_vocab": CODES, "grid": list(GRID), "attention": ["row", "full"]}
@@ -54,10 +55,13 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "clip": {"model": {"image_size": 16, "patch_size": 4, "vision": TOWER, "text": TOWER, "embed_dim": 8} | text},
     }
     stages["dalle"]["prompts"] = ["a red circle"]
-    for stage, own in stages.items():
-        (folder / f"{stage}.json").write_text(json.dumps(SHARED | own | {"stage": stage, "text_tokenizer": words}))
-        assert train.main([str(folder / f"{stage}.json"), f"run.dir={folder / stage}-one"]) == 0
-    return {stage: str(folder / f"{stage}.json") for stage in stages}
+    tuned = {"stage": "dalle", "init_from": str(begun), "lora": {"rank": 3}, "optim": {"lr": 1e-2, "ema": None}}
+    if importlib.util.find_spec("peft") is not None:
+        stages["lora"] = stages["dalle"] | tuned
+    for name, own in stages.items():
+        (folder / f"{name}.json").write_text(json.dumps(SHARED | {"stage": name, "text_tokenizer": words} | own))
+        assert train.main([str(folder / f"{name}.json"), f"run.dir={folder / name}-one"]) == 0
+    return {name: str(folder / f"{name}.json") for name in stages}
 
 
 def _several(processes: int, runs: list[list[str]], kill: tuple[int, int] | None = None) -> int:
@@ -126,10 +130,12 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
         assert exported[name].sub(value).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("stage", ["dalle", "clip"])
-def test_going_on_with_another_number_of_processes(stage: str, recipes: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["dalle", "clip", "lora"])
+def test_going_on_with_another_number_of_processes(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
     """Two, killed; then four, one, two whole, two sharded: from the checkpoints after 2, 4, 6 and 6 updates."""
-    recipe, run = recipes[stage], tmp_path / "run"
+    if name == "lora":
+        pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    recipe, run = recipes[name], tmp_path / "run"
     options = [recipe, f"run.dir={run}"]
     assert _several(2, [[*options, FSDP]], kill=(3, 1)) != 0
     assert [folder.name for folder in checkpoint.folders(run)] == ["update-00000002"]
@@ -197,7 +203,7 @@ def test_accelerate_launches_what_its_configs_say(name: str, recipes: dict[str, 
 def test_what_cannot_be_shared_is_one_line(recipes: dict[str, str], tmp_path: Path) -> None:
     told = {
         "run.precision=fp16": "needs a GPU",
-        "lora={rank: 2}": "set run.sharding=none, or lora=null",
+        "lora={rank: 2}": "name them by init_from, or set lora=null",
         "run.powersgd={rank: 2}": "set powersgd=null or sharding=none",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]

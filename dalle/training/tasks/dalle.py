@@ -22,7 +22,7 @@ from dalle.model import DALLE
 from dalle.rerank import score
 from dalle.text import TextTokenizer
 from dalle.text.t5 import T5Encoder
-from dalle.training.initial import fill_initial
+from dalle.training.initial import fill_initial, initial_weights
 from dalle.training.lora import add_lora, changes, merged
 from dalle.training.memory import Size
 from dalle.training.plan import operations
@@ -46,8 +46,9 @@ class DALLETask(Task):
 
     def __init__(self, recipe: DALLERecipe, device: torch.device, sharding: Sharding | None = None):
         self.recipe, self.device = recipe, device
-        if recipe.lora is not None and sharding is not None:
-            raise ValueError("lora trains too little to be shared: set run.sharding=none, or lora=null")
+        self.sharding = sharding
+        if recipe.lora is not None and sharding is not None and recipe.init_from is None:
+            raise ValueError("lora with fsdp changes weights of a file: name them by init_from, or set lora=null")
         features = recipe.model.text_features is not None
         self.text_tokenizer: TextTokenizer | T5Encoder
         if features:
@@ -152,5 +153,9 @@ class DALLETask(Task):
         else:
             sources["text_tokenizer"] = recipe.text_tokenizer
         parts = {name: resolve(source) for name, source in sources.items() if source is not None}
-        state = weights if recipe.lora is None else merged(self.model, weights)
-        artifact.save(folder, config, state, parts=parts)
+        if recipe.lora is None:
+            artifact.save(folder, config, weights, parts=parts)
+            return
+        # The checkpoint of a sharded run has the changes alone, and no process the whole of what they are added to
+        base = {} if self.sharding is None else initial_weights(recipe)
+        artifact.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")
