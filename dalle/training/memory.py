@@ -225,6 +225,18 @@ def _gathered(size: Size, how: Training) -> _Gathered:
     return _Gathered(how.compute * size.linear, how.compute * (size.block if how.checkpointing else size.linear))
 
 
+def room_for_drawing(size: Size, how: Training, rows: int) -> int:
+    """Bytes for gathered blocks of a sharded model that draws, so that no more is taken than in an update.
+
+    Beside them are weights, moments and averages, the trained weights that averaged ones stand in for, in float32 what
+    is no block, and keys and values of so many rows.
+    """
+    found = memory(size, how)
+    beside = found.weights * (2 if how.average else 1) + found.moments + found.average
+    rest = (size.parameters - size.config.transformer.depth * size.block) * _FLOAT
+    return found.peak - beside - rest - rows * cache_bytes(size, how.compute)
+
+
 def cache_bytes(size: Size, number: int = 2) -> int:
     """Keys and values of one image while it is drawn, `number` bytes each."""
     shape = size.config.transformer

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -173,6 +174,35 @@ def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
         return torch.zeros((), device=device)
     norm: Any = nn.utils.get_total_norm(tensors)
     return torch.as_tensor(norm, device=device, dtype=torch.float32).square()
+
+
+@contextmanager
+def held(model: nn.Module, sharding: Sharding, room: int) -> Iterator[int]:
+    """Gather units once for many passes without gradient, rather than in each pass; all processes must call it alike.
+
+    Args:
+        model: of `Sharding.build`.
+        sharding: how it was built.
+        room: bytes that they may take; those that find none are gathered in each pass as ever.
+
+    Yields:
+        How many are held.
+    """
+    kept: list[FSDPModule] = []
+    for unit in units(model):
+        room -= sum(parameter.numel() for parameter in unit.parameters()) * sharding.compute.itemsize
+        if room < 0:
+            break
+        kept.append(cast(FSDPModule, unit))
+    for part in kept:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield len(kept)
+    finally:
+        for part in kept:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
 
 
 def let_go(model: nn.Module) -> None:

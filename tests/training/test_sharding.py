@@ -15,20 +15,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from dalle import cpu
 from dalle.clip import CLIP, CLIPConfig
+from dalle.generate import generate
 from dalle.model import DALLE, DALLEConfig
 from dalle.training import shards
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm, update_ratio
 from dalle.training.recipe import RunConfig
 from dalle.training.run import start_accelerator, start_sharding
-from dalle.training.sharding import Sharding, asked_of_launcher, local
+from dalle.training.sharding import Sharding, asked_of_launcher, held, is_sharded, let_go, local, units
 from dalle.training.step import step
 from dalle.training.tasks import Phase
 from dalle.transformer import TransformerConfig
 
 ROOT = Path(__file__).parents[2]
 SHAPE = TransformerConfig(width=32, depth=2, heads=2)
-METHODS = {"dalle": ("losses",), "clip": ("encode_image", "encode_text")}
+METHODS = {"dalle": ("losses", "prefill", "extend", "new_cache"), "clip": ("encode_image", "encode_text")}
 
 
 def _model(kind: str, checkpointing: bool = False) -> nn.Module:
@@ -90,7 +92,23 @@ def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
     shards.read_into(folder / "shards", again)
     assert all(torch.equal(local(again[name]), local(value)) for name, value in found.items())
     dist.barrier()
+    if isinstance(model, DALLE):
+        _draws(model, sharding)
     dist.destroy_process_group()
+
+
+def _draws(model: DALLE, sharding: Sharding) -> None:
+    """The same pictures, whatever part of the model stays gathered; afterwards all of it is in shares."""
+    sizes, drawn = [sum(p.numel() for p in unit.parameters()) for unit in units(model)], []
+    for room, count in ((-1, 0), (4 * (sizes[0] + sizes[1]), 2), (4 * sum(sizes), len(sizes))):
+        with torch.no_grad(), cpu.plain(), held(model, sharding, room) as kept:
+            assert kept == count
+            drawn.append(generate(model, torch.arange(1, 9)[None], [[0, 1, 2]], guidance=2.0, batch_size=8))
+            gathered = [not is_sharded(unit.parameters()) for unit in units(model)]
+            assert gathered == [True] * kept + [False] * (len(sizes) - kept)
+        let_go(model)
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2]) and drawn[0].unique().numel() > 4
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # as it is in this process

@@ -24,14 +24,15 @@ from dalle.text import TextTokenizer
 from dalle.text.t5 import T5Encoder
 from dalle.training.initial import fill_initial, initial_weights
 from dalle.training.lora import add_lora, changes, merged
-from dalle.training.memory import Size
+from dalle.training.memory import Size, Training, room_for_drawing
 from dalle.training.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
-from dalle.training.sharding import Sharding, build
+from dalle.training.sharding import Sharding, build, held
 from dalle.training.tasks.task import Phase, Samples, Task, image_grid
 from dalle.transfer import onto
 from dalle.weights import Tensors, bare
 
+_DRAWN_AT_ONCE = 8  # candidates of a sharded model
 _METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
 
 
@@ -63,8 +64,6 @@ class DALLETask(Task):
         self.state = nn.ModuleDict({"model": self.model})
         if recipe.lora is not None:  # the other weights are those that the run goes on from
             self.state = nn.ModuleDict({"model": changes(self.model)})
-        # As many as fit the memory; of a sharded model all processes must draw alike
-        self.drawn_at_once = None if sharding is None else 8
         self.phases = [Phase("dalle", self.model, recipe.optim)]
         self.image_size = self.image_tokenizer.image_size
         self.tokens_per_image = tokens_per_image(recipe)
@@ -135,7 +134,7 @@ class DALLETask(Task):
             return None
         seeds = [list(range(8)) for _ in prompts]
         text = self._encode(prompts).to(self.device)
-        codes = generate(model, text, seeds, **to_dict(self.recipe.sampling), batch_size=self.drawn_at_once)
+        codes = self._draw(model, text, seeds)
         images = self.image_tokenizer.decode(codes)
         figures = {}
         if self.recipe.clip is not None:  # read each time: it takes no memory while the model trains
@@ -143,6 +142,32 @@ class DALLETask(Task):
             scores = score(clip, images, [prompt for prompt in prompts for _ in range(8)])
             figures["clip_score"] = scores.mean().item()
         return Samples(image_grid(list(images.split(8))), figures)
+
+    def _draw(self, model: DALLE, text: Tensor, seeds: list[list[int]]) -> Tensor:
+        """As many at a time as fit the memory; of a sharded model all processes must draw alike."""
+        sampling = to_dict(self.recipe.sampling)
+        if self.sharding is None:
+            return generate(model, text, seeds, **sampling)
+        rows = _DRAWN_AT_ONCE * (1 if self.recipe.sampling.guidance == 1 else 2)
+        room = room_for_drawing(Size.of(self.recipe.model), self._training(), rows)
+        with held(model, self.sharding, room):
+            return generate(model, text, seeds, **sampling, batch_size=_DRAWN_AT_ONCE)
+
+    def _training(self) -> Training:
+        """How a sharded run makes its updates, as a plan has it."""
+        run, model = self.recipe.run, self.recipe.model
+        assert run.precision != "auto", "settled before"
+        world = torch.distributed.get_world_size()
+        return Training(
+            "fsdp",
+            world,
+            run.batch_size // (world * run.accumulation),
+            run.accumulation,
+            model.transformer.checkpoint_activations,
+            run.precision,
+            average=self.recipe.optim.ema is not None,
+            on_cpu=self.device.type == "cpu",
+        )
 
     def export(self, folder: Path, weights: Tensors) -> None:
         recipe = self.recipe
