@@ -30,6 +30,8 @@ class Size:
     parameters: int
     block: int
     """Parameters of one block."""
+    units: tuple[int, int]
+    """Those of its attention and of its feed-forward part, which fsdp gathers one after the other."""
     linear: int
     """Parameters that are cast under autocast and stay so until the backward pass: all matrices but the heads."""
     embeddings: int
@@ -49,6 +51,7 @@ class Size:
             config,
             sum(named.values()),
             sum(p.numel() for p in block.parameters()),
+            tuple(sum(p.numel() for p in unit.parameters()) for unit in (block.attention, block.feed_forward)),  # type: ignore[arg-type]
             sum(
                 p.numel()
                 for name, module in model.named_modules()
@@ -123,37 +126,89 @@ class Memory:
 
 
 def memory(size: Size, how: Training) -> Memory:
-    """Bytes that an update takes: the most of four moments.
+    """Bytes that an update takes: the most of some moments.
 
     These are the end of the forward pass (losses, and gradients of the heads), the start of the backward pass, its end
-    (gradients, and the first block's activations), and the optimizer's step.
+    (gradients, and the first block's activations), and the optimizer's step; with fsdp also when what is no block is
+    gathered, and when its gradients are cut.
     """
-    share = how.devices if how.layout == "fsdp" else 1
+    sharded = how.layout == "fsdp" and how.devices > 1
+    share = how.devices if sharded else 1
     state = _FLOAT * size.parameters // share
     static = state * (3 + how.average)  # weights, two moments, perhaps the average
-    gathered = _gathered(size, how)
-    shape, tokens = size.config.transformer, how.images * size.tokens
-    inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, how)
-    activations = shape.depth * (inputs if how.checkpointing else kept)
-    again = kept - inputs if how.checkpointing else 0  # of the block that is computed again
-    working = how.compute * size.hidden * tokens + inputs  # gradients of the feed-forward part and the residual stream
     heads, exchange = _heads(size, how), state if how.layout == "ddp" and how.devices > 1 else 0
+    parts = _activations(size, how)
     before = state if how.accumulation > 1 else 0  # gradients of earlier micro-batches
-    late = before or state - _FLOAT * (size.block + size.embeddings) // share  # all but the last that come
-    forward = before + gathered.forward + activations + heads.forward
-    start = before + gathered.backward + activations + max(heads.backward, again + working)
-    end = late + gathered.backward + activations // shape.depth + again + working
-    step = state + exchange
+    if sharded:
+        copies, moments = _moments_of_shares(size, how, before, heads, parts)
+    else:
+        forward, copies = _copies(size, how)
+        late = before or state - _FLOAT * (size.block + size.embeddings)  # all but the last that come
+        working = parts.hidden + parts.inputs  # gradients of the feed-forward part and the residual stream
+        moments = (
+            before + forward + parts.all + heads.forward,
+            before + copies + parts.all + max(heads.backward, parts.again + working),
+            late + copies + parts.all // size.config.transformer.depth + parts.again + working,
+        )
     return Memory(
         weights=state,
         gradients=state,
         moments=2 * state,
         average=state if how.average else 0,
-        copies=gathered.backward,
-        activations=activations + again,
-        heads=max(heads),
+        copies=copies,
+        activations=parts.all + parts.again,
+        heads=max(heads.forward, heads.backward),
         exchange=exchange,
-        peak=static + max(forward, start, end, step),
+        peak=static + max(*moments, state + exchange),
+    )
+
+
+class _Activations(NamedTuple):
+    all: int  # that are kept until the backward pass
+    again: int  # of the block that is computed again
+    hidden: int  # the gradient within a feed-forward part
+    inputs: int  # the residual stream
+
+
+def _activations(size: Size, how: Training) -> _Activations:
+    shape, tokens = size.config.transformer, how.images * size.tokens
+    inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, how)
+    hidden = how.compute * size.hidden * tokens
+    if how.checkpointing:
+        return _Activations(shape.depth * inputs, kept - inputs, hidden, inputs)
+    return _Activations(shape.depth * kept, 0, hidden, inputs)
+
+
+def _moments_of_shares(
+    size: Size, how: Training, before: int, heads: _Heads, parts: _Activations
+) -> tuple[int, tuple[int, ...]]:
+    """With fsdp: what is gathered at the start of the backward pass, and bytes beside the static ones at some moments.
+
+    What is no block is there in float32 all the time. Of units there is the one that computes, the one that is on its
+    way, and the gradients of one in one piece, from which each device gets the sum of its share.
+    """
+    depth, share = size.config.transformer.depth, how.devices
+    attention, feed = (how.compute * count for count in size.units)
+    rest = _FLOAT * (size.parameters - depth * size.block)
+    cut = _FLOAT * size.units[1]  # gradients of a feed-forward part
+    units = attention + feed + cut + cut // share
+    blocks = _FLOAT * depth * size.block // share  # their gradients
+    late = before or blocks - _FLOAT * size.block // share
+    last = parts.all - (0 if how.checkpointing else 2 * parts.hidden)  # the last feed-forward part is done
+    return rest + units, (
+        before + 2 * (rest + attention),
+        before + rest + feed + parts.all + max(heads.forward, heads.backward),
+        before + rest + heads.weights + units + last + parts.again + 3 * parts.inputs,
+        late
+        + rest
+        + heads.weights
+        + attention
+        + 2 * feed
+        + parts.all // depth
+        + parts.again
+        + parts.hidden
+        + parts.inputs,
+        (before or blocks) + 2 * rest + rest // share,
     )
 
 
@@ -177,6 +232,7 @@ def block_bytes(size: Size, how: Training) -> int:
 class _Heads(NamedTuple):
     forward: int
     backward: int
+    weights: int  # their gradients alone
 
 
 def _heads(size: Size, how: Training) -> _Heads:
@@ -186,17 +242,18 @@ def _heads(size: Size, how: Training) -> _Heads:
     adds to the head's gradient. In the backward pass the image's gradients are scaled first.
     """
     width, states = size.config.transformer.width, how.images * size.tokens * size.config.transformer.width * _FLOAT
-    held = forward = latest = 0
+    held = forward = latest = weights = 0
     for tokens, vocabulary in _head_sizes(size):
         rows = how.images * tokens
         weight = width * vocabulary
+        weights += _FLOAT * weight
         piece = piece_rows(rows, vocabulary, "cpu" if how.on_cpu else "cuda") * vocabulary
         latest = _FLOAT * (weight + rows * width)
         added = how.compute * weight if how.compute < _FLOAT or piece < rows * vocabulary else 0
         copy = how.compute * weight if how.compute < _FLOAT else 0
         held += latest
         forward = max(forward, held + copy + max(2 * _FLOAT * piece, how.compute * piece + added))
-    return _Heads(3 * states + forward, states + held + latest)
+    return _Heads(3 * states + forward, states + held + latest, weights)
 
 
 def _head_sizes(size: Size) -> list[tuple[int, int]]:
@@ -206,35 +263,27 @@ def _head_sizes(size: Size) -> list[tuple[int, int]]:
     return [*text, (config.image_length, config.image_vocab)]
 
 
-class _Gathered(NamedTuple):
-    forward: int
-    backward: int
+def _copies(size: Size, how: Training) -> tuple[int, int]:
+    """Copies of weights in the type of the products, in the forward and the backward pass.
 
-
-def _gathered(size: Size, how: Training) -> _Gathered:
-    """Copies of weights in the type of the products: under autocast of all, and while a block is computed again of it.
-
-    With fsdp two blocks (the next is on its way), the gradients of one, and, in float32, whatever is no block.
+    They are of all under autocast, and while a block is computed again of it.
     """
-    if how.layout == "fsdp" and how.devices > 1:
-        rest = size.parameters - size.config.transformer.depth * size.block
-        weights = 2 * size.block * how.compute + rest * _FLOAT
-        return _Gathered(weights, weights + (size.block + rest) * _FLOAT)
     if how.compute == _FLOAT:
-        return _Gathered(0, 0)
-    return _Gathered(how.compute * size.linear, how.compute * (size.block if how.checkpointing else size.linear))
+        return 0, 0
+    return how.compute * size.linear, how.compute * (size.block if how.checkpointing else size.linear)
 
 
 def room_for_drawing(size: Size, how: Training, rows: int) -> int:
     """Bytes for gathered blocks of a sharded model that draws, so that no more is taken than in an update.
 
     Beside them are weights, moments and averages, the trained weights that averaged ones stand in for, in float32 what
-    is no block, and keys and values of so many rows.
+    is no block, and keys and values of so many rows, those of the text twice.
     """
     found = memory(size, how)
+    cache = cache_bytes(size, how.compute) * (size.tokens + size.config.prefix_length) // size.tokens
     beside = found.weights * (2 if how.average else 1) + found.moments + found.average
     rest = (size.parameters - size.config.transformer.depth * size.block) * _FLOAT
-    return found.peak - beside - rest - rows * cache_bytes(size, how.compute)
+    return found.peak - beside - rest - rows * cache
 
 
 def cache_bytes(size: Size, number: int = 2) -> int:

@@ -1,53 +1,104 @@
-"""A program for torchrun: peaks of an update of sharded weights (FSDP2 over gloo), against planned ones, as JSON."""
+"""A program: peaks of updates of sharded weights against planned ones, as JSON.
+
+It is one of several processes whose others are not there (torch's "fake" group, which sends nothing): FSDP2 takes and
+frees what it always does, and nothing depends on when a thread of gloo lets go of a buffer.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
+from test_memory import IMAGES, SIZES, with_checkpointing
 from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dalle.model import DALLE, DALLEConfig
-from dalle.training.memory import Size, Training, memory
+from dalle import attention
+from dalle.model import DALLE
+from dalle.training.memory import Precision, Size, Training, memory, room_for_drawing
 from dalle.training.optim import OptimConfig, adamw
-from dalle.training.sharding import Sharding
-from dalle.transformer import TransformerConfig
+from dalle.training.sharding import Sharding, held, let_go, local
 from peaks import peak_of
 
-IMAGES = 2
+ROWS = 4  # that are drawn at a time
 
 
-def main(checkpointing: bool) -> None:
-    """Print measured and planned bytes of process 0."""
-    distributed.init_process_group("gloo")
-    world = distributed.get_world_size()
-    shape = TransformerConfig(width=256, depth=8, heads=4, checkpoint_activations=checkpointing)
-    config = DALLEConfig(transformer=shape, text_vocab=2048, text_length=48)
-    torch.manual_seed(0)
-    model = Sharding(torch.device("cpu"), torch.float32).build(lambda: DALLE(config), ("losses",))
+@dataclass(frozen=True)
+class Case:
+    size: str
+    precision: Precision
+    checkpointing: bool
+    processes: int
+    accumulation: int = 1
+
+
+CASES = [
+    Case("deep", "fp32", False, 2),
+    Case("deep", "fp32", True, 2),
+    Case("deep", "bf16", False, 8),
+    Case("many codes", "bf16", False, 4),
+    Case("many codes", "fp32", True, 3),
+    Case("small", "fp32", False, 2, 2),
+    Case("gated", "fp32", True, 4),
+    Case("gated", "bf16", False, 2),
+]
+
+
+def peaks(case: Case) -> dict[str, float]:
+    """Measured and planned bytes of one process; and of drawing, with all blocks gathered that there is room for."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.processes)
+    config = with_checkpointing(SIZES[case.size], case.checkpointing)
+    sharding = Sharding(torch.device("cpu"), torch.float32 if case.precision == "fp32" else torch.bfloat16)
+    model = sharding.build(lambda: DALLE(config), ("losses", "prefill", "extend", "new_cache"))
     optimizer = adamw(model, OptimConfig())
-    text, codes = torch.ones(IMAGES, 48, dtype=torch.int64), torch.zeros(IMAGES, 64, dtype=torch.int64)
+    text = torch.ones(IMAGES, config.text_length, dtype=torch.int64)
+    codes = torch.zeros(IMAGES, config.image_length, dtype=torch.int64)
 
     def update() -> None:
-        losses = model.losses(text, codes)
-        (losses["text"] / 8 + losses["image"] * 7 / 8).backward()
-        del losses
+        for _ in range(case.accumulation):
+            losses = model.losses(text, codes)
+            (losses["text"] / 8 + losses["image"] * 7 / 8).backward()
+            del losses
         optimizer.step()
         optimizer.zero_grad()
 
     update()  # makes the moments
+    how = Training(
+        "fsdp",
+        case.processes,
+        IMAGES,
+        case.accumulation,
+        case.checkpointing,
+        case.precision,
+        average=False,
+        on_cpu=True,
+    )
+
+    def draw() -> None:
+        with held(model, sharding, room_for_drawing(Size.of(config), how, ROWS)), torch.no_grad():
+            _, cache = model.prefill(text[:1].expand(ROWS, -1))
+            whole = model.new_cache(ROWS)
+            whole.fill([cache.row(row) for row in range(ROWS)])
+            del cache
+            for at in range(3):
+                model.extend(codes[:1, at : at + 1].expand(ROWS, -1), whole)
+        let_go(model)
+
     with tempfile.TemporaryDirectory() as scratch:
         peak = peak_of(update, Path(scratch))
-    how = Training("fsdp", world, IMAGES, 1, checkpointing, "fp32", average=False, on_cpu=True)
+        drawing = peak_of(draw, Path(scratch))
+    state = 3 * sum(local(p).nbytes for p in model.parameters())
     planned = memory(Size.of(config), how)
-    if distributed.get_rank() == 0:
-        state = sum(p.to_local().nbytes for p in model.parameters())  # type: ignore[attr-defined]
-        print(json.dumps({"measured": peak + 3 * state, "planned": planned.peak}))
     distributed.destroy_process_group()
+    return {"measured": peak + state, "planned": planned.peak, "static": state, "drawing": drawing + state}
 
 
 if __name__ == "__main__":
-    main(checkpointing=sys.argv[1] == "on")
+    attention._SHORT = 0  # as on accelerators
+    torch.manual_seed(0)
+    print(json.dumps([[*astuple(case), peaks(case)] for case in CASES]))
+    sys.exit(0)
