@@ -127,13 +127,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return {name: t() if isinstance(t, Lazy) else t.clone() for name, t in open_tensors(file).items()}
 
 
-def write_tensors(tensors: Tensors, file: Path, storage: Storage | None = None) -> None:
-    """Write a safetensors file, its floating tensors stored as `storage` (None: as they are)."""
+def write_tensors(
+    tensors: Tensors, file: Path, storage: Storage | None = None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, its floating tensors stored as `storage` (None: as they are), with words about it."""
     entries: list[tuple[str, Lazy]] = []
     for name, tensor in tensors.items():
         entries += _packed(name, tensor, storage)
     entries.sort(key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))  # aligned, as the library orders them
-    header: dict[str, dict[str, object]] = {}
+    header: dict[str, Mapping[str, object]] = {} if metadata is None else {"__metadata__": metadata}
     at = 0
     for name, tensor in entries:
         size = tensor.shape.numel() * tensor.dtype.itemsize

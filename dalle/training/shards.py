@@ -1,7 +1,7 @@
-"""Tensors of a sharded run in files, by torch.distributed.checkpoint: each process writes and reads its own shares.
+"""Tensors of a sharded run in files of torch.distributed.checkpoint: each process writes and reads its own shares.
 
-The files are safetensors, one a process, whose headers say where in the whole tensor each share begins (torch's
-HuggingFaceStorageWriter). Nothing in them is run, and any number of processes can read them, one alone too.
+The files are safetensors, one a process, whose headers say where in the whole tensor each share begins (the format of
+torch's HuggingFaceStorageWriter). Nothing in them is run, and any number of processes can read them, one alone too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, distributed
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from dalle.weights import Lazy, forget, views
+from dalle.training.sharding import is_sharded, local
+from dalle.weights import Lazy, forget, views, write_tensors
 
 _SHARDING = "DCP_SHARDING_INFO"  # torch's key of the headers: for each tensor where its share begins
 
@@ -26,15 +26,32 @@ _SHARDING = "DCP_SHARDING_INFO"  # torch's key of the headers: for each tensor w
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write shares, and what is whole once; all processes call it with the same names and the same folder.
 
+    A share at a time is in the host's memory. (torch's writer makes the whole file there, twice.)
+
     Raises:
         OSError: in all processes, where one of them could not write.
     """
     folder.mkdir(exist_ok=True)
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    own: dict[str, Tensor] = {}
+    begins: dict[str, dict[str, list[int]]] = {}
+    for name, tensor in tensors.items():
+        share = local(tensor.detach())
+        if share.numel() if is_sharded([tensor]) else rank == 0:
+            own[name] = share
+            first = rank * -(-tensor.shape[0] // world) if is_sharded([tensor]) else 0
+            begins[name] = {"saved_offsets": [first, *[0] * (tensor.ndim - 1)][: tensor.ndim]}
+    told: list[tuple[int, str] | None] = [None] * world
     try:
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        save(dict(tensors), storage_writer=writer)
-    except CheckpointException as error:
-        raise _as_os_error(error) from error
+        file = folder / f"shard-{rank + 1:05d}-of-{world:05d}.safetensors"
+        write_tensors(own, file, metadata={_SHARDING: json.dumps(begins)})
+        error = None
+    except OSError as failed:
+        error = failed.errno or 0, failed.strerror or str(failed)
+    distributed.all_gather_object(told, error)
+    for process, problem in enumerate(told):
+        if problem is not None:
+            raise OSError(problem[0], f"process {process}: {problem[1]}")
 
 
 def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -91,7 +91,11 @@ def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
     again = {name: torch.zeros_like(value) for name, value in found.items()}
     shards.read_into(folder / "shards", again)
     assert all(torch.equal(local(again[name]), local(value)) for name, value in found.items())
+    if rank == 0:
+        (folder / "taken" / "shard-00002-of-00002.safetensors").mkdir(parents=True)
     dist.barrier()
+    with pytest.raises(OSError, match="process 1: Is a directory"):  # where one cannot write all hear it
+        shards.write(folder / "taken", found)
     if isinstance(model, DALLE):
         _draws(model, sharding)
     dist.destroy_process_group()
