@@ -151,11 +151,8 @@ class _MeanLoss(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
         for start in range(0, count, rows):
             states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            logits = F.linear(states, matrix, offset)  # [m, V]
-            if hits:
-                found += (logits.argmax(-1) == ids).sum()
-            made, slope = _slopes(logits, ids, z_weight, bias_gradient)
-            sums += made
+            made, right, slope = _slopes(F.linear(states, matrix, offset), ids, z_weight, bias_gradient, hits)
+            sums, found = sums + made, found + right
             if hidden_gradient is not None:
                 hidden_gradient[start : start + rows] = slope @ matrix
             if of_weight:
@@ -182,15 +179,19 @@ class _MeanLoss(torch.autograd.Function):
         )
 
 
-def _slopes(logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sums of cross-entropy and of log² Z [2], and the gradient of the sum of the loss, in the memory of the logits.
+def _slopes(
+    logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None, hits: bool
+) -> tuple[Tensor, Tensor | int, Tensor]:
+    """Of logits [m, V]: sums of cross-entropy and of log² Z [2], hits if wanted, and the gradient of the loss's sum.
 
-    The mean's 1/M, and a loss scale, come last: in float16 a small share of a small probability would be 0.
+    The gradient takes the place of the logits, which the caller must not hold, lest there be two copies. The mean's
+    1/M, and a loss scale, come last: in float16 a small share of a small probability would be 0.
     """
+    found = (logits.argmax(-1) == ids).sum() if hits else 0
     fast = entropy_slopes(logits, ids, z_weight, bias_gradient)
     if fast is not None:
         nats, log_z = fast
-        return torch.stack((nats.sum(), log_z.square().sum())), logits
+        return torch.stack((nats.sum(), log_z.square().sum())), found, logits
     dtype, ids, logits = logits.dtype, ids[:, None], logits.float()
     right = logits.gather(1, ids)
     log_z = logits.logsumexp(-1, keepdim=True)
@@ -201,4 +202,4 @@ def _slopes(logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor 
     slope.scatter_add_(1, ids, torch.full_like(right, -1))
     if bias_gradient is not None:
         bias_gradient += slope.sum(0)
-    return sums, slope.to(dtype)
+    return sums, found, slope.to(dtype)

@@ -67,13 +67,13 @@ NORMAL(bfloat16, bfloat16)
 #define WINOGRAD(NAME, X)                                                                                            \
     extern "C" void winograd_forward_##NAME(const X* x, const float* kernel, const float* bias, float* weights, X* y, \
                                             int64_t b, int64_t h, int64_t w, int64_t k, int64_t n, int threads) {    \
-        const Winograd<X> convolution{b, h, w, k, n};                                                                \
+        const winograd::Convolution<X> convolution{b, h, w, k, n};                                                                \
         convolution.weights(kernel, weights, threads);                                                               \
         convolution.forward(x, weights, bias, y, threads);                                                           \
     }                                                                                                                \
     extern "C" void winograd_backward_##NAME(const X* x, const X* given, float* kernel, int64_t b, int64_t h,        \
                                              int64_t w, int64_t k, int64_t n, int threads) {                         \
-        Winograd<X>{b, h, w, k, n}.backward(x, given, kernel, threads);                                              \
+        winograd::Convolution<X>{b, h, w, k, n}.backward(x, given, kernel, threads);                                              \
     }
 WINOGRAD(float32, float)
 WINOGRAD(bfloat16, bfloat16)

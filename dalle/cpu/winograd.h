@@ -15,6 +15,7 @@
 #include "vectors.h"
 
 namespace {
+namespace winograd {
 
 constexpr int TILE = 4, SIDE = 6, PLACES = SIDE * SIDE;
 constexpr int PANEL = 2 * LANES;  // channels out that are made at a time
@@ -42,13 +43,11 @@ constexpr float A2 = 0.5f, B2 = 2.0f;  // squares of the points; their product i
 constexpr float A1 = 0.70710678118654752f, B1 = 1.41421356237309505f;
 constexpr float OF_A = 1 / (2 * A2 * (A2 - B2)), OF_B = 1 / (2 * B2 * (B2 - A2));
 
-#define INLINE __attribute__((always_inline)) inline
-
 // Each of the following makes of a few numbers in a line some others; `both` does it along columns, then along rows.
 
 struct OfPicture {
     static constexpr int FROM = SIDE, TO = SIDE;
-    static INLINE void line(const Floats* x, Floats* to) {
+    static __attribute__((always_inline)) inline void line(const Floats* x, Floats* to) {
         const Floats even_a = x[4] - B2 * x[2], odd_a = A1 * x[3] - (A1 * B2) * x[1];
         const Floats even_b = x[4] - A2 * x[2], odd_b = B1 * x[3] - (B1 * A2) * x[1];
         to[0] = x[0] - (A2 + B2) * x[2] + x[4];
@@ -62,7 +61,7 @@ struct OfPicture {
 
 struct OfKernel {
     static constexpr int FROM = 3, TO = SIDE;
-    static INLINE void line(const Floats* x, Floats* to) {
+    static __attribute__((always_inline)) inline void line(const Floats* x, Floats* to) {
         const Floats even_a = OF_A * (x[0] + A2 * x[2]), odd_a = (OF_A * A1) * x[1];
         const Floats even_b = OF_B * (x[0] + B2 * x[2]), odd_b = (OF_B * B1) * x[1];
         to[0] = x[0];
@@ -76,7 +75,7 @@ struct OfKernel {
 
 struct OfSums {
     static constexpr int FROM = SIDE, TO = TILE;
-    static INLINE void line(const Floats* x, Floats* to) {
+    static __attribute__((always_inline)) inline void line(const Floats* x, Floats* to) {
         const Floats sum_a = x[1] + x[2], less_a = x[1] - x[2], sum_b = x[3] + x[4], less_b = x[3] - x[4];
         to[0] = x[0] + sum_a + sum_b;
         to[1] = A1 * less_a + B1 * less_b;
@@ -88,7 +87,7 @@ struct OfSums {
 // The adjoint of `OfSums`, for the result's gradient.
 struct OfResult {
     static constexpr int FROM = TILE, TO = SIDE;
-    static INLINE void line(const Floats* x, Floats* to) {
+    static __attribute__((always_inline)) inline void line(const Floats* x, Floats* to) {
         const Floats even_a = x[0] + A2 * x[2], odd_a = A1 * x[1] + (A1 * A2) * x[3];
         const Floats even_b = x[0] + B2 * x[2], odd_b = B1 * x[1] + (B1 * B2) * x[3];
         to[0] = x[0];
@@ -103,7 +102,7 @@ struct OfResult {
 // The adjoint of `OfKernel`, for the kernel's gradient.
 struct ToKernel {
     static constexpr int FROM = SIDE, TO = 3;
-    static INLINE void line(const Floats* x, Floats* to) {
+    static __attribute__((always_inline)) inline void line(const Floats* x, Floats* to) {
         const Floats sum_a = OF_A * (x[1] + x[2]), sum_b = OF_B * (x[3] + x[4]);
         to[0] = x[0] + sum_a + sum_b;
         to[1] = (OF_A * A1) * (x[1] - x[2]) + (OF_B * B1) * (x[3] - x[4]);
@@ -113,7 +112,7 @@ struct ToKernel {
 
 // A square of read(row, column) becomes one that is given to write(row, column, value).
 template <class Way, class Read, class Write>
-INLINE void both(Read read, Write write) {
+__attribute__((always_inline)) inline void both(Read read, Write write) {
     Floats half[Way::TO][Way::FROM];
 #pragma GCC unroll 6
     for (int column = 0; column < Way::FROM; column++) {
@@ -163,7 +162,8 @@ inline void tile(const float* x, int64_t row, const float* panel, int64_t width,
 }
 
 template <int M, bool ADD, bool ADJACENT>
-inline void tiles(int64_t m, const float* x, int64_t row, const float* panel, int64_t width, int64_t count, float* to, int64_t apart) {
+inline void tiles(int64_t m, const float* x, int64_t row, const float* panel, int64_t width, int64_t count, float* to,
+                  int64_t apart) {
     if constexpr (M > 0) {
         if (m == M)
             tile<M, ADD, ADJACENT>(x, row, panel, width, count, to, apart);
@@ -173,7 +173,7 @@ inline void tiles(int64_t m, const float* x, int64_t row, const float* panel, in
 }
 
 template <class X>
-struct Winograd {
+struct Convolution {
     int64_t pictures, height, width, k, n;
 
     int64_t down() const { return (height + TILE - 1) / TILE; }
@@ -199,7 +199,8 @@ struct Winograd {
             both<Way>(
                 [&](int row, int column) {
                     const int64_t i = top + row, j = left + column;
-                    return i >= 0 && i < height && j >= 0 && j < width ? load(from + (row * width + column) * channels) : Floats{};
+                    const bool there = i >= 0 && i < height && j >= 0 && j < width;
+                    return there ? load(from + (row * width + column) * channels) : Floats{};
                 },
                 write);
     }
@@ -213,7 +214,9 @@ struct Winograd {
                     const float* from = kernel + i * n + panel * PANEL + c;
                     float* here = to + (panel * PLACES * k + i) * PANEL + c;
                     both<OfKernel>([&](int row, int column) { return load(from + (row * 3 + column) * k * n); },
-                                   [&](int row, int column, Floats value) { save(here + (row * SIDE + column) * k * PANEL, value); });
+                                   [&](int row, int column, Floats value) {
+                                       save(here + (row * SIDE + column) * k * PANEL, value);
+                                   });
                 }
     }
 
@@ -232,15 +235,17 @@ struct Winograd {
                     for (int64_t c = 0; c < k; c += LANES)
                         numbers<OfPicture>(x + c, k, begin + t, 1, given.start + t * row + c, apart);
                 for (int64_t panel = 0; panel < n / PANEL; panel++) {
-                    for (int place = 0; place < PLACES; place++)
+                    for (int place = 0; place < PLACES; place++) {
+                        const float* own = weights + (panel * PLACES + place) * k * PANEL;
                         for (int64_t t = 0; t < size; t += ROWS)
-                            tiles<ROWS, false, false>(std::min<int64_t>(ROWS, size - t), given.start + place * apart + t * row, row,
-                                                      weights + (panel * PLACES + place) * k * PANEL, PANEL, k,
-                                                      sums.start + place * sums_apart + t * PANEL, PANEL);
-                    for (int64_t t = 0; t < size; t++)
-                        for (int64_t c = 0; c < PANEL; c += LANES)
-                            put(sums.start + t * PANEL + c, sums_apart, bias ? load(bias + panel * PANEL + c) : Floats{}, begin + t,
-                                y + panel * PANEL + c);
+                            tiles<ROWS, false, false>(std::min<int64_t>(ROWS, size - t), given.start + place * apart + t * row,
+                                                      row, own, PANEL, k, sums.start + place * sums_apart + t * PANEL, PANEL);
+                    }
+                    for (int64_t c = 0; c < PANEL; c += LANES) {
+                        const Floats offset = bias ? load(bias + panel * PANEL + c) : Floats{};
+                        for (int64_t t = 0; t < size; t++)
+                            put(sums.start + t * PANEL + c, sums_apart, offset, begin + t, y + panel * PANEL + c);
+                    }
                 }
             }
         }
@@ -268,6 +273,7 @@ struct Winograd {
         const Buffer ours(PLACES * ours_apart), theirs(PLACES * theirs_apart), sums(PLACES * k * n);
         for (int64_t begin = 0; begin < count(); begin += most) {
             const int64_t size = std::min(most, count() - begin);
+            const auto add = begin ? tiles<ROWS, true, true> : tiles<ROWS, false, true>;
 #pragma omp parallel num_threads(threads)
             {
 #pragma omp for schedule(static)
@@ -281,8 +287,8 @@ struct Winograd {
                 for (int place = 0; place < PLACES; place++)
                     for (int64_t c = 0; c < n; c += PANEL)
                         for (int64_t i = 0; i < k; i += ROWS)
-                            (begin ? tiles<ROWS, true, true> : tiles<ROWS, false, true>)(std::min<int64_t>(ROWS, k - i), ours.start + place * ours_apart + i, xs,
-                                                    theirs.start + place * theirs_apart + c, ys, size, sums.start + (place * k + i) * n + c, n);
+                            add(std::min<int64_t>(ROWS, k - i), ours.start + place * ours_apart + i, xs,
+                                theirs.start + place * theirs_apart + c, ys, size, sums.start + (place * k + i) * n + c, n);
             }
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -296,4 +302,5 @@ struct Winograd {
     }
 };
 
+}  // namespace winograd
 }  // namespace
