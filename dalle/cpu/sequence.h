@@ -195,20 +195,25 @@ class Head {
             }
     }
 
-    // Columns that ROWS queries need, in whole blocks.
+    // Columns that ROWS queries need, in whole halves of blocks.
     int64_t columns(int64_t i) const {
         int64_t last = 0;
         for (int64_t r = i; r < std::min(i + ROWS, s.tokens); r++) last = std::max(last, seen[r]);
-        return (last + BLOCK - 1) / BLOCK * BLOCK;
+        return (last + BLOCK / 2 - 1) / (BLOCK / 2) * (BLOCK / 2);
     }
 
     void fill(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t end, float* to) const {
-        for (int64_t j = 0; j < end; j += BLOCK) {
-            __m512 sums[ROWS][4];
-            products<4>(&rows[i * words], words, 1, &b[j], padded, 0, words, sums);
-            for (int r = 0; r < ROWS; r++)
-                for (int n = 0; n < 4; n++) _mm512_storeu_ps(to + r * padded + j + 16 * n, sums[r][n]);
-        }
+        int64_t j = 0;
+        for (; j + BLOCK <= end; j += BLOCK) block<4>(rows, b, i, j, to);
+        if (j < end) block<2>(rows, b, i, j, to);
+    }
+
+    template <int N>
+    void block(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t j, float* to) const {
+        __m512 sums[ROWS][N];
+        products<N>(&rows[i * words], words, 1, &b[j], padded, 0, words, sums);
+        for (int r = 0; r < ROWS; r++)
+            for (int n = 0; n < N; n++) _mm512_storeu_ps(to + r * padded + j + 16 * n, sums[r][n]);
     }
 
     // Which of the keys j and on a query sees, a bit each.
