@@ -35,8 +35,8 @@ inline __m512bh pairs(__m512i words) { return (__m512bh)words; }
 
 // Sums of ROWS x 16 N numbers: words a[r * down + k * along] times b[k * width + 16 n ...], for k in [first, last).
 template <int N>  // not inlined, so that columns stay in registers
-__attribute__((noinline)) void products(const uint32_t* a, int64_t down, int64_t along, const uint32_t* b, int64_t width, int64_t first,
-                     int64_t last, __m512 (*sums)[N]) {
+__attribute__((noinline)) void products(const uint32_t* a, int64_t down, int64_t along, const uint32_t* b,
+                                        int64_t width, int64_t first, int64_t last, __m512 (*sums)[N]) {
     __m512 own[ROWS][N];
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < N; n++) own[r][n] = _mm512_setzero_ps();

@@ -32,20 +32,15 @@ class _Sequences(ctypes.Structure):
 
 
 @functools.cache
-def _multiplies_pairs() -> bool:
+def _fast() -> bool:
+    """Whether the CPU multiplies pairs of bfloat16, and has no AMX, which torch's products would use."""
     compiled = library()
-    return compiled is not None and bool(compiled.pairs_of_bfloat16())
+    return compiled is not None and bool(compiled.pairs_of_bfloat16()) and not torch.cpu._is_amx_tile_supported()
 
 
 def usable(x: Tensor) -> bool:
     """Whether `attend` takes queries [..., T, D] like these."""
-    return (
-        cpu.trainable(x)
-        and x.dtype == torch.bfloat16
-        and not x.shape[-1] % 32
-        and x.stride(-1) == 1
-        and _multiplies_pairs()
-    )
+    return cpu.trainable(x) and x.dtype == torch.bfloat16 and not x.shape[-1] % 32 and x.stride(-1) == 1 and _fast()
 
 
 def attend(qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
