@@ -157,12 +157,13 @@ def test_a_byte_that_has_flipped_in_what_one_process_wrote(recipes: dict[str, st
     runs = {name: [recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("shares", "low")}
     both = [[*runs["shares"], FSDP], [*runs["low"], *low]]
     assert _several(2, [[*options, "run.updates=4"] for options in both]) == 0
-    for name, file in (("shares", "shards/shard-00002-model-00001-of-00001"), ("low", "powersgd-00001")):
+    for name, file in (("shares", "shards/shard-00002-*"), ("low", "powersgd-00001.*")):
         folder = tmp_path / name / "checkpoints/update-00000004"
-        assert f"  {file}.safetensors\n" in (folder / "SHA256SUMS").read_text()
-        content = bytearray((folder / f"{file}.safetensors").read_bytes())
+        (damaged,) = folder.glob(file)
+        assert f"  {damaged.relative_to(folder)}\n" in (folder / "SHA256SUMS").read_text()
+        content = bytearray(damaged.read_bytes())
         content[-9] ^= 1
-        (folder / f"{file}.safetensors").write_bytes(content)
+        damaged.write_bytes(content)
     assert _several(2, [[*options, "resume=true"] for options in both]) == 0
     for name in runs:
         found = sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir())
