@@ -142,7 +142,7 @@ def _printed(command: list[str]) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a while")
 def test_a_process_has_no_room_for_the_whole_model(tmp_path: Path) -> None:
-    """63 million weights in four shares: made, averaged, filled, saved, read with room for one and a parameter."""
+    """63 million weights in four shares: made, averaged, filled, saved and read a parameter at a time."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
     found = json.loads(_printed([*launch, str(FOLDER / "sharded_host.py"), str(tmp_path)]))
     assert found["whole"] > 250e6 and found["share"] == pytest.approx(found["whole"] / 4, rel=0.01)
