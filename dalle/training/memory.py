@@ -195,19 +195,12 @@ def _moments_of_shares(
     blocks = _FLOAT * depth * size.block // share  # their gradients
     late = before or blocks - _FLOAT * size.block // share
     last = parts.all - (0 if how.checkpointing else 2 * parts.hidden)  # the last feed-forward part is done
+    first = parts.all // depth + parts.hidden  # the first is not
     return rest + units, (
         before + 2 * (rest + attention),
         before + rest + feed + parts.all + max(heads.forward, heads.backward),
         before + rest + heads.weights + units + last + parts.again + 3 * parts.inputs,
-        late
-        + rest
-        + heads.weights
-        + attention
-        + 2 * feed
-        + parts.all // depth
-        + parts.again
-        + parts.hidden
-        + parts.inputs,
+        late + rest + heads.weights + attention + 2 * feed + first + parts.again + parts.inputs,
         (before or blocks) + 2 * rest + rest // share,
     )
 
