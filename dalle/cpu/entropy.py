@@ -30,7 +30,7 @@ def entropy_slopes(
     if function is None or ids.dtype != torch.int64:
         return None
     ids = ids.contiguous()
-    nats, log_z = torch.empty(2, rows).unbind()
+    nats, log_z = torch.empty(2, rows, dtype=torch.float32, device="cpu").unbind()
     to = None if bias_gradient is None else bias_gradient.data_ptr()
     tensors = (logits, ids, nats, log_z)
     function(*(t.data_ptr() for t in tensors), to, rows, codes, z_weight, cpu.threads(8 * logits.numel()))

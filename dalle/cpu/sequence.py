@@ -63,7 +63,7 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         _, batch, heads, tokens, channels = qkv.shape
         out = qkv.new_empty(batch, tokens, heads, channels)
-        log_sum = torch.empty(batch, heads, tokens)
+        log_sum = torch.empty(batch, heads, tokens, dtype=torch.float32, device="cpu")
         mask = None if mask is None else mask.contiguous()
         told = _told(qkv, mask, causal, out, log_sum)
         cpu.functions()["sequences_forward"](ctypes.byref(told), torch.get_num_threads())

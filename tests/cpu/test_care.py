@@ -17,7 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dalle import cpu
 from dalle.attention import KVCache
-from dalle.cpu import build
+from dalle.cpu import build, sequence
+from dalle.cpu.entropy import entropy_slopes
+from dalle.cpu.normal import group_norm
 from dalle.linear import Linear
 from dalle.model import DALLE
 from dalle.sampling import sample
@@ -89,6 +91,31 @@ def test_other_defaults_of_type_and_device(dtype: torch.dtype) -> None:
     drawn = sample(logits, uniform)
     with torch.device("meta"):
         assert torch.equal(sample(logits, uniform), drawn)
+
+
+@torch.enable_grad()
+def test_what_is_trained_knows_no_default_type_or_device() -> None:
+    qkv, ids = torch.randn(3, 2, 3, 16, 32).bfloat16().requires_grad_(), torch.arange(5)
+    pictures, weight = torch.randn(2, 32, 3, 3).contiguous(memory_format=torch.channels_last), torch.ones(32)
+    logits = torch.randn(5, 64)
+
+    def results() -> list[torch.Tensor | None]:
+        made = [group_norm(pictures, weight, weight, 32, 1e-6, True)]
+        made += entropy_slopes(logits.clone(), ids, 0.1, None) or ()
+        if sequence.usable(qkv):
+            attended = sequence.attend(qkv, None, True)
+            made += [attended, *torch.autograd.grad(attended.sum(), qkv)]
+        return made
+
+    expected = results()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(found) == len(expected) > 2
+    assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("batch", [2, 12])
