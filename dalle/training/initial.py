@@ -84,7 +84,7 @@ def fill_initial(model: DALLE, recipe: DALLERecipe) -> None:
         ValueError: they are of another architecture.
     """
     file = _file(recipe)
-    fill(model, open_tensors(file), str(file))
+    fill(model, open_tensors(file), str(file)).recognise()
 
 
 def initial_weights(recipe: DALLERecipe) -> Tensors:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +16,19 @@ from torch import nn
 
 import dalle
 import train
+from dalle import artifact
+from dalle.config import to_dict
 from dalle.model import DALLE, DALLEConfig
-from dalle.training.initial import with_initial
+from dalle.sparse.pattern import Pattern
+from dalle.training.initial import fill_initial, with_initial
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from dalle.transformer import TransformerConfig
 from dalle.weights import pack, read_tensors, unpack
 from tiny_model import make_tiny_model
+
+SMALL = DALLEConfig(
+    transformer=TransformerConfig(width=16, depth=2, heads=2), text_vocab=9, text_length=4, image_vocab=7, grid=(2, 2)
+)
 
 
 def pictures(folder: Path, size: int) -> Path:
@@ -94,15 +103,8 @@ def test_published_models_are_tuned(lora: dict[str, Any] | None, tmp_path: Path)
 
 def test_merged_changes_give_the_same_logits() -> None:
     pytest.importorskip("peft", reason='pip install "dalle[lora]"')
-    config = DALLEConfig(
-        transformer=TransformerConfig(width=16, depth=2, heads=2),
-        text_vocab=9,
-        text_length=4,
-        image_vocab=7,
-        grid=(2, 2),
-    )
     torch.manual_seed(0)
-    model, plain = DALLE(config), DALLE(config)
+    model, plain = DALLE(SMALL), DALLE(SMALL)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     options = LoRAConfig(rank=3, alpha=6, targets=("qkv", "down"))
     add_lora(model, options)
@@ -162,3 +164,14 @@ def test_what_a_recipe_leaves_out_is_the_models(tmp_path: Path) -> None:
     )
     assert settled["text_tokenizer"] == str(source / "text_tokenizer") and settled["clip"] is None
     assert with_initial({"stage": "clip"}) == {"stage": "clip"}
+
+
+def test_masks_of_a_known_kind_are_recognised_before_training(tmp_path: Path) -> None:
+    stored = replace(SMALL, transformer=replace(SMALL.transformer, depth=1), stored_masks=(0,))
+    model = DALLE(stored)
+    length, text = stored.prefix_length + stored.image_length - 1, stored.prefix_length
+    model.get_buffer("masks").copy_(Pattern("column", text, 2, 3).mask(length))
+    artifact.save(tmp_path / "theirs", {"stage": "dalle", "model": to_dict(stored)}, model.state_dict())
+    tuned = DALLE(stored)
+    fill_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs")))  # type: ignore[arg-type]
+    assert tuned.patterns == {0: Pattern("column", text, 2, stored.conv_kernel)}
