@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from dalle.cpu import products
 from dalle.cpu.entropy import entropy_slopes
 from dalle.linear import Linear
 
@@ -151,10 +151,10 @@ class _MeanLoss(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
         for start in range(0, count, rows):
             states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            made, right, slope = _slopes(F.linear(states, matrix, offset), ids, z_weight, bias_gradient, hits)
+            made, right, slope = _slopes(products.forward(states, matrix, offset), ids, z_weight, bias_gradient, hits)
             sums, found = sums + made, found + right
             if hidden_gradient is not None:
-                hidden_gradient[start : start + rows] = slope @ matrix
+                hidden_gradient[start : start + rows] = products.backward(slope, states, matrix)
             if of_weight:
                 part = slope.t() @ states
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)

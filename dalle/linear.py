@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dalle import cpu
+from dalle.cpu import products
 
 # Rows from which weights in oneDNN's own layout are faster than as they are (docs/log.md).
 _PACK_FROM = {torch.float32: 17, torch.bfloat16: 17}
-# The same in training, where weights are packed in each pass: so many rows, and no more inputs than outputs.
-_TRAIN_FROM = 512
 
 
 class Linear(nn.Linear):
@@ -50,43 +49,40 @@ class Linear(nn.Linear):
         if copy is not None:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
             return y
-        if self._packs_to_train(x):
-            made: Tensor = _Packed.apply(x.to(torch.bfloat16), self.weight, self.bias)
+        kind = self._trained_in(x)
+        if kind is not None:
+            made: Tensor = _Trained.apply(x.to(kind), self.weight, self.bias)
             return made
         fast = cpu.linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias) if fast is None else fast
 
-    def _packs_to_train(self, x: Tensor) -> bool:
-        """Whether this is a training pass in bfloat16 on a CPU, with enough rows."""
-        weight = self.weight
-        return (
-            x.device.type == "cpu"
-            and torch.is_grad_enabled()
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            and x.dtype in (torch.float32, torch.bfloat16)
-            and type(weight) is nn.Parameter
+    def _trained_in(self, x: Tensor) -> torch.dtype | None:
+        """The type of the products of a training pass on a CPU, where rows are enough for another way than torch's."""
+        weight, kind = self.weight, x.dtype
+        if torch.is_autocast_enabled("cpu") and kind != torch.float64:
+            kind = torch.get_autocast_dtype("cpu")
+        elif kind != torch.float32:
+            return None
+        wanted = (
+            torch.is_grad_enabled()
             and weight.requires_grad
             and weight.dtype == torch.float32
-            and self.in_features <= self.out_features
-            and x.numel() >= _TRAIN_FROM * self.in_features
-            and cpu.trainable(x)
-            and torch.backends.mkldnn.is_available()
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            and x.shape[-1] == self.in_features
+            and all(cpu.trainable(t) for t in (x, weight))
+            and products.usable(x.numel() // self.in_features, self.in_features, kind)
         )
+        return kind if wanted else None
 
 
-class _Packed(torch.autograd.Function):
-    """What autocast makes of a linear map, with the weight in oneDNN's own layout in the forward pass."""
+class _Trained(torch.autograd.Function):
+    """What torch makes of a linear map, or autocast in bfloat16, by `cpu.products`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        matrix = weight.to(torch.bfloat16)
-        offset = None if bias is None else bias.to(torch.bfloat16)
-        packed = torch.ops.mkldnn._reorder_linear_weight(matrix, x.numel() // x.shape[-1])
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, offset, "none", [], "")
+        matrix = weight.to(x.dtype)
+        offset = None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, matrix)
-        return y
+        return products.forward(x.reshape(-1, x.shape[-1]), matrix, offset).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -95,7 +91,7 @@ class _Packed(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         given, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         return (
-            (given @ matrix).view_as(x) if of_x else None,
+            products.backward(given, states, matrix).view_as(x) if of_x else None,
             (given.t() @ states).float() if of_weight else None,
             given.sum(0).float() if of_bias else None,
         )

@@ -1,4 +1,4 @@
-"""Linear maps in training: with packed weights they are what autocast makes of `nn.Linear`, bit for bit."""
+"""Linear maps in training, by other products: what torch, or autocast, makes of `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -6,34 +6,40 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle import cpu, linear
+from dalle import cpu
+from dalle.cpu import products
 from dalle.linear import Linear
 
-ROWS = linear._TRAIN_FROM
+ROWS = products.FROM
 
 
-def trained(made: Linear, states: Tensor, gradient: Tensor) -> list[Tensor | None]:
-    """Output and gradients of a pass under autocast."""
+def trained(made: Linear, states: Tensor, gradient: Tensor, bf16: bool) -> list[Tensor | None]:
+    """Output and gradients of a pass, under autocast or not."""
     own = states.clone().requires_grad_()
     made.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         y = made(own)
     y.backward(gradient.to(y.dtype))
     return [y.detach(), own.grad, made.weight.grad, None if made.bias is None else made.bias.grad]
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 in oneDNN")
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_training_is_autocasts(dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("widths", [(48, 96), (96, 48)])
+@pytest.mark.parametrize("dtype, bf16", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
+def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, int], bias: bool) -> None:
+    if bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bfloat16 in oneDNN")
     torch.manual_seed(0)
-    made = Linear(48, 96, bias=bias)
-    states, gradient = torch.randn(4, ROWS // 4, 48).to(dtype), torch.randn(4, ROWS // 4, 96)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert made._packs_to_train(states)
-    found = trained(made, states, gradient)
+    made = Linear(*widths, bias=bias)
+    states, gradient = torch.randn(4, ROWS // 4, widths[0]).to(dtype), torch.randn(4, ROWS // 4, widths[1])
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert made._trained_in(states) == (torch.bfloat16 if bf16 else torch.float32)
+    found = trained(made, states, gradient, bf16)
     with cpu.plain():
-        wanted = trained(made, states, gradient)
+        wanted = trained(made, states, gradient, bf16)
+    exact = states.double() @ made.weight.detach().double().t() + (0 if made.bias is None else made.bias.double())
+    assert found[0] is not None and found[0].shape == gradient.shape
+    torch.testing.assert_close(found[0].double(), exact, rtol=2e-2 if bf16 else 1e-4, atol=2e-2 if bf16 else 1e-5)
     for one, other in zip(found, wanted, strict=True):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
@@ -41,15 +47,26 @@ def test_packed_training_is_autocasts(dtype: torch.dtype, bias: bool, monkeypatc
             torch.testing.assert_close(one, other)
 
 
-def test_only_training_in_bfloat16_packs() -> None:
+def test_only_training_on_many_rows_goes_another_way() -> None:
     made, states = Linear(48, 96), torch.randn(ROWS, 48)
-    assert not made._packs_to_train(states)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not made._packs_to_train(states[:-1])
-        assert not Linear(96, 48)._packs_to_train(torch.randn(ROWS, 96))
-        with torch.no_grad():
-            assert not made._packs_to_train(states)
-        with cpu.plain():
-            assert not made._packs_to_train(states)
-        made.requires_grad_(False)
-        assert not made._packs_to_train(states)
+    assert made._trained_in(states) == torch.float32
+    assert made._trained_in(states[:-1]) is None
+    assert made._trained_in(states.bfloat16()) is None  # torch says what is wrong, here and below
+    assert made._trained_in(torch.randn(ROWS, 96)) is None
+    with torch.autocast("cpu", torch.float16):
+        assert made._trained_in(states) is None
+    with torch.no_grad():
+        assert made._trained_in(states) is None
+    with cpu.plain():
+        assert made._trained_in(states) is None
+    made.requires_grad_(False)
+    assert made._trained_in(states) is None
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS - 1, ROWS + 7])
+def test_products_are_products(rows: int) -> None:
+    torch.manual_seed(0)
+    x, weight, gradient = torch.randn(rows, 40), torch.randn(24, 40), torch.randn(rows, 24)
+    given = gradient.t().contiguous().t()  # in another layout
+    torch.testing.assert_close(products.forward(x, weight), x @ weight.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(products.backward(given, x, weight), gradient @ weight, rtol=1e-4, atol=1e-4)

@@ -70,9 +70,9 @@ def trainable(x: Tensor) -> bool:
     return (
         _enabled
         and x.device.type == "cpu"
-        and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and x.numel() > 0
         and type(x) in (Tensor, nn.Parameter)  # fake ones and others may have no memory of their own
         and torch._C._functorch.peek_interpreter_stack() is None  # nor have those within vmap and jvp
     )
