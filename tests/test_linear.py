@@ -27,8 +27,8 @@ def trained(made: Linear, states: Tensor, gradient: Tensor, bf16: bool) -> list[
 @pytest.mark.parametrize("widths", [(48, 96), (96, 48)])
 @pytest.mark.parametrize("dtype, bf16", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
 def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, int], bias: bool) -> None:
-    if bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("no bfloat16 in oneDNN")
+    if bf16 and not products.usable(ROWS, 48, torch.bfloat16):
+        pytest.skip("no bfloat16 in oneDNN, or AMX")
     torch.manual_seed(0)
     made = Linear(*widths, bias=bias)
     states, gradient = torch.randn(4, ROWS // 4, widths[0]).to(dtype), torch.randn(4, ROWS // 4, widths[1])

@@ -6,6 +6,8 @@ matrices from some 500 rows on (docs/log.md).
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,8 +25,14 @@ def usable(rows: int, width: int, dtype: torch.dtype) -> bool:
         and width > 1
         and dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
-        and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and (dtype == torch.float32 or _bfloat16())
     )
+
+
+@functools.cache
+def _bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16, without AMX: with it nothing was measured."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
