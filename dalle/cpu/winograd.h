@@ -43,6 +43,14 @@ constexpr float A2 = 0.5f, B2 = 2.0f;  // squares of the points; their product i
 constexpr float A1 = 0.70710678118654752f, B1 = 1.41421356237309505f;
 constexpr float OF_A = 1 / (2 * A2 * (A2 - B2)), OF_B = 1 / (2 * B2 * (B2 - A2));
 
+// The four numbers in between: at +-1/sqrt(2) and at +-sqrt(2) even powers are the same and odd ones of the other sign.
+__attribute__((always_inline)) inline void at_points(Floats even_a, Floats odd_a, Floats even_b, Floats odd_b, Floats* to) {
+    to[1] = even_a + odd_a;
+    to[2] = even_a - odd_a;
+    to[3] = even_b + odd_b;
+    to[4] = even_b - odd_b;
+}
+
 // Each of the following makes of a few numbers in a line some others; `both` does it along columns, then along rows.
 
 struct OfPicture {
@@ -51,10 +59,7 @@ struct OfPicture {
         const Floats even_a = x[4] - B2 * x[2], odd_a = A1 * x[3] - (A1 * B2) * x[1];
         const Floats even_b = x[4] - A2 * x[2], odd_b = B1 * x[3] - (B1 * A2) * x[1];
         to[0] = x[0] - (A2 + B2) * x[2] + x[4];
-        to[1] = even_a + odd_a;
-        to[2] = even_a - odd_a;
-        to[3] = even_b + odd_b;
-        to[4] = even_b - odd_b;
+        at_points(even_a, odd_a, even_b, odd_b, to);
         to[5] = x[1] - (A2 + B2) * x[3] + x[5];
     }
 };
@@ -65,10 +70,7 @@ struct OfKernel {
         const Floats even_a = OF_A * (x[0] + A2 * x[2]), odd_a = (OF_A * A1) * x[1];
         const Floats even_b = OF_B * (x[0] + B2 * x[2]), odd_b = (OF_B * B1) * x[1];
         to[0] = x[0];
-        to[1] = even_a + odd_a;
-        to[2] = even_a - odd_a;
-        to[3] = even_b + odd_b;
-        to[4] = even_b - odd_b;
+        at_points(even_a, odd_a, even_b, odd_b, to);
         to[5] = x[2];
     }
 };
@@ -91,10 +93,7 @@ struct OfResult {
         const Floats even_a = x[0] + A2 * x[2], odd_a = A1 * x[1] + (A1 * A2) * x[3];
         const Floats even_b = x[0] + B2 * x[2], odd_b = B1 * x[1] + (B1 * B2) * x[3];
         to[0] = x[0];
-        to[1] = even_a + odd_a;
-        to[2] = even_a - odd_a;
-        to[3] = even_b + odd_b;
-        to[4] = even_b - odd_b;
+        at_points(even_a, odd_a, even_b, odd_b, to);
         to[5] = x[3];
     }
 };
@@ -180,12 +179,22 @@ struct Convolution {
     int64_t across() const { return (width + TILE - 1) / TILE; }
     int64_t count() const { return pictures * down() * across(); }
 
+    struct Corner {
+        int64_t picture, top, left;
+    };
+
+    // Where the result's cells of a tile begin.
+    Corner corner(int64_t tile) const {
+        const int64_t rest = tile % (down() * across());
+        return {tile / (down() * across()), rest / across() * TILE, rest % across() * TILE};
+    }
+
     // `Way` of a vector of channels of the cells of x [B, H, W, channels] from `before` a tile's first on; none is zero.
     template <class Way>
     void numbers(const X* x, int64_t channels, int64_t tile, int before, float* to, int64_t apart) const {
-        const int64_t picture = tile / (down() * across()), rest = tile % (down() * across());
-        const int64_t top = rest / across() * TILE - before, left = rest % across() * TILE - before;
-        const X* from = x + ((picture * height + top) * width + left) * channels;
+        const Corner first = corner(tile);
+        const int64_t top = first.top - before, left = first.left - before;
+        const X* from = x + ((first.picture * height + top) * width + left) * channels;
         const auto write = [&](int row, int column, Floats value) { save(to + (row * SIDE + column) * apart, value); };
         if (top >= 0 && left >= 0 && top + Way::FROM <= height && left + Way::FROM <= width)
             both<Way>(
@@ -253,16 +262,15 @@ struct Convolution {
 
     // One vector of channels of one tile of the result.
     void put(const float* sums, int64_t apart, Floats bias, int64_t tile, X* y) const {
-        const int64_t picture = tile / (down() * across()), rest = tile % (down() * across());
-        const int64_t top = rest / across() * TILE, left = rest % across() * TILE;
-        X* to = y + ((picture * height + top) * width + left) * n;
+        const Corner first = corner(tile);
+        X* to = y + ((first.picture * height + first.top) * width + first.left) * n;
         const auto read = [&](int row, int column) { return load(sums + (row * SIDE + column) * apart); };
         const auto write = [&](int row, int column, Floats value) { save(to + (row * width + column) * n, value + bias); };
-        if (top + TILE <= height && left + TILE <= width)
+        if (first.top + TILE <= height && first.left + TILE <= width)
             both<OfSums>(read, write);
         else
             both<OfSums>(read, [&](int row, int column, Floats value) {
-                if (top + row < height && left + column < width) write(row, column, value);
+                if (first.top + row < height && first.left + column < width) write(row, column, value);
             });
     }
 

@@ -18,7 +18,7 @@ _FEW = {torch.float32: 32, torch.bfloat16: 64}  # with fewer squares of 4x4 cell
 
 def prepared(x: Tensor) -> Tensor:
     """Pictures [B, C, H, W] in the layout that is fastest for convolutions and norms: channels_last, or as they are."""
-    return x.contiguous(memory_format=LAST) if _known(x) else x
+    return x.contiguous(memory_format=LAST) if cpu.trainable(x) and _known(x) else x
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -52,8 +52,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
 
 def _known(x: Tensor) -> bool:
-    """Whether x is a batch of pictures that there is code for."""
-    return cpu.trainable(x) and x.ndim == 4 and x.dtype in _FEW and bool(cpu.functions())
+    """Whether x is a batch of pictures of a type that there is code for."""
+    return x.ndim == 4 and x.dtype in _FEW and bool(cpu.functions())
 
 
 def _squares(x: Tensor) -> int:
