@@ -1,0 +1,150 @@
+"""What the code did when it was recorded, it does still: configs, hashes, samples, losses, help, names, old files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dalle
+import sample
+import train
+from dalle import artifact, cpu
+from dalle.__main__ import COMMANDS, main
+from dalle.config import dump
+from dalle.pipeline import SHIPPED
+from dalle.training.recipe import load_recipe
+from golden import read_artifacts, recipes
+from golden.record import HERE, WRITE, golden_json, golden_text
+
+ROOT = Path(__file__).parents[2]
+HELP_RECIPES = (
+    *("tokenizers/emoji-bpe/config", "tokenizers/emoji-vqgan/config"),
+    *("configs/emoji/clip", "configs/emoji/dalle"),
+)
+
+
+def tracked(*patterns: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.splitlines()
+
+
+RECIPES = [path for path in tracked("configs/*.yaml", "tokenizers/*.yaml") if "accelerate" not in path]
+FOLDERS = [str(Path(path).parent) for path in tracked("tokenizers/*config.yaml", "models/*config.yaml")]
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stored files in a folder of their own, which becomes the working folder."""
+    with tarfile.open(HERE / "artifacts.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_resolved_config(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    golden_text(f"configs/{path.replace('/', '-')}", dump(load_recipe(Path(path))))
+
+
+def test_hashes_of_shipped_folders() -> None:
+    found = {folder: artifact.folder_hash(ROOT / folder) for folder in FOLDERS}
+    assert found == golden_json("folders", found)
+
+
+def test_public_names() -> None:
+    found = {
+        name: [
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+            for member in (getattr(dalle, name), *_methods(getattr(dalle, name)))
+            for p in inspect.signature(member).parameters.values()
+        ]
+        for name in dalle.__all__
+        if name != "__version__"
+    }
+    assert found == golden_json("names", found)
+
+
+def _methods(thing: object) -> Iterator[object]:
+    names = ("__call__", "from_pretrained", "build", "search", "classify", "accuracy")
+    if inspect.isclass(thing):
+        yield from (getattr(thing, name) for name in names if name in vars(thing))
+
+
+def _help(call: object, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        call(arguments)  # type: ignore[operator]
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(ROOT)
+    golden_text("help/train.txt", _help(train.main, ["--help"], capsys))
+    for path in HELP_RECIPES:
+        golden_text(f"help/train-{path.replace('/', '-')}.txt", _help(train.main, [f"{path}.yaml", "--help"], capsys))
+    golden_text("help/sample.txt", _help(sample.main, ["--help"], capsys))
+    golden_text("help/dalle.txt", _help(main, ["--help"], capsys))
+    for name in COMMANDS:
+        words = ["eval", "classify"] if name == "eval_classify" else [name.replace("_", "-")]
+        golden_text(f"help/dalle-{name.replace('_', '-')}.txt", _help(main, [*words, "--help"], capsys))
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("seed", [7, 8])
+def test_samples_of_the_shipped_model(seed: int, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codes exactly; the pixels, which other processors round otherwise, up to 2 of 255."""
+    monkeypatch.setattr(cpu, "_enabled", native)
+    pipe = dalle.TextToImage.from_pretrained(SHIPPED, device="cpu")
+    codes = pipe("a red heart, 3d style", seed=seed)[0].codes.flatten().tolist()
+    assert codes == golden_json(f"codes-{seed}", codes)
+    options = ["--seed", str(seed), "--n", "1", "--device", "cpu", "--no-grid", "--out", str(tmp_path)]
+    assert sample.main(["a red heart, 3d style", *options]) == 0
+    (written,) = tmp_path.rglob("*.png")
+    if WRITE and native:
+        shutil.copy(written, HERE / f"seed{seed}.png")
+    with Image.open(written) as found, Image.open(HERE / f"seed{seed}.png") as expected:
+        assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2
+        texts, known = (dict(image.text) for image in (found, expected))  # type: ignore[attr-defined]
+        assert json.loads(texts.pop("options")) == json.loads(known.pop("options"))
+        assert texts == known
+
+
+def test_losses_of_twenty_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipes.run("bpe", recipes.BPE, 0)
+    folders = {name: recipes.run(name, getattr(recipes, name.upper()), 20) for name in ("vqgan", "clip", "dalle")}
+    found = {name: recipes.losses(folder) for name, folder in folders.items()}
+    expected = golden_json("losses", found)
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        assert values.keys() == expected[name].keys()
+        for loss, steps in values.items():
+            assert steps == pytest.approx(expected[name][loss], rel=5e-3, abs=1e-4), f"{name} {loss}"
+
+
+def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path) -> None:
+    assert train.main(["dalle.yaml", "resume=true"]) == 0
+    expected = json.loads((HERE / "artifacts.json").read_text(encoding="utf-8"))["losses"]
+    found = {name: values[-3:] for name, values in recipes.losses(Path("dalle")).items()}
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        assert values == pytest.approx(expected[name], rel=5e-3, abs=1e-4), name
+
+
+def test_old_files_are_read(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = json.loads((HERE / "artifacts.json").read_text(encoding="utf-8"))
+    found = read_artifacts.read()
+    assert found["shards"] == expected["shards"]
+    assert found["index"] == pytest.approx(expected["index"], abs=2e-3)
+    assert found["painting"] == pytest.approx(expected["painting"], abs=4)
