@@ -16,7 +16,7 @@ from torch import nn
 
 import dalle
 from dalle.data import EmojiData, open_data
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
-from dalle.image.vqgan import VQGAN
+from dalle.image_tokenizers.vqgan import VQGAN
 from dalle.published.vqgan import read
 from dalle.training.compiling import compile_blocks
 from dalle.training.heap import keep_freed

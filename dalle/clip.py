@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.text import EOS_ID, TextTokenizer
+from dalle.text_tokenizers import EOS_ID, TextTokenizer
 from dalle.transformer import Transformer, TransformerConfig
 
 INITIAL_TEMPERATURE = 0.07

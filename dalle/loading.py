@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from dalle import text
+from dalle import text_tokenizers
 from dalle.artifact import WEIGHTS, part, read_config
 from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict
 from dalle.hub import resolve
-from dalle.image import ImageTokenizer, ImageTokenizerConfig, build
+from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.model import DALLE, DALLEConfig
 from dalle.published import mindalle
 from dalle.published.clip import read_clip
@@ -24,7 +24,7 @@ from dalle.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.published.models import read_model
 from dalle.published.state import Published
 from dalle.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
-from dalle.text import TextTokenizer
+from dalle.text_tokenizers import TextTokenizer
 from dalle.weights import bare, fill, open_tensors
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -53,7 +53,7 @@ def load_text_tokenizer(source: str | Path, ends: bool = True) -> TextTokenizer:
     if not is_ours(path):
         return read_text_tokenizer(path, ends)
     folder, _ = _open(path, "text_tokenizer")
-    return text.load(folder)
+    return text_tokenizers.load(folder)
 
 
 def load_image_tokenizer(

@@ -13,7 +13,7 @@ from dalle import artifact
 from dalle.clip import CLIP
 from dalle.config import from_dict
 from dalle.hub import resolve
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 from dalle.loading import (
     image_tokenizer_of,
     is_ours,
@@ -27,8 +27,8 @@ from dalle.model import DALLE
 from dalle.published.image_tokenizers import sized
 from dalle.published.models import PublishedModel, read_model
 from dalle.sampling import SamplingConfig
-from dalle.text import TextTokenizer
-from dalle.text.t5 import T5Encoder
+from dalle.text_tokenizers import TextTokenizer
+from dalle.text_tokenizers.t5 import T5Encoder
 
 _Source = str | Path | None
 

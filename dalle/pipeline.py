@@ -20,14 +20,14 @@ from dalle import artifact
 from dalle.clip import CLIP
 from dalle.config import to_dict
 from dalle.generate import generate
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 from dalle.linear import quantize
 from dalle.model import DALLE
 from dalle.parts import load_parts
 from dalle.rerank import best, score
 from dalle.sampling import SamplingConfig
-from dalle.text import TextTokenizer
-from dalle.text.t5 import T5Encoder
+from dalle.text_tokenizers import TextTokenizer
+from dalle.text_tokenizers.t5 import T5Encoder
 
 logger = logging.getLogger(__name__)
 

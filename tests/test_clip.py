@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dalle.clip import CLIP, CLIPConfig, contrastive_loss, gather_with_gradient
-from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.transformer import Context, TransformerConfig
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)

@@ -15,10 +15,10 @@ import dalle
 from dalle import artifact
 from dalle.clip import CLIP, CLIPConfig
 from dalle.config import to_dict
-from dalle.image import VQGANConfig, build
+from dalle.image_tokenizers import VQGANConfig, build
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.model import DALLE, DALLEConfig
-from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dalle.clip import CLIP, CLIPConfig
 from dalle.rerank import best, fit, score
-from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=16, depth=1, heads=2)

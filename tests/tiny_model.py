@@ -10,10 +10,10 @@ import torch
 from dalle import artifact
 from dalle.clip import CLIP, CLIPConfig
 from dalle.config import to_dict
-from dalle.image import VQGANConfig, build
-from dalle.image.vq import VQConfig
+from dalle.image_tokenizers import VQGANConfig, build
+from dalle.image_tokenizers.vq import VQConfig
 from dalle.model import DALLE, DALLEConfig
-from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.transformer import TransformerConfig
 
 CAPTIONS = ["a red heart", "a blue circle on a white background", "two green stars", "लाल दिल"] * 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dalle.image import DiscreteVAEConfig, DVAEConfig, FSQConfig, GumbelConfig, VQConfig, VQGANConfig
+from dalle.image_tokenizers import DiscreteVAEConfig, DVAEConfig, FSQConfig, GumbelConfig, VQConfig, VQGANConfig
 
 SMALL = {
     "image_size": 16,

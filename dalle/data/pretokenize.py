@@ -35,7 +35,7 @@ from dalle.data.shards import (
     write_shard,
 )
 from dalle.data.tokens import SPLITS
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 from dalle.painting.tiles import decode_in_tiles
 
 _STEP = 0.4  # learning rate over the root mean square of the codebook, whose scale differs from model to model

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle.clip import CLIP
 from dalle.config import from_dict
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer
 from dalle.painting.critic import Critic
 from dalle.painting.cutouts import Cutouts

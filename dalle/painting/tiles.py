@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 
 
 def decode_in_tiles(tokenizer: ImageTokenizer, vectors: Tensor, tile: int) -> Tensor:

@@ -17,7 +17,7 @@ from dalle.published.models import PublishedModel, read_model
 from dalle.published.state import Published
 from dalle.published.summary import Stage, model_summary, stage_of, summary, without_weights
 from dalle.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
-from dalle.text import TextTokenizer
+from dalle.text_tokenizers import TextTokenizer
 from dalle.weights import Storage
 
 _Source = str | Path | None

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.image import DiscreteVAEConfig
+from dalle.image_tokenizers import DiscreteVAEConfig
 from dalle.published.state import Published, count, shape
 
 FAMILY = "a DiscreteVAE of DALLE-pytorch"

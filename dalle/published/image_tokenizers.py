@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dalle.config import read_yaml
-from dalle.image import ImageTokenizer, VQGANConfig, build
+from dalle.image_tokenizers import ImageTokenizer, VQGANConfig, build
 from dalle.published import discrete_vae, openai_dvae, vqgan
 from dalle.published.files import PICKLES
 from dalle.published.pickles import read_pickled

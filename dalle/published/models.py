@@ -15,7 +15,7 @@ from dalle.published.pickles import Foreign, read_pickled
 from dalle.published.state import SHAPELESS, Published, state_of
 from dalle.published.text_tokenizers import CLIP_SOURCE, CLIP_WORDS, read_text_tokenizer, text_tokenizer_beside
 from dalle.sampling import SamplingConfig
-from dalle.text import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
+from dalle.text_tokenizers import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
 
 FAMILIES = ("mindalle", "rudalle", "dalle-pytorch", "llamagen")
 _GIVEN = ("heads", "convention", "grid")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dalle.image.dvae import DVAEConfig
+from dalle.image_tokenizers.dvae import DVAEConfig
 from dalle.published.pickles import read_pickled
 from dalle.published.state import Published, count, renamed, shape, state_of
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from dalle.hub import resolve
-from dalle.text import (
+from dalle.text_tokenizers import (
     CharTokenizer,
     CharTokenizerConfig,
     CLIPTokenizer,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dalle.image import GumbelConfig, VQConfig, VQGANConfig
+from dalle.image_tokenizers import GumbelConfig, VQConfig, VQGANConfig
 from dalle.published.state import Published, count, renamed, shape
 
 _FAMILIES = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dalle.cpu.build import cpp_compiler
-from dalle.image.vqgan import Decoder, Encoder
+from dalle.image_tokenizers.vqgan import Decoder, Encoder
 from dalle.training.sharding import is_sharded, units
 from dalle.transformer import Block
 

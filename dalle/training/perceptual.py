@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dalle.clip import CLIP
 from dalle.config import config
-from dalle.image.convolution import Conv3x3
+from dalle.image_tokenizers.convolution import Conv3x3
 from dalle.loading import load_clip
 from dalle.weights import load_into, read_tensors
 

@@ -13,10 +13,10 @@ import torch
 from dalle.clip import CLIPConfig
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
 from dalle.data import DataConfig, EncodedConfig
-from dalle.image import ImageTokenizerConfig, build
+from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.model import DALLEConfig
 from dalle.sampling import SamplingConfig
-from dalle.text import TextTokenizerConfig
+from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.adversarial import AdversarialConfig
 from dalle.training.initial import with_initial
 from dalle.training.lora import LoRAConfig

@@ -8,7 +8,7 @@ from itertools import islice
 from dalle import artifact
 from dalle.config import to_dict
 from dalle.data import open_training
-from dalle.text import SentencePieceTokenizer
+from dalle.text_tokenizers import SentencePieceTokenizer
 from dalle.training.recipe import TextTokenizerRecipe
 
 

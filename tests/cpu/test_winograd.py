@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dalle import cpu
 from dalle.cpu.winograd import convolve, prepared
-from dalle.image.convolution import Conv3x3
+from dalle.image_tokenizers.convolution import Conv3x3
 
 pytestmark = pytest.mark.skipif(not cpu.functions(), reason="no compiler")
 LAST = torch.channels_last

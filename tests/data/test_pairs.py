@@ -30,7 +30,7 @@ from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead, braces
 from dalle.data.records import Place, held_out
 from dalle.data.tables import hub_source
 from dalle.data.tars import TarSource
-from dalle.image import ImageTokenizerConfig
+from dalle.image_tokenizers import ImageTokenizerConfig
 
 COUNT = 24
 SHARD = COUNT // 3

@@ -23,7 +23,7 @@ from dalle.data.loader import batches, evaluation_batches, pair_seed
 from dalle.data.pretokenize import EncodeOptions, Encoding
 from dalle.data.shards import INDEX, Index
 from dalle.data.tokens import TokenPairs, TokensData
-from dalle.image import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer
 from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 COUNT = 60

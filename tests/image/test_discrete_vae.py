@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from dalle.config import from_dict, to_dict
-from dalle.image import DiscreteVAE, DiscreteVAEConfig, ImageTokenizerConfig, build
+from dalle.image_tokenizers import DiscreteVAE, DiscreteVAEConfig, ImageTokenizerConfig, build
 
 
 def tiny(**options: Any) -> DiscreteVAE:

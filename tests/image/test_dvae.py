@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, Laplace, SigmoidTransform, TransformedDistribution, kl_divergence
 
-from dalle.image import DVAEConfig, build
-from dalle.image.dvae import DVAE, Block, logit_laplace_nll, map_pixels, unmap_pixels
+from dalle.image_tokenizers import DVAEConfig, build
+from dalle.image_tokenizers.dvae import DVAE, Block, logit_laplace_nll, map_pixels, unmap_pixels
 
 
 def tiny(**options: int) -> DVAE:

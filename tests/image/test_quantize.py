@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from dalle.image.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, kl_to_uniform
+from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, kl_to_uniform
 
 LEVELS = [[8, 5, 5, 5], [4, 3], [2, 6, 7]]
 

@@ -6,10 +6,7 @@ import pytest
 import torch
 from tiny_tokenizers import TOKENIZERS
 
-from dalle.image import (
-    ImageTokenizer,
-    build,
-)
+from dalle.image_tokenizers import ImageTokenizer, build
 
 
 def made(kind: str) -> ImageTokenizer:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.image import vq
-from dalle.image.vq import VectorQuantizer, VQConfig
+from dalle.image_tokenizers import vq
+from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 
 
 def quantizer(**options: object) -> VectorQuantizer:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.image import FSQConfig, GumbelConfig, VQConfig, VQGANConfig, build
-from dalle.image.vqgan import VQGAN, AttentionBlock, Norm
+from dalle.image_tokenizers import FSQConfig, GumbelConfig, VQConfig, VQGANConfig, build
+from dalle.image_tokenizers.vqgan import VQGAN, AttentionBlock, Norm
 
 TAMING_VQ = {"code_channels": 256, "update": "gradient", "distance": "euclidean"}
 F16 = {

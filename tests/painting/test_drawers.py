@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_tokenizers import TOKENIZERS
 
-from dalle.image import ImageTokenizer, build
+from dalle.image_tokenizers import ImageTokenizer, build
 from dalle.painting.drawers import FourierDrawer, LatentDrawer, PixelDrawer, start_picture, within
 from dalle.painting.tiles import decode_in_tiles, starts
 

@@ -14,7 +14,7 @@ from published.references.weights import weight
 from published.test_transformers import reference
 from torch import Tensor
 
-from dalle.image import GumbelConfig, VQConfig, VQGANConfig, build
+from dalle.image_tokenizers import GumbelConfig, VQConfig, VQGANConfig, build
 
 CHARACTERS = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 4, "a</w>": 5, "b</w>": 6, "c</w>": 7, "ab": 8, "ab</w>": 9}
 # Six ids of single characters, two merges

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dalle
 from dalle.__main__ import main
-from dalle.image import VQGAN, DiscreteVAE, GumbelConfig, VQGANConfig, build
+from dalle.image_tokenizers import VQGAN, DiscreteVAE, GumbelConfig, VQGANConfig, build
 from dalle.published import discrete_vae
 from dalle.published.image_tokenizers import of_dalle_pytorch
 from dalle.published.vqgan import config_of

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.__main__ import main
-from dalle.image import DVAE, VQGAN, VQGANConfig, build
-from dalle.image.vq import VQConfig
+from dalle.image_tokenizers import DVAE, VQGAN, VQGANConfig, build
+from dalle.image_tokenizers.vq import VQConfig
 from dalle.published.image_tokenizers import of_dalle_pytorch
 from dalle.published.pickles import read_pickled
 from dalle.published.state import state_of
@@ -67,7 +67,7 @@ def test_the_dvae_of_openai(openai: tuple[Path, nn.Module, nn.Module], tmp_path:
 
 
 def test_the_dvae_of_openai_at_full_width() -> None:
-    config = dalle.image.DVAEConfig(image_size=256, codebook_size=8192, hidden=256, code_channels=128)
+    config = dalle.image_tokenizers.DVAEConfig(image_size=256, codebook_size=8192, hidden=256, code_channels=128)
     with torch.device("meta"):
         model = DVAE(config)
     assert sum(p.numel() for p in model.encoder.parameters()) == 53_786_240

@@ -19,7 +19,7 @@ import sample
 from dalle.__main__ import main
 from dalle.model import DALLE
 from dalle.published.models import read_model
-from dalle.text import clip_bpe
+from dalle.text_tokenizers import clip_bpe
 from tiny_model import make_tiny_model
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -172,7 +172,7 @@ class Encoder:
 
 
 def test_features_in_place_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dalle.text.t5 import T5Encoder
+    from dalle.text_tokenizers.t5 import T5Encoder
 
     folder = folders.llamagen(tmp_path / "theirs", "t2i")
     encoder = T5Encoder.__new__(T5Encoder)

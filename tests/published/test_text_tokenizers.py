@@ -12,7 +12,7 @@ from published import folders
 from dalle.loading import load_text_tokenizer
 from dalle.published import text_tokenizers
 from dalle.published.text_tokenizers import read_text_tokenizer
-from dalle.text import CharTokenizer, CLIPTokenizer, TextTokenizer, YTTMTokenizer
+from dalle.text_tokenizers import CharTokenizer, CLIPTokenizer, TextTokenizer, YTTMTokenizer
 
 MERGES = "#version: 0.2\na b\nab c</w>\n"
 NUMBERS = {"[UNK]": 0, "a": 1, "b": 2, "b</w>": 3, "ab</w>": 4}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.text import (
+from dalle.text_tokenizers import (
     CharTokenizer,
     CharTokenizerConfig,
     ClassTokenizer,
@@ -28,8 +28,8 @@ from dalle.text import (
     clip_bpe,
     load,
 )
-from dalle.text.bpe import merge
-from dalle.text.clip_bpe import MERGES
+from dalle.text_tokenizers.bpe import merge
+from dalle.text_tokenizers.clip_bpe import MERGES
 
 REFERENCE = json.loads((Path(__file__).parent / "references" / "published.json").read_text())
 TEXTS: list[str] = REFERENCE["texts"]

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle.text import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 
 CAPTIONS = [
     "a red heart, 3d style",
@@ -172,7 +172,8 @@ def test_dropout_is_repeatable_and_independent_of_the_batch(tokenizer: SentenceP
 def test_dropout_is_the_same_in_another_process(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     code = (
-        "import sys; from dalle.text import SentencePieceTokenizer; t = SentencePieceTokenizer.load(sys.argv[1]); "
+        "import sys; from dalle.text_tokenizers import SentencePieceTokenizer; "
+        "t = SentencePieceTokenizer.load(sys.argv[1]); "
         "print(t.encode([sys.argv[2]], dropout=0.5, seed=11).tolist())"
     )
     outputs = {

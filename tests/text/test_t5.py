@@ -18,7 +18,7 @@ import torch
 from published import folders
 from safetensors.torch import load_file, save_file
 
-from dalle.text.t5 import T5Encoder, clean
+from dalle.text_tokenizers.t5 import T5Encoder, clean
 
 CLEANED = json.loads((Path(__file__).parent / "references" / "t5_cleaned.json").read_text())
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dalle.config import ConfigError
-from dalle.image.vq import VectorQuantizer, VQConfig
+from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.training.optim import OptimConfig, Ramp, WeightAverage, adamw, learning_rate, ramp, update_ratio
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, load_recipe, tokens_per_image
 

@@ -20,8 +20,8 @@ from dalle.hub import resolve
 from dalle.loading import load_clip, load_image_tokenizer, load_text_tokenizer
 from dalle.model import DALLE
 from dalle.rerank import score
-from dalle.text import TextTokenizer
-from dalle.text.t5 import T5Encoder
+from dalle.text_tokenizers import TextTokenizer
+from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.initial import fill_initial, initial_weights
 from dalle.training.lora import add_lora, changes, merged
 from dalle.training.memory import Size, Training, room_for_drawing

@@ -13,7 +13,7 @@ from dalle import artifact
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import image_tokenizer_figures, unit_images
-from dalle.image import ImageTokenizer, Reconstruction, build
+from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
 from dalle.metrics import SSIM_WINDOW, CodebookUse
 from dalle.training.adversarial import (
     PatchDiscriminator,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from dalle.config import config
-from dalle.text.tokenizer import TextTokenizer
+from dalle.text_tokenizers.base import TextTokenizer
 
 
 @config

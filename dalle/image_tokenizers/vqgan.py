@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.cpu.normal import group_norm
 from dalle.cpu.winograd import prepared
-from dalle.image.convolution import Conv3x3
-from dalle.image.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
-from dalle.image.tokenizer import ImageTokenizer, Reconstruction, Reduce
-from dalle.image.vq import VectorQuantizer, VQConfig
+from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
+from dalle.image_tokenizers.convolution import Conv3x3
+from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
+from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 
 
 @config

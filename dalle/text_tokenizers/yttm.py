@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from dalle.config import config
-from dalle.text.bpe import BPETokenizer
+from dalle.text_tokenizers.bpe import BPETokenizer
 
 MODEL_FILE = "bpe.model"
 _SPACE = 0x2581  # stands in front of every word

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from dalle.config import config
-from dalle.text.bpe import BPETokenizer
+from dalle.text_tokenizers.bpe import BPETokenizer
 
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 _WORD_END, _UNKNOWN, _PADDING = "</w>", "[UNK]", "[PAD]"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle.config import from_dict, read_yaml
-from dalle.text import char_bpe, clip_bpe, yttm
-from dalle.text.char_bpe import CharTokenizer, CharTokenizerConfig
-from dalle.text.classes import ClassTokenizer, ClassTokenizerConfig
-from dalle.text.clip_bpe import CLIPTokenizer, CLIPTokenizerConfig
-from dalle.text.sentencepiece import EOS_ID, PAD_ID, SentencePieceTokenizer, TextTokenizerConfig
-from dalle.text.tokenizer import TextTokenizer
-from dalle.text.yttm import YTTMTokenizer, YTTMTokenizerConfig
+from dalle.text_tokenizers import char_bpe, clip_bpe, yttm
+from dalle.text_tokenizers.base import TextTokenizer
+from dalle.text_tokenizers.char_bpe import CharTokenizer, CharTokenizerConfig
+from dalle.text_tokenizers.classes import ClassTokenizer, ClassTokenizerConfig
+from dalle.text_tokenizers.clip_bpe import CLIPTokenizer, CLIPTokenizerConfig
+from dalle.text_tokenizers.sentencepiece import EOS_ID, PAD_ID, SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers.yttm import YTTMTokenizer, YTTMTokenizerConfig
 
 __all__ = [
     "EOS_ID",

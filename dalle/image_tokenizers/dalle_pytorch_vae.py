@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.image.convolution import Conv3x3
-from dalle.image.quantize import kl_to_uniform
-from dalle.image.tokenizer import ImageTokenizer, Reconstruction
+from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
+from dalle.image_tokenizers.convolution import Conv3x3
+from dalle.image_tokenizers.quantize import kl_to_uniform
 
 
 @config

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dalle.image.discrete_vae import DiscreteVAE, DiscreteVAEConfig
-from dalle.image.dvae import DVAE, DVAEConfig
-from dalle.image.quantize import FSQConfig, GumbelConfig
-from dalle.image.tokenizer import ImageTokenizer, Reconstruction, Reduce
-from dalle.image.vq import VQConfig
-from dalle.image.vqgan import VQGAN, VQGANConfig
+from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
+from dalle.image_tokenizers.dalle_pytorch_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle.image_tokenizers.dvae import DVAE, DVAEConfig
+from dalle.image_tokenizers.quantize import FSQConfig, GumbelConfig
+from dalle.image_tokenizers.vq import VQConfig
+from dalle.image_tokenizers.vqgan import VQGAN, VQGANConfig
 
 ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig
 

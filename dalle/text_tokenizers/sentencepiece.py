@@ -22,8 +22,8 @@ from typing import Literal
 import sentencepiece
 
 from dalle.config import config, from_dict, read_yaml
-from dalle.text.bpe import merge
-from dalle.text.tokenizer import TextTokenizer, check_characters
+from dalle.text_tokenizers.base import TextTokenizer, check_characters
+from dalle.text_tokenizers.bpe import merge
 
 MODEL_FILE = "bpe.model"
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.image.quantize import Quantized, Quantizer
-from dalle.image.tokenizer import Reduce
+from dalle.image_tokenizers.base import Reduce
+from dalle.image_tokenizers.quantize import Quantized, Quantizer
 
 _SCORES = 2**25  # cells x codes compared at a time: 128 MiB of float32
 _CANDIDATES = 64  # cells of an image that may revive a dead code

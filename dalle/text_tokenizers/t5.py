@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dalle.text.tokenizer import check_characters
+from dalle.text_tokenizers.base import check_characters
 from dalle.transfer import onto
 
 LENGTH = 120  # tokens of a caption

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.image.tokenizer import Reduce
+from dalle.image_tokenizers.base import Reduce
 
 
 @config

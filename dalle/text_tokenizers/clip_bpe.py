@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from dalle.config import config
-from dalle.text.bpe import BPETokenizer
+from dalle.text_tokenizers.bpe import BPETokenizer
 
 MERGES_FILE = "merges.txt"
 MERGES = 48_894  # of CLIP; its published list goes on behind them

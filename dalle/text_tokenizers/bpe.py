@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from dalle.text.tokenizer import TextTokenizer
+from dalle.text_tokenizers.base import TextTokenizer
 
 Symbol = TypeVar("Symbol", int, str)
 Rule = Callable[[Symbol, Symbol], "tuple[float, Symbol] | None"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dalle.config import config
 from dalle.cpu.winograd import prepared
-from dalle.image.convolution import Conv3x3
-from dalle.image.quantize import kl_to_uniform
-from dalle.image.tokenizer import ImageTokenizer, Reconstruction
+from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
+from dalle.image_tokenizers.convolution import Conv3x3
+from dalle.image_tokenizers.quantize import kl_to_uniform
 
 EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is finite (appendix A.3)
 
