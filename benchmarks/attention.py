@@ -17,12 +17,12 @@ from typing import get_args
 import torch
 from machine import describe, median, seconds
 
-from dalle import cpu, sparse
-from dalle.attention import Kind, KVCache, mask
-from dalle.model import DALLE, DALLEConfig
-from dalle.sparse import LayerMask, Sparse
-from dalle.sparse.pattern import Pattern
-from dalle.transformer import Attention, Context, TransformerConfig
+from dalle.kernels import native, sparse
+from dalle.kernels.attention import Kind, KVCache, mask
+from dalle.kernels.sparse import LayerMask, Sparse
+from dalle.kernels.sparse.pattern import Pattern
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import Attention, Context, TransformerConfig
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYERS: tuple[Kind, ...] = ("row", "column", "row", "conv")
@@ -89,7 +89,7 @@ def by(way: str, work: Callable[[], object], compiled: bool = False) -> Callable
             if compiled:
                 work()
             else:
-                with cpu.plain():
+                with native.plain():
                     work()
 
     return run
@@ -117,7 +117,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, object]]:
             work, full = shape.steps(), shapes["full"].steps()
             ways = {"dense": by("dense", work), "full": by("auto", full), "auto": by("auto", work)}
             yield {"type": name, "kind": kind, "what": "drawing", **ratios(ways, args)}
-            if shape.device.type == "cpu" and cpu.functions():
+            if shape.device.type == "cpu" and native.functions():
                 ways = {"full": by("auto", full, True), "auto": by("auto", work, True)}
                 yield {
                     "type": name,

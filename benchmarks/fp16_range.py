@@ -13,8 +13,8 @@ from dalle.data import open_data
 from dalle.data.emoji import EmojiData
 from dalle.data.loader import evaluation_batches
 from dalle.evaluate import unit_images
-from dalle.model import DALLE, DALLEConfig
-from dalle.transformer import TransformerConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST, ZERO = 65504.0, 2.0**-25  # of float16; what is below the second becomes 0

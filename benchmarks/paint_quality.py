@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 import dalle
-from dalle.clip import CLIP
 from dalle.config import apply_overrides
 from dalle.data.emoji import EmojiData, EmojiPairs
+from dalle.models.clip import CLIP
 from dalle.painting.inputs import to_tensor
 from dalle.painting.paint import CLIP_FOLDER
 from dalle.pictures import labelled_grid, write_png

@@ -22,11 +22,11 @@ import torch
 from machine import Memory, describe, median, multiplication, seconds
 from peers import PEERS
 
-from dalle import cpu
 from dalle.generate import generate
-from dalle.linear import quantize
-from dalle.model import DALLE, DALLEConfig
-from dalle.transformer import TransformerConfig
+from dalle.kernels import native
+from dalle.kernels.linear import quantize
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 
 KINDS = ("float32", "bfloat16", "int8")
 
@@ -123,7 +123,7 @@ def measure(
 
 
 def _plainly(ours: Ours) -> None:
-    with cpu.plain():
+    with native.plain():
         generate(ours.model, ours.text, [list(range(ours.batch))], top_k=256, batch_size=ours.batch)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dalle.config import from_dict, read_yaml
 from dalle.generate import generate
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.sampling import sample
 
 CONFIG = Path(__file__).parents[1] / "configs" / "emoji" / "dalle.yaml"

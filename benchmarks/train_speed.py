@@ -26,13 +26,13 @@ from machine import describe, median, multiplication, seconds
 from peers import LOSSES
 from torch import Tensor, nn
 
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.training.compiling import compile_blocks
 from dalle.training.heap import keep_freed
 from dalle.training.memory import Size
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
 from dalle.training.plan import operations
-from dalle.transformer import TransformerConfig
 
 KINDS = ("float32", "bfloat16")
 SIZES = {"350M": (1024, 24, 16), "760M": (1536, 24, 16), "1.3B": (2048, 24, 16)}  # width, layers, heads

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dalle import artifact, metrics
-from dalle.clip import CLIP
 from dalle.data import EncodedConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.data.tokens import TokensData
 from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer
-from dalle.model import DALLE
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from dalle.parts import load_parts
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dalle import static
-from dalle.attention import KVCache
 from dalle.jacobi import draw_ahead
-from dalle.linear import packed
+from dalle.kernels.attention import KVCache
+from dalle.kernels.linear import packed
 from dalle.memory import shares
-from dalle.model import DALLE
+from dalle.models.dalle import DALLE
 from dalle.sampling import check, guide, sample
 
 Progress = Callable[[int, int], None]

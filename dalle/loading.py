@@ -13,11 +13,11 @@ from torch import nn
 
 from dalle import text_tokenizers
 from dalle.artifact import WEIGHTS, part, read_config
-from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict
 from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.published import mindalle
 from dalle.published.clip import read_clip
 from dalle.published.image_tokenizers import read_image_tokenizer, sized

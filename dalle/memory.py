@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dalle.linear import packed_bytes
-from dalle.model import DALLE
+from dalle.kernels.linear import packed_bytes
+from dalle.models.dalle import DALLE
 
 _SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
 _CGROUP = Path("/sys/fs/cgroup")
@@ -36,7 +36,7 @@ def shares(
 
     Returns:
         Candidates at a time, at least one; and whether there is memory for a second copy of the weights, in the layout
-        that is fast for so many rows (`dalle.linear.packed`).
+        that is fast for so many rows (`dalle.kernels.linear.packed`).
     """
     device = model.image_head.weight.device
     budget = int(_SHARE * free_memory(device)) if limit is None else limit

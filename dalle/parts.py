@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from dalle import artifact
-from dalle.clip import CLIP
 from dalle.config import from_dict
 from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer
@@ -23,7 +22,8 @@ from dalle.loading import (
     load_text_tokenizer,
     model_of,
 )
-from dalle.model import DALLE
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from dalle.published.image_tokenizers import sized
 from dalle.published.models import PublishedModel, read_model
 from dalle.sampling import SamplingConfig

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from dalle import artifact
-from dalle.clip import CLIP
 from dalle.config import to_dict
 from dalle.generate import generate
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.linear import quantize
-from dalle.model import DALLE
+from dalle.kernels.linear import quantize
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from dalle.parts import load_parts
 from dalle.rerank import best, score
 from dalle.sampling import SamplingConfig

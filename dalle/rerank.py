@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.clip import CLIP
+from dalle.models.clip import CLIP
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle import cpu
 from dalle.config import config
+from dalle.kernels import native
 
 
 @config
@@ -98,7 +98,7 @@ def sample(
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float()
-    drawn = cpu.sample(logits, uniform, temperature, top_k, top_p)
+    drawn = native.sample(logits, uniform, temperature, top_k, top_p)
     if drawn is not None:
         return drawn
     # The shift keeps tiny temperatures from overflowing

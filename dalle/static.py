@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dalle.attention import KVCache, Mask, Place
-from dalle.model import DALLE
+from dalle.kernels.attention import KVCache, Mask, Place
+from dalle.models.dalle import DALLE
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 

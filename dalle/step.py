@@ -1,8 +1,8 @@
-"""Few tokens a row through attention, or through all blocks, in one call of compiled code (dalle/cpu).
+"""Few tokens a row through attention, or through all blocks, in one call of compiled code (dalle/kernels/native).
 
 At few tokens a step the weights and the cache are read once and little is computed. What torch needs between two
 products (waking a thread, running Python whose code the weights have driven out of the cache) is then a third of the
-time. Only called where it computes what dalle/transformer.py does; else that runs as it is.
+time. Only called where it computes what dalle/models/transformer.py does; else that runs as it is.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dalle import cpu
-from dalle.attention import KVCache
-from dalle.linear import Int8Linear, Linear
-from dalle.sparse import LayerMask, Sparse
+from dalle.kernels import native
+from dalle.kernels.attention import KVCache
+from dalle.kernels.linear import Int8Linear, Linear
+from dalle.kernels.sparse import LayerMask, Sparse
 
 if TYPE_CHECKING:
-    from dalle.transformer import Attention, Block, Rope, Transformer
+    from dalle.models.transformer import Attention, Block, Rope, Transformer
 
 # Up to so many rows it is faster to run all blocks in one call than in torch's functions (docs/log.md).
 _MOST_ROWS = {torch.float32: 16, torch.bfloat16: 16, torch.int8: 64}
@@ -98,7 +98,7 @@ class Attend:
         self._kept = _Kept()
         self.keys, self.values = cache.keys, cache.values
         self.attention = self._kept.attention(module, cache, layer)
-        self.function = cpu.functions()[f"attend_{cpu.TYPES[cache.keys.dtype]}"]
+        self.function = native.functions()[f"attend_{native.TYPES[cache.keys.dtype]}"]
 
     def run(self, qkv: Tensor, mask: LayerMask, rope: Rope | None, cache: KVCache) -> Tensor:
         """From queries, keys and values [B, T, 3 H D] to [B, T, H D]; keys and values are stored behind the others."""
@@ -107,7 +107,7 @@ class Attend:
         kept = _place(self.attention, qkv.shape[1], mask, _angles(rope), cache.position)
         self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
         work = 2 * mixed.numel() * (cache.position + 1)
-        self.function(ctypes.byref(self.attention), cpu.threads(work))
+        self.function(ctypes.byref(self.attention), native.threads(work))
         del kept
         return mixed
 
@@ -137,7 +137,7 @@ def _of(prepared: Attend | Step, cache: KVCache) -> bool:
 
 
 def _attendable(qkv: Tensor, cache: KVCache) -> bool:
-    return f"attend_{cpu.TYPES.get(qkv.dtype)}" in cpu.functions() and _readable(cache)
+    return f"attend_{native.TYPES.get(qkv.dtype)}" in native.functions() and _readable(cache)
 
 
 def _readable(cache: KVCache) -> bool:
@@ -173,9 +173,9 @@ def _usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
     dtypes |= {map_.weight.dtype for map_ in linears} - ({torch.int8} if kinds == {Int8Linear} else set())
     return (
         len(dtypes) == 1
-        and f"step_{cpu.TYPES.get(weight.dtype)}_{cpu.TYPES.get(x.dtype)}" in cpu.functions()
-        and all(map_.weight.is_contiguous() and map_.weight.shape[1] % cpu.STEP == 0 for map_ in linears)
-        and all(map_.weight.shape[0] % cpu.STEP == 0 for map_ in linears)
+        and f"step_{native.TYPES.get(weight.dtype)}_{native.TYPES.get(x.dtype)}" in native.functions()
+        and all(map_.weight.is_contiguous() and map_.weight.shape[1] % native.STEP == 0 for map_ in linears)
+        and all(map_.weight.shape[0] % native.STEP == 0 for map_ in linears)
         and _readable(cache)
         and not any(module._forward_hooks or module._forward_pre_hooks for module in transformer.blocks.modules())
     )
@@ -202,7 +202,7 @@ class Step:
             rows=rows, width=config.width, hidden=hidden, layers=len(blocks), **room,
             activation=_ACTIVATIONS.index(config.feed_forward), layer=ctypes.addressof(self.layers),
         )  # fmt: skip
-        self.function = cpu.functions()[f"step_{cpu.TYPES[up.dtype]}_{cpu.TYPES[cache.keys.dtype]}"]
+        self.function = native.functions()[f"step_{native.TYPES[up.dtype]}_{native.TYPES[cache.keys.dtype]}"]
 
     def run(self, x: Tensor, masks: Sequence[LayerMask], rope: Rope | None, cache: KVCache) -> Tensor:
         """What the blocks make of few tokens a row [B, T, C]; keys and values are stored behind the others."""
@@ -212,7 +212,7 @@ class Step:
             for layer, mask in zip(self.layers, masks, strict=True)
         ]
         self.room["x"].copy_(x.flatten(0, 1))
-        self.function(ctypes.byref(self.step), cpu.threads(self.step.rows * self.step.width * self.step.hidden))
+        self.function(ctypes.byref(self.step), native.threads(self.step.rows * self.step.width * self.step.hidden))
         del kept
         return self.room["x"].to(x.dtype, copy=True).view(x.shape)
 

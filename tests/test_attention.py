@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.attention import Kind, KVCache, attend, mask, rope_table, rotate
+from dalle.kernels.attention import Kind, KVCache, attend, mask, rope_table, rotate
 
 KINDS: list[Kind] = ["full", "row", "column", "conv"]
 

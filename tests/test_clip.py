@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dalle.clip import CLIP, CLIPConfig, contrastive_loss, gather_with_gradient
+from dalle.models.clip import CLIP, CLIPConfig, contrastive_loss, gather_with_gradient
+from dalle.models.transformer import Context, TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
-from dalle.transformer import Context, TransformerConfig
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)
 CONFIG = CLIPConfig(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.cross_entropy import mean_loss, token_scores
-from dalle.linear import Int8Linear, Linear
+from dalle.kernels.cross_entropy import mean_loss, token_scores
+from dalle.kernels.linear import Int8Linear, Linear
 from peaks import peak_of
 
 ROWS, WIDTH, CODES = 23, 12, 37

@@ -9,10 +9,10 @@ import torch
 
 from dalle import memory
 from dalle.generate import generate
-from dalle.linear import packed_bytes
+from dalle.kernels.linear import packed_bytes
 from dalle.memory import free_memory, row_bytes, shares
-from dalle.model import DALLE, DALLEConfig
-from dalle.transformer import TransformerConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=64, depth=3, heads=4),

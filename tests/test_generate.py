@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import dalle.memory
 from dalle.generate import generate
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.sampling import guide, sample
-from dalle.transformer import TransformerConfig
 
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=16, depth=3, heads=2),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle import cpu
-from dalle.cpu import products
-from dalle.linear import Linear
+from dalle.kernels import native
+from dalle.kernels.linear import Linear
+from dalle.kernels.native import matmul
 
-ROWS = products.FROM
+ROWS = matmul.FROM
 
 
 def trained(made: Linear, states: Tensor, gradient: Tensor, bf16: bool) -> list[Tensor | None]:
@@ -27,7 +27,7 @@ def trained(made: Linear, states: Tensor, gradient: Tensor, bf16: bool) -> list[
 @pytest.mark.parametrize("widths", [(48, 96), (96, 48)])
 @pytest.mark.parametrize("dtype, bf16", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
 def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, int], bias: bool) -> None:
-    if bf16 and not products.usable(ROWS, 48, torch.bfloat16):
+    if bf16 and not matmul.usable(ROWS, 48, torch.bfloat16):
         pytest.skip("no bfloat16 in oneDNN, or AMX")
     torch.manual_seed(0)
     made = Linear(*widths, bias=bias)
@@ -35,7 +35,7 @@ def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, i
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         assert made._trained_in(states) == (torch.bfloat16 if bf16 else torch.float32)
     found = trained(made, states, gradient, bf16)
-    with cpu.plain():
+    with native.plain():
         wanted = trained(made, states, gradient, bf16)
     exact = states.double() @ made.weight.detach().double().t() + (0 if made.bias is None else made.bias.double())
     assert found[0] is not None and found[0].shape == gradient.shape
@@ -57,7 +57,7 @@ def test_only_training_on_many_rows_goes_another_way() -> None:
         assert made._trained_in(states) is None
     with torch.no_grad():
         assert made._trained_in(states) is None
-    with cpu.plain():
+    with native.plain():
         assert made._trained_in(states) is None
     made.requires_grad_(False)
     assert made._trained_in(states) is None
@@ -68,5 +68,5 @@ def test_products_are_products(rows: int) -> None:
     torch.manual_seed(0)
     x, weight, gradient = torch.randn(rows, 40), torch.randn(24, 40), torch.randn(rows, 24)
     given = gradient.t().contiguous().t()  # in another layout
-    torch.testing.assert_close(products.forward(x, weight), x @ weight.t(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(products.backward(given, x, weight), gradient @ weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(matmul.forward(x, weight), x @ weight.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(matmul.backward(given, x, weight), gradient @ weight, rtol=1e-4, atol=1e-4)

@@ -13,13 +13,13 @@ import torch
 
 import dalle
 from dalle import artifact
-from dalle.clip import CLIP, CLIPConfig
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
-from dalle.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)
 CAPTIONS = ["a red heart", "a blue car on a red car", "गुलाबी हात्ती"]

@@ -12,8 +12,8 @@ from published.test_transformers import reference
 
 from dalle.artifact import export, save
 from dalle.config import to_dict
-from dalle.model import DALLE, DALLEConfig
-from dalle.transformer import TransformerConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.weights import Lazy, write_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.attention import Kind
 from dalle.generate import generate
-from dalle.model import DALLE, DALLEConfig, parameter_count
-from dalle.transformer import TransformerConfig
+from dalle.kernels.attention import Kind
+from dalle.models.dalle import DALLE, DALLEConfig, parameter_count
+from dalle.models.transformer import TransformerConfig
 
 SMALL = DALLEConfig(
     transformer=TransformerConfig(width=16, depth=4, heads=2),

@@ -22,10 +22,10 @@ import dalle
 import sample
 from dalle import loading
 from dalle.artifact import folder_hash, part, read_config
-from dalle.clip import CLIP
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
-from dalle.model import DALLE
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from dalle.training.initial import with_initial
 from dalle.training.recipe import (
     CLIPRecipe,

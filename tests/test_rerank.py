@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.rerank import best, fit, score
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
-from dalle.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=16, depth=1, heads=2)
 PROMPTS = ["a red heart", "a blue car", "a red heart", "गुलाबी हात्ती"]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from dalle import attention, cpu, sparse
-from dalle.attention import Kind, KVCache, Place, mask
 from dalle.generate import generate
-from dalle.model import DALLE, DALLEConfig
-from dalle.sparse import Sparse, blocked, flex
-from dalle.sparse.pattern import Pattern, blocks
-from dalle.transformer import TransformerConfig
+from dalle.kernels import attention, native, sparse
+from dalle.kernels.attention import Kind, KVCache, Place, mask
+from dalle.kernels.sparse import Sparse, blocked, flex
+from dalle.kernels.sparse.pattern import Pattern, blocks
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 
 KINDS: list[Kind] = ["row", "column", "conv"]
 SHAPES = [(6, 4, 4, 3), (0, 5, 3, 3), (1, 3, 7, 5), (3, 12, 9, 5), (2, 4, 4, 11), (4, 1, 1, 1), (5, 11, 13, 3)]
@@ -152,7 +152,7 @@ def test_the_same_tokens_are_drawn(kind: str, options: dict, compiled: bool) -> 
         given["forced_mask"] = torch.arange(42) < lead
     drawn = []
     for way in ("dense", "auto", "blocked"):
-        with sparse.by(way), nullcontext() if compiled else cpu.plain():
+        with sparse.by(way), nullcontext() if compiled else native.plain():
             drawn.append(generate(model, text, [[1], [3]], **given))
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
@@ -165,7 +165,7 @@ def test_keys_that_are_not_seen_are_not_read(kind: Kind, count: int, compiled: b
     """They are made no numbers, which a mask would not hide: 0 times nan is nan."""
     model = build(replace(CONFIG, attention=(kind,), grid=(9, 7))).eval()
     codes = torch.randint(0, 11, (2, 50), generator=torch.Generator().manual_seed(0))
-    with nullcontext() if compiled else cpu.plain():
+    with nullcontext() if compiled else native.plain():
         _, cache = model.prefill(TEXT)
         whole = model.new_cache(2)
         whole.fill([cache.row(0), cache.row(1)])

@@ -14,9 +14,10 @@ from published.test_transformers import built, read, reference
 from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor
 
-from dalle import cpu, static
+from dalle import static
 from dalle.generate import generate
-from dalle.model import DALLE
+from dalle.kernels import native
+from dalle.models.dalle import DALLE
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_nothing_waits_for_the_device(
 ) -> None:
     """Traced as one graph: a number that Python had to know of the device would have cut it, which is an error."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    with cpu.plain():
+    with native.plain():
         drawn, plain = both(monkeypatch, tiny(kind), TEXT[:1], [[1, 2]], compiled=True, **options)
     assert torch.equal(drawn, plain) and recorded
 
@@ -105,7 +106,7 @@ def test_nothing_waits_for_the_device(
 @pytest.mark.slow
 def test_compiled_steps(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(static, "_REACH", 4)
-    with cpu.plain():
+    with native.plain():
         drawn, plain = both(monkeypatch, tiny(KINDS[4]), TEXT, SEEDS, compiled=True, guidance=2.0, batch_size=3)
     assert torch.equal(drawn, plain) and recorded
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.transformer import Transformer, TransformerConfig
+from dalle.models.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=3, heads=2)
 VARIANTS = [SMALL, replace(SMALL, qk_norm=True), replace(SMALL, feed_forward="swiglu")]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dalle.model import DALLE, DALLEConfig
-from dalle.transformer import TransformerConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=16, depth=2, heads=2),

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from dalle import artifact
-from dalle.clip import CLIP, CLIPConfig
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.image_tokenizers.vq import VQConfig
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
-from dalle.transformer import TransformerConfig
 
 CAPTIONS = ["a red heart", "a blue circle on a white background", "two green stars", "लाल दिल"] * 4
 TOWER = TransformerConfig(width=16, depth=2, heads=2)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dalle.config import config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
-from dalle.image_tokenizers.convolution import Conv3x3
 from dalle.image_tokenizers.quantize import kl_to_uniform
+from dalle.kernels.conv import Conv3x3
 
 
 @config

@@ -15,10 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.cpu.winograd import prepared
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
-from dalle.image_tokenizers.convolution import Conv3x3
 from dalle.image_tokenizers.quantize import kl_to_uniform
+from dalle.kernels.conv import Conv3x3
+from dalle.kernels.native.winograd import prepared
 
 EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is finite (appendix A.3)
 

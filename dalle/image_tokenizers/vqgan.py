@@ -15,12 +15,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.cpu.normal import group_norm
-from dalle.cpu.winograd import prepared
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
-from dalle.image_tokenizers.convolution import Conv3x3
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
+from dalle.kernels.conv import Conv3x3
+from dalle.kernels.native.group_norm import group_norm
+from dalle.kernels.native.winograd import prepared
 
 
 @config

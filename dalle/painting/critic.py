@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.clip import CLIP
+from dalle.models.clip import CLIP
 from dalle.painting.cutouts import Cutouts
 from dalle.painting.inputs import to_tensor
 from dalle.painting.losses import spherical_distance

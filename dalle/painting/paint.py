@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.clip import CLIP
 from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.loading import load_clip, load_image_tokenizer
+from dalle.models.clip import CLIP
 from dalle.painting.critic import Critic
 from dalle.painting.cutouts import Cutouts
 from dalle.painting.drawers import Drawer, FourierDrawer, LatentDrawer, PixelDrawer, start_picture

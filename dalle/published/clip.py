@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.clip import CLIPConfig
+from dalle.models.clip import CLIPConfig
+from dalle.models.transformer import FeedForwardKind, TransformerConfig
 from dalle.published.files import read_state
 from dalle.published.state import SHAPELESS, Published, count, joined, renamed, shape, square
-from dalle.transformer import FeedForwardKind, TransformerConfig
 from dalle.weights import Lazy
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.model import DALLEConfig
+from dalle.models.dalle import DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.published.heads import halves, paired
 from dalle.published.state import Published, joined, made_of, renamed, shape, square
-from dalle.transformer import TransformerConfig
 from dalle.weights import Lazy
 
 FAMILY = "DALLE-pytorch"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dalle.model import DALLEConfig
+from dalle.models.dalle import DALLEConfig
 from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle, vqgan
 from dalle.published.files import weights_file
 from dalle.published.image_tokenizers import of_dalle_pytorch, read_image_tokenizer

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from dalle import artifact
-from dalle.clip import CLIP, CLIPConfig
 from dalle.config import from_dict, to_dict
 from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
 from dalle.published.clip import read_clip
 from dalle.published.files import read_state

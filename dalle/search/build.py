@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dalle.clip import CLIP
 from dalle.data.records import Record
 from dalle.embed import embed_pictures, fingerprint
+from dalle.models.clip import CLIP
 from dalle.search import near, store
 from dalle.search.sources import Item, absolute, identity, items_of
 from dalle.search.store import Manifest, Source, Table

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.clip import CLIP
 from dalle.data.records import Record, content_of
 from dalle.embed import Picture, as_record, embed_pictures, embed_texts, fingerprint
 from dalle.loading import load_clip
+from dalle.models.clip import CLIP
 from dalle.pipeline import SHIPPED, pick_device
 from dalle.search import exact, store
 from dalle.search.build import EXACT, Progress, Report, other_clip, update

@@ -7,10 +7,10 @@ import importlib.util
 import torch
 from torch import nn
 
-from dalle.cpu.build import cpp_compiler
 from dalle.image_tokenizers.vqgan import Decoder, Encoder
+from dalle.kernels.native.build import cpp_compiler
+from dalle.models.transformer import Block
 from dalle.training.sharding import is_sharded, units
-from dalle.transformer import Block
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> str | None:

@@ -14,7 +14,7 @@ from dalle import artifact
 from dalle.config import to_dict
 from dalle.hub import resolve
 from dalle.loading import is_ours
-from dalle.model import DALLE
+from dalle.models.dalle import DALLE
 from dalle.published.convert import convert
 from dalle.published.models import read_model
 from dalle.weights import Tensors, fill, open_tensors

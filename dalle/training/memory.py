@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from dalle.cross_entropy import piece_rows
-from dalle.model import DALLE, DALLEConfig
-from dalle.transformer import Block
+from dalle.kernels.cross_entropy import piece_rows
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import Block
 
 Layout = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.clip import CLIP
 from dalle.config import config
-from dalle.image_tokenizers.convolution import Conv3x3
+from dalle.kernels.conv import Conv3x3
 from dalle.loading import load_clip
+from dalle.models.clip import CLIP
 from dalle.weights import load_into, read_tensors
 
 

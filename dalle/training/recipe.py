@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 
-from dalle.clip import CLIPConfig
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
 from dalle.data import DataConfig, EncodedConfig
 from dalle.image_tokenizers import ImageTokenizerConfig, build
-from dalle.model import DALLEConfig
+from dalle.models.clip import CLIPConfig
+from dalle.models.dalle import DALLEConfig
 from dalle.sampling import SamplingConfig
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.adversarial import AdversarialConfig

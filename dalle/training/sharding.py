@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from dalle.models.transformer import Block
 from dalle.training.cutting import made_in_shares
-from dalle.transformer import Block
 
 Model = TypeVar("Model", bound=nn.Module)
 

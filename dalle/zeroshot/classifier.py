@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.clip import CLIP
 from dalle.data.pair import BadPair
 from dalle.embed import Picture, Records, as_record, embed_pictures, embed_texts
 from dalle.loading import load_clip
+from dalle.models.clip import CLIP
 from dalle.pipeline import SHIPPED, pick_device
 from dalle.zeroshot.labels import Labels, words_of
 from dalle.zeroshot.templates import templates_of

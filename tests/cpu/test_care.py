@@ -15,13 +15,13 @@ from cpu.test_cpu import CONFIG, SHAPE, TEXT, compiled, filled, steps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dalle import cpu
-from dalle.attention import KVCache
-from dalle.cpu import build, sequence
-from dalle.cpu.entropy import entropy_slopes
-from dalle.cpu.normal import group_norm
-from dalle.linear import Linear
-from dalle.model import DALLE
+from dalle.kernels import native
+from dalle.kernels.attention import KVCache
+from dalle.kernels.linear import Linear
+from dalle.kernels.native import attention, build
+from dalle.kernels.native.cross_entropy import entropy_slopes
+from dalle.kernels.native.group_norm import group_norm
+from dalle.models.dalle import DALLE
 from dalle.sampling import sample
 from dalle.step import Attend, Step
 
@@ -41,7 +41,7 @@ def linear() -> Linear:
 def begun(model: DALLE, batch: int = 2) -> KVCache:
     """A cache that holds the text and four image tokens, in which compiled code has had its part."""
     _, cache = steps(model, batch, TEXT, (1,) * 4)
-    assert not cpu.functions() or any(isinstance(one, (Step, Attend)) for one in cache.steps.values())
+    assert not native.functions() or any(isinstance(one, (Step, Attend)) for one in cache.steps.values())
     return cache
 
 
@@ -55,7 +55,7 @@ def test_wrong_shapes_and_devices_get_torchs_errors(linear: Linear) -> None:
 @compiled
 def test_biases_need_not_lie_together(linear: Linear) -> None:
     x, bias = torch.randn(1, 32), torch.randn(128)[::2]
-    found = cpu.linear(x, linear.weight, bias)
+    found = native.linear(x, linear.weight, bias)
     assert found is not None
     torch.testing.assert_close(found, F.linear(x, linear.weight, bias), rtol=1e-5, atol=1e-5)
 
@@ -102,8 +102,8 @@ def test_what_is_trained_knows_no_default_type_or_device() -> None:
     def results() -> list[torch.Tensor | None]:
         made = [group_norm(pictures, weight, weight, 32, 1e-6, True)]
         made += entropy_slopes(logits.clone(), ids, 0.1, None) or ()
-        if sequence.usable(qkv):
-            attended = sequence.attend(qkv, None, True)
+        if attention.usable(qkv):
+            attended = attention.attend(qkv, None, True)
             made += [attended, *torch.autograd.grad(attended.sum(), qkv)]
         return made
 

@@ -16,17 +16,17 @@ from published.references.transformers import CASES, features, inputs
 from published.test_transformers import built, read, reference
 from torch import Tensor, nn
 
-from dalle import cpu
-from dalle.attention import KVCache
-from dalle.cpu import build
 from dalle.generate import generate
-from dalle.linear import Int8Linear, Linear, packed, packed_bytes, quantize
-from dalle.model import DALLE, DALLEConfig
+from dalle.kernels import native
+from dalle.kernels.attention import KVCache
+from dalle.kernels.linear import Int8Linear, Linear, packed, packed_bytes, quantize
+from dalle.kernels.native import build
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.sampling import sample
 from dalle.step import Attend, Step
-from dalle.transformer import TransformerConfig
 
-compiled = pytest.mark.skipif(not cpu.functions(), reason="there is no C++ compiler here")
+compiled = pytest.mark.skipif(not native.functions(), reason="there is no C++ compiler here")
 SHAPE = TransformerConfig(width=64, depth=3, heads=2)
 CONFIG = DALLEConfig(transformer=SHAPE, text_vocab=20, text_length=5, image_vocab=33, grid=(4, 5), conv_kernel=3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -61,16 +61,16 @@ def _no_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 8, 9, 17, 40])
 def test_linear(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "MOST_ROWS", {dtype: 100})
+    monkeypatch.setattr(native, "MOST_ROWS", {dtype: 100})
     torch.manual_seed(rows)
     for count, width in ((1, 32), (7, 64), (24, 96), (129, 320)):
         x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, width), (count, width), (count,)))
         expected = F.linear(x.double(), weight.double(), bias.double())
-        found = cpu.linear(x, weight, bias)
+        found = native.linear(x, weight, bias)
         assert found is not None and found.dtype == dtype
         error = 1e-6 if dtype == torch.float32 else 2**-8
         torch.testing.assert_close(found.double(), expected, rtol=error, atol=error * width**0.5)
-        assert cpu.linear(x[:, : width - 1], weight[:, : width - 1]) is None  # no multiple: torch's way
+        assert native.linear(x[:, : width - 1], weight[:, : width - 1]) is None  # no multiple: torch's way
 
 
 @compiled
@@ -83,7 +83,7 @@ def test_int8(rows: int) -> None:
     real = eight.weight.double() * eight.scale.double()[:, None]
     assert (real - linear.weight).abs().max() <= eight.scale.max() * 0.5001  # the nearest step
     torch.testing.assert_close(eight(x).double(), x.double() @ real.T + linear.bias.double(), rtol=1e-5, atol=1e-5)
-    with cpu.plain():
+    with native.plain():
         torch.testing.assert_close(eight(x).double(), x.double() @ real.T + linear.bias.double(), rtol=1e-5, atol=1e-5)
 
 
@@ -103,7 +103,7 @@ def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tup
 
 def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], error: float) -> KVCache:
     fast, cache = steps(model, batch, text, sizes)
-    with cpu.plain():
+    with native.plain():
         plain, other = steps(model, batch, text, sizes)
     assert not other.steps
     scale = float(plain.abs().max())
@@ -147,7 +147,7 @@ def test_bfloat16_is_no_less_exact_than_torch() -> None:
     exact, _ = steps(model.double(), 2, TEXT, (1,) * 8)
     model = model.bfloat16()
     fast, cache = steps(model, 2, TEXT, (1,) * 8)
-    with cpu.plain():
+    with native.plain():
         plain, _ = steps(model, 2, TEXT, (1,) * 8)
     assert isinstance(cache.steps["all"], Step)
     assert (fast - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
@@ -171,7 +171,7 @@ def test_the_same_tokens_at_the_same_seed(options: dict[str, Any]) -> None:
     seeds = [list(range(20)), [5]]
     for window in (1, 3):
         fast = generate(model, TEXT, seeds, window=window, **options)
-        with cpu.plain():
+        with native.plain():
             plain = generate(model, TEXT, seeds, **options)
         # A uniform number within rounding of a boundary may fall on its other side: one candidate in 21, at the most
         assert (fast == plain).flatten(1).all(1).sum() >= 20
@@ -194,7 +194,7 @@ def test_draws_are_those_of_torch() -> None:
         ):
             options = {"temperature": temperature, "top_k": k, "top_p": p}
             fast = sample(logits, uniform, **options)
-            with cpu.plain():
+            with native.plain():
                 plain = sample(logits, uniform, **options)
             assert fast.dtype == torch.int64
             different, total = different + int((fast != plain).sum()), total + len(fast)
@@ -231,11 +231,11 @@ def test_without_a_compiler_all_goes_torchs_way(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = filled(CONFIG)
-    with cpu.plain():
+    with native.plain():
         expected = generate(model, TEXT, [[1, 2], [3]])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")  # there, and fails
-    for function in (build.library, cpu.functions):
+    for function in (build.library, native.functions):
         function.cache_clear()
     try:
         with caplog.at_level(logging.INFO):
@@ -248,5 +248,5 @@ def test_without_a_compiler_all_goes_torchs_way(
         assert build.library() is None
     finally:
         monkeypatch.undo()
-        for function in (build.library, cpu.functions):
+        for function in (build.library, native.functions):
             function.cache_clear()

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle import cpu
-from dalle.cpu.entropy import entropy_slopes
+from dalle.kernels import native
+from dalle.kernels.native.cross_entropy import entropy_slopes
 
-pytestmark = pytest.mark.skipif(not cpu.functions(), reason="no compiler")
+pytestmark = pytest.mark.skipif(not native.functions(), reason="no compiler")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -44,5 +44,5 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     ids = torch.tensor([0, 1])
     for other in (torch.ones(2, 33), torch.ones(2, 32).double(), torch.ones(32, 2).t(), torch.ones(0, 32)):
         assert entropy_slopes(other, ids[: len(other)], 0.0, None) is None
-    with cpu.plain():
+    with native.plain():
         assert entropy_slopes(torch.ones(2, 32), ids, 0.0, None) is None

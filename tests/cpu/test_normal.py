@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle import cpu
-from dalle.cpu.normal import group_norm
+from dalle.kernels import native
+from dalle.kernels.native.group_norm import group_norm
 
-pytestmark = pytest.mark.skipif(not cpu.functions(), reason="no compiler")
+pytestmark = pytest.mark.skipif(not native.functions(), reason="no compiler")
 LAST = torch.channels_last
 
 
@@ -45,5 +45,5 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     assert group_norm(pictures.to(memory_format=LAST).double(), weight, weight, 32, 1e-6, False) is None
     few = torch.randn(2, 8, 4, 4).to(memory_format=LAST)
     assert group_norm(few, weight[:8], weight[:8], 8, 1e-6, False) is None
-    with cpu.plain():
+    with native.plain():
         assert group_norm(pictures.to(memory_format=LAST), weight, weight, 32, 1e-6, False) is None

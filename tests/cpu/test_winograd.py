@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle import cpu
-from dalle.cpu.winograd import convolve, prepared
-from dalle.image_tokenizers.convolution import Conv3x3
+from dalle.kernels import native
+from dalle.kernels.conv import Conv3x3
+from dalle.kernels.native.winograd import convolve, prepared
 
-pytestmark = pytest.mark.skipif(not cpu.functions(), reason="no compiler")
+pytestmark = pytest.mark.skipif(not native.functions(), reason="no compiler")
 LAST = torch.channels_last
 SHAPES = [(4, 32, 64, 13, 18), (70, 32, 32, 3, 1), (1, 96, 32, 32, 33), (4, 64, 160, 16, 16)]  # B, K, N, H, W
 
@@ -113,7 +113,7 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
         assert convolve(x, weight, bias) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert convolve(x.double(), weight, bias) is None
-    with cpu.plain():
+    with native.plain():
         assert convolve(x, weight, bias) is None
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 import dalle
 import sample
 import train
-from dalle import artifact, cpu
+from dalle import artifact
 from dalle.__main__ import COMMANDS, main
 from dalle.config import dump
+from dalle.kernels import native
 from dalle.pipeline import SHIPPED
 from dalle.training.recipe import load_recipe
 from golden import read_artifacts, recipes
@@ -100,18 +101,18 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         golden_text(f"help/dalle-{name.replace('_', '-')}.txt", _help(main, [*words, "--help"], capsys))
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("seed", [7, 8])
-def test_samples_of_the_shipped_model(seed: int, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_the_shipped_model(seed: int, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The codes exactly; the pixels, which other processors round otherwise, up to 2 of 255."""
-    monkeypatch.setattr(cpu, "_enabled", native)
+    monkeypatch.setattr(native, "_enabled", fast)
     pipe = dalle.TextToImage.from_pretrained(SHIPPED, device="cpu")
     codes = pipe("a red heart, 3d style", seed=seed)[0].codes.flatten().tolist()
     assert codes == golden_json(f"codes-{seed}", codes)
     options = ["--seed", str(seed), "--n", "1", "--device", "cpu", "--no-grid", "--out", str(tmp_path)]
     assert sample.main(["a red heart, 3d style", *options]) == 0
     (written,) = tmp_path.rglob("*.png")
-    if WRITE and native:
+    if WRITE and fast:
         shutil.copy(written, HERE / f"seed{seed}.png")
     with Image.open(written) as found, Image.open(HERE / f"seed{seed}.png") as expected:
         assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.__main__ import main
-from dalle.clip import CLIP
+from dalle.models.clip import CLIP
 from dalle.published.clip import read_clip
 from dalle.weights import check_fit
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import dalle
 import sample
 from dalle.__main__ import main
-from dalle.model import DALLE
+from dalle.models.dalle import DALLE
 from dalle.published.models import read_model
 from dalle.text_tokenizers import clip_bpe
 from tiny_model import make_tiny_model

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dalle.generate import generate
-from dalle.model import DALLE
+from dalle.models.dalle import DALLE
 from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle
 from dalle.published.state import Published, published_name, renamed
 from dalle.weights import Lazy, check_fit

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.clip import CLIP
+from dalle.models.clip import CLIP
 from dalle.search import ImageIndex, build, store
 from tiny_model import make_tiny_model
 

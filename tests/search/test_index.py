@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.clip import CLIP
 from dalle.data.images import read_picture
+from dalle.models.clip import CLIP
 from dalle.search import ImageIndex, build, near, store
 from dalle.search import index as index_module
 from dalle.search.exact import nearest

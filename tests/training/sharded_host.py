@@ -12,13 +12,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from dalle.model import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.training import shards
 from dalle.training.cutting import made_in_shares
 from dalle.training.heap import keep_freed
 from dalle.training.optim import WeightAverage
 from dalle.training.sharding import Sharding
-from dalle.transformer import TransformerConfig
 from dalle.weights import Lazy, bare, fill, open_tensors, write_tensors
 
 LARGE = DALLEConfig(

@@ -16,8 +16,8 @@ from test_memory import IMAGES, SIZES, with_checkpointing
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dalle import attention, cpu
-from dalle.model import DALLE
+from dalle.kernels import attention, native
+from dalle.models.dalle import DALLE
 from dalle.training.memory import Precision, Size, Training, memory, room_for_drawing
 from dalle.training.optim import OptimConfig, adamw
 from dalle.training.sharding import Sharding, held, let_go, local
@@ -99,5 +99,5 @@ def peaks(case: Case) -> dict[str, float]:
 if __name__ == "__main__":
     attention._SHORT = 0  # as on accelerators, and so without compiled code
     torch.manual_seed(0)
-    with cpu.plain():
+    with native.plain():
         print(json.dumps([[*astuple(case), peaks(case)] for case in CASES]))

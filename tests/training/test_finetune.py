@@ -18,11 +18,11 @@ import dalle
 import train
 from dalle import artifact
 from dalle.config import to_dict
-from dalle.model import DALLE, DALLEConfig
-from dalle.sparse.pattern import Pattern
+from dalle.kernels.sparse.pattern import Pattern
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.training.initial import fill_initial, with_initial
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
-from dalle.transformer import TransformerConfig
 from dalle.weights import pack, read_tensors, unpack
 from tiny_model import make_tiny_model
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle import attention, cpu
-from dalle.model import DALLE, DALLEConfig
+from dalle.kernels import attention, native
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.training.memory import Precision, Size, Training, cache_bytes, memory
 from dalle.training.optim import OptimConfig, WeightAverage, adamw
-from dalle.transformer import TransformerConfig
 from peaks import peak_of
 
 FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
 def as_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """On CPUs losses by compiled code take less, and short sequences in bfloat16 have another attention."""
     monkeypatch.setattr(attention, "_SHORT", 0)
-    with cpu.plain():
+    with native.plain():
         yield
 
 

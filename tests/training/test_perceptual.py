@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dalle.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.training.perceptual import (
     LPIPS,
     CLIPPerceptual,
@@ -19,7 +20,6 @@ from dalle.training.perceptual import (
     build_perceptual,
     load_lpips,
 )
-from dalle.transformer import TransformerConfig
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features
 POOLS = (4, 9, 16, 23)

@@ -11,12 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.__main__ import main
-from dalle.attention import mask
-from dalle.model import DALLE, DALLEConfig
+from dalle.kernels.attention import mask
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.training.memory import Size, Training, memory
 from dalle.training.plan import Machine, fits, operations, plan, report
 from dalle.training.recipe import DALLERecipe, load_recipe
-from dalle.transformer import TransformerConfig
 from dalle.units import quantity
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dalle import cpu
-from dalle.clip import CLIP, CLIPConfig
 from dalle.generate import generate
-from dalle.model import DALLE, DALLEConfig
+from dalle.kernels import native
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
 from dalle.training import shards
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm, update_ratio
 from dalle.training.recipe import RunConfig
@@ -26,7 +27,6 @@ from dalle.training.run import start_accelerator, start_sharding
 from dalle.training.sharding import Sharding, asked_of_launcher, held, is_sharded, let_go, local, units
 from dalle.training.step import step
 from dalle.training.tasks import Phase
-from dalle.transformer import TransformerConfig
 
 ROOT = Path(__file__).parents[2]
 SHAPE = TransformerConfig(width=32, depth=2, heads=2)
@@ -105,7 +105,7 @@ def _draws(model: DALLE, sharding: Sharding) -> None:
     """The same pictures, whatever part of the model stays gathered; afterwards all of it is in shares."""
     sizes, drawn = [sum(p.numel() for p in unit.parameters()) for unit in units(model)], []
     for room, count in ((-1, 0), (4 * (sizes[0] + sizes[1]), 2), (4 * sum(sizes), len(sizes))):
-        with torch.no_grad(), cpu.plain(), held(model, sharding, room) as kept:
+        with torch.no_grad(), native.plain(), held(model, sharding, room) as kept:
             assert kept == count
             drawn.append(generate(model, torch.arange(1, 9)[None], [[0, 1, 2]], guidance=2.0, batch_size=8))
             gathered = [not is_sharded(unit.parameters()) for unit in units(model)]

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.clip import CLIP
 from dalle.data.pair import BadPair
 from dalle.data.records import Record
 from dalle.embed import as_record
+from dalle.models.clip import CLIP
 from dalle.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
 from dalle.zeroshot.labels import words_of
 from dalle.zeroshot.templates import templates_of

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.clip import CLIP
 from dalle.data.captions import GROUPS
 from dalle.data.emoji import EmojiData, EmojiPairs
+from dalle.models.clip import CLIP
 from dalle.zeroshot import ZeroShotClassifier
 from dalle.zeroshot.confusion import confusion_picture
 from dalle.zeroshot.labelled import accuracy_on, labelled_pictures

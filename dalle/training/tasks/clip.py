@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dalle import artifact
-from dalle.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import clip_figures, unit_images
 from dalle.hub import resolve
 from dalle.loading import load_text_tokenizer
+from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.training.augment import augmented
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.sharding import Sharding, build

@@ -18,7 +18,7 @@ from dalle.evaluate import codes_of, dalle_figures
 from dalle.generate import generate
 from dalle.hub import resolve
 from dalle.loading import load_clip, load_image_tokenizer, load_text_tokenizer
-from dalle.model import DALLE
+from dalle.models.dalle import DALLE
 from dalle.rerank import score
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder

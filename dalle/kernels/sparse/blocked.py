@@ -1,7 +1,7 @@
 """Sparse attention in blocks, on the CPU: text and image apart, each with fused attention, then put together.
 
-What is computed is what `dalle.attention.attend` gives with the dense mask. Nothing but queries, keys, values and the
-result is kept for the backward pass.
+What is computed is what `dalle.kernels.attention.attend` gives with the dense mask. Nothing but queries, keys, values
+and the result is kept for the backward pass.
 
 Letters: B batch, H heads, T queries, S keys, D head width, P text tokens, G blocks of Q queries and K keys each.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dalle.sparse.pattern import Blocks, Pattern, blocks
+from dalle.kernels.sparse.pattern import Blocks, Pattern, blocks
 
 # What scaled_dot_product_attention calls on a CPU; these also give and take the logarithm of the softmax's denominator
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.cpu import sequence
+from dalle.kernels.native import attention
 
 Kind = Literal["full", "row", "column", "conv"]
 Mask = Tensor | Literal["causal"] | None
@@ -106,7 +106,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     if causal and queries == 1:
         mask, causal = None, False
     if q.shape == k.shape and _trained(q, mask):
-        return sequence.attend(torch.stack((q, k, v)), mask if isinstance(mask, Tensor) else None, causal)
+        return attention.attend(torch.stack((q, k, v)), mask if isinstance(mask, Tensor) else None, causal)
     triangular = causal
     by_hand = q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= _SHORT
     if causal and (by_hand or queries != keys):
@@ -129,7 +129,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
 def attend_packed(qkv: Tensor, mask: Mask = None) -> Tensor:
     """`attend` of whole sequences whose queries, keys and values are one tensor [3, B, H, T, D]: without copies."""
     if _trained(qkv, mask):
-        return sequence.attend(qkv, mask if isinstance(mask, Tensor) else None, isinstance(mask, str))
+        return attention.attend(qkv, mask if isinstance(mask, Tensor) else None, isinstance(mask, str))
     q, k, v = qkv
     return attend(q, k, v, mask)
 
@@ -137,7 +137,7 @@ def attend_packed(qkv: Tensor, mask: Mask = None) -> Tensor:
 def _trained(x: Tensor, mask: Mask) -> bool:
     """Whether compiled code is the way: in training. In drawing numbers stay those of torch's functions."""
     short = x.shape[-2] <= _SHORT and (not isinstance(mask, Tensor) or mask.ndim == 2)
-    return short and torch.is_grad_enabled() and x.requires_grad and sequence.usable(x)
+    return short and torch.is_grad_enabled() and x.requires_grad and attention.usable(x)
 
 
 def _by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

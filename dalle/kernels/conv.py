@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dalle.cpu.winograd import convolve
+from dalle.kernels.native.winograd import convolve
 
 
 class Conv3x3(nn.Conv2d):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dalle import cpu
-from dalle.cpu.build import library
+from dalle.kernels import native
+from dalle.kernels.native.build import library
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Sequences(ctypes.Structure):
-    """As in sequence.h."""
+    """As in attention.h."""
 
     _fields_ = (
         *((name, _P) for name in ("q", "k", "v")),
@@ -40,7 +40,7 @@ def _fast() -> bool:
 
 def usable(x: Tensor) -> bool:
     """Whether `attend` takes queries [..., T, D] like these."""
-    return cpu.trainable(x) and x.dtype == torch.bfloat16 and not x.shape[-1] % 32 and x.stride(-1) == 1 and _fast()
+    return native.trainable(x) and x.dtype == torch.bfloat16 and not x.shape[-1] % 32 and x.stride(-1) == 1 and _fast()
 
 
 def attend(qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -66,7 +66,7 @@ class _Attend(torch.autograd.Function):
         log_sum = torch.empty(batch, heads, tokens, dtype=torch.float32, device="cpu")
         mask = None if mask is None else mask.contiguous()
         told = _told(qkv, mask, causal, out, log_sum)
-        cpu.functions()["sequences_forward"](ctypes.byref(told), torch.get_num_threads())
+        native.functions()["sequences_forward"](ctypes.byref(told), torch.get_num_threads())
         ctx.save_for_backward(qkv, mask, out, log_sum)
         ctx.causal = causal
         return out.transpose(1, 2)
@@ -82,7 +82,7 @@ class _Attend(torch.autograd.Function):
         told.given = given.data_ptr()
         told.of_q, told.of_k, told.of_v = (to[:, :, i].data_ptr() for i in range(3))
         told.row = to.stride(1)
-        cpu.functions()["sequences_backward"](ctypes.byref(told), torch.get_num_threads())
+        native.functions()["sequences_backward"](ctypes.byref(told), torch.get_num_threads())
         return to.permute(2, 0, 3, 1, 4), None, None
 
 

@@ -12,7 +12,7 @@
 #include <memory>
 #include <new>
 
-#include "vectors.h"
+#include "simd.h"
 
 namespace {
 namespace winograd {

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from dalle.cpu import products
-from dalle.cpu.entropy import entropy_slopes
-from dalle.linear import Linear
+from dalle.kernels.linear import Linear
+from dalle.kernels.native import matmul
+from dalle.kernels.native.cross_entropy import entropy_slopes
 
 # Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
 _AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
@@ -151,10 +151,10 @@ class _MeanLoss(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
         for start in range(0, count, rows):
             states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            made, right, slope = _slopes(products.forward(states, matrix, offset), ids, z_weight, bias_gradient, hits)
+            made, right, slope = _slopes(matmul.forward(states, matrix, offset), ids, z_weight, bias_gradient, hits)
             sums, found = sums + made, found + right
             if hidden_gradient is not None:
-                hidden_gradient[start : start + rows] = products.backward(slope, states, matrix)
+                hidden_gradient[start : start + rows] = matmul.backward(slope, states, matrix)
             if of_weight:
                 part = slope.t() @ states
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)

@@ -9,7 +9,7 @@
 
 #include <vector>
 
-#include "vectors.h"
+#include "simd.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""Compiles code.cpp for this machine's CPU, once, into the user's cache. Knows nothing of what is in it."""
+"""Compiles bindings.cpp for this machine's CPU, once, into the user's cache. Knows nothing of what is in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "csrc"
 # Strict arithmetic otherwise: -ffast-math would, by the linker, change how the whole process treats tiny numbers.
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
@@ -49,17 +49,19 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         told = (told.decode(errors="replace") if isinstance(told, bytes) else told).strip().splitlines()
-        logger.info("drawing goes torch's way, as dalle/cpu was not compiled for this machine: %s", " ".join(told[:3]))
+        logger.info(
+            "drawing goes torch's way, as the native kernels were not compiled for this machine: %s", " ".join(told[:3])
+        )
         return None
 
 
 def _compile(compiler: list[str], path: Path) -> None:
     """Make the library whole or not at all, also if several processes begin at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("compiling dalle/cpu for this machine, once: %s", path)
+    logger.info("compiling the native kernels for this machine, once: %s", path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [*compiler, *_FLAGS, str(_FOLDER / "code.cpp"), *_threads(), "-o", str(made)]
+        command = [*compiler, *_FLAGS, str(_FOLDER / "bindings.cpp"), *_threads(), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=600)
         os.replace(made, path)
 

@@ -9,7 +9,7 @@
 
 #include <vector>
 
-#include "vectors.h"
+#include "simd.h"
 
 struct Sequences {
     const void *q, *k, *v;     // bfloat16, [B, H, T, D] by the strides of batch, head and token; channels follow each other

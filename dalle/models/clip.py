@@ -18,8 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.models.transformer import Transformer, TransformerConfig
 from dalle.text_tokenizers import EOS_ID, TextTokenizer
-from dalle.transformer import Transformer, TransformerConfig
 
 INITIAL_TEMPERATURE = 0.07
 MAX_SCALE = 100.0

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dalle import cpu
-from dalle.cpu import products
+from dalle.kernels import native
+from dalle.kernels.native import matmul
 
 # Rows from which weights in oneDNN's own layout are faster than as they are (docs/log.md).
 _PACK_FROM = {torch.float32: 17, torch.bfloat16: 17}
@@ -31,7 +31,7 @@ class Linear(nn.Linear):
             and rows >= _PACK_FROM.get(weight.dtype, rows + 1)
             and torch.backends.mkldnn.is_available()
             and (weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-            and cpu.enabled()
+            and native.enabled()
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
         )
@@ -53,7 +53,7 @@ class Linear(nn.Linear):
         if kind is not None:
             made: Tensor = _Trained.apply(x.to(kind), self.weight, self.bias)
             return made
-        fast = cpu.linear(x, self.weight, self.bias)
+        fast = native.linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias) if fast is None else fast
 
     def _trained_in(self, x: Tensor) -> torch.dtype | None:
@@ -68,8 +68,8 @@ class Linear(nn.Linear):
             and weight.requires_grad
             and weight.dtype == torch.float32
             and x.shape[-1] == self.in_features
-            and all(cpu.trainable(t) for t in (x, weight))
-            and products.usable(x.numel() // self.in_features, self.in_features, kind)
+            and all(native.trainable(t) for t in (x, weight))
+            and matmul.usable(x.numel() // self.in_features, self.in_features, kind)
         )
         return kind if wanted else None
 
@@ -82,7 +82,7 @@ class _Trained(torch.autograd.Function):
         matrix = weight.to(x.dtype)
         offset = None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, matrix)
-        return products.forward(x.reshape(-1, x.shape[-1]), matrix, offset).view(*x.shape[:-1], -1)
+        return matmul.forward(x.reshape(-1, x.shape[-1]), matrix, offset).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -91,7 +91,7 @@ class _Trained(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         given, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         return (
-            products.backward(given, states, matrix).view_as(x) if of_x else None,
+            matmul.backward(given, states, matrix).view_as(x) if of_x else None,
             (given.t() @ states).float() if of_weight else None,
             given.sum(0).float() if of_bias else None,
         )
@@ -116,7 +116,7 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        fast = cpu.linear(x, self.weight, self.bias, self.scale)
+        fast = native.linear(x, self.weight, self.bias, self.scale)
         if fast is not None:
             return fast
         return F.linear(x, (self.weight * self.scale[:, None]).to(x.dtype), self.bias)

@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
-#include "attention.h"
-#include "product.h"
+#include "decode_attention.h"
+#include "gemm.h"
 
 struct Matrix {
     const void* weight;  // [n, k]

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dalle import cpu, step
-from dalle.attention import KVCache, TokenShift, rotate
+from dalle import step
 from dalle.config import config
-from dalle.linear import Linear
-from dalle.sparse import LayerMask, attend, attend_packed
+from dalle.kernels import native
+from dalle.kernels.attention import KVCache, TokenShift, rotate
+from dalle.kernels.linear import Linear
+from dalle.kernels.sparse import LayerMask, attend, attend_packed
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
@@ -107,7 +108,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         qkv = self.qkv(x)
-        if context.cache is not None and context.cache.position and mask is not None and cpu.usable(x):
+        if context.cache is not None and context.cache.position and mask is not None and native.usable(x):
             mixed = step.attend(self, qkv, mask, context.rope, context.cache, layer)
             if mixed is not None:
                 return _drop(self.out(mixed), self.dropout, self.training)
@@ -318,7 +319,7 @@ class Transformer(nn.Module):
     def _step(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor | None:
         """The blocks over few tokens a row in one call, where there is such a way."""
         cache = context.cache
-        if cache is None or not cache.position or None in masks or context.shift is not None or not cpu.usable(x):
+        if cache is None or not cache.position or None in masks or context.shift is not None or not native.usable(x):
             return None
         if self.training and self.config.dropout:
             return None

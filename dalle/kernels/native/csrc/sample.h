@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "vectors.h"
+#include "simd.h"
 
 namespace {
 

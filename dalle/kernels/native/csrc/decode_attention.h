@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "vectors.h"
+#include "simd.h"
 
 // What dalle/step.py hands over. Pointers are null where there is no such thing.
 struct Norm {

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle.attention import Kind, mask, near
+from dalle.kernels.attention import Kind, mask, near
 
 _BLOCK = 64  # queries of a block, about: fewer read the same keys more often, more compute more masked pairs
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One of the kinds row, column and conv on one grid; `dalle.attention.mask` says what they mean.
+    """One of the kinds row, column and conv on one grid; `dalle.kernels.attention.mask` says what they mean.
 
     Attributes:
         kind: "row", "column" or "conv".

@@ -1,4 +1,4 @@
-"""Attention that costs what its mask covers: which way is taken. `dalle.attention` says what is computed.
+"""Attention that costs what its mask covers: which way is taken. `dalle.kernels.attention` says what is computed.
 
 Letters: B batch, H heads, T queries, S keys, D head width.
 """
@@ -14,10 +14,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dalle import attention
-from dalle.attention import Mask
-from dalle.sparse import blocked, flex
-from dalle.sparse.pattern import Pattern
+from dalle.kernels import attention
+from dalle.kernels.attention import Mask
+from dalle.kernels.sparse import blocked, flex
+from dalle.kernels.sparse.pattern import Pattern
 
 Way = Literal["auto", "dense", "blocked", "flex"]
 
@@ -57,7 +57,7 @@ LayerMask = Mask | Sparse | Listed
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None) -> Tensor:
-    """`dalle.attention.attend`, in the way that is fast for the mask.
+    """`dalle.kernels.attention.attend`, in the way that is fast for the mask.
 
     Args:
         q: [B, H, T, D].

@@ -1,4 +1,4 @@
-"""3x3 convolutions of channels_last pictures by compiled code (winograd.h): forward and backward."""
+"""3x3 convolutions of channels_last pictures by compiled code (csrc/winograd.h): forward and backward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dalle import cpu
+from dalle.kernels import native
 
 LAST = torch.channels_last
 _PANEL = 32  # channels that are made at a time, at most
@@ -18,7 +18,7 @@ _FEW = {torch.float32: 32, torch.bfloat16: 64}  # with fewer squares of 4x4 cell
 
 def prepared(x: Tensor) -> Tensor:
     """Pictures [B, C, H, W] in the layout that is fastest for convolutions and norms: channels_last, or as they are."""
-    return x.contiguous(memory_format=LAST) if cpu.trainable(x) and _known(x) else x
+    return x.contiguous(memory_format=LAST) if native.trainable(x) and _known(x) else x
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -37,7 +37,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         cells are few, or layout, dtype, channels or device are others.
     """
     parameters = [weight] if bias is None else [weight, bias]
-    if not all(cpu.trainable(t) for t in (x, *parameters)):
+    if not all(native.trainable(t) for t in (x, *parameters)):
         return None
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
@@ -53,7 +53,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
 def _known(x: Tensor) -> bool:
     """Whether x is a batch of pictures of a type that there is code for."""
-    return x.ndim == 4 and x.dtype in _FEW and bool(cpu.functions())
+    return x.ndim == 4 and x.dtype in _FEW and bool(native.functions())
 
 
 def _squares(x: Tensor) -> int:
@@ -67,7 +67,7 @@ def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     weights = torch.empty(_NUMBERS * channels * count, dtype=torch.float32, device="cpu")
     y = torch.empty((pictures, count, height, width), dtype=x.dtype, device="cpu", memory_format=LAST)
     tensors = (x, kernel, bias, weights, y)
-    cpu.functions()[f"winograd_forward_{cpu.TYPES[x.dtype]}"](
+    native.functions()[f"winograd_forward_{native.TYPES[x.dtype]}"](
         *(None if t is None else t.data_ptr() for t in tensors),
         *(pictures, height, width, channels, count),
         torch.get_num_threads(),
@@ -95,7 +95,7 @@ class _Convolution(torch.autograd.Function):
             to = _convolved(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).float().contiguous(), None)
         if ctx.needs_input_grad[1]:
             kernel = torch.empty(3, 3, *weight.shape[1::-1], dtype=torch.float32, device="cpu")
-            cpu.functions()[f"winograd_backward_{cpu.TYPES[x.dtype]}"](
+            native.functions()[f"winograd_backward_{native.TYPES[x.dtype]}"](
                 *(t.data_ptr() for t in (x, gradient, kernel)),
                 *(x.shape[0], x.shape[2], x.shape[3], x.shape[1], weight.shape[0]),
                 torch.get_num_threads(),

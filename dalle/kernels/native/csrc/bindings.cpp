@@ -1,15 +1,15 @@
-// What dalle/cpu/__init__.py compiles for the machine that it runs on, and calls: products of few rows with a matrix,
+// What dalle/kernels/native/__init__.py compiles for the machine that it runs on, and calls: products of few rows with a matrix,
 // attention of few tokens a row to those in the cache, the blocks of a transformer made of both, and drawing a token;
 // normalisation and convolution of pictures.
 //
-// The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/linear.py and
-// dalle/transformer.py, which is what they are tested against.
+// The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/kernels/linear.py and
+// dalle/models/transformer.py, which is what they are tested against.
 
-#include "entropy.h"
-#include "normal.h"
+#include "cross_entropy.h"
+#include "group_norm.h"
 #include "sample.h"
-#include "sequence.h"
-#include "step.h"
+#include "attention.h"
+#include "decode_step.h"
 #include "winograd.h"
 
 #define LINEAR(NAME, X, W)                                                                                        \

@@ -1,4 +1,4 @@
-"""Code that is compiled for this machine's CPU (code.cpp), as functions of tensors.
+"""Code that is compiled for this machine's CPU (bindings.cpp), as functions of tensors.
 
 At the few rows of a step torch's own products read a matrix with a third to nine tenths of what memory gives, and its
 attention reads the cache with less (docs/log.md). Where there is no C++ compiler, or `DALLE_CPU=off` is set, the
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dalle.cpu.build import library
+from dalle.kernels.native.build import library
 
 STEP = 32  # numbers of a row that are taken at a time, at most: a row must be a multiple
 # Up to so many rows it is faster than torch; above, arithmetic counts more than reading (docs/log.md).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dalle import cpu
+from dalle.kernels import native
 
 
 def entropy_slopes(
@@ -24,14 +24,14 @@ def entropy_slopes(
         Cross-entropy and log Z of each row, float32 [M] each; None if torch is to do it, and nothing was changed.
     """
     rows, codes = logits.shape
-    if not cpu.trainable(logits) or not logits.is_contiguous() or codes % cpu.STEP:
+    if not native.trainable(logits) or not logits.is_contiguous() or codes % native.STEP:
         return None
-    function = cpu.functions().get(f"entropy_{cpu.TYPES.get(logits.dtype)}")
+    function = native.functions().get(f"entropy_{native.TYPES.get(logits.dtype)}")
     if function is None or ids.dtype != torch.int64:
         return None
     ids = ids.contiguous()
     nats, log_z = torch.empty(2, rows, dtype=torch.float32, device="cpu").unbind()
     to = None if bias_gradient is None else bias_gradient.data_ptr()
     tensors = (logits, ids, nats, log_z)
-    function(*(t.data_ptr() for t in tensors), to, rows, codes, z_weight, cpu.threads(8 * logits.numel()))
+    function(*(t.data_ptr() for t in tensors), to, rows, codes, z_weight, native.threads(8 * logits.numel()))
     return nats, log_z

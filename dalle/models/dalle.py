@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
 from dalle.config import config
-from dalle.cross_entropy import mean_loss, token_scores
-from dalle.linear import Linear
-from dalle.sparse import LayerMask, Listed, Sparse
-from dalle.sparse.pattern import Pattern
-from dalle.transformer import Rope, Transformer, TransformerConfig, norm
+from dalle.kernels.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
+from dalle.kernels.cross_entropy import mean_loss, token_scores
+from dalle.kernels.linear import Linear
+from dalle.kernels.sparse import LayerMask, Listed, Sparse
+from dalle.kernels.sparse.pattern import Pattern
+from dalle.models.transformer import Rope, Transformer, TransformerConfig, norm
 
 
 @config
@@ -220,7 +220,7 @@ class DALLE(nn.Module):
         Args:
             text: int [B, <= T], as in `forward`.
             image_ids: int [B, N].
-            z_weight: weight of log² Z, which is added to each token's cross-entropy (`dalle.cross_entropy`).
+            z_weight: weight of log² Z, which is added to each token's cross-entropy (`dalle.kernels.cross_entropy`).
             accuracy: count how often the likeliest image token is the right one.
 
         Returns:

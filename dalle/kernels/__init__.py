@@ -1,0 +1,1 @@
+"""Operations that have fast implementations beside plain PyTorch: attention, linear maps, losses, convolutions."""

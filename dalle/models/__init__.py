@@ -1,0 +1,1 @@
+"""What is trained: DALL-E's and CLIP's transformers."""
