@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dalle import TextToImage
 from dalle.config import to_dict
-from dalle.generate import generate
+from dalle.generation.generate import generate
 
 KNOWN = ["a palm tree", "a rocket", "a red heart, 3d style", "a slice of pizza"]
 KNOWN += ["कुत्ते का चेहरा", "छाता", "रातो मुटु", "ताडको रूख"]

@@ -22,7 +22,7 @@ import torch
 from machine import Memory, describe, median, multiplication, seconds
 from peers import PEERS
 
-from dalle.generate import generate
+from dalle.generation.generate import generate
 from dalle.kernels import native
 from dalle.kernels.linear import quantize
 from dalle.models.dalle import DALLE, DALLEConfig

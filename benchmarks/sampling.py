@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dalle.config import from_dict, read_yaml
-from dalle.generate import generate
+from dalle.generation.generate import generate
+from dalle.generation.sampling import sample
 from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.sampling import sample
 
 CONFIG = Path(__file__).parents[1] / "configs" / "emoji" / "dalle.yaml"
 

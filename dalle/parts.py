@@ -11,6 +11,7 @@ import torch
 
 from dalle import artifact
 from dalle.config import from_dict
+from dalle.generation.sampling import SamplingConfig
 from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.loading import (
@@ -26,7 +27,6 @@ from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.published.image_tokenizers import sized
 from dalle.published.models import PublishedModel, read_model
-from dalle.sampling import SamplingConfig
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from dalle import artifact
 from dalle.config import to_dict
-from dalle.generate import generate
+from dalle.generation.generate import generate
+from dalle.generation.rerank import best, score
+from dalle.generation.sampling import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.parts import load_parts
-from dalle.rerank import best, score
-from dalle.sampling import SamplingConfig
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import dalle.memory
-from dalle.generate import generate
+import dalle.generation.batching
+from dalle.generation.generate import generate
+from dalle.generation.sampling import guide, sample
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.sampling import guide, sample
 
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=16, depth=3, heads=2),
@@ -147,7 +147,7 @@ def test_forced_codes_for_each_prompt(model: DALLE) -> None:
 def test_the_batch_follows_the_free_memory(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(model, TEXT, SEEDS)
     steps: list[int] = []
-    monkeypatch.setattr(dalle.memory, "free_memory", lambda device: 0)
+    monkeypatch.setattr(dalle.generation.batching, "free_memory", lambda device: 0)
     drawn = generate(model, TEXT, SEEDS, progress=lambda done, total: steps.append(done))
     assert torch.equal(drawn, expected)
     assert steps == list(range(1, expected.numel() + 1))  # a code a step: one candidate at a time

@@ -14,10 +14,10 @@ from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor, nn
 
 from dalle.config import to_dict
-from dalle.generate import generate
-from dalle.jacobi import draw_ahead
+from dalle.generation.generate import generate
+from dalle.generation.jacobi import draw_ahead
+from dalle.generation.sampling import draw
 from dalle.pipeline import TextToImage
-from dalle.sampling import draw
 
 
 def steps(*args: Any, **options: Any) -> tuple[Tensor, int]:

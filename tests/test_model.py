@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.generate import generate
+from dalle.generation.generate import generate
 from dalle.kernels.attention import Kind
 from dalle.models.dalle import DALLE, DALLEConfig, parameter_count
 from dalle.models.transformer import TransformerConfig

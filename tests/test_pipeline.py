@@ -14,8 +14,8 @@ from torch import Tensor
 from dalle import pipeline
 from dalle.artifact import write_config
 from dalle.config import read_yaml
+from dalle.generation.rerank import score
 from dalle.pipeline import Result, TextToImage, pick_device, picture_to_tensor, redrawn_pixels, whole_rows
-from dalle.rerank import score
 from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 

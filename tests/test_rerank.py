@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dalle.generation.rerank import best, fit, score
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.rerank import best, fit, score
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 
 TINY = TransformerConfig(width=16, depth=1, heads=2)

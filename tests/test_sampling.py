@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.sampling import check, draw, guide, keep_top_k, keep_top_p, sample
+from dalle.generation.sampling import check, draw, guide, keep_top_k, keep_top_p, sample
 
 
 def logits_of(rows: int = 40, vocabulary: int = 17, ties: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from dalle.generate import generate
+from dalle.generation.generate import generate
 from dalle.kernels import attention, native, sparse
 from dalle.kernels.attention import Kind, KVCache, Place, mask
 from dalle.kernels.sparse import Sparse, blocked, flex

@@ -14,8 +14,8 @@ from published.test_transformers import built, read, reference
 from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor
 
-from dalle import static
-from dalle.generate import generate
+from dalle.generation import cuda_graph
+from dalle.generation.generate import generate
 from dalle.kernels import native
 from dalle.models.dalle import DALLE
 
@@ -25,7 +25,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes `generate` draw by recorded steps, played back in Python; a list of the reaches that were recorded."""
     reaches: list[int] = []
 
-    def drawing(model: DALLE, choose: static.Choose, compiled: bool) -> static.RecordedDrawing:
+    def drawing(model: DALLE, choose: cuda_graph.Choose, compiled: bool) -> cuda_graph.RecordedDrawing:
         def record(trial: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
             cache = next(reversed(made.made.values())).step.cache
             reach = cache.reach
@@ -39,10 +39,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
             return replay
 
-        made = static.RecordedDrawing(model, choose, compiled, record)
+        made = cuda_graph.RecordedDrawing(model, choose, compiled, record)
         return made
 
-    monkeypatch.setattr(static, "recorded_drawing", drawing)
+    monkeypatch.setattr(cuda_graph, "recorded_drawing", drawing)
     return reaches
 
 
@@ -50,13 +50,13 @@ def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[T
     """What recorded steps draw, and the plain way."""
     drawn = generate(*args, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(static, "recorded_drawing", lambda *_: None)
+        patch.setattr(cuda_graph, "recorded_drawing", lambda *_: None)
         return drawn, generate(*args, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokens_of_the_plain_way(kind: dict, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static, "_REACH", 4)
+    monkeypatch.setattr(cuda_graph, "_REACH", 4)
     drawn, plain = both(monkeypatch, tiny(kind), TEXT, SEEDS, guidance=2.0)
     assert torch.equal(drawn, plain)
     assert len(recorded) > 1 and recorded == sorted(set(recorded))
@@ -105,7 +105,7 @@ def test_nothing_waits_for_the_device(
 
 @pytest.mark.slow
 def test_compiled_steps(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static, "_REACH", 4)
+    monkeypatch.setattr(cuda_graph, "_REACH", 4)
     with native.plain():
         drawn, plain = both(monkeypatch, tiny(KINDS[4]), TEXT, SEEDS, compiled=True, guidance=2.0, batch_size=3)
     assert torch.equal(drawn, plain) and recorded

@@ -146,7 +146,7 @@ class CLIP(nn.Module):
         """Images to unit vectors.
 
         Args:
-            images: float [B, 3, H, W] in [0, 1], H = W = `config.image_size` (`dalle.rerank` resizes).
+            images: float [B, 3, H, W] in [0, 1], H = W = `config.image_size` (`dalle.generation.rerank` resizes).
 
         Returns:
             float32 [B, D], each of length 1.

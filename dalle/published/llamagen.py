@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.generation.sampling import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.published.heads import heads_of, paired
 from dalle.published.state import Published, count, joined, renamed, shape
-from dalle.sampling import SamplingConfig
 from dalle.weights import Lazy
 
 FAMILY = "LlamaGen"

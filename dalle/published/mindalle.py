@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from dalle.config import read_yaml
+from dalle.generation.sampling import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
 from dalle.published.heads import heads_of
 from dalle.published.pickles import read_pickled
 from dalle.published.state import Published, count, joined, renamed, shape, square, state_of
-from dalle.sampling import SamplingConfig
 from dalle.weights import Lazy
 
 FAMILY = "minDALL-E"

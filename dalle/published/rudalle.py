@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dalle.generation.sampling import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.published.heads import heads_of
 from dalle.published.state import Published, count, renamed, shape
-from dalle.sampling import SamplingConfig
 from dalle.weights import Lazy
 
 FAMILY = "ruDALL-E"

@@ -16,7 +16,7 @@ import torch
 
 from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
-from dalle.memory import free_memory
+from dalle.generation.batching import free_memory
 from dalle.training.memory import Size, Training, memory
 from dalle.training.optim import WeightAverage, adamw
 from dalle.training.precision import settle_precision

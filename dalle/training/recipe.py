@@ -12,10 +12,10 @@ import torch
 
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
 from dalle.data import DataConfig, EncodedConfig
+from dalle.generation.sampling import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.clip import CLIPConfig
 from dalle.models.dalle import DALLEConfig
-from dalle.sampling import SamplingConfig
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.adversarial import AdversarialConfig
 from dalle.training.initial import with_initial

@@ -15,6 +15,7 @@ from cpu.test_cpu import CONFIG, SHAPE, TEXT, compiled, filled, steps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dalle.generation.sampling import sample
 from dalle.kernels import native
 from dalle.kernels.attention import KVCache
 from dalle.kernels.linear import Linear
@@ -22,7 +23,6 @@ from dalle.kernels.native import attention, build
 from dalle.kernels.native.cross_entropy import entropy_slopes
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.dalle import DALLE
-from dalle.sampling import sample
 from dalle.step import Attend, Step
 
 

@@ -16,14 +16,14 @@ from published.references.transformers import CASES, features, inputs
 from published.test_transformers import built, read, reference
 from torch import Tensor, nn
 
-from dalle.generate import generate
+from dalle.generation.generate import generate
+from dalle.generation.sampling import sample
 from dalle.kernels import native
 from dalle.kernels.attention import KVCache
 from dalle.kernels.linear import Int8Linear, Linear, packed, packed_bytes, quantize
 from dalle.kernels.native import build
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.sampling import sample
 from dalle.step import Attend, Step
 
 compiled = pytest.mark.skipif(not native.functions(), reason="there is no C++ compiler here")

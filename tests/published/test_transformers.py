@@ -17,7 +17,7 @@ from published.references.weights import weight
 from safetensors import safe_open
 from torch import Tensor
 
-from dalle.generate import generate
+from dalle.generation.generate import generate
 from dalle.models.dalle import DALLE
 from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle
 from dalle.published.state import Published, published_name, renamed

@@ -11,8 +11,8 @@ import torch
 
 from dalle.config import from_dict
 from dalle.data.loader import Batch
+from dalle.generation.rerank import score
 from dalle.loading import load_clip
-from dalle.rerank import score
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask
 from tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model

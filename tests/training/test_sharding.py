@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dalle.generate import generate
+from dalle.generation.generate import generate
 from dalle.kernels import native
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig

@@ -144,7 +144,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
 def sample(
     logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor | None:
-    """What `dalle.sampling.sample` gives for a temperature above 0; None if torch is to do it."""
+    """What `dalle.generation.sampling.sample` gives for a temperature above 0; None if torch is to do it."""
     function = functions().get("sample") if usable(logits) else None
     if function is None or logits.dtype != torch.float32 or logits.ndim != 2:
         return None

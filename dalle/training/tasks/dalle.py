@@ -15,11 +15,11 @@ from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.data.tokens import TokensData
 from dalle.evaluate import codes_of, dalle_figures
-from dalle.generate import generate
+from dalle.generation.generate import generate
+from dalle.generation.rerank import score
 from dalle.hub import resolve
 from dalle.loading import load_clip, load_image_tokenizer, load_text_tokenizer
 from dalle.models.dalle import DALLE
-from dalle.rerank import score
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.initial import fill_initial, initial_weights

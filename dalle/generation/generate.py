@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle import static
-from dalle.jacobi import draw_ahead
+from dalle.generation import cuda_graph
+from dalle.generation.batching import shares
+from dalle.generation.jacobi import draw_ahead
+from dalle.generation.sampling import check, guide, sample
 from dalle.kernels.attention import KVCache
 from dalle.kernels.linear import packed
-from dalle.memory import shares
 from dalle.models.dalle import DALLE
-from dalle.sampling import check, guide, sample
 
 Progress = Callable[[int, int], None]
 """Called after each step with the image tokens drawn so far and in all, over all candidates."""
@@ -63,8 +63,8 @@ def generate(
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
             rows of an image, mark these rows.
-        window: image tokens that are guessed and checked in one step (`dalle.jacobi`); 1 draws one after the other. The
-            codes are the same, the steps fewer and each of them larger.
+        window: image tokens that are guessed and checked in one step (`dalle.generation.jacobi`); 1 draws one after the
+            other. The codes are the same, the steps fewer and each of them larger.
         compiled: on a GPU, let torch.compile make the step smaller before it is recorded: a minute more for the first
             batch, less time for each token. Elsewhere nothing is done.
         batch_size: candidates at a time; None fits the memory.
@@ -96,7 +96,7 @@ def generate(
     window = min(window, height * width)
     until = height * width if guidance_until is None else guidance_until
     options = _Options(temperature, top_k, top_p, guidance, until, window)
-    steps = static.recorded_drawing(model, options.choose, compiled)
+    steps = cuda_graph.recorded_drawing(model, options.choose, compiled)
     batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory, window)
     rows = batch_size * window * (2 if options.guided(lead) else 1)
     done, total = 0, len(prompts) * (height * width - lead)
@@ -161,7 +161,7 @@ def _draw(
     lead: int,
     options: _Options,
     step: Callable[[int], None],
-    steps: static.RecordedDrawing | None,
+    steps: cuda_graph.RecordedDrawing | None,
 ) -> None:
     """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
     guided, length = options.guided(lead), codes.shape[1]
