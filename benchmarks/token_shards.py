@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dalle import artifact, load_image_tokenizer
+from dalle import load_image_tokenizer
+from dalle.checkpoints import model_folder
 from dalle.data import EncodedConfig, ShapesData, open_data
 from dalle.data.loader import Batch, batches
 from dalle.data.pretokenize import EncodeOptions, Encoding
@@ -33,7 +34,7 @@ ROWS = 65_536
 def encoded(recipe: DALLERecipe, folder: Path) -> float:
     """Encode the shapes; returns pictures a second."""
     tokenizer = load_image_tokenizer(recipe.image_tokenizer)
-    sha256 = artifact.folder_hash(Path(recipe.image_tokenizer))
+    sha256 = model_folder.folder_hash(Path(recipe.image_tokenizer))
     encoding = Encoding(ShapesData(size=PICTURES), tokenizer, sha256, folder, EncodeOptions())
     encoding.begin()
     start = time.perf_counter()

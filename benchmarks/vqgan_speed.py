@@ -23,8 +23,8 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
+from dalle.checkpoints.published.vqgan import read
 from dalle.image_tokenizers.vqgan import VQGAN
-from dalle.published.vqgan import read
 from dalle.training.compiling import compile_blocks
 from dalle.training.heap import keep_freed
 from dalle.training.optim import OptimConfig, adamw

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+    from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
     from dalle.painting.paint import paint
     from dalle.pipeline import TextToImage
     from dalle.search import ImageIndex
@@ -30,10 +30,10 @@ _HOMES = {
     "ImageIndex": "dalle.search",
     "TextToImage": "dalle.pipeline",
     "ZeroShotClassifier": "dalle.zeroshot",
-    "load_clip": "dalle.loading",
-    "load_image_tokenizer": "dalle.loading",
-    "load_model": "dalle.loading",
-    "load_text_tokenizer": "dalle.loading",
+    "load_clip": "dalle.checkpoints.load",
+    "load_image_tokenizer": "dalle.checkpoints.load",
+    "load_model": "dalle.checkpoints.load",
+    "load_text_tokenizer": "dalle.checkpoints.load",
     "paint": "dalle.painting.paint",
 }
 

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle import artifact, metrics
+from dalle import metrics
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.load import load_clip, load_image_tokenizer
+from dalle.checkpoints.parts import load_parts
 from dalle.data import EncodedConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.data.tokens import TokensData
-from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.loading import load_clip, load_image_tokenizer
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.parts import load_parts
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.transfer import onto
@@ -135,11 +136,13 @@ def evaluate(
             yield batch
 
     folder = resolve(source)
-    stage = artifact.read_config(folder).get("stage")
+    stage = model_folder.read_config(folder).get("stage")
     if isinstance(data, TokensData):
         if stage != "dalle":
             raise ValueError(f"{data.path} holds codes and no pictures, and {source} is no DALL-E: give it pictures")
-        data.check_tokenizer(artifact.folder_hash(artifact.part(folder, "image_tokenizer")), f"that of {source}")
+        data.check_tokenizer(
+            model_folder.folder_hash(model_folder.part(folder, "image_tokenizer")), f"that of {source}"
+        )
     if stage == "image_tokenizer":
         tokenizer = load_image_tokenizer(folder, device)
         figures = image_tokenizer_figures(tokenizer, held_out(tokenizer.image_size))

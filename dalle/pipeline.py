@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.parts import load_parts
 from dalle.config import to_dict
 from dalle.generation.generate import generate
 from dalle.generation.rerank import best, score
@@ -25,7 +26,6 @@ from dalle.image_tokenizers import ImageTokenizer
 from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.parts import load_parts
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
@@ -114,7 +114,7 @@ class TextToImage:
         Raises:
             ValueError: nothing is there, something does not fit, or there is no such device.
         """
-        if source is None and not (SHIPPED / artifact.WEIGHTS).is_file():
+        if source is None and not (SHIPPED / model_folder.WEIGHTS).is_file():
             raise ValueError(
                 f"the model that ships with the repository is not at {SHIPPED}: give the folder of a model"
             )

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dalle import artifact
-from dalle.artifact import atomic_folder, export, folder_hash, part, read_config, save
-from dalle.weights import STORAGE, load_into, pack, read_tensors, unpack
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.model_folder import atomic_folder, export, folder_hash, part, read_config, save
+from dalle.checkpoints.tensors import STORAGE, load_into, pack, read_tensors, unpack
 
 CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "optim": {"lr": 1e-3}}
 
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_the_old_folder_whole(tmp_path: Path, monkeypatch: py
     save(tmp_path / "part", CONFIG, state(2))
     save(tmp_path / "a", CONFIG, state())
     before = content(tmp_path)
-    monkeypatch.setattr(artifact, broken, _full_disk)
+    monkeypatch.setattr(model_folder, broken, _full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "a", CONFIG | {"stage": "dalle"}, state(1), parts={"clip": tmp_path / "part"})
     assert content(tmp_path) == before
@@ -106,7 +106,7 @@ def test_a_failure_between_the_renames_puts_the_old_folder_back(
             raise OSError(errno.EIO, "Input/output error")
         replace(source, place)
 
-    monkeypatch.setattr(artifact.os, "replace", flaky)
+    monkeypatch.setattr(model_folder.os, "replace", flaky)
     if target == "a" or failing == 1:
         with pytest.raises(OSError, match="Input/output"):
             save(tmp_path / target, CONFIG, state(1))
@@ -319,7 +319,7 @@ def test_parts_that_are_not_there(tmp_path: Path) -> None:
     assert one_line(lambda: part(tmp_path / "a", "clip")).endswith("has no part clip: its config.yaml names none")
     save(tmp_path / "b", CONFIG, state(), parts={"one": tmp_path / "a"})
     assert one_line(lambda: part(tmp_path / "b", "clip")).endswith("has no part clip: its config.yaml names one")
-    artifact.write_config(tmp_path / "b", CONFIG | {"parts": {"one": "a"}})
+    model_folder.write_config(tmp_path / "b", CONFIG | {"parts": {"one": "a"}})
     assert "parts.one needs a path and a sha256" in one_line(lambda: part(tmp_path / "b", "one"))
 
 

@@ -14,8 +14,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 import train
-from dalle import artifact
 from dalle.__main__ import main
+from dalle.checkpoints import model_folder
 from dalle.data.shards import INDEX, read_index
 from tiny_model import DALLE_MODEL, make_tiny_model
 
@@ -96,7 +96,7 @@ def test_a_model_of_another_tokenizer_is_refused(
     tokens, other = tmp_path / "tokens", make_tiny_model(tmp_path / "other", clip=False, seed=1).parent
     assert main(["encode", config, str(tokens)]) == 0
     assert "45/45" in capsys.readouterr().err
-    hashes = [artifact.folder_hash(folder / "image_tokenizer") for folder in (parts, other)]
+    hashes = [model_folder.folder_hash(folder / "image_tokenizer") for folder in (parts, other)]
     from_tokens = str(recipe(parts, tmp_path, {"kind": "tokens", "path": str(tokens)}))
     assert train.main([from_tokens, f"image_tokenizer={other / 'image_tokenizer'}"]) == 2
     first = capsys.readouterr().err

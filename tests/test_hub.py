@@ -11,8 +11,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from dalle import hub
-from dalle.hub import resolve, wanted
+from dalle.checkpoints import hub
+from dalle.checkpoints.hub import resolve, wanted
 
 
 def one_line(source: str | Path) -> str:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import dalle
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
-from dalle.loading import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -47,7 +47,7 @@ class Shelf:
 
     def save(self, name: str, stage: str, config: Any, module: torch.nn.Module, **options: Any) -> None:
         content = {"stage": stage, "model": to_dict(config), "optim": {"lr": 1e-3}}
-        artifact.save(self.root / name, content, module.state_dict(), **options)
+        model_folder.save(self.root / name, content, module.state_dict(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_model_is_the_saved_one(shelf: Shelf) -> None:
 
 def test_parts_of_a_model_load(shelf: Shelf) -> None:
     folder = shelf.root / "model"
-    assert load_text_tokenizer(artifact.part(folder, "text_tokenizer")).vocab_size == 300
-    assert load_image_tokenizer(artifact.part(folder, "image_tokenizer")).image_size == 16
-    assert load_clip(artifact.part(folder, "clip")).tokenizer is not None
+    assert load_text_tokenizer(model_folder.part(folder, "text_tokenizer")).vocab_size == 300
+    assert load_image_tokenizer(model_folder.part(folder, "image_tokenizer")).image_size == 16
+    assert load_clip(model_folder.part(folder, "clip")).tokenizer is not None
 
 
 def test_half_precision_in_the_file_and_in_memory(shelf: Shelf) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from published.test_transformers import reference
 
-from dalle.artifact import export, save
+from dalle.checkpoints.model_folder import export, save
+from dalle.checkpoints.tensors import Lazy, write_tensors
 from dalle.config import to_dict
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.weights import Lazy, write_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 

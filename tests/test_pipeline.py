@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle import pipeline
-from dalle.artifact import write_config
+from dalle.checkpoints.model_folder import write_config
 from dalle.config import read_yaml
 from dalle.generation.rerank import score
 from dalle.pipeline import Result, TextToImage, pick_device, picture_to_tensor, redrawn_pixels, whole_rows

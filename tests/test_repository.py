@@ -20,8 +20,8 @@ import yaml
 
 import dalle
 import sample
-from dalle import loading
-from dalle.artifact import folder_hash, part, read_config
+from dalle.checkpoints import load
+from dalle.checkpoints.model_folder import folder_hash, part, read_config
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
 from dalle.models.clip import CLIP
@@ -269,13 +269,13 @@ def test_the_tokenizers_folder_does_not_hide_the_library_of_that_name(tmp_path: 
 @pytest.mark.parametrize("folder", SHIPPED)
 def test_what_ships_loads_and_stands_on_its_own_parts(folder: str) -> None:
     config = read_config(ROOT / folder)
-    load = {
-        "text_tokenizer": loading.load_text_tokenizer,
-        "image_tokenizer": loading.load_image_tokenizer,
-        "clip": loading.load_clip,
-        "dalle": loading.load_model,
+    read = {
+        "text_tokenizer": load.load_text_tokenizer,
+        "image_tokenizer": load.load_image_tokenizer,
+        "clip": load.load_clip,
+        "dalle": load.load_model,
     }[config["stage"]]
-    load(ROOT / folder)
+    read(ROOT / folder)
     assert len(folder_hash(ROOT / folder)) == 64
     for name in config.get("parts") or {}:
         assert part(ROOT / folder, name).is_dir()

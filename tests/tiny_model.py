@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.image_tokenizers.vq import VQConfig
@@ -77,4 +77,4 @@ def make_tiny_model(folder: Path, *, clip: bool = True, seed: int = 0) -> Path:
 def _save(
     folder: Path, stage: str, config: object, module: torch.nn.Module, parts: dict[str, Path] | None = None
 ) -> None:
-    artifact.save(folder, {"stage": stage, "model": to_dict(config)}, module.state_dict(), parts=parts or {})
+    model_folder.save(folder, {"stage": stage, "model": to_dict(config)}, module.state_dict(), parts=parts or {})

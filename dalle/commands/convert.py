@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.published.convert import convert
+    from dalle.checkpoints.published.convert import convert
 
     found = convert(
         args.source,

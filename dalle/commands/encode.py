@@ -32,11 +32,11 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle import artifact
+    from dalle.checkpoints import model_folder
+    from dalle.checkpoints.hub import resolve
+    from dalle.checkpoints.load import load_image_tokenizer
     from dalle.data.pretokenize import EncodeOptions, Encoding
     from dalle.data.tokens import TokensData
-    from dalle.hub import resolve
-    from dalle.loading import load_image_tokenizer
     from dalle.training.recipe import DALLERecipe, load_recipe
 
     recipe = load_recipe(args.config, args.overrides)
@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> None:
     options = EncodeOptions(recipe.run.seed, args.views, args.mirror, args.shard_images, args.batch_size, args.workers)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     tokenizer = load_image_tokenizer(recipe.image_tokenizer, _device(args.device))
-    sha256 = artifact.folder_hash(resolve(recipe.image_tokenizer))
+    sha256 = model_folder.folder_hash(resolve(recipe.image_tokenizer))
     _encode(Encoding(recipe.data, tokenizer, sha256, args.out, options), rank, world)
 
 

@@ -20,13 +20,13 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle import artifact
+    from dalle.checkpoints import model_folder
     from dalle.training import checkpoint, newest
 
     run, tensors = args.run_folder, None
     if checkpoint.is_checkpoint(run):
         newest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.exported(run)
-    artifact.export(run / "model", args.out, args.dtype, tensors)
+    model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")

@@ -18,6 +18,6 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.published.summary import inspect
+    from dalle.checkpoints.published.summary import inspect
 
     print(inspect(args.source, apply_overrides({}, args.given)))

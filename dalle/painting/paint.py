@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.loading import load_clip, load_image_tokenizer
 from dalle.models.clip import CLIP
 from dalle.painting.critic import Critic
 from dalle.painting.cutouts import Cutouts

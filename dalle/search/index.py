@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.checkpoints.load import load_clip
 from dalle.data.records import Record, content_of
 from dalle.embed import Picture, as_record, embed_pictures, embed_texts, fingerprint
-from dalle.loading import load_clip
 from dalle.models.clip import CLIP
 from dalle.pipeline import SHIPPED, pick_device
 from dalle.search import exact, store

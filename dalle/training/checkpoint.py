@@ -28,14 +28,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from dalle.artifact import atomic_folder
+from dalle.checkpoints.model_folder import atomic_folder
+from dalle.checkpoints.tensors import Lazy, load_into, open_tensors, write_tensors
 from dalle.config import flat
 from dalle.training import digests, powersgd, shards
 from dalle.training.moments import by_name, load_moments, state_of
 from dalle.training.optim import WeightAverage
 from dalle.training.powersgd import PowerSGD
 from dalle.training.sharding import is_sharded, share_of
-from dalle.weights import Lazy, load_into, open_tensors, write_tensors
 
 _NAME = re.compile(r"update-(\d{8})$")
 _ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results

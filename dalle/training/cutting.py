@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dalle.weights import initialisers
+from dalle.checkpoints.tensors import initialisers
 
 
 class Cut:

@@ -19,10 +19,10 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, to_dict
 from dalle.data import EncodedConfig, location
-from dalle.hub import resolve
 from dalle.outputs import write_text
 from dalle.training import checkpoint
 from dalle.training.recipe import LoopRecipe
@@ -50,7 +50,7 @@ def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractC
             recipe.run.dir.mkdir(parents=True, exist_ok=True)
             claim = Claim(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
-                artifact.remove_scratch(parent)
+                model_folder.remove_scratch(parent)
         except (ValueError, OSError) as error:
             refusal = str(error)
     resume, refusal = broadcast_object_list([resume, refusal])
@@ -159,7 +159,7 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
         "precision": recipe.run.precision,
         "versions": versions,
         "data_sha256": _data_hash(recipe.data),
-        "parts_sha256": {k: artifact.folder_hash(resolve(v)) for k, v in sources.items() if v},
+        "parts_sha256": {k: model_folder.folder_hash(resolve(v)) for k, v in sources.items() if v},
     }
 
 

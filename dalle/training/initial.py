@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.load import is_ours
+from dalle.checkpoints.published.convert import convert
+from dalle.checkpoints.published.models import read_model
+from dalle.checkpoints.tensors import Tensors, fill, open_tensors
 from dalle.config import to_dict
-from dalle.hub import resolve
-from dalle.loading import is_ours
 from dalle.models.dalle import DALLE
-from dalle.published.convert import convert
-from dalle.published.models import read_model
-from dalle.weights import Tensors, fill, open_tensors
 
 if TYPE_CHECKING:
     from dalle.training.recipe import DALLERecipe
@@ -37,7 +37,7 @@ def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
         return settled
     path = resolve(str(source))
     if is_ours(path):
-        content = artifact.read_config(path)
+        content = model_folder.read_config(path)
         if content.get("stage") != "dalle":
             raise ValueError(f"init_from: {source} is of stage {content.get('stage')!r}; expected a DALL-E")
         found = {name: str(path / name) for name in content.get("parts") or {}}
@@ -95,4 +95,4 @@ def initial_weights(recipe: DALLERecipe) -> Tensors:
 def _file(recipe: DALLERecipe) -> Path:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
-    return (path if is_ours(path) else recipe.run.dir / FOLDER) / artifact.WEIGHTS
+    return (path if is_ours(path) else recipe.run.dir / FOLDER) / model_folder.WEIGHTS

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dalle.checkpoints.tensors import Lazy, Tensors, forget
 from dalle.config import config
-from dalle.weights import Lazy, Tensors, forget
 
 
 @config

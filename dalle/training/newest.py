@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from dalle.checkpoints.tensors import read_tensors
 from dalle.training import digests, shards
 from dalle.training.checkpoint import Checkpoint, folders
-from dalle.weights import read_tensors
 
 log = logging.getLogger(__name__)
 

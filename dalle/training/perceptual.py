@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle.checkpoints.load import load_clip
+from dalle.checkpoints.tensors import load_into, read_tensors
 from dalle.config import config
 from dalle.kernels.conv import Conv3x3
-from dalle.loading import load_clip
 from dalle.models.clip import CLIP
-from dalle.weights import load_into, read_tensors
 
 
 @config

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
+from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import config
-from dalle.weights import read_tensors, write_tensors
 
 
 @config

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from dalle.checkpoints.tensors import Lazy, forget, views, write_tensors
 from dalle.training.sharding import is_sharded, local
-from dalle.weights import Lazy, forget, views, write_tensors
 
 _SHARDING = "DCP_SHARDING_INFO"  # torch's key of the headers: for each tensor where its share begins
 

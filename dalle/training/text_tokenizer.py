@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
 from dalle.config import to_dict
 from dalle.data import open_training
 from dalle.text_tokenizers import SentencePieceTokenizer
@@ -20,9 +20,9 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
     tokenizer = SentencePieceTokenizer.train(recipe.model, islice(_captions(recipe), recipe.max_captions))
     target.parent.mkdir(parents=True, exist_ok=True)
     config = {"stage": recipe.stage, "model": to_dict(recipe.model)}
-    with artifact.atomic_folder(target) as folder:
+    with model_folder.atomic_folder(target) as folder:
         tokenizer.save(folder)
-        artifact.write_config(folder, config)
+        model_folder.write_config(folder, config)
     print(f"{tokenizer.vocab_size} pieces: {target}")
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.checkpoints.load import load_clip
 from dalle.data.pair import BadPair
 from dalle.embed import Picture, Records, as_record, embed_pictures, embed_texts
-from dalle.loading import load_clip
 from dalle.models.clip import CLIP
 from dalle.pipeline import SHIPPED, pick_device
 from dalle.zeroshot.labels import Labels, words_of

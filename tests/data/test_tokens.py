@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from dalle import load_image_tokenizer
-from dalle.artifact import folder_hash
+from dalle.checkpoints.model_folder import folder_hash
 from dalle.data import DataConfig, EmojiData, PairDataset, PairsData, ShapesData, open_data, open_training
 from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches, pair_seed

@@ -17,8 +17,8 @@ from PIL import Image
 import dalle
 import sample
 import train
-from dalle import artifact
 from dalle.__main__ import COMMANDS, main
+from dalle.checkpoints import model_folder
 from dalle.config import dump
 from dalle.kernels import native
 from dalle.pipeline import SHIPPED
@@ -58,7 +58,7 @@ def test_resolved_config(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hashes_of_shipped_folders() -> None:
-    found = {folder: artifact.folder_hash(ROOT / folder) for folder in FOLDERS}
+    found = {folder: model_folder.folder_hash(ROOT / folder) for folder in FOLDERS}
     assert found == golden_json("folders", found)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.__main__ import main
+from dalle.checkpoints.published.clip import read_clip
+from dalle.checkpoints.tensors import check_fit
 from dalle.models.clip import CLIP
-from dalle.published.clip import read_clip
-from dalle.weights import check_fit
 
 FILE = Path(__file__).parent / "references" / "clips.safetensors"
 with safe_open(FILE, framework="pt") as _reference:
@@ -154,7 +154,7 @@ def test_loaded_with_its_text_tokenizer_and_converted(tmp_path: Path, capsys: py
 @pytest.mark.parametrize("name, parameters", [("ViT-B/32", 151_277_313), ("ViT-L/14", 427_616_513)])
 def test_full_width(name: str, parameters: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     on_meta = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[name].items()}
-    monkeypatch.setattr("dalle.published.clip.read_state", lambda source: on_meta)
+    monkeypatch.setattr("dalle.checkpoints.published.clip.read_state", lambda source: on_meta)
     found = read_clip(tmp_path, {"feed_forward": "quick_gelu"})
     with torch.device("meta"):
         clip = CLIP(found.config)

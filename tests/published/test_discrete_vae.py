@@ -17,10 +17,10 @@ from torch import Tensor
 
 import dalle
 from dalle.__main__ import main
+from dalle.checkpoints.published import discrete_vae
+from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch
+from dalle.checkpoints.published.vqgan import config_of
 from dalle.image_tokenizers import VQGAN, DiscreteVAE, GumbelConfig, VQGANConfig, build
-from dalle.published import discrete_vae
-from dalle.published.image_tokenizers import of_dalle_pytorch
-from dalle.published.vqgan import config_of
 
 VERSIONS = [case for case in CASES if case.startswith("dalle-pytorch")]
 OPTIONS = {"image_size": 2 * ROWS, "num_tokens": CODES, "codebook_dim": 8, "num_layers": 1, "hidden_dim": 8}

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.__main__ import main
+from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.state import state_of
+from dalle.checkpoints.published.vqgan import config_of
 from dalle.image_tokenizers import DVAE, VQGAN, VQGANConfig, build
 from dalle.image_tokenizers.vq import VQConfig
-from dalle.published.image_tokenizers import of_dalle_pytorch
-from dalle.published.pickles import read_pickled
-from dalle.published.state import state_of
-from dalle.published.vqgan import config_of
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

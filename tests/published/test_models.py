@@ -17,8 +17,8 @@ from torch import Tensor
 import dalle
 import sample
 from dalle.__main__ import main
+from dalle.checkpoints.published.models import read_model
 from dalle.models.dalle import DALLE
-from dalle.published.models import read_model
 from dalle.text_tokenizers import clip_bpe
 from tiny_model import make_tiny_model
 
@@ -279,8 +279,8 @@ def test_damaged_files_are_one_line(case: str, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "a.pt").write_bytes(b"x")
     source = folders.mindalle(tmp_path / "theirs") if case == "mindalle" else tmp_path / "a.pt"
     for module in ("models", "mindalle"):
-        monkeypatch.setattr(f"dalle.published.{module}.read_pickled", lambda file: held["tree"])
-    monkeypatch.setattr("dalle.published.models.vqgan.read", lambda *_: None)
+        monkeypatch.setattr(f"dalle.checkpoints.published.{module}.read_pickled", lambda file: held["tree"])
+    monkeypatch.setattr("dalle.checkpoints.published.models.vqgan.read", lambda *_: None)
     for _ in range(60):
         state = damaged(whole, chance)
         given: dict[str, Any] = {"heads": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dalle.published.state import count, joined, shape
+from dalle.checkpoints.published.state import count, joined, shape
 
 
 def test_joined() -> None:

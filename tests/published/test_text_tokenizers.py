@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from published import folders
 
-from dalle.loading import load_text_tokenizer
-from dalle.published import text_tokenizers
-from dalle.published.text_tokenizers import read_text_tokenizer
+from dalle.checkpoints.load import load_text_tokenizer
+from dalle.checkpoints.published import text_tokenizers
+from dalle.checkpoints.published.text_tokenizers import read_text_tokenizer
 from dalle.text_tokenizers import CharTokenizer, CLIPTokenizer, TextTokenizer, YTTMTokenizer
 
 MERGES = "#version: 0.2\na b\nab c</w>\n"

@@ -17,11 +17,11 @@ from published.references.weights import weight
 from safetensors import safe_open
 from torch import Tensor
 
+from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle
+from dalle.checkpoints.published.state import Published, published_name, renamed
+from dalle.checkpoints.tensors import Lazy, check_fit
 from dalle.generation.generate import generate
 from dalle.models.dalle import DALLE
-from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle
-from dalle.published.state import Published, published_name, renamed
-from dalle.weights import Lazy, check_fit
 
 HEADS = {"heads": 2}
 RESULTS = ("logits", "greedy", "guided", "codes", "pictures")

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from dalle.checkpoints.tensors import Lazy, bare, fill, open_tensors, write_tensors
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training import shards
@@ -19,7 +20,6 @@ from dalle.training.cutting import made_in_shares
 from dalle.training.heap import keep_freed
 from dalle.training.optim import WeightAverage
 from dalle.training.sharding import Sharding
-from dalle.weights import Lazy, bare, fill, open_tensors, write_tensors
 
 LARGE = DALLEConfig(
     transformer=TransformerConfig(width=512, depth=16, heads=8), text_vocab=4096, text_length=16, image_vocab=8192

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from dalle.checkpoints.load import load_clip
 from dalle.config import from_dict
 from dalle.data.loader import Batch
 from dalle.generation.rerank import score
-from dalle.loading import load_clip
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask
 from tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model

@@ -16,14 +16,14 @@ from torch import nn
 
 import dalle
 import train
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.tensors import pack, read_tensors, unpack
 from dalle.config import to_dict
 from dalle.kernels.sparse.pattern import Pattern
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.initial import fill_initial, with_initial
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
-from dalle.weights import pack, read_tensors, unpack
 from tiny_model import make_tiny_model
 
 SMALL = DALLEConfig(
@@ -171,7 +171,7 @@ def test_masks_of_a_known_kind_are_recognised_before_training(tmp_path: Path) ->
     model = DALLE(stored)
     length, text = stored.prefix_length + stored.image_length - 1, stored.prefix_length
     model.get_buffer("masks").copy_(Pattern("column", text, 2, 3).mask(length))
-    artifact.save(tmp_path / "theirs", {"stage": "dalle", "model": to_dict(stored)}, model.state_dict())
+    model_folder.save(tmp_path / "theirs", {"stage": "dalle", "model": to_dict(stored)}, model.state_dict())
     tuned = DALLE(stored)
     fill_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs")))  # type: ignore[arg-type]
     assert tuned.patterns == {0: Pattern("column", text, 2, stored.conv_kernel)}

@@ -21,8 +21,8 @@ import yaml
 from safetensors.torch import load_file
 
 import train
-from dalle import artifact
 from dalle.__main__ import main as dalle
+from dalle.checkpoints import model_folder
 from dalle.data.loader import Batch
 from dalle.metrics import CodebookUse
 from dalle.training import checkpoint
@@ -210,7 +210,7 @@ def test_a_folder_that_was_being_replaced_gets_its_new_contents(tmp_path: Path) 
     for name in ("old", "new"):
         (scratch / name).mkdir(parents=True)
         (scratch / name / "config.yaml").write_text(name)
-    artifact.remove_scratch(tmp_path)
+    model_folder.remove_scratch(tmp_path)
     assert (tmp_path / "model" / "config.yaml").read_text() == "new" and not scratch.exists()
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.load import load_text_tokenizer
+from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import clip_figures, unit_images
-from dalle.hub import resolve
-from dalle.loading import load_text_tokenizer
 from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.training.augment import augmented
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.sharding import Sharding, build
 from dalle.training.tasks.task import Phase, Task
 from dalle.transfer import onto
-from dalle.weights import Tensors
 
 
 @dataclass
@@ -78,4 +78,4 @@ class CLIPTask(Task):
     def export(self, folder: Path, weights: Tensors) -> None:
         config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
         parts = {"text_tokenizer": resolve(self.recipe.text_tokenizer)}
-        artifact.save(folder, config, weights, parts=parts)
+        model_folder.save(folder, config, weights, parts=parts)

@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_text_tokenizer
+from dalle.checkpoints.tensors import Tensors, bare
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.data.tokens import TokensData
 from dalle.evaluate import codes_of, dalle_figures
 from dalle.generation.generate import generate
 from dalle.generation.rerank import score
-from dalle.hub import resolve
-from dalle.loading import load_clip, load_image_tokenizer, load_text_tokenizer
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
@@ -30,7 +31,6 @@ from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.sharding import Sharding, build, held
 from dalle.training.tasks.task import Phase, Samples, Task, image_grid
 from dalle.transfer import onto
-from dalle.weights import Tensors, bare
 
 _DRAWN_AT_ONCE = 8  # candidates of a sharded model
 _METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
@@ -59,7 +59,9 @@ class DALLETask(Task):
         self.image_tokenizer = load_image_tokenizer(recipe.image_tokenizer).to(device)
         self._check_tokenizers()
         if isinstance(recipe.data, TokensData):
-            recipe.data.check_tokenizer(artifact.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer)
+            recipe.data.check_tokenizer(
+                model_folder.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer
+            )
         self.model = build(self._make, device, sharding, _METHODS)
         self.state = nn.ModuleDict({"model": self.model})
         if recipe.lora is not None:  # the other weights are those that the run goes on from
@@ -179,8 +181,8 @@ class DALLETask(Task):
             sources["text_tokenizer"] = recipe.text_tokenizer
         parts = {name: resolve(source) for name, source in sources.items() if source is not None}
         if recipe.lora is None:
-            artifact.save(folder, config, weights, parts=parts)
+            model_folder.save(folder, config, weights, parts=parts)
             return
         # The checkpoint of a sharded run has the changes alone, and no process the whole of what they are added to
         base = {} if self.sharding is None else initial_weights(recipe)
-        artifact.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")
+        model_folder.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluate import image_tokenizer_figures, unit_images
@@ -27,7 +28,6 @@ from dalle.training.optim import ramp
 from dalle.training.perceptual import build_perceptual
 from dalle.training.recipe import ImageTokenizerRecipe
 from dalle.training.tasks.task import Phase, Reduce, Samples, Task, image_grid
-from dalle.weights import Tensors
 
 
 @dataclass
@@ -186,7 +186,7 @@ class ImageTokenizerTask(Task):
         return Samples(image_grid(rows), {})
 
     def export(self, folder: Path, weights: Tensors) -> None:
-        artifact.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)
+        model_folder.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)
 
 
 def _channels_last(module: nn.Module) -> None:

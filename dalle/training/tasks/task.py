@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dalle.checkpoints.tensors import Tensors
 from dalle.data.loader import Batch
 from dalle.training.optim import OptimConfig
-from dalle.weights import Tensors
 
 Reduce = Callable[[Tensor], Tensor]
 

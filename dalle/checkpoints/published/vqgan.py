@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.published.state import Published, count, renamed, shape
 from dalle.image_tokenizers import GumbelConfig, VQConfig, VQGANConfig
-from dalle.published.state import Published, count, renamed, shape
 
 _FAMILIES = {
     False: ("a VQGAN of taming-transformers", "MIT (github.com/CompVis/taming-transformers, License.txt)"),

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle.published.pickles import Foreign
-from dalle.weights import Lazy, check_fit, forget
+from dalle.checkpoints.published.pickles import Foreign
+from dalle.checkpoints.tensors import Lazy, check_fit, forget
 
 SHAPELESS = (IndexError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
 """What comes of tensors of shapes or types that nobody has thought of."""

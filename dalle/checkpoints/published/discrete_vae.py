@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.published.state import Published, count, shape
 from dalle.image_tokenizers import DiscreteVAEConfig
-from dalle.published.state import Published, count, shape
 
 FAMILY = "a DiscreteVAE of DALLE-pytorch"
 LICENCE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"

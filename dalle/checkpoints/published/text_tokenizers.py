@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dalle.hub import resolve
+from dalle.checkpoints.hub import resolve
 from dalle.text_tokenizers import (
     CharTokenizer,
     CharTokenizerConfig,

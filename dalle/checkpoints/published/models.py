@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle, vqgan
+from dalle.checkpoints.published.files import weights_file
+from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch, read_image_tokenizer
+from dalle.checkpoints.published.pickles import Foreign, read_pickled
+from dalle.checkpoints.published.state import SHAPELESS, Published, state_of
+from dalle.checkpoints.published.text_tokenizers import (
+    CLIP_SOURCE,
+    CLIP_WORDS,
+    read_text_tokenizer,
+    text_tokenizer_beside,
+)
 from dalle.generation.sampling import SamplingConfig
 from dalle.models.dalle import DALLEConfig
-from dalle.published import dalle_pytorch, llamagen, mindalle, rudalle, vqgan
-from dalle.published.files import weights_file
-from dalle.published.image_tokenizers import of_dalle_pytorch, read_image_tokenizer
-from dalle.published.pickles import Foreign, read_pickled
-from dalle.published.state import SHAPELESS, Published, state_of
-from dalle.published.text_tokenizers import CLIP_SOURCE, CLIP_WORDS, read_text_tokenizer, text_tokenizer_beside
 from dalle.text_tokenizers import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
 
 FAMILIES = ("mindalle", "rudalle", "dalle-pytorch", "llamagen")

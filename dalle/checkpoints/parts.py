@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 
-from dalle import artifact
-from dalle.config import from_dict
-from dalle.generation.sampling import SamplingConfig
-from dalle.hub import resolve
-from dalle.image_tokenizers import ImageTokenizer
-from dalle.loading import (
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.load import (
     image_tokenizer_of,
     is_ours,
     load_clip,
@@ -23,10 +20,13 @@ from dalle.loading import (
     load_text_tokenizer,
     model_of,
 )
+from dalle.checkpoints.published.image_tokenizers import sized
+from dalle.checkpoints.published.models import PublishedModel, read_model
+from dalle.config import from_dict
+from dalle.generation.sampling import SamplingConfig
+from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.published.image_tokenizers import sized
-from dalle.published.models import PublishedModel, read_model
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
@@ -99,11 +99,11 @@ def _ours(
     clip: _Source,
     given: dict[str, Any],
 ) -> Parts:
-    content = artifact.read_config(folder)
+    content = model_folder.read_config(folder)
     parts = content.get("parts") or {}
     model = load_model(folder, device=device, dtype=dtype, **given)
     if clip is None and "clip" in parts:
-        clip = artifact.part(folder, "clip")
+        clip = model_folder.part(folder, "clip")
     if images is None and "image_tokenizer" not in parts:
         raise ValueError(f"{folder} has no image tokenizer: give the one it was trained with (image_tokenizer)")
     read: TextTokenizer | T5Encoder
@@ -112,15 +112,17 @@ def _ours(
     elif words is None and "text_tokenizer" not in parts:
         raise ValueError(f"{folder} has no text tokenizer: give the one it was trained with (text_tokenizer)")
     else:
-        read = load_text_tokenizer(artifact.part(folder, "text_tokenizer") if words is None else words)
+        read = load_text_tokenizer(model_folder.part(folder, "text_tokenizer") if words is None else words)
     rows = model.config.grid[0]
     return Parts(
         model,
         read,
-        load_image_tokenizer(artifact.part(folder, "image_tokenizer") if images is None else images, device, rows=rows),
+        load_image_tokenizer(
+            model_folder.part(folder, "image_tokenizer") if images is None else images, device, rows=rows
+        ),
         None if clip is None else load_clip(clip, device),
         from_dict(SamplingConfig, content.get("sampling") or {}, str(folder / "config.yaml")),
-        artifact.folder_hash(folder),
+        model_folder.folder_hash(folder),
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dalle.published.pickles import read_pickled
-from dalle.published.state import state_of
-from dalle.weights import views
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.state import state_of
+from dalle.checkpoints.tensors import views
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # What folders of the hub call their weights, the better form first.

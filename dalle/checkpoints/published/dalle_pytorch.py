@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.checkpoints.published.heads import halves, paired
+from dalle.checkpoints.published.state import Published, joined, made_of, renamed, shape, square
+from dalle.checkpoints.tensors import Lazy
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.published.heads import halves, paired
-from dalle.published.state import Published, joined, made_of, renamed, shape, square
-from dalle.weights import Lazy
 
 FAMILY = "DALLE-pytorch"
 LICENCE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"

@@ -9,19 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
+from dalle.checkpoints.published.clip import read_clip
+from dalle.checkpoints.published.files import read_state
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
+from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.state import Published, state_of
 from dalle.config import from_dict, to_dict
-from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
-from dalle.published.clip import read_clip
-from dalle.published.files import read_state
-from dalle.published.image_tokenizers import read_image_tokenizer
-from dalle.published.models import PublishedModel, read_model, transformer_file
-from dalle.published.pickles import read_pickled
-from dalle.published.state import Published, state_of
 
 Stage = Literal["image_tokenizer", "clip", "dalle"]
 _SCHEMAS: dict[str, Any] = {"image_tokenizer": ImageTokenizerConfig, "clip": CLIPConfig, "dalle": DALLEConfig}
@@ -102,7 +102,7 @@ def without_weights(config: Any) -> nn.Module:
 
 def _own(folder: Path) -> str:
     """What a folder made by train.py or `convert` is."""
-    content = artifact.read_config(folder)
+    content = model_folder.read_config(folder)
     stage = content.get("stage")
     if stage not in _SCHEMAS:
         raise ValueError(f"{folder / 'config.yaml'} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")

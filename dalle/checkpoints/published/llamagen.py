@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.published.heads import heads_of, paired
+from dalle.checkpoints.published.state import Published, count, joined, renamed, shape
+from dalle.checkpoints.tensors import Lazy
 from dalle.generation.sampling import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.published.heads import heads_of, paired
-from dalle.published.state import Published, count, joined, renamed, shape
-from dalle.weights import Lazy
 
 FAMILY = "LlamaGen"
 LICENCE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.published import discrete_vae, openai_dvae, vqgan
+from dalle.checkpoints.published.files import PICKLES
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.state import Published, state_of
 from dalle.config import read_yaml
 from dalle.image_tokenizers import ImageTokenizer, VQGANConfig, build
-from dalle.published import discrete_vae, openai_dvae, vqgan
-from dalle.published.files import PICKLES
-from dalle.published.pickles import read_pickled
-from dalle.published.state import Published, state_of
 
 _IMAGE_SIZE = 256  # of the VQGANs where no model.yaml says otherwise
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.published.heads import heads_of
+from dalle.checkpoints.published.state import Published, count, renamed, shape
+from dalle.checkpoints.tensors import Lazy
 from dalle.generation.sampling import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.published.heads import heads_of
-from dalle.published.state import Published, count, renamed, shape
-from dalle.weights import Lazy
 
 FAMILY = "ruDALL-E"
 LICENCE = "Apache 2.0 (github.com/ai-forever/ru-dalle, LICENSE.txt)"

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from dalle import text_tokenizers
-from dalle.artifact import WEIGHTS, part, read_config
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.model_folder import WEIGHTS, part, read_config
+from dalle.checkpoints.published import mindalle
+from dalle.checkpoints.published.clip import read_clip
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, sized
+from dalle.checkpoints.published.models import read_model
+from dalle.checkpoints.published.state import Published
+from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
+from dalle.checkpoints.tensors import bare, fill, open_tensors
 from dalle.config import from_dict
-from dalle.hub import resolve
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.published import mindalle
-from dalle.published.clip import read_clip
-from dalle.published.image_tokenizers import read_image_tokenizer, sized
-from dalle.published.models import read_model
-from dalle.published.state import Published
-from dalle.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
 from dalle.text_tokenizers import TextTokenizer
-from dalle.weights import bare, fill, open_tensors
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Device = str | torch.device

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dalle.published.state import made_of
-from dalle.weights import Lazy
+from dalle.checkpoints.published.state import made_of
+from dalle.checkpoints.tensors import Lazy
 
 
 def heads_of(width: int, known: Mapping[int, int], given: Mapping[str, Any]) -> int:

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.published.files import read_state
+from dalle.checkpoints.published.state import SHAPELESS, Published, count, joined, renamed, shape, square
+from dalle.checkpoints.tensors import Lazy
 from dalle.models.clip import CLIPConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
-from dalle.published.files import read_state
-from dalle.published.state import SHAPELESS, Published, count, joined, renamed, shape, square
-from dalle.weights import Lazy
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
 _OPEN_CLIP = ("a CLIP of open_clip", "that of whoever trained it (the code: MIT, github.com/mlfoundations/open_clip)")

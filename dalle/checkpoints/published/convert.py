@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dalle import artifact
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.published.clip import read_clip
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, sized
+from dalle.checkpoints.published.models import PublishedModel, read_model
+from dalle.checkpoints.published.state import Published
+from dalle.checkpoints.published.summary import Stage, model_summary, stage_of, summary, without_weights
+from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
+from dalle.checkpoints.tensors import Storage
 from dalle.config import to_dict
-from dalle.hub import resolve
-from dalle.published.clip import read_clip
-from dalle.published.image_tokenizers import read_image_tokenizer, sized
-from dalle.published.models import PublishedModel, read_model
-from dalle.published.state import Published
-from dalle.published.summary import Stage, model_summary, stage_of, summary, without_weights
-from dalle.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
 from dalle.text_tokenizers import TextTokenizer
-from dalle.weights import Storage
 
 _Source = str | Path | None
 _CARD = """# {name}
@@ -114,4 +114,4 @@ def _write(
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
     family = found.family[0].upper() + found.family[1:]
     card = _CARD.format(name=out.name, family=family, source=source, summary=told)
-    artifact.save(out, config, found.tensors, parts=parts, storage=storage, card=card)
+    model_folder.save(out, config, found.tensors, parts=parts, storage=storage, card=card)

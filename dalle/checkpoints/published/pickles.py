@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from dalle.weights import mapped
+from dalle.checkpoints.tensors import mapped
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's old format
 _LARGEST = 2**28  # bytes of a pickle without its tensors; those of published checkpoints are far below

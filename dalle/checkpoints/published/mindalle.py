@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.published.heads import heads_of
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.state import Published, count, joined, renamed, shape, square, state_of
+from dalle.checkpoints.tensors import Lazy
 from dalle.config import read_yaml
 from dalle.generation.sampling import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
-from dalle.published.heads import heads_of
-from dalle.published.pickles import read_pickled
-from dalle.published.state import Published, count, joined, renamed, shape, square, state_of
-from dalle.weights import Lazy
 
 FAMILY = "minDALL-E"
 LICENCE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dalle.checkpoints.tensors import Storage, Tensors, open_tensors, write_tensors
 from dalle.config import read_yaml, to_yaml
-from dalle.weights import Storage, Tensors, open_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt")

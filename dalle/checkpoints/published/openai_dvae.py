@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.state import Published, count, renamed, shape, state_of
 from dalle.image_tokenizers.dvae import DVAEConfig
-from dalle.published.pickles import read_pickled
-from dalle.published.state import Published, count, renamed, shape, state_of
 
 FAMILY = "OpenAI's dVAE"
 LICENCE = "modified MIT (github.com/openai/DALL-E, LICENSE)"
