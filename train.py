@@ -19,24 +19,25 @@ from torch import Tensor
 
 from dalle.config import CommandLine, dump, refuse, to_dict
 from dalle.data import open_data, open_training
-from dalle.data.bad import BadCounter
+from dalle.data.bad_records import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
-from dalle.training import checkpoint, powersgd
-from dalle.training.checkpoint import Checkpoint
-from dalle.training.compiling import compile_blocks
-from dalle.training.folder import describe, open_folder
-from dalle.training.heap import keep_freed
-from dalle.training.initial import prepare_initial
-from dalle.training.newest import load_newest
+from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.checkpoint import Checkpoint
+from dalle.training.checkpoint.latest import load_newest
+from dalle.training.distributed import powersgd
+from dalle.training.distributed.powersgd import PowerSGD
+from dalle.training.finetune.init_from import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
-from dalle.training.outcomes import Outcomes, Stop
-from dalle.training.powersgd import PowerSGD
-from dalle.training.precision import settle_precision
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
-from dalle.training.run import Interrupt, RunLog, start_accelerator, start_sharding
-from dalle.training.step import accumulate, evaluated, mean_figures, seed_noise, step, step_figures
+from dalle.training.run.compiling import compile_blocks
+from dalle.training.run.log import Interrupt, RunLog, start_accelerator, start_sharding
+from dalle.training.run.malloc import keep_freed
+from dalle.training.run.precision import settle_precision
+from dalle.training.run.run_dir import describe, open_folder
+from dalle.training.skipped_steps import Outcomes, Stop
 from dalle.training.tasks import build_task
-from dalle.training.text_tokenizer import train_text_tokenizer
+from dalle.training.tasks.text_tokenizer import train_text_tokenizer
+from dalle.training.train_step import accumulate, evaluated, mean_figures, seed_noise, step, step_figures
 
 
 def train(recipe: LoopRecipe) -> int:

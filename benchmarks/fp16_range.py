@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.data import open_data
-from dalle.data.emoji import EmojiData
+from dalle.data.emoji.dataset import EmojiData
 from dalle.data.loader import evaluation_batches
 from dalle.evaluate import unit_images
 from dalle.models.dalle import DALLE, DALLEConfig

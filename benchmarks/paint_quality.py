@@ -24,7 +24,7 @@ from torch import Tensor
 
 import dalle
 from dalle.config import apply_overrides
-from dalle.data.emoji import EmojiData, EmojiPairs
+from dalle.data.emoji.dataset import EmojiData, EmojiPairs
 from dalle.models.clip import CLIP
 from dalle.painting.inputs import to_tensor
 from dalle.painting.paint import CLIP_FOLDER

@@ -20,9 +20,9 @@ from dalle import load_image_tokenizer
 from dalle.checkpoints import model_folder
 from dalle.data import EncodedConfig, ShapesData, open_data
 from dalle.data.loader import Batch, batches
-from dalle.data.pretokenize import EncodeOptions, Encoding
-from dalle.data.shards import GROUP_ROWS, Index, Making, write_index, write_shard
-from dalle.data.tokens import TokenPairs, TokensData
+from dalle.data.token_shards.dataset import TokenPairs, TokensData
+from dalle.data.token_shards.encode import EncodeOptions, Encoding
+from dalle.data.token_shards.files import GROUP_ROWS, Index, Making, write_index, write_shard
 from dalle.training.optim import adamw
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.dalle import DALLETask

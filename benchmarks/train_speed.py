@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.compiling import compile_blocks
-from dalle.training.heap import keep_freed
-from dalle.training.memory import Size
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
-from dalle.training.plan import operations
+from dalle.training.planning.memory import Size
+from dalle.training.planning.plan import operations
+from dalle.training.run.compiling import compile_blocks
+from dalle.training.run.malloc import keep_freed
 
 KINDS = ("float32", "bfloat16")
 SIZES = {"350M": (1024, 24, 16), "760M": (1536, 24, 16), "1.3B": (2048, 24, 16)}  # width, layers, heads

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from dalle.checkpoints.published.vqgan import read
 from dalle.image_tokenizers.vqgan import VQGAN
-from dalle.training.compiling import compile_blocks
-from dalle.training.heap import keep_freed
 from dalle.training.optim import OptimConfig, adamw
+from dalle.training.run.compiling import compile_blocks
+from dalle.training.run.malloc import keep_freed
 
 KINDS = ("float32", "bfloat16")
 # Channels, their multiples by level, blocks of a level, attention at, side of pictures, latent channels, codes

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dalle.config import to_dict
+from dalle.data.base import BadPair
+from dalle.data.custom.records import Place, Record, content_of
 from dalle.data.images import dimensions, read_picture
-from dalle.data.pair import BadPair
-from dalle.data.records import Place, Record, content_of
 from dalle.models.clip import CLIP
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss

@@ -16,7 +16,7 @@ from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.checkpoints.parts import load_parts
 from dalle.data import EncodedConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
-from dalle.data.tokens import TokensData
+from dalle.data.token_shards.dataset import TokensData
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import dalle
+from dalle.data.custom.records import Place, Record
 from dalle.data.images import read_picture
-from dalle.data.records import Place, Record
 from dalle.embed import as_record, embed_pictures, embed_texts, fingerprint
 from dalle.models.clip import CLIP
 from tiny_model import make_tiny_model

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.data.shards import INDEX, read_index
+from dalle.data.token_shards.files import INDEX, read_index
 from tiny_model import DALLE_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.training.initial import with_initial
+from dalle.training.finetune.init_from import with_initial
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,

@@ -79,8 +79,8 @@ def templates_given(args: argparse.Namespace) -> str | list[str] | None:
 def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from dalle.data.folder import picture_files
-    from dalle.data.pair import BadPair
+    from dalle.data.base import BadPair
+    from dalle.data.custom.folder import picture_files
     from dalle.zeroshot import ZeroShotClassifier
 
     labels = labels_of(args)

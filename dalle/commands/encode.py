@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from dalle.data.pretokenize import Encoding
+    from dalle.data.token_shards.encode import Encoding
 
 _EPILOG = "Several processes: torchrun --nproc_per_node N -m dalle encode CONFIG OUT. Run again, it goes on."
 
@@ -35,8 +35,8 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints import model_folder
     from dalle.checkpoints.hub import resolve
     from dalle.checkpoints.load import load_image_tokenizer
-    from dalle.data.pretokenize import EncodeOptions, Encoding
-    from dalle.data.tokens import TokensData
+    from dalle.data.token_shards.dataset import TokensData
+    from dalle.data.token_shards.encode import EncodeOptions, Encoding
     from dalle.training.recipe import DALLERecipe, load_recipe
 
     recipe = load_recipe(args.config, args.overrides)

@@ -21,11 +21,11 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints import model_folder
-    from dalle.training import checkpoint, newest
+    from dalle.training.checkpoint import checkpoint, latest
 
     run, tensors = args.run_folder, None
     if checkpoint.is_checkpoint(run):
-        newest.check(run)
+        latest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.exported(run)
     model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())

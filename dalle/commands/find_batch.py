@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dalle.units import quantity
 
 if TYPE_CHECKING:
-    from dalle.training.find_batch import Trial
+    from dalle.training.planning.find_batch import Trial
 
 
 def add(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.training.find_batch import find_batch
+    from dalle.training.planning.find_batch import find_batch
     from dalle.training.recipe import TextTokenizerRecipe, load_recipe
 
     limit = None if args.memory is None else int(quantity(args.memory, "B", "memory"))

@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.outputs import check_folder, new_folder, slug
     from dalle.painting.paint import begin
     from dalle.painting.video import check_video
-    from dalle.training.run import Interrupt
+    from dalle.training.run.log import Interrupt
 
     for name in ("fps", "save_every", "preview_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.training.plan import Machine, plan, report
+    from dalle.training.planning.plan import Machine, plan, report
     from dalle.training.recipe import DALLERecipe, load_recipe
 
     memory, peak = quantity(args.memory, "B", "memory"), quantity(args.peak, "FLOPS", "peak")

@@ -15,6 +15,6 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.training.report import write_report
+    from dalle.training.report.html import write_report
 
     print(write_report(args.folder))

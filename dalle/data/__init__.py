@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalle.data.emoji import ROOT, EmojiData, EmojiPairs
-from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
-from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead
+from dalle.data.base import BadPair, Pair, PairDataset, PairStream
+from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamHead
+from dalle.data.emoji.dataset import ROOT, EmojiData, EmojiPairs
 from dalle.data.shapes import ShapesData, ShapesPairs
-from dalle.data.tokens import TokenPairs, TokensData
+from dalle.data.token_shards.dataset import TokenPairs, TokensData
 
 DataConfig = EmojiData | ShapesData | PairsData
 EncodedConfig = DataConfig | TokensData  # of what takes codes in place of pictures too

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dalle.data.pair import BadPair
+from dalle.data.base import BadPair
 
 Crop = Literal["centre", "random", "pad"]
 Box = tuple[float, float, float, float]  # left, upper, right, lower

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from dalle.data.order import shuffled
-from dalle.data.pair import BadPair, Order, OwnOrder, PairDataset, PairStream
+from dalle.data.base import BadPair, Order, OwnOrder, PairDataset, PairStream
+from dalle.data.shuffle import shuffled
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
-from dalle.data.pair import Pair
+from dalle.data.base import Pair
 
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
 COLOURS = {

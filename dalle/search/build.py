@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dalle.data.records import Record
+from dalle.data.custom.records import Record
 from dalle.embed import embed_pictures, fingerprint
 from dalle.models.clip import CLIP
 from dalle.search import near, store

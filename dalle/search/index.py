@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.checkpoints.load import load_clip
-from dalle.data.records import Record, content_of
+from dalle.data.custom.records import Record, content_of
 from dalle.embed import Picture, as_record, embed_pictures, embed_texts, fingerprint
 from dalle.models.clip import CLIP
 from dalle.pipeline import SHIPPED, pick_device

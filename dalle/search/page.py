@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from dalle.data.base import BadPair
 from dalle.data.images import read_picture
-from dalle.data.pair import BadPair
 from dalle.outputs import write_text
 from dalle.search.index import Hit, ImageIndex
 

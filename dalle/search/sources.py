@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-from dalle.data.folder import FolderSource, visible_files
+from dalle.data.custom.dataset import is_hub_id, matching
+from dalle.data.custom.folder import FolderSource, visible_files
+from dalle.data.custom.parquet import hub_source, parquet_source, picture_of
+from dalle.data.custom.records import Place, Record, Rows, image_column
+from dalle.data.custom.webdataset import TarSource
 from dalle.data.images import EXTENSIONS
-from dalle.data.pairs import is_hub_id, matching
-from dalle.data.records import Place, Record, Rows, image_column
-from dalle.data.tables import hub_source, parquet_source, picture_of
-from dalle.data.tars import TarSource
 from dalle.search.store import Source
 
 

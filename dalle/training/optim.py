@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.training.sharding import is_sharded, local, sum_of_squares
+from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
 _DECIDES = {"cpu", "cuda"}  # those whose kernel looks at `found_inf`

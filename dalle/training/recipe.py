@@ -17,12 +17,12 @@ from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.clip import CLIPConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.text_tokenizers import TextTokenizerConfig
-from dalle.training.adversarial import AdversarialConfig
-from dalle.training.initial import with_initial
-from dalle.training.lora import LoRAConfig
+from dalle.training.distributed.powersgd import PowerSGDConfig
+from dalle.training.finetune.init_from import with_initial
+from dalle.training.finetune.lora import LoRAConfig
+from dalle.training.losses.adversarial import AdversarialConfig
+from dalle.training.losses.perceptual import NonePerceptual, PerceptualConfig
 from dalle.training.optim import OptimConfig, Ramp
-from dalle.training.perceptual import NonePerceptual, PerceptualConfig
-from dalle.training.powersgd import PowerSGDConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resume = bool | Literal["auto"]

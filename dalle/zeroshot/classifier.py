@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.checkpoints.load import load_clip
-from dalle.data.pair import BadPair
+from dalle.data.base import BadPair
 from dalle.embed import Picture, Records, as_record, embed_pictures, embed_texts
 from dalle.models.clip import CLIP
 from dalle.pipeline import SHIPPED, pick_device
@@ -86,7 +86,7 @@ class ZeroShotClassifier:
             batch_size: pictures at a time.
 
         Raises:
-            ValueError: `top` is below 1, or a picture cannot be read (`dalle.data.pair.BadPair`).
+            ValueError: `top` is below 1, or a picture cannot be read (`dalle.data.base.BadPair`).
         """
         several = [pictures] if isinstance(pictures, Picture) else list(pictures)
         records = [as_record(picture, f"picture {number}") for number, picture in enumerate(several, 1)]
@@ -103,7 +103,7 @@ class ZeroShotClassifier:
         """Classify many records as they are read, each to a prediction, or to why it could not be read.
 
         Args:
-            records: what to read, for example `dalle.data.folder.picture_files("photos/")`.
+            records: what to read, for example `dalle.data.custom.folder.picture_files("photos/")`.
             top: how many labels each; None: all.
             batch_size: pictures at a time.
             workers: processes that read pictures; 0 reads them in this one.

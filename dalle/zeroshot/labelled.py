@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from dalle import metrics
-from dalle.data.captions import GROUPS, STYLES
-from dalle.data.emoji import EmojiData, EmojiPairs
-from dalle.data.folder import picture_files
-from dalle.data.pairs import PairsData, open_source
-from dalle.data.records import Record, Rows
+from dalle.data.custom.dataset import PairsData, open_source
+from dalle.data.custom.folder import picture_files
+from dalle.data.custom.records import Record, Rows
+from dalle.data.emoji.captions import GROUPS, STYLES
+from dalle.data.emoji.dataset import EmojiData, EmojiPairs
 from dalle.embed import Records, as_record, embed_pictures
 from dalle.zeroshot.classifier import ZeroShotClassifier
 from dalle.zeroshot.labels import Labels

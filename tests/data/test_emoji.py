@@ -11,18 +11,8 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from dalle.data.captions import _SCENES, BACKGROUNDS, RELATIONS, STYLES, canonical
-from dalle.data.emoji import (
-    ROOT,
-    SIDE,
-    Composition,
-    EmojiData,
-    EmojiPairs,
-    halved,
-    hidden,
-    paint,
-    places_of,
-)
+from dalle.data.emoji.captions import _SCENES, BACKGROUNDS, RELATIONS, STYLES, canonical
+from dalle.data.emoji.dataset import ROOT, SIDE, Composition, EmojiData, EmojiPairs, halved, hidden, paint, places_of
 
 FEW = ("twemoji", "fluent-mono")  # decoding all seven styles takes seconds
 DEVANAGARI = re.compile(r"[\u0900-\u097f]")

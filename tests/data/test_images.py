@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dalle.data import images
+from dalle.data.base import BadPair
 from dalle.data.images import read_picture
-from dalle.data.pair import BadPair
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import train
-from dalle.data.bad import BadCounter
+from dalle.data.bad_records import BadCounter
+from dalle.data.base import BadPair, Pair, PairDataset, PairStream
 from dalle.data.loader import Batch, batches, evaluation_batches
-from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
 from dalle.data.shapes import ShapesData, ShapesPairs
-from dalle.training.newest import load_newest
+from dalle.training.checkpoint.latest import load_newest
 
 
 class Numbers:

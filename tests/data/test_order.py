@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dalle.data.order import Windows, shuffled
+from dalle.data.shuffle import Windows, shuffled
 
 SIZES = np.array([5, 5, 3, 5, 1, 5, 5, 2])
 TOTAL = int(SIZES.sum())

@@ -24,12 +24,12 @@ from PIL import Image
 import train
 from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
+from dalle.data.base import BadPair
+from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamHead, braces
+from dalle.data.custom.parquet import hub_source
+from dalle.data.custom.records import Place, held_out
+from dalle.data.custom.webdataset import TarSource
 from dalle.data.loader import batches, evaluation_batches
-from dalle.data.pair import BadPair
-from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead, braces
-from dalle.data.records import Place, held_out
-from dalle.data.tables import hub_source
-from dalle.data.tars import TarSource
 from dalle.image_tokenizers import ImageTokenizerConfig
 
 COUNT = 24

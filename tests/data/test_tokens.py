@@ -18,11 +18,11 @@ from PIL import Image
 from dalle import load_image_tokenizer
 from dalle.checkpoints.model_folder import folder_hash
 from dalle.data import DataConfig, EmojiData, PairDataset, PairsData, ShapesData, open_data, open_training
-from dalle.data.bad import BadCounter
+from dalle.data.bad_records import BadCounter
 from dalle.data.loader import batches, evaluation_batches, pair_seed
-from dalle.data.pretokenize import EncodeOptions, Encoding
-from dalle.data.shards import INDEX, Index
-from dalle.data.tokens import TokenPairs, TokensData
+from dalle.data.token_shards.dataset import TokenPairs, TokensData
+from dalle.data.token_shards.encode import EncodeOptions, Encoding
+from dalle.data.token_shards.files import INDEX, Index
 from dalle.image_tokenizers import ImageTokenizer
 from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
@@ -210,8 +210,8 @@ def test_datasets_streams_the_folder(pictures: Path, tokenizer: ImageTokenizer, 
 @pytest.fixture
 def large(tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Shards of several groups each, more than the buffer of the tests below holds."""
-    for module in ("shards", "tokens"):
-        monkeypatch.setattr(f"dalle.data.{module}.GROUP_ROWS", 8)
+    for module in ("files", "dataset"):
+        monkeypatch.setattr(f"dalle.data.token_shards.{module}.GROUP_ROWS", 8)
     encode(ShapesData(size=150), tokenizer, tmp_path, shard_images=50, batch_size=50)
     return tmp_path
 
@@ -314,7 +314,7 @@ def test_folders_that_hold_no_finished_shards(large: Path, tmp_path: Path) -> No
 
 
 def test_wide_codebooks_have_wide_integers(tmp_path: Path) -> None:
-    from dalle.data.shards import Making, read_group, write_shard
+    from dalle.data.token_shards.files import Making, read_group, write_shard
 
     making = Making("x", 70_000, (1, 2), {}, "", 0, 1, False, 8)
     columns = {"key": ["a"], "view": [0], "mirrored": [False], "captions": [["रातो"]]}

@@ -10,7 +10,7 @@ from PIL import Image
 import dalle
 from dalle.__main__ import main
 from dalle.data import open_training
-from dalle.data.tokens import TokensData
+from dalle.data.token_shards.dataset import TokensData
 
 
 def read() -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch import Tensor, distributed
 from dalle.checkpoints.tensors import Lazy, bare, fill, open_tensors, write_tensors
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training import shards
-from dalle.training.cutting import made_in_shares
-from dalle.training.heap import keep_freed
+from dalle.training.distributed import sharded_checkpoint
+from dalle.training.distributed.fsdp import Sharding
+from dalle.training.distributed.sharded_init import made_in_shares
 from dalle.training.optim import WeightAverage
-from dalle.training.sharding import Sharding
+from dalle.training.run.malloc import keep_freed
 
 LARGE = DALLEConfig(
     transformer=TransformerConfig(width=512, depth=16, heads=8), text_vocab=4096, text_length=16, image_vocab=8192
@@ -46,8 +46,8 @@ def main(scratch: Path) -> None:
     _written(first.state_dict(), scratch / "first")
     model = measured("made", lambda: sharding.build(lambda: DALLE(LARGE), ("losses",)))
     average = measured("averaged", lambda: WeightAverage(model, 0.9))
-    measured("written", lambda: shards.write(scratch / "shards", average.state))
-    measured("read", lambda: shards.read_into(scratch / "shards", average.state))
+    measured("written", lambda: sharded_checkpoint.write(scratch / "shards", average.state))
+    measured("read", lambda: sharded_checkpoint.read_into(scratch / "shards", average.state))
     with made_in_shares(0, 2, torch.device("meta")):
         shapes = {name: value.shape for name, value in DALLE(LARGE).named_parameters()}
     if distributed.get_rank() == 0:
@@ -71,8 +71,8 @@ def _filled(file: Path) -> DALLE:
 
 
 def _written(tensors: dict[str, Tensor], folder: Path) -> None:
-    shards.write(folder, tensors)
-    shards.read_into(folder, tensors)
+    sharded_checkpoint.write(folder, tensors)
+    sharded_checkpoint.read_into(folder, tensors)
 
 
 def _held(what: str) -> int:

@@ -18,9 +18,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dalle.kernels import attention, native
 from dalle.models.dalle import DALLE
-from dalle.training.memory import Precision, Size, Training, memory, room_for_drawing
+from dalle.training.distributed.fsdp import Sharding, held, let_go, local
 from dalle.training.optim import OptimConfig, adamw
-from dalle.training.sharding import Sharding, held, let_go, local
+from dalle.training.planning.memory import Precision, Size, Training, memory, room_for_drawing
 from peaks import peak_of
 
 ROWS = 4  # that are drawn at a time

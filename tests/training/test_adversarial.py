@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dalle.training.adversarial import (
+from dalle.training.losses.adversarial import (
     AdversarialConfig,
     PatchDiscriminator,
     adaptive_weight,

@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 
-from dalle.training import checkpoint
-from dalle.training.newest import load_newest
+from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.latest import load_newest
 from tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from dalle.training import checkpoint
-from dalle.training.memory import Size
-from dalle.training.newest import load_newest
-from dalle.training.plan import operations
+from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.latest import load_newest
+from dalle.training.planning.memory import Size
+from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, load_recipe
+from dalle.training.tasks.base import Phase
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
-from dalle.training.tasks.task import Phase
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {

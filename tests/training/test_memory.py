@@ -16,8 +16,8 @@ import torch
 from dalle.kernels import attention, native
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.memory import Precision, Size, Training, cache_bytes, memory
 from dalle.training.optim import OptimConfig, WeightAverage, adamw
+from dalle.training.planning.memory import Precision, Size, Training, cache_bytes, memory
 from peaks import peak_of
 
 FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.perceptual import (
+from dalle.training.losses.perceptual import (
     LPIPS,
     CLIPPerceptual,
     LPIPSConfig,

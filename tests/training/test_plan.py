@@ -14,8 +14,8 @@ from dalle.__main__ import main
 from dalle.kernels.attention import mask
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.memory import Size, Training, memory
-from dalle.training.plan import Machine, fits, operations, plan, report
+from dalle.training.planning.memory import Size, Training, memory
+from dalle.training.planning.plan import Machine, fits, operations, plan, report
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.units import quantity
 

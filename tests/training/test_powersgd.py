@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dalle.training import powersgd
-from dalle.training.powersgd import PowerSGD, PowerSGDConfig
+from dalle.training.distributed import powersgd
+from dalle.training.distributed.powersgd import PowerSGD, PowerSGDConfig
 
 SHAPES = ((24, 16), (10,), (8, 4, 3, 3))
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import train
 from dalle.__main__ import main as dalle
-from dalle.training import checkpoint, shards
+from dalle.training.checkpoint import checkpoint
+from dalle.training.distributed import sharded_checkpoint
 from tiny_model import CODES, GRID, TEXT_LENGTH, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,7 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
 
     # The model folder is put together from shares, each tensor alone; so is what `export` makes of a checkpoint
     whole = load_file(tmp_path / "sharded/model/model.safetensors")
-    for name, made in shards.open_shards(newest / "shards").items():
+    for name, made in sharded_checkpoint.open_shards(newest / "shards").items():
         if name.startswith("average:"):
             assert made().equal(whole[name.removeprefix("average:")])
     older = checkpoint.folders(tmp_path / "sharded")[-2]

@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from dalle.__main__ import main
-from dalle.training.figures import Curve, charts, read_figures
-from dalle.training.report import write_report
+from dalle.training.report.html import write_report
+from dalle.training.report.metrics_log import Curve, charts, read_figures
 
 PROMPTS = ["एउटा रातो घर", "<b>a & b</b>", "красный дом"]
 

@@ -20,13 +20,13 @@ from dalle.kernels import native
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training import shards
+from dalle.training.distributed import sharded_checkpoint
+from dalle.training.distributed.fsdp import Sharding, asked_of_launcher, held, is_sharded, let_go, local, units
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm, update_ratio
 from dalle.training.recipe import RunConfig
-from dalle.training.run import start_accelerator, start_sharding
-from dalle.training.sharding import Sharding, asked_of_launcher, held, is_sharded, let_go, local, units
-from dalle.training.step import step
+from dalle.training.run.log import start_accelerator, start_sharding
 from dalle.training.tasks import Phase
+from dalle.training.train_step import step
 
 ROOT = Path(__file__).parents[2]
 SHAPE = TransformerConfig(width=32, depth=2, heads=2)
@@ -82,20 +82,20 @@ def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
     begun = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
     assert begun.keys() == whole.keys() and all(torch.equal(begun[name], value) for name, value in whole.items())
     found = _updated(model)
-    shards.write(folder / "shards", found)
+    sharded_checkpoint.write(folder / "shards", found)
     dist.barrier()
     gathered = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in found.items()}
-    there = shards.open_shards(folder / "shards")
+    there = sharded_checkpoint.open_shards(folder / "shards")
     assert there.keys() == gathered.keys()
     assert all(torch.equal(there[name](), value) for name, value in gathered.items())
     again = {name: torch.zeros_like(value) for name, value in found.items()}
-    shards.read_into(folder / "shards", again)
+    sharded_checkpoint.read_into(folder / "shards", again)
     assert all(torch.equal(local(again[name]), local(value)) for name, value in found.items())
     if rank == 0:
         (folder / "taken" / "shard-00002-of-00002.safetensors").mkdir(parents=True)
     dist.barrier()
     with pytest.raises(OSError, match="process 1: Is a directory"):  # where one cannot write all hear it
-        shards.write(folder / "taken", found)
+        sharded_checkpoint.write(folder / "taken", found)
     if isinstance(model, DALLE):
         _draws(model, sharding)
     dist.destroy_process_group()
@@ -120,9 +120,9 @@ def _draws(model: DALLE, sharding: Sharding) -> None:
 def test_an_update_of_shares_is_that_of_the_whole_model(kind: str, tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_worker, args=(2, kind, tmp_path), nprocs=2, start_method="fork")
     whole = _updated(_model(kind))
-    there = shards.open_shards(tmp_path / "shards")
+    there = sharded_checkpoint.open_shards(tmp_path / "shards")
     read = {name: torch.zeros_like(value) for name, value in whole.items()}
-    shards.read_into(tmp_path / "shards", read)  # by another number of processes: one
+    sharded_checkpoint.read_into(tmp_path / "shards", read)  # by another number of processes: one
     for name, value in whole.items():
         torch.testing.assert_close(there[name](), value, rtol=1e-4, atol=2e-6, msg=name)
         assert torch.equal(read[name], there[name]())
@@ -158,7 +158,7 @@ def _half_worker(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     model = Sharding(torch.device("cpu"), torch.float16).build(lambda: _model("clip"), METHODS["clip"])
     found = _in_half(model, world, poisoned=rank == world - 1)
-    shards.write(folder / "shards", found)
+    sharded_checkpoint.write(folder / "shards", found)
     scales = torch.stack([found[f"scale {update}"] for update in range(4)])
     lowest = scales.clone()
     dist.all_reduce(lowest, dist.ReduceOp.MIN)
@@ -171,7 +171,7 @@ def test_one_loss_scale_for_all_shares(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_half_worker, args=(2, tmp_path), nprocs=2, start_method="fork")
     whole = _in_half(_model("clip"), 1, poisoned=True)
     assert [whole[f"scale {update}"].item() for update in range(4)] == [64, 64, 32, 32]
-    there = shards.open_shards(tmp_path / "shards")
+    there = sharded_checkpoint.open_shards(tmp_path / "shards")
     for name, value in whole.items():
         torch.testing.assert_close(there[name](), value, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -182,19 +182,19 @@ def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
         save_file({"x": torch.full((rows, 2), float(number))}, tmp_path / f"{number}.safetensors", header)
 
     with pytest.raises(ValueError, match="has no shards"):
-        shards.open_shards(tmp_path)
+        sharded_checkpoint.open_shards(tmp_path)
     shard(1, 3, 2)
     with pytest.raises(ValueError, match="a share of x is missing"):
-        shards.open_shards(tmp_path)
+        sharded_checkpoint.open_shards(tmp_path)
     shard(0, 0, 3)
-    assert shards.open_shards(tmp_path)["x"]().tolist() == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 2
+    assert sharded_checkpoint.open_shards(tmp_path)["x"]().tolist() == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 2
     with pytest.raises(ValueError, match="y is not there, expected"):
-        shards.read_into(tmp_path, {"y": torch.zeros(5, 2)})
+        sharded_checkpoint.read_into(tmp_path, {"y": torch.zeros(5, 2)})
     with pytest.raises(ValueError, match=r"x is \[5, 2\], expected \[4, 2\]"):
-        shards.read_into(tmp_path, {"x": torch.zeros(4, 2)})
+        sharded_checkpoint.read_into(tmp_path, {"x": torch.zeros(4, 2)})
     save_file({"x": torch.ones(1)}, tmp_path / "2.safetensors")  # whose header says nothing of shares
     with pytest.raises(ValueError, match=r"2\.safetensors is damaged, or no shard"):
-        shards.open_shards(tmp_path)
+        sharded_checkpoint.open_shards(tmp_path)
 
 
 def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ import train
 from dalle.config import from_dict
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training import compiling, precision
-from dalle.training.compiling import compile_blocks
-from dalle.training.heap import keep_freed
-from dalle.training.precision import fast_precision, settle_precision
 from dalle.training.recipe import DALLERecipe, RunConfig
+from dalle.training.run import compiling, precision
+from dalle.training.run.compiling import compile_blocks
+from dalle.training.run.malloc import keep_freed
+from dalle.training.run.precision import fast_precision, settle_precision
 from tiny_model import DALLE_MODEL, make_tiny_model
 
 

@@ -25,9 +25,9 @@ from dalle.__main__ import main as dalle
 from dalle.checkpoints import model_folder
 from dalle.data.loader import Batch
 from dalle.metrics import CodebookUse
-from dalle.training import checkpoint
-from dalle.training.folder import Claim
-from dalle.training.newest import load_newest
+from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.latest import load_newest
+from dalle.training.run.run_dir import Claim
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 from tiny_model import VQGAN_MODEL
 
@@ -215,7 +215,7 @@ def test_a_folder_that_was_being_replaced_gets_its_new_contents(tmp_path: Path) 
 
 
 def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    hold = "import sys; from pathlib import Path; from dalle.training.folder import Claim; "
+    hold = "import sys; from pathlib import Path; from dalle.training.run.run_dir import Claim; "
     hold += "claim = Claim(Path('run')); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

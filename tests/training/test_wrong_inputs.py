@@ -17,7 +17,7 @@ import yaml
 
 import dalle
 import train
-from dalle.training.newest import load_newest
+from dalle.training.checkpoint.latest import load_newest
 from tiny_model import VQGAN_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_wrong_inputs_are_one_line(
     (here / "none_of_ours.yaml").write_text("name: something\n")
     for part in ("text_tokenizer", "image_tokenizer"):
         (here / part).symlink_to(parts / part)
-    monkeypatch.setattr("dalle.training.trackers.installed", lambda package: package != "wandb")
+    monkeypatch.setattr("dalle.training.run.trackers.installed", lambda package: package != "wandb")
     arguments, message = WRONG[name]
     assert message in refused([a.replace("CLIP", str(parts / "clip")) for a in arguments], capfd)
     assert not (here / "run").exists()

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.data.pair import BadPair
-from dalle.data.records import Record
+from dalle.data.base import BadPair
+from dalle.data.custom.records import Record
 from dalle.embed import as_record
 from dalle.models.clip import CLIP
 from dalle.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels

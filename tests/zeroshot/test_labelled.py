@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.data.captions import GROUPS
-from dalle.data.emoji import EmojiData, EmojiPairs
+from dalle.data.emoji.captions import GROUPS
+from dalle.data.emoji.dataset import EmojiData, EmojiPairs
 from dalle.models.clip import CLIP
 from dalle.zeroshot import ZeroShotClassifier
 from dalle.zeroshot.confusion import confusion_picture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from dalle.training.distributed.fsdp import Sharding
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, LoopRecipe
-from dalle.training.sharding import Sharding
+from dalle.training.tasks.base import Phase, Samples, Task
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
-from dalle.training.tasks.task import Phase, Samples, Task
 
 __all__ = ["Phase", "Samples", "Task", "build_task"]
 

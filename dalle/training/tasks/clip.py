@@ -18,9 +18,9 @@ from dalle.data.loader import Batch
 from dalle.evaluate import clip_figures, unit_images
 from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.training.augment import augmented
+from dalle.training.distributed.fsdp import Sharding, build
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
-from dalle.training.sharding import Sharding, build
-from dalle.training.tasks.task import Phase, Task
+from dalle.training.tasks.base import Phase, Task
 from dalle.transfer import onto
 
 

@@ -16,20 +16,20 @@ from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_text_to
 from dalle.checkpoints.tensors import Tensors, bare
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.data.tokens import TokensData
+from dalle.data.token_shards.dataset import TokensData
 from dalle.evaluate import codes_of, dalle_figures
 from dalle.generation.generate import generate
 from dalle.generation.rerank import score
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
-from dalle.training.initial import fill_initial, initial_weights
-from dalle.training.lora import add_lora, changes, merged
-from dalle.training.memory import Size, Training, room_for_drawing
-from dalle.training.plan import operations
+from dalle.training.distributed.fsdp import Sharding, build, held
+from dalle.training.finetune.init_from import fill_initial, initial_weights
+from dalle.training.finetune.lora import add_lora, changes, merged
+from dalle.training.planning.memory import Size, Training, room_for_drawing
+from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
-from dalle.training.sharding import Sharding, build, held
-from dalle.training.tasks.task import Phase, Samples, Task, image_grid
+from dalle.training.tasks.base import Phase, Samples, Task, image_grid
 from dalle.transfer import onto
 
 _DRAWN_AT_ONCE = 8  # candidates of a sharded model

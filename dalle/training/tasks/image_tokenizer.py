@@ -16,7 +16,7 @@ from dalle.data.loader import Batch
 from dalle.evaluate import image_tokenizer_figures, unit_images
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
 from dalle.metrics import SSIM_WINDOW, CodebookUse
-from dalle.training.adversarial import (
+from dalle.training.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
     check_image_size,
@@ -24,10 +24,10 @@ from dalle.training.adversarial import (
     generator_loss,
     last_layer_gradients,
 )
+from dalle.training.losses.perceptual import build_perceptual
 from dalle.training.optim import ramp
-from dalle.training.perceptual import build_perceptual
 from dalle.training.recipe import ImageTokenizerRecipe
-from dalle.training.tasks.task import Phase, Reduce, Samples, Task, image_grid
+from dalle.training.tasks.base import Phase, Reduce, Samples, Task, image_grid
 
 
 @dataclass

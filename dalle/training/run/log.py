@@ -18,13 +18,13 @@ from accelerate.utils import patch_environment
 from tqdm import tqdm
 
 from dalle.outputs import whole, write_text
-from dalle.training.checkpoint import explained
-from dalle.training.figures import logged
+from dalle.training.checkpoint.checkpoint import explained
+from dalle.training.distributed.fsdp import Sharding, asked_of_launcher
 from dalle.training.recipe import LoopRecipe, RunConfig
-from dalle.training.report import write_report
-from dalle.training.sharding import Sharding, asked_of_launcher
+from dalle.training.report.html import write_report
+from dalle.training.report.metrics_log import logged
+from dalle.training.run.trackers import check_tracker, start_trackers, track_picture
 from dalle.training.tasks import Samples, Task
-from dalle.training.trackers import check_tracker, start_trackers, track_picture
 
 
 def start_accelerator(run: RunConfig) -> Accelerator:

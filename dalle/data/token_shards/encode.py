@@ -18,12 +18,13 @@ import torch
 
 from dalle.config import to_dict
 from dalle.data import DataConfig, open_data
-from dalle.data.bad import BadCounter
+from dalle.data.bad_records import BadCounter
+from dalle.data.base import BadPair, Pair, PairDataset
+from dalle.data.custom.dataset import Pairs, PairsData, decoded
+from dalle.data.custom.records import Record, Shard
 from dalle.data.loader import pair_seed
-from dalle.data.pair import BadPair, Pair, PairDataset
-from dalle.data.pairs import Pairs, PairsData, decoded
-from dalle.data.records import Record, Shard
-from dalle.data.shards import (
+from dalle.data.token_shards.dataset import SPLITS
+from dalle.data.token_shards.files import (
     INDEX,
     Index,
     Making,
@@ -34,7 +35,6 @@ from dalle.data.shards import (
     write_index,
     write_shard,
 )
-from dalle.data.tokens import SPLITS
 from dalle.image_tokenizers import ImageTokenizer
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from dalle.config import read_yaml
 from dalle.outputs import write_text
-from dalle.training.chart import can_be_log, colour, svg
-from dalle.training.figures import Curve, Figures, charts, read_figures
+from dalle.training.report.metrics_log import Curve, Figures, charts, read_figures
+from dalle.training.report.svg import can_be_log, colour, svg
 
 NAME = "report.html"
 _POINTS = 800  # of a curve, at most

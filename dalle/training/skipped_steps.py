@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dalle.training.run import RunLog
+from dalle.training.run.log import RunLog
 from dalle.transfer import Coming
 
 

@@ -13,9 +13,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from dalle.kernels import native
+from dalle.training.distributed.fsdp import is_sharded, let_go, local, unscale
+from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.optim import WeightAverage, clipped_step, gradient_norm, learning_rate, update_ratio
-from dalle.training.powersgd import PowerSGD
-from dalle.training.sharding import is_sharded, let_go, local, unscale
 from dalle.training.tasks import Phase, Task
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dalle.data.pair import BadPair
+from dalle.data.base import BadPair
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
-from dalle.data.order import Windows, shuffled
-from dalle.data.pair import BadPair, Order, Pair
-from dalle.data.records import drawn
-from dalle.data.shards import GROUP_ROWS, INDEX, Group, Index, ShardFile, read_group, read_index
+from dalle.data.base import BadPair, Order, Pair
+from dalle.data.custom.records import drawn
+from dalle.data.shuffle import Windows, shuffled
+from dalle.data.token_shards.files import GROUP_ROWS, INDEX, Group, Index, ShardFile, read_group, read_index
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
-from dalle.data.folder import METADATA, FolderSource, visible_files
+from dalle.data.base import BadPair, Pair
+from dalle.data.custom.folder import METADATA, FolderSource, visible_files
+from dalle.data.custom.parquet import hub_source, parquet_source, split_files
+from dalle.data.custom.records import Record, Rows, Source, content_of, drawn, held_out
+from dalle.data.custom.webdataset import TarSource
 from dalle.data.images import Crop, read_picture
-from dalle.data.pair import BadPair, Pair
-from dalle.data.records import Record, Rows, Source, content_of, drawn, held_out
-from dalle.data.tables import hub_source, parquet_source, split_files
-from dalle.data.tars import TarSource
 
 log = logging.getLogger(__name__)
 

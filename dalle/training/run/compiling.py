@@ -10,7 +10,7 @@ from torch import nn
 from dalle.image_tokenizers.vqgan import Decoder, Encoder
 from dalle.kernels.native.build import cpp_compiler
 from dalle.models.transformer import Block
-from dalle.training.sharding import is_sharded, units
+from dalle.training.distributed.fsdp import is_sharded, units
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> str | None:

@@ -15,11 +15,11 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from dalle.config import config
-from dalle.data import captions
-from dalle.data.captions import BACKGROUNDS, LIGHT, RELATIONS, STYLES, Concept
-from dalle.data.pair import Pair
+from dalle.data.base import Pair
+from dalle.data.emoji import captions
+from dalle.data.emoji.captions import BACKGROUNDS, LIGHT, RELATIONS, STYLES, Concept
 
-ROOT = Path(__file__).resolve().parents[2] / "data" / "emoji"
+ROOT = Path(__file__).resolve().parents[3] / "data" / "emoji"
 SIDE = 64  # pixels of the stored pictures
 TESTS = ("test_pair", "test_block", "test_concept")
 SPLITS: dict[str, tuple[str, ...]] = {

@@ -17,13 +17,13 @@ import torch
 from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
 from dalle.generation.batching import free_memory
-from dalle.training.memory import Size, Training, memory
 from dalle.training.optim import WeightAverage, adamw
-from dalle.training.precision import settle_precision
+from dalle.training.planning.memory import Size, Training, memory
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
-from dalle.training.run import start_accelerator
-from dalle.training.step import accumulate, evaluated, step
+from dalle.training.run.log import start_accelerator
+from dalle.training.run.precision import settle_precision
 from dalle.training.tasks import build_task
+from dalle.training.train_step import accumulate, evaluated, step
 
 _UPDATES = 2  # the first makes the moments, the second holds all at once
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from dalle.models.transformer import Block
-from dalle.training.cutting import made_in_shares
+from dalle.training.distributed.sharded_init import made_in_shares
 
 Model = TypeVar("Model", bound=nn.Module)
 

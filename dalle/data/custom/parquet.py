@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.records import (
+from dalle.data.custom.records import (
     Place,
     Record,
     Rows,

@@ -12,8 +12,8 @@ from PIL import Image
 
 from dalle.config import flat, to_dict
 from dalle.outputs import write_text
-from dalle.training.folder import installed
 from dalle.training.recipe import LoopRecipe, RunConfig
+from dalle.training.run.run_dir import installed
 
 EXTRAS = {"tensorboard": "track", "wandb": "wandb"}
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from dalle.checkpoints.tensors import Lazy, forget, views, write_tensors
-from dalle.training.sharding import is_sharded, local
+from dalle.training.distributed.fsdp import is_sharded, local
 
 _SHARDING = "DCP_SHARDING_INFO"  # torch's key of the headers: for each tensor where its share begins
 

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from dalle.checkpoints.tensors import read_tensors
-from dalle.training import digests, shards
-from dalle.training.checkpoint import Checkpoint, folders
+from dalle.training.checkpoint import checksums
+from dalle.training.checkpoint.checkpoint import Checkpoint, folders
+from dalle.training.distributed import sharded_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +60,18 @@ def check(folder: Path) -> None:
     Raises:
         ValueError: a file has changed, or is missing.
     """
-    if (folder / digests.SUMS).exists():
-        digests.check(folder)
+    if (folder / checksums.SUMS).exists():
+        checksums.check(folder)
 
 
 def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
     """A checkpoint, or what is wrong with it; each of `world` processes checks some of the digests."""
     average, sharded = folder / "average.safetensors", (folder / "shards").is_dir()
     try:
-        if summed := (folder / digests.SUMS).exists():
-            digests.check(folder, rank, world)
+        if summed := (folder / checksums.SUMS).exists():
+            checksums.check(folder, rank, world)
         if sharded:
-            shards.open_shards(folder / "shards")  # looks at headers and lengths of the files
+            sharded_checkpoint.open_shards(folder / "shards")  # looks at headers and lengths of the files
         found = Checkpoint(
             weights={} if sharded else read_tensors(folder / "weights.safetensors"),
             average=read_tensors(average) if average.exists() else None,
@@ -79,11 +80,11 @@ def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
         )
     except (ValueError, OSError, TypeError) as error:
         return str(error)
-    if len(shards.files(folder / "shards")) != found.shares:
-        return f"of {found.shares} shards {len(shards.files(folder / 'shards'))} are there"
+    if len(sharded_checkpoint.files(folder / "shards")) != found.shares:
+        return f"of {found.shares} shards {len(sharded_checkpoint.files(folder / 'shards'))} are there"
     if found.averaged and found.average is None:
         return f"{average.name} is missing"
-    return f"{digests.SUMS} is missing" if found.hashed and not summed else found
+    return f"{checksums.SUMS} is missing" if found.hashed and not summed else found
 
 
 def _read_state(file: Path) -> dict[str, Any]:

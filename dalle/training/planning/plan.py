@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from dalle.kernels.attention import mask
-from dalle.training.memory import Layout, Memory, Precision, Size, Training, cache_bytes, memory
+from dalle.training.planning.memory import Layout, Memory, Precision, Size, Training, cache_bytes, memory
 from dalle.training.recipe import DALLERecipe
 
 

@@ -10,8 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dalle.data.custom.records import (
+    Index,
+    Place,
+    Record,
+    Shard,
+    Source,
+    caption_column,
+    captions_of,
+    has_captions,
+    in_utf8,
+)
 from dalle.data.images import EXTENSIONS
-from dalle.data.records import Index, Place, Record, Shard, Source, caption_column, captions_of, has_captions, in_utf8
 
 log = logging.getLogger(__name__)
 

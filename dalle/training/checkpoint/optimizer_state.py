@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from dalle.training.sharding import is_sharded, share_of
+from dalle.training.distributed.fsdp import is_sharded, share_of
 
 Moments = dict[str, dict[str, Tensor]]  # of each weight: exp_avg, exp_avg_sq, step
 

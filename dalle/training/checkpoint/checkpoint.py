@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from dalle.checkpoints.model_folder import atomic_folder
 from dalle.checkpoints.tensors import Lazy, load_into, open_tensors, write_tensors
 from dalle.config import flat
-from dalle.training import digests, powersgd, shards
-from dalle.training.moments import by_name, load_moments, state_of
+from dalle.training.checkpoint import checksums
+from dalle.training.checkpoint.optimizer_state import by_name, load_moments, state_of
+from dalle.training.distributed import powersgd, sharded_checkpoint
+from dalle.training.distributed.fsdp import is_sharded, share_of
+from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.optim import WeightAverage
-from dalle.training.powersgd import PowerSGD
-from dalle.training.sharding import is_sharded, share_of
 
 _NAME = re.compile(r"update-(\d{8})$")
 _ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results
@@ -109,7 +110,7 @@ def save(
         own: list[Path] = []  # files that this process wrote
         if sharded:
             optimizers = _write_shards(checkpoint, folder / "shards")
-            own += shards.files(folder / "shards", rank)
+            own += sharded_checkpoint.files(folder / "shards", rank)
         else:
             optimizers = checkpoint.optimizers
             if main:
@@ -125,15 +126,15 @@ def save(
                     "scaler": checkpoint.scaler,
                     "architecture": checkpoint.architecture,
                     "bad": checkpoint.bad,
-                    "shares": len(shards.files(folder / "shards")),
+                    "shares": len(sharded_checkpoint.files(folder / "shards")),
                     "averaged": not sharded and checkpoint.average is not None,
                     "hashed": True,
                 },
                 own[-1],
             )
-        found = gather_object(list(digests.digests(folder, own).items()))
+        found = gather_object(list(checksums.digests(folder, own).items()))
         if main:
-            digests.write(folder, dict(found))
+            checksums.write(folder, dict(found))
     if accelerator.is_main_process:
         for old in folders(run)[:-keep]:
             shutil.rmtree(old)
@@ -173,7 +174,7 @@ def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         steps[phase] = {name: float(state["step"]) for name, state in moments.items()}
         for name, state in moments.items():
             tensors |= {f"{key}:{name}": value for key, value in state.items() if key != "step"}
-    shards.write(folder, tensors)
+    sharded_checkpoint.write(folder, tensors)
     return steps
 
 
@@ -261,7 +262,7 @@ def _read_shards(
     optimizers: dict[str, AcceleratedOptimizer],
 ) -> None:
     """Read into modules and optimizers, whole or shared, what each process needs of shards."""
-    there = shards.open_shards(folder)
+    there = sharded_checkpoint.open_shards(folder)
     wanted = {f"weights:{name}": value for name, value in state.state_dict().items()}
     averaged = any(name.startswith("average:") for name in there)
     if average is not None and averaged:
@@ -272,7 +273,7 @@ def _read_shards(
         keys = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}:{name}" in there]
         moments[name] = {key: torch.zeros_like(parameters[name]).detach() for key in keys}
         wanted |= {f"{key}:{name}": value for key, value in moments[name].items()}
-    shards.read_into(folder, wanted)
+    sharded_checkpoint.read_into(folder, wanted)
     if average is not None and not averaged:
         average.load(_of_model(state.state_dict()))
     for phase, optimizer in optimizers.items():
@@ -287,7 +288,7 @@ def exported(folder: Path) -> dict[str, Tensor | Lazy]:
         ValueError: a file is missing or damaged.
     """
     if (folder / "shards").is_dir():
-        there = shards.open_shards(folder / "shards")
+        there = sharded_checkpoint.open_shards(folder / "shards")
         first = "average:" if any(name.startswith("average:") for name in there) else "weights:model."
         return {name.removeprefix(first): made for name, made in there.items() if name.startswith(first)}
     if (folder / "average.safetensors").exists():

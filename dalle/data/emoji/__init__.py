@@ -1,0 +1,1 @@
+"""The embedded data set: emoji with captions in three languages, composed on the fly."""

@@ -1,0 +1,1 @@
+"""Token shards: captions and image codes encoded once, and trained from."""

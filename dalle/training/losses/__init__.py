@@ -1,0 +1,1 @@
+"""Losses of the image tokenizer: adversarial and perceptual."""

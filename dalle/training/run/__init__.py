@@ -1,0 +1,1 @@
+"""A run: its accelerator, folder, log and trackers."""
