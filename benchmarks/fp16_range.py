@@ -12,7 +12,7 @@ import dalle
 from dalle.data import open_data
 from dalle.data.emoji.dataset import EmojiData
 from dalle.data.loader import evaluation_batches
-from dalle.evaluate import unit_images
+from dalle.evaluation.evaluate import unit_images
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import dalle
-from dalle.painting.options import PRESETS, PaintOptions
-from dalle.painting.paint import CLIP_FOLDER, TOKENIZER, begin
+from dalle.apps.vqgan_clip.api import CLIP_FOLDER, TOKENIZER, begin
+from dalle.apps.vqgan_clip.options import PRESETS, PaintOptions
 
 PROMPT = "a red heart, 3d style"
 DEFINITIONS = (

@@ -23,11 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 import dalle
+from dalle.apps.vqgan_clip.api import CLIP_FOLDER
+from dalle.apps.vqgan_clip.inputs import to_tensor
 from dalle.config import apply_overrides
 from dalle.data.emoji.dataset import EmojiData, EmojiPairs
 from dalle.models.clip import CLIP
-from dalle.painting.inputs import to_tensor
-from dalle.painting.paint import CLIP_FOLDER
 from dalle.pictures import labelled_grid, write_png
 
 CAPTIONS = 400

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dalle.search import ImageIndex, near, store
-from dalle.search.store import Manifest, Source
+from dalle.apps.search import ImageIndex, ann, store
+from dalle.apps.search.store import Manifest, Source
 
 K = 10
 _MEMBERS = 100  # of a cluster
@@ -87,7 +87,7 @@ def ours(folder: Path, queries: np.ndarray) -> tuple[list[list[int]], Figures]:
 def build_ours(folder: Path) -> tuple[None, Figures]:
     table = store.Table(folder / "pictures-000001.arrow")
     start = time.perf_counter()
-    near.build(table.blocks, folder / "near-000001.faiss")
+    ann.build(table.blocks, folder / "near-000001.faiss")
     return None, {"build s": time.perf_counter() - start}
 
 

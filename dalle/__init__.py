@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dalle.apps.search import ImageIndex
+    from dalle.apps.vqgan_clip.api import paint
+    from dalle.apps.zeroshot import ZeroShotClassifier
     from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
-    from dalle.painting.paint import paint
     from dalle.pipeline import TextToImage
-    from dalle.search import ImageIndex
-    from dalle.zeroshot import ZeroShotClassifier
 
 __version__ = "0.1.0"
 
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ImageIndex": "dalle.search",
+    "ImageIndex": "dalle.apps.search",
     "TextToImage": "dalle.pipeline",
-    "ZeroShotClassifier": "dalle.zeroshot",
+    "ZeroShotClassifier": "dalle.apps.zeroshot",
     "load_clip": "dalle.checkpoints.load",
     "load_image_tokenizer": "dalle.checkpoints.load",
     "load_model": "dalle.checkpoints.load",
     "load_text_tokenizer": "dalle.checkpoints.load",
-    "paint": "dalle.painting.paint",
+    "paint": "dalle.apps.vqgan_clip.api",
 }
 
 

@@ -1,4 +1,4 @@
-"""The `dalle` command: python -m dalle COMMAND. The commands are in dalle/commands/."""
+"""The `dalle` command: python -m dalle COMMAND. The commands are in dalle/cli/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
 
-# Modules of dalle/commands, in the order of --help.
+# Modules of dalle/cli, in the order of --help.
 COMMANDS = (
     *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "export", "convert", "inspect"),
     *("classify", "index", "search", "paint"),
@@ -53,7 +53,7 @@ def _parser() -> CommandLine:
     parser = CommandLine("dalle", description="Figures of trained weights, folders to share them, and painting.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
-        importlib.import_module(f"dalle.commands.{name}").add(commands)
+        importlib.import_module(f"dalle.cli.{name}").add(commands)
     return parser
 
 

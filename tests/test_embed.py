@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import dalle
+from dalle.apps.embed import as_record, embed_pictures, embed_texts, fingerprint
 from dalle.data.custom.records import Place, Record
 from dalle.data.images import read_picture
-from dalle.embed import as_record, embed_pictures, embed_texts, fingerprint
 from dalle.models.clip import CLIP
 from tiny_model import make_tiny_model
 

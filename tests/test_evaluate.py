@@ -12,7 +12,7 @@ import torch
 
 import dalle
 from dalle.data import Pair, ShapesData, open_data
-from dalle.evaluate import evaluate, table
+from dalle.evaluation.evaluate import evaluate, table
 from tiny_model import CODES, IMAGE_SIZE, make_tiny_model
 
 DATA = ShapesData(size=80)  # 10 of them held out

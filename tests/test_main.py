@@ -14,7 +14,7 @@ from PIL import Image
 import dalle
 from dalle.__main__ import main
 from dalle.data import ShapesData
-from dalle.evaluate import evaluate
+from dalle.evaluation.evaluate import evaluate
 from tiny_model import make_tiny_model
 
 SHAPES = ["kind=shapes", "size=64"]

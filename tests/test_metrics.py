@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.metrics import CodebookUse, accuracy, confusion, frechet_distance, psnr, retrieval, ssim
+from dalle.evaluation.metrics import CodebookUse, accuracy, confusion, frechet_distance, psnr, retrieval, ssim
 
 
 def pictures(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from dalle.__main__ import main
-from dalle.painting import video
-from dalle.painting.loop import Painter
+from dalle.apps.vqgan_clip import video
+from dalle.apps.vqgan_clip.optimize import Painter
 from tiny_model import make_tiny_model
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dalle.painting.cutouts import Cutouts, resized
-from dalle.painting.options import AUGMENTS
+from dalle.apps.vqgan_clip.cutouts import Cutouts, resized
+from dalle.apps.vqgan_clip.options import AUGMENTS
 
 
 @pytest.mark.parametrize("kinds", [("random",), ("pool",), ("whole",), ("random", "pool", "whole")])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_tokenizers import TOKENIZERS
 
+from dalle.apps.vqgan_clip.canvas import FourierDrawer, LatentDrawer, PixelDrawer, start_picture, within
+from dalle.apps.vqgan_clip.tiles import decode_in_tiles, starts
 from dalle.image_tokenizers import ImageTokenizer, build
-from dalle.painting.drawers import FourierDrawer, LatentDrawer, PixelDrawer, start_picture, within
-from dalle.painting.tiles import decode_in_tiles, starts
 
 KINDS = {kind: TOKENIZERS[kind] for kind in ("vq", "gumbel", "fsq", "dvae")}
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 import dalle
-from dalle.painting.loop import OPTIMIZERS
-from dalle.painting.motion import moved
-from dalle.painting.options import PaintOptions
-from dalle.painting.paint import begin
-from dalle.painting.state import changed, read_state, restore, save_state
+from dalle.apps.vqgan_clip.api import begin
+from dalle.apps.vqgan_clip.camera import moved
+from dalle.apps.vqgan_clip.optimize import OPTIMIZERS
+from dalle.apps.vqgan_clip.options import PaintOptions
+from dalle.apps.vqgan_clip.state import changed, read_state, restore, save_state
 from tiny_model import IMAGE_SIZE, make_tiny_model
 
 PROMPT = "a red heart:1 | a blue circle:-0.2"

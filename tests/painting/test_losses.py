@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle.painting.losses import colourfulness, pull, spherical_distance, total_variation
+from dalle.apps.vqgan_clip.losses import colourfulness, pull, spherical_distance, total_variation
 
 
 def test_spherical_distance_is_half_the_squared_angle() -> None:

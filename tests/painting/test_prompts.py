@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.painting.prompts import Prompt, check_weights, parse_images, parse_noise, parse_text, phase_of
+from dalle.apps.vqgan_clip.prompts import Prompt, check_weights, parse_images, parse_noise, parse_text, phase_of
 
 
 def texts(prompt: str) -> list[list[tuple[str, float]]]:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import dalle
+from dalle.apps.search import ImageIndex, store, update
 from dalle.models.clip import CLIP
-from dalle.search import ImageIndex, build, store
 from tiny_model import make_tiny_model
 
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
 def test_many_pictures_without_the_extra_are_told_of(
     clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build, "EXACT", 4)
-    monkeypatch.setattr(build.near, "library", lambda: None)
+    monkeypatch.setattr(update, "EXACT", 4)
+    monkeypatch.setattr(update.near, "library", lambda: None)
     index, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
     assert 'pip install "dalle[search]"' in caplog.text and len(index.search("a")) == 8

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 import dalle
+from dalle.apps.search import ImageIndex, ann, store, update
+from dalle.apps.search import index as index_module
+from dalle.apps.search.exact import nearest
+from dalle.apps.search.export import export
+from dalle.apps.search.html import write_page
 from dalle.data.images import read_picture
 from dalle.models.clip import CLIP
-from dalle.search import ImageIndex, build, near, store
-from dalle.search import index as index_module
-from dalle.search.exact import nearest
-from dalle.search.export import export
-from dalle.search.page import write_page
 from tiny_model import make_tiny_model
 
 
@@ -151,7 +151,7 @@ def test_many_pictures_are_found_by_looking_at_few(
 ) -> None:
     """The limit is lowered, so that 31 pictures are many; cells and candidates then take in all of them."""
     pytest.importorskip("faiss")
-    for module in (build, index_module):
+    for module in (update, index_module):
         monkeypatch.setattr(module, "EXACT", 10)
     many, _ = ImageIndex.build(tmp_path / "many", photos, clip=clip)
     assert many.manifest.near is not None
@@ -176,10 +176,10 @@ def test_recall_of_the_approximate_index(tmp_path: Path) -> None:
     vectors = centres[random.integers(0, 200, 20_000)] + 0.5 * random.standard_normal((20_000, 32))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     blocks = np.array_split(vectors, 3)
-    near.build(blocks, tmp_path / "near.faiss")
+    ann.build(blocks, tmp_path / "near.faiss")
     queries = torch.from_numpy(vectors[::500].astype(np.float32))
     _, exact = nearest(blocks, queries, 10)
-    found = near.Near(tmp_path / "near.faiss").candidates(queries.numpy(), 100)
+    found = ann.Near(tmp_path / "near.faiss").candidates(queries.numpy(), 100)
     hits = [len(set(one) & set(other)) / 10 for one, other in zip(found.tolist(), exact.tolist())]
     assert np.mean(hits) > 0.97
 

@@ -24,7 +24,7 @@ import train
 from dalle.__main__ import main as dalle
 from dalle.checkpoints import model_folder
 from dalle.data.loader import Batch
-from dalle.metrics import CodebookUse
+from dalle.evaluation.metrics import CodebookUse
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.latest import load_newest
 from dalle.training.run.run_dir import Claim

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 import dalle
+from dalle.apps.embed import as_record
+from dalle.apps.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
+from dalle.apps.zeroshot.labels import words_of
+from dalle.apps.zeroshot.templates import templates_of
 from dalle.data.base import BadPair
 from dalle.data.custom.records import Record
-from dalle.embed import as_record
 from dalle.models.clip import CLIP
-from dalle.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
-from dalle.zeroshot.labels import words_of
-from dalle.zeroshot.templates import templates_of
 from tiny_model import make_tiny_model
 
 LABELS = ["heart", "star", "लाल दिल"]

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 import dalle
+from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot.confusion import confusion_picture
+from dalle.apps.zeroshot.labelled import accuracy_on, labelled_pictures
 from dalle.data.emoji.captions import GROUPS
 from dalle.data.emoji.dataset import EmojiData, EmojiPairs
 from dalle.models.clip import CLIP
-from dalle.zeroshot import ZeroShotClassifier
-from dalle.zeroshot.confusion import confusion_picture
-from dalle.zeroshot.labelled import accuracy_on, labelled_pictures
 from tiny_model import make_tiny_model
 
 

@@ -15,7 +15,7 @@ from dalle.checkpoints.load import load_text_tokenizer
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.evaluate import clip_figures, unit_images
+from dalle.evaluation.evaluate import clip_figures, unit_images
 from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.training.augment import augmented
 from dalle.training.distributed.fsdp import Sharding, build

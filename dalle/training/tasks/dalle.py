@@ -17,7 +17,7 @@ from dalle.checkpoints.tensors import Tensors, bare
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.data.token_shards.dataset import TokensData
-from dalle.evaluate import codes_of, dalle_figures
+from dalle.evaluation.evaluate import codes_of, dalle_figures
 from dalle.generation.generate import generate
 from dalle.generation.rerank import score
 from dalle.models.dalle import DALLE

@@ -13,9 +13,9 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.evaluate import image_tokenizer_figures, unit_images
+from dalle.evaluation.evaluate import image_tokenizer_figures, unit_images
+from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUse
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
-from dalle.metrics import SSIM_WINDOW, CodebookUse
 from dalle.training.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,

@@ -1,0 +1,56 @@
+"""What a search found as one HTML file, thumbnails in it, which opens from the disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from dalle.apps.search.index import Hit, ImageIndex
+from dalle.data.base import BadPair
+from dalle.data.images import read_picture
+from dalle.outputs import write_text
+
+_SIDE = 224  # pixels of a thumbnail
+_STYLE = (
+    "body{font:15px sans-serif;margin:2em;background:#fafafa;color:#222}"
+    "main{display:flex;flex-wrap:wrap;gap:16px}figure{margin:0;width:224px}"
+    "img,.gone{width:224px;height:224px;border:1px solid #ddd;background:#fff;display:block}"
+    ".gone{font-size:13px;color:#777;padding:8px;box-sizing:border-box;overflow:hidden}"
+    "figcaption{font-size:13px;overflow-wrap:anywhere}b{color:#777;font-weight:normal}"
+)
+
+
+def write_page(path: Path, index: ImageIndex, title: str, hits: Sequence[Hit]) -> None:
+    """Write the page, whole or not at all."""
+    figures = "\n".join(_figure(index, hit) for hit in hits)
+    head = f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
+    text = f"<!DOCTYPE html>\n<html>{head}\n<body><h1>{escape(title)}</h1>\n<main>\n{figures}\n</main></body></html>\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+def _figure(index: ImageIndex, hit: Hit) -> str:
+    try:
+        picture = f'<img alt="" src="{thumbnail(index.read(hit), hit.path)}">'
+    except BadPair as error:
+        picture = f'<div class="gone">{escape(error.reason)}</div>'
+    if Path(hit.path).is_file():
+        picture = f'<a href="{escape(Path(hit.path).absolute().as_uri())}">{picture}</a>'
+    told = f"<b>{hit.score:.3f}</b> {escape(hit.caption)}<br><b>{escape(hit.path)}</b>"
+    return f"<figure>{picture}<figcaption>{told}</figcaption></figure>"
+
+
+def thumbnail(content: bytes, name: str) -> str:
+    """A picture file as a small one, as the address of an image: all of the picture, with white beside it.
+
+    Raises:
+        BadPair: it cannot be read.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(read_picture(content, name, _SIDE, "pad")).save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,299 @@
+"""ImageIndex: pictures by text, by picture, or by both. Knows nothing of command lines.
+
+Letters: N pictures, D dimensions, K wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dalle.apps.embed import Picture, as_record, embed_pictures, embed_texts, fingerprint
+from dalle.apps.search import exact, store
+from dalle.apps.search.ann import Near
+from dalle.apps.search.filters import Filter
+from dalle.apps.search.sources import read_item
+from dalle.apps.search.store import Source
+from dalle.apps.search.update import EXACT, Progress, Report, other_clip, update
+from dalle.checkpoints.load import load_clip
+from dalle.data.custom.records import Record, content_of
+from dalle.models.clip import CLIP
+from dalle.pipeline import SHIPPED, pick_device
+
+_One = TypeVar("_One", str, Picture)
+_CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found."""
+
+    path: str  # of its file; FILE.tar/NAME, FILE.parquet/ROW, owner/name/SPLIT/ROW where it is one of many in a file
+    score: float  # cosine with the query, in [-1, 1]
+    caption: str  # "" if it has none; several are lines
+    width: int  # pixels
+    height: int
+    sha256: str  # of the file
+    number: int  # its row in the index
+
+
+class ImageIndex:
+    """Pictures' vectors in a folder, and searches in them.
+
+    It is a state of the index: bringing the folder up to date does not change what is open.
+
+    Attributes:
+        folder: where it is.
+        manifest: what is known of it as a whole.
+        table: its rows.
+    """
+
+    def __init__(self, folder: str | Path, clip: CLIP | str | Path | None = None, device: str = "auto"):
+        """Open an index.
+
+        Args:
+            folder: of the index.
+            clip: the CLIP to search with, or where it is; None: where the one that made it came from. It is loaded when
+                it is first needed, and must be the one that made the index.
+            device: where queries are embedded.
+
+        Raises:
+            ValueError: there is no index, or its files are cut short, damaged, or of another version.
+        """
+        self.folder, self.device = Path(folder).expanduser(), device
+        for last in (False, True):
+            self.manifest = store.read_manifest(self.folder)
+            try:
+                self.table = store.open_table(self.folder, self.manifest)
+                self._near = self._open_near()
+                break
+            except FileNotFoundError as error:  # the index has just been brought up to date: look again
+                if last:
+                    raise ValueError(f"{error.filename} is not there: index the pictures anew") from error
+        self._given = clip
+        self._clip: CLIP | None = None
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        *pictures: str | Path | Source,
+        clip: CLIP | str | Path | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: Progress | None = None,
+        device: str = "auto",
+    ) -> tuple[ImageIndex, Report]:
+        """Make an index or bring it up to date: new and changed pictures are embedded, those that are gone dropped.
+
+        Args:
+            folder: of the index.
+            pictures: folders (with those below them), picture, parquet or tar files, patterns, or ids of the hub; the
+                index holds just these. None: those of the last time.
+            clip: a CLIP, or where it is; None: the one that made the index, or the one that ships.
+            batch_size: pictures at a time.
+            workers: processes that read pictures; 0 reads them in this one.
+            progress: told of each batch.
+            device: where pictures are embedded.
+
+        Returns:
+            The index, and what has changed.
+
+        Raises:
+            ValueError: see `dalle.apps.search.update.update`.
+        """
+        place = Path(folder).expanduser()
+        sources = [source if isinstance(source, Source) else Source(str(source)) for source in pictures]
+        name = "" if clip is None or isinstance(clip, CLIP) else _lasting(clip)
+        if clip is None and (place / store.NAME).exists():
+            name = store.read_manifest(place).clip
+        own = clip if isinstance(clip, CLIP) else load_clip(name or SHIPPED / "clip", pick_device(device))
+        report = update(place, sources, own, name, batch_size, workers, progress)
+        return cls(place, own, device), report
+
+    def __len__(self) -> int:
+        return self.manifest.pictures
+
+    @property
+    def clip(self) -> CLIP:
+        """The CLIP that made the index.
+
+        Raises:
+            ValueError: it is not there, or the one that was given is another.
+        """
+        if self._clip is None:
+            given = self._given if self._given is not None else self.manifest.clip or SHIPPED / "clip"
+            clip = given if isinstance(given, CLIP) else load_clip(given, pick_device(self.device))
+            if (found := fingerprint(clip)) != self.manifest.clip_hash:
+                raise ValueError(other_clip(self.folder, self.manifest, found))
+            self._clip = clip
+        return self._clip
+
+    def search(
+        self,
+        text: str | Sequence[str] = (),
+        image: Picture | Sequence[Picture] = (),
+        *,
+        minus: str | Sequence[str] = (),
+        minus_image: Picture | Sequence[Picture] = (),
+        top: int = 20,
+        where: Sequence[str] = (),
+    ) -> list[Hit]:
+        """The pictures that are nearest to a query, the nearest first.
+
+        The query is the sum of the unit vectors of all texts and pictures, without those that are taken away.
+
+        Args:
+            text: one or several, in any language that the CLIP reads.
+            image: one or several pictures: paths, files' bytes, or Pillow's.
+            minus: texts to lead away from.
+            minus_image: pictures to lead away from.
+            top: how many.
+            where: conditions that must hold, such as "width>=512", "path~holiday", "caption~dog".
+
+        Raises:
+            ValueError: no query, a picture that cannot be read, a number out of range, or a condition that is none.
+        """
+        if top < 1:
+            raise ValueError(f"top is {top}: ask for 1 picture at least")
+        kept = Filter(where).keeps(self.table.batches)
+        return self.nearest(self.query(text, image, minus, minus_image), top, kept)
+
+    def query(
+        self,
+        text: str | Sequence[str] = (),
+        image: Picture | Sequence[Picture] = (),
+        minus: str | Sequence[str] = (),
+        minus_image: Picture | Sequence[Picture] = (),
+    ) -> Tensor:
+        """A query as a unit vector, float32 [D]; see `search`."""
+        texts, less = _several(text), _several(minus)
+        images, less_images = _several(image), _several(minus_image)
+        if not (texts or images or less or less_images):
+            raise ValueError("no query: give a text, a picture, or both")
+        if not all(one.strip() for one in (*texts, *less)):
+            raise ValueError("a text of the query is empty: say what is to be seen")
+        pictures = self._embedded([*images, *less_images])
+        words = embed_texts(self.clip, [*texts, *less])
+        towards = words[: len(texts)].sum(0) + pictures[: len(images)].sum(0)
+        away = words[len(texts) :].sum(0) + pictures[len(images) :].sum(0)
+        total = towards - away
+        if total.norm() < 1e-3:
+            raise ValueError("what the query adds and what it takes away are the same: nothing is left to look for")
+        return F.normalize(total, dim=0)
+
+    def nearest(self, query: Tensor, top: int, kept: np.ndarray | None = None) -> list[Hit]:
+        """The pictures whose vectors are nearest to a unit vector.
+
+        Args:
+            query: float32 [D].
+            top: how many.
+            kept: bool [N], which may be found; None: all.
+        """
+        values, rows = self._nearest(query[None], top, kept)
+        found = zip(values[0].tolist(), rows[0].tolist(), strict=True)
+        return [self._hit(row, value) for value, row in found if row >= 0]
+
+    def near_duplicates(self, least: float = 0.97) -> list[list[Hit]]:
+        """Groups of pictures that look the same to CLIP, the largest group first.
+
+        Each picture of a group has a cosine of at least `least` with another of it; a hit's score is that with the
+        first.
+        Beyond `dalle.apps.search.update.EXACT` pictures, only the 20 nearest of each are looked at.
+
+        Raises:
+            ValueError: `least` is not in (0, 1].
+        """
+        if not 0 < least <= 1:
+            raise ValueError(f"the least cosine of near-duplicates is {least:g}: from above 0 to 1")
+        from dalle.apps.search.duplicates import grouped
+
+        every = len(self) if self._near is None else 20
+        groups = grouped(self.table.blocks, least, lambda queries, k: self._nearest(queries, k, None), every)
+        shown = []
+        for rows in groups:
+            vectors = torch.from_numpy(self.table.vectors(rows))
+            shown.append([self._hit(row, float(vectors[0] @ one)) for row, one in zip(rows, vectors, strict=True)])
+        return shown
+
+    def captions(self, image: Picture, top: int = 5, among: int = 1000) -> list[tuple[str, float]]:
+        """Captions of the index that fit a picture, the best first, each with its cosine.
+
+        They are those of the pictures that are nearest to it, ranked by CLIP's text tower.
+
+        Args:
+            image: the picture.
+            top: how many captions.
+            among: how many of the nearest pictures to take captions from.
+
+        Raises:
+            ValueError: no picture in the index has a caption, or the picture cannot be read.
+        """
+        if top < 1 or among < 1:
+            raise ValueError(f"top is {top} and among {among}: at least 1")
+        query = self.query(image=image)
+        lines = [line for hit in self.nearest(query, among) for line in hit.caption.split("\n") if line]
+        if not lines:
+            raise ValueError(f"none of the nearest pictures in {self.folder} has a caption")
+        distinct = list(dict.fromkeys(lines))
+        scores = embed_texts(self.clip, distinct) @ query
+        order = scores.argsort(descending=True, stable=True)[:top].tolist()
+        return [(distinct[number], float(scores[number])) for number in order]
+
+    def read(self, hit: Hit) -> bytes:
+        """The file of a picture that was found.
+
+        Raises:
+            BadPair: it is not there any more, or cannot be read.
+        """
+        return content_of(self.record(hit))
+
+    def record(self, hit: Hit) -> Record:
+        """Where a picture that was found lies."""
+        row = self.table.row(hit.number)
+        return read_item(row, self.manifest.sources[row["source"]])
+
+    def _open_near(self) -> Near | None:
+        if self.manifest.near is None:
+            return None
+        return Near(store.whole(self.folder, self.manifest.near))
+
+    def _nearest(self, queries: Tensor, k: int, kept: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """float32 [Q, K] cosines and int64 [Q, K] rows, by looking at all vectors or at few."""
+        if self._near is None or (kept is not None and kept.sum() <= EXACT) or k * _CANDIDATES > EXACT:
+            return exact.nearest(self.table.blocks, queries, k, kept)
+        count = max(_FEWEST, k * _CANDIDATES)
+        candidates = self._near.candidates(queries.numpy(), count, kept)
+        return exact.rescored(self.table, queries, candidates, k)
+
+    def _embedded(self, pictures: Sequence[Picture]) -> Tensor:
+        """float32 [len(pictures), D]."""
+        records = [as_record(picture, f"picture {number}") for number, picture in enumerate(pictures, 1)]
+        vectors = torch.empty(0, self.manifest.dimensions)
+        for batch in embed_pictures(self.clip, records):
+            for error in batch.broken.values():
+                raise error
+            vectors = torch.cat([vectors, batch.vectors])
+        return vectors
+
+    def _hit(self, row: int, score: float) -> Hit:
+        found = self.table.row(row, ("path", "caption", "width", "height", "sha256"))
+        return Hit(score=min(score, 1.0), number=row, **found)
+
+
+def _lasting(source: str | Path) -> str:
+    """Where weights are, by a name that holds wherever a command is run; a hub id as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else str(source)
+
+
+def _several(given: _One | Sequence[_One]) -> list[_One]:
+    """One or several, as a list."""
+    return [given] if isinstance(given, Picture) else list(given)

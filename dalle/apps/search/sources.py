@@ -1,0 +1,180 @@
+"""The pictures of a folder, of files or of a data set of the hub: what each is called, where it is, when it changed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+
+from dalle.apps.search.store import Source
+from dalle.data.custom.dataset import is_hub_id, matching
+from dalle.data.custom.folder import FolderSource, visible_files
+from dalle.data.custom.parquet import hub_source, parquet_source, picture_of
+from dalle.data.custom.records import Place, Record, Rows, image_column
+from dalle.data.custom.webdataset import TarSource
+from dalle.data.images import EXTENSIONS
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture that is there, before anything of it is read.
+
+    Attributes:
+        path: what it is called: its file, FILE.tar/NAME, FILE.parquet/ROW or owner/name/ROW.
+        file, offset, size: where its bytes are; of a table the file, or the hub's name.
+        row: of a table, in the file; -1 elsewhere.
+        stamp: differs once the file has been changed.
+        rows, number: what reads it.
+        source: number of the source that it is of.
+    """
+
+    path: str
+    file: str
+    offset: int
+    size: int
+    row: int
+    stamp: str
+    rows: Rows
+    number: int
+    source: int
+
+    @property
+    def identity(self) -> str:
+        return identity(self.file, self.offset, self.row)
+
+
+def identity(file: str, offset: int, row: int) -> str:
+    """What tells a picture from all others."""
+    return f"{file}\0{offset}\0{row}"
+
+
+def absolute(source: Source) -> Source:
+    """The source by a path that holds wherever a command is run; a hub id as it is."""
+    path = source.path if is_hub_id(source.path) else os.path.abspath(os.path.expanduser(source.path))
+    return Source(path, source.split, source.image, source.caption)
+
+
+def items_of(source: Source, number: int = 0) -> Iterator[Item | str]:
+    """All pictures of a source, in an order that is the same each time; a str names what was passed over, and why.
+
+    Args:
+        source: the source.
+        number: what its items call it.
+
+    Raises:
+        ValueError: nothing is there, or no pictures are in it.
+    """
+    try:
+        for item in _items(source):
+            yield item if isinstance(item, str) else replace(item, source=number)
+    except ValueError as error:
+        raise ValueError(_by_our_names(error)) from error
+
+
+def _by_our_names(error: ValueError) -> str:
+    """What went wrong, by the names that options of training have here."""
+    return re.sub(r"\bdata\.(image|caption|split)\b", r"\1 (--\1)", str(error))
+
+
+def _items(source: Source) -> Iterator[Item | str]:
+    local = Path(source.path)
+    if is_hub_id(source.path):
+        yield from _of_hub(source)
+    elif local.is_dir():
+        yield from _of_folder(local, source)
+    else:
+        files = matching(local)
+        if not files:
+            raise ValueError(f"there is no folder or file {source.path}")
+        other = next((file for file in files if file.suffix.lower() not in (".parquet", ".tar", *EXTENSIONS)), None)
+        if other is not None:
+            raise ValueError(f"{other}: expected a folder, pictures, or files that end in .parquet or in .tar")
+        for file in files:
+            yield from _of_file(file, source)
+
+
+def read_item(row: dict[str, object], source: Source) -> Record:
+    """The record of a row of an index, to read its picture again."""
+    path, file, number = str(row["path"]), str(row["file"]), int(str(row["row"]))
+    if number < 0:
+        return Record(path, picture=Place(file, int(str(row["offset"])), int(str(row["size"]))))
+    if is_hub_id(file):
+        return hub_source(file, source.split, source.image, source.caption, None, False).rows().record(number)
+    try:
+        with parquet.ParquetFile(file) as table:
+            column = image_column(source.image, table.schema_arrow.names, file)
+            for group in range(table.num_row_groups):
+                count = table.metadata.row_group(group).num_rows
+                if number < count:
+                    found = table.read_row_group(group, [column]).column(column)[number].as_py()
+                    picture, fault = picture_of(found)
+                    return Record(path, picture=picture, fault=fault)
+                number -= count
+    except (OSError, ValueError) as error:  # gone, or no longer the table that it was
+        return Record(path, fault=f"its file cannot be read ({error})")
+    return Record(path, fault="the file has not so many rows any more")
+
+
+def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
+    files = visible_files(root)
+    by_ending = {ending: [file for file in files if file.suffix.lower() == ending] for ending in (".parquet", ".tar")}
+    pictures = any(file.suffix.lower() in EXTENSIONS for file in files)
+    if not pictures and not any(by_ending.values()):
+        raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
+    if pictures:
+        yield from _of_places(FolderSource(root, files, source.caption, captioned=False).rows())
+    for file in (*by_ending[".parquet"], *by_ending[".tar"]):
+        try:
+            yield from _of_file(file, source)
+        except ValueError as error:  # one file of many: a table of something else, or not whole
+            yield _by_our_names(error)
+
+
+def _of_file(file: Path, source: Source) -> Iterator[Item | str]:
+    ending = file.suffix.lower()
+    if ending == ".parquet":
+        yield from _of_table(file, source)
+    elif ending == ".tar":
+        yield from _of_places(TarSource([file], source.image, source.caption).rows())
+    else:
+        yield from _of_places(FolderSource(file.parent, [file], source.caption, captioned=False).rows())
+
+
+def _of_places(rows: Rows) -> Iterator[Item | str]:
+    stamp_of = cache(_stamp)
+    for number, key in enumerate(rows.keys):
+        record = rows.record(number)
+        if record.fault is not None:
+            yield f"{key}: {record.fault}"
+            continue
+        place = record.picture
+        assert isinstance(place, Place)
+        inside = place.offset > 0  # of a tar file, whose records are called FILE/NAME
+        path = f"{place.file}/{key.partition('/')[2]}" if inside else place.file
+        yield Item(path, place.file, place.offset, place.size, -1, stamp_of(place.file), rows, number, 0)
+
+
+def _of_table(file: Path, source: Source) -> Iterator[Item | str]:
+    rows, stamp = parquet_source([file], source.image, source.caption, None, False).rows(), _stamp(str(file))
+    for row in range(len(rows)):
+        yield Item(f"{file}/{row}", str(file), 0, -1, row, stamp, rows, row, 0)
+
+
+def _of_hub(source: Source) -> Iterator[Item | str]:
+    rows = hub_source(source.path, source.split, source.image, source.caption, None, False).rows()
+    stamp = f"{source.split} {rows.table._fingerprint}"
+    for row in range(len(rows)):
+        yield Item(f"{source.path}/{source.split}/{row}", source.path, 0, -1, row, stamp, rows, row, 0)
+
+
+def _stamp(file: str) -> str:
+    try:
+        found = os.stat(file)
+    except OSError:  # gone since the folder was listed: reading it will tell
+        return ""
+    return f"{found.st_mtime_ns} {found.st_size}"

@@ -1,0 +1,252 @@
+"""The folder of an index: one table of pictures with their vectors, mapped into memory, and index.json that names it.
+
+A change writes new files beside the old ones and then replaces index.json, so a reader has all of the old state or all
+of the new one. What a run that was stopped had embedded is kept in pieces, which the next run takes up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+NAME, LOCK = "index.json", ".lock"
+BLOCK = 1 << 16  # rows that are written, and looked through, at a time
+FACTS = ("path", "caption", "width", "height", "sha256", "file", "offset", "size", "row", "source", "stamp")
+_FORMAT = 1
+_NOT_THERE = "no index: make one with `python -m dalle index PICTURES --out {}`"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where pictures come from: a folder, files, or a data set of the hub, and the names of its columns."""
+
+    path: str
+    split: str = "train"
+    image: str | None = None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What index.json says.
+
+    Attributes:
+        clip: where the CLIP that made the vectors came from; "" is the one that ships.
+        clip_hash: `dalle.apps.embed.fingerprint` of it.
+        dimensions: of a vector.
+        pictures: how many there are.
+        sources: what was indexed.
+        table: file of the table, and its size in bytes.
+        near: file of the approximate index and its size; None while there are few vectors.
+        generation: counts the changes.
+    """
+
+    clip: str
+    clip_hash: str
+    dimensions: int
+    pictures: int
+    sources: list[Source]
+    table: tuple[str, int]
+    near: tuple[str, int] | None
+    generation: int
+
+
+def schema(dimensions: int) -> pa.Schema:
+    """Columns of the table: what a picture is, where it is, and its vector."""
+    texts = [(name, pa.string()) for name in ("path", "caption", "sha256", "file", "stamp")]
+    numbers = [("width", pa.int32()), ("height", pa.int32())]
+    places = [(name, pa.int64()) for name in ("offset", "size", "row", "source")]
+    return pa.schema([*texts, *numbers, *places, ("vector", pa.list_(pa.float16(), dimensions))])
+
+
+class Table:
+    """A table that is mapped into memory: only what is looked at is read.
+
+    Attributes:
+        blocks: vectors of each batch, float16 [rows, D].
+    """
+
+    def __init__(self, path: Path):
+        self.batches: list[pa.RecordBatch] = []
+        with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+            self.batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self.ends = list(accumulate(batch.num_rows for batch in self.batches))
+        self.blocks = [_vectors(batch) for batch in self.batches]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def row(self, number: int, names: Sequence[str] = FACTS) -> dict[str, Any]:
+        """Columns of a row, its vector not among them."""
+        block, at = self._place(number)
+        batch = self.batches[block]
+        return {name: batch.column(name)[at].as_py() for name in names}
+
+    def vector(self, number: int) -> np.ndarray:
+        """float16 [D]."""
+        block, at = self._place(number)
+        vector: np.ndarray = self.blocks[block][at]
+        return vector
+
+    def vectors(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """float32 [len(numbers), D]."""
+        wanted = np.asarray(numbers, dtype=np.int64)
+        found = np.empty((len(wanted), self.blocks[0].shape[1] if self.blocks else 0), dtype=np.float32)
+        blocks = np.searchsorted(self.ends, wanted, side="right")
+        for block in np.unique(blocks):
+            mine = blocks == block
+            start = self.ends[block - 1] if block else 0
+            found[mine] = self.blocks[block][wanted[mine] - start]
+        return found
+
+    def _place(self, number: int) -> tuple[int, int]:
+        block = bisect_right(self.ends, number)
+        return block, number - (self.ends[block - 1] if block else 0)
+
+
+def write_table(path: Path, batches: Iterable[pa.RecordBatch], dimensions: int) -> int:
+    """Write a table so that it is on the disk when this returns; gives its size in bytes."""
+    with path.open("wb") as file:
+        with pa.ipc.new_file(file, schema(dimensions)) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        file.flush()
+        os.fsync(file.fileno())
+    return path.stat().st_size
+
+
+def as_batch(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> pa.RecordBatch:
+    """Rows with their vectors, float16 [len(rows), D]."""
+    own = schema(vectors.shape[1])
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in own if field.name != "vector"]
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1), pa.float16())
+    return pa.RecordBatch.from_arrays([*columns, pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])], schema=own)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What index.json says.
+
+    Raises:
+        ValueError: there is no index, or it is no index of this version.
+    """
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder}: {_NOT_THERE.format(folder)}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{folder / NAME} is damaged ({error}): remove {folder} and index the pictures anew"
+        ) from error
+    if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+        raise ValueError(
+            f"{folder / NAME} is not of format {_FORMAT}, which this version reads: index the pictures anew"
+        )
+    try:
+        content["sources"] = [Source(**source) for source in content["sources"]]
+        content["table"] = tuple(content["table"])
+        content["near"] = content["near"] and tuple(content["near"])
+        return Manifest(**content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / NAME} is damaged ({error}): remove {folder} and index the pictures anew"
+        ) from error
+
+
+def open_table(folder: Path, manifest: Manifest) -> Table:
+    """The table that a manifest names.
+
+    Raises:
+        ValueError: the file is cut short or damaged.
+        FileNotFoundError: it is not there (any more).
+    """
+    return _opened(folder, manifest.table)
+
+
+def whole(folder: Path, file: tuple[str, int]) -> Path:
+    """A file of the index, which must be as long as it was when it was written."""
+    path, size = folder / file[0], (folder / file[0]).stat().st_size
+    if size != file[1]:
+        raise ValueError(f"{path} is cut short or damaged: {size} bytes, expected {file[1]}; index the pictures anew")
+    return path
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make the files that `manifest` names the index, and remove those of before."""
+    text = json.dumps({"format": _FORMAT} | asdict(manifest), indent=1, ensure_ascii=False)
+    part = folder / f".{NAME}.part"
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, folder / NAME)
+    kept = {manifest.table[0], *([manifest.near[0]] if manifest.near else [])}
+    for old in folder.iterdir():
+        if re.fullmatch(r"(pictures|near|piece)-[0-9a-f-]+\.(arrow|faiss)", old.name) and old.name not in kept:
+            old.unlink()
+
+
+def pieces(folder: Path, clip_hash: str) -> list[Table]:
+    """What runs that were stopped had embedded with this CLIP; a piece that is not whole is left out."""
+    found = []
+    for file in sorted(folder.glob(f"piece-{clip_hash[:12]}-*.arrow")):
+        try:
+            found.append(Table(file))
+        except pa.ArrowInvalid:  # written when the disk was full, or the machine stopped
+            file.unlink()
+    return found
+
+
+def add_piece(folder: Path, clip_hash: str, batch: pa.RecordBatch) -> None:
+    """Keep what has been embedded so far."""
+    name = f"piece-{clip_hash[:12]}-"
+    numbers = [int(file.stem.rpartition("-")[2]) for file in folder.glob(f"{name}*.arrow")]
+    part = folder / ".piece.part"
+    write_table(part, [batch], batch.schema.field("vector").type.list_size)
+    os.replace(part, folder / f"{name}{max(numbers, default=0) + 1:06d}.arrow")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone with the folder, which is made if it is not there; the system lets go of it when the process ends.
+
+    Raises:
+        ValueError: another process writes to it, or it holds other things than an index.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name another place for the index")
+    if folder.is_dir() and not (folder / LOCK).exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other things than an index: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is being written by another process: wait for it") from None
+        yield
+
+
+def _opened(folder: Path, file: tuple[str, int]) -> Table:
+    path = whole(folder, file)
+    try:
+        return Table(path)
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({reason}): index the pictures anew") from error
+
+
+def _vectors(batch: pa.RecordBatch) -> np.ndarray:
+    column = batch.column("vector")
+    flat: np.ndarray = column.flatten().to_numpy(zero_copy_only=True)
+    return flat.reshape(len(column), -1) if len(column) else flat.reshape(0, column.type.list_size)

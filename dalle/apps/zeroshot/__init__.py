@@ -1,0 +1,9 @@
+"""Classification by names alone: CLIP takes the label whose text is nearest to the picture."""
+
+from __future__ import annotations
+
+from dalle.apps.zeroshot.classifier import Prediction, ZeroShotClassifier
+from dalle.apps.zeroshot.labels import Labels, read_labels
+from dalle.apps.zeroshot.templates import TEMPLATES
+
+__all__ = ["TEMPLATES", "Labels", "Prediction", "ZeroShotClassifier", "read_labels"]

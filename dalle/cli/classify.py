@@ -1,0 +1,122 @@
+"""python -m dalle classify: pictures to labels that are only named."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dalle.apps.zeroshot import Labels, Prediction
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("classify", help="put pictures to labels that are only named, with CLIP")
+    command.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
+    add_label_options(command)
+    command.add_argument("--top", type=int, default=5, help="labels shown for each picture (%(default)s)")
+    add_clip_options(command)
+    command.set_defaults(run=_run)
+
+
+def add_label_options(command: argparse.ArgumentParser) -> None:
+    """The options that say which labels there are, and what CLIP reads for them."""
+    command.add_argument("--labels", metavar="A,B,...", help="labels, with commas between them")
+    command.add_argument(
+        "--labels-file",
+        metavar="FILE",
+        help="labels, one a line; after a tab the words that CLIP reads for it, with tabs between them",
+    )
+    command.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="sentence with {} for the label, such as 'a photo of a {}'; may be repeated, vectors are averaged",
+    )
+    command.add_argument(
+        "--templates",
+        metavar="SET",
+        help="sentences that ship: plain, pictures-en, -hi, -ne, emoji-en, ..., style-en, ...; several with commas "
+        "(default: emoji-en with the CLIP that ships, else pictures-en)",
+    )
+
+
+def add_clip_options(command: argparse.ArgumentParser) -> None:
+    """The options of every command that reads pictures with a CLIP."""
+    command.add_argument(
+        "--clip", metavar="SOURCE", help="file or folder of a CLIP, or a hub id (default: the one that ships)"
+    )
+    command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="pictures at a time (%(default)s)")
+    command.add_argument(
+        "--workers", type=int, default=0, help="processes that read pictures; 0: none beside (%(default)s)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON, not a table")
+
+
+def labels_of(args: argparse.Namespace) -> Labels | None:
+    """The labels of a command line; None if it gives none."""
+    from dalle.apps.zeroshot import read_labels
+
+    if args.labels is not None and args.labels_file is not None:
+        raise ValueError("--labels and --labels-file are both given: give one of them")
+    if args.labels_file is not None:
+        return read_labels(args.labels_file)
+    if args.labels is not None:
+        return [label.strip() for label in args.labels.split(",")]
+    return None
+
+
+def templates_given(args: argparse.Namespace) -> str | list[str] | None:
+    """The templates of a command line; None if it gives none."""
+    if args.template is not None and args.templates is not None:
+        raise ValueError("--template and --templates are both given: give one of them")
+    return args.template or args.templates
+
+
+def _run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from dalle.apps.zeroshot import ZeroShotClassifier
+    from dalle.data.base import BadPair
+    from dalle.data.custom.folder import picture_files
+
+    labels = labels_of(args)
+    if labels is None:
+        raise ValueError("no labels: give --labels cat,dog or --labels-file FILE")
+    records = [record for path in args.pictures for record in picture_files(path)]
+    classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
+    results: list[dict[str, Any]] = []
+    broken: list[BadPair] = []
+    found = classifier.predict(records, args.top, args.batch_size, args.workers)
+    for result in tqdm(found, total=len(records), unit="picture", disable=None if len(records) > 1 else True):
+        if isinstance(result, BadPair):
+            broken.append(result)
+            results.append({"picture": result.name, "error": result.reason})
+            continue
+        results.append(_plain(result))
+        if not args.json:
+            tqdm.write(_table(result), file=sys.stdout)
+    if len(broken) == len(records):
+        more = f"; none of {len(records)} pictures can be read" if len(records) > 1 else ""
+        raise ValueError(f"{broken[0]}{more}")
+    for error in broken:
+        print(f"dalle classify: skipped {error}", file=sys.stderr)
+    if args.json:
+        shown = {"labels": classifier.labels, "templates": classifier.templates, "pictures": results}
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
+
+
+def _plain(result: Prediction) -> dict[str, Any]:
+    rows = zip(result.labels, result.probabilities, strict=True)
+    return {
+        "picture": result.picture,
+        "labels": [{"label": label, "probability": round(value, 6)} for label, value in rows],
+    }
+
+
+def _table(result: Prediction) -> str:
+    rows = zip(result.labels, result.probabilities, strict=True)
+    return "\n".join([result.picture, *(f"  {value:7.2%}  {label}" for label, value in rows)])

@@ -1,0 +1,66 @@
+"""python -m dalle eval classify: how well a CLIP puts pictures to classes that it is only told the names of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dalle.cli.classify import add_clip_options, add_label_options, labels_of, templates_given
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("eval classify", help="top-1 and top-5 of zero-shot classification with a CLIP")
+    command.add_argument(
+        "pictures",
+        metavar="PICTURES",
+        help="a folder with a subfolder for each class, parquet files, a data set of the hub, or emoji",
+    )
+    command.add_argument(
+        "--by", metavar="COLUMN", help="column with the class (label); of the emoji style or group (style)"
+    )
+    command.add_argument("--image", metavar="COLUMN", help="column with pictures (default: one of the usual names)")
+    command.add_argument("--split", help="of the data set (default: test_pair of the emoji, else train)")
+    add_label_options(command)
+    command.add_argument(
+        "--confusion", type=Path, metavar="FILE", help="write a PNG of which class was taken for which"
+    )
+    add_clip_options(command)
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from dalle.apps.zeroshot import ZeroShotClassifier
+    from dalle.apps.zeroshot.confusion import confusion_picture
+    from dalle.apps.zeroshot.labelled import accuracy_on, labelled_pictures
+    from dalle.pictures import write_png
+
+    data = labelled_pictures(args.pictures, args.by, args.split, args.image)
+    templates = templates_given(args) or data.templates
+    classifier = ZeroShotClassifier.from_pretrained(labels_of(args) or data.labels, args.clip, templates, args.device)
+    with tqdm(total=len(data.records), unit="picture", disable=None) as bar:
+        found = accuracy_on(classifier, data, args.batch_size, args.workers, bar.update)
+    for reason in found.broken:
+        print(f"dalle eval classify: skipped {reason}", file=sys.stderr)
+    if args.confusion is not None:
+        args.confusion.parent.mkdir(parents=True, exist_ok=True)
+        write_png(confusion_picture(found.counts, classifier.labels), args.confusion, {})
+    if args.json:
+        more = {"labels": classifier.labels, "confusion": found.counts.tolist(), "skipped": found.broken}
+        print(json.dumps({"source": args.pictures} | found.figures | more, indent=2, ensure_ascii=False))
+        return
+    print(f"{args.pictures}, {found.figures['images']} images, {len(classifier.labels)} labels")
+    for name in (name for name in found.figures if name != "images"):
+        print(f"  {name:<20} {found.figures[name]:10.4f}  {_MEANING[name]}")
+
+
+_MEANING = {
+    "top_1": "share of images put to their class",
+    "top_5": "share of images whose class is among the 5 likeliest",
+    "mean_per_class": "top_1 of each class by itself, averaged",
+}

@@ -1,0 +1,87 @@
+"""python -m dalle index: make a searchable index of pictures, or bring it up to date."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dalle.cli.classify import add_clip_options
+
+_SHOWN = 20  # broken pictures that are named, of many; --json names all
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("index", help="make an index of pictures to search in, or bring it up to date")
+    command.add_argument(
+        "pictures",
+        nargs="*",
+        metavar="PICTURES",
+        help="folders (with those below), picture, .parquet or .tar files, patterns, ids of the hub; the index then "
+        "holds just these (default: those of the last time)",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    command.add_argument("--split", default="train", help="of a data set of the hub (%(default)s)")
+    command.add_argument("--image", metavar="COLUMN", help="column with pictures (default: one of the usual names)")
+    command.add_argument(
+        "--caption", metavar="COLUMN", help="column with captions (default: one of the usual names, if any)"
+    )
+    command.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write the vectors as parquet for a vector database; without PICTURES nothing else is done",
+    )
+    add_clip_options(command)
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from dalle.apps.search import ImageIndex
+    from dalle.apps.search.export import export
+    from dalle.apps.search.store import Source
+
+    told: dict[str, Any] = {"index": str(args.out)}
+    if args.pictures or args.export is None:
+        sources = [Source(path, args.split, args.image, args.caption) for path in args.pictures]
+        with tqdm(unit="picture", disable=None) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            index, report = ImageIndex.build(
+                args.out,
+                *sources,
+                clip=args.clip,
+                batch_size=args.batch_size,
+                workers=args.workers,
+                progress=show,
+                device=args.device,
+            )
+        told |= vars(report)
+        for reason in report.broken[:_SHOWN]:
+            print(f"dalle index: skipped {reason}", file=sys.stderr)
+        if len(report.broken) > _SHOWN:
+            print(f"dalle index: and {len(report.broken) - _SHOWN} more; --json names them", file=sys.stderr)
+    else:
+        index = ImageIndex(args.out)
+    if args.export is not None:
+        told |= {"exported": export(index.table, args.export, index.manifest.dimensions), "file": str(args.export)}
+    print(json.dumps(told, indent=2, ensure_ascii=False) if args.json else _table(told))
+
+
+def _table(told: dict[str, Any]) -> str:
+    lines = []
+    if "pictures" in told:
+        counts = ("embedded", "unchanged", "dropped")
+        parts = [f"{told['pictures']} pictures", *(f"{told[name]} {name}" for name in counts)]
+        lines.append(f"{told['index']}: {', '.join(parts)}, {len(told['broken'])} broken")
+    if "exported" in told:
+        lines.append(f"{told['file']}: {told['exported']} vectors")
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""python -m dalle paint: a picture for a prompt by VQGAN+CLIP, with its state, and perhaps a video of how it came."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle import __version__
+from dalle.apps.vqgan_clip.options import PaintOptions
+from dalle.config import add_options, descriptions
+
+if TYPE_CHECKING:  # torch takes a second to import: not for --help
+    from dalle.apps.vqgan_clip.optimize import Painter
+
+_OWN = ("resume", "video", "fps", "save_every", "preview_every", "out", "device", "json")
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("paint", help="paint a prompt: optimise a picture until CLIP finds the prompt in it")
+    command.add_argument(
+        "prompt", nargs="?", default=argparse.SUPPRESS, metavar="PROMPT", help=descriptions(PaintOptions)["prompt"]
+    )
+    add_options(command, PaintOptions, skip=("prompt",))
+    command.add_argument("--resume", type=Path, metavar="STATE", help="state.safetensors to go on from, or its folder")
+    command.add_argument("--video", type=Path, metavar="FILE", help="write a video of the steps: .mp4, .gif or .webp")
+    command.add_argument("--fps", type=int, default=24, help="frames a second of the video (default: %(default)s)")
+    command.add_argument("--save-every", type=int, metavar="STEPS", help="keep a picture each so many steps")
+    command.add_argument(
+        "--preview-every", type=int, default=10, metavar="STEPS", help="renew picture.png so often (%(default)s)"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("outputs"), help="where each painting gets a new folder (default: %(default)s)"
+    )
+    command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
+    command.add_argument("--json", action="store_true", help="print JSON: picture, state, steps, losses, seconds")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from dalle.apps.vqgan_clip.api import begin
+    from dalle.apps.vqgan_clip.video import check_video
+    from dalle.outputs import check_folder, new_folder, slug
+    from dalle.training.run.log import Interrupt
+
+    for name in ("fps", "save_every", "preview_every"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give 1 or more")
+    check_folder(args.out)
+    if args.video is not None:
+        check_video(args.video)
+        check_folder(args.video.parent)
+    options, state = _options(args)
+    painter = begin(options, args.device, state)
+    if painter.step >= options.updates:
+        raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
+    run = _Run(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
+    start, figures, first = time.perf_counter(), {}, painter.step
+    pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
+    with (
+        Interrupt() as interrupt,
+        tqdm(
+            total=options.updates, initial=first, desc="painting", unit=" steps", dynamic_ncols=True, mininterval=pause
+        ) as bar,
+    ):
+        for figures in painter.run():
+            bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
+            bar.update()
+            run.after_step()
+            if interrupt.signal is not None:
+                break
+    run.finish()
+    if args.json:
+        seconds = round(time.perf_counter() - start, 2)
+        print(json.dumps(run.paths() | {"steps": painter.step, "losses": figures, "seconds": seconds}))
+    if painter.step < options.updates:
+        command = f"python -m dalle paint --resume {shlex.quote(str(run.folder))}"
+        print(
+            f"dalle paint: stopped at step {painter.step} of {options.updates}; go on with: {command}", file=sys.stderr
+        )
+        raise SystemExit(130)
+    if not args.json:
+        print(run.folder / "picture.png")
+
+
+def _options(args: argparse.Namespace) -> tuple[PaintOptions, Any]:
+    """The options: of the state that is gone on from, or the defaults, with those of the command line over them."""
+    from dalle.apps.vqgan_clip.state import changed, read_state
+    from dalle.config import from_dict
+
+    given = {name: value for name, value in vars(args).items() if name not in (*_OWN, "run", "command")}
+    if args.resume is None:
+        return from_dict(PaintOptions, given, "command line"), None
+    state = read_state(args.resume / "state.safetensors" if args.resume.is_dir() else args.resume)
+    return changed(state, given), state
+
+
+class _Run:
+    """The files of one painting, in a folder of its own: picture.png, state.safetensors, frames and a video."""
+
+    def __init__(self, painter: Painter, folder: Path, args: argparse.Namespace) -> None:
+        self.painter, self.folder, self.args = painter, folder, args
+        self.frames = folder / "frames"
+        self.texts = self._texts()
+        if args.video is not None:
+            self.frames.mkdir()
+            self._frame()
+
+    def after_step(self) -> None:
+        """Write what is due after a step."""
+        step, options = self.painter.step, self.painter.options
+        if self.args.video is not None and step % options.frame_every == 0:
+            self._frame()
+        if self.args.save_every is not None and step % self.args.save_every == 0:
+            self._picture(f"step-{step:05d}.png")
+            self._state()
+        if step % self.args.preview_every == 0:
+            self._picture("picture.png")
+
+    def finish(self) -> None:
+        """Write the picture and the state, and put frames together."""
+        from dalle.apps.vqgan_clip.video import write_video
+
+        self._picture("picture.png")
+        self._state()
+        if self.args.video is not None:
+            write_video(sorted(self.frames.glob("*.png")), self.args.video, self.args.fps)
+
+    def paths(self) -> dict[str, str]:
+        """The files by what they are."""
+        paths = {"picture": str(self.folder / "picture.png"), "state": str(self.folder / "state.safetensors")}
+        return paths if self.args.video is None else paths | {"video": str(self.args.video)}
+
+    def _state(self) -> None:
+        from dalle.apps.vqgan_clip.state import save_state
+
+        save_state(self.painter, self.folder / "state.safetensors")
+
+    def _frame(self) -> None:
+        self._picture(f"frames/{self.painter.step:06d}.png")
+
+    def _picture(self, name: str) -> None:
+        from dalle.apps.vqgan_clip.inputs import to_picture
+        from dalle.pictures import write_png
+
+        picture = to_picture(self.painter.picture())
+        write_png(picture, self.folder / name, self.texts | {"step": str(self.painter.step)})
+
+    def _texts(self) -> dict[str, str]:
+        """Metadata: all that is needed to paint the same picture again."""
+        from dalle.apps.vqgan_clip.prompts import parse_images
+        from dalle.config import to_dict
+        from dalle.outputs import named
+
+        options = self.painter.options
+        given = (options.init, options.mask, *(Path(prompt.content) for prompt in parse_images(options.image_prompt)))
+        files = [path for path in given if path is not None and path.is_file()]
+        return {
+            "prompt": options.prompt,
+            "seed": str(options.seed),
+            "options": json.dumps(to_dict(options), ensure_ascii=False),
+            "files": json.dumps([named(file) for file in files], ensure_ascii=False),
+            "models": json.dumps(self.painter.models),
+            "command": _command(options),
+            "Software": f"dalle {__version__}",
+        }
+
+
+def _command(options: PaintOptions) -> str:
+    """The command line that paints the same picture: all options that differ from the defaults."""
+    from dalle.config import to_dict
+
+    words = ["python", "-m", "dalle", "paint", options.prompt]
+    given, usual = to_dict(options), to_dict(PaintOptions())
+    for name, value in given.items():
+        if name != "prompt" and value != usual[name]:
+            for item in value if isinstance(value, list) else [value]:
+                words += [f"--{name.replace('_', '-')}", str(item)]
+    return shlex.join(words)

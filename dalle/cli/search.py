@@ -1,0 +1,119 @@
+"""python -m dalle search: pictures of an index by text, by picture, or by both."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dalle.apps.search import Hit, ImageIndex
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("search", help="find pictures of an index by text, by picture, or by both")
+    command.add_argument("index", type=Path, metavar="INDEX", help="folder that `dalle index` made")
+    command.add_argument(
+        "text", nargs="*", metavar="TEXT", help="what is to be seen, in any language that the CLIP reads"
+    )
+    command.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture to look for the like of"
+    )
+    command.add_argument("--minus", action="append", default=[], metavar="TEXT", help="a text to lead away from")
+    command.add_argument(
+        "--minus-image", action="append", default=[], metavar="FILE", help="a picture to lead away from"
+    )
+    command.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="only pictures for which it holds: width>=512, path~holiday, caption~dog; may be repeated",
+    )
+    command.add_argument("--top", type=int, default=20, help="how many (%(default)s)")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
+        "--captions", action="store_true", help="captions of the index that fit --image, in place of pictures"
+    )
+    what.add_argument(
+        "--duplicates",
+        type=float,
+        nargs="?",
+        const=0.97,
+        metavar="COSINE",
+        help="groups of pictures that look the same, in place of a query (%(const)s)",
+    )
+    shown = command.add_mutually_exclusive_group()
+    shown.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
+    shown.add_argument("--json", action="store_true", help="print JSON, not a table")
+    shown.add_argument("--show", action="store_true", help="open a page of thumbnails in the browser")
+    command.add_argument(
+        "--clip", metavar="SOURCE", help="where the CLIP that made the index is now (default: where it was)"
+    )
+    command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from dalle.apps.search import ImageIndex
+
+    index = ImageIndex(args.index, args.clip, args.device)
+    if args.captions:
+        _captions(index, args)
+        return
+    if args.duplicates is not None:
+        groups = index.near_duplicates(args.duplicates)[: args.top]
+        title, hits = f"near-duplicates in {args.index}", [hit for group in groups for hit in group]
+        found: Any = [[vars(hit) for hit in group] for group in groups]
+        table = "\n\n".join(_table(group) for group in groups) or "no near-duplicates"
+    else:
+        given = (args.text, args.image)
+        hits = index.search(*given, minus=args.minus, minus_image=args.minus_image, top=args.top, where=args.where)
+        title, found = _title(args), [vars(hit) for hit in hits]
+        table = _table(hits) or "no picture fits the conditions"
+    if args.json:
+        print(json.dumps({"index": str(args.index), "query": title, "found": found}, indent=2, ensure_ascii=False))
+    elif args.html is not None or args.show:
+        _page(index, args, title, hits)
+    else:
+        print(table)
+
+
+def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
+    if len(args.image) != 1 or args.text or args.html or args.show:
+        raise ValueError("--captions goes with one --image, and with --json: give the picture to be described")
+    found = index.captions(args.image[0], args.top)
+    if args.json:
+        rows = [{"caption": caption, "score": score} for caption, score in found]
+        print(json.dumps({"index": str(args.index), "found": rows}, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(f"{score:7.4f}  {caption}" for caption, score in found))
+
+
+def _page(index: ImageIndex, args: argparse.Namespace, title: str, hits: list[Hit]) -> None:
+    from dalle.apps.search.html import write_page
+
+    path = args.html or Path(tempfile.mkdtemp(prefix="dalle-search-")) / "found.html"
+    write_page(path, index, title, hits)
+    if args.show and not webbrowser.open(path.absolute().as_uri()):
+        raise ValueError(f"no browser could be opened: the page is {path}; --html FILE writes it where you want it")
+    print(path)
+
+
+def _title(args: argparse.Namespace) -> str:
+    return " ".join(
+        [
+            *(f"+ {one}" for one in (*args.text, *args.image)),
+            *(f"− {one}" for one in (*args.minus, *args.minus_image)),
+        ]
+    ).removeprefix("+ ")
+
+
+def _table(hits: list[Hit]) -> str:
+    captions = (hit.caption.partition("\n")[0] for hit in hits)
+    rows = (f"{hit.score:7.4f}  {hit.path}  {caption}".rstrip() for hit, caption in zip(hits, captions, strict=True))
+    return "\n".join(rows)

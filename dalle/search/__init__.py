@@ -1,7 +1,0 @@
-"""Search of pictures by text, by picture, or by both: an index of CLIP's vectors in a folder."""
-
-from __future__ import annotations
-
-from dalle.search.index import Hit, ImageIndex
-
-__all__ = ["Hit", "ImageIndex"]
