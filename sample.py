@@ -25,7 +25,7 @@ from dalle.config import (
     refuse,
     to_dict,
 )
-from dalle.outputs import check_folder, named, new_folder, slug, write_text
+from dalle.files import check_folder, named, new_folder, slug, write_text
 from dalle.units import quantity
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help

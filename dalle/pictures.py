@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
-from dalle.outputs import whole
+from dalle.files import whole
 
 logger = logging.getLogger(__name__)
 

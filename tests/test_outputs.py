@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.outputs import check_folder, named, new_folder, slug, write_text
+from dalle.files import check_folder, named, new_folder, slug, write_text
 
 
 def test_folder_names() -> None:

@@ -16,13 +16,13 @@ from dalle.checkpoints.parts import load_parts
 from dalle.data import EncodedConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.data.token_shards.dataset import TokensData
+from dalle.device import onto
 from dalle.evaluation import metrics
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
-from dalle.transfer import onto
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dalle.device import onto
 from dalle.text_tokenizers.base import check_characters
-from dalle.transfer import onto
 
 LENGTH = 120  # tokens of a caption
 

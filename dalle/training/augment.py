@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.transfer import onto
+from dalle.device import onto
 
 _NUMBERS = 16  # uniform numbers that the changes of a picture are made of
 

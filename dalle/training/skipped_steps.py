@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from dalle.device import Coming
 from dalle.training.run.log import RunLog
-from dalle.transfer import Coming
 
 
 class Outcomes:

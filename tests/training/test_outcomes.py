@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
+from dalle.device import Coming, onto
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
 from dalle.training.run.log import RunLog
 from dalle.training.skipped_steps import Outcomes
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.train_step import step
-from dalle.transfer import Coming, onto
 from tiny_model import DALLE_MODEL, make_tiny_model
 
 NAN, INF = float("nan"), float("inf")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Table
-from dalle.outputs import whole
+from dalle.files import whole
 
 _COLUMNS = ("path", "caption", "width", "height", "sha256")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from dalle.apps.search.index import Hit, ImageIndex
 from dalle.data.base import BadPair
 from dalle.data.images import read_picture
-from dalle.outputs import write_text
+from dalle.files import write_text
 
 _SIDE = 224  # pixels of a thumbnail
 _STYLE = (

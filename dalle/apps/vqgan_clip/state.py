@@ -15,7 +15,7 @@ from torch import Tensor, nn, uint8
 from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.apps.vqgan_clip.options import PaintOptions
 from dalle.config import from_dict, to_dict
-from dalle.outputs import whole
+from dalle.files import whole
 
 _KEY = "dalle.paint"
 _TENSORS = ("values", "average", "start")

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from dalle.outputs import whole
+from dalle.files import whole
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 

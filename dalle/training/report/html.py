@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from dalle.config import read_yaml
-from dalle.outputs import write_text
+from dalle.files import write_text
 from dalle.training.report.metrics_log import Curve, Figures, charts, read_figures
 from dalle.training.report.svg import can_be_log, colour, svg
 

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
 from tqdm import tqdm
 
-from dalle.outputs import whole, write_text
+from dalle.files import whole, write_text
 from dalle.training.checkpoint.checkpoint import explained
 from dalle.training.distributed.fsdp import Sharding, asked_of_launcher
 from dalle.training.recipe import LoopRecipe, RunConfig

@@ -23,7 +23,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, to_dict
 from dalle.data import EncodedConfig, location
-from dalle.outputs import write_text
+from dalle.files import write_text
 from dalle.training.checkpoint import checkpoint
 from dalle.training.recipe import LoopRecipe
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from dalle.config import flat, to_dict
-from dalle.outputs import write_text
+from dalle.files import write_text
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.run.run_dir import installed
 

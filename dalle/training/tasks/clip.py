@@ -15,13 +15,13 @@ from dalle.checkpoints.load import load_text_tokenizer
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
+from dalle.device import onto
 from dalle.evaluation.evaluate import clip_figures, unit_images
 from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.training.augment import augmented
 from dalle.training.distributed.fsdp import Sharding, build
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Task
-from dalle.transfer import onto
 
 
 @dataclass

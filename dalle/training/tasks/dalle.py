@@ -17,6 +17,7 @@ from dalle.checkpoints.tensors import Tensors, bare
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.data.token_shards.dataset import TokensData
+from dalle.device import onto
 from dalle.evaluation.evaluate import codes_of, dalle_figures
 from dalle.generation.generate import generate
 from dalle.generation.rerank import score
@@ -30,7 +31,6 @@ from dalle.training.planning.memory import Size, Training, room_for_drawing
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task, image_grid
-from dalle.transfer import onto
 
 _DRAWN_AT_ONCE = 8  # candidates of a sharded model
 _METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
