@@ -12,7 +12,6 @@ import dalle
 from dalle.data import open_data
 from dalle.data.emoji.dataset import EmojiData
 from dalle.data.loader import evaluation_batches
-from dalle.evaluation.evaluate import unit_images
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
@@ -68,7 +67,7 @@ def main() -> None:
     data = open_data(EmojiData(), "validation", 64)
     batch = next(iter(evaluation_batches(data, 8, limit=8)))
     text = dalle.load_text_tokenizer(folder / "text_tokenizer").encode(batch.captions, model.config.text_length)
-    images = unit_images(batch, torch.device("cpu"))
+    images = batch.unit_images(torch.device("cpu"))
     codes = dalle.load_image_tokenizer(folder / "image_tokenizer").encode(images).flatten(1)
     measure("models/emoji, trained", model, text, codes)
 

@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.parts import load_parts
 from dalle.config import to_dict
+from dalle.device import pick_device
 from dalle.generation.generate import generate
 from dalle.generation.rerank import best, score
 from dalle.generation.sampling import SamplingConfig
@@ -31,7 +33,6 @@ from dalle.text_tokenizers.t5 import T5Encoder
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).resolve().parents[1] / "models" / "emoji"
 _DECODE_BATCH = 32  # pictures at a time through the image tokenizer and CLIP
 
 Progress = Callable[[int, int], None]
@@ -312,24 +313,6 @@ class _Start:
     codes: Tensor  # int64 [h, w]
     kept: Tensor  # bool [h, w]: codes that are not drawn
     redrawn: Tensor | None  # bool [H, W]: pixels that are not pasted back; None: no pixel is
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is the accelerator if there is one, else the CPU.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if device == "auto":
-        return found or torch.device("cpu")
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"there is no device {str(device)!r}: give auto, cpu, cuda or mps") from None
-    if wanted.type != "cpu" and (found is None or found.type != wanted.type):
-        raise ValueError(f"device {wanted} is not available here: this machine has {found or 'only the cpu'}")
-    return wanted
 
 
 def whole_rows(keep_rows: float, rows: int) -> int:

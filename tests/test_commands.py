@@ -19,8 +19,8 @@ from PIL import Image
 import dalle
 import sample
 import train
+from dalle.checkpoints.hub import SHIPPED
 from dalle.data import ShapesData, open_data
-from dalle.pipeline import SHIPPED
 from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.slow

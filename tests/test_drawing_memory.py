@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle.generation import batching
-from dalle.generation.batching import free_memory, row_bytes, shares
+from dalle import device
+from dalle.device import free_memory
+from dalle.generation.batching import row_bytes, shares
 from dalle.generation.generate import generate
 from dalle.kernels.linear import packed_bytes
 from dalle.models.dalle import DALLE, DALLEConfig
@@ -68,7 +69,7 @@ def test_batches_obey_the_limit(model: DALLE) -> None:
 
 
 def test_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device, "_CGROUP", tmp_path)
     free = free_memory(CPU)
     assert free > 2**20
     (tmp_path / "memory.max").write_text("max\n")

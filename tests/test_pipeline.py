@@ -14,8 +14,9 @@ from torch import Tensor
 from dalle import pipeline
 from dalle.checkpoints.model_folder import write_config
 from dalle.config import read_yaml
+from dalle.device import pick_device
 from dalle.generation.rerank import score
-from dalle.pipeline import Result, TextToImage, pick_device, picture_to_tensor, redrawn_pixels, whole_rows
+from dalle.pipeline import Result, TextToImage, picture_to_tensor, redrawn_pixels, whole_rows
 from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 

@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "emoji"  # the model that ships, with its CLIP
+
 # Of repositories with several weights the one that is meant where no file is named.
 MAIN_FILES = {
     "ai-forever/rudalle-Malevich": "pytorch_model_v3.bin",

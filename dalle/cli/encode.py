@@ -108,7 +108,7 @@ def _device(name: str) -> torch.device:
     """Where to encode: several processes take an accelerator each."""
     import torch
 
-    from dalle.pipeline import pick_device
+    from dalle.device import pick_device
 
     device = pick_device(name)
     if device.type == "cuda" and device.index is None:

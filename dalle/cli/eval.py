@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.data import EncodedConfig
+    from dalle.device import pick_device
     from dalle.evaluation.evaluate import evaluate, table
-    from dalle.pipeline import pick_device
 
     data = from_dict(EncodedConfig, apply_overrides({"kind": "emoji"}, args.data), "command line")
     split = args.split or ("test_pair" if data.kind == "emoji" else "validation")

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from dalle.data.base import BadPair, Order, OwnOrder, PairDataset, PairStream
 from dalle.data.shuffle import shuffled
+from dalle.device import to_device
+from dalle.image_tokenizers import ImageTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,16 @@ class Batch:
     captions: list[str]
     seeds: list[int]
     bad: list[str]
+
+    def unit_images(self, device: torch.device) -> Tensor:
+        """The images on a device, float32 [B, 3, H, W] in [0, 1]."""
+        return to_device(device, self.images).float().div_(255)
+
+    def codes(self, tokenizer: ImageTokenizer, device: torch.device) -> Tensor:
+        """Image codes on a device, int64 [B, h * w]: those of token shards, else the images encoded."""
+        encoded = self.images.ndim == 3
+        codes = to_device(device, self.images) if encoded else tokenizer.encode(self.unit_images(device))
+        return codes.flatten(1)
 
     def split(self, parts: int) -> list[Batch]:
         """Equal parts, in order; the bad records stay with the first."""

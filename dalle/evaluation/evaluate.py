@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
@@ -16,30 +16,13 @@ from dalle.checkpoints.parts import load_parts
 from dalle.data import EncodedConfig, open_data
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.data.token_shards.dataset import TokensData
-from dalle.device import onto
+from dalle.device import device_of
 from dalle.evaluation import metrics
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
-    return next(module.parameters()).device
-
-
-def unit_images(batch: Batch, device: torch.device) -> Tensor:
-    """uint8 [B, 3, H, W] -> float32 [B, 3, H, W] in [0, 1], on `device`."""
-    return onto(device, batch.images).float().div_(255)
-
-
-def codes_of(batch: Batch, tokenizer: ImageTokenizer, device: torch.device) -> Tensor:
-    """The codes of a batch on `device`, int64 [B, h * w]: of token shards those it holds, else of its pictures."""
-    encoded = batch.images.ndim == 3
-    codes = onto(device, batch.images) if encoded else tokenizer.encode(unit_images(batch, device))
-    return codes.flatten(1)
 
 
 @torch.no_grad()
@@ -50,7 +33,7 @@ def image_tokenizer_figures(tokenizer: ImageTokenizer, batches: Iterable[Batch])
     psnr: list[Tensor] = []
     ssim: list[Tensor] = []
     for batch in batches:
-        images = unit_images(batch, device)
+        images = batch.unit_images(device)
         codes = tokenizer.encode(images)
         again = tokenizer.decode(codes).float()
         use.update(codes)
@@ -67,7 +50,7 @@ def clip_figures(clip: CLIP, tokenizer: TextTokenizer, batches: Iterable[Batch])
     images: list[Tensor] = []
     text: list[Tensor] = []
     for batch in batches:
-        images.append(clip.encode_image(unit_images(batch, device)))
+        images.append(clip.encode_image(batch.unit_images(device)))
         text.append(clip.encode_text(tokenizer.encode(batch.captions, clip.config.text_length).to(device)))
     return metrics.retrieval(torch.cat(images), torch.cat(text), (1, 10))
 
@@ -88,7 +71,7 @@ def dalle_figures(
     image_sum, image_count, text_sum, text_count, hits = 0.0, 0, 0.0, 0, 0
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
-        codes = codes_of(batch, image_tokenizer, device)
+        codes = batch.codes(image_tokenizer, device)
         of_text, of_image, likeliest = model.token_losses_and_likeliest(text, codes)  # [B, T - 1], [B, N], [B, N]
         hits += int((likeliest == codes).sum())
         guessed.update(likeliest)

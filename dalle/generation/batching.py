@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import torch
-
+from dalle.device import free_memory
 from dalle.kernels.linear import packed_bytes
 from dalle.models.dalle import DALLE
 
 _SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def shares(
@@ -61,19 +56,3 @@ def row_bytes(model: DALLE, lead: int, window: int = 1) -> int:
     held = shape.depth * (2 * inner + (shape.width if config.shift_tokens else 0)) * (2 * prefix + config.image_length)
     states = tokens * (4 * shape.width + 4 * inner + 2 * hidden + 2 * shape.heads * (prefix + lead))
     return size * (held + states) + 4 * 8 * config.image_vocab * window
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device: of the machine's memory, or what a control group leaves of it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: half of the machine's memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        limit, used = ((_CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:  # no control group, or an older kind
-        return free
-    return free if limit == "max" else min(free, int(limit) - int(used))

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dalle.device import onto
+from dalle.device import to_device
 from dalle.text_tokenizers.base import check_characters
 
 LENGTH = 120  # tokens of a caption
@@ -164,8 +164,8 @@ class T5Encoder:
         )
         device = next(self.model.parameters()).device
         real = rows["attention_mask"]
-        ids = onto(device, rows["input_ids"])
-        features = self.model(input_ids=ids, attention_mask=onto(device, real))["last_hidden_state"].float()
+        ids = to_device(device, rows["input_ids"])
+        features = self.model(input_ids=ids, attention_mask=to_device(device, real))["last_hidden_state"].float()
         made = torch.zeros_like(features)
         for row, count in enumerate(real.sum(1).tolist()):
             made[row, length - count :] = features[row, :count]

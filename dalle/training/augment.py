@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.device import onto
+from dalle.device import to_device
 
 _NUMBERS = 16  # uniform numbers that the changes of a picture are made of
 
@@ -32,8 +32,8 @@ def augmented(images: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
         Float [B, 3, S, S]; noise may leave [0, 1].
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    numbers = onto(images.device, torch.stack([torch.rand(_NUMBERS, generator=g) for g in generators]))  # [B, 16]
-    noise = onto(images.device, torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]))
+    numbers = to_device(images.device, torch.stack([torch.rand(_NUMBERS, generator=g) for g in generators]))  # [B, 16]
+    noise = to_device(images.device, torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]))
     place, tone, hole, loud = numbers[:, :6], numbers[:, 6:9], numbers[:, 9:15], numbers[:, 15]
     changed = _holed(_toned(_placed(images, place, strength), tone, strength), hole, strength)
     return changed + 0.5 * strength * loud[:, None, None, None] * noise

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dalle.device import Coming
+from dalle.device import AsyncRead
 from dalle.training.run.log import RunLog
 
 
@@ -21,11 +21,11 @@ class Outcomes:
         """Report to a log; `most` skipped updates in a row end the run, whose checkpoints are in `folder`."""
         self.log, self.most, self.folder = log, most, folder
         self.in_a_row = 0
-        self._open: deque[tuple[int, list[str], Coming]] = deque()
+        self._open: deque[tuple[int, list[str], AsyncRead]] = deque()
 
     def add(self, update: int, norms: Mapping[str, Tensor]) -> None:
         """Ask for the outcome of update number `update`: of each phase that ran the norm of its gradient."""
-        self._open.append((update, list(norms), Coming(torch.stack([torch.isfinite(n) for n in norms.values()]))))
+        self._open.append((update, list(norms), AsyncRead(torch.stack([torch.isfinite(n) for n in norms.values()]))))
 
     def settle(self, update: int) -> bool:
         """Tell what became of the updates up to this one, and wait for that if need be; returns whether it was taken.
@@ -53,7 +53,7 @@ class Stop:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self._coming: Coming | None = None
+        self._coming: AsyncRead | None = None
 
     def __call__(self, told: bool) -> bool:
         """Once an update, in all processes: whether this one, or some other one before, was told to end."""
@@ -61,5 +61,5 @@ class Stop:
             return told
         before = self._coming
         flag = torch.full((1,), float(told), device=self.accelerator.device)
-        self._coming = Coming(self.accelerator.reduce(flag, reduction="sum"))
+        self._coming = AsyncRead(self.accelerator.reduce(flag, reduction="sum"))
         return before is not None and before.read()[0] > 0

@@ -19,9 +19,9 @@ import sample
 import train
 from dalle.__main__ import COMMANDS, main
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
 from dalle.kernels import native
-from dalle.pipeline import SHIPPED
 from dalle.training.recipe import load_recipe
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text

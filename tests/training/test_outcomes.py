@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from dalle.device import Coming, onto
+from dalle.device import AsyncRead, to_device
 from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
 from dalle.training.run.log import RunLog
 from dalle.training.skipped_steps import Outcomes
@@ -48,7 +48,7 @@ class Tripwire(TorchDispatchMode):
 
 @contextmanager
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing in train.py or dalle reads a number but `Coming`; nothing is copied but by `onto`."""
+    """Nothing in train.py or dalle reads a number but `AsyncRead`; nothing is copied but by `to_device`."""
     with monkeypatch.context() as patch, Tripwire():
         for name in ("tolist", "numpy", "cpu"):
             patch.setattr(Tensor, name, _guarded(name, getattr(Tensor, name)))
@@ -58,7 +58,7 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
         caller = Path(sys._getframe(1).f_code.co_filename)
-        assert caller.name == "transfer.py" or not caller.is_relative_to(Path(train.__file__).parent / "dalle"), name
+        assert caller.name == "device.py" or not caller.is_relative_to(Path(train.__file__).parent / "dalle"), name
         return method(self, *args, **kwargs)
 
     return call
@@ -233,6 +233,6 @@ def test_skipped_updates_are_told_late_with_their_numbers(tmp_path: Path) -> Non
 
 
 def test_numbers_come_as_they_were() -> None:
-    assert Coming(torch.tensor([1.5, 2.0])).read() == [1.5, 2.0]
+    assert AsyncRead(torch.tensor([1.5, 2.0])).read() == [1.5, 2.0]
     tensor = torch.arange(3)
-    assert onto(torch.device("cpu"), tensor) is tensor
+    assert to_device(torch.device("cpu"), tensor) is tensor

@@ -22,10 +22,11 @@ from dalle.apps.search.filters import Filter
 from dalle.apps.search.sources import read_item
 from dalle.apps.search.store import Source
 from dalle.apps.search.update import EXACT, Progress, Report, other_clip, update
+from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
 from dalle.data.custom.records import Record, content_of
+from dalle.device import pick_device
 from dalle.models.clip import CLIP
-from dalle.pipeline import SHIPPED, pick_device
 
 _One = TypeVar("_One", str, Picture)
 _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest

@@ -18,12 +18,13 @@ from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.apps.vqgan_clip.options import PaintOptions
 from dalle.apps.vqgan_clip.prompts import Prompt, check_weights, parse_images, parse_noise, parse_text
 from dalle.apps.vqgan_clip.state import State, fingerprint, restore
+from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.config import from_dict
+from dalle.device import pick_device
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
 from dalle.pictures import read_picture
-from dalle.pipeline import SHIPPED, pick_device
 
 TOKENIZER = SHIPPED.parents[1] / "tokenizers" / "emoji-vqgan"
 CLIP_FOLDER = SHIPPED / "clip"

@@ -16,10 +16,11 @@ from torch import Tensor
 from dalle.apps.embed import Picture, Records, as_record, embed_pictures, embed_texts
 from dalle.apps.zeroshot.labels import Labels, words_of
 from dalle.apps.zeroshot.templates import templates_of
+from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
 from dalle.data.base import BadPair
+from dalle.device import pick_device
 from dalle.models.clip import CLIP
-from dalle.pipeline import SHIPPED, pick_device
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
-from dalle.generation.batching import free_memory
+from dalle.device import free_memory
 from dalle.training.optim import WeightAverage, adamw
 from dalle.training.planning.memory import Size, Training, memory
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe

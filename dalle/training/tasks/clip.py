@@ -15,8 +15,8 @@ from dalle.checkpoints.load import load_text_tokenizer
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.device import onto
-from dalle.evaluation.evaluate import clip_figures, unit_images
+from dalle.device import to_device
+from dalle.evaluation.evaluate import clip_figures
 from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
 from dalle.training.augment import augmented
 from dalle.training.distributed.fsdp import Sharding, build
@@ -57,10 +57,10 @@ class CLIPTask(Task):
         text = self.tokenizer.encode(
             batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds
         )
-        images = unit_images(batch, self.device)
+        images = batch.unit_images(self.device)
         if recipe.augment:
             images = augmented(images, batch.seeds, recipe.augment)
-        return Inputs(images, onto(self.device, text))
+        return Inputs(images, to_device(self.device, text))
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         images, text = self.model.encode_image(inputs.images), self.model.encode_text(inputs.text)

@@ -17,8 +17,8 @@ from dalle.checkpoints.tensors import Tensors, bare
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.data.token_shards.dataset import TokensData
-from dalle.device import onto
-from dalle.evaluation.evaluate import codes_of, dalle_figures
+from dalle.device import to_device
+from dalle.evaluation.evaluate import dalle_figures
 from dalle.generation.generate import generate
 from dalle.generation.rerank import score
 from dalle.models.dalle import DALLE
@@ -104,9 +104,9 @@ class DALLETask(Task):
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
-        rows = onto(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))
+        rows = to_device(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))
         text = torch.where(rows, self.model.null_text(text), text)
-        return Inputs(onto(self.device, text), codes_of(batch, self.image_tokenizer, self.device))
+        return Inputs(to_device(self.device, text), batch.codes(self.image_tokenizer, self.device))
 
     def _encode(self, captions: list[str], dropout: float = 0.0, seed: list[int] | None = None) -> Tensor:
         length = self.recipe.model.text_length

@@ -13,7 +13,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.evaluation.evaluate import image_tokenizer_figures, unit_images
+from dalle.evaluation.evaluate import image_tokenizer_figures
 from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUse
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
 from dalle.training.losses.adversarial import (
@@ -93,7 +93,7 @@ class ImageTokenizerTask(Task):
         return self.phases if self._adversarial_at(update) else self.phases[:1]
 
     def inputs(self, batch: Batch) -> Inputs:
-        images = unit_images(batch, self.device)
+        images = batch.unit_images(self.device)
         return Inputs(images.contiguous(memory_format=torch.channels_last))
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -180,7 +180,7 @@ class ImageTokenizerTask(Task):
     def pictures(self, model: nn.Module, batch: Batch) -> Samples:
         """Pictures above their reconstructions, 16 a row."""
         assert isinstance(model, ImageTokenizer)
-        images = unit_images(batch, self.device)
+        images = batch.unit_images(self.device)
         again = model.decode(model.encode(images))
         rows = [part for pair in zip(images.split(16), again.split(16), strict=True) for part in pair]
         return Samples(image_grid(rows), {})
