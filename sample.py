@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dalle import __version__
+from dalle.cli.outputs import check_folder, named, new_folder, slug
 from dalle.config import (
     CommandLine,
     add_options,
@@ -25,7 +26,7 @@ from dalle.config import (
     refuse,
     to_dict,
 )
-from dalle.files import check_folder, named, new_folder, slug, write_text
+from dalle.files import write_text
 from dalle.units import quantity
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help

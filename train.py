@@ -61,7 +61,7 @@ def train(recipe: LoopRecipe) -> int:
     held_out = open_data(recipe.data, "validation", task.image_size)
     bad = BadCounter(recipe.data.max_bad)
 
-    claim, resume = open_folder(recipe, accelerator)
+    lock, resume = open_folder(recipe, accelerator)
     start = 0
     if resume:
         saved = load_newest(run.dir, accelerator)
@@ -111,7 +111,7 @@ def train(recipe: LoopRecipe) -> int:
         log.say(f"run.compile: {uncompiled}; training goes on uncompiled")
     outcomes, stops, update = Outcomes(log, run.max_skipped, run.dir), Stop(accelerator), start
     task.model.train()
-    with claim, Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
+    with lock, Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
         while update < run.updates:
             seed_noise(run.seed, update, rank)
             with log.waiting():

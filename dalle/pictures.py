@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
-from dalle.files import whole
+from dalle.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def write_png(picture: Image.Image, path: Path, texts: Mapping[str, str]) -> Non
     metadata = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         metadata.add_itxt(name, text)
-    with whole(path) as part:
+    with atomic_file(path) as part:
         picture.save(part, "PNG", pnginfo=metadata)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dalle.files import check_folder, named, new_folder, slug, write_text
+from dalle.cli.outputs import check_folder, named, new_folder, slug
+from dalle.files import write_text
 
 
 def test_folder_names() -> None:

@@ -8,68 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dalle.checkpoints.tensors import Storage, Tensors, open_tensors, write_tensors
 from dalle.config import read_yaml, to_yaml
+from dalle.files import atomic_folder
 
 WEIGHTS = "model.safetensors"
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt")
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; it takes the place of `target` when the block ends well.
-
-    Raises:
-        OSError: no space left, or not writable; `target` is then as it was, and nothing is left beside it.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    new, old = scratch / "new", scratch / "old"
-    try:
-        new.mkdir()
-        yield new
-        for file in new.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(new, target)
-        _flush(target.parent)
-    finally:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def remove_scratch(parent: Path) -> None:
-    """Clear away what processes that were killed in `atomic_folder` left beside folders of `parent`.
-
-    A folder that was just being replaced gets its new contents, which are whole by then.
-    """
-    for scratch in parent.glob(".*-????????"):  # as tempfile names them
-        if not scratch.is_dir() or not {path.name for path in scratch.iterdir()} <= {"new", "old"}:
-            continue
-        target = parent / scratch.name[1:-9]
-        if (scratch / "old").exists() and not target.exists():
-            os.replace(scratch / "new", target)
-        shutil.rmtree(scratch)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)  # a copied part may be read-only
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(

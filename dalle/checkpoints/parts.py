@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from dalle.checkpoints.load import (
 from dalle.checkpoints.published.image_tokenizers import sized
 from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.config import from_dict
+from dalle.files import sha256
 from dalle.generation.sampling import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
@@ -85,7 +85,7 @@ def load_parts(
         _images_of(found, model, image_tokenizer, device),
         None if clip is None else load_clip(clip, device),
         found.sampling,
-        _digest(found.file),
+        sha256(found.file),
     )
 
 
@@ -164,11 +164,3 @@ def _encoder(source: _Source, device: torch.device, dtype: torch.dtype | None) -
     if not source:
         raise ValueError("this model reads the features of a text encoder: give it (text_encoder), google/flan-t5-xl")
     return T5Encoder.load(source, device, dtype)
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from dalle.apps.vqgan_clip.api import begin
     from dalle.apps.vqgan_clip.video import check_video
-    from dalle.files import check_folder, new_folder, slug
+    from dalle.cli.outputs import check_folder, new_folder, slug
     from dalle.training.run.log import Interrupt
 
     for name in ("fps", "save_every", "preview_every"):
@@ -156,8 +156,8 @@ class _Run:
     def _texts(self) -> dict[str, str]:
         """Metadata: all that is needed to paint the same picture again."""
         from dalle.apps.vqgan_clip.prompts import parse_images
+        from dalle.cli.outputs import named
         from dalle.config import to_dict
-        from dalle.files import named
 
         options = self.painter.options
         given = (options.init, options.mask, *(Path(prompt.content) for prompt in parse_images(options.image_prompt)))

@@ -6,7 +6,6 @@ Letters of shapes: B captions, T tokens.
 from __future__ import annotations
 
 import logging
-import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import yaml
 from torch import Tensor
 
 from dalle.config import to_dict
+from dalle.files import atomic_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +136,11 @@ class TextTokenizer(ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
-            _write(folder / name, content)
+            with atomic_file(folder / name) as part:
+                part.write_bytes(content)
         if not (folder / "config.yaml").exists():
             minimal = {"stage": "text_tokenizer", "model": to_dict(self.config)}
-            _write(folder / "config.yaml", yaml.safe_dump(minimal, sort_keys=False).encode())
+            write_text(folder / "config.yaml", yaml.safe_dump(minimal, sort_keys=False))
 
     @abstractmethod
     def files(self) -> Mapping[str, bytes]:
@@ -170,10 +171,3 @@ def check_characters(text: str) -> None:
             f"the caption {text[:40]!r} holds the lone surrogate {text[error.start]!r} at position {error.start}, "
             "which is no character: repair the encoding of the text it came from"
         ) from None
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write all or nothing: into a neighbour first, then renamed."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(file)

@@ -82,7 +82,7 @@ def test_what_a_run_that_was_stopped_had_embedded_is_taken_up(
         ImageIndex.build(tmp_path / "index", photos, clip=clip, batch_size=2, progress=stop)
     with pytest.raises(ValueError, match="no index"):
         ImageIndex(tmp_path / "index")
-    (tmp_path / "index" / ".piece.part").write_bytes(b"killed while it was written")
+    (tmp_path / "index" / ".part-1-piece.arrow").write_bytes(b"killed while it was written")
     piece = next((tmp_path / "index").glob("piece-*.arrow"))
     (tmp_path / "index" / piece.name.replace("1.arrow", "2.arrow")).write_bytes(piece.read_bytes()[:-50])
     told: list[tuple[int, int]] = []

@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 
 import train
 from dalle.__main__ import main as dalle
-from dalle.checkpoints import model_folder
 from dalle.data.loader import Batch
 from dalle.evaluation.metrics import CodebookUse
+from dalle.files import remove_scratch
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.latest import load_newest
-from dalle.training.run.run_dir import Claim
+from dalle.training.run.run_dir import lock_run
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 from tiny_model import VQGAN_MODEL
 
@@ -210,13 +210,13 @@ def test_a_folder_that_was_being_replaced_gets_its_new_contents(tmp_path: Path) 
     for name in ("old", "new"):
         (scratch / name).mkdir(parents=True)
         (scratch / name / "config.yaml").write_text(name)
-    model_folder.remove_scratch(tmp_path)
+    remove_scratch(tmp_path)
     assert (tmp_path / "model" / "config.yaml").read_text() == "new" and not scratch.exists()
 
 
 def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    hold = "import sys; from pathlib import Path; from dalle.training.run.run_dir import Claim; "
-    hold += "claim = Claim(Path('run')); print('held', flush=True); sys.stdin.read()"
+    hold = "import sys; from pathlib import Path; from dalle.training.run.run_dir import lock_run; "
+    hold += "lock = lock_run(Path('run')); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -224,7 +224,7 @@ def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.Captu
         assert f"process {holder.pid} on " in (error := capfd.readouterr().err) and "is training in run" in error
         holder.kill()
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
-    Claim(run).close()
+    lock_run(run).close()
 
 
 def test_a_process_of_the_loader_that_dies_is_one_line(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Table
-from dalle.files import whole
+from dalle.files import atomic_file
 
 _COLUMNS = ("path", "caption", "width", "height", "sha256")
 
@@ -28,7 +28,7 @@ def export(table: Table, path: Path, dimensions: int) -> int:
     schema = pa.schema(list(zip(("id", "vector", *_COLUMNS), kinds, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     start = 0
-    with whole(path) as part, parquet.ParquetWriter(part, schema) as writer:
+    with atomic_file(path) as part, parquet.ParquetWriter(part, schema) as writer:
         for batch, block in zip(table.batches, table.blocks, strict=True):
             ids = pa.array(range(start, start + len(block)), pa.int64())
             ends = pa.array(range(0, (len(block) + 1) * dimensions, dimensions), pa.int32())

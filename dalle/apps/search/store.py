@@ -6,9 +6,7 @@ of the new one. What a run that was stopped had embedded is kept in pieces, whic
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from dalle.files import FileLock, atomic_file, remove_parts, write_text
 
 NAME, LOCK = "index.json", ".lock"
 BLOCK = 1 << 16  # rows that are written, and looked through, at a time
@@ -117,14 +117,12 @@ class Table:
 
 
 def write_table(path: Path, batches: Iterable[pa.RecordBatch], dimensions: int) -> int:
-    """Write a table so that it is on the disk when this returns; gives its size in bytes."""
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, schema(dimensions)) as writer:
+    """Write a table whole or not at all; gives its size in bytes."""
+    with atomic_file(path) as part:
+        with pa.ipc.new_file(part, schema(dimensions)) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
-    return path.stat().st_size
+        return part.stat().st_size
 
 
 def as_batch(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> pa.RecordBatch:
@@ -185,12 +183,7 @@ def whole(folder: Path, file: tuple[str, int]) -> Path:
 def commit(folder: Path, manifest: Manifest) -> None:
     """Make the files that `manifest` names the index, and remove those of before."""
     text = json.dumps({"format": _FORMAT} | asdict(manifest), indent=1, ensure_ascii=False)
-    part = folder / f".{NAME}.part"
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, folder / NAME)
+    write_text(folder / NAME, text)
     kept = {manifest.table[0], *([manifest.near[0]] if manifest.near else [])}
     for old in folder.iterdir():
         if re.fullmatch(r"(pictures|near|piece)-[0-9a-f-]+\.(arrow|faiss)", old.name) and old.name not in kept:
@@ -212,9 +205,8 @@ def add_piece(folder: Path, clip_hash: str, batch: pa.RecordBatch) -> None:
     """Keep what has been embedded so far."""
     name = f"piece-{clip_hash[:12]}-"
     numbers = [int(file.stem.rpartition("-")[2]) for file in folder.glob(f"{name}*.arrow")]
-    part = folder / ".piece.part"
-    write_table(part, [batch], batch.schema.field("vector").type.list_size)
-    os.replace(part, folder / f"{name}{max(numbers, default=0) + 1:06d}.arrow")
+    file = folder / f"{name}{max(numbers, default=0) + 1:06d}.arrow"
+    write_table(file, [batch], batch.schema.field("vector").type.list_size)
 
 
 @contextmanager
@@ -229,11 +221,12 @@ def locked(folder: Path) -> Iterator[None]:
     if folder.is_dir() and not (folder / LOCK).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other things than an index: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is being written by another process: wait for it") from None
+    try:
+        lock = FileLock(folder / LOCK)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is being written by another process: wait for it") from None
+    with lock:
+        remove_parts(folder)
         yield
 
 

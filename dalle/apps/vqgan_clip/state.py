@@ -15,7 +15,7 @@ from torch import Tensor, nn, uint8
 from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.apps.vqgan_clip.options import PaintOptions
 from dalle.config import from_dict, to_dict
-from dalle.files import whole
+from dalle.files import atomic_file
 
 _KEY = "dalle.paint"
 _TENSORS = ("values", "average", "start")
@@ -47,7 +47,7 @@ def save_state(painter: Painter, path: Path) -> None:
         "since_moved": painter.since_moved,
     }
     try:
-        with whole(path) as part:
+        with atomic_file(path) as part:
             save_file(tensors, part, {_KEY: json.dumps(content, ensure_ascii=False)})
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(f"{path} cannot be written ({error})") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from dalle.files import whole
+from dalle.files import atomic_file
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 
@@ -40,7 +40,7 @@ def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
         ValueError: as `check_video`.
     """
     check_video(path)
-    with whole(path) as part:  # its ending tells the format
+    with atomic_file(path) as part:  # its ending tells the format
         if path.suffix.lower() == ".mp4":
             _write_mp4(frames, part, fps)
         else:

@@ -31,10 +31,10 @@ from dalle.data.token_shards.files import (
     ShardFile,
     found_shard,
     read_index,
-    remove_scratch,
     write_index,
     write_shard,
 )
+from dalle.files import remove_parts
 from dalle.image_tokenizers import ImageTokenizer
 
 T = TypeVar("T")
@@ -168,7 +168,7 @@ class Encoding:
             ValueError: the folder holds something else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_scratch(self.folder)
+        remove_parts(self.folder)
         if (self.folder / INDEX).exists():
             _refuse_other(read_index(self.folder).making, self.making, self.folder)
         elif any(self.folder.iterdir()):

@@ -7,7 +7,6 @@ A row is one view of a picture: `key` (text), `view` (number), `mirrored` (wheth
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,10 +16,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 
+from dalle.files import atomic_file
+
 INDEX = "tokens.json"
 GROUP_ROWS = 1024  # read at a time
 _FORMAT = 1
-_SCRATCH = ".new"
 _UINT16 = 2**16
 
 
@@ -184,27 +184,13 @@ def read_group(file: Path, number: int, rows: int, making: Making) -> Group:
 
 
 def _replace(file: Path, write: Any) -> None:
-    """Write a file beside its place, then move it there."""
-    new = file.with_name(f".{file.name}.{os.getpid()}{_SCRATCH}")
+    """Write a file whole or not at all."""
     try:
-        write(new)
-        descriptor = os.open(new, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(new, file)
+        with atomic_file(file) as part:
+            write(part)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(
             f"{file} could not be written ({reason}): the shards that are there are whole; make room, then run the "
             "same command again"
         ) from error
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def remove_scratch(folder: Path) -> None:
-    """Remove what a process that was killed has left half written."""
-    for file in folder.glob(f".*{_SCRATCH}"):
-        file.unlink(missing_ok=True)

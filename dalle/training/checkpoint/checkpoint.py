@@ -28,9 +28,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from dalle.checkpoints.model_folder import atomic_folder
 from dalle.checkpoints.tensors import Lazy, load_into, open_tensors, write_tensors
 from dalle.config import flat
+from dalle.files import atomic_folder
 from dalle.training.checkpoint import checksums
 from dalle.training.checkpoint.optimizer_state import by_name, load_moments, state_of
 from dalle.training.distributed import powersgd, sharded_checkpoint

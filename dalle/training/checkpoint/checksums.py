@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dalle.files import sha256
+
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
-_AT_ONCE = 1 << 20  # bytes
 
 
 def digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of files in a folder, by their paths in it."""
-    return {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
 
 
 def write(folder: Path, found: Mapping[str, str]) -> None:
@@ -32,16 +32,8 @@ def check(folder: Path, rank: int = 0, world: int = 1) -> None:
     for name, digest in list(_read(folder / SUMS).items())[rank::world]:
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
-        if _digest(folder / name) != digest:
+        if sha256(folder / name) != digest:
             raise ValueError(f"{name} is not what was written: its SHA-256 is another")
-
-
-def _digest(file: Path) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(_AT_ONCE)
-    with file.open("rb", buffering=0) as handle:
-        while count := handle.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()
 
 
 def _read(file: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
 from tqdm import tqdm
 
-from dalle.files import whole, write_text
+from dalle.files import atomic_file, write_text
 from dalle.training.checkpoint.checkpoint import explained
 from dalle.training.distributed.fsdp import Sharding, asked_of_launcher
 from dalle.training.recipe import LoopRecipe, RunConfig
@@ -142,7 +142,7 @@ class RunLog:
         folder = self.run.dir / "samples"
         with explained(self.run.dir, update):
             folder.mkdir(exist_ok=True)
-            with whole(folder / f"{update:08d}.png") as part:
+            with atomic_file(folder / f"{update:08d}.png") as part:
                 samples.picture.save(part)
         track_picture(self.accelerator, "samples", samples.picture, update)
         if samples.figures:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -23,13 +20,12 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, to_dict
 from dalle.data import EncodedConfig, location
-from dalle.files import write_text
+from dalle.files import FileLock, remove_scratch, write_text
 from dalle.training.checkpoint import checkpoint
 from dalle.training.recipe import LoopRecipe
 
 LOCK = ".lock"
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems without them
 
 
 def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractContextManager[object], bool]:
@@ -42,21 +38,21 @@ def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractC
         ValueError: (in all processes) there is nothing to resume; it holds a run already, and `resume` was not asked
             for, or is auto and that run is of another config; another process is training in it.
     """
-    claim: AbstractContextManager[object] = nullcontext()
+    lock: AbstractContextManager[object] = nullcontext()
     resume, refusal = False, None
     if accelerator.is_main_process:
         try:
             resume = _resumes(recipe)
             recipe.run.dir.mkdir(parents=True, exist_ok=True)
-            claim = Claim(recipe.run.dir)
+            lock = lock_run(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
-                model_folder.remove_scratch(parent)
+                remove_scratch(parent)
         except (ValueError, OSError) as error:
             refusal = str(error)
     resume, refusal = broadcast_object_list([resume, refusal])
     if refusal is not None:
         raise ValueError(refusal)
-    return claim, resume
+    return lock, resume
 
 
 def _resumes(recipe: LoopRecipe) -> bool:
@@ -104,40 +100,21 @@ def describe(recipe: LoopRecipe) -> None:
     write_text(run / "origin.yaml", yaml.safe_dump(_origin(recipe), sort_keys=False))
 
 
-class Claim:
-    """The right to write the folder of a run: it ends with the process, however that ends.
+def lock_run(run: Path) -> FileLock:
+    """Take the right to write the folder of a run: it ends with the process, however that ends.
 
     A run that was killed may have left a process behind that still trains (torchrun's do when only torchrun is killed);
     resuming beside it would mix up two logs and remove each other's checkpoints.
+
+    Raises:
+        ValueError: another process has it.
     """
-
-    def __init__(self, run: Path):
-        file = run / LOCK
-        self._handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # A record lock: processes that are forked, as the loader's are, do not hold it on
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return
-            holder = os.read(self._handle, 200).decode(errors="replace").strip() or "another process"
-            self.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            raise ValueError(
-                f"{holder} is training in {run}: wait for it or end it, or choose another run.dir=FOLDER"
-            ) from error
-        os.truncate(self._handle, 0)
-        os.write(self._handle, f"process {os.getpid()} on {platform.node()}\n".encode())
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    try:
+        return FileLock(run / LOCK)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{error} is training in {run}: wait for it or end it, or choose another run.dir=FOLDER"
+        ) from error
 
 
 def installed(package: str) -> bool:

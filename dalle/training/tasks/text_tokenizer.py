@@ -8,6 +8,7 @@ from itertools import islice
 from dalle.checkpoints import model_folder
 from dalle.config import to_dict
 from dalle.data import open_training
+from dalle.files import atomic_folder
 from dalle.text_tokenizers import SentencePieceTokenizer
 from dalle.training.recipe import TextTokenizerRecipe
 
@@ -20,7 +21,7 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
     tokenizer = SentencePieceTokenizer.train(recipe.model, islice(_captions(recipe), recipe.max_captions))
     target.parent.mkdir(parents=True, exist_ok=True)
     config = {"stage": recipe.stage, "model": to_dict(recipe.model)}
-    with model_folder.atomic_folder(target) as folder:
+    with atomic_folder(target) as folder:
         tokenizer.save(folder)
         model_folder.write_config(folder, config)
     print(f"{tokenizer.vocab_size} pieces: {target}")
