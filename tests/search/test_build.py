@@ -211,6 +211,6 @@ def test_many_pictures_without_the_extra_are_told_of(
     clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(update, "EXACT", 4)
-    monkeypatch.setattr(update.near, "library", lambda: None)
+    monkeypatch.setattr(update.ann, "library", lambda: None)
     index, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
     assert 'pip install "dalle[search]"' in caplog.text and len(index.search("a")) == 8
