@@ -158,8 +158,8 @@ def test_it_goes_on_where_it_was_killed(table: Path, tokenizer: ImageTokenizer, 
         files = sorted(folder.glob("train-*.parquet"))
         files[1].unlink()  # not made yet
         files[0].write_bytes(content[files[0].name][:100])  # the disk lost its end
-        (folder / f".part-1234-{files[1].name}").write_bytes(b"half")
         kept = {file.name: file.stat().st_ino for file in folder.glob("*.parquet") if file != files[0]}
+        (folder / f".part-1234-{files[1].name}").write_bytes(b"half")
         assert encode(config, tokenizer, folder) == whole
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == content
         assert kept == {name: (folder / name).stat().st_ino for name in kept}
