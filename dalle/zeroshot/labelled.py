@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle import metrics
-from dalle.data.captions import GROUPS, STYLES
-from dalle.data.emoji import EmojiData, EmojiPairs
+from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings.captions import GROUPS, STYLES
 from dalle.data.folder import picture_files
 from dalle.data.pairs import PairsData, open_source
 from dalle.data.records import Record, Rows
@@ -30,6 +30,7 @@ _EMOJI_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
     "style": {style: words["en"] for style, words in STYLES.items()},
     "group": GROUPS,
 }
+_SIDE = 128  # pixels of the stored images
 _SETS = {"style": "style-en", "group": "emoji-en"}
 
 
@@ -138,7 +139,7 @@ def accuracy_on(
 def _emoji(by: str, split: str) -> Labelled:
     if by not in _EMOJI_LABELS:
         raise ValueError(f"the emoji are not told apart by {by!r}: choose from {', '.join(_EMOJI_LABELS)}")
-    pairs = EmojiPairs(EmojiData(), split)
+    pairs = Drawings(DrawingsData(sets=("emoji",)), split, _SIDE)
     names = pairs.styles if by == "style" else pairs.groups
     records = [
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))

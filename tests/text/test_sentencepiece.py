@@ -194,7 +194,7 @@ def test_saved_pickled_and_loaded_are_the_same(tokenizer: SentencePieceTokenizer
 
 
 def test_save_keeps_the_recipe_that_is_there(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
-    recipe = "stage: text_tokenizer\nmodel: {vocab_size: 400}\ndata: {kind: emoji}\n"
+    recipe = "stage: text_tokenizer\nmodel: {vocab_size: 400}\ndata: {kind: drawings, sets: [emoji]}\n"
     (tmp_path / "config.yaml").write_text(recipe)
     tokenizer.save(tmp_path)
     assert (tmp_path / "config.yaml").read_text() == recipe
