@@ -59,7 +59,7 @@ class RunConfig:
     validate_every: int = 500
     """Updates between two validations."""
     validation_images: int = 256
-    """Pictures that a validation looks at, at most."""
+    """Pictures that a validation looks at, at most; spread evenly over the split."""
     sample_every: int = 500
     """Updates between two sample pictures."""
     save_every: int = 500
