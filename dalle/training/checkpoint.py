@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, the newest few kept, put back to the exact step.
+"""Checkpoints of a run: written whole or not at all, the newest few and the best kept, put back to the exact step.
 
 A folder `update-NNNNNNNN` is there only once all of it is: it is written under another name beside its place, by one
 process or by all of a sharded run, and renamed by the first when all have written. It holds
@@ -89,20 +89,30 @@ def folders(run: Path) -> list[Path]:
     return sorted(found, key=lambda p: p.name)
 
 
+def folder_of(run: Path, update: int) -> Path:
+    """Where the checkpoint of an update is."""
+    return run / "checkpoints" / f"update-{update:08d}"
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a run."""
     return (folder / "state.pt").is_file()
 
 
 def save(
-    run: Path, checkpoint: Checkpoint, keep: int, accelerator: Accelerator, told: Mapping[str, PowerSGD] | None = None
+    run: Path,
+    checkpoint: Checkpoint,
+    keep: int,
+    accelerator: Accelerator,
+    told: Mapping[str, PowerSGD] | None = None,
+    best: int | None = None,
 ) -> Path:
-    """Write `checkpoint`, then remove all but the newest `keep`. All processes call it.
+    """Write `checkpoint`, then remove all but the newest `keep` and that of update `best`. All processes call it.
 
     Raises:
         OSError: no space left; earlier checkpoints are untouched.
     """
-    target = run / "checkpoints" / f"update-{checkpoint.update:08d}"
+    target = folder_of(run, checkpoint.update)
     main, rank = accelerator.is_main_process, accelerator.process_index
     sharded = is_sharded(checkpoint.weights.values())
     with _folder_of_all(target, accelerator) as folder:
@@ -136,7 +146,8 @@ def save(
             digests.write(folder, dict(found))
     if accelerator.is_main_process:
         for old in folders(run)[:-keep]:
-            shutil.rmtree(old)
+            if best is None or old != folder_of(run, best):
+                shutil.rmtree(old)
     return target
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import train
 from dalle.training import checkpoint
+from dalle.training.best import FIGURES
 from dalle.training.memory import Size
 from dalle.training.newest import load_newest
 from dalle.training.plan import operations
@@ -240,7 +241,9 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     rate = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     per_image = operations(Size.of(recipe.model), checkpointing=False)
     assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
-    assert 0 <= _validations(tmp_path / "run")[2]["validation/image_accuracy"] <= 1
+    validation = _validations(tmp_path / "run")[2]
+    assert 0 <= validation["validation/image_accuracy"] <= 1
+    assert {f"validation/{name}" for name in FIGURES["dalle"]} <= set(validation)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "update 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
 
