@@ -65,7 +65,7 @@ def train(recipe: LoopRecipe) -> int:
     start = 0
     if resume:
         saved = load_newest(run.dir, accelerator)
-        start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
+        start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, recipe.model)
         powersgd.read(saved.folder, told, rank, world, accelerator.device)
         bad.merge(saved.bad or [])
     if accelerator.is_main_process:

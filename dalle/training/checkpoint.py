@@ -29,7 +29,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from dalle.artifact import atomic_folder
-from dalle.config import flat
+from dalle.config import ConfigError, flat, from_dict, to_dict
 from dalle.training import digests, powersgd, shards
 from dalle.training.moments import by_name, load_moments, state_of
 from dalle.training.optim import WeightAverage
@@ -219,14 +219,14 @@ def restore(
     average: WeightAverage | None,
     optimizers: dict[str, AcceleratedOptimizer],
     scaler: torch.amp.GradScaler | None,
-    architecture: dict[str, Any],
+    model: Any,
 ) -> int:
-    """Put `saved` into the modules and optimisers of a run; returns the updates done.
+    """Put `saved` into the modules and optimisers of a run, whose recipe has this `model:`; returns the updates done.
 
     Raises:
         ValueError: the checkpoint is of another architecture, or of a recipe with other parts.
     """
-    was, now = flat(saved.architecture), flat(architecture)
+    was, now = flat(_completed(saved.architecture, model)), flat(to_dict(model))
     differ = [key for key in was | now if was.get(key) != now.get(key) and not key.endswith(_ANY)]
     if differ:
         told = ", ".join(f"model.{key} was {was.get(key)}, is now {now.get(key)}" for key in differ)
@@ -243,6 +243,14 @@ def restore(
     if scaler is not None and saved.scaler is not None:
         scaler.load_state_dict(saved.scaler)
     return saved.update
+
+
+def _completed(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
+    """An architecture with the options that it was saved without, as there were none then, at their defaults."""
+    try:
+        return to_dict(from_dict(type(model), architecture, "checkpoint"))
+    except ConfigError:  # of another kind
+        return architecture
 
 
 def _take_whole(

@@ -200,6 +200,10 @@ class DALLERecipe:
     z_weight: float = 0.0
     """Weight of log² Z, which is added to the cross-entropy of each token (z-loss of PaLM, arXiv 2204.02311, section 5;
     there 1e-4): large models in bf16 stay stable by it. 0 has none."""
+    label_smoothing: float = 0.0
+    """Share of each image target that is spread evenly over all codes (label smoothing); what is logged is without."""
+    code_noise: float = 0.0
+    """Share of the image tokens that the model reads replaced by random codes in training; targets stay as they are."""
     bpe_dropout: float = 0.1
     """Chance of dropping a BPE merge in training."""
     caption_dropout: float = 0.1
@@ -217,6 +221,9 @@ class DALLERecipe:
             raise ValueError("lora trains without an average of weights: set optim.ema=null")
         if self.z_weight < 0:
             raise ValueError(f"z_weight is {self.z_weight}; it must be at least 0 (PaLM's is 1e-4)")
+        for name in ("label_smoothing", "code_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
