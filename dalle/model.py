@@ -211,7 +211,14 @@ class DALLE(nn.Module):
         return self.image_head(hidden[:, self.config.prefix_length - 1 :])
 
     def losses(
-        self, text: Tensor, image_ids: Tensor, z_weight: float = 0.0, accuracy: bool = False
+        self,
+        text: Tensor,
+        image_ids: Tensor,
+        z_weight: float = 0.0,
+        accuracy: bool = False,
+        *,
+        smoothing: float = 0.0,
+        read_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Mean cross-entropy per token, in nats, in float32; the logits are never there all at once.
 
@@ -222,20 +229,26 @@ class DALLE(nn.Module):
             image_ids: int [B, N].
             z_weight: weight of log² Z, which is added to each token's cross-entropy (`dalle.cross_entropy`).
             accuracy: count how often the likeliest image token is the right one.
+            smoothing: share of each image target that is spread evenly over the codes (`dalle.cross_entropy`).
+            read_ids: int [B, N], what the model reads in place of `image_ids`, which remain the targets.
 
         Returns:
             "text": over the T - 1 text tokens that follow another (0 of models without a text head); "image": over the
-            N image tokens. With a z_weight also "text_z" and "image_z", means of log² Z, and with `accuracy`
-            "image_accuracy", a share, without gradient. Scalars.
+            N image tokens. With a z_weight or smoothing also "text_nats" and "image_nats", the cross-entropy alone, and
+            with a z_weight "text_z" and "image_z", means of log² Z; with `accuracy` "image_accuracy", a share. All but
+            the first two are without gradient. Scalars.
         """
         prefix = self._prefix(text)
-        hidden = self._hidden(prefix, image_ids)
+        hidden = self._hidden(prefix, image_ids if read_ids is None else read_ids)
         image, words = self._heads(hidden, prefix, image_ids)
         found = {"text": hidden.new_zeros((), dtype=torch.float32)}
         for name, part in (("text", words), ("image", image)):
             if part is not None:
-                made = mean_loss(*part, z_weight, hits=accuracy and name == "image")
+                of_image = name == "image"
+                made = mean_loss(*part, z_weight, smoothing=smoothing if of_image else 0.0, hits=accuracy and of_image)
                 found[name] = made.loss
+                if z_weight or smoothing:
+                    found[name + "_nats"] = made.nats
                 if z_weight:
                     found[name + "_z"] = made.z
                 if made.hits is not None:
