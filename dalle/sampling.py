@@ -94,7 +94,11 @@ def sample(
 
     Returns:
         int64 [B].
+
+    Raises:
+        ValueError: an option is out of range.
     """
+    check(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float()
