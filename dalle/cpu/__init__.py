@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ def threads(multiplications: int) -> int:
 
 
 @functools.cache
-def functions() -> dict[str, Callable[..., None]]:
+def functions() -> dict[str, Callable[..., Any]]:
     """The compiled functions by name; none if there is no compiled code."""
     compiled = library()
     if compiled is None:
@@ -98,7 +99,7 @@ def functions() -> dict[str, Callable[..., None]]:
     for name in _NAMES:
         function = getattr(compiled, name)
         kind = next(kind for kind in _ARGUMENTS if name == kind or name.startswith(kind + "_"))
-        function.argtypes, function.restype = _ARGUMENTS[kind], None
+        function.argtypes, function.restype = _ARGUMENTS[kind], _NUMBER if kind == "sample" else None
         found[name] = function
     return found
 
@@ -153,7 +154,12 @@ def _a_number_each(vector: Tensor | None, count: int, dtype: torch.dtype) -> boo
 
 
 def sample(
-    logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float | None
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    failed: Tensor | None = None,
 ) -> Tensor | None:
     """What `dalle.sampling.sample` gives for a temperature above 0; None if torch is to do it."""
     function = functions().get("sample") if usable(logits) else None
@@ -164,7 +170,7 @@ def sample(
         return None
     logits, uniform = logits.contiguous(), uniform.double().contiguous()
     drawn = torch.empty(rows, dtype=torch.int64, device="cpu")
-    function(
+    without = function(
         logits.data_ptr(),
         uniform.data_ptr(),
         drawn.data_ptr(),
@@ -175,4 +181,6 @@ def sample(
         1.0 if top_p is None else top_p,
         threads(4 * logits.numel()) if rows > 1 else 1,
     )
+    if without and failed is not None:
+        failed.fill_(True)
     return drawn
