@@ -274,7 +274,14 @@ class KVCache:
         return keys.narrow(2, 0, start + count), values.narrow(2, 0, start + count)
 
     def place(self, count: int) -> Place:
-        """Where the next `count` tokens stand."""
+        """Where the next `count` tokens stand.
+
+        Raises:
+            IndexError: the cache has no room for them.
+        """
+        room = self.keys.shape[3]
+        if not 0 <= self.position <= room - count:
+            raise IndexError(f"{count} tokens at position {self.position} of a cache with room for {room}")
         return Place(self.position, self.position + count)
 
     def hold(self, slot: int, channels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dalle.cpu import products
 from dalle.cpu.entropy import entropy_slopes
+from dalle.cpu.ranges import check_ids
 from dalle.linear import Linear
 
 # Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
@@ -53,7 +54,11 @@ def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, at_once: i
         hidden: [M, C].
         targets: int [M], ids in [0, V).
         at_once: logits that may stand in memory at a time; None: what suits the device.
+
+    Raises:
+        IndexError: on a CPU, a target is out of range.
     """
+    check_ids(targets, _codes(head), "targets")
     parts = []
     rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
     for states, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -88,7 +93,11 @@ def mean_loss(
             arXiv 1512.00567, section 7), from 0 to below 1.
         hits: count how often the right answer is the likeliest; that takes one more look at the logits.
         at_once: logits that may stand in memory at a time; None: what suits the device.
+
+    Raises:
+        IndexError: on a CPU, a target is out of range.
     """
+    check_ids(targets, _codes(head), "targets")
     if type(head) is Linear and torch.is_grad_enabled():
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

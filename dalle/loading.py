@@ -19,7 +19,7 @@ from dalle.hub import resolve
 from dalle.image import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.model import DALLE, DALLEConfig
 from dalle.published import mindalle
-from dalle.published.clip import read_clip
+from dalle.published.clip import check_words, read_clip
 from dalle.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.published.models import read_model
 from dalle.published.state import Published
@@ -96,6 +96,7 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
     if not is_ours(path):
         found = read_clip(path, given)
         words = clip_text_tokenizer(path)
+        check_words(found, words)
         with bare():
             foreign = CLIP(found.config)
         found.check(foreign, str(source))

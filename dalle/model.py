@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dalle.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
 from dalle.config import config
+from dalle.cpu.ranges import check_ids
 from dalle.cross_entropy import mean_loss, token_scores
 from dalle.linear import Linear
 from dalle.sparse import LayerMask, Listed, Sparse
@@ -205,6 +206,7 @@ class DALLE(nn.Module):
             [B, min(n + 1, N), V]; `logits[:, i]` predicts image token i from the text and the image tokens before it.
 
         Raises:
+            IndexError: on a CPU, an id of the text or the image is out of range.
             ValueError: the text or the image has more tokens than the model has positions.
         """
         hidden = self._hidden(self._prefix(text), image_ids)
@@ -329,6 +331,7 @@ class DALLE(nn.Module):
 
     def _extended(self, image_ids: Tensor, cache: KVCache) -> Tensor:
         """Final states [B, n, C] of image tokens that are added to the cache."""
+        check_ids(image_ids, self.config.image_vocab, "image codes")
         return self._run(self._embed_image(image_ids, cache.place(image_ids.shape[1])), cache, cache.padding)
 
     def _prefix(self, text: Tensor) -> Tensor:
@@ -342,6 +345,7 @@ class DALLE(nn.Module):
                     f"the text is {list(text.shape)}; this model reads features [B, T, {self.config.text_features}]"
                 )
             return F.pad(text, (0, 0, length - text.shape[1], 0))
+        check_ids(text, self.config.text_vocab, "text ids")
         text = F.pad(text, (0, length - text.shape[1]), value=self.config.pad_id)
         if self.config.padding == "positional":
             own = torch.arange(self.config.text_vocab, self.config.text_vocab + length, device=text.device)
@@ -357,6 +361,7 @@ class DALLE(nn.Module):
         count = self.config.image_length
         if image_ids.shape[1] > count:
             raise ValueError(f"the image has {image_ids.shape[1]} tokens and the model {count} image positions")
+        check_ids(image_ids, self.config.image_vocab, "image codes")
         inputs, start = image_ids[:, : count - 1], self.config.prefix_length
         image = self._embed_image(inputs, Place(start, start + inputs.shape[1]))
         return self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))

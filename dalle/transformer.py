@@ -297,11 +297,16 @@ class Transformer(nn.Module):
 
         Returns:
             [B, T, C].
+
+        Raises:
+            IndexError: the cache has no room for x.
         """
         masks: Sequence[LayerMask] = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)  # type: ignore[list-item]
         assert len(masks) == len(self.blocks), "one mask per layer"
         context = Context(rope, shift, cache)
         length = x.shape[1]
+        if cache is not None:
+            cache.place(length)  # or it is an error, before anything is written
         stepped = self._step(x, masks, context)
         x = self._through(x, masks, context) if stepped is None else stepped
         if cache is not None:
