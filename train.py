@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from dalle.config import CommandLine, dump, refuse, to_dict
@@ -22,6 +22,7 @@ from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
 from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.best import Best, NotANumber, check_numbers, validations
 from dalle.training.checkpoint.checkpoint import Checkpoint
 from dalle.training.checkpoint.latest import load_newest
 from dalle.training.distributed import powersgd
@@ -65,33 +66,62 @@ def train(recipe: LoopRecipe) -> int:
     start = 0
     if resume:
         saved = load_newest(run.dir, accelerator)
-        start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model))
+        start = checkpoint.restore(saved, task.state, average, optimizers, accelerator.scaler, recipe.model)
         powersgd.read(saved.folder, told, rank, world, accelerator.device)
         bad.merge(saved.bad or [])
     if accelerator.is_main_process:
         describe(recipe)
     accelerator.wait_for_everyone()
 
+    best = Best(recipe.stage, run.keep_best, run.stop_after)
+
     def save(update: int) -> None:
-        """Write a checkpoint, and the newest weights as a folder that `dalle` loads."""
+        """Write a checkpoint, and the newest weights as a folder that `dalle` loads, unless others were better."""
         outcomes.settle(update)
         bad.merge(gather_object(list(bad.names)))
         now = Checkpoint.of(
             update, task.state, average, optimizers, accelerator.scaler, to_dict(recipe.model), list(bad.names)
         )
         with checkpoint.explained(run.dir, update):
-            folder = checkpoint.save(run.dir, now, run.keep, accelerator, told)
-            if accelerator.is_main_process:
+            folder = checkpoint.save(run.dir, now, run.keep, accelerator, told, best.update)
+            if accelerator.is_main_process and best.is_exported(update):
                 weights = task.model.state_dict() if average is None else average.state
                 task.export(run.dir / "model", weights if sharding is None else checkpoint.exported(folder))
         accelerator.wait_for_everyone()
 
-    def validate(update: int) -> None:
+    def validate(update: int) -> dict[str, float]:
+        figures: dict[str, float] = {}
         if alike:
             with evaluated(task.model, average) as model:
                 seen = evaluation_batches(held_out, 32, limit=run.validation_images, report=bad.add)
-                log.validation(update, task.validate(model, seen))
-        accelerator.wait_for_everyone()
+                figures = task.validate(model, seen)
+                log.validation(update, figures)
+        return dict(broadcast_object_list([figures])[0])  # so that all agree on the best
+
+    def judge(update: int) -> bool:
+        """Validate; returns whether these weights are the best so far."""
+        try:
+            figures = validate(update)
+        except Exception:
+            if world == 1:  # elsewhere the others wait
+                save(update)
+            raise
+        check_numbers(update, figures, run.dir)
+        return best.add(update, figures)
+
+    def take_up() -> None:
+        """What is known of the best weights of a run that goes on, which its model folder has."""
+        for number, figures in broadcast_object_list([validations(log.file)])[0]:
+            best.add(number, figures)
+        if best.update is None:
+            return
+        folder = checkpoint.folder_of(run.dir, best.update)
+        if not folder.is_dir():
+            log.say(f"the checkpoint of the best weights ({best}) is gone: the next validation is the best")
+            best.forget()
+        elif accelerator.is_main_process:
+            kept = checkpoint.exported(folder)
+            task.export(run.dir / "model", kept if sharding else {**task.model.state_dict(), **kept})
 
     def draw(update: int) -> None:
         if alike:
@@ -112,7 +142,12 @@ def train(recipe: LoopRecipe) -> int:
     outcomes, stops, update = Outcomes(log, run.max_skipped, run.dir), Stop(accelerator), start
     task.model.train()
     with lock, Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
-        while update < run.updates:
+        if resume:
+            take_up()
+            # It was told to end before it could validate
+            if start % run.validate_every == 0 and best.validated < start and (judge(start) or best.over):
+                save(start)
+        while update < run.updates and not best.over:
             seed_noise(run.seed, update, rank)
             with log.waiting():
                 batch = next(stream)
@@ -145,11 +180,12 @@ def train(recipe: LoopRecipe) -> int:
             if to_log and taken:
                 log.train(update, figures | task.figures(lambda t: accelerator.reduce(t, reduction="sum")))
             stop = stops(interrupt.signal is not None)
-            last = update == run.updates
-            if update % run.save_every == 0 or last or stop:
+            last, improved = update == run.updates, False
+            if last or (update % run.validate_every == 0 and not stop):
+                improved = judge(update)
+            last = last or best.over
+            if update % run.save_every == 0 or last or stop or improved:
                 save(update)
-            if update % run.validate_every == 0 or last:
-                validate(update)
             if update % run.sample_every == 0 or last:
                 draw(update)
             if update % run.validate_every == 0:
@@ -158,13 +194,16 @@ def train(recipe: LoopRecipe) -> int:
                 break
     if bad.names:
         log.say(bad.report())
-    if update < run.updates:
+    if best.over:
+        log.say(f"run.stop_after: {best.since} validations since the best, {best}; ended at update {update}")
+    elif update < run.updates:
         log.say(f"stopped at update {update}; go on with: python train.py ... run.dir={run.dir} resume=true")
         return interrupt.code
-    if update == start:
+    elif update == start:
         log.say(f"nothing to train: update {start} is done, and run.updates is {run.updates}")
         return 0
-    log.say(f"weights: {run.dir / 'model'}")
+    newest = f" (the best, {best}; the newest: {checkpoint.folder_of(run.dir, update)})"
+    log.say(f"weights: {run.dir / 'model'}{newest if best.update is not None else ''}")
     return 0
 
 
@@ -199,6 +238,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         keep_freed()
         return train(recipe)
+    except NotANumber as error:
+        refuse("train.py", error)
+        return error.code
     except (ValueError, OSError) as error:
         if show_traceback:
             raise

@@ -26,7 +26,7 @@ import dalle
 from dalle.apps.vqgan_clip.api import CLIP_FOLDER
 from dalle.apps.vqgan_clip.inputs import to_tensor
 from dalle.config import apply_overrides
-from dalle.data.emoji.dataset import EmojiData, EmojiPairs
+from dalle.data.drawings import Drawings, DrawingsData
 from dalle.models.clip import CLIP
 from dalle.pictures import labelled_grid, write_png
 
@@ -35,8 +35,8 @@ CAPTIONS = 400
 
 def held_out(count: int, seed: int) -> tuple[list[str], list[Image.Image], list[str]]:
     """Captions to paint, their real pictures, and the captions that they are told from (theirs among them)."""
-    pairs = EmojiPairs(EmojiData(), "test_pair")
-    others = EmojiPairs(EmojiData(), "test_block")
+    pairs = Drawings(DrawingsData(sets=("emoji",)), "test_pair", 128)
+    others = Drawings(DrawingsData(sets=("emoji",)), "test_block", 128)
     first = {pairs.canonical_caption(index): index for index in reversed(range(len(pairs)))}
     rest = [others.canonical_caption(index) for index in range(len(others))]
     captions = list(dict.fromkeys([*sorted(first, key=lambda caption: first[caption]), *rest]))[:CAPTIONS]

@@ -120,7 +120,7 @@ def attend(
         return None
     prepared = cache.steps.get(layer)
     if layer not in cache.steps or (isinstance(prepared, Attend) and not _of(prepared, cache)):
-        prepared = Attend(module, cache, layer) if _attendable(qkv, cache) else None
+        prepared = Attend(module, cache, layer) if _attendable(module, qkv, cache) else None
         cache.steps[layer] = prepared
     return prepared.run(qkv, mask, rope, cache) if isinstance(prepared, Attend) else None
 
@@ -128,7 +128,7 @@ def attend(
 def _fits(x: Tensor, cache: KVCache) -> bool:
     """Whether the cache has these rows, and room for these tokens [B, T, ...]; torch says what is wrong if not."""
     _, batch, _, room, _ = cache.keys.shape
-    return len(x) == batch and cache.position + x.shape[1] <= room
+    return len(x) == batch and 0 <= cache.position <= room - x.shape[1]
 
 
 def _of(prepared: Attend | Step, cache: KVCache) -> bool:
@@ -136,13 +136,27 @@ def _of(prepared: Attend | Step, cache: KVCache) -> bool:
     return prepared.keys is cache.keys and prepared.values is cache.values
 
 
-def _attendable(qkv: Tensor, cache: KVCache) -> bool:
-    return f"attend_{native.TYPES.get(qkv.dtype)}" in native.functions() and _readable(cache)
+def _attendable(module: Attention, qkv: Tensor, cache: KVCache) -> bool:
+    width = qkv.shape[-1] // (3 * module.heads)
+    known = f"attend_{native.TYPES.get(qkv.dtype)}" in native.functions()
+    return known and _readable(cache, module.heads, width) and _normed(module, width)
 
 
-def _readable(cache: KVCache) -> bool:
-    """Whether compiled code can read the cache: heads of a width that there is code for, without gaps."""
-    return cache.keys.shape[-1] in _HEADS and cache.keys[0].is_contiguous() and cache.values[0].is_contiguous()
+def _readable(cache: KVCache, heads: int, width: int) -> bool:
+    """Whether compiled code can read the cache: such heads, of a width that there is code for, without gaps."""
+    return (
+        width in _HEADS
+        and (cache.keys.shape[2], cache.keys.shape[4]) == (heads, width)
+        and cache.values.shape == cache.keys.shape
+        and cache.values.dtype == cache.keys.dtype
+        and cache.keys[0].is_contiguous()
+        and cache.values[0].is_contiguous()
+    )
+
+
+def _normed(module: Attention, width: int) -> bool:
+    """Whether the norms of queries and keys, where they are, are of heads of this width."""
+    return all(norm is None or norm.weight.shape == (width,) for norm in (module.q_norm, module.k_norm))
 
 
 def prepare(transformer: Transformer, x: Tensor, cache: KVCache) -> Step | None:
@@ -173,11 +187,31 @@ def _usable(transformer: Transformer, x: Tensor, cache: KVCache) -> bool:
     dtypes |= {map_.weight.dtype for map_ in linears} - ({torch.int8} if kinds == {Int8Linear} else set())
     return (
         len(dtypes) == 1
+        and _shaped(transformer)
         and f"step_{native.TYPES.get(weight.dtype)}_{native.TYPES.get(x.dtype)}" in native.functions()
         and all(map_.weight.is_contiguous() and map_.weight.shape[1] % native.STEP == 0 for map_ in linears)
         and all(map_.weight.shape[0] % native.STEP == 0 for map_ in linears)
-        and _readable(cache)
+        and _readable(cache, transformer.config.heads, transformer.config.head_width)
         and not any(module._forward_hooks or module._forward_pre_hooks for module in transformer.blocks.modules())
+    )
+
+
+def _shaped(transformer: Transformer) -> bool:
+    """Whether all blocks are of the sizes for which room is made: a module's parameters can be put in its place."""
+    config = transformer.config
+    blocks: list[Block] = list(transformer.blocks)  # type: ignore[arg-type]
+    width, inner, hidden = config.width, config.heads * config.head_width, blocks[0].feed_forward.down.weight.shape[1]
+    up = hidden * (2 if config.feed_forward in ("swiglu", "geglu") else 1)
+    shapes = [(3 * inner, width), (width, inner), (up, width), (width, hidden)]
+    maps = [pair for block in blocks for pair in zip(_linears(block), shapes, strict=True)]
+    ends = [part for block in blocks for end in (block.attention_end, block.feed_forward_end) for part in _end(end)]
+    vectors = [*ends, *(norm for block in blocks for norm in (block.attention_norm, block.feed_forward_norm))]
+    weights = [vector.weight if isinstance(vector, nn.Module) else vector for vector in vectors]
+    return (
+        all(map_.weight.shape == shape for map_, shape in maps)
+        and all(getattr(map_.bias, "shape", shape[:1]) == shape[:1] for map_, shape in maps)
+        and all(weight is None or weight.shape == (width,) for weight in weights)
+        and all(_normed(block.attention, config.head_width) for block in blocks)
     )
 
 
@@ -235,16 +269,35 @@ def _angles(rope: Rope | None) -> Rope | None:
 def _place(
     attention: ctypes.Structure, tokens: int, mask: LayerMask, angles: Rope | None, position: int
 ) -> tuple[object, ...]:
-    """Tell where the tokens stand and what they may look at; gives what must live until the call is over."""
+    """Tell where the tokens stand and what they may look at; gives what must live until the call is over.
+
+    Raises:
+        ValueError: mask or angles are not of so many tokens.
+    """
     attention.tokens, attention.position = tokens, position
     if angles is not None:
+        wanted = (tokens, attention.head_width // 2)
+        if not angles[0].shape == angles[1].shape == wanted:
+            raise ValueError(f"rope is {[list(table.shape) for table in angles]}; expected {list(wanted)} each")
         attention.cos, attention.sin = angles[0].data_ptr(), angles[1].data_ptr()
     attention.mask, mask = None, mask.dense if isinstance(mask, Sparse) else mask
     if isinstance(mask, Tensor):
+        _check_mask(mask, attention.batch, tokens, position + tokens)
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)
         attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
     return mask, angles
+
+
+def _check_mask(mask: Tensor, batch: int, tokens: int, keys: int) -> None:
+    """Refuse what is no mask of these queries and keys: a smaller one would be read behind its end."""
+    square = mask.shape == (tokens, keys)
+    batched = mask.ndim == 4 and len(mask) in (1, batch) and mask.shape[1:] == (1, tokens, keys)
+    if not (square or batched) or mask.dtype != torch.bool or mask.device.type != "cpu":
+        raise ValueError(
+            f"the mask is {list(mask.shape)} {mask.dtype} on {mask.device}; expected bool [{tokens}, {keys}] or "
+            f"[{batch}, 1, {tokens}, {keys}] on the CPU"
+        )
 
 
 def _linears(block: nn.Module) -> list[Linear | Int8Linear]:

@@ -355,7 +355,7 @@ def test_export_stores_anew_and_keeps_the_rest(tmp_path: Path) -> None:
         assert torch.equal(found, unpack(pack({name: value}, "int8"))[name])
 
 
-RECIPE = "# python train.py ...\nstage: clip\nmodel: {width: 4} # the rest as by default\ndata: {kind: emoji}\n"
+RECIPE = "# python train.py ...\nstage: clip\nmodel: {width: 4} # the rest as by default\ndata: {kind: drawings}\n"
 
 
 def test_export_keeps_a_recipe_with_its_comments(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.kernels.attention import Kind, KVCache, attend, mask, rope_table, rotate
+from dalle.kernels.attention import Kind, KVCache, attend, attend_packed, mask, rope_table, rotate
 
 KINDS: list[Kind] = ["full", "row", "column", "conv"]
 
@@ -94,6 +94,39 @@ def test_attend_equals_the_formula(dtype: torch.dtype, tolerance: float, queries
         scores = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(8)).masked_fill(~allowed, -math.inf)
         expected = (scores.exp() / scores.exp().sum(-1, keepdim=True)) @ v.double()
         torch.testing.assert_close(attend(q, k, v, given).double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0.02), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("given", ["causal", "table", "packed"])
+def test_dropped_weights_are_as_expected(dtype: torch.dtype, tolerance: float, given: str) -> None:
+    """Of many drawings the mean is attention without dropout, and the variance that of independent weights."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 24, 32, dtype=dtype)
+    table = mask("full", 4, 4, 5)
+    share, draws = 0.25, 4000
+    many = torch.stack((q, k, v)).expand(3, draws, 1, 24, 32).clone().requires_grad_()
+    if given == "packed":
+        found = attend_packed(many, "causal", share)
+    else:
+        found = attend(*many, "causal" if given == "causal" else table, share)
+    weights = (q.double() @ k.double().transpose(-1, -2) / 32**0.5).masked_fill(~table, -math.inf).softmax(-1)
+    mean = (weights @ v.double())[0, 0]
+    deviation = (weights.square() @ v.double().square() * share / (1 - share))[0, 0].sqrt()
+    torch.testing.assert_close(found.double().mean(0)[0], mean, atol=tolerance + 4 * 0.7 / draws**0.5, rtol=0)
+    torch.testing.assert_close(found.double().std(0)[0], deviation, atol=tolerance, rtol=0.06)
+    if given == "packed":
+        assert torch.autograd.grad(found.sum(), many)[0].isfinite().all()
+
+
+def test_dropped_weights_are_whole_weights() -> None:
+    """With values that are the keys' own unit vectors, what comes out are the weights: 0 or grown."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, 3, 8, 8)
+    v = torch.eye(8).expand(2, 3, 8, 8)
+    plain, found = attend(q, k, v), attend(q, k, v, dropout=0.5)
+    kept = found > 0
+    torch.testing.assert_close(found[kept], 2 * plain[kept])
+    assert 0.3 < kept.float().mean() < 0.7 and not found[~kept].any()
 
 
 def test_rotary_scores_depend_on_differences_alone() -> None:

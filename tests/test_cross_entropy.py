@@ -55,6 +55,38 @@ def test_mean_loss_is_that_of_all_logits(at_once: int, z_weight: float, bias: bo
         torch.testing.assert_close(mean_loss(head, hidden, targets, z_weight, hits=True, at_once=at_once), found)
 
 
+@pytest.mark.parametrize("at_once", [CODES, 5 * CODES + 3, 2**20])
+@pytest.mark.parametrize("z_weight", [0.0, 0.3])
+@pytest.mark.parametrize("form", ["bias", "no bias", "other"])
+def test_smoothed_targets_are_those_of_torch(at_once: int, z_weight: float, form: str) -> None:
+    plain, hidden, targets = made(form != "no bias")
+    head = Doubled(plain) if form == "other" else plain
+    of = (hidden, *head.parameters())
+    logits = head(hidden)
+    expected = F.cross_entropy(logits, targets, label_smoothing=0.2) + z_weight * logits.logsumexp(-1).square().mean()
+    found = mean_loss(head, hidden, targets, z_weight, smoothing=0.2, at_once=at_once)
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(found.nats, F.cross_entropy(logits, targets).detach())
+    torch.testing.assert_close(gradients(found.loss, *of), gradients(expected, *of))
+    with torch.no_grad():
+        again = mean_loss(head, hidden, targets, z_weight, smoothing=0.2, at_once=at_once)
+        torch.testing.assert_close(again.loss, expected)
+        torch.testing.assert_close(again.nats, found.nats)
+
+
+def test_smoothing_by_compiled_code_in_bfloat16_is_near() -> None:
+    torch.manual_seed(0)
+    head, targets = Linear(64, 512), torch.randint(0, 512, (96,))
+    hidden = torch.randn(96, 64, requires_grad=True)
+    of = (hidden, head.weight, head.bias)
+    expected = F.cross_entropy(head(hidden), targets, label_smoothing=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mean_loss(head, hidden, targets, smoothing=0.1).loss
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    for near, exact in zip(gradients(found, *of), gradients(expected, *of), strict=True):
+        assert (near - exact).norm() < 0.01 * exact.norm()
+
+
 class Doubled(nn.Module):
     """A head of another form, as LoRA's are."""
 

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle.kernels.attention import mask
+from dalle.kernels.sparse import Sparse
+from dalle.kernels.sparse.pattern import Pattern
 from dalle.models.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=3, heads=2)
@@ -82,6 +85,24 @@ def test_dropout_only_while_training() -> None:
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_attention_dropout_drops_weights_only_while_training(sparse: bool) -> None:
+    model, x = build(replace(SMALL, attention_dropout=0.5)), inputs(20)
+    pattern = Pattern("row", 4, 4)
+    layer = Sparse(pattern, mask("row", 4, 4, 4)) if sparse else "causal"
+    assert not torch.equal(model(x, layer), model(x, layer))
+    torch.manual_seed(5)
+    first = model(x, layer)
+    torch.manual_seed(5)
+    assert torch.equal(model(x, layer), first)
+    plain = build(SMALL).eval()
+    torch.testing.assert_close(model.eval()(x, layer), plain(x, layer))
+    # One key alone: its weight of 1 is dropped whole or doubled, and all else stays
+    one = build(replace(SMALL, attention_dropout=0.5, depth=1, biases="none")).train()
+    seen = {tuple(one(x[:1, :1])[0, 0].tolist()) for _ in range(40)}
+    assert len(seen) == 4  # two heads
+
+
 def test_start_values_are_scaled_by_depth() -> None:
     torch.manual_seed(0)
     block = Transformer(TransformerConfig(width=256, depth=8, heads=4)).blocks[0]
@@ -99,7 +120,9 @@ def test_swiglu_has_as_many_parameters_as_gelu() -> None:
     assert counts[1] == pytest.approx(counts[0], rel=0.02)
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 3}, {"depth": 0}, {"width": 0}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"heads": 3}, {"depth": 0}, {"width": 0}, {"dropout": 1.0}, {"attention_dropout": -0.1}]
+)
 def test_wrong_shapes_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="heads must divide width|dropout is"):
         replace(SMALL, **wrong)

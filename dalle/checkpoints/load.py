@@ -15,7 +15,7 @@ from dalle import text_tokenizers
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.model_folder import WEIGHTS, part, read_config
 from dalle.checkpoints.published import mindalle
-from dalle.checkpoints.published.clip import read_clip
+from dalle.checkpoints.published.clip import check_words, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.state import Published
@@ -96,6 +96,7 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
     if not is_ours(path):
         found = read_clip(path, given)
         words = clip_text_tokenizer(path)
+        check_words(found, words)
         with bare():
             foreign = CLIP(found.config)
         found.check(foreign, str(source))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dalle.checkpoints.tensors import Storage, Tensors, open_tensors, write_tensors
+from dalle.checkpoints.tensors import NotFiniteError, Storage, Tensors, open_tensors, write_tensors
 from dalle.config import read_yaml, to_yaml
 from dalle.files import atomic_folder
 
@@ -39,9 +39,12 @@ def save(
         parts: folders that are copied into it, each under its name, and recorded with their hashes.
         storage: how floating tensors are stored; None as they are.
         card: text of its README.md.
+
+    Raises:
+        NotFiniteError: a weight is nan or infinite; what was in `folder` stays.
     """
     with atomic_folder(folder) as new:
-        write_tensors(tensors, new / WEIGHTS, storage)
+        _write(tensors, folder, new, storage)
         recorded: dict[str, Any] = {}
         for name, source in (parts or {}).items():
             # A card stays with what it is about: its pictures and links are not for another place.
@@ -50,6 +53,14 @@ def save(
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write(tensors: Tensors, folder: Path, new: Path, storage: Storage | None) -> None:
+    """Write the weights of what is to become `folder`."""
+    try:
+        write_tensors(tensors, new / WEIGHTS, storage, finite=True)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{folder} is not written: {error}") from None
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -123,6 +134,7 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
     `data:`), as in tokenizers/NAME: the recipe's file serves the loader too.
 
     Raises:
+        NotFiniteError: a weight is nan or infinite; what was in `target` stays.
         ValueError: the recipe in `target`, or `tensors`, are of another architecture.
     """
     stored = open_tensors(source / WEIGHTS) if tensors is not None else {}
@@ -140,7 +152,7 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
             if entry.is_dir():
                 shutil.copytree(entry, new / entry.name, dirs_exist_ok=True)
             elif entry.name == WEIGHTS:
-                write_tensors(open_tensors(entry) if tensors is None else tensors, new / WEIGHTS, storage)
+                _write(open_tensors(entry) if tensors is None else tensors, target, new, storage)
             elif entry.name != "config.yaml" or recipe is None:
                 shutil.copy(entry, new / entry.name)
 

@@ -127,10 +127,30 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return {name: t() if isinstance(t, Lazy) else t.clone() for name, t in open_tensors(file).items()}
 
 
+class NotFiniteError(ValueError):
+    """Weights are nan or infinite."""
+
+
 def write_tensors(
-    tensors: Tensors, file: Path, storage: Storage | None = None, metadata: Mapping[str, str] | None = None
+    tensors: Tensors,
+    file: Path,
+    storage: Storage | None = None,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    finite: bool = False,
 ) -> None:
-    """Write a safetensors file, its floating tensors stored as `storage` (None: as they are), with words about it."""
+    """Write a safetensors file.
+
+    Args:
+        tensors: what goes into it.
+        file: where to.
+        storage: how floating tensors are stored; None as they are.
+        metadata: words about it.
+        finite: refuse numbers that are none.
+
+    Raises:
+        NotFiniteError: one is nan or infinite, perhaps as it is stored; the file is then not whole.
+    """
     entries: list[tuple[str, Lazy]] = []
     for name, tensor in tensors.items():
         entries += _packed(name, tensor, storage)
@@ -145,11 +165,23 @@ def write_tensors(
     described += b" " * (-len(described) % 8)
     with file.open("wb") as handle:
         handle.write(len(described).to_bytes(8, "little") + described)
-        for _, tensor in entries:
+        for name, tensor in entries:
             value = tensor()
+            if finite and not is_finite(value):
+                raise NotFiniteError(
+                    f"{name.removesuffix(_SCALE)} is nan or infinite: the training has diverged"
+                    + (", or it is too large for float16 (bfloat16 has room)" if value.dtype == torch.float16 else "")
+                )
             handle.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             forget(value)
     file.chmod(file.parent.stat().st_mode & 0o666)  # files that whoever may read the folder may read
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number of a tensor is nan or infinite, by its least and its largest."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def pack(tensors: Tensors, storage: Storage | None) -> dict[str, Tensor]:
@@ -241,6 +273,7 @@ def fill(
         dtype: floating type of its weights; None: as the module was made (float32).
 
     Raises:
+        NotFiniteError: a number is nan or infinite.
         ValueError: keys are missing, left over, or of another shape.
     """
     check_fit(module, tensors, source)
@@ -249,6 +282,11 @@ def fill(
         place, _, leaf = name.rpartition(".")
         value = tensors[name]
         value = value() if isinstance(value, Lazy) else value
+        if not is_finite(value):
+            raise NotFiniteError(
+                f"{source}: {name} is nan or infinite, so nothing can be computed with it: the run that wrote it has "
+                "diverged (take an earlier checkpoint), or the file is damaged"
+            )
         kept = dtype is None or not own.is_floating_point() or leaf in _EXACT
         kind = own.dtype if dtype is None or kept else dtype
         made = own.detach()

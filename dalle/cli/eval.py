@@ -16,7 +16,9 @@ def add(commands: Any) -> None:
     command.add_argument("data", nargs="*", metavar="key=value", help="options of the data set; kind=emoji if none")
     command.add_argument("--split", help="of the data set (default: test_pair of the emoji, else validation)")
     command.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
-    command.add_argument("--limit", type=int, help="look at the first so many images only (default: all)")
+    command.add_argument(
+        "--limit", type=int, help="look at so many images only, evenly spread over the split (default: all)"
+    )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.add_argument("--json", action="store_true", help="print JSON, not a table")
     command.set_defaults(run=_run)

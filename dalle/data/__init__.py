@@ -1,4 +1,4 @@
-"""Captioned pictures: the embedded emoji, synthetic shapes, the user's own; and the token shards made of them."""
+"""Captioned pictures: the embedded drawings, synthetic shapes, the user's own; and the token shards made of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from dalle.data.base import BadPair, Pair, PairDataset, PairStream
 from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamHead
-from dalle.data.emoji.dataset import ROOT, EmojiData, EmojiPairs
+from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings.sets import ROOT
 from dalle.data.shapes import ShapesData, ShapesPairs
 from dalle.data.token_shards.dataset import TokenPairs, TokensData
 
-DataConfig = EmojiData | ShapesData | PairsData
+DataConfig = DrawingsData | ShapesData | PairsData
 EncodedConfig = DataConfig | TokensData  # of what takes codes in place of pictures too
 
 
@@ -28,7 +29,7 @@ def open_data(config: EncodedConfig, split: str, image_size: int) -> PairDataset
         return ShapesPairs(config, split, image_size)
     if isinstance(config, PairsData):
         return (StreamHead if config.stream else Pairs)(config, split, image_size)
-    return EmojiPairs(config, split, image_size)
+    return Drawings(config, split, image_size)
 
 
 def open_training(config: EncodedConfig, image_size: int) -> PairDataset | PairStream:
@@ -42,7 +43,7 @@ def location(config: EncodedConfig) -> Path | None:
     """The file or folder on this machine that holds the data; None for shapes, a hub id or a pattern."""
     if isinstance(config, TokensData):
         return config.path
-    if isinstance(config, EmojiData):
+    if isinstance(config, DrawingsData):
         return config.root or ROOT
     if isinstance(config, PairsData) and Path(config.path).expanduser().exists():
         return Path(config.path).expanduser()
@@ -52,6 +53,7 @@ def location(config: EncodedConfig) -> Path | None:
 __all__ = [
     "BadPair",
     "DataConfig",
+    "DrawingsData",
     "EncodedConfig",
     "Pair",
     "PairDataset",

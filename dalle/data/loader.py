@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from dalle.data.base import BadPair, Order, OwnOrder, PairDataset, PairStream
-from dalle.data.shuffle import shuffled
+from dalle.data.shuffle import shuffled, spread
 from dalle.device import to_device
 from dalle.image_tokenizers import ImageTokenizer
 
@@ -114,17 +114,17 @@ def evaluation_batches(
     limit: int | None = None,
     report: Callable[[list[str]], None] | None = None,
 ) -> Iterator[Batch]:
-    """Every pair once, in order, the last batch perhaps smaller; at most `limit` pairs.
+    """Every pair once, in order, the last batch perhaps smaller; of more than `limit` pairs those of `spread`.
 
     Broken records are left out, and `report` is told of them (None: the log is).
 
     Raises:
         ValueError: none can be used.
     """
-    number = len(dataset) if limit is None else min(limit, len(dataset))
+    indices = range(len(dataset)) if limit is None else spread(len(dataset), limit)
     good: list[Decoded] = []
     bad: list[str] = []
-    for index in range(number):
+    for index in indices:
         try:
             pair = dataset.pair(index, seed)
         except BadPair as error:
@@ -132,10 +132,10 @@ def evaluation_batches(
             (report or _log_skipped)([str(error)])
         else:
             good.append((pair.image, pair.caption, seed, []))
-        if good and (len(good) == batch_size or index == number - 1):
+        if good and (len(good) == batch_size or index == indices[-1]):
             yield _stacked(good)
             good = []
-    if len(bad) == number:
+    if len(bad) == len(indices):
         raise ValueError(f"no usable picture to evaluate on: {bad[0] if bad else 'the data set is empty'}")
 
 

@@ -1,13 +1,33 @@
-"""In which order an epoch shows the pairs of a set: a function of (seed, epoch) that can be entered anywhere."""
+"""In which order an epoch shows the pairs of a set: a function of (seed, epoch) that can be entered anywhere.
+
+And which few stand for all where not all are shown.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
+
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def shuffled(length: int, seed: int, epoch: int) -> np.ndarray:
     """The numbers below `length`, all of them shuffled, int64 [length]."""
     return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def spread(length: int, count: int) -> Sequence[int]:
+    """Numbers below `length` that stand for all, in order: one of each of `count` equal stretches.
+
+    Sets are sorted, by style or by folder, so that the first ones are all of a kind. Where in its stretch a number lies
+    moves on by the golden ratio: at an even distance they might all be, say, the second of two views.
+    """
+    if count >= length:
+        return range(length)
+    edges = [number * length // count for number in range(count + 1)]
+    return [low + int(number * _GOLDEN % 1 * (high - low)) for number, (low, high) in enumerate(pairwise(edges))]
 
 
 class Windows:

@@ -98,7 +98,7 @@ def evaluate(
         data: The data set.
         split: Its split, for example "test_pair".
         batch_size: Images at a time; the figures do not depend on it.
-        limit: Only the first so many images.
+        limit: Only so many images, evenly spread over the split.
         device: Where to compute.
 
     Returns:

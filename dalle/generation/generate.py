@@ -76,7 +76,8 @@ def generate(
         second's.
 
     Raises:
-        ValueError: an option is out of range, a shape does not fit, or a prompt has no seed.
+        ValueError: an option is out of range, a shape does not fit, a prompt has no seed, or the model's logits are not
+            finite, which is asked once a batch.
     """
     check(temperature, top_k, top_p, guidance, guidance_until)
     if batch_size is not None and batch_size < 1:
@@ -95,7 +96,8 @@ def generate(
     device = model.image_head.weight.device
     window = min(window, height * width)
     until = height * width if guidance_until is None else guidance_until
-    options = _Options(temperature, top_k, top_p, guidance, until, window)
+    failed = torch.zeros((), dtype=torch.bool, device=device)
+    options = _Options(temperature, top_k, top_p, guidance, until, window, failed)
     steps = cuda_graph.recorded_drawing(model, options.choose, compiled)
     batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory, window)
     rows = batch_size * window * (2 if options.guided(lead) else 1)
@@ -117,6 +119,7 @@ def generate(
                 part = slice(start, start + batch_size)
                 codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
                 _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step, steps)
+                options.check()
                 batches.append(codes)
     finally:
         model.train(training)
@@ -130,6 +133,16 @@ class _Options(NamedTuple):
     guidance: float
     guidance_until: int
     window: int
+    failed: Tensor
+    """Bool scalar on the model's device: some logits were no distribution."""
+
+    def check(self) -> None:
+        """Refuse what was drawn from logits that are not finite; this waits for the device."""
+        if self.failed:
+            raise ValueError(
+                "the model's logits are nan or infinite, so no code can be drawn from them: its training has diverged, "
+                "or it overflows in float16 (then draw in float32 or bfloat16)"
+            )
 
     def guided(self, token: int) -> bool:
         """Whether this image token is drawn with guidance."""
@@ -147,6 +160,7 @@ class _Options(NamedTuple):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            failed=self.failed,
         )
         return drawn.view(uniform.shape)
 

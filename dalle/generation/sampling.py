@@ -82,32 +82,48 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    failed: Tensor | None = None,
 ) -> Tensor:
     """Draw one token a row: temperature, then top-k, then nucleus, then the inverse of the distribution function.
 
     Args:
-        logits: [B, V], at least one of each row finite, none nan.
+        logits: [B, V], the largest of each row finite, none nan.
         uniform: [B] in [0, 1), one number a row.
         temperature: divides the logits; 0 takes the most likely token (the lowest id of several).
         top_k: keep the k most likely tokens; None, or k above V, keeps all.
         top_p: keep the fewest most likely tokens that together have at least this probability; None or 1 keeps all.
+        failed: bool scalar on the logits' device, set where a row is no distribution; nothing waits for it.
 
     Returns:
-        int64 [B].
+        int64 [B]; of rows that are no distribution some token.
+
+    Raises:
+        ValueError: an option is out of range.
     """
+    check(temperature, top_k, top_p)
     if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float()
-    drawn = native.sample(logits, uniform, temperature, top_k, top_p)
-    if drawn is not None:
+        largest, drawn = logits.max(-1)
+        _note(failed, largest)
         return drawn
+    logits = logits.float()
+    fast = native.sample(logits, uniform, temperature, top_k, top_p, failed)
+    if fast is not None:
+        return fast
+    largest = logits.amax(-1, keepdim=True)
+    _note(failed, largest)
     # The shift keeps tiny temperatures from overflowing
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
+    logits = (logits - largest) / temperature
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_top_p(logits, top_p)
     return draw(logits.softmax(-1), uniform)
+
+
+def _note(failed: Tensor | None, largest: Tensor) -> None:
+    """Set `failed` where one of the largest logits is not finite: a nan is the largest of all."""
+    if failed is not None:
+        failed.logical_or_(largest.isfinite().all().logical_not_())
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -1,5 +1,7 @@
 """VQGAN (arXiv 2012.09841): taming-transformers' convolutional encoder and decoder around a quantizer.
 
+In the encoder's place may stand one that sees a cell at a time (`dalle.image_tokenizers.local_encoder`).
+
 The adversarial and perceptual losses are training's business, not the model's. Shapes: B images, C channels.
 """
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from dalle.config import config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
+from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfig
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.kernels.conv import Conv3x3
@@ -31,8 +34,9 @@ class VQGANConfig:
     """taming-transformers' encoder and decoder."""
     image_size: int = 64
     """Pixels a side."""
-    patch: Literal[1, 2] = 1
-    """2: fold 2x2 pixels into channels first and unfold them last, several times cheaper. 1: taming's own shape."""
+    patch: Literal[1, 2, 4] = 1
+    """2 or 4: fold 2x2 or 4x4 pixels into channels first and unfold them last, several times cheaper. 1: taming's own
+    shape."""
     channels: int = 64
     """Channels of the first level."""
     channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 2, 4])
@@ -45,6 +49,9 @@ class VQGANConfig:
     """Channels that the encoder gives and the decoder takes; the quantizer's own lie in between."""
     dropout: float = 0.0
     """Inside the residual blocks."""
+    local_encoder: LocalEncoderConfig | None = None
+    """An encoder whose codes say what is in their cell alone; null: taming's, whose codes depend on the whole image.
+    Channels, blocks and attention are then the decoder's alone."""
     quantizer: VQConfig | GumbelConfig | FSQConfig = field(default_factory=VQConfig)
     """How vectors become codes."""
 
@@ -88,7 +95,11 @@ class VQGAN(ImageTokenizer):
         super().__init__()
         self.config = config
         self.image_size, self.factor = config.image_size, config.factor
-        self.encoder = Encoder(config)
+        self.encoder: nn.Module
+        if config.local_encoder is None:
+            self.encoder = Encoder(config)
+        else:
+            self.encoder = LocalEncoder(config.local_encoder, config.factor, config.latent_channels)
         self.decoder = Decoder(config)
         self.quantize = _quantizer(config.quantizer)
         self.codebook_size = self.quantize.codebook_size

@@ -89,7 +89,7 @@ def near(kind: Kind, back: Tensor, width: int, kernel: int = 11) -> Tensor:
     raise ValueError(f"unknown attention {kind!r}; it must be one of full, row, column, conv")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention.
 
     Args:
@@ -97,6 +97,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
         k: [B, H, S, D].
         v: [B, H, S, D].
         mask: None (all keys), "causal" (the T queries are the last of S positions), or bool [T, S], True = may look.
+        dropout: share of the weights that is dropped, from 0 to below 1; the others grow by 1 / (1 - dropout).
 
     Returns:
         [B, H, T, D].
@@ -105,33 +106,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     causal = isinstance(mask, str)
     if causal and queries == 1:
         mask, causal = None, False
-    if q.shape == k.shape and _trained(q, mask):
+    if not dropout and q.shape == k.shape and _trained(q, mask):
         return attention.attend(torch.stack((q, k, v)), mask if isinstance(mask, Tensor) else None, causal)
     triangular = causal
-    by_hand = q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= _SHORT
+    by_hand = q.device.type == "cpu" and (dropout > 0 or (q.dtype == torch.bfloat16 and keys <= _SHORT))
     if causal and (by_hand or queries != keys):
         mask, causal = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries), False
     if not by_hand:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal)  # type: ignore[arg-type]
+        return F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)  # type: ignore[arg-type]
     if not isinstance(mask, Tensor):
-        return _by_hand(q, k, v, None)
+        return _by_hand(q, k, v, None, dropout)
     bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
     if not triangular or queries <= _PIECE:
-        return _by_hand(q, k, v, bias)
+        return _by_hand(q, k, v, bias, dropout)
     pieces = -(-queries // _PIECE)
     parts, seen = [], keys - queries
     for rows, under in zip(q.chunk(pieces, dim=-2), bias.chunk(pieces, dim=-2), strict=True):
         seen += rows.shape[-2]
-        parts.append(_by_hand(rows, k[..., :seen, :], v[..., :seen, :], under[..., :seen]))
+        parts.append(_by_hand(rows, k[..., :seen, :], v[..., :seen, :], under[..., :seen], dropout))
     return torch.cat(parts, dim=-2)
 
 
-def attend_packed(qkv: Tensor, mask: Mask = None) -> Tensor:
+def attend_packed(qkv: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor:
     """`attend` of whole sequences whose queries, keys and values are one tensor [3, B, H, T, D]: without copies."""
-    if _trained(qkv, mask):
+    if not dropout and _trained(qkv, mask):
         return attention.attend(qkv, mask if isinstance(mask, Tensor) else None, isinstance(mask, str))
     q, k, v = qkv
-    return attend(q, k, v, mask)
+    return attend(q, k, v, mask, dropout)
 
 
 def _trained(x: Tensor, mask: Mask) -> bool:
@@ -140,9 +141,10 @@ def _trained(x: Tensor, mask: Mask) -> bool:
     return short and torch.is_grad_enabled() and x.requires_grad and attention.usable(x)
 
 
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)  # [B, H, T, S]
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 
 def rope_table(text_length: int, height: int, width: int, dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
@@ -272,7 +274,14 @@ class KVCache:
         return keys.narrow(2, 0, start + count), values.narrow(2, 0, start + count)
 
     def place(self, count: int) -> Place:
-        """Where the next `count` tokens stand."""
+        """Where the next `count` tokens stand.
+
+        Raises:
+            IndexError: the cache has no room for them.
+        """
+        room = self.keys.shape[3]
+        if not 0 <= self.position <= room - count:
+            raise IndexError(f"{count} tokens at position {self.position} of a cache with room for {room}")
         return Place(self.position, self.position + count)
 
     def hold(self, slot: int, channels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from dalle.kernels.linear import Linear
 from dalle.kernels.native import matmul
 from dalle.kernels.native.cross_entropy import entropy_slopes
+from dalle.kernels.native.ranges import check_ids
 
 # Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
 _AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
@@ -35,9 +37,9 @@ class MeanLoss(NamedTuple):
     """A head's loss over all rows. Scalars in float32."""
 
     loss: Tensor
-    """Mean of cross-entropy + z_weight log² Z: what is trained."""
+    """Mean of cross-entropy with smoothed targets + z_weight log² Z: what is trained."""
     nats: Tensor
-    """Mean cross-entropy, without gradient."""
+    """Mean cross-entropy with the targets as they are, without gradient."""
     z: Tensor
     """Mean of log² Z, without gradient."""
     hits: Tensor | None
@@ -52,7 +54,11 @@ def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, at_once: i
         hidden: [M, C].
         targets: int [M], ids in [0, V).
         at_once: logits that may stand in memory at a time; None: what suits the device.
+
+    Raises:
+        IndexError: on a CPU, a target is out of range.
     """
+    check_ids(targets, _codes(head), "targets")
     parts = []
     rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
     for states, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -69,6 +75,7 @@ def mean_loss(
     targets: Tensor,
     z_weight: float = 0.0,
     *,
+    smoothing: float = 0.0,
     hits: bool = False,
     at_once: int | None = None,
 ) -> MeanLoss:
@@ -82,19 +89,53 @@ def mean_loss(
         hidden: [M, C], M >= 1.
         targets: int [M], ids in [0, V).
         z_weight: weight of log² Z; the paper's is 1e-4.
+        smoothing: share of each target that is spread evenly over the vocabulary (label smoothing: Szegedy et al. 2015,
+            arXiv 1512.00567, section 7), from 0 to below 1.
         hits: count how often the right answer is the likeliest; that takes one more look at the logits.
         at_once: logits that may stand in memory at a time; None: what suits the device.
+
+    Raises:
+        IndexError: on a CPU, a target is out of range.
     """
+    check_ids(targets, _codes(head), "targets")
     if type(head) is Linear and torch.is_grad_enabled():
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
         loss, nats, z, found = _MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype, hits)
+        if smoothing:
+            loss = loss + smoothing * _above_mean(hidden, head, targets)
         return MeanLoss(loss, nats, z, found if hits else None)
     nats, log_z, likeliest = token_scores(head, hidden, targets, at_once=at_once)
     mean, z = nats.mean(), log_z.square().mean()
     loss = mean + z_weight * z if z_weight else mean
+    if smoothing:
+        loss = loss + smoothing * ((log_z - nats).mean() - _mean_logit(head, hidden, at_once))
     return MeanLoss(loss, mean.detach(), z.detach(), (likeliest == targets).float().mean() if hits else None)
+
+
+def _above_mean(hidden: Tensor, head: Linear, targets: Tensor) -> Tensor:
+    """Mean of how far the logits of the right answers are above those of all: what smoothed targets add to the loss.
+
+    Cross-entropy with a share e spread evenly is log Z - (1 - e) right - e mean. As logits are linear in the states,
+    their mean is what the mean row of the weights gives, and no logits are needed: the fast ways stay as they are.
+    """
+    bias: Tensor | None = head.bias
+    rows = F.embedding(targets, head.weight).float() - head.weight.float().mean(0)
+    above = (hidden.float() * rows).sum(-1).mean()
+    return above if bias is None else above + bias.float()[targets].mean() - bias.float().mean()
+
+
+def _mean_logit(head: nn.Module, hidden: Tensor, at_once: int | None) -> Tensor:
+    """Mean of all logits of a head of any form, which are made once more."""
+    pieces = hidden.split(piece_rows(len(hidden), _codes(head), hidden.device.type, at_once))
+
+    def mean_of(states: Tensor) -> Tensor:
+        return head(states).float().mean(-1)
+
+    if not torch.is_grad_enabled():
+        return torch.cat([mean_of(piece) for piece in pieces]).mean()
+    return torch.cat([checkpoint(mean_of, piece, use_reentrant=False) for piece in pieces]).mean()
 
 
 def piece_rows(rows: int, codes: int, device: str, at_once: int | None = None) -> int:

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.kernels.native.ranges import check_ids
 from dalle.models.transformer import Transformer, TransformerConfig
 from dalle.text_tokenizers import EOS_ID, TextTokenizer
 
@@ -167,6 +168,7 @@ class CLIP(nn.Module):
             float32 [B, D], each of length 1. Padding after EOS does not count.
 
         Raises:
+            IndexError: On a CPU, an id is out of range.
             ValueError: More positions than the model has, or strings for a model without a tokenizer.
         """
         if not isinstance(text, Tensor):
@@ -178,6 +180,7 @@ class CLIP(nn.Module):
                 f"got captions of {text.shape[1]} tokens, this CLIP reads {self.config.text_length}: "
                 f"encode them with length={self.config.text_length}"
             )
+        check_ids(text, self.config.text_vocab, "text ids")
         return F.normalize(self.text(text).float(), dim=-1)
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from dalle.config import config
 from dalle.kernels.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.linear import Linear
+from dalle.kernels.native.ranges import check_ids
 from dalle.kernels.sparse import LayerMask, Listed, Sparse
 from dalle.kernels.sparse.pattern import Pattern
 from dalle.models.transformer import Rope, Transformer, TransformerConfig, norm
@@ -205,13 +206,21 @@ class DALLE(nn.Module):
             [B, min(n + 1, N), V]; `logits[:, i]` predicts image token i from the text and the image tokens before it.
 
         Raises:
+            IndexError: on a CPU, an id of the text or the image is out of range.
             ValueError: the text or the image has more tokens than the model has positions.
         """
         hidden = self._hidden(self._prefix(text), image_ids)
         return self.image_head(hidden[:, self.config.prefix_length - 1 :])
 
     def losses(
-        self, text: Tensor, image_ids: Tensor, z_weight: float = 0.0, accuracy: bool = False
+        self,
+        text: Tensor,
+        image_ids: Tensor,
+        z_weight: float = 0.0,
+        accuracy: bool = False,
+        *,
+        smoothing: float = 0.0,
+        read_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Mean cross-entropy per token, in nats, in float32; the logits are never there all at once.
 
@@ -222,20 +231,26 @@ class DALLE(nn.Module):
             image_ids: int [B, N].
             z_weight: weight of log² Z, which is added to each token's cross-entropy (`dalle.kernels.cross_entropy`).
             accuracy: count how often the likeliest image token is the right one.
+            smoothing: share of each image target that is spread evenly over the codes (`dalle.kernels.cross_entropy`).
+            read_ids: int [B, N], what the model reads in place of `image_ids`, which remain the targets.
 
         Returns:
             "text": over the T - 1 text tokens that follow another (0 of models without a text head); "image": over the
-            N image tokens. With a z_weight also "text_z" and "image_z", means of log² Z, and with `accuracy`
-            "image_accuracy", a share, without gradient. Scalars.
+            N image tokens. With a z_weight or smoothing also "text_nats" and "image_nats", the cross-entropy alone, and
+            with a z_weight "text_z" and "image_z", means of log² Z; with `accuracy` "image_accuracy", a share. All but
+            the first two are without gradient. Scalars.
         """
         prefix = self._prefix(text)
-        hidden = self._hidden(prefix, image_ids)
+        hidden = self._hidden(prefix, image_ids if read_ids is None else read_ids)
         image, words = self._heads(hidden, prefix, image_ids)
         found = {"text": hidden.new_zeros((), dtype=torch.float32)}
         for name, part in (("text", words), ("image", image)):
             if part is not None:
-                made = mean_loss(*part, z_weight, hits=accuracy and name == "image")
+                of_image = name == "image"
+                made = mean_loss(*part, z_weight, smoothing=smoothing if of_image else 0.0, hits=accuracy and of_image)
                 found[name] = made.loss
+                if z_weight or smoothing:
+                    found[name + "_nats"] = made.nats
                 if z_weight:
                     found[name + "_z"] = made.z
                 if made.hits is not None:
@@ -316,6 +331,7 @@ class DALLE(nn.Module):
 
     def _extended(self, image_ids: Tensor, cache: KVCache) -> Tensor:
         """Final states [B, n, C] of image tokens that are added to the cache."""
+        check_ids(image_ids, self.config.image_vocab, "image codes")
         return self._run(self._embed_image(image_ids, cache.place(image_ids.shape[1])), cache, cache.padding)
 
     def _prefix(self, text: Tensor) -> Tensor:
@@ -329,6 +345,7 @@ class DALLE(nn.Module):
                     f"the text is {list(text.shape)}; this model reads features [B, T, {self.config.text_features}]"
                 )
             return F.pad(text, (0, 0, length - text.shape[1], 0))
+        check_ids(text, self.config.text_vocab, "text ids")
         text = F.pad(text, (0, length - text.shape[1]), value=self.config.pad_id)
         if self.config.padding == "positional":
             own = torch.arange(self.config.text_vocab, self.config.text_vocab + length, device=text.device)
@@ -344,6 +361,7 @@ class DALLE(nn.Module):
         count = self.config.image_length
         if image_ids.shape[1] > count:
             raise ValueError(f"the image has {image_ids.shape[1]} tokens and the model {count} image positions")
+        check_ids(image_ids, self.config.image_vocab, "image codes")
         inputs, start = image_ids[:, : count - 1], self.config.prefix_length
         image = self._embed_image(inputs, Place(start, start + inputs.shape[1]))
         return self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))

@@ -49,6 +49,9 @@ class TransformerConfig:
     """Normalise queries and keys in each head: steadier at high learning rates."""
     dropout: float = 0.0
     """Share of the outputs of each residual branch (and of embeddings) dropped in training, from 0 to below 1."""
+    attention_dropout: float = 0.0
+    """Share of the attention weights dropped in training, from 0 to below 1; attention then goes by torch's functions,
+    and sparse kinds by dense masks."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     rotate_values: bool = False
@@ -65,8 +68,9 @@ class TransformerConfig:
                 f"width {self.width}, depth {self.depth}, heads {self.heads}: "
                 "all must be at least 1 and heads must divide width"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
     @property
     def head_width(self) -> int:
@@ -99,6 +103,7 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads, self.dropout, self.rotate_values = config.heads, config.dropout, config.rotate_values
+        self.attention_dropout = config.attention_dropout
         inner = config.heads * config.head_width
         self.qkv = Linear(config.width, 3 * inner, bias=config.biases == "all")
         self.out = Linear(inner, config.width, bias=config.biases != "none")
@@ -108,14 +113,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         qkv = self.qkv(x)
-        if context.cache is not None and context.cache.position and mask is not None and native.usable(x):
-            mixed = step.attend(self, qkv, mask, context.rope, context.cache, layer)
+        dropped = self.attention_dropout if self.training else 0.0
+        cache = None if dropped else context.cache
+        if cache is not None and cache.position and mask is not None and native.usable(x):
+            mixed = step.attend(self, qkv, mask, context.rope, cache, layer)
             if mixed is not None:
                 return _drop(self.out(mixed), self.dropout, self.training)
         # Plain views, here and below: at one token a step, einops' own work would be a tenth of the time
         packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
         if self.q_norm is None and context.rope is None and context.cache is None:
-            mixed = attend_packed(packed, mask).transpose(1, 2).flatten(2)  # [B, T, H D]
+            mixed = attend_packed(packed, mask, dropped).transpose(1, 2).flatten(2)  # [B, T, H D]
             return _drop(self.out(mixed), self.dropout, self.training)
         q, k, v = packed
         if self.q_norm is not None and self.k_norm is not None:
@@ -126,7 +133,7 @@ class Attention(nn.Module):
                 v = rotate(v, *context.rope)
         if context.cache is not None:
             k, v = context.cache.append(layer, k, v)
-        mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # [B, T, H D]
+        mixed = attend(q, k, v, mask, dropped).transpose(1, 2).flatten(2)  # [B, T, H D]
         return _drop(self.out(mixed), self.dropout, self.training)
 
 
@@ -291,11 +298,16 @@ class Transformer(nn.Module):
 
         Returns:
             [B, T, C].
+
+        Raises:
+            IndexError: the cache has no room for x.
         """
         masks: Sequence[LayerMask] = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)  # type: ignore[list-item]
         assert len(masks) == len(self.blocks), "one mask per layer"
         context = Context(rope, shift, cache)
         length = x.shape[1]
+        if cache is not None:
+            cache.place(length)  # or it is an error, before anything is written
         stepped = self._step(x, masks, context)
         x = self._through(x, masks, context) if stepped is None else stepped
         if cache is not None:
@@ -321,7 +333,7 @@ class Transformer(nn.Module):
         cache = context.cache
         if cache is None or not cache.position or None in masks or context.shift is not None or not native.usable(x):
             return None
-        if self.training and self.config.dropout:
+        if self.training and (self.config.dropout or self.config.attention_dropout):
             return None
         prepared = step.prepare(self, x, cache)
         return None if prepared is None else prepared.run(x, masks, context.rope, cache)

@@ -23,7 +23,9 @@ def merge(
     """Merge neighbours until no rule fits: each time the first rule in order, of several places the leftmost.
 
     With dropout it is algorithm 1 of Provilkov et al. (2020), BPE-dropout: each possible merge is left out of a step
-    with probability `dropout`, the best of the others is made, and a step that leaves out all is the last.
+    with probability `dropout`, the best of the others is made, and a step that leaves out all is the last. The symbols
+    must then be those of one word: a merge that was left out is offered again after each merge elsewhere, so that the
+    more words there were, the less would be cut otherwise.
     """
     held: list[Symbol | None] = list(symbols)  # what starts at i; None once merged into one before it
     end = len(held)

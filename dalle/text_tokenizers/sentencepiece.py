@@ -30,6 +30,7 @@ PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
 # U+2581 stands for a space inside SentencePiece: in a caption it becomes ESC "s", and ESC itself becomes ESC "e".
 _ESCAPES = (("\x1b", "\x1be"), ("\u2581", "\x1bs"))
+_WORD = re.compile("\u2581[^\u2581]*")  # every line begins with a space, and no piece goes on over one
 _MAX_LINE_BYTES = 1 << 20  # SentencePiece leaves out longer training lines; its own limit of 4,192 bytes is too short
 
 
@@ -176,7 +177,8 @@ class SentencePieceTokenizer(TextTokenizer):
         return [
             [
                 i
-                for symbol in merge(list(line.replace(" ", "\u2581")), self._rule, dropout, chance)
+                for word in _WORD.findall(line.replace(" ", "\u2581"))  # of one caption all share a generator
+                for symbol in merge(list(word), self._rule, dropout, chance)
                 for i in self._ids(symbol)
             ]
             for line, chance in zip(lines, chances, strict=True)

@@ -17,6 +17,7 @@ from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.clip import CLIPConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.text_tokenizers import TextTokenizerConfig
+from dalle.training.checkpoint.best import check_figure
 from dalle.training.distributed.powersgd import PowerSGDConfig
 from dalle.training.finetune.init_from import with_initial
 from dalle.training.finetune.lora import LoRAConfig
@@ -59,13 +60,18 @@ class RunConfig:
     validate_every: int = 500
     """Updates between two validations."""
     validation_images: int = 256
-    """Pictures that a validation looks at, at most."""
+    """Pictures that a validation looks at, at most; spread evenly over the split."""
     sample_every: int = 500
     """Updates between two sample pictures."""
     save_every: int = 500
     """Updates between two checkpoints."""
     keep: int = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_best: str | None = None
+    """A figure of validations, such as image_nats or psnr: the checkpoint that is best by it stays too, and model/ has
+    its weights in place of the newest."""
+    stop_after: int | None = None
+    """Validations in a row without a new best by which training ends early; null goes on to the last update."""
     max_skipped: int = 20
     """How many updates in a row may be skipped for a non-finite loss or gradient before training stops."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
@@ -93,6 +99,8 @@ class RunConfig:
             raise ValueError("powersgd is for replicas: fsdp has no whole gradient; set powersgd=null or sharding=none")
         if self.powersgd is not None and self.precision == "fp16":
             raise ValueError("powersgd keeps gradients for later, and fp16 changes their scale: take bf16 or fp32")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ValueError(f"stop_after is {self.stop_after}; it must be at least 1 (null never stops early)")
         for name in ("updates", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
@@ -138,6 +146,7 @@ class ImageTokenizerRecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
+        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
         if min(self.temperature.first, self.temperature.last) <= 0:
             raise ValueError(
                 f"temperature goes from {self.temperature.first} to {self.temperature.last}; both must be above 0"
@@ -161,6 +170,7 @@ class CLIPRecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
+        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
         if not 0 <= self.augment <= 1:
             raise ValueError(f"augment is {self.augment}: give a strength from 0 to 1")
 
@@ -190,6 +200,10 @@ class DALLERecipe:
     z_weight: float = 0.0
     """Weight of log² Z, which is added to the cross-entropy of each token (z-loss of PaLM, arXiv 2204.02311, section 5;
     there 1e-4): large models in bf16 stay stable by it. 0 has none."""
+    label_smoothing: float = 0.0
+    """Share of each image target that is spread evenly over all codes (label smoothing); what is logged is without."""
+    code_noise: float = 0.0
+    """Share of the image tokens that the model reads replaced by random codes in training; targets stay as they are."""
     bpe_dropout: float = 0.1
     """Chance of dropping a BPE merge in training."""
     caption_dropout: float = 0.1
@@ -202,10 +216,14 @@ class DALLERecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
+        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
         if self.lora is not None and self.optim.ema is not None:
             raise ValueError("lora trains without an average of weights: set optim.ema=null")
         if self.z_weight < 0:
             raise ValueError(f"z_weight is {self.z_weight}; it must be at least 0 (PaLM's is 1e-4)")
+        for name in ("label_smoothing", "code_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "

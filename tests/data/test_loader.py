@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import pytest
 import torch
 
 import train
+from dalle.data import open_data
 from dalle.data.bad_records import BadCounter
 from dalle.data.base import BadPair, Pair, PairDataset, PairStream
+from dalle.data.drawings import Drawings, DrawingsData
 from dalle.data.loader import Batch, batches, evaluation_batches
 from dalle.data.shapes import ShapesData, ShapesPairs
 from dalle.training.checkpoint.latest import load_newest
@@ -197,13 +200,24 @@ def test_evaluation_is_in_order_and_leaves_broken_ones_out(caplog: pytest.LogCap
 
 def test_evaluation_tells_whom_it_should() -> None:
     told: list[str] = []
-    list(evaluation_batches(Numbers(8, (1, 7)), 4, limit=5, report=told.extend))
-    assert told == ["number 1: broken"]
+    list(evaluation_batches(Numbers(8, (1, 7)), 4, limit=8, report=told.extend))
+    assert told == ["number 1: broken", "number 7: broken"]
 
 
 @pytest.mark.parametrize("limit, sizes", [(None, [4, 4, 2]), (4, [4]), (5, [4, 1]), (99, [4, 4, 2])])
 def test_evaluation_limit(limit: int | None, sizes: list[int]) -> None:
     assert [len(b.captions) for b in evaluation_batches(Numbers(10), 4, limit=limit)] == sizes
+
+
+def test_a_limited_evaluation_sees_all_parts_of_a_sorted_set() -> None:
+    shown = [int(c.split()[0]) for b in evaluation_batches(Numbers(70), 4, limit=14) for c in b.captions]
+    assert [number // 10 for number in shown] == [kind for kind in range(7) for _ in range(2)]
+    emoji = open_data(DrawingsData(sets=("emoji",)), "validation", 64)
+    assert isinstance(emoji, Drawings)
+    styles_of = {emoji.canonical_caption(i): emoji.styles[i] for i in range(len(emoji))}
+    seen = [styles_of[c] for b in evaluation_batches(emoji, 32, limit=56) for c in b.captions]
+    share = Counter(emoji.styles)
+    assert all(abs(seen.count(style) - 56 * share[style] / len(emoji)) < 2 for style in share)
 
 
 def test_evaluation_of_nothing_usable() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dalle.data.shuffle import Windows, shuffled
+from dalle.data.shuffle import Windows, shuffled, spread
 
 SIZES = np.array([5, 5, 3, 5, 1, 5, 5, 2])
 TOTAL = int(SIZES.sum())
@@ -50,3 +50,17 @@ def test_epochs_and_seeds_differ_and_large_sets_stay_near() -> None:
     seen = [order[place] // 100 for place in range(2000)]
     assert len(set(seen[:1000])) == 10 and len(set(seen)) == 20  # 10 groups of a window at a time
     assert seen[:1000] != sorted(seen[:1000], key=seen.index)  # and mixed
+
+
+@pytest.mark.parametrize("length, count", [(10, 10), (10, 11), (0, 3), (1, 1), (8846, 256), (10, 7), (10**9 + 7, 256)])
+def test_a_spread_has_one_of_each_equal_stretch(length: int, count: int) -> None:
+    found = list(spread(length, count))
+    assert len(found) == min(length, count) and found == sorted(set(found))
+    for number, index in enumerate(found):
+        assert number * length // len(found) <= index < (number + 1) * length // len(found)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 7, 32])
+def test_a_spread_does_not_fall_into_step_with_a_set(period: int) -> None:
+    kinds = np.bincount(np.array(spread(256 * period * 4, 256)) % period, minlength=period)
+    assert kinds.min() >= 256 / period / 2

@@ -25,9 +25,10 @@ import train
 from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
 from dalle.data.base import BadPair
+from dalle.data.custom import dataset
 from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamHead, braces
 from dalle.data.custom.parquet import hub_source
-from dalle.data.custom.records import Place, held_out
+from dalle.data.custom.records import Place, Record, Shard, held_out
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.loader import batches, evaluation_batches
 from dalle.image_tokenizers import ImageTokenizerConfig
@@ -405,6 +406,22 @@ def test_the_head_of_a_stream_is_bounded(tmp_path: Path) -> None:
     assert len(StreamHead(config, "validation", SIDE)) == 4
     numbers = {number_of(StreamHead(config, "train", SIDE).pair(i, 0).image) for i in range(4)}
     assert numbers <= set(passed(config))
+
+
+def test_the_head_of_a_stream_is_of_all_its_shards(tmp_path: Path) -> None:
+    config = PairsData(path=str(with_tars(tmp_path)), stream=True, stream_validation=6, validation_share=0.5)
+    held = [r.key for shard in config.source("train").shards() for r in shard.records() if config.holds_out(r.key)]
+    kept = [record.key for record in StreamHead(config, "validation", SIDE)._records()]
+    first = [[key for key in held if key.startswith(f"shard-{n:03}")] for n in range(3)]
+    assert kept == [key for turn in itertools.zip_longest(*first) for key in turn if key is not None][:6]
+    assert {key.partition("/")[0] for key in kept} == {f"shard-{n:03}.tar" for n in range(3)}
+
+
+def test_shards_of_a_stream_are_opened_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_OPEN_SHARDS", 2)
+    shards = [Shard(name, lambda n=name: (Record(f"{n}{i}") for i in range(3))) for name in "abcd"]
+    found = [record.key for record in dataset._in_turn(shards, lambda record: record.key != "d1")]
+    assert found == ["a0", "d0", "a1", "d2", "a2", "b0", "c0", "b1", "c1", "b2", "c2"]
 
 
 # What is broken

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dalle import load_image_tokenizer
 from dalle.checkpoints.model_folder import folder_hash
-from dalle.data import DataConfig, EmojiData, PairDataset, PairsData, ShapesData, open_data, open_training
+from dalle.data import DataConfig, DrawingsData, PairDataset, PairsData, ShapesData, open_data, open_training
 from dalle.data.bad_records import BadCounter
 from dalle.data.loader import batches, evaluation_batches, pair_seed
 from dalle.data.token_shards.dataset import TokenPairs, TokensData
@@ -102,7 +102,7 @@ def test_rows_are_the_pictures_of_their_split(
 ) -> None:
     config: DataConfig = {
         "pairs": PairsData(path=str(pictures), validation_share=0.2),
-        "emoji": EmojiData(styles=("blob",)),
+        "drawings": DrawingsData(sets=("emoji",), styles=("blob",)),
         "shapes": ShapesData(size=40),
     }[kind]
     encode(config, tokenizer, tmp_path, seed=3, shard_images=500)

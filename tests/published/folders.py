@@ -22,13 +22,13 @@ YTTM = "5 2\n9601 4\n1083 5\n1080 6\n1089 7\n1072 8\n4 5 9\n9 6 10\n1 0 2 3\n"
 T5_WIDTH = 24
 
 
-def vqgan(quantizer: VQConfig | GumbelConfig, llamagen: bool = False) -> dict[str, Tensor]:
+def vqgan(quantizer: VQConfig | GumbelConfig, llamagen: bool = False, blocks: int = 1) -> dict[str, Tensor]:
     """The state of a VQGAN of factor 2 under the names of taming-transformers, or LlamaGen."""
     config = VQGANConfig(
         image_size=2 * ROWS,
         channels=32,
         channel_multipliers=[1, 1],
-        blocks=1,
+        blocks=blocks,
         attention_resolutions=[],
         latent_channels=8,
         quantizer=quantizer,

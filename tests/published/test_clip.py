@@ -35,10 +35,14 @@ def merges(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
-def hub_folder(folder: Path, name: str, **options: Any) -> Path:
-    """A folder as save_pretrained of transformers writes it, in two shards."""
+def hub_folder(folder: Path, name: str, words: int = VOCAB) -> Path:
+    """A folder as save_pretrained of transformers writes it, in two shards; `words` ids are known, at least `VOCAB`."""
     names = sorted(SHAPES[name])
     whole = state(name) | {"text_model.embeddings.position_ids": torch.arange(LENGTH)[None]}
+    table = whole["text_model.embeddings.token_embedding.weight"]
+    whole["text_model.embeddings.token_embedding.weight"] = torch.cat(
+        (table, table.new_zeros(words - VOCAB, *table.shape[1:]))
+    )
     shards = {"model-00001-of-00002.safetensors": names[:20], "model-00002-of-00002.safetensors": [*names[20:]]}
     for shard, own in shards.items():
         save_file({key: whole[key] for key in own}, folder / shard)
@@ -134,14 +138,15 @@ def test_open_clip(tmp_path: Path) -> None:
 
 
 def test_loaded_with_its_text_tokenizer_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = hub_folder(tmp_path, "hugging_face")
+    words = 512 + 1 + 2  # bytes, these at the end of a word, a merge, start and end
+    folder = hub_folder(tmp_path, "hugging_face", words)
     merges(folder)
     with pytest.raises(ValueError, match="the file of merges is empty"):
         dalle.load_clip(folder)
     (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
     assert main(["inspect", str(folder)]) == 0
     told = capsys.readouterr().out
-    assert "a CLIP of Hugging Face" in told and f"{LENGTH} tokens of {VOCAB}; {DIMENSIONS} dimensions" in told
+    assert "a CLIP of Hugging Face" in told and f"{LENGTH} tokens of {words}; {DIMENSIONS} dimensions" in told
     clip = dalle.load_clip(folder)
     assert clip.tokenizer is not None and not clip.training
     assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0

@@ -10,6 +10,7 @@ import json
 import pickle
 import random
 import unicodedata
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -130,6 +131,20 @@ def test_dropout_is_repeatable_and_splits_more() -> None:
     assert dropped > plain
     one = tokenizer.rows(["лиса в лесу", "a red heart"], dropout=0.5, seed=[3, 4])
     assert one[1] == tokenizer.rows(["a red heart"], dropout=0.5, seed=[4])[0]
+
+
+@pytest.mark.parametrize("make", [lambda: clip(True), char, lambda: yttm(True)])
+def test_what_follows_a_word_does_not_change_how_it_is_cut(make: Callable[[], TextTokenizer]) -> None:
+    tokenizer = make()
+    spellings = set()
+    for seed in range(100):
+        short, long = (
+            tokenizer.rows([caption], dropout=0.3, seed=seed)[0] for caption in ("a red heart", "a red heart the cat")
+        )
+        kept = len(short) - len(tokenizer.end)
+        assert long[:kept] == short[:kept]
+        spellings.add(tuple(short))
+    assert len(spellings) > 1
 
 
 def test_zeros_of_clip_are_read_back_unless_they_are_padding() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +169,37 @@ def test_dropout_is_repeatable_and_independent_of_the_batch(tokenizer: SentenceP
     assert tokenizer.decode(batch) == texts
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_words_are_cut_as_often_whatever_stands_around(tokenizer: SentencePieceTokenizer, p: float) -> None:
+    raw = tokenizer._processor
+    order = [raw.id_to_piece(i) for i in sorted(range(260, tokenizer.vocab_size), key=lambda i: -raw.get_score(i))]
+    words = ["heart", "yellow", "background", "हात्ती"]
+    plain = {word: tuple(tokenizer.rows([word])[0][:-1]) for word in words}
+    for word in words:
+        pieces = tuple(raw.id_to_piece(i) for i in plain[word])
+        changed = 1 - _outcomes(tuple(f"▁{word}"), order, p)[pieces]
+        for around in (1, 8, 32):
+            draws = 2048 // around
+            rows = tokenizer.rows([" ".join([word] * around)] * draws, dropout=p, seed=list(range(draws)))
+            cut = [spelt for row in rows for spelt in _words(raw, row)]
+            assert len(cut) == 2048
+            found = sum(spelt != plain[word] for spelt in cut) / len(cut)
+            assert found == pytest.approx(changed, abs=4 * (changed * (1 - changed) / 2048) ** 0.5)
+
+
+def _words(raw: Any, row: list[int]) -> list[tuple[int, ...]]:
+    """A row's tokens word by word, without its end."""
+    starts = [i for i, token in enumerate(row) if raw.id_to_piece(token).startswith("▁")]
+    return [tuple(row[i:j]) for i, j in itertools.pairwise([*starts, len(row) - 1])]
+
+
+def test_what_follows_a_word_does_not_change_how_it_is_cut(tokenizer: SentencePieceTokenizer) -> None:
+    captions = ["a yellow heart", "a yellow heart on a pale blue background"]
+    for seed in range(50):
+        short, long = (tokenizer.rows([caption], dropout=0.3, seed=seed)[0][:-1] for caption in captions)
+        assert long[: len(short)] == short
+
+
 @pytest.mark.slow
 def test_dropout_is_the_same_in_another_process(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
@@ -195,7 +227,7 @@ def test_saved_pickled_and_loaded_are_the_same(tokenizer: SentencePieceTokenizer
 
 
 def test_save_keeps_the_recipe_that_is_there(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
-    recipe = "stage: text_tokenizer\nmodel: {vocab_size: 400}\ndata: {kind: emoji}\n"
+    recipe = "stage: text_tokenizer\nmodel: {vocab_size: 400}\ndata: {kind: drawings, sets: [emoji]}\n"
     (tmp_path / "config.yaml").write_text(recipe)
     tokenizer.save(tmp_path)
     assert (tmp_path / "config.yaml").read_text() == recipe

@@ -14,7 +14,7 @@ from dalle.config import from_dict
 from dalle.data.loader import Batch
 from dalle.generation.rerank import score
 from dalle.training.recipe import DALLERecipe
-from dalle.training.tasks.dalle import DALLETask
+from dalle.training.tasks.dalle import DALLETask, with_noise
 from tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
 
 
@@ -59,6 +59,40 @@ def test_a_pair_is_the_same_in_any_batch(task: DALLETask) -> None:
     together = task.inputs(Batch(images, captions, list(range(8)), [])).text
     alone = [task.inputs(Batch(images[i : i + 1], captions[i : i + 1], [i], [])).text for i in range(8)]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_some_codes_are_read_as_others(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 600
+    images = torch.randint(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    batch = Batch(images, ["a"] * count, list(range(count)), [])
+    plain = task.inputs(batch)
+    assert torch.equal(plain.read, plain.codes)
+    monkeypatch.setattr(task, "recipe", replace(task.recipe, code_noise=0.3))
+    noisy, again = task.inputs(batch), task.inputs(Batch(images[5:9], ["a"] * 4, [5, 6, 7, 8], []))
+    assert torch.equal(noisy.codes, plain.codes)
+    assert torch.equal(noisy.read[5:9], again.read)  # whatever the batch around
+    other = noisy.read != noisy.codes
+    expected = 0.3 * (1 - 1 / CODES)  # one of all codes is the right one
+    assert other.double().mean() == pytest.approx(expected, abs=4 * (0.25 / other.numel()) ** 0.5)
+    drawn = torch.bincount(with_noise(plain.codes, 0.999, CODES, list(range(count))).flatten(), minlength=CODES)
+    assert drawn.min() > 0.8 * drawn.double().mean() and len(drawn) == CODES
+    assert other.double().mean(0).std() < 0.05 and not torch.equal(other[0], other[1])
+
+
+def test_what_is_learnt_is_smoothed_and_read_with_noise_but_logged_as_it_is(
+    task: DALLETask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(task.recipe, label_smoothing=0.2, code_noise=0.5, text_weight=0.0, image_weight=1.0)
+    monkeypatch.setattr(task, "recipe", recipe)
+    images = torch.randint(0, 256, (4, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    inputs = task.inputs(Batch(images, ["a red heart"] * 4, [1, 2, 3, 4], []))
+    total, parts = task.loss(task.phases[0], inputs, 0)
+    with torch.no_grad():
+        logits = task.model(inputs.text, inputs.read[:, :-1]).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, inputs.codes.flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(total.detach(), expected)
+    torch.testing.assert_close(parts["image"], torch.nn.functional.cross_entropy(logits, inputs.codes.flatten()))
+    assert set(parts) == {"text", "image", "image_accuracy"}
 
 
 def test_sample_pictures_are_scored_against_their_own_prompts(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_some_of_a_batch_fits_and_the_rest_is_accumulated(recipe: Path, capfd: p
 def test_what_is_wrong_with_a_recipe_is_told_and_not_taken_for_memory(
     recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["find-batch", str(recipe), "data={kind: emoji, root: nowhere}"]) == 2
+    assert main(["find-batch", str(recipe), "data={kind: drawings, root: nowhere}"]) == 2
     err = capfd.readouterr().err
     assert "nowhere" in err and "fit" not in err and err.count("\n") == 1
     assert main(["find-batch", str(recipe), "--memory", "1MB", "run.batch_size=2"]) == 2

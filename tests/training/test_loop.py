@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import train
 from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.best import FIGURES
 from dalle.training.checkpoint.latest import load_newest
 from dalle.training.planning.memory import Size
 from dalle.training.planning.plan import operations
@@ -68,7 +69,7 @@ CLIP = {
 DALLE = {
     "stage": "dalle",
     "model": {
-        "transformer": {"width": 32, "depth": 2, "heads": 2, "dropout": 0.1},
+        "transformer": {"width": 32, "depth": 2, "heads": 2, "dropout": 0.1, "attention_dropout": 0.1},
         "text_vocab": 300,
         "text_length": 16,
         "image_vocab": 32,
@@ -77,9 +78,14 @@ DALLE = {
     },
     "data": {"kind": "shapes"},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
+    "label_smoothing": 0.1,
+    "code_noise": 0.1,
     "prompts": ["a red circle"],
     "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
+
+
+NO_DROPOUT = ["model.transformer.dropout=0.0", "model.transformer.attention_dropout=0.0"]
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +167,7 @@ def test_resumed_equals_uninterrupted(stage: str, precision: str, tokenizers: di
 @pytest.mark.parametrize("stage", ["vqgan", "dalle"])
 def test_two_micro_batches_equal_one_batch(stage: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers)))
-    off = ["model.transformer.dropout=0.0", "bpe_dropout=0.0"] if stage == "dalle" else []
+    off = ["bpe_dropout=0.0", *NO_DROPOUT] if stage == "dalle" else []
     assert train.main([config, f"run.dir={tmp_path / 'whole'}", *off]) == 0
     assert train.main([config, f"run.dir={tmp_path / 'split'}", "run.accumulation=2", *off]) == 0
     _same_run(tmp_path / "whole", tmp_path / "split")
@@ -171,7 +177,7 @@ def test_two_micro_batches_equal_one_batch(stage: str, tokenizers: dict[str, str
 @pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle"])
 def test_two_processes_equal_one(stage: str, tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers)))
-    off = ["model.transformer.dropout=0.0"] if stage == "dalle" else []
+    off = NO_DROPOUT if stage == "dalle" else []
     off += [] if stage == "vqgan" else ["bpe_dropout=0.0"]
     assert train.main([config, f"run.dir={tmp_path / 'one'}", *off]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
@@ -240,7 +246,9 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     rate = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     per_image = operations(Size.of(recipe.model), checkpointing=False)
     assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
-    assert 0 <= _validations(tmp_path / "run")[2]["validation/image_accuracy"] <= 1
+    validation = _validations(tmp_path / "run")[2]
+    assert 0 <= validation["validation/image_accuracy"] <= 1
+    assert {f"validation/{name}" for name in FIGURES["dalle"]} <= set(validation)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "update 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
 
@@ -295,6 +303,25 @@ def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.Capt
     assert "holds a run already" in capsys.readouterr().err
     assert train.main([*options, "resume=true", "model.channels=32"]) == 2
     assert "model.channels was 16, is now 32" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_an_option_was_there_goes_on(
+    tokenizers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [str(_write(tmp_path / "config.yaml", DALLE | tokenizers)), f"run.dir={tmp_path / 'run'}"]
+    options += ["run.validation_images=8", "run.sample_every=100", "model.transformer.attention_dropout=0.0"]
+    of = checkpoint.Checkpoint.of
+
+    def before(*given: Any) -> checkpoint.Checkpoint:
+        found = of(*given)
+        del found.architecture["transformer"]["attention_dropout"]
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "of", before)
+        assert train.main([*options, "run.updates=1"]) == 0
+    assert train.main([*options, "run.updates=2", "model.transformer.attention_dropout=0.5", "resume=true"]) == 2
+    assert train.main([*options, "run.updates=2", "resume=true"]) == 0
 
 
 @pytest.mark.slow

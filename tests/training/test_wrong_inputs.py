@@ -132,7 +132,7 @@ WRONG = {
     ),
     "no such device": (["vqgan.yaml", "run.device=abacus"], "run.device: expected one of auto, cpu, got 'abacus'"),
     "no such tracker": (["vqgan.yaml", "run.tracker=wandb"], "run.tracker is wandb, which is not installed"),
-    "no data": (["vqgan.yaml", "data={kind: emoji, root: nowhere}"], "nowhere"),
+    "no data": (["vqgan.yaml", "data={kind: drawings, root: nowhere}"], "nowhere"),
     "no tokenizer": (["dalle.yaml", "image_tokenizer=./nowhere"], "nowhere: no such file or folder; train it"),
     "another tokenizer": (["dalle.yaml", "image_tokenizer=CLIP"], "holds a CLIP, expected an image tokenizer"),
     "vocabulary": (["dalle.yaml", "model.text_vocab=299"], "needs 300: set model.text_vocab=300"),

@@ -14,8 +14,8 @@ import dalle
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.confusion import confusion_picture
 from dalle.apps.zeroshot.labelled import accuracy_on, labelled_pictures
-from dalle.data.emoji.captions import GROUPS
-from dalle.data.emoji.dataset import EmojiData, EmojiPairs
+from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings.captions import GROUPS
 from dalle.models.clip import CLIP
 from tiny_model import make_tiny_model
 
@@ -72,7 +72,7 @@ def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
 
 
 def test_the_emoji_by_style_and_by_group() -> None:
-    pairs = EmojiPairs(EmojiData(), "test_block")
+    pairs = Drawings(DrawingsData(sets=("emoji",)), "test_block", 128)
     assert set(pairs.groups) <= set(GROUPS)
     by_style, by_group = (labelled_pictures("emoji", by, "test_block") for by in ("style", "group"))
     assert by_style.classes == pairs.styles and by_group.classes == pairs.groups

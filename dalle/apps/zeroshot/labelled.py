@@ -21,8 +21,8 @@ from dalle.apps.zeroshot.labels import Labels
 from dalle.data.custom.dataset import PairsData, open_source
 from dalle.data.custom.folder import picture_files
 from dalle.data.custom.records import Record, Rows
-from dalle.data.emoji.captions import GROUPS, STYLES
-from dalle.data.emoji.dataset import EmojiData, EmojiPairs
+from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings.captions import GROUPS, STYLES
 from dalle.evaluation import metrics
 
 EMOJI = "emoji"  # stands for the embedded data set where a folder or a file is asked for
@@ -30,6 +30,7 @@ _EMOJI_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
     "style": {style: words["en"] for style, words in STYLES.items()},
     "group": GROUPS,
 }
+_SIDE = 128  # pixels of the stored images
 _SETS = {"style": "style-en", "group": "emoji-en"}
 
 
@@ -138,7 +139,7 @@ def accuracy_on(
 def _emoji(by: str, split: str) -> Labelled:
     if by not in _EMOJI_LABELS:
         raise ValueError(f"the emoji are not told apart by {by!r}: choose from {', '.join(_EMOJI_LABELS)}")
-    pairs = EmojiPairs(EmojiData(), split)
+    pairs = Drawings(DrawingsData(sets=("emoji",)), split, _SIDE)
     names = pairs.styles if by == "style" else pairs.groups
     records = [
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))

@@ -38,7 +38,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "ठूलो {}को तस्बिर",
         "{}को चित्र",
     ),
-    # What the shipped CLIP was trained on says it so (dalle/data/emoji/captions.py)
+    # What the shipped CLIP was trained on says it so (dalle/data/drawings/captions.py)
     "emoji-en": ("{}", "a {}", "an emoji of {}", "an emoji of a {}", "a picture of {}", "a picture of a {}"),
     "emoji-hi": ("{}", "{} का चित्र", "{} का इमोजी"),
     "emoji-ne": ("{}", "{}को चित्र", "{}को इमोजी"),

@@ -17,6 +17,7 @@ from dalle.checkpoints.published.state import SHAPELESS, Published, count, joine
 from dalle.checkpoints.tensors import Lazy
 from dalle.models.clip import CLIPConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
+from dalle.text_tokenizers import CLIPTokenizer, TextTokenizer
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
 _OPEN_CLIP = ("a CLIP of open_clip", "that of whoever trained it (the code: MIT, github.com/mlfoundations/open_clip)")
@@ -77,6 +78,19 @@ _NAMES_HF = (
 )
 # What a TorchScript archive remembers of its making, and buffers.
 _DROPPED = r"input_resolution|context_length|vocab_size|(?:.*\.)?attn_mask|.*\.position_ids"
+# What a config of open_clip may say of a tower besides its sizes: other values compute otherwise with the same tensors.
+_SIZES = {"layers", "width", "head_width", "heads", "patch_size", "image_size", "context_length", "vocab_size"}
+_SIZES |= {
+    "mlp_ratio",
+    "patch_dropout",
+    "timm_proj",
+    "timm_pool",
+    "timm_drop",
+    "attn_pooler_queries",
+    "attn_pooler_heads",
+}
+_SIZES |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "eos_id"}  # count where others do, or in training
+_PLAIN = {"pos_embed_type": ("learnable",), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
 _ACTIVATIONS: dict[str, FeedForwardKind] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -140,6 +154,24 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
     return Published(family, licence, config, state, dropped, _NAMES_HF if hugging_face else _NAMES)
 
 
+def check_words(found: Published, words: TextTokenizer) -> None:
+    """Refuse a text tokenizer whose ids this CLIP does not know.
+
+    Raises:
+        ValueError: it is of another kind than CLIP's, as ruCLIP's is, or has other ids.
+    """
+    if not isinstance(words, CLIPTokenizer):
+        kind = words.config.kind
+        raise ValueError(
+            f"its text tokenizer is of the kind {kind}, as ruCLIP's, which is not supported: CLIP's is needed"
+        )
+    if words.vocab_size != found.config.text_vocab:
+        raise ValueError(
+            f"it reads {found.config.text_vocab:,} text tokens and its text tokenizer has {words.vocab_size:,}: give "
+            "the one that it was trained with, or it is of another family"
+        )
+
+
 def _join(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor]) -> None:
     """Queries, keys and values as one."""
     for name in tensors:
@@ -183,6 +215,8 @@ def _settings(source: Path) -> dict[str, Any]:
     folder = source if source.is_dir() else source.parent
     settings: dict[str, Any] = {}
     config = _json(folder / "config.json")
+    if config.get("model_type", "clip") != "clip":
+        raise ValueError(f"{folder / 'config.json'} says model_type: {config['model_type']!r}, expected 'clip'")
     if {"vision_config", "text_config"} <= set(config):
         vision, text = (config[part] or {} for part in ("vision_config", "text_config"))
         settings["heads"] = vision.get("num_attention_heads", 12)
@@ -196,6 +230,9 @@ def _settings(source: Path) -> dict[str, Any]:
     }
     ours = _json(folder / "open_clip_config.json")
     model = ours.get("model_cfg")
+    if isinstance(model, dict):
+        for part in ("vision_cfg", "text_cfg"):
+            _check_open_clip(part, model.get(part) or {}, folder / "open_clip_config.json")
     if isinstance(model, dict) and not config:
         vision, text = (model.get(part) or {} for part in ("vision_cfg", "text_cfg"))
         width, head = vision.get("width"), vision.get("head_width", 64)
@@ -206,6 +243,17 @@ def _settings(source: Path) -> dict[str, Any]:
             name: value for name, value in (ours.get("preprocess_cfg") or {}).items() if name in ("mean", "std")
         }
     return settings
+
+
+def _check_open_clip(part: str, options: dict[str, Any], file: Path) -> None:
+    """Refuse options of a tower with which it computes otherwise.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, value in options.items():
+        if name not in _SIZES and value and value not in _PLAIN.get(name, ()):
+            raise ValueError(f"{file} says {part}.{name}: {value!r}, which is not supported")
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.published.clip import read_clip
+from dalle.checkpoints.published.clip import check_words, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.checkpoints.published.state import Published
@@ -72,6 +72,7 @@ def convert(
             words = (
                 clip_text_tokenizer(path) if text_tokenizer is None else read_text_tokenizer(resolve(text_tokenizer))
             )
+            check_words(found, words)
             words.save(scratch / "text_tokenizer")
             parts = {"text_tokenizer": scratch / "text_tokenizer"}
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dalle.checkpoints.published import discrete_vae, openai_dvae, vqgan
 from dalle.checkpoints.published.files import PICKLES
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, state_of
+from dalle.checkpoints.published.state import Published, arguments_of, state_of
 from dalle.config import read_yaml
 from dalle.image_tokenizers import ImageTokenizer, VQGANConfig, build
 
@@ -39,7 +39,12 @@ def read_image_tokenizer(source: Path) -> Published:
             tree = read_pickled(checkpoints[0])
             if discrete_vae.is_of(tree):
                 return discrete_vae.read(tree["hparams"], tree["weights"])
-            return vqgan.read(state_of(tree), _image_size(source))
+            options = _options(source)
+            size = _IMAGE_SIZE if options is None else vqgan.resolution(*options)
+            found = vqgan.read(state_of(tree), size, arguments_of(tree))
+            if options is None:
+                vqgan.check_search(found)
+            return found
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
@@ -92,8 +97,8 @@ def without_weights(found: Published) -> ImageTokenizer:
         return build(found.config)
 
 
-def _image_size(source: Path) -> int:
-    """What taming's model.yaml says, in a folder or beside a file."""
+def _options(source: Path) -> tuple[dict[str, Any], str] | None:
+    """What taming's model.yaml says, in a folder or beside a file, and where it is; None if there is none."""
     options = sorted(source.rglob("model.yaml")) if source.is_dir() else [source.with_name("model.yaml")]
     there = [file for file in options if file.is_file()]
-    return vqgan.resolution(read_yaml(there[0]), str(there[0])) if there else _IMAGE_SIZE
+    return (read_yaml(there[0]), str(there[0])) if there else None

@@ -10,8 +10,8 @@ from typing import Any
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle, vqgan
 from dalle.checkpoints.published.files import weights_file
 from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch, read_image_tokenizer
-from dalle.checkpoints.published.pickles import Foreign, read_pickled
-from dalle.checkpoints.published.state import SHAPELESS, Published, state_of
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.state import SHAPELESS, Published, arguments_of, state_of
 from dalle.checkpoints.published.text_tokenizers import (
     CLIP_SOURCE,
     CLIP_WORDS,
@@ -107,7 +107,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             text_source=rudalle.TEXT_TOKENIZER,
         )
     if family == "llamagen" or (family is None and llamagen.is_of(tensors)):
-        found = llamagen.read(tensors, _arguments(tree), file.name, given)
+        found = llamagen.read(tensors, arguments_of(tree), file.name, given)
         assert isinstance(found.config, DALLEConfig)
         images = _images_beside(folder, "vq_ds*.pt")
         if found.config.text_features is not None:
@@ -160,10 +160,3 @@ def transformer_file(source: Path) -> Path:
 def _images_beside(folder: Path, pattern: str) -> Published | None:
     found = sorted(folder.glob(pattern))
     return read_image_tokenizer(found[0]) if len(found) == 1 else None
-
-
-def _arguments(tree: Any) -> dict[str, Any]:
-    """The options of a training, which stand beside the weights as an argparse.Namespace."""
-    arguments = tree.get("args") if isinstance(tree, dict) else None
-    state = arguments.state if isinstance(arguments, Foreign) else arguments
-    return state if isinstance(state, dict) else {}

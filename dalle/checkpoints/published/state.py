@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dalle.checkpoints.published.others import refuse_others
 from dalle.checkpoints.published.pickles import Foreign
 from dalle.checkpoints.tensors import Lazy, check_fit, forget
 
@@ -100,6 +101,13 @@ def state_of(tree: Any) -> dict[str, Tensor]:
     raise ValueError("it holds no named tensors")
 
 
+def arguments_of(tree: Any) -> dict[str, Any]:
+    """The options of a training, which stand beside the weights as an argparse.Namespace; none if they do not."""
+    arguments = tree.get("args") if isinstance(tree, dict) else None
+    state = arguments.state if isinstance(arguments, Foreign) else arguments
+    return state if isinstance(state, dict) else {}
+
+
 def _of_module(module: Foreign, prefix: str) -> list[tuple[str, Tensor]]:
     own = module.state if isinstance(module.state, dict) else {}
     found = [
@@ -136,8 +144,9 @@ def renamed(
         dropped: pattern of whole names that are left out.
 
     Raises:
-        ValueError: a name that fits no rule.
+        ValueError: they are of another family, or a name fits no rule.
     """
+    refuse_others(tensors)
     ours: dict[str, Tensor] = {}
     left_out, unknown = [], []
     for name, tensor in tensors.items():

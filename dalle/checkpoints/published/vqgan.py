@@ -7,6 +7,7 @@ nearest codes of 8 channels, both sides l2-normalised; its decoder counts levels
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ _FAMILIES = {
     False: ("a VQGAN of taming-transformers", "MIT (github.com/CompVis/taming-transformers, License.txt)"),
     True: ("a VQGAN of LlamaGen", "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"),
 }
+_MOST_CODES = 2**16
 _TARGETS = ("taming.models.vqgan.VQModel", "taming.models.vqgan.GumbelVQ")
 _ENDS = (
     (r"((?:encoder|decoder)\.(?:conv_in|conv_out|norm_out)\..+)", r"\1"),
@@ -64,12 +66,13 @@ def resolution(options: dict[str, Any], where: str) -> int:
         raise ValueError(f"{where} has no whole number model.params.ddconfig.resolution") from error
 
 
-def read(tensors: dict[str, Tensor], image_size: int) -> Published:
+def read(tensors: dict[str, Tensor], image_size: int, options: Mapping[str, Any] | None = None) -> Published:
     """A VQGAN from the tensors of a checkpoint.
 
     Args:
         tensors: under their published names.
         image_size: of the pictures it was trained on, which nothing in the file tells.
+        options: of its training, where the checkpoint holds them.
 
     Raises:
         ValueError: they are of something else.
@@ -87,12 +90,34 @@ def read(tensors: dict[str, Tensor], image_size: int) -> Published:
             re.sub(r"(?<=^decoder\.up\.)\d+", lambda level: str(last - int(level[0])), name): tensor
             for name, tensor in ours.items()
         }
-    config = config_of(ours, image_size, normalised=llamagen)
+    if "quant_conv.weight" in ours and not any(name.startswith("quantize.") for name in ours):
+        raise ValueError("it is an autoencoder without codes (of latent diffusion), which is not supported")
+    config = config_of(ours, image_size, normalised=llamagen and (options or {}).get("codebook_l2_norm", True))
     if isinstance(config.quantizer, VQConfig):  # our own counters, which start anew
         ours["quantize.age"] = torch.zeros(config.quantizer.codebook_size, dtype=torch.int64)
         ours["quantize.updates"] = torch.zeros((), dtype=torch.int64)
     family, licence = _FAMILIES[llamagen]
     return Published(family, licence, config, ours, dropped, _LLAMAGEN if llamagen else _TAMING)
+
+
+def check_search(found: Published) -> None:
+    """Refuse what may be of IBQ (arXiv 2412.02692), whose files nothing but their sizes tells from taming's.
+
+    Its codes are those of the largest dot product: by the nearest vector three of four would be wrong, in silence. All
+    that it has published has four blocks a level; taming's have two, and at most 16,384 codes.
+
+    Raises:
+        ValueError: it has more blocks, or more codes, than taming's.
+    """
+    config = found.config
+    quantizer = config.quantizer
+    if not isinstance(quantizer, VQConfig) or quantizer.distance != "euclidean":
+        return
+    if config.blocks >= 4 or quantizer.codebook_size > _MOST_CODES:
+        raise ValueError(
+            f"it has {config.blocks} blocks a level and {quantizer.codebook_size:,} codes, as an IBQ (Emu3.5, "
+            "SEED-Voken), which is not supported; if it is of taming-transformers, put its model.yaml beside it"
+        )
 
 
 def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = False) -> VQGANConfig:

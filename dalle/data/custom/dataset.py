@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -16,13 +17,15 @@ from dalle.config import config
 from dalle.data.base import BadPair, Pair
 from dalle.data.custom.folder import METADATA, FolderSource, visible_files
 from dalle.data.custom.parquet import hub_source, parquet_source, split_files
-from dalle.data.custom.records import Record, Rows, Source, content_of, drawn, held_out
+from dalle.data.custom.records import Record, Rows, Shard, Source, content_of, drawn, held_out
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.images import Crop, read_picture
+from dalle.data.shuffle import spread
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
+_OPEN_SHARDS = 32  # of a stream, in validation
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -161,7 +164,10 @@ class PairsStream:
 
 
 class StreamHead:
-    """The first records of a streamed split, read when they are first needed, and kept undecoded in memory."""
+    """A few records of a streamed split, read when they are first needed, and kept undecoded in memory.
+
+    They are the first ones of some shards that lie evenly among all, one of each in turn.
+    """
 
     def __init__(self, config: PairsData, split: str, image_size: int):
         self.config, self.split, self.image_size = config, _known(split), image_size
@@ -182,14 +188,28 @@ class StreamHead:
     def _records(self) -> list[Record]:
         if self._kept is None:
             config, most = self.config, self.config.stream_validation
-            everything = [shard.records for shard in config.source(self.split).shards()]
+            shards = config.source(self.split).shards()
             wanted = self.split == "validation" and not config.separate_validation
-            ours = (r for read in everything for r in read() if config.holds_out(r.key) == wanted)
-            self._kept = list(islice(ours, most))
+            self._kept = list(islice(_in_turn(shards, lambda record: config.holds_out(record.key) == wanted), most))
             if not self._kept:
                 _tell_none_held_out(config)
-                self._kept = list(islice((record for read in everything for record in read()), most))
+                self._kept = list(islice(_in_turn(shards, lambda _: True), most))
         return self._kept
+
+
+def _in_turn(shards: Sequence[Shard], wanted: Callable[[Record], bool]) -> Iterator[Record]:
+    """Records one by one of as many shards as are open at a time; where one ends, another is opened."""
+    first = set(spread(len(shards), _OPEN_SHARDS))
+    others = deque(shard for number, shard in enumerate(shards) if number not in first)
+    turns = deque(filter(wanted, shards[number].records()) for number in sorted(first))
+    while turns:
+        records = turns.popleft()
+        record = next(records, None)
+        if record is not None:
+            yield record
+            turns.append(records)
+        elif others:
+            turns.append(filter(wanted, others.popleft().records()))
 
 
 def open_source(config: PairsData, path: str, split: str) -> Source:

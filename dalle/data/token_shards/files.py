@@ -177,8 +177,9 @@ def read_group(file: Path, number: int, rows: int, making: Making) -> Group:
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"it is damaged ({(str(error) or type(error).__name__).splitlines()[0]})") from error
     flat = table["codes"].combine_chunks().flatten().to_numpy()
-    if len(table) != rows or (len(flat) and int(flat.max()) >= making.codebook_size):
-        raise ValueError(f"it is damaged ({len(table)} rows of {rows}, codes up to {flat.max(initial=0)})")
+    low, high = int(flat.min(initial=0)), int(flat.max(initial=0))
+    if len(table) != rows or low < 0 or high >= making.codebook_size:
+        raise ValueError(f"it is damaged ({len(table)} rows of {rows}, codes from {low} to {high})")
     captions = table["captions"].combine_chunks()
     return Group(table["key"].to_pylist(), captions, flat.reshape(rows, making.codes))
 

@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ def threads(multiplications: int) -> int:
 
 
 @functools.cache
-def functions() -> dict[str, Callable[..., None]]:
+def functions() -> dict[str, Callable[..., Any]]:
     """The compiled functions by name; none if there is no compiled code."""
     compiled = library()
     if compiled is None:
@@ -98,7 +99,7 @@ def functions() -> dict[str, Callable[..., None]]:
     for name in _NAMES:
         function = getattr(compiled, name)
         kind = next(kind for kind in _ARGUMENTS if name == kind or name.startswith(kind + "_"))
-        function.argtypes, function.restype = _ARGUMENTS[kind], None
+        function.argtypes, function.restype = _ARGUMENTS[kind], _NUMBER if kind == "sample" else None
         found[name] = function
     return found
 
@@ -123,9 +124,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
     if not 0 < rows <= MOST_ROWS.get(weight.dtype, 0):
         return None
     function = functions().get(f"linear_{TYPES.get(x.dtype)}_{TYPES.get(weight.dtype)}")
-    if function is None or not weight.is_contiguous() or (bias is not None and bias.dtype != x.dtype):
+    if function is None or not weight.is_contiguous() or not _a_number_each(bias, count, x.dtype):
         return None
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    if not _a_number_each(scale, count, torch.float32):
+        return None
+    x, bias, scale = (
+        x.contiguous(),
+        None if bias is None else bias.contiguous(),
+        None if scale is None else scale.contiguous(),
+    )
     y = x.new_empty((*x.shape[:-1], count))
     function(
         x.data_ptr(),
@@ -141,27 +148,39 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
     return y
 
 
+def _a_number_each(vector: Tensor | None, count: int, dtype: torch.dtype) -> bool:
+    """Whether a vector is there with `count` numbers of a type, or is not there at all."""
+    return vector is None or (vector.shape == (count,) and vector.dtype == dtype and vector.device.type == "cpu")
+
+
 def sample(
-    logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float | None
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    failed: Tensor | None = None,
 ) -> Tensor | None:
     """What `dalle.generation.sampling.sample` gives for a temperature above 0; None if torch is to do it."""
     function = functions().get("sample") if usable(logits) else None
     if function is None or logits.dtype != torch.float32 or logits.ndim != 2:
         return None
     rows, vocabulary = logits.shape
-    if uniform.shape != (rows,) or uniform.device != logits.device:
+    if uniform.shape != (rows,) or uniform.device != logits.device or (top_k is not None and top_k < 1):
         return None
     logits, uniform = logits.contiguous(), uniform.double().contiguous()
     drawn = torch.empty(rows, dtype=torch.int64, device="cpu")
-    function(
+    without = function(
         logits.data_ptr(),
         uniform.data_ptr(),
         drawn.data_ptr(),
         rows,
         vocabulary,
         temperature,
-        min(top_k or vocabulary, vocabulary),
+        vocabulary if top_k is None else min(top_k, vocabulary),
         1.0 if top_p is None else top_p,
         threads(4 * logits.numel()) if rows > 1 else 1,
     )
+    if without and failed is not None:
+        failed.fill_(True)
     return drawn

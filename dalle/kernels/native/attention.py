@@ -53,7 +53,17 @@ def attend(qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
 
     Returns:
         [B, H, T, D], in memory [B, T, H, D].
+
+    Raises:
+        ValueError: the queries are not `usable`, or the mask is not of their number.
     """
+    tokens = qkv.shape[-2]
+    if qkv.ndim != 5 or len(qkv) != 3 or not all(usable(part) for part in qkv):
+        raise ValueError(f"qkv is {list(qkv.shape)} {qkv.dtype}; compiled attention takes bfloat16 [3, B, H, T, 32 n]")
+    if mask is not None and (mask.shape != (tokens, tokens) or mask.dtype != torch.bool or mask.device != qkv.device):
+        raise ValueError(
+            f"the mask is {list(mask.shape)} {mask.dtype} of {tokens} tokens; it must be bool, [{tokens}] * 2"
+        )
     out: Tensor = _Attend.apply(qkv, mask, causal)
     return out
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dalle.kernels import native
+from dalle.kernels.native.ranges import check_ids
 
 
 def entropy_slopes(
@@ -15,13 +16,17 @@ def entropy_slopes(
 
     Args:
         logits: [M, V] float32 or bfloat16; overwritten.
-        ids: int64 [M], the right answers.
+        ids: int64 [M], the right answers, each at least 0 and below V.
         z_weight: weight of log² Z.
         bias_gradient: float32 [V], to which the gradient's sum over rows is added before it is rounded; None: nobody
             wants it.
 
     Returns:
         Cross-entropy and log Z of each row, float32 [M] each; None if torch is to do it, and nothing was changed.
+
+    Raises:
+        IndexError: an id is out of range; nothing was changed.
+        ValueError: logits, ids and bias_gradient do not fit each other.
     """
     rows, codes = logits.shape
     if not native.trainable(logits) or not logits.is_contiguous() or codes % native.STEP:
@@ -29,6 +34,15 @@ def entropy_slopes(
     function = native.functions().get(f"entropy_{native.TYPES.get(logits.dtype)}")
     if function is None or ids.dtype != torch.int64:
         return None
+    if ids.shape != (rows,) or ids.device != logits.device:
+        raise ValueError(f"{rows} rows of logits with ids {list(ids.shape)} on {ids.device}: give each row one id")
+    if bias_gradient is not None and (
+        bias_gradient.shape != (codes,) or bias_gradient.dtype != torch.float32 or not bias_gradient.is_contiguous()
+    ):
+        raise ValueError(
+            f"bias_gradient is {list(bias_gradient.shape)} {bias_gradient.dtype}; it must be float32 [{codes}]"
+        )
+    check_ids(ids, codes, "targets")
     ids = ids.contiguous()
     nats, log_z = torch.empty(2, rows, dtype=torch.float32, device="cpu").unbind()
     to = None if bias_gradient is None else bias_gradient.data_ptr()

@@ -32,6 +32,9 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
         or x.dtype not in (torch.float32, torch.bfloat16)
         or not x.is_contiguous(memory_format=torch.channels_last)
         or x.shape[1] % _LANES
+        or groups < 1
+        or x.shape[1] % groups
+        or not all(t.shape == x.shape[1:2] and native.trainable(t) for t in (weight, bias))
         or f"normal_forward_{native.TYPES[x.dtype]}" not in native.functions()
     ):
         return None

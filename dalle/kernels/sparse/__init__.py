@@ -56,7 +56,7 @@ class Listed:
 LayerMask = Mask | Sparse | Listed
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None, dropout: float = 0.0) -> Tensor:
     """`dalle.kernels.attention.attend`, in the way that is fast for the mask.
 
     Args:
@@ -64,14 +64,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None) -> Tensor:
         k: [B, H, S, D].
         v: [B, H, S, D].
         mask: as there, a `Sparse`, or a `Listed` of one query.
+        dropout: as there; a `Sparse` mask is then taken as a dense one.
 
     Returns:
         [B, H, T, D]: the same numbers whatever the way, but for rounding.
     """
     if isinstance(mask, Listed):
-        return attention.attend(q, k.index_select(2, mask.keys), v.index_select(2, mask.keys), mask.real[None])
+        k, v = k.index_select(2, mask.keys), v.index_select(2, mask.keys)
+        return attention.attend(q, k, v, mask.real[None], dropout)
     if not isinstance(mask, Sparse):
-        return attention.attend(q, k, v, mask)
+        return attention.attend(q, k, v, mask, dropout)
+    if dropout:
+        return attention.attend(q, k, v, mask.dense, dropout)
     way = _choose(q, k, mask.pattern)
     if way == "blocked":
         return blocked.attend(q, k, v, mask.pattern)
@@ -84,12 +88,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None) -> Tensor:
     return attention.attend(q, _pick(k, parts, 2), _pick(v, parts, 2), seen)
 
 
-def attend_packed(qkv: Tensor, mask: LayerMask = None) -> Tensor:
+def attend_packed(qkv: Tensor, mask: LayerMask = None, dropout: float = 0.0) -> Tensor:
     """`attend` of whole sequences whose queries, keys and values are one tensor [3, B, H, T, D]."""
     if isinstance(mask, Sparse | Listed):
         q, k, v = qkv
-        return attend(q, k, v, mask)
-    return attention.attend_packed(qkv, mask)
+        return attend(q, k, v, mask, dropout)
+    return attention.attend_packed(qkv, mask, dropout)
 
 
 def _pick(x: Tensor, parts: list[slice], dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, the newest few kept, put back to the exact step.
+"""Checkpoints of a run: written whole or not at all, the newest few and the best kept, put back to the exact step.
 
 A folder `update-NNNNNNNN` is there only once all of it is: it is written under another name beside its place, by one
 process or by all of a sharded run, and renamed by the first when all have written. It holds
@@ -29,7 +29,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from dalle.checkpoints.tensors import Lazy, load_into, open_tensors, write_tensors
-from dalle.config import flat
+from dalle.config import ConfigError, flat, from_dict, to_dict
 from dalle.files import atomic_folder
 from dalle.training.checkpoint import checksums
 from dalle.training.checkpoint.optimizer_state import by_name, load_moments, state_of
@@ -90,20 +90,30 @@ def folders(run: Path) -> list[Path]:
     return sorted(found, key=lambda p: p.name)
 
 
+def folder_of(run: Path, update: int) -> Path:
+    """Where the checkpoint of an update is."""
+    return run / "checkpoints" / f"update-{update:08d}"
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a run."""
     return (folder / "state.pt").is_file()
 
 
 def save(
-    run: Path, checkpoint: Checkpoint, keep: int, accelerator: Accelerator, told: Mapping[str, PowerSGD] | None = None
+    run: Path,
+    checkpoint: Checkpoint,
+    keep: int,
+    accelerator: Accelerator,
+    told: Mapping[str, PowerSGD] | None = None,
+    best: int | None = None,
 ) -> Path:
-    """Write `checkpoint`, then remove all but the newest `keep`. All processes call it.
+    """Write `checkpoint`, then remove all but the newest `keep` and that of update `best`. All processes call it.
 
     Raises:
         OSError: no space left; earlier checkpoints are untouched.
     """
-    target = run / "checkpoints" / f"update-{checkpoint.update:08d}"
+    target = folder_of(run, checkpoint.update)
     main, rank = accelerator.is_main_process, accelerator.process_index
     sharded = is_sharded(checkpoint.weights.values())
     with _folder_of_all(target, accelerator) as folder:
@@ -137,7 +147,8 @@ def save(
             checksums.write(folder, dict(found))
     if accelerator.is_main_process:
         for old in folders(run)[:-keep]:
-            shutil.rmtree(old)
+            if best is None or old != folder_of(run, best):
+                shutil.rmtree(old)
     return target
 
 
@@ -209,14 +220,14 @@ def restore(
     average: WeightAverage | None,
     optimizers: dict[str, AcceleratedOptimizer],
     scaler: torch.amp.GradScaler | None,
-    architecture: dict[str, Any],
+    model: Any,
 ) -> int:
-    """Put `saved` into the modules and optimisers of a run; returns the updates done.
+    """Put `saved` into the modules and optimisers of a run, whose recipe has this `model:`; returns the updates done.
 
     Raises:
         ValueError: the checkpoint is of another architecture, or of a recipe with other parts.
     """
-    was, now = flat(saved.architecture), flat(architecture)
+    was, now = flat(_completed(saved.architecture, model)), flat(to_dict(model))
     differ = [key for key in was | now if was.get(key) != now.get(key) and not key.endswith(_ANY)]
     if differ:
         told = ", ".join(f"model.{key} was {was.get(key)}, is now {now.get(key)}" for key in differ)
@@ -233,6 +244,14 @@ def restore(
     if scaler is not None and saved.scaler is not None:
         scaler.load_state_dict(saved.scaler)
     return saved.update
+
+
+def _completed(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
+    """An architecture with the options that it was saved without, as there were none then, at their defaults."""
+    try:
+        return to_dict(from_dict(type(model), architecture, "checkpoint"))
+    except ConfigError:  # of another kind
+        return architecture
 
 
 def _take_whole(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task, image_grid
 
+_NOISE = 1  # so that a pair's seed gives its codes other numbers than its composition
 _DRAWN_AT_ONCE = 8  # candidates of a sharded model
 _METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
 
@@ -40,6 +42,7 @@ _METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "ext
 class Inputs:
     text: Tensor  # [B, T] or [B, T, C]
     codes: Tensor  # [B, h * w]
+    read: Tensor  # [B, h * w], codes as the model reads them, some perhaps replaced
 
 
 class DALLETask(Task):
@@ -100,13 +103,15 @@ class DALLETask(Task):
                 raise ValueError(f"model.{key} is {have}, but {owner} needs {want}: set model.{key}={want}")
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Captions become ids with BPE dropout, some become the null caption; pictures become codes."""
+        """Captions become ids with BPE dropout, some become the null caption; pictures become codes, with noise."""
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
         rows = to_device(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))
         text = torch.where(rows, self.model.null_text(text), text)
-        return Inputs(to_device(self.device, text), batch.codes(self.image_tokenizer, self.device))
+        codes = batch.codes(self.image_tokenizer, self.device)
+        read = with_noise(codes, recipe.code_noise, recipe.model.image_vocab, batch.seeds)
+        return Inputs(to_device(self.device, text), codes, read)
 
     def _encode(self, captions: list[str], dropout: float = 0.0, seed: list[int] | None = None) -> Tensor:
         length = self.recipe.model.text_length
@@ -116,11 +121,18 @@ class DALLETask(Task):
 
     def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self.recipe
-        losses = self.model.losses(inputs.text, inputs.codes, recipe.z_weight, recipe.run.logs(update))
+        losses = self.model.losses(
+            inputs.text,
+            inputs.codes,
+            recipe.z_weight,
+            recipe.run.logs(update),
+            smoothing=recipe.label_smoothing,
+            read_ids=inputs.read,
+        )
         total = recipe.text_weight * losses["text"] + recipe.image_weight * losses["image"]
         for name in ("text", "image"):  # what is logged is cross-entropy, as in a validation
-            if name + "_z" in losses:
-                losses[name] = losses[name].detach() - recipe.z_weight * losses[name + "_z"]
+            if name + "_nats" in losses:
+                losses[name] = losses.pop(name + "_nats")
         return total, losses
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
@@ -186,3 +198,17 @@ class DALLETask(Task):
         # The checkpoint of a sharded run has the changes alone, and no process the whole of what they are added to
         base = {} if self.sharding is None else initial_weights(recipe)
         model_folder.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")
+
+
+def with_noise(codes: Tensor, share: float, vocabulary: int, seeds: list[int]) -> Tensor:
+    """A share of the codes [B, N] replaced by others, each as likely, that come from the seed of their pair alone.
+
+    What a model draws has errors that the codes it learns from have not; read with noise, they are less of a surprise
+    (word dropout of Bowman et al. 2016, arXiv 1511.06349, section 3.1.1, with random words), and a picture is harder to
+    look up by its first codes.
+    """
+    if not share:
+        return codes
+    drawn = [np.random.default_rng((seed, _NOISE)).random((2, codes.shape[1])) for seed in seeds]
+    replaced, value = to_device(codes.device, torch.from_numpy(np.stack(drawn, 1)))  # [B, N] each
+    return torch.where(replaced < share, (value * vocabulary).long(), codes)

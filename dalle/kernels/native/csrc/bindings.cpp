@@ -38,15 +38,21 @@ STEP(step_int8_float32, int8_t, float)
 ATTEND(attend_float32, float)
 ATTEND(attend_bfloat16, bfloat16)
 
-extern "C" void sample(const float* logits, const double* uniform, int64_t* drawn, int64_t rows, int64_t vocabulary,
-                       float temperature, int64_t top_k, double top_p, int threads) {
-#pragma omp parallel num_threads(threads)
+// Returns how many rows are no distribution; their token is 0.
+extern "C" int64_t sample(const float* logits, const double* uniform, int64_t* drawn, int64_t rows, int64_t vocabulary,
+                          float temperature, int64_t top_k, double top_p, int threads) {
+    int64_t failed = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : failed)
     {
         Sampler sampler(vocabulary);
 #pragma omp for schedule(dynamic)
-        for (int64_t row = 0; row < rows; row++)
-            drawn[row] = sampler.draw(logits + row * vocabulary, uniform[row], temperature, top_k, top_p);
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t token = sampler.draw(logits + row * vocabulary, uniform[row], temperature, top_k, top_p);
+            drawn[row] = std::max<int64_t>(token, 0);
+            failed += token < 0;
+        }
     }
+    return failed;
 }
 
 #define NORMAL(NAME, X)                                                                                              \

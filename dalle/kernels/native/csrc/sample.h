@@ -15,12 +15,12 @@ class Sampler {
     explicit Sampler(int64_t vocabulary)
         : vocabulary_(vocabulary), scaled_((vocabulary + LANES - 1) / LANES * LANES), weights_(scaled_.size()) {}
 
-    // `top_k` from 1 to the vocabulary, `top_p` in (0, 1]; at these ends all tokens stay.
+    // `top_k` from 1 to the vocabulary, `top_p` in (0, 1]; at these ends all tokens stay. -1 of what is no distribution.
     int64_t draw(const float* logits, double uniform, float temperature, int64_t top_k, double top_p) {
         scale(logits, temperature);
         double all = 0;
         for (size_t i = 0; i < weights_.size(); i += LANES) all += sum(load(&weights_[i]));
-        if (!(all > 0)) return 0;  // there was a nan, and no order of tokens
+        if (!(all > 0)) return -1;  // there was a nan, or an infinity: no order of tokens
         if (top_k < vocabulary_) {
             fill(bound(top_k));
             keep(top_k);

@@ -1,0 +1,46 @@
+"""Published weights that are none of ours, by their names: what a message calls them.
+
+Many projects build on one another's code and keep its names, so a file may fit the names, and even the shapes, of a
+family whose numbers are computed otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_OTHERS = (
+    (r"(language_model\.model|gen_(aligner|embed|vision_model))\..+", "a Janus of DeepSeek"),
+    (r"(model\.)?generation_(embeddings|aligner|head)\..+", "a Janus of DeepSeek in the layout of transformers"),
+    (r".+\.time_res_stack\..+", "the image tokenizer of Emu3"),
+    (r"(.+\.)?(norm_layer|conv_y)\..+", "a MoVQGAN"),
+    (
+        r"(text_model\.)?model\.(language_model\.)?embed_tokens\..+",
+        "a language model (Emu3, Liquid, Lumina-mGPT or such)",
+    ),
+    (r"layers\.\d+\.attention\.wq\..+", "a language model in Meta's layout (Chameleon, Anole)"),
+    (r"(.+\.)?encoder_attn\..+", "an encoder and decoder (DALL-E mini)"),
+    (r"l_text_pos_embeddings\..+", "a ruDOLPH"),
+    (r"blocks\.group_\d+\.group\..+", "FLAVA's copy of OpenAI's encoder, which has no decoder"),
+    (r"(first_stage_model|model\.diffusion_model)\..+", "a latent diffusion model"),
+    (r"(encoder|decoder)\.(down|up)_blocks?\..+", "an autoencoder in the layout of diffusers or transformers"),
+    (r"logit_bias|vision_model\.head\..+", "a SigLIP"),
+    (r"visual\.trunk\..+", "a CLIP whose image tower is of timm"),
+    (r"bert\..+", "a Chinese-CLIP"),
+    (r"text\.transformer\..+", "a CLIP of open_clip with a text tower of its own"),
+    (r"text_model\.(roberta|embeddings\.LayerNorm)\..+", "an AltCLIP or another CLIP with a BERT"),
+)
+_ALL = re.compile("|".join(f"({pattern})" for pattern, _ in _OTHERS))
+
+
+def refuse_others(names: Iterable[str]) -> None:
+    """Refuse weights that are known to be of a family that there is no reader for.
+
+    Raises:
+        ValueError: they are; one line that says of which.
+    """
+    for name in names:
+        found = _ALL.fullmatch(name)
+        if found is not None:
+            what = next(what for pattern, what in _OTHERS if re.fullmatch(pattern, name))
+            raise ValueError(f"it is {what}, which is not supported (it holds {name})")

@@ -1,1 +1,0 @@
-"""The embedded data set: emoji with captions in three languages, composed on the fly."""
