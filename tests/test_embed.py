@@ -12,8 +12,8 @@ from PIL import Image
 
 import dalle
 from dalle.apps.embed import as_record, embed_pictures, embed_texts, fingerprint
+from dalle.data.base import read_image
 from dalle.data.custom.records import Place, Record
-from dalle.data.images import read_picture
 from dalle.models.clip import CLIP
 from tiny_model import make_tiny_model
 
@@ -41,7 +41,7 @@ def test_vectors_are_those_of_the_plain_loop(clip: CLIP, workers: int) -> None:
     assert [str(error)[:5] for batch in batches for error in batch.broken.values()] == ["bad: "]
     vectors = torch.cat([batch.vectors for batch in batches])
     for file, vector in zip(files, vectors, strict=True):
-        pixels = torch.tensor(read_picture(file, "", 8)).permute(2, 0, 1)[None] / 255
+        pixels = torch.tensor(read_image(file, "", 8)).permute(2, 0, 1)[None] / 255
         torch.testing.assert_close(vector, clip.encode_image(pixels)[0].detach(), rtol=0, atol=1e-5)
     facts = [fact for batch in batches for fact in batch.facts]
     assert {(fact.width, fact.height) for fact in facts} == {(20, 14)}
@@ -68,7 +68,7 @@ def test_pictures_may_be_given_in_any_way(tmp_path: Path) -> None:
     assert as_record(noise(1), "name") == Record("name", picture=noise(1))
     for mode in ("RGB", "RGBA", "P", "L", "1", "CMYK", "I;16"):
         content = as_record(Image.new(mode, (9, 9))).picture
-        assert isinstance(content, bytes) and read_picture(content, "", 4).shape == (4, 4, 3), mode
+        assert isinstance(content, bytes) and read_image(content, "", 4).shape == (4, 4, 3), mode
 
 
 def test_a_fingerprint_is_of_weights_and_architecture(clip: CLIP, tmp_path: Path) -> None:

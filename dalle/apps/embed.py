@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dalle.config import to_dict
-from dalle.data.base import BadPair
+from dalle.data.base import BadPair, read_image
 from dalle.data.custom.records import Place, Record, content_of
-from dalle.data.images import dimensions, read_picture
+from dalle.data.images import dimensions
 from dalle.models.clip import CLIP
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
@@ -152,7 +152,7 @@ class _Decoded(Dataset[tuple[np.ndarray, Facts] | BadPair]):
         record = self.records[number]
         try:
             content = content_of(record)
-            pixels = read_picture(content, record.key, self.size)
+            pixels = read_image(content, record.key, self.size)
         except BadPair as error:
             return error
         return pixels, Facts(*dimensions(content), hashlib.sha256(content).hexdigest())

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dalle.data.images import Crop, UnreadableImage, square_image
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -35,6 +37,20 @@ class BadPair(ValueError):
 
     def __reduce__(self) -> tuple[type[BadPair], tuple[str, str]]:
         return BadPair, (self.name, self.reason)  # worker processes send it to the loader
+
+
+def read_image(
+    data: bytes, name: str, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0
+) -> np.ndarray:
+    """A record's image file as a square image, uint8 [size, size, 3], as `dalle.data.images.square_image` makes it.
+
+    Raises:
+        BadPair: it cannot be read; `name` is what the record is called.
+    """
+    try:
+        return square_image(data, size, crop, share, seed)
+    except UnreadableImage as error:
+        raise BadPair(name, str(error)) from error
 
 
 class PairDataset(Protocol):

@@ -1,4 +1,4 @@
-"""Picture files of any kind to square RGB pictures; a file that cannot be read rightly is a BadPair, never a guess."""
+"""Image files of users, read safely: by a list of formats and a limit of pixels, and never by a guess."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-from dalle.data.base import BadPair
 
 Crop = Literal["centre", "random", "pad"]
 Box = tuple[float, float, float, float]  # left, upper, right, lower
@@ -40,65 +40,90 @@ _WHITE = (255, 255, 255)
 _SHARPER = 2.0  # pictures are first reduced cheaply, to no less than so many times the wanted size
 
 
-def read_picture(
-    data: bytes, name: str, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0
-) -> np.ndarray:
-    """A picture file as a square picture.
+class UnreadableImage(ValueError):
+    """Why an image file cannot be read, without its name."""
+
+
+def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0) -> np.ndarray:
+    """An image file as a square image.
 
     Its bytes tell the kind, one of those of EXTENSIONS. The EXIF orientation is obeyed, what is transparent becomes
     white, grey and CMYK become RGB, 16 bits become 8, and of an animation the first frame is taken. Colour profiles are
     not looked at.
 
     Args:
-        data: The file's bytes.
-        name: What to call the record in errors.
-        size: Side of the result in pixels; smaller pictures are enlarged.
+        data: the file's bytes.
+        size: side of the result in pixels; smaller images are enlarged.
         crop: "centre" takes the largest square in the middle; "random" takes a square of at least `share` of its area
-            anywhere in the picture; "pad" takes all of the picture, with white on both sides of the shorter one.
-        share: From 0 (exclusive) to 1, for "random".
-        seed: All that is random comes from it.
+            anywhere in the image; "pad" takes all of the image, with white on both sides of the shorter one.
+        share: from 0 (exclusive) to 1, for "random".
+        seed: all that is random comes from it.
 
     Returns:
         uint8 [size, size, 3].
 
     Raises:
-        BadPair: the bytes are no picture, only a part of one, more than 8192 x 8192 pixels, of a kind whose brightness
-            is not defined (32 bits a channel), or a line so thin that nothing of it is left when it is padded.
+        UnreadableImage: the bytes are no image, only a part of one, more than 8192 x 8192 pixels, of a kind whose
+            brightness is not defined (32 bits a channel), or a line so thin that nothing of it is left when padded.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of large pictures: those are refused below
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadPair(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-                x, y, part = _square(crop, share, seed)
-                side = max(image.size) if crop == "pad" else part * min(image.size)
-                reduction = max(1.0, side / (size * _SHARPER))
-                image.draft(None, (math.ceil(image.width / reduction), math.ceil(image.height / reduction)))
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                rgb = _rgb(upright, name, of_16_bits=image.format in ("PNG", "PPM"))
-    except BadPair:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadPair(name, _what_is(data)) from error
-    except (Image.DecompressionBombError, *_BROKEN) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadPair(name, f"the picture cannot be decoded ({reason})") from error
+    with _opened(data) as image:
+        x, y, part = _square(crop, share, seed)
+        side = max(image.size) if crop == "pad" else part * min(image.size)
+        reduction = max(1.0, side / (size * _SHARPER))
+        image.draft(None, (math.ceil(image.width / reduction), math.ceil(image.height / reduction)))
+        rgb = to_rgb(_loaded(image))
     if crop == "pad":
         if round(size * min(rgb.size) / max(rgb.size)) < 1:
-            raise BadPair(name, f"{rgb.width} x {rgb.height} pixels leave nothing to see when padded to a square")
+            raise UnreadableImage(f"{rgb.width} x {rgb.height} pixels leave nothing to see when padded to a square")
         return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.LANCZOS, _WHITE))
     box = _box(rgb.size, x, y, part)
     return np.asarray(rgb.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=_SHARPER))
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height that the header of a picture file tells, before any rotation; of what `read_picture` took."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return image.size
+    """Width and height that the header of an image file tells, before any rotation."""
+    with _opened(data) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An image file whose header is read; whatever its reader raises in the block becomes UnreadableImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of large images: those are refused below
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+                yield image
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(_what_is(data)) from error
+    except (Image.DecompressionBombError, *_BROKEN) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnreadableImage(f"the picture cannot be decoded ({reason})") from error
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The pixels of an opened file, upright, with 8 bits a channel."""
+    image.load()
+    of_16_bits = image.format in ("PNG", "PPM")  # then 16 are what Pillow holds in 32
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except _BROKEN:  # of the EXIF block alone: the pixels are there
+        upright = image.copy()
+    if upright.mode == "F" or (upright.mode == "I" and not of_16_bits):
+        raise UnreadableImage("32 bits a channel, and nothing says which value is white: save it with 8 or 16")
+    return _from_16_bits(upright) if upright.mode.startswith("I") else upright
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB; what is transparent becomes white."""
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (*_WHITE, 255)), layer).convert("RGB")
+    return image.convert("RGB")
 
 
 def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:
@@ -115,18 +140,6 @@ def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
     side = part * min(width, height)
     left, upper = x * (width - side), y * (height - side)
     return left, upper, min(left + side, width), min(upper + side, height)
-
-
-def _rgb(image: Image.Image, name: str, of_16_bits: bool) -> Image.Image:
-    """Any mode to RGB; `of_16_bits`: what Pillow holds in 32 bits are 16."""
-    if image.mode == "F" or (image.mode == "I" and not of_16_bits):
-        raise BadPair(name, "32 bits a channel, and nothing says which value is white: save it with 8 or 16")
-    if image.mode.startswith("I"):
-        return _from_16_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (*_WHITE, 255)), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

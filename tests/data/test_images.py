@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from dalle.data import images
-from dalle.data.base import BadPair
-from dalle.data.images import read_picture
+from dalle.data.base import BadPair, read_image
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)
@@ -36,14 +35,14 @@ def difference(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_rgb_as_it_is() -> None:
-    assert difference(read_picture(saved(Image.fromarray(RGBA[..., :3])), "x", 8), RGBA[..., :3]) == 0
+    assert difference(read_image(saved(Image.fromarray(RGBA[..., :3])), "x", 8), RGBA[..., :3]) == 0
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
 def test_transparent_parts_are_white(kind: str) -> None:
     rgba = RGBA.copy()
     rgba[:2, :, 3] = 0
-    got = read_picture(saved(Image.fromarray(rgba), kind, **({"lossless": True} if kind == "webp" else {})), "x", 8)
+    got = read_image(saved(Image.fromarray(rgba), kind, **({"lossless": True} if kind == "webp" else {})), "x", 8)
     assert difference(got, over_white(rgba)) <= 1
     assert (got[:2] == 255).all()
 
@@ -51,18 +50,18 @@ def test_transparent_parts_are_white(kind: str) -> None:
 def test_grey_with_transparency() -> None:
     layer = RGBA[..., 2:]
     expected = over_white(np.concatenate((layer[..., :1].repeat(3, -1), layer[..., 1:]), -1))
-    assert difference(read_picture(saved(Image.fromarray(layer, "LA")), "x", 8), expected) <= 1
+    assert difference(read_image(saved(Image.fromarray(layer, "LA")), "x", 8), expected) <= 1
 
 
 def test_grey() -> None:
     expected = RGBA[..., :1].repeat(3, -1)
-    assert difference(read_picture(saved(Image.fromarray(RGBA[..., 0])), "x", 8), expected) == 0
+    assert difference(read_image(saved(Image.fromarray(RGBA[..., 0])), "x", 8), expected) == 0
 
 
 def test_one_bit() -> None:
     bits = RGBA[..., 0] > 127
     expected = (bits * 255)[..., None].repeat(3, -1)
-    assert difference(read_picture(saved(Image.fromarray(bits)), "x", 8), expected) == 0
+    assert difference(read_image(saved(Image.fromarray(bits)), "x", 8), expected) == 0
 
 
 @pytest.mark.parametrize("transparent", [None, 3, bytes([255, 128, 0, 7])])
@@ -80,12 +79,12 @@ def test_palette(transparent: int | bytes | None) -> None:
         else:
             alpha[transparent] = 0
     expected = over_white(np.concatenate((colours, alpha[:, None]), -1)[indices])
-    assert difference(read_picture(saved(image, **options), "x", 8), expected) <= 1
+    assert difference(read_image(saved(image, **options), "x", 8), expected) <= 1
 
 
 def test_one_transparent_colour() -> None:
     rgb = (RGBA[..., :3] // 128) * 200
-    got = read_picture(saved(Image.fromarray(rgb), transparency=(200, 0, 200)), "x", 8)
+    got = read_image(saved(Image.fromarray(rgb), transparency=(200, 0, 200)), "x", 8)
     clear = (rgb == (200, 0, 200)).all(-1)
     assert clear.any() and difference(got, np.where(clear[..., None], 255, rgb)) == 0
 
@@ -93,32 +92,32 @@ def test_one_transparent_colour() -> None:
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_sixteen_bits(kind: str) -> None:
     expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
-    assert difference(read_picture(saved(Image.fromarray(GREY16), kind), "x", 8), expected) <= 0.5
+    assert difference(read_image(saved(Image.fromarray(GREY16), kind), "x", 8), expected) <= 0.5
 
 
 def test_sixteen_bits_in_thirty_two() -> None:
     expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
-    assert difference(read_picture(b"P5 8 8 65535\n" + GREY16.astype(">u2").tobytes(), "x", 8), expected) <= 0.5
+    assert difference(read_image(b"P5 8 8 65535\n" + GREY16.astype(">u2").tobytes(), "x", 8), expected) <= 0.5
 
 
 def test_sixteen_bits_with_a_clear_level() -> None:
     clear = int(GREY16[3, 3])
     expected = np.where(clear == GREY16, 255, GREY16 / 65535 * 255)[..., None].repeat(3, -1)
-    got = read_picture(saved(Image.fromarray(GREY16), transparency=clear), "x", 8)
+    got = read_image(saved(Image.fromarray(GREY16), transparency=clear), "x", 8)
     assert difference(got, expected) <= 0.5
 
 
 @pytest.mark.parametrize("values", [GREY16.astype(np.int32), GREY16.astype(np.float32)])
 def test_brightness_that_nothing_defines(values: np.ndarray) -> None:
     with pytest.raises(BadPair, match="32 bits a channel"):
-        read_picture(saved(Image.fromarray(values), "tiff"), "x", 8)
+        read_image(saved(Image.fromarray(values), "tiff"), "x", 8)
 
 
 def test_cmyk() -> None:
     cmyk = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)
     ink = cmyk / 255
     expected = 255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])
-    assert difference(read_picture(saved(Image.fromarray(cmyk, "CMYK"), "tiff"), "x", 8), expected) <= 2
+    assert difference(read_image(saved(Image.fromarray(cmyk, "CMYK"), "tiff"), "x", 8), expected) <= 2
 
 
 TURNS = {
@@ -138,7 +137,7 @@ def test_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     wide = RGBA[:4, :, :3]  # the middle 4 x 4 remain
-    got = read_picture(saved(Image.fromarray(wide), exif=exif.tobytes()), "x", 4)
+    got = read_image(saved(Image.fromarray(wide), exif=exif.tobytes()), "x", 4)
     assert (
         difference(got, TURNS[orientation](wide)[tuple(slice(s // 2 - 2, s // 2 + 2) for s in _turned(orientation))])
         == 0
@@ -151,14 +150,14 @@ def _turned(orientation: int) -> tuple[int, int]:
 
 def test_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("#204060", "#ff0000")]
-    got = read_picture(saved(frames[0], "gif", save_all=True, append_images=frames[1:]), "x", 8)
+    got = read_image(saved(frames[0], "gif", save_all=True, append_images=frames[1:]), "x", 8)
     assert (got == (0x20, 0x40, 0x60)).all()
 
 
 def test_first_picture_of_a_stereo_jpeg() -> None:
     """Cameras and phones write these under the name .jpg; Pillow calls them MPO."""
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("#808080", "#ff0000")]
-    got = read_picture(saved(pictures[0], "mpo", save_all=True, append_images=pictures[1:]), "x", 8)
+    got = read_image(saved(pictures[0], "mpo", save_all=True, append_images=pictures[1:]), "x", 8)
     assert difference(got, np.full((8, 8, 3), 0x80)) <= 1
 
 
@@ -177,12 +176,12 @@ def test_centre_crop_of_a_jpeg(size: tuple[int, int]) -> None:
     side = min(size)
     left, upper = (width - side) // 2, (height - side) // 2
     slow = image.crop((left, upper, left + side, upper + side)).resize((32, 32), Image.Resampling.LANCZOS)
-    got = read_picture(saved(image, "jpeg", quality=98), "x", 32)
+    got = read_image(saved(image, "jpeg", quality=98), "x", 32)
     assert difference(got, np.asarray(slow)) <= 6
 
 
 def test_pad() -> None:
-    got = read_picture(saved(photo(64, 32)), "x", 32, crop="pad")
+    got = read_image(saved(photo(64, 32)), "x", 32, crop="pad")
     assert (got[:8] == 255).all() and (got[24:] == 255).all()
     slow = photo(64, 32).resize((32, 16), Image.Resampling.LANCZOS)
     assert difference(got[8:24], np.asarray(slow)) <= 1
@@ -190,9 +189,9 @@ def test_pad() -> None:
 
 def test_pad_of_a_line_is_refused() -> None:
     line = Image.new("RGB", (1000, 8))
-    assert read_picture(saved(line), "x", 64, "pad").min() == 0
+    assert read_image(saved(line), "x", 64, "pad").min() == 0
     with pytest.raises(BadPair, match="1040 x 8 pixels leave nothing to see"):
-        read_picture(saved(line.resize((1040, 8))), "x", 64, "pad")
+        read_image(saved(line.resize((1040, 8))), "x", 64, "pad")
 
 
 def test_random_crop_lies_anywhere_and_shows_enough() -> None:
@@ -201,8 +200,8 @@ def test_random_crop_lies_anywhere_and_shows_enough() -> None:
     data = saved(Image.fromarray(np.stack((x, y, 0 * x), -1).astype(np.uint8)))
     seen = []
     for seed in range(60):
-        got = read_picture(data, "x", 50, crop="random", share=0.5, seed=seed).astype(float)
-        assert difference(read_picture(data, "x", 50, crop="random", share=0.5, seed=seed), got) == 0
+        got = read_image(data, "x", 50, crop="random", share=0.5, seed=seed).astype(float)
+        assert difference(read_image(data, "x", 50, crop="random", share=0.5, seed=seed), got) == 0
         across, down = got[25, -1, 0] - got[25, 0, 0], got[-1, 25, 1] - got[0, 25, 1]
         assert abs(across - down) <= 3  # a square
         assert 100 * np.sqrt(0.5) * 0.95 <= across <= 100
@@ -215,17 +214,17 @@ def test_huge_pictures_are_refused_before_they_are_decoded(monkeypatch: pytest.M
     data = saved(Image.new("1", (9000, 8000)))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(BadPair, match="9000 x 8000 pixels"):
-        read_picture(data, "big.png", 8)
+        read_image(data, "big.png", 8)
 
 
 @pytest.mark.filterwarnings("error")
 def test_bombs_that_pillow_itself_refuses_and_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(Image.new("1", (300, 300)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
-    assert read_picture(data, "x", 8).shape == (8, 8, 3)  # Pillow only warns, and ours is the limit
+    assert read_image(data, "x", 8).shape == (8, 8, 3)  # Pillow only warns, and ours is the limit
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     with pytest.raises(BadPair, match="x: .*bomb"):
-        read_picture(data, "x", 8)
+        read_image(data, "x", 8)
 
 
 WHOLE = {kind: saved(photo(64, 64), kind) for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff")}
@@ -235,7 +234,7 @@ WHOLE = {kind: saved(photo(64, 64), kind) for kind in ("png", "jpeg", "webp", "g
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
 def test_truncated(kind: str, share: float) -> None:
     with pytest.raises(BadPair) as caught:
-        read_picture(WHOLE[kind][: int(len(WHOLE[kind]) * share)], "cut", 8)
+        read_image(WHOLE[kind][: int(len(WHOLE[kind]) * share)], "cut", 8)
     assert str(caught.value).startswith("cut: ") and "\n" not in str(caught.value)
 
 
@@ -243,7 +242,7 @@ def test_a_broken_avif() -> None:
     """Its reader raises RuntimeError, as no other does."""
     data = saved(photo(64, 64), "avif").replace(b"pitm", b"xitm")  # what tells which of its items is the picture
     with pytest.raises(BadPair, match=r"x: the picture cannot be decoded \(Failed to decode"):
-        read_picture(data, "x", 8)
+        read_image(data, "x", 8)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -255,7 +254,7 @@ def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
         for at in rng.integers(0, min(len(data), 400), 6):
             data[at] = rng.integers(256)
         with contextlib.suppress(BadPair):
-            assert read_picture(bytes(data), "x", 8).shape == (8, 8, 3)
+            assert read_image(bytes(data), "x", 8).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +273,7 @@ def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
 )
 def test_what_is_no_picture(data: bytes, reason: str) -> None:
     with pytest.raises(BadPair) as caught:
-        read_picture(data, "a.jpg", 8)
+        read_image(data, "a.jpg", 8)
     assert str(caught.value) == f"a.jpg: {reason}"
 
 

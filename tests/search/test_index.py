@@ -18,7 +18,7 @@ from dalle.apps.search import index as index_module
 from dalle.apps.search.exact import nearest
 from dalle.apps.search.export import export
 from dalle.apps.search.html import write_page
-from dalle.data.images import read_picture
+from dalle.data.base import read_image
 from dalle.models.clip import CLIP
 from tiny_model import make_tiny_model
 
@@ -65,7 +65,7 @@ def test_hits_are_those_of_a_plain_loop(index: ImageIndex, clip: CLIP, photos: P
     text = clip.encode_text(["a red heart"])[0].detach()
     scores = {}
     for file in photos.rglob("*.png"):
-        pixels = torch.tensor(read_picture(file.read_bytes(), "", 8)).permute(2, 0, 1)[None] / 255
+        pixels = torch.tensor(read_image(file.read_bytes(), "", 8)).permute(2, 0, 1)[None] / 255
         scores[str(file)] = float(clip.encode_image(pixels)[0].detach() @ text)
     hits = index.search("a red heart", top=31)
     assert {hit.path for hit in hits} == set(scores)

@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from dalle.apps.search.index import Hit, ImageIndex
-from dalle.data.base import BadPair
-from dalle.data.images import read_picture
+from dalle.data.base import BadPair, read_image
 from dalle.files import write_text
 
 _SIDE = 224  # pixels of a thumbnail
@@ -52,5 +51,5 @@ def thumbnail(content: bytes, name: str) -> str:
         BadPair: it cannot be read.
     """
     buffer = io.BytesIO()
-    Image.fromarray(read_picture(content, name, _SIDE, "pad")).save(buffer, "JPEG", quality=85)
+    Image.fromarray(read_image(content, name, _SIDE, "pad")).save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
-from dalle.data.base import BadPair, Pair
+from dalle.data.base import BadPair, Pair, read_image
 from dalle.data.custom.folder import METADATA, FolderSource, visible_files
 from dalle.data.custom.parquet import hub_source, parquet_source, split_files
 from dalle.data.custom.records import Record, Rows, Shard, Source, content_of, drawn, held_out
 from dalle.data.custom.webdataset import TarSource
-from dalle.data.images import Crop, read_picture
+from dalle.data.images import Crop
 from dalle.data.shuffle import spread
 
 log = logging.getLogger(__name__)
@@ -282,10 +282,10 @@ def decoded(record: Record, config: PairsData, image_size: int, seed: int | None
     content = content_of(record)
     if seed is None:
         crop: Crop = "centre" if config.crop == "random" else config.crop
-        image, caption = read_picture(content, record.key, image_size, crop), record.captions[0]
+        image, caption = read_image(content, record.key, image_size, crop), record.captions[0]
     else:
         crop_seed, caption = drawn(record.key, record.captions, seed)
-        image = read_picture(content, record.key, image_size, config.crop, config.crop_share, crop_seed)
+        image = read_image(content, record.key, image_size, config.crop, config.crop_share, crop_seed)
     return Pair(image, caption, record.captions, record.key)
 
 
