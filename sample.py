@@ -1,6 +1,6 @@
 """Draw pictures for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
 
-The options are the fields of SampleConfig; drawing is dalle/pipeline.py, files and grids are dalle/pictures.py.
+The options are the fields of SampleConfig; drawing is dalle/pipeline.py, files and grids are dalle/images/grid.py.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
     import torch
     from tqdm import tqdm
 
-    from dalle.pictures import read_picture
+    from dalle.images.grid import read_picture
     from dalle.pipeline import TextToImage
 
     check_folder(settings.out)
@@ -192,7 +192,7 @@ class Run:
 
     def add(self, result: Result) -> None:
         """Write the pictures of one prompt."""
-        from dalle.pictures import write_png
+        from dalle.images.grid import write_png
 
         if self.folder is None:
             self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
@@ -219,7 +219,7 @@ class Run:
 
     def finish(self) -> Path:
         """Write the grid, if it is wanted. Returns where to look."""
-        from dalle.pictures import labelled_grid, write_png
+        from dalle.images.grid import labelled_grid, write_png
 
         assert self.folder is not None
         if not self.settings.grid:

@@ -36,7 +36,7 @@ marks["import"] = time.perf_counter() - start
 timed(dalle.pipeline, "load_parts", "load")
 timed(dalle.pipeline, "generate", "draw codes")
 timed(dalle.pipeline.TextToImage, "_finish", "pixels and CLIP")
-timed(dalle.pictures, "write_png", "write files")
+timed(dalle.images.grid, "write_png", "write files")
 sample.main(sys.argv[1:])
 marks["all"] = time.perf_counter() - start
 print(json.dumps(marks))

@@ -24,11 +24,11 @@ from torch import Tensor
 
 import dalle
 from dalle.apps.vqgan_clip.api import CLIP_FOLDER
-from dalle.apps.vqgan_clip.inputs import to_tensor
 from dalle.config import apply_overrides
 from dalle.data.drawings import Drawings, DrawingsData
+from dalle.images.grid import labelled_grid, write_png
+from dalle.images.transforms import to_tensor
 from dalle.models.clip import CLIP
-from dalle.pictures import labelled_grid, write_png
 
 CAPTIONS = 400
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageFont
 
-from dalle import pictures
-from dalle.pictures import font_for, labelled_grid, read_picture, write_png
+from dalle.images import grid as pictures
+from dalle.images.grid import font_for, labelled_grid, read_picture, write_png
 
 
 def test_metadata_in_any_script_comes_back(tmp_path: Path) -> None:

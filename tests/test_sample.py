@@ -19,7 +19,7 @@ from tiny_model import IMAGE_SIZE, make_tiny_model
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import dalle.pictures  # noqa: E402
+import dalle.images.grid  # noqa: E402
 import sample  # noqa: E402
 from dalle.pipeline import TextToImage  # noqa: E402
 
@@ -247,14 +247,14 @@ def test_a_long_prompt_is_cut_with_a_warning(model: Path, here: Path, caplog: py
 def test_no_space_left_keeps_what_is_finished(
     model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = dalle.pictures.write_png
+    write = dalle.images.grid.write_png
 
     def full(picture: Image.Image, path: Path, texts: dict[str, str]) -> None:
         if path.name.startswith("02-02"):
             raise OSError(28, "No space left on device", str(path))
         write(picture, path, texts)
 
-    monkeypatch.setattr(dalle.pictures, "write_png", full)
+    monkeypatch.setattr(dalle.images.grid, "write_png", full)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith("sample.py: ") and "No space left on device" in err

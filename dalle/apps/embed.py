@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from dalle.config import to_dict
 from dalle.data.base import BadPair, read_image
 from dalle.data.custom.records import Place, Record, content_of
-from dalle.data.images import dimensions
+from dalle.images.read import dimensions
 from dalle.models.clip import CLIP
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
@@ -70,7 +70,7 @@ class Embedded:
 def embed_pictures(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[Embedded]:
     """The vectors of all records, batch after batch, in their order.
 
-    A picture is read as in training: the largest square in its middle, at CLIP's size (`dalle.data.images`).
+    A picture is read as in training: the largest square in its middle, at CLIP's size (`dalle.images.read`).
 
     Args:
         clip: Loaded by `dalle.load_clip`.

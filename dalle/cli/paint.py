@@ -147,8 +147,8 @@ class _Run:
         self._picture(f"frames/{self.painter.step:06d}.png")
 
     def _picture(self, name: str) -> None:
-        from dalle.apps.vqgan_clip.inputs import to_picture
-        from dalle.pictures import write_png
+        from dalle.images.grid import write_png
+        from dalle.images.transforms import to_picture
 
         picture = to_picture(self.painter.picture())
         write_png(picture, self.folder / name, self.texts | {"step": str(self.painter.step)})

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dalle.data.images import Crop, UnreadableImage, square_image
+from dalle.images.read import Crop, UnreadableImage, square_image
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class BadPair(ValueError):
 def read_image(
     data: bytes, name: str, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0
 ) -> np.ndarray:
-    """A record's image file as a square image, uint8 [size, size, 3], as `dalle.data.images.square_image` makes it.
+    """A record's image file as a square image, uint8 [size, size, 3], as `dalle.images.read.square_image` makes it.
 
     Raises:
         BadPair: it cannot be read; `name` is what the record is called.

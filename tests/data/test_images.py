@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle.data import images
 from dalle.data.base import BadPair, read_image
+from dalle.images import read
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)
@@ -279,5 +279,5 @@ def test_what_is_no_picture(data: bytes, reason: str) -> None:
 
 def test_extensions_are_what_pillow_reads() -> None:
     Image.init()
-    kinds = {images.Image.EXTENSION[extension] for extension in images.EXTENSIONS}
-    assert kinds == set(images._FORMATS) <= set(Image.OPEN)
+    kinds = {read.Image.EXTENSION[extension] for extension in read.EXTENSIONS}
+    assert kinds == set(read._FORMATS) <= set(Image.OPEN)

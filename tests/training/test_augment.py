@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle.training.augment import augmented
+from dalle.images.augment import augmented
 from dalle.training.recipe import load_recipe
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "emoji" / "clip.yaml"

@@ -17,7 +17,7 @@ from dalle.data.custom.folder import FolderSource, visible_files
 from dalle.data.custom.parquet import hub_source, parquet_source, picture_of
 from dalle.data.custom.records import Place, Record, Rows, image_column
 from dalle.data.custom.webdataset import TarSource
-from dalle.data.images import EXTENSIONS
+from dalle.images.read import EXTENSIONS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dalle.apps.vqgan_clip.canvas import Drawer, FourierDrawer, LatentDrawer, PixelDrawer, start_picture
 from dalle.apps.vqgan_clip.cutouts import Cutouts
-from dalle.apps.vqgan_clip.inputs import to_mask, to_picture, to_tensor
 from dalle.apps.vqgan_clip.objective import Critic
 from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.apps.vqgan_clip.options import PaintOptions
@@ -23,8 +22,9 @@ from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.config import from_dict
 from dalle.device import pick_device
 from dalle.image_tokenizers import ImageTokenizer
+from dalle.images.grid import read_picture
+from dalle.images.transforms import to_mask, to_picture, to_tensor
 from dalle.models.clip import CLIP
-from dalle.pictures import read_picture
 
 TOKENIZER = SHIPPED.parents[1] / "tokenizers" / "emoji-vqgan"
 CLIP_FOLDER = SHIPPED / "clip"

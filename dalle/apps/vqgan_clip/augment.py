@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dalle.training.augment import augmented
+from dalle.images.augment import augmented
 
 
 def augmentation(names: Sequence[str], strength: float = 1.0) -> Callable[[Tensor], Tensor]:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.apps.vqgan_clip.cutouts import Cutouts
-from dalle.apps.vqgan_clip.inputs import to_tensor
 from dalle.apps.vqgan_clip.losses import spherical_distance
 from dalle.apps.vqgan_clip.prompts import Prompt
+from dalle.images.grid import read_picture
+from dalle.images.transforms import to_tensor
 from dalle.models.clip import CLIP
-from dalle.pictures import read_picture
 
 
 class Critic:

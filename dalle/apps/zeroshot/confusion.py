@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dalle.pictures import font_for
+from dalle.images.grid import font_for
 
 _TEXT = 14  # size of the letters
 _GAP = 8

@@ -19,8 +19,8 @@ from dalle.data.custom.folder import METADATA, FolderSource, visible_files
 from dalle.data.custom.parquet import hub_source, parquet_source, split_files
 from dalle.data.custom.records import Record, Rows, Shard, Source, content_of, drawn, held_out
 from dalle.data.custom.webdataset import TarSource
-from dalle.data.images import Crop
 from dalle.data.shuffle import spread
+from dalle.images.read import Crop
 
 log = logging.getLogger(__name__)
 

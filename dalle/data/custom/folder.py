@@ -21,7 +21,7 @@ from dalle.data.custom.records import (
     has_captions,
     in_utf8,
 )
-from dalle.data.images import EXTENSIONS
+from dalle.images.read import EXTENSIONS
 
 log = logging.getLogger(__name__)
 

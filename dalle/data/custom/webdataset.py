@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.custom.records import Index, Place, Record, Shard, Source, caption_column, captions_of, in_utf8
-from dalle.data.images import EXTENSIONS
+from dalle.images.read import EXTENSIONS
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)$")  # name and everything after its first dot
 _TEXTS = ("txt", "text", "caption")

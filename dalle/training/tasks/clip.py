@@ -17,8 +17,8 @@ from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.device import to_device
 from dalle.evaluation.evaluate import clip_figures
+from dalle.images.augment import augmented
 from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
-from dalle.training.augment import augmented
 from dalle.training.distributed.fsdp import Sharding, build
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Task

@@ -1,0 +1,1 @@
+"""Images of users and of models: reading files safely, resizing, augmentation, grids."""
