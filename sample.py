@@ -123,13 +123,13 @@ def draw(settings: SampleConfig, run: Run) -> None:
     import torch
     from tqdm import tqdm
 
-    from dalle.images.grid import read_picture
+    from dalle.images.read import read_image
     from dalle.pipeline import TextToImage
 
     check_folder(settings.out)
     limit = None if settings.max_memory is None else int(quantity(settings.max_memory, "B", "max-memory"))
-    image = None if settings.image is None else read_picture(settings.image)
-    mask = None if settings.mask is None else read_picture(settings.mask)
+    image = None if settings.image is None else read_image(settings.image)
+    mask = None if settings.mask is None else read_image(settings.mask)
     pipe = TextToImage.from_pretrained(
         settings.model,
         settings.device,
@@ -192,7 +192,7 @@ class Run:
 
     def add(self, result: Result) -> None:
         """Write the pictures of one prompt."""
-        from dalle.images.grid import write_png
+        from dalle.images.png import write_png
 
         if self.folder is None:
             self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
@@ -219,7 +219,8 @@ class Run:
 
     def finish(self) -> Path:
         """Write the grid, if it is wanted. Returns where to look."""
-        from dalle.images.grid import labelled_grid, write_png
+        from dalle.images.grid import labelled_grid
+        from dalle.images.png import write_png
 
         assert self.folder is not None
         if not self.settings.grid:

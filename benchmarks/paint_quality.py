@@ -26,7 +26,8 @@ import dalle
 from dalle.apps.vqgan_clip.api import CLIP_FOLDER
 from dalle.config import apply_overrides
 from dalle.data.drawings import Drawings, DrawingsData
-from dalle.images.grid import labelled_grid, write_png
+from dalle.images.grid import labelled_grid
+from dalle.images.png import write_png
 from dalle.images.transforms import to_tensor
 from dalle.models.clip import CLIP
 

@@ -25,6 +25,7 @@ from dalle.generation.generate import generate
 from dalle.generation.rerank import best, score
 from dalle.generation.sampling import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizer
+from dalle.images.transforms import redrawn_pixels, square_tensor
 from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
@@ -271,7 +272,7 @@ class TextToImage:
                 raise ValueError(f"mask is {_size(mask)} and image {_size(image)}: give a mask of the image's size")
             redrawn = redrawn_pixels(mask, self.image_size)
             kept = F.adaptive_max_pool2d(redrawn[None].float(), (rows, columns))[0] == 0
-        original = picture_to_tensor(image, self.image_size).to(self.image_tokenizer.last_layer.device)
+        original = square_tensor(image, self.image_size).to(self.image_tokenizer.last_layer.device)
         codes = self.image_tokenizer.encode(original[None])[0]
         return _Start(original, codes, kept, redrawn)
 
@@ -332,31 +333,6 @@ def whole_rows(keep_rows: float, rows: int) -> int:
     return count
 
 
-def picture_to_tensor(picture: Image.Image, size: int) -> Tensor:
-    """The middle square of a picture as float [3, size, size] in [0, 1]; transparency becomes white."""
-    if picture.width != picture.height:
-        logger.warning("picture of %s cut to its middle square", _size(picture))
-    layers = picture.convert("RGBA")
-    opaque = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    fitted = _middle_square(opaque).resize((size, size), Image.Resampling.LANCZOS)
-    flat = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return flat.view(size, size, 3).permute(2, 0, 1).float() / 255
-
-
-def redrawn_pixels(mask: Image.Image, size: int) -> Tensor:
-    """The middle square of a mask as bool [size, size]: True where any of its pixels is white (brighter than half).
-
-    Raises:
-        ValueError: no pixel is white.
-    """
-    square = _middle_square(mask.convert("L"))
-    bright = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(1, *square.size) >= 128
-    redrawn = F.adaptive_max_pool2d(bright.float(), size)[0] > 0
-    if not redrawn.any():
-        raise ValueError("mask has no white pixel in its middle square: paint white what is to be drawn anew")
-    return redrawn
-
-
 def _result(prompt: str, pixels: Tensor, scores: Tensor | None, codes: Tensor, seed: int, keep: int) -> Result:
     """The best `keep` of a prompt's candidates, uint8 [n, H, W, 3] with codes [n, h, w]."""
     order = best(scores, keep) if scores is not None else list(range(keep))
@@ -367,12 +343,6 @@ def _result(prompt: str, pixels: Tensor, scores: Tensor | None, codes: Tensor, s
         codes=codes[order],
         seeds=[seed + i for i in order],
     )
-
-
-def _middle_square(picture: Image.Image) -> Image.Image:
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
 
 
 def _size(picture: Image.Image) -> str:

@@ -6,10 +6,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops, ImageFont
+from PIL import EpsImagePlugin, Image, ImageChops, ImageFont
 
 from dalle.images import grid as pictures
-from dalle.images.grid import font_for, labelled_grid, read_picture, write_png
+from dalle.images.grid import font_for, labelled_grid
+from dalle.images.png import write_png
+from dalle.images.read import read_image, square_image
 
 
 def test_metadata_in_any_script_comes_back(tmp_path: Path) -> None:
@@ -41,26 +43,49 @@ def test_pictures_are_read_upright_and_in_8_bits(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     wide.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_picture(tmp_path / "turned.jpg").size == (2, 6)
+    assert read_image(tmp_path / "turned.jpg").size == (2, 6)
     deep = Image.new("I;16", (3, 1))
     for x, value in enumerate((0, 257 * 100, 65535)):
         deep.putpixel((x, 0), value)
     deep.save(tmp_path / "deep.png")
-    assert [read_picture(tmp_path / "deep.png").getpixel((x, 0)) for x in range(3)] == [0, 100, 255]
+    assert [read_image(tmp_path / "deep.png").getpixel((x, 0)) for x in range(3)] == [0, 100, 255]
+
+
+def test_a_program_named_as_an_image_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript named .png: Pillow, asked for any format, would hand it to Ghostscript."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", "eps")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("run"))
+    with pytest.raises(ValueError, match=r"x\.png: the file is text, not a picture: '%!PS-Adobe"):
+        read_image(tmp_path / "x.png")
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (9000, 8000)).save(tmp_path / "big.png")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"big\.png: 9000 x 8000 pixels are more than 67,108,864"):
+        read_image(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"MM\0*\0\0", b"II*\0\xff\xff\xff\xff", bytes(40)])
+def test_broken_metadata_do_not_keep_pixels_from_being_read(tmp_path: Path, exif: bytes) -> None:
+    image = Image.effect_noise((16, 16), 60).convert("RGB")
+    image.save(tmp_path / "a.png", exif=exif or None)
+    assert ImageChops.difference(read_image(tmp_path / "a.png"), image).getbbox() is None
+    assert square_image((tmp_path / "a.png").read_bytes(), 16).shape == (16, 16, 3)
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.png: no such picture"):
-        read_picture(tmp_path / "none.png")
+        read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"text\.png: not a picture"):
-        read_picture(tmp_path / "text.png")
+    with pytest.raises(ValueError, match=r"text\.png: the file is text, not a picture"):
+        read_image(tmp_path / "text.png")
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"cut\.png: the picture cannot be read"):
-        read_picture(tmp_path / "cut.png")
+    with pytest.raises(ValueError, match=r"cut\.png: the picture cannot be decoded"):
+        read_image(tmp_path / "cut.png")
     with pytest.raises(ValueError, match="cannot be read"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
 
 
 def test_grid_shows_every_picture_under_its_label() -> None:

@@ -16,7 +16,8 @@ from dalle.checkpoints.model_folder import write_config
 from dalle.config import read_yaml
 from dalle.device import pick_device
 from dalle.generation.rerank import score
-from dalle.pipeline import Result, TextToImage, picture_to_tensor, redrawn_pixels, whole_rows
+from dalle.images.transforms import redrawn_pixels, square_tensor
+from dalle.pipeline import Result, TextToImage, whole_rows
 from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 
@@ -115,7 +116,7 @@ def test_without_clip_all_are_kept_in_order(no_clip: TextToImage) -> None:
 
 def test_kept_rows_are_those_of_the_picture(pipe: TextToImage) -> None:
     picture = noise()
-    codes = pipe.image_tokenizer.encode(picture_to_tensor(picture, IMAGE_SIZE)[None])[0]
+    codes = pipe.image_tokenizer.encode(square_tensor(picture, IMAGE_SIZE)[None])[0]
     for keep_rows, rows in ((0.5, 2), (1, 1), (3, 3)):
         (result,) = pipe("a red heart", n=4, image=picture, keep_rows=keep_rows)
         assert (result.codes[:, :rows] == codes[:rows]).all()
@@ -126,7 +127,7 @@ def test_outside_the_mask_nothing_changes(pipe: TextToImage) -> None:
     picture, mask = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     mask.putpixel((5, 2), 255)  # one pixel: its whole cell is drawn anew, but only it is seen
     mask.paste(255, (8, 8, 16, 16))
-    codes = pipe.image_tokenizer.encode(picture_to_tensor(picture, IMAGE_SIZE)[None])[0]
+    codes = pipe.image_tokenizer.encode(square_tensor(picture, IMAGE_SIZE)[None])[0]
     (result,) = pipe("a red heart", n=4, image=picture, mask=mask)
     kept = torch.ones(GRID, dtype=torch.bool)
     kept[0, 1], kept[2:, 2:] = False, False
@@ -151,7 +152,7 @@ def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
 def test_pictures_are_cut_and_transparency_becomes_white() -> None:
     picture = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
     picture.paste((0, 0, 255, 255), (2, 0, 4, 4))
-    tensor = picture_to_tensor(picture, 4)
+    tensor = square_tensor(picture, 4)
     assert torch.equal(tensor[:, :, :2], torch.tensor([0.0, 0, 1]).view(3, 1, 1).expand(3, 4, 2))
     assert torch.equal(tensor[:, :, 2:], torch.ones(3, 4, 2))
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.generation.rerank import best, fit, score
+from dalle.generation.rerank import best, score
+from dalle.images.transforms import resize_batch
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
@@ -38,13 +39,13 @@ def test_scores_are_the_cosines_of_the_pairs(clip: CLIP) -> None:
 
 def test_larger_images_are_fitted(clip: CLIP) -> None:
     images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(score(clip, images, PROMPTS[:2]), score(clip, fit(images, 16), PROMPTS[:2]))
+    torch.testing.assert_close(score(clip, images, PROMPTS[:2]), score(clip, resize_batch(images, 16), PROMPTS[:2]))
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 80), (33, 21), (8, 12), (64, 64)])
 def test_fit_is_pillows_bicubic_and_a_centre_crop(height: int, width: int) -> None:
     images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    got = fit(images, 16)
+    got = resize_batch(images, 16)
     short = min(height, width)
     new = (round(width * 16 / short), round(height * 16 / short))
     top, left = (new[1] - 16) // 2, (new[0] - 16) // 2
@@ -56,7 +57,7 @@ def test_fit_is_pillows_bicubic_and_a_centre_crop(height: int, width: int) -> No
 
 def test_fit_leaves_the_right_size_alone() -> None:
     images = torch.rand(1, 3, 16, 16)
-    assert fit(images, 16) is images
+    assert resize_batch(images, 16) is images
 
 
 def test_best_is_ordered_and_stable() -> None:

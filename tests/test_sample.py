@@ -158,8 +158,8 @@ WRONG = {
         "either keep_rows or mask",
     ),
     "a folder as picture": (["a", "--image", ".", "--keep-rows", "1"], "cannot be read"),
-    "half a picture": (["a", "--image", "cut.png", "--keep-rows", "1"], "cut.png: the picture cannot be read"),
-    "text as mask": (["a", "--image", "face.png", "--mask", "text.txt"], "text.txt: not a picture"),
+    "half a picture": (["a", "--image", "cut.png", "--keep-rows", "1"], "cut.png: the picture cannot be decoded"),
+    "text as mask": (["a", "--image", "face.png", "--mask", "text.txt"], "text.txt: the file is text, not a picture"),
     "black mask": (["a", "--image", "face.png", "--mask", "black.png"], "no white pixel"),
     "an empty folder as model": (["a", "--model", "empty"], "empty cannot be loaded: it has no config.yaml"),
     "a file as model": (["a", "--model", "text.txt"], "text.txt is no file of torch.save, or a damaged one"),
@@ -169,7 +169,7 @@ WRONG = {
     "out is a file": (["a", "--out", "text.txt"], "text.txt is not a folder that can be written"),
     "not a prompt": (["a\udcff"], "surrogate"),
     "no such picture": (["a", "--image", "none.png", "--keep-rows", "1"], "none.png: no such picture"),
-    "text as picture": (["a", "--image", "text.txt", "--keep-rows", "1"], "text.txt: not a picture"),
+    "text as picture": (["a", "--image", "text.txt", "--keep-rows", "1"], "text.txt: the file is text, not a picture"),
     "mask of another size": (["a", "--image", "face.png", "--mask", "small.png"], "mask is 4x4 and image 16x16"),
     "mask without image": (["a", "--mask", "mask.png"], "mask needs an image"),
     "image alone": (["a", "--image", "face.png"], "either keep_rows or mask"),
@@ -247,14 +247,14 @@ def test_a_long_prompt_is_cut_with_a_warning(model: Path, here: Path, caplog: py
 def test_no_space_left_keeps_what_is_finished(
     model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = dalle.images.grid.write_png
+    write = dalle.images.png.write_png
 
     def full(picture: Image.Image, path: Path, texts: dict[str, str]) -> None:
         if path.name.startswith("02-02"):
             raise OSError(28, "No space left on device", str(path))
         write(picture, path, texts)
 
-    monkeypatch.setattr(dalle.images.grid, "write_png", full)
+    monkeypatch.setattr(dalle.images.png, "write_png", full)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith("sample.py: ") and "No space left on device" in err

@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.zeroshot import ZeroShotClassifier
     from dalle.apps.zeroshot.confusion import confusion_picture
     from dalle.apps.zeroshot.labelled import accuracy_on, labelled_pictures
-    from dalle.images.grid import write_png
+    from dalle.images.png import write_png
 
     data = labelled_pictures(args.pictures, args.by, args.split, args.image)
     templates = templates_given(args) or data.templates

@@ -147,10 +147,10 @@ class _Run:
         self._picture(f"frames/{self.painter.step:06d}.png")
 
     def _picture(self, name: str) -> None:
-        from dalle.images.grid import write_png
-        from dalle.images.transforms import to_picture
+        from dalle.images.png import write_png
+        from dalle.images.transforms import to_image
 
-        picture = to_picture(self.painter.picture())
+        picture = to_image(self.painter.picture())
         write_png(picture, self.folder / name, self.texts | {"step": str(self.painter.step)})
 
     def _texts(self) -> dict[str, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.images.transforms import resize_batch
 from dalle.models.clip import CLIP
 
 
@@ -29,7 +29,7 @@ def score(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
     if len(prompts) != len(images):
         raise ValueError(f"got {len(images)} images and {len(prompts)} prompts: give one prompt for each image")
     device = clip.logit_scale.device
-    image_embeds = clip.encode_image(fit(images.to(device), clip.config.image_size))  # [B, D]
+    image_embeds = clip.encode_image(resize_batch(images.to(device), clip.config.image_size))  # [B, D]
     distinct = list(dict.fromkeys(prompts))
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts], dtype=torch.int64, device=device)
     text_embeds = clip.encode_text(distinct)[rows]  # [B, D]
@@ -48,23 +48,3 @@ def best(scores: Tensor | Sequence[float], keep: int | None = None) -> list[int]
         raise ValueError(f"cannot keep {keep} of {len(values)} images: give a number from 1 to {len(values)}")
     order: list[int] = values.argsort(descending=True, stable=True)[:keep].tolist()
     return order
-
-
-def fit(images: Tensor, size: int) -> Tensor:
-    """Resize the shorter side to `size` (bicubic, antialiased), then cut a square from the middle, as CLIP does.
-
-    Args:
-        images: float [B, 3, H, W] in [0, 1].
-        size: Height and width of the result, in pixels.
-
-    Returns:
-        float [B, 3, size, size] in [0, 1].
-    """
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
-    short = min(height, width)
-    new = (round(height * size / short), round(width * size / short))
-    resized = F.interpolate(images.float(), new, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return resized[..., top : top + size, left : left + size]

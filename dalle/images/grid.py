@@ -1,4 +1,4 @@
-"""Picture files: reads the user's, writes PNGs that say how they were drawn, makes grids. Knows nothing of models."""
+"""Several images as one: the samples of a training run, and labelled rows with fonts for any script."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import logging
 import shutil
 import subprocess
 import unicodedata
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
-
-from dalle.files import atomic_file
+import torch
+from PIL import Image, ImageDraw, ImageFont, features
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -34,33 +33,17 @@ _FONTS = (
 Font = ImageFont.FreeTypeFont
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Open a picture of any kind that Pillow reads, upright, with 8 bits a channel.
-
-    Raises:
-        ValueError: no such file, not a picture, or a damaged one.
-    """
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such picture") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture in a known format; expected PNG, JPEG, WebP or the like") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: the picture cannot be read ({error})") from error
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip and not scale
-        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    return picture
-
-
-def write_png(picture: Image.Image, path: Path, texts: Mapping[str, str]) -> None:
-    """Write a PNG whole or not at all, with `texts` as metadata: iTXt chunks, so that any script is kept."""
-    metadata = PngImagePlugin.PngInfo()
-    for name, text in texts.items():
-        metadata.add_itxt(name, text)
-    with atomic_file(path) as part:
-        picture.save(part, "PNG", pnginfo=metadata)
+def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
+    """Rows of images [N, 3, H, W] in [0, 1] as one picture on white."""
+    count = max(len(row) for row in rows)
+    height, width = rows[0].shape[-2:]
+    sheet = torch.ones(3, len(rows) * (height + gap) + gap, count * (width + gap) + gap)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            top, left = gap + r * (height + gap), gap + c * (width + gap)
+            sheet[:, top : top + height, left : left + width] = image.detach().float().cpu()
+    pixels = sheet.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels)
 
 
 def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:

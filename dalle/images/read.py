@@ -11,13 +11,15 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dalle.images.transforms import REDUCING_GAP, Box, resized, to_rgb
+
 Crop = Literal["centre", "random", "pad"]
-Box = tuple[float, float, float, float]  # left, upper, right, lower
 
 MAX_PIXELS = 2**26  # 8192 x 8192: a larger file is refused before any of it is decoded
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
@@ -36,12 +38,27 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-_WHITE = (255, 255, 255)
-_SHARPER = 2.0  # pictures are first reduced cheaply, to no less than so many times the wanted size
 
 
 class UnreadableImage(ValueError):
     """Why an image file cannot be read, without its name."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """A user's image file: upright, 8 bits a channel, in the mode and size that it has; of an animation the first.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    try:
+        with _opened(path.read_bytes()) as image:
+            return _loaded(image)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such picture") from None
+    except UnreadableImage as error:
+        raise ValueError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: the picture cannot be read ({error})") from error
 
 
 def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -69,15 +86,14 @@ def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1
     with _opened(data) as image:
         x, y, part = _square(crop, share, seed)
         side = max(image.size) if crop == "pad" else part * min(image.size)
-        reduction = max(1.0, side / (size * _SHARPER))
+        reduction = max(1.0, side / (size * REDUCING_GAP))
         image.draft(None, (math.ceil(image.width / reduction), math.ceil(image.height / reduction)))
         rgb = to_rgb(_loaded(image))
     if crop == "pad":
         if round(size * min(rgb.size) / max(rgb.size)) < 1:
             raise UnreadableImage(f"{rgb.width} x {rgb.height} pixels leave nothing to see when padded to a square")
-        return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.LANCZOS, _WHITE))
-    box = _box(rgb.size, x, y, part)
-    return np.asarray(rgb.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=_SHARPER))
+        return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.LANCZOS, "white"))
+    return np.asarray(resized(rgb, size, size, box=_box(rgb.size, x, y, part)))
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
@@ -116,14 +132,6 @@ def _loaded(image: Image.Image) -> Image.Image:
     if upright.mode == "F" or (upright.mode == "I" and not of_16_bits):
         raise UnreadableImage("32 bits a channel, and nothing says which value is white: save it with 8 or 16")
     return _from_16_bits(upright) if upright.mode.startswith("I") else upright
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB; what is transparent becomes white."""
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (*_WHITE, 255)), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:

@@ -22,8 +22,8 @@ from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.config import from_dict
 from dalle.device import pick_device
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.images.grid import read_picture
-from dalle.images.transforms import to_mask, to_picture, to_tensor
+from dalle.images.read import read_image
+from dalle.images.transforms import to_image, to_mask, to_tensor
 from dalle.models.clip import CLIP
 
 TOKENIZER = SHIPPED.parents[1] / "tokenizers" / "emoji-vqgan"
@@ -66,7 +66,7 @@ def paint(
         losses.append(figures)
         if progress is not None:
             progress(painter, figures)
-    return Painted(to_picture(painter.picture()), losses, painter)
+    return Painted(to_image(painter.picture()), losses, painter)
 
 
 def begin(options: PaintOptions, device: str | torch.device = "auto", state: State | None = None) -> Painter:
@@ -76,8 +76,8 @@ def begin(options: PaintOptions, device: str | torch.device = "auto", state: Sta
         ValueError: as `paint`; or the state does not fit.
     """
     phases = _phases(options, from_picture=options.init is not None)
-    init = None if options.init is None or state is not None else read_picture(options.init)
-    mask = None if options.mask is None or state is not None else read_picture(options.mask)
+    init = None if options.init is None or state is not None else read_image(options.init)
+    mask = None if options.mask is None or state is not None else read_image(options.mask)
     place = pick_device(device)
     tokenizer = None
     if options.drawer == "vqgan":

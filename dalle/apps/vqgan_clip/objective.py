@@ -12,7 +12,7 @@ from torch import Tensor
 from dalle.apps.vqgan_clip.cutouts import Cutouts
 from dalle.apps.vqgan_clip.losses import spherical_distance
 from dalle.apps.vqgan_clip.prompts import Prompt
-from dalle.images.grid import read_picture
+from dalle.images.read import read_image
 from dalle.images.transforms import to_tensor
 from dalle.models.clip import CLIP
 
@@ -42,7 +42,7 @@ class Critic:
             return self.clip.encode_text([prompt.content])
         if prompt.kind == "image":
             side = self.clip.config.image_size
-            picture = to_tensor(read_picture(Path(prompt.content)), side, side)
+            picture = to_tensor(read_image(Path(prompt.content)), side, side)
             return self.clip.encode_image(picture.to(self.device))
         generator = torch.Generator().manual_seed(int(prompt.content))
         noise = torch.randn(1, self.clip.config.embed_dim, generator=generator)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -91,16 +90,3 @@ class Task(ABC):
     @abstractmethod
     def export(self, folder: Path, weights: Tensors) -> None:
         """Write the folder that `dalle.load_*` reads."""
-
-
-def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
-    """Rows of images [N, 3, H, W] in [0, 1] as one picture on white."""
-    count = max(len(row) for row in rows)
-    height, width = rows[0].shape[-2:]
-    sheet = torch.ones(3, len(rows) * (height + gap) + gap, count * (width + gap) + gap)
-    for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            top, left = gap + r * (height + gap), gap + c * (width + gap)
-            sheet[:, top : top + height, left : left + width] = image.detach().float().cpu()
-    pixels = sheet.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels)

@@ -22,6 +22,7 @@ from dalle.device import to_device
 from dalle.evaluation.evaluate import dalle_figures
 from dalle.generation.generate import generate
 from dalle.generation.rerank import score
+from dalle.images.grid import image_grid
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
@@ -31,7 +32,7 @@ from dalle.training.finetune.lora import add_lora, changes, merged
 from dalle.training.planning.memory import Size, Training, room_for_drawing
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
-from dalle.training.tasks.base import Phase, Samples, Task, image_grid
+from dalle.training.tasks.base import Phase, Samples, Task
 
 _NOISE = 1  # so that a pair's seed gives its codes other numbers than its composition
 _DRAWN_AT_ONCE = 8  # candidates of a sharded model

@@ -16,6 +16,7 @@ from dalle.data.loader import Batch
 from dalle.evaluation.evaluate import image_tokenizer_figures
 from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUse
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
+from dalle.images.grid import image_grid
 from dalle.training.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
@@ -27,7 +28,7 @@ from dalle.training.losses.adversarial import (
 from dalle.training.losses.perceptual import build_perceptual
 from dalle.training.optim import ramp
 from dalle.training.recipe import ImageTokenizerRecipe
-from dalle.training.tasks.base import Phase, Reduce, Samples, Task, image_grid
+from dalle.training.tasks.base import Phase, Reduce, Samples, Task
 
 
 @dataclass
