@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dalle import __version__
 from dalle.cli.outputs import check_folder, named, new_folder, slug
+from dalle.cli.parser import quantity
 from dalle.config import (
     CommandLine,
     add_options,
@@ -27,7 +28,6 @@ from dalle.config import (
     to_dict,
 )
 from dalle.files import write_text
-from dalle.units import quantity
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result

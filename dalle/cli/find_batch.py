@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle.units import quantity
+from dalle.cli.parser import quantity
 
 if TYPE_CHECKING:
     from dalle.training.planning.find_batch import Trial

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dalle.units import quantity
+from dalle.cli.parser import quantity
 
 
 def add(commands: Any) -> None:

@@ -11,13 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.__main__ import main
+from dalle.cli.parser import quantity
 from dalle.kernels.attention import mask
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.planning.memory import Size, Training, memory
 from dalle.training.planning.plan import Machine, fits, operations, plan, report
 from dalle.training.recipe import DALLERecipe, load_recipe
-from dalle.units import quantity
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs/paper/dalle-12b.yaml"
