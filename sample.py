@@ -15,18 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dalle import __version__
 from dalle.cli.outputs import check_folder, named, new_folder, slug
-from dalle.cli.parser import quantity
-from dalle.config import (
-    CommandLine,
-    add_options,
-    apply_overrides,
-    config,
-    descriptions,
-    dump,
-    from_dict,
-    refuse,
-    to_dict,
-)
+from dalle.cli.parser import CommandLine, add_options, parse_size, print_error
+from dalle.config import apply_overrides, config, descriptions, dump, from_dict, to_dict
 from dalle.files import write_text
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
@@ -110,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(settings, run)
         print(run.finish())
     except (ValueError, OSError) as error:
-        return refuse("sample.py", error)
+        return print_error("sample.py", error)
     except KeyboardInterrupt:
         finished = "nothing was finished" if run is None or run.folder is None else f"finished pictures: {run.finish()}"
         print(f"sample.py: stopped; {finished}", file=sys.stderr)
@@ -127,7 +117,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
     from dalle.pipeline import TextToImage
 
     check_folder(settings.out)
-    limit = None if settings.max_memory is None else int(quantity(settings.max_memory, "B", "max-memory"))
+    limit = None if settings.max_memory is None else int(parse_size(settings.max_memory, "B", "max-memory"))
     image = None if settings.image is None else read_image(settings.image)
     mask = None if settings.mask is None else read_image(settings.mask)
     pipe = TextToImage.from_pretrained(

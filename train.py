@@ -17,7 +17,9 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from dalle.config import CommandLine, dump, refuse, to_dict
+from dalle.cli.interrupt import SignalHandler
+from dalle.cli.parser import CommandLine, print_error
+from dalle.config import dump, to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
@@ -31,7 +33,7 @@ from dalle.training.finetune.init_from import prepare_initial
 from dalle.training.optim import WeightAverage, adamw
 from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
 from dalle.training.run.compiling import compile_blocks
-from dalle.training.run.log import Interrupt, RunLog, start_accelerator, start_sharding
+from dalle.training.run.log import RunLog, start_accelerator, start_sharding
 from dalle.training.run.malloc import keep_freed
 from dalle.training.run.precision import settle_precision
 from dalle.training.run.run_dir import describe, open_folder
@@ -141,7 +143,7 @@ def train(recipe: LoopRecipe) -> int:
         log.say(f"run.compile: {uncompiled}; training goes on uncompiled")
     outcomes, stops, update = Outcomes(log, run.max_skipped, run.dir), Stop(accelerator), start
     task.model.train()
-    with lock, Interrupt() as interrupt, closing(log):  # an error's line begins after the bar's
+    with lock, SignalHandler() as interrupt, closing(log):  # an error's line begins after the bar's
         if resume:
             take_up()
             # It was told to end before it could validate
@@ -239,17 +241,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_freed()
         return train(recipe)
     except NotANumber as error:
-        refuse("train.py", error)
+        print_error("train.py", error)
         return error.code
     except (ValueError, OSError) as error:
         if show_traceback:
             raise
-        return refuse("train.py", error)
+        return print_error("train.py", error)
     except RuntimeError as error:
         lost = lost_worker(error)
         if lost is None or show_traceback:
             raise
-        return refuse("train.py", lost)
+        return print_error("train.py", lost)
     except KeyboardInterrupt:  # before the first update, or a second one while a checkpoint was written
         print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
         return 130

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from dalle.config import CommandLine, refuse
+from dalle.cli.parser import CommandLine, print_error
 
 # Modules of dalle/cli, in the order of --help.
 COMMANDS = (
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError) as error:
-        return refuse(f"dalle {args.command}", error)
+        return print_error(f"dalle {args.command}", error)
     except KeyboardInterrupt:
         print(f"dalle {args.command}: stopped", file=sys.stderr)
         return 130

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import copy
 import dataclasses
 import difflib
 import inspect
 import re
-import sys
 import textwrap
 import types
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -177,16 +175,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-# ---- what a schema is made of
-
-
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
@@ -194,15 +189,15 @@ def _is_config(annotation: Any) -> bool:
     return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 
 
-def _members(annotation: Any) -> list[Any]:
+def union_members(annotation: Any) -> list[Any]:
     """The members of a union; a single one of anything else."""
     return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
 
 
 def _kinds(annotation: Any) -> dict[str, type]:
     """Config classes of an annotation by their `kind`; one without a kind has the key ""."""
-    classes = [member for member in _members(annotation) if _is_config(member)]
-    return {str(get_args(_hints(c)["kind"])[0]) if "kind" in _hints(c) else "": c for c in classes}
+    classes = [member for member in union_members(annotation) if _is_config(member)]
+    return {str(get_args(field_types(c)["kind"])[0]) if "kind" in field_types(c) else "": c for c in classes}
 
 
 def _class_for(annotation: Any, data: Any) -> type | None:
@@ -217,14 +212,11 @@ def _class_for(annotation: Any, data: Any) -> type | None:
 
 def _item(annotation: Any, number: int) -> Any:
     """What a list's annotation says of the item of that number; None if it is no list."""
-    for member in _members(annotation):
+    for member in union_members(annotation):
         if get_origin(member) in (list, tuple):
             inner = [a for a in get_args(member) if a is not Ellipsis]
             return inner[min(number, len(inner) - 1)]
     return None
-
-
-# ---- mistakes, in words
 
 
 def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
@@ -234,7 +226,7 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
             yield from _mistakes(_item(annotation, number), item, f"{path}{number}.")
         return
     if not isinstance(data, Mapping):
-        scalars = set(_members(annotation)) - {type(None)}
+        scalars = set(union_members(annotation)) - {type(None)}
         turned = (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
             isinstance(data, (int, float, str)) and not isinstance(data, bool) and scalars == {bool}
         )
@@ -247,7 +239,7 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
         if len(kinds) > 1:
             yield f"{path}kind: expected one of {', '.join(kinds)}, got {data.get('kind', 'nothing')!r}"
         return
-    hints = _hints(cls)
+    hints = field_types(cls)
     for key, value in data.items():
         if key in hints:
             yield from _mistakes(hints[key], value, f"{path}{key}.")
@@ -262,7 +254,7 @@ def _without_unknown(annotation: Any, data: Any) -> Any:
     cls = _class_for(annotation, data)
     if cls is None:
         return data
-    hints = _hints(cls)
+    hints = field_types(cls)
     return {key: _without_unknown(hints[key], value) for key, value in data.items() if key in hints}
 
 
@@ -293,7 +285,7 @@ def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str,
     path: list[str] = []
     annotation, node = schema, data
     for step in location:
-        names = {getattr(member, "__name__", str(member)): member for member in _members(annotation)}
+        names = {getattr(member, "__name__", str(member)): member for member in union_members(annotation)}
         if len(names) > 1 and isinstance(step, str) and not (isinstance(node, Mapping) and step in node):
             if isinstance(node, Mapping) and step in names and _is_config(names[step]):
                 if names[step] is not _class_for(annotation, node):
@@ -301,8 +293,8 @@ def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str,
                 annotation = names[step]
             continue
         cls = _class_for(annotation, node)
-        if cls is not None and isinstance(step, str) and step in _hints(cls):
-            annotation = _hints(cls)[step]
+        if cls is not None and isinstance(step, str) and step in field_types(cls):
+            annotation = field_types(cls)[step]
             node = node.get(step) if isinstance(node, Mapping) else None
             path.append(step)
         elif isinstance(step, int):
@@ -316,9 +308,6 @@ def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
     return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else repr(value)
-
-
-# ---- help
 
 
 def describe(schema: Any, base: Mapping[str, Any] | None = None) -> str:
@@ -338,20 +327,20 @@ def _rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str
         suffix = f" (kind {kind})" if several and chosen is None else ""
         texts = descriptions(cls)
         for field in dataclasses.fields(cls):
-            inner, name = _hints(cls)[field.name], path + field.name
+            inner, name = field_types(cls)[field.name], path + field.name
             given = base.get(field.name) if isinstance(base, Mapping) else None
             if field.name == "kind" and several:
                 if not suffix:
                     yield name, f"one of {', '.join(kinds)}" + _default(field, given), texts.get(field.name, "")
             elif _kinds(inner):
-                if texts.get(field.name) or type(None) in _members(inner):
+                if texts.get(field.name) or type(None) in union_members(inner):
                     yield name + suffix, type_name(inner) + _default(field, None), texts.get(field.name, "")
-                yield from _rows(inner, given if given is not None else _plain(_value(field)), f"{name}.")
+                yield from _rows(inner, given if given is not None else _plain(default_of(field)), f"{name}.")
             else:
                 yield name + suffix, type_name(inner) + _default(field, given), texts.get(field.name, "")
 
 
-def _value(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
     return None if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -362,7 +351,7 @@ def _default(field: dataclasses.Field[Any], given: Any) -> str:
         return f" = {_text(given)}"
     if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
         return ", required"
-    plain = _plain(_value(field))
+    plain = _plain(default_of(field))
     return f" = {plain.get('kind', '...')}" if isinstance(plain, dict) else f" = {_text(plain)}"
 
 
@@ -376,9 +365,9 @@ def type_name(annotation: Any) -> str:
     """A type in plain words: "a number", "one of gelu, swiglu", "a list of integers or null"."""
     if len(_kinds(annotation)) > 1:
         return f"options of kind {', '.join(_kinds(annotation))}" + (
-            " or null" if type(None) in _members(annotation) else ""
+            " or null" if type(None) in union_members(annotation) else ""
         )
-    members = _members(annotation)
+    members = union_members(annotation)
     if len(members) > 1:
         return " or ".join(type_name(member) for member in members)
     if get_origin(annotation) is Literal:
@@ -415,47 +404,3 @@ def descriptions(cls: type) -> dict[str, str]:
             ):
                 found[statement.target.id] = " ".join(following.value.value.split())
     return found
-
-
-# ---- command lines
-
-
-class CommandLine(argparse.ArgumentParser):
-    """A parser to which a mistake is one line and exit code 2, without the usage in front."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SystemExit(refuse(self.prog, f"{message} (see --help)"))
-
-
-def add_options(parser: argparse.ArgumentParser, schema: type, skip: Sequence[str] = ()) -> None:
-    """Each field of a config class as an option of its name; one that is not given is not in the namespace."""
-    hints, texts = _hints(schema), descriptions(schema)
-    for field in dataclasses.fields(schema):
-        if field.name in skip:
-            continue
-        flag, text = f"--{field.name.replace('_', '-')}", f"{texts[field.name]} (default: {_as_default(field)})"
-        kind = next(member for member in _members(hints[field.name]) if member is not type(None))
-        common: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
-        if get_origin(kind) is tuple:
-            choices = get_args(get_args(kind)[0])
-            common |= {"choices": choices} if choices else {"metavar": "KEY=VALUE" if field.name == "given" else "TEXT"}
-            parser.add_argument(flag, action="append", **common)
-        elif kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-        elif get_origin(kind) is Literal:
-            parser.add_argument(flag, choices=get_args(kind), **common)
-        else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
-
-
-def _as_default(field: dataclasses.Field[Any]) -> str:
-    value = _value(field)
-    if isinstance(value, tuple) and value:
-        return ", ".join(map(str, value))
-    return "none" if value is None or value == () else "on" if value is True else str(value)
-
-
-def refuse(program: str, error: object) -> int:
-    """Print what a user has caused, a line for each mistake; returns the exit code 2."""
-    print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)
-    return 2

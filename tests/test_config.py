@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dalle.cli.parser import print_error
 from dalle.config import (
     ConfigError,
     apply_overrides,
@@ -21,7 +22,6 @@ from dalle.config import (
     from_dict,
     load,
     read_yaml,
-    refuse,
     to_dict,
     type_name,
 )
@@ -422,5 +422,5 @@ def test_types_in_words(annotation: Any, words: str) -> None:
 
 
 def test_refusal_names_the_program_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refuse("train.py", ConfigError("a: wrong\nb: wrong")) == 2
+    assert print_error("train.py", ConfigError("a: wrong\nb: wrong")) == 2
     assert capsys.readouterr().err == "train.py: a: wrong\ntrain.py: b: wrong\n"

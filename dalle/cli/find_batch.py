@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle.cli.parser import quantity
+from dalle.cli.parser import parse_size
 
 if TYPE_CHECKING:
     from dalle.training.planning.find_batch import Trial
@@ -31,7 +31,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.training.planning.find_batch import find_batch
     from dalle.training.recipe import TextTokenizerRecipe, load_recipe
 
-    limit = None if args.memory is None else int(quantity(args.memory, "B", "memory"))
+    limit = None if args.memory is None else int(parse_size(args.memory, "B", "memory"))
     recipe = load_recipe(args.config, args.overrides)
     if isinstance(recipe, TextTokenizerRecipe):
         raise ValueError(f"{args.config} is of stage text_tokenizer, which is trained without batches")

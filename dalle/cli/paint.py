@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dalle import __version__
 from dalle.apps.vqgan_clip.options import PaintOptions
-from dalle.config import add_options, descriptions
+from dalle.cli.parser import add_options
+from dalle.config import descriptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.apps.vqgan_clip.optimize import Painter
@@ -47,8 +48,8 @@ def _run(args: argparse.Namespace) -> None:
 
     from dalle.apps.vqgan_clip.api import begin
     from dalle.apps.vqgan_clip.video import check_video
+    from dalle.cli.interrupt import SignalHandler
     from dalle.cli.outputs import check_folder, new_folder, slug
-    from dalle.training.run.log import Interrupt
 
     for name in ("fps", "save_every", "preview_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -65,7 +66,7 @@ def _run(args: argparse.Namespace) -> None:
     start, figures, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
     with (
-        Interrupt() as interrupt,
+        SignalHandler() as interrupt,
         tqdm(
             total=options.updates, initial=first, desc="painting", unit=" steps", dynamic_ncols=True, mininterval=pause
         ) as bar,

@@ -1,14 +1,21 @@
-"""Numbers with units, as they are given on command lines: 80GB, 24GiB, 312TFLOPS."""
+"""Command lines: options made of config classes, numbers with units, errors in one line."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import re
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from dalle.config import default_of, descriptions, field_types, union_members
 
 _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 
 
-def quantity(text: str, unit: str, option: str) -> float:
+def parse_size(text: str, unit: str, option: str) -> float:
     """A number with a unit.
 
     Args:
@@ -29,3 +36,44 @@ def quantity(text: str, unit: str, option: str) -> float:
         example = "80GB" if unit == "B" else "312TFLOPS"
         raise ValueError(f"--{option} is {text!r}: expected a number with a unit, {example}")
     return value
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser to which a mistake is one line and exit code 2, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(print_error(self.prog, f"{message} (see --help)"))
+
+
+def add_options(parser: argparse.ArgumentParser, schema: type, skip: Sequence[str] = ()) -> None:
+    """Each field of a config class as an option of its name; one that is not given is not in the namespace."""
+    hints, texts = field_types(schema), descriptions(schema)
+    for field in dataclasses.fields(schema):
+        if field.name in skip:
+            continue
+        flag, text = f"--{field.name.replace('_', '-')}", f"{texts[field.name]} (default: {_as_default(field)})"
+        kind = next(member for member in union_members(hints[field.name]) if member is not type(None))
+        common: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if get_origin(kind) is tuple:
+            choices = get_args(get_args(kind)[0])
+            common |= {"choices": choices} if choices else {"metavar": "KEY=VALUE" if field.name == "given" else "TEXT"}
+            parser.add_argument(flag, action="append", **common)
+        elif kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(flag, choices=get_args(kind), **common)
+        else:
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
+
+
+def _as_default(field: dataclasses.Field[Any]) -> str:
+    value = default_of(field)
+    if isinstance(value, tuple) and value:
+        return ", ".join(map(str, value))
+    return "none" if value is None or value == () else "on" if value is True else str(value)
+
+
+def print_error(program: str, error: object) -> int:
+    """Print what a user has caused, a line for each mistake; returns the exit code 2."""
+    print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    return 2

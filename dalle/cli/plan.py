@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dalle.cli.parser import quantity
+from dalle.cli.parser import parse_size
 
 
 def add(commands: Any) -> None:
@@ -26,7 +26,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.training.planning.plan import Machine, plan, report
     from dalle.training.recipe import DALLERecipe, load_recipe
 
-    memory, peak = quantity(args.memory, "B", "memory"), quantity(args.peak, "FLOPS", "peak")
+    memory, peak = parse_size(args.memory, "B", "memory"), parse_size(args.peak, "FLOPS", "peak")
     machine = Machine(args.gpus, memory, args.spare, peak, args.utilisation)
     recipe = load_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.__main__ import main
-from dalle.cli.parser import quantity
+from dalle.cli.parser import parse_size
 from dalle.kernels.attention import mask
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -94,13 +94,13 @@ def test_one_device_has_no_shares() -> None:
 
 
 def test_quantities() -> None:
-    assert [quantity(text, "B", "memory") for text in ("80GB", "24GiB", "1.5 TB", "100")] == [
+    assert [parse_size(text, "B", "memory") for text in ("80GB", "24GiB", "1.5 TB", "100")] == [
         80e9,
         24 * 2**30,
         1.5e12,
         100,
     ]
-    assert [quantity(text, "FLOPS", "peak") for text in ("312TFLOPS", "312T", "9.89e2TFLOPS", "1P")] == [
+    assert [parse_size(text, "FLOPS", "peak") for text in ("312TFLOPS", "312T", "9.89e2TFLOPS", "1P")] == [
         312e12,
         312e12,
         989e12,

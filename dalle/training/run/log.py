@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -195,35 +193,3 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class Interrupt:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag, read by the loop between updates; a second Ctrl-C ends at once.
-
-    A scheduler sends the others to all processes of a job, and a launcher passes on what it got: twice is once.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @property
-    def code(self) -> int:
-        """The exit code of a run that was ended: 128 and the signal's number, as shells say it.
-
-        Where another process of the run got it, it is taken for SIGTERM.
-        """
-        return 128 + (self.signal or signal.SIGTERM)
-
-    def __enter__(self) -> Interrupt:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        self.before = {int(number): signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = number
-        if number == signal.SIGINT:
-            signal.signal(number, self.before[number])
