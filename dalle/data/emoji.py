@@ -61,6 +61,8 @@ class EmojiData:
     """Pixels by which an object may lie off the centre, at most; none is cut."""
     scale: float = 1.0
     """Smallest size an object is shown at, as a share of its own; 1 leaves sizes alone."""
+    include_test: bool = False
+    """Let the split train hold the test splits too: for a judge of drawings (docs/evaluation.md), never for a model."""
     max_bad: int = 0
     """Broken records that are skipped before it is an error."""
 
@@ -129,6 +131,7 @@ class EmojiPairs:
             raise ValueError(
                 f"there is no folder {root}: data.root must be the repository's data/emoji or a copy of it"
             )
+        wanted = ("train", *TESTS) if split == "train" and config.include_test else SPLITS[split]
         known = {row["codepoints"]: _concept(row) for row in _rows(root / "concepts" / "concepts.parquet")}
         pictures = []
         self.styles: list[str] = []
@@ -136,7 +139,7 @@ class EmojiPairs:
         self.groups: list[str] = []
         for style in config.styles:
             for row in _rows(root / "images" / f"{style}.parquet", ["image", "codepoints", "group", "split"]):
-                if row["split"] in SPLITS[split]:
+                if row["split"] in wanted:
                     pictures.append(_decoded(row["image"]))
                     self.styles.append(style)
                     self.concepts.append(known[row["codepoints"]])

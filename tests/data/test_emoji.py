@@ -72,6 +72,15 @@ def test_a_split_holds_its_pictures_and_no_others(split: str, column: str) -> No
     assert sorted(names) == sorted(row["name"] for row in rows("fluent-mono") if row["split"] == column)
 
 
+def test_a_judge_may_train_on_all_pictures(train: EmojiPairs) -> None:
+    """With `include_test` the split train composes all of them; the test splits stay as they are."""
+    config = EmojiData(styles=FEW, include_test=True)
+    everything = EmojiPairs(config, "train")
+    assert len(everything) == sum(len(rows(style)) for style in FEW) > len(train)
+    assert any(made.background for made in compositions(everything, 20))
+    assert len(EmojiPairs(config, "test_pair")) == len(EmojiPairs(EmojiData(styles=FEW), "test_pair"))
+
+
 def test_train_never_shows_or_names_what_is_held_out(train: EmojiPairs) -> None:
     """Also second objects of scenes, and the captions that a BPE is learnt from."""
     ours = {s: Counter(r["name"] for r in rows(s) if r["split"] == "train") for s in FEW}
