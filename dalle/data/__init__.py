@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalle.data.emoji import ROOT, EmojiData, EmojiPairs
+from dalle.data.emoji import ROOT, TESTS, EmojiData, EmojiPairs
 from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
 from dalle.data.pairs import Pairs, PairsData, PairsStream, StreamHead
 from dalle.data.shapes import ShapesData, ShapesPairs
@@ -38,6 +38,11 @@ def open_training(config: EncodedConfig, image_size: int) -> PairDataset | PairS
     return open_data(config, "train", image_size)
 
 
+def splits_of(config: EncodedConfig) -> tuple[str, ...]:
+    """The splits of a data set that figures are stated of, none of them the same as another."""
+    return ("train", *TESTS) if isinstance(config, EmojiData) else ("train", "validation")
+
+
 def location(config: EncodedConfig) -> Path | None:
     """The file or folder on this machine that holds the data; None for shapes, a hub id or a pattern."""
     if isinstance(config, TokensData):
@@ -59,4 +64,5 @@ __all__ = [
     "location",
     "open_data",
     "open_training",
+    "splits_of",
 ]
