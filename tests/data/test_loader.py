@@ -19,7 +19,7 @@ import torch
 import train
 from dalle.data import open_data
 from dalle.data.bad import BadCounter
-from dalle.data.emoji import EmojiData, EmojiPairs
+from dalle.data.drawings import Drawings, DrawingsData
 from dalle.data.loader import Batch, batches, evaluation_batches
 from dalle.data.pair import BadPair, Pair, PairDataset, PairStream
 from dalle.data.shapes import ShapesData, ShapesPairs
@@ -212,8 +212,8 @@ def test_evaluation_limit(limit: int | None, sizes: list[int]) -> None:
 def test_a_limited_evaluation_sees_all_parts_of_a_sorted_set() -> None:
     shown = [int(c.split()[0]) for b in evaluation_batches(Numbers(70), 4, limit=14) for c in b.captions]
     assert [number // 10 for number in shown] == [kind for kind in range(7) for _ in range(2)]
-    emoji = open_data(EmojiData(), "validation", 64)
-    assert isinstance(emoji, EmojiPairs)
+    emoji = open_data(DrawingsData(sets=("emoji",)), "validation", 64)
+    assert isinstance(emoji, Drawings)
     styles_of = {emoji.canonical_caption(i): emoji.styles[i] for i in range(len(emoji))}
     seen = [styles_of[c] for b in evaluation_batches(emoji, 32, limit=56) for c in b.captions]
     share = Counter(emoji.styles)
