@@ -210,7 +210,7 @@ def test_train_and_resume(tiny: Path, tmp_path: Path) -> None:
 def test_train_an_image_tokenizer(config: str, tmp_path: Path) -> None:
     python("train.py", config, f"run.dir={tmp_path / 'run'}", *SHORT)
     table = python("-m", "dalle", "eval", str(tmp_path / "run" / "model"), "--limit", "8")
-    assert "8 images of test_pair" in table and "psnr" in table
+    assert "test_concept" in table and "psnr" in table and "kept_pixel_shift" in table
     python("-m", "dalle", "export", str(tmp_path / "run"), str(tmp_path / "out"), "--dtype", "int8")
     assert dalle.load_image_tokenizer(tmp_path / "out").grid == (8, 8)
 
@@ -220,7 +220,8 @@ def test_train_the_text_tokenizer_and_clip(tmp_path: Path) -> None:
     command = ["train.py", "configs/emoji/clip.yaml", f"text_tokenizer={tmp_path / 'bpe'}/model"]
     python(*command, f"run.dir={tmp_path / 'clip'}", *SHORT)
     printed = json.loads(python("-m", "dalle", "eval", f"{tmp_path / 'clip'}/model", "--limit", "20", "--json"))
-    assert 0 <= printed["image_to_text@1"] <= printed["image_to_text@10"] <= 1 and printed["images"] == 20
+    found = printed["splits"]["test_pair"]
+    assert 0 <= found["image_to_text@1"] <= found["image_to_text@10"] <= 1 and found["images"] == 20
 
 
 def test_train_on_a_folder_of_pictures(tiny: Path, pictures: Path) -> None:

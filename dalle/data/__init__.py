@@ -7,6 +7,7 @@ from pathlib import Path
 from dalle.data.base import BadPair, Pair, PairDataset, PairStream
 from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamHead
 from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings.dataset import TESTS
 from dalle.data.drawings.sets import ROOT
 from dalle.data.shapes import ShapesData, ShapesPairs
 from dalle.data.token_shards.dataset import TokenPairs, TokensData
@@ -39,6 +40,11 @@ def open_training(config: EncodedConfig, image_size: int) -> PairDataset | PairS
     return open_data(config, "train", image_size)
 
 
+def splits_of(config: EncodedConfig) -> tuple[str, ...]:
+    """The splits of a data set that figures are stated of, none of them the same as another."""
+    return ("known", "validation", *TESTS) if isinstance(config, DrawingsData) else ("train", "validation")
+
+
 def location(config: EncodedConfig) -> Path | None:
     """The file or folder on this machine that holds the data; None for shapes, a hub id or a pattern."""
     if isinstance(config, TokensData):
@@ -61,4 +67,5 @@ __all__ = [
     "location",
     "open_data",
     "open_training",
+    "splits_of",
 ]

@@ -1,1 +1,1 @@
-"""The quality of trained weights on a held-out split: pure metrics, and evaluation of each kind of model."""
+"""The same protocol for any trained weights: `python -m dalle eval`; docs/evaluation.md defines every measure."""

@@ -136,11 +136,3 @@ def hidden(layer: np.ndarray, color: Color) -> bool:
     drawn = few[few[..., 3] > 127, :3].astype(np.int16)
     near = (abs(drawn - np.asarray(color, dtype=np.int16)) < _SAME).all(-1)
     return bool(near.sum() * 2 > len(drawn))
-
-
-def near(rng: random.Random, name: str) -> Color:
-    """The color of that name, a little off, but for white and black."""
-    color: Color = COLORS[name].rgb
-    if name in ("white", "black"):
-        return color
-    return tuple(min(255, max(0, value + rng.randint(-8, 8))) for value in color)

@@ -14,7 +14,7 @@ import numpy as np
 from dalle.config import config
 from dalle.data.base import Pair
 from dalle.data.drawings import captions
-from dalle.data.drawings.captions import FAMILIES, RELATIONS, ROWS, STYLES, Concept
+from dalle.data.drawings.captions import COLORS, FAMILIES, RELATIONS, ROWS, STYLES, Concept
 from dalle.data.drawings.composition import (
     WHITE,
     Composition,
@@ -22,7 +22,6 @@ from dalle.data.drawings.composition import (
     choose_ink,
     kept_inside,
     lay,
-    near,
     place,
     rotated,
     scene_boxes,
@@ -80,6 +79,8 @@ class DrawingsData:
     """Share of objects that are mirrored, where they have no right way round; captions swap left and right."""
     composed: bool = True
     """Whether training images are composed; false shows each drawing as evaluation does."""
+    include_test: bool = False
+    """Let the split train hold all others too: for a judge of drawings (docs/evaluation.md), never for a model."""
     max_bad: int = 0
     """Broken records that are skipped before it is an error."""
 
@@ -141,7 +142,7 @@ class Drawings:
         root = config.root or ROOT
         if not root.is_dir():
             raise ValueError(f"there is no folder {root}: data.root must be the repository's data or a copy of it")
-        wanted = SPLITS[split]
+        wanted = SPLITS["all" if split == "train" and config.include_test else split]
         by_set = [[d for d in read_set(name, root, config.styles) if d.split in wanted] for name in config.sets]
         self.drawings: list[Drawing] = [drawing for own in by_set for drawing in own]
         if not self.drawings:
@@ -224,7 +225,7 @@ class Drawings:
         concept, ink, color = drawing.concept, None, BLACK
         if drawing.mono and concept.colorable and rng.random() < self.config.inks:
             ink = choose_ink(rng)
-            color = near(rng, ink)
+            color = COLORS[ink].rgb
         mirror = None
         if rng.random() < self.config.flips and not drawing.symbol:
             mirror = captions.mirrored(concept)
@@ -280,5 +281,5 @@ class Drawings:
             return made
         background = choose_background(rng, made.layer, own)
         caption = captions.on_background(rng, language, made.caption, background)
-        color = near(rng, background)
+        color = COLORS[background].rgb
         return Composition(made.layer, color, caption, made.sources, made.boxes, made.inks, made.relation, background)

