@@ -230,7 +230,8 @@ class KVCache:
         values: [L, B, H, S, D].
         inputs: [2 L, B, S, shifted], the channels that `TokenShift` looks back at; no elements if `shifted` is 0.
         padding: bool [B, P], True where one of the first tokens is none and is not looked at; None: all are.
-        steps: what was prepared, by layer or for "all", to add one token a row fast (dalle/step.py); None: nothing can.
+        steps: what was prepared, by layer or for "all", to add one token a row fast
+            (dalle/kernels/native/decode_step.py); None: nothing can.
     """
 
     def __init__(

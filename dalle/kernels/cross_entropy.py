@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from dalle.kernels import matmul
+from dalle.kernels.ids import check_ids
 from dalle.kernels.linear import Linear
-from dalle.kernels.native import matmul
 from dalle.kernels.native.cross_entropy import entropy_slopes
-from dalle.kernels.native.ranges import check_ids
 
 # Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
 _AT_ONCE = {"cpu": 2**24, "cuda": 2**26}

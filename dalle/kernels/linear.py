@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dalle.kernels import native
-from dalle.kernels.native import matmul
+from dalle.kernels import matmul, native
 
 # Rows from which weights in oneDNN's own layout are faster than as they are (docs/log.md).
 _PACK_FROM = {torch.float32: 17, torch.bfloat16: 17}

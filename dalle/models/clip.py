@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.kernels.native.ranges import check_ids
+from dalle.kernels.ids import check_ids
 from dalle.models.transformer import Transformer, TransformerConfig
 from dalle.text_tokenizers import EOS_ID, TextTokenizer
 

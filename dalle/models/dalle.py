@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.kernels.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
 from dalle.kernels.cross_entropy import mean_loss, token_scores
+from dalle.kernels.ids import check_ids
 from dalle.kernels.linear import Linear
-from dalle.kernels.native.ranges import check_ids
 from dalle.kernels.sparse import LayerMask, Listed, Sparse
 from dalle.kernels.sparse.pattern import Pattern
 from dalle.models.transformer import Rope, Transformer, TransformerConfig, norm

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dalle import step
 from dalle.config import config
 from dalle.kernels import native
 from dalle.kernels.attention import KVCache, TokenShift, rotate
 from dalle.kernels.linear import Linear
+from dalle.kernels.native import decode_step
 from dalle.kernels.sparse import LayerMask, attend, attend_packed
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         dropped = self.attention_dropout if self.training else 0.0
         cache = None if dropped else context.cache
         if cache is not None and cache.position and mask is not None and native.usable(x):
-            mixed = step.attend(self, qkv, mask, context.rope, cache, layer)
+            mixed = decode_step.attend(self, qkv, mask, context.rope, cache, layer)
             if mixed is not None:
                 return _drop(self.out(mixed), self.dropout, self.training)
         # Plain views, here and below: at one token a step, einops' own work would be a tenth of the time
@@ -335,5 +335,5 @@ class Transformer(nn.Module):
             return None
         if self.training and (self.config.dropout or self.config.attention_dropout):
             return None
-        prepared = step.prepare(self, x, cache)
+        prepared = decode_step.prepare(self, x, cache)
         return None if prepared is None else prepared.run(x, masks, context.rope, cache)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dalle.kernels import native
-from dalle.kernels.native.ranges import check_ids
+from dalle.kernels.ids import check_ids
 
 
 def entropy_slopes(

@@ -6,7 +6,7 @@
 
 #include "simd.h"
 
-// What dalle/step.py hands over. Pointers are null where there is no such thing.
+// What dalle/kernels/native/decode_step.py hands over. Pointers are null where there is no such thing.
 struct Norm {
     const float *weight, *bias;
     float eps;

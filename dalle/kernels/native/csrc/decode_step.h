@@ -30,7 +30,7 @@ struct Step {
 
 namespace {
 
-// The kinds of feed-forward parts, in the order of dalle/step.py.
+// The kinds of feed-forward parts, in the order of dalle/kernels/native/decode_step.py.
 enum Activation { GELU, GELU_TANH, QUICK_GELU, SWIGLU, GEGLU };
 
 inline Floats activation(Floats x, int64_t kind) {

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from dalle.generation.sampling import sample
 from dalle.kernels import native
 from dalle.kernels.cross_entropy import mean_loss, token_scores
+from dalle.kernels.ids import check_ids
 from dalle.kernels.linear import Int8Linear, Linear
 from dalle.kernels.native.attention import attend as attend_sequences
 from dalle.kernels.native.cross_entropy import entropy_slopes
+from dalle.kernels.native.decode_step import Attend, Step
 from dalle.kernels.native.group_norm import group_norm
-from dalle.kernels.native.ranges import check_ids
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.step import Attend, Step
 
 compiled = pytest.mark.skipif(not native.functions(), reason="there is no C++ compiler here")
 CONFIG = DALLEConfig(

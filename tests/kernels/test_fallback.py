@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu.test_cpu import CONFIG, SHAPE, TEXT, compiled, filled, steps
+from kernels.test_native import CONFIG, SHAPE, TEXT, compiled, filled, steps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,9 +21,9 @@ from dalle.kernels.attention import KVCache
 from dalle.kernels.linear import Linear
 from dalle.kernels.native import attention, build
 from dalle.kernels.native.cross_entropy import entropy_slopes
+from dalle.kernels.native.decode_step import Attend, Step
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.dalle import DALLE
-from dalle.step import Attend, Step
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.kernels import native
+from dalle.kernels import matmul, native
 from dalle.kernels.linear import Linear
-from dalle.kernels.native import matmul
 
 ROWS = matmul.FROM
 

@@ -22,9 +22,9 @@ from dalle.kernels import native
 from dalle.kernels.attention import KVCache
 from dalle.kernels.linear import Int8Linear, Linear, packed, packed_bytes, quantize
 from dalle.kernels.native import build
+from dalle.kernels.native.decode_step import Attend, Step
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.step import Attend, Step
 
 compiled = pytest.mark.skipif(not native.functions(), reason="there is no C++ compiler here")
 SHAPE = TransformerConfig(width=64, depth=3, heads=2)
