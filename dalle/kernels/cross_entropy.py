@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from dalle.kernels import matmul
+from dalle.kernels.dispatch import accelerated
 from dalle.kernels.ids import check_ids
 from dalle.kernels.linear import Linear
-from dalle.kernels.native.cross_entropy import entropy_slopes
 
 # Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
 _AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
@@ -229,18 +229,35 @@ def _slopes(
     1/M, and a loss scale, come last: in float16 a small share of a small probability would be 0.
     """
     found = (logits.argmax(-1) == ids).sum() if hits else 0
-    fast = entropy_slopes(logits, ids, z_weight, bias_gradient)
-    if fast is not None:
-        nats, log_z = fast
-        return torch.stack((nats.sum(), log_z.square().sum())), found, logits
-    dtype, ids, logits = logits.dtype, ids[:, None], logits.float()
-    right = logits.gather(1, ids)
-    log_z = logits.logsumexp(-1, keepdim=True)
-    sums = torch.stack(((log_z - right).sum(), log_z.square().sum()))
-    slope = logits.sub_(log_z).exp_()
+    nats, log_z = cross_entropy_slopes(logits, ids, z_weight, bias_gradient)
+    return torch.stack((nats.sum(), log_z.square().sum())), found, logits
+
+
+@accelerated
+def cross_entropy_slopes(
+    logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Put the gradient of the summed cross-entropy + z_weight log² Z in the place of logits.
+
+    Args:
+        logits: [M, V]; overwritten.
+        ids: int64 [M], the right answers, each at least 0 and below V.
+        z_weight: weight of log² Z.
+        bias_gradient: float32 [V], to which the gradient's sum over rows is added before it is rounded; None: nobody
+            wants it.
+
+    Returns:
+        Cross-entropy and log Z of each row, float32 [M] each.
+    """
+    ids, slope = ids[:, None], logits.float()  # in float32 the logits themselves
+    right = slope.gather(1, ids)
+    log_z = slope.logsumexp(-1, keepdim=True)
+    slope.sub_(log_z).exp_()
     if z_weight:
         slope.mul_(1 + 2 * z_weight * log_z)
     slope.scatter_add_(1, ids, torch.full_like(right, -1))
     if bias_gradient is not None:
         bias_gradient += slope.sum(0)
-    return sums, found, slope.to(dtype)
+    if slope is not logits:
+        logits.copy_(slope)
+    return (log_z - right)[:, 0], log_z[:, 0]

@@ -21,7 +21,7 @@ from dalle.__main__ import COMMANDS, main
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
-from dalle.kernels import native
+from dalle.kernels import switches
 from dalle.training.recipe import load_recipe
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text
@@ -40,6 +40,12 @@ def tracked(*patterns: str) -> list[str]:
 
 RECIPES = [path for path in tracked("configs/*.yaml", "tokenizers/*.yaml") if "accelerate" not in path]
 FOLDERS = [str(Path(path).parent) for path in tracked("tokenizers/*config.yaml", "models/*config.yaml")]
+
+
+@pytest.fixture(autouse=True)
+def _own_switches() -> Iterator[None]:
+    yield
+    switches._from_environment.cache_clear()
 
 
 @pytest.fixture
@@ -105,7 +111,8 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("seed", [7, 8])
 def test_samples_of_the_shipped_model(seed: int, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The codes exactly; the pixels, which other processors round otherwise, up to 2 of 255."""
-    monkeypatch.setattr(native, "_enabled", fast)
+    monkeypatch.setenv("DALLE_KERNELS", f"native={'on' if fast else 'off'}")
+    switches._from_environment.cache_clear()
     pipe = dalle.TextToImage.from_pretrained(SHIPPED, device="cpu")
     codes = pipe("a red heart, 3d style", seed=seed)[0].codes.flatten().tolist()
     assert codes == golden_json(f"codes-{seed}", codes)

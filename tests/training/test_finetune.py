@@ -19,7 +19,7 @@ import train
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import pack, read_tensors, unpack
 from dalle.config import to_dict
-from dalle.kernels.sparse.pattern import Pattern
+from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.finetune.init_from import fill_initial, with_initial
