@@ -26,6 +26,7 @@ from dalle.config import (
     to_dict,
 )
 from dalle.outputs import check_folder, named, new_folder, slug, write_text
+from dalle.threads import wait_briefly
 from dalle.units import quantity
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
@@ -97,6 +98,7 @@ class SampleConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw; what a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
     logging.basicConfig(format="sample.py: %(message)s")
+    wait_briefly()
     run = None
     try:
         values = vars(_parser().parse_args(argv))

@@ -13,6 +13,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from dalle.threads import wait_briefly
+
+wait_briefly()  # before torch is imported
+
+# isort: split
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
+from dalle.threads import wait_briefly
 
 # Modules of dalle/commands, in the order of --help.
 COMMANDS = (
@@ -20,6 +21,7 @@ _PAIRS = ("overrides", "data", "given")  # what the commands call their key=valu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
+    wait_briefly()
     args = _parsed(list(sys.argv[1:] if argv is None else argv))
     command: Callable[[argparse.Namespace], None] = args.run
     try:
