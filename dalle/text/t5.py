@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dalle.hub import resolve
 from dalle.text.tokenizer import check_characters
 from dalle.transfer import onto
 
@@ -108,6 +109,7 @@ class T5Encoder:
             from transformers import AutoTokenizer, PretrainedConfig, T5EncoderModel
         except ImportError as error:
             raise ValueError(f"{_NEEDED} ({error.name} is missing)") from None
+        source = resolve(source)
         loaded: Any
         try:
             kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
