@@ -26,6 +26,7 @@ from dalle.config import (
     to_dict,
 )
 from dalle.outputs import check_folder, named, new_folder, slug, write_text
+from dalle.shortage import shortage
 from dalle.threads import wait_briefly
 from dalle.units import quantity
 
@@ -110,7 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = Run(settings)
         draw(settings, run)
         print(run.finish())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        short = shortage(error)
+        if short is not None:
+            finished = "" if run is None or run.folder is None else f"; finished pictures: {run.finish()}"
+            return refuse("sample.py", f"{short}: give a smaller --batch-size, or --dtype bfloat16 or int8{finished}")
+        if isinstance(error, RuntimeError):
+            raise
         return refuse("sample.py", error)
     except KeyboardInterrupt:
         finished = "nothing was finished" if run is None or run.folder is None else f"finished pictures: {run.finish()}"

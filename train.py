@@ -26,6 +26,7 @@ from dalle.config import CommandLine, dump, refuse, to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
+from dalle.shortage import shortage
 from dalle.training import checkpoint, powersgd
 from dalle.training.best import Best, NotANumber, check_numbers, validations
 from dalle.training.checkpoint import Checkpoint
@@ -43,6 +44,11 @@ from dalle.training.run import Interrupt, RunLog, start_accelerator, start_shard
 from dalle.training.step import accumulate, evaluated, mean_figures, seed_noise, step, step_figures
 from dalle.training.tasks import build_task
 from dalle.training.text_tokenizer import train_text_tokenizer
+
+_SMALLER = (
+    "set run.accumulation larger or run.batch_size smaller (python -m dalle find-batch tells what fits), or "
+    "model.transformer.checkpoint_activations=true; checkpoints are whole, go on with resume=true"
+)
 
 
 def train(recipe: LoopRecipe) -> int:
@@ -245,15 +251,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NotANumber as error:
         refuse("train.py", error)
         return error.code
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if show_traceback:
             raise
-        return refuse("train.py", error)
-    except RuntimeError as error:
-        lost = lost_worker(error)
-        if lost is None or show_traceback:
+        short = shortage(error)
+        if short is not None:
+            return refuse("train.py", f"{short}: {_SMALLER}")
+        told = lost_worker(error) if isinstance(error, RuntimeError) else error
+        if told is None:
             raise
-        return refuse("train.py", lost)
+        return refuse("train.py", told)
     except KeyboardInterrupt:  # before the first update, or a second one while a checkpoint was written
         print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
         return 130

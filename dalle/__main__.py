@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dalle.config import CommandLine, refuse
+from dalle.shortage import shortage
 from dalle.threads import wait_briefly
 
 # Modules of dalle/commands, in the order of --help.
@@ -29,12 +30,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `dalle ... | head` has what it wanted; nor is the rest to fail when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        short = shortage(error)
+        if short is not None:
+            return refuse(f"dalle {args.command}", f"{short}: {_smaller(args)}")
+        if isinstance(error, RuntimeError):
+            raise
         return refuse(f"dalle {args.command}", error)
     except KeyboardInterrupt:
         print(f"dalle {args.command}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _smaller(args: argparse.Namespace) -> str:
+    """What to change where there is too little memory."""
+    if hasattr(args, "cutout_batch"):
+        return "give a smaller --size, fewer --cutouts or a smaller --cutout-batch"
+    if hasattr(args, "batch_size"):
+        return "give a smaller --batch-size (and fewer --workers, where there are some)"
+    return "it takes a machine with more memory, or a higher limit (ulimit -v)"
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:

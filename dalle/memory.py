@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from dalle.linear import packed_bytes
 from dalle.model import DALLE
 
 _SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def shares(
@@ -64,7 +66,10 @@ def row_bytes(model: DALLE, lead: int, window: int = 1) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device: of the machine's memory, or what a control group leaves of it."""
+    """Bytes that can still be allocated on a device: of the machine's memory, or what a limit leaves of it.
+
+    Limits are those of the control groups that the process is in, and of its address space and data (`ulimit -v`, -d).
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -72,8 +77,47 @@ def free_memory(device: torch.device) -> int:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux: half of the machine's memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return max(0, min([free, *_left_by_groups(), *_left_by_limits()]))
+
+
+def _left_by_groups() -> list[int]:
+    """What each control group, of the process and above, leaves; files that are kept in memory can be let go."""
+    left = []
+    for folder, names in _groups():
+        try:
+            limit, used = ((folder / name).read_text().strip() for name in names)
+        except OSError:  # none, or not to be read
+            continue
+        stat = folder / "memory.stat"
+        lines = stat.read_text().splitlines() if stat.is_file() else []
+        kept = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+        if limit.isdecimal():  # else "max"
+            left.append(int(limit) - int(used) + kept)
+    return left
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Folders of control groups of memory, and the names of limit and use there: of version 2, and of version 1."""
+    new, old = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    yield _CGROUP, new
+    yield _CGROUP / "memory", old
     try:
-        limit, used = ((_CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:  # no control group, or an older kind
-        return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+        own = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in own:
+        _, controllers, path = line.split(":", 2)
+        root, names = (_CGROUP, new) if not controllers else (_CGROUP / "memory", old)
+        if not controllers or "memory" in controllers.split(","):
+            parts = Path(path.strip("/")).parts
+            for depth in range(len(parts), 0, -1):
+                yield root.joinpath(*parts[:depth]), names
+
+
+def _left_by_limits() -> list[int]:
+    """What limits of the process leave."""
+    pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
+    used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
+    limits = {kind: resource.getrlimit(kind)[0] for kind in used}
+    size = os.sysconf("SC_PAGE_SIZE")
+    return [limit - used[kind] * size for kind, limit in limits.items() if limit != resource.RLIM_INFINITY]

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from dalle.shortage import shortage
 from dalle.training import digests, shards
 from dalle.training.checkpoint import Checkpoint, folders
 from dalle.weights import read_tensors
@@ -78,6 +79,8 @@ def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
             **_read_state(folder / "state.pt"),
         )
     except (ValueError, OSError, TypeError) as error:
+        if shortage(error) is not None:
+            raise
         return str(error)
     if len(shards.files(folder / "shards")) != found.shares:
         return f"of {found.shares} shards {len(shards.files(folder / 'shards'))} are there"
@@ -92,6 +95,8 @@ def _read_state(file: Path) -> dict[str, Any]:
     except UnpicklingError as error:
         raise ValueError(f"{file.name} holds something else than data") from error
     except (ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        if shortage(error) is not None:  # which is no damage
+            raise
         told = str(error).partition("\n")[0] or "it is empty"
         raise ValueError(f"{file.name}: {told}") from error
 
