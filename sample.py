@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dalle import __version__
 from dalle.cli.outputs import check_folder, named, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options, parse_size, print_error
+from dalle.cli.threads import wait_briefly
 from dalle.config import apply_overrides, config, descriptions, dump, from_dict, to_dict
 from dalle.files import write_text
 
@@ -88,6 +89,7 @@ class SampleConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw; what a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
     logging.basicConfig(format="sample.py: %(message)s")
+    wait_briefly()
     run = None
     try:
         values = vars(_parser().parse_args(argv))
@@ -99,7 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = Run(settings)
         draw(settings, run)
         print(run.finish())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        from dalle.device import out_of_memory  # here, as torch takes a second to import
+
+        short = out_of_memory(error)
+        if short is not None:
+            finished = "" if run is None or run.folder is None else f"; finished images: {run.finish()}"
+            return print_error(
+                "sample.py", f"{short}: give a smaller --batch-size, or --dtype bfloat16 or int8{finished}"
+            )
+        if isinstance(error, RuntimeError):
+            raise
         return print_error("sample.py", error)
     except KeyboardInterrupt:
         finished = "nothing was finished" if run is None or run.folder is None else f"finished pictures: {run.finish()}"

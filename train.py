@@ -13,6 +13,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from dalle.cli.threads import wait_briefly
+
+wait_briefly()  # before torch is imported
+
+# isort: split
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
@@ -23,6 +28,7 @@ from dalle.config import dump, to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
+from dalle.device import out_of_memory
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import Best, NotANumber, check_numbers, validations
 from dalle.training.checkpoint.checkpoint import Checkpoint
@@ -41,6 +47,11 @@ from dalle.training.skipped_steps import Outcomes, Stop
 from dalle.training.tasks import build_task
 from dalle.training.tasks.text_tokenizer import train_text_tokenizer
 from dalle.training.train_step import accumulate, evaluated, mean_figures, seed_noise, step, step_figures
+
+_SMALLER = (
+    "set run.accumulation larger or run.batch_size smaller (python -m dalle find-batch tells what fits), or "
+    "model.transformer.checkpoint_activations=true; checkpoints are whole, go on with resume=true"
+)
 
 
 def train(recipe: LoopRecipe) -> int:
@@ -243,15 +254,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NotANumber as error:
         print_error("train.py", error)
         return error.code
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if show_traceback:
             raise
-        return print_error("train.py", error)
-    except RuntimeError as error:
-        lost = lost_worker(error)
-        if lost is None or show_traceback:
+        short = out_of_memory(error)
+        if short is not None:
+            return print_error("train.py", f"{short}: {_SMALLER}")
+        reported = lost_worker(error) if isinstance(error, RuntimeError) else error
+        if reported is None:
             raise
-        return print_error("train.py", lost)
+        return print_error("train.py", reported)
     except KeyboardInterrupt:  # before the first update, or a second one while a checkpoint was written
         print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
         return 130

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dalle.cli.parser import CommandLine, print_error
+from dalle.cli.threads import wait_briefly
 
 # Modules of dalle/cli, in the order of --help.
 COMMANDS = (
@@ -20,6 +21,7 @@ _PAIRS = ("overrides", "data", "given")  # what the commands call their key=valu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
+    wait_briefly()
     args = _parsed(list(sys.argv[1:] if argv is None else argv))
     command: Callable[[argparse.Namespace], None] = args.run
     try:
@@ -27,12 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `dalle ... | head` has what it wanted; nor is the rest to fail when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        from dalle.device import out_of_memory  # here, as torch takes a second to import
+
+        short = out_of_memory(error)
+        if short is not None:
+            return print_error(f"dalle {args.command}", f"{short}: {_smaller(args)}")
+        if isinstance(error, RuntimeError):
+            raise
         return print_error(f"dalle {args.command}", error)
     except KeyboardInterrupt:
         print(f"dalle {args.command}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _smaller(args: argparse.Namespace) -> str:
+    """What to change where there is too little memory."""
+    if hasattr(args, "cutout_batch"):
+        return "give a smaller --size, fewer --cutouts or a smaller --cutout-batch"
+    if hasattr(args, "batch_size"):
+        return "give a smaller --batch-size (and fewer --workers, where there are some)"
+    return "it takes a machine with more memory, or a higher limit (ulimit -v)"
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:

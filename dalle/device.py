@@ -1,14 +1,25 @@
-"""Devices: choosing one, its free memory, and copies to and from it that do not stall the host."""
+"""Devices: choosing one, its free memory, errors for want of it, and copies that do not stall the host."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_SIGNS = re.compile(
+    r"out of memory|alloc_cpu\.cpp|bad_alloc|(cannot|can't|could not|unable to|failed to) allocate|(re|m)alloc of size"
+    r"|_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+_BYTES = re.compile(r"(?:allocate|size)\s+([\d.]+)\s*(bytes|[KMGT]i?B)?", re.IGNORECASE)
+_UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def to_device(device: torch.device, tensor: Tensor) -> Tensor:
@@ -60,7 +71,10 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device: of the machine's memory, or what a control group leaves of it."""
+    """Bytes that can still be allocated on a device: of the machine's memory, or what a limit leaves of it.
+
+    Limits are those of the control groups that the process is in, and of its address space and data (`ulimit -v`, -d).
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -68,11 +82,81 @@ def free_memory(device: torch.device) -> int:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux: half of the machine's memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return max(0, min([free, *_left_by_groups(), *_left_by_limits()]))
+
+
+def _left_by_groups() -> list[int]:
+    """What each control group, of the process and above, leaves; files that are kept in memory can be let go."""
+    left = []
+    for folder, names in _groups():
+        try:
+            limit, used = ((folder / name).read_text().strip() for name in names)
+        except OSError:  # none, or not to be read
+            continue
+        stat = folder / "memory.stat"
+        lines = stat.read_text().splitlines() if stat.is_file() else []
+        kept = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+        if limit.isdecimal():  # else "max"
+            left.append(int(limit) - int(used) + kept)
+    return left
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Folders of control groups of memory, and the names of limit and use there: of version 2, and of version 1."""
+    new, old = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    yield _CGROUP, new
+    yield _CGROUP / "memory", old
     try:
-        limit, used = ((_CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:  # no control group, or an older kind
-        return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+        own = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in own:
+        _, controllers, path = line.split(":", 2)
+        root, names = (_CGROUP, new) if not controllers else (_CGROUP / "memory", old)
+        if not controllers or "memory" in controllers.split(","):
+            parts = Path(path.strip("/")).parts
+            for depth in range(len(parts), 0, -1):
+                yield root.joinpath(*parts[:depth]), names
+
+
+def _left_by_limits() -> list[int]:
+    """What limits of the process leave."""
+    pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
+    used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
+    limits = {kind: resource.getrlimit(kind)[0] for kind in used}
+    size = os.sysconf("SC_PAGE_SIZE")
+    return [limit - used[kind] * size for kind, limit in limits.items() if limit != resource.RLIM_INFINITY]
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """A line on an error that is, or came of, a lack of memory; None: it is another error."""
+    for one in _causes(error):
+        if _is_out_of_memory(one):
+            return f"out of memory{_asked(str(one))}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    # torch's on accelerators, its allocator's, and those of the libraries that read files, are of many classes
+    return not isinstance(error, ValueError) and _SIGNS.search(str(error)) is not None
+
+
+def _asked(told: str) -> str:
+    """How much was asked for, where the error says it."""
+    found = _BYTES.search(told)
+    if found is None:
+        return ""
+    count = float(found[1].rstrip(".")) * _UNITS[(found[2] or "b")[0].lower()]
+    return f" (asked for {count / 1e9:.3g} GB more)" if count >= 1e7 else ""
 
 
 def device_of(module: nn.Module) -> torch.device:

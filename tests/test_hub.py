@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -14,12 +19,29 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from dalle.checkpoints import hub
 from dalle.checkpoints.hub import resolve, wanted
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def one_line(source: str | Path) -> str:
     with pytest.raises(ValueError) as caught:
         resolve(source)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+OFFLINE: list[Exception] = [ConnectionError("no network"), httpx2.ConnectError("[Errno -2] Name or service not known")]
+
+
+def lists(monkeypatch: pytest.MonkeyPatch, files: list[str] | Exception) -> None:
+    """Have the hub list such files of every repository, or fail."""
+
+    def info(name: str, timeout: float) -> SimpleNamespace:
+        assert timeout <= 10
+        if isinstance(files, Exception):
+            raise files
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+    monkeypatch.setattr(huggingface_hub, "model_info", info)
 
 
 def test_what_is_here_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +57,7 @@ def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asked: list[object] = []
     files = ["config.json", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: files)
+    lists(monkeypatch, files)
 
     def snapshot(name: str, **options: object) -> str:
         asked.append((name, options))
@@ -56,18 +78,18 @@ def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("ai-forever/rudalle-Malevich", "pytorch_model_v3.bin"),
     ]
 
-    def offline(name: str) -> list[str]:
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
-    assert resolve("owner/name") == tmp_path / "got"
-    assert asked[-1] == ("owner/name", {"local_files_only": True})
+    for error in OFFLINE:
+        lists(monkeypatch, error)
+        assert resolve("owner/name") == tmp_path / "got"
+        assert asked[-1] == ("owner/name", {"local_files_only": True})
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: f"{tmp_path}/kept/{file}")
+    assert resolve("owner/name/a/b.pt") == tmp_path / "kept" / "a" / "b.pt"
 
 
 def test_a_repository_of_several_models_is_not_fetched_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: ["README.md", "c2i_B_256.pt", "c2i_L_256.pt"])
+    lists(monkeypatch, ["README.md", "c2i_B_256.pt", "c2i_L_256.pt"])
     message = one_line("some/models")
     assert "holds 2 files of weights" in message and message.endswith("some/models/c2i_B_256.pt")
 
@@ -79,16 +101,75 @@ def test_which_files_are_fetched() -> None:
 
 def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for error in (LocalEntryNotFoundError("no network\nat all"), HFValidationError("bad name"), OSError("broken")):
 
-        def fail(*_: object, error: Exception = error, **__: object) -> str:
-            raise error
+    def fail(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("nothing is kept")
 
-        monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-        assert one_line("owner/name").startswith(
-            "owner/name: no such file or folder, and it cannot be had from the hub"
-        )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    for error in (
+        LocalEntryNotFoundError("no network\nat all"),
+        HFValidationError("bad name"),
+        OSError("broken"),
+        *OFFLINE,
+    ):
+        lists(monkeypatch, error)
+        reason = str(error).splitlines()[0]
+        for name in ("owner/name", "owner/name/a.pt"):
+            wanted = f"{name}: no such file or folder, and it cannot be had from the hub ({reason})"
+            assert one_line(name) == wanted
+
+
+def test_without_a_network_it_is_one_try(tmp_path: Path) -> None:
+    """By the hub's own client: nothing listens where it is told the hub is."""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    program = "import dalle.hub, sys\ntry: dalle.hub.resolve('owner/name')\nexcept ValueError as error: print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.stdout.startswith("owner/name: no such file or folder, and it cannot be had from the hub (")
+    assert done.stdout.count("\n") == 1 and "Retry" not in done.stderr and done.returncode == 0
+
+
+def test_fetching_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    lists(monkeypatch, ["config.yaml"])
+    folder = tmp_path / "cache" / "models--owner--name"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    resolve("owner/name")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"owner/name is fetched from the Hugging Face hub, and kept in {folder}"
+    ]
+    folder.mkdir(parents=True)
+    caplog.clear()
+    resolve("owner/name")
+    assert not caplog.records
+
+
+LOCAL = ["models/emojj", "runs/no-such-run/model", "tokenizers/emoji-bqe", "here/model", "a\\b/c", "owner/name/model"]
+
+
+@pytest.mark.parametrize("source", LOCAL)
+def test_what_looks_like_a_path_here_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "modle").mkdir(parents=True)
+    monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("asked the hub"))
+    assert one_line(source).startswith(f"{source}: no such file or folder")
+    assert one_line("here/model").startswith("here/model: no such file or folder (did you mean here/modle?)")
+    assert "(there is no folder runs/no-such-run)" in one_line("runs/no-such-run/model")
+    monkeypatch.setattr(hub, "_fetch", lambda repository, file: Path(repository, file))
+    assert resolve("hf://here/model") == Path("here/model")  # as it is told so
+
+
+def test_paths_of_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("tokenizers/emoji-bpe") == ROOT / "tokenizers" / "emoji-bpe"
+    (tmp_path / "tokenizers" / "emoji-bpe").mkdir(parents=True)
+    assert resolve("tokenizers/emoji-bpe") == Path("tokenizers/emoji-bpe")  # what is here comes first
+    assert one_line("docs/architecture.md").startswith("docs/architecture.md: no such file")
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./a/b", "/a/b", "../b", "~/b", "a/../b", "a//b"])
@@ -97,7 +178,7 @@ def test_what_can_be_no_id_is_not_asked_of_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("asked the hub"))
-    assert one_line(source).startswith(f"{source}: no such file or folder; train it")
+    assert one_line(source).startswith(f"{source}: no such file or folder")
 
 
 def archive(file: Path, names: list[str]) -> str:

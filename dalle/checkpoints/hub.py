@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "emoji"  # the model that ships, with its CLIP
+
+log = logging.getLogger(__name__)
 
 # Of repositories with several weights the one that is meant where no file is named.
 MAIN_FILES = {
@@ -26,6 +31,10 @@ ARCHIVES = {
         "57b008f02ceaa02b779c8b7463143315",
     ),
 }
+_HUB = "hf://"  # in front of what is to be asked of the hub, whatever it looks like
+_SHIPPED = ("models", "tokenizers", "configs")
+_FOLDERS = (*_SHIPPED, "runs", "data", "examples", "docs")  # what paths begin with here
+_PATIENCE = 10.0  # seconds
 _OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -35,7 +44,8 @@ def resolve(source: str | Path) -> Path:
 
     Args:
         source: a path; `owner/name` or `owner/name/file` of the Hugging Face hub (of a repository only what can be
-            loaded is fetched); or a name in `ARCHIVES`. What has been fetched is kept.
+            loaded is fetched); or a name in `ARCHIVES`. What has been fetched is kept. What looks like a path here is
+            not asked of the hub, where a stranger may have put anything, unless it begins with `hf://`.
 
     Raises:
         ValueError: nothing is there, or it cannot be had.
@@ -43,32 +53,86 @@ def resolve(source: str | Path) -> Path:
     path, name = Path(source), str(source)
     if path.exists():
         return path
-    parts = name.split("/")
-    if len(parts) < 2 or not all(parts) or name.startswith((".", "/", "~")) or ".." in parts:
-        raise ValueError(f"{source}: no such file or folder; train it (README.md tells how) or give another")
+    shipped = _checkout() / path
+    if path.parts[:1] and path.parts[0] in _SHIPPED and shipped.exists():
+        return shipped
+    asked = name.startswith(_HUB)
+    name = name.removeprefix(_HUB)
     if name in ARCHIVES:
         return _archive(name, *ARCHIVES[name])
+    parts = name.split("/")
+    if len(parts) < 2 or not all(parts) or ".." in parts or not (asked or _may_be_an_id(parts)):
+        raise ValueError(
+            f"{source}: no such file or folder{_meant(path)}; train it (README.md tells how) or give another"
+        )
     if name in MAIN_FILES:
         parts += [MAIN_FILES[name]]
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
         return _fetch("/".join(parts[:2]), "/".join(parts[2:]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except _failures() as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{source}: no such file or folder, and it cannot be had from the hub ({type(error).__name__})"
+            f"{source}: no such file or folder, and it cannot be had from the hub ({reason:.200})"
         ) from error
 
 
+def _checkout() -> Path:
+    """The folder of the package's checkout, whose recipes name what it holds by relative paths."""
+    return Path(__file__).resolve().parents[2]
+
+
+def _may_be_an_id(parts: Sequence[str]) -> bool:
+    """Whether `owner/name` or `owner/name/.../file` can be meant to be on the hub, and not a path with a slip."""
+    return (
+        parts[0] not in _FOLDERS
+        and not parts[0].startswith((".", "~"))
+        and "\\" not in "".join(parts)
+        and not Path(parts[0]).is_dir()
+        and (len(parts) == 2 or "." in parts[-1])
+    )
+
+
+def _meant(path: Path) -> str:
+    """What is there instead: the name in that folder that is most like it."""
+    parent = path.parent
+    try:
+        near = get_close_matches(path.name, [entry.name for entry in parent.iterdir()], 1)
+    except OSError:
+        return f" (there is no folder {parent})" if str(parent) != "." else ""
+    return f" (did you mean {parent / near[0]}?)" if near else ""
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the hub's client raises: with httpx no connection is no OSError."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    found: list[type[Exception]] = [HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError]
+    for name in ("httpx", "httpx2"):  # whichever it stands on
+        client = sys.modules.get(name)
+        if client is not None:
+            found.append(client.HTTPError)
+    return tuple(found)
+
+
 def _fetch(repository: str, file: str) -> Path:
+    """A file of a repository, or what can be loaded of all of it; without a network, what has been fetched before."""
     import huggingface_hub as hub
 
+    try:  # a single try, where fetching tries six times
+        told = hub.model_info(repository, timeout=_PATIENCE)
+    except _failures():
+        kept = hub.try_to_load_from_cache(repository, file) if file else None
+        if isinstance(kept, str):
+            return Path(kept)
+        if not file:
+            try:
+                return Path(hub.snapshot_download(repository, local_files_only=True))
+            except OSError:
+                pass  # what the hub said is the reason
+        raise
     if file:
-        return Path(hub.hf_hub_download(repository, file))
-    try:
-        files = hub.list_repo_files(repository)
-    except OSError:  # no network: what has been fetched before will do
-        return Path(hub.snapshot_download(repository, local_files_only=True))
+        return _told(repository, file, lambda: hub.hf_hub_download(repository, file))
+    files = [entry.rfilename for entry in told.siblings or ()]
     chosen = wanted(files)
     weights = [file for file in chosen if file.endswith((".safetensors", *_PICKLES)) and "/" not in file]
     if len(weights) > 1 and not any(file.endswith(".index.json") or file == "config.yaml" for file in chosen):
@@ -76,7 +140,19 @@ def _fetch(repository: str, file: str) -> Path:
             f"{repository} holds {len(weights)} files of weights ({', '.join(weights[:3])} ...): name the one that is "
             f"meant, {repository}/{weights[0]}"
         )
-    return Path(hub.snapshot_download(repository, allow_patterns=chosen))
+    return _told(repository, "", lambda: hub.snapshot_download(repository, allow_patterns=chosen))
+
+
+def _told(repository: str, file: str, fetch: Callable[[], str]) -> Path:
+    """Fetch, and say so before: it may be gigabytes, and others' files."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    if not folder.is_dir():
+        log.warning(
+            "%s is fetched from the Hugging Face hub, and kept in %s", f"{repository}/{file}".rstrip("/"), folder
+        )
+    return Path(fetch())
 
 
 def wanted(files: Sequence[str]) -> list[str]:

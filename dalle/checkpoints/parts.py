@@ -163,4 +163,4 @@ def _images_of(found: PublishedModel, model: DALLE, images: _Source, device: tor
 def _encoder(source: _Source, device: torch.device, dtype: torch.dtype | None) -> T5Encoder:
     if not source:
         raise ValueError("this model reads the features of a text encoder: give it (text_encoder), google/flan-t5-xl")
-    return T5Encoder.load(source, device, dtype)
+    return T5Encoder.load(str(resolve(source)), device, dtype)

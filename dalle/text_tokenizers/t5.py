@@ -92,10 +92,10 @@ class T5Encoder:
     def load(
         cls, source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> T5Encoder:
-        """Load an encoder from a local folder or a hub id.
+        """Load an encoder from a local folder.
 
         Args:
-            source: for example "google/flan-t5-xl"; its weights must be safetensors.
+            source: the folder of, for example, google/flan-t5-xl; its weights must be safetensors.
             device: where it computes.
             dtype: floating type of its weights; None: float32.
 

@@ -104,6 +104,16 @@ def _same(run: Path, recipe: str) -> None:
         assert ours[name].sub(value).abs().max() < 2e-5, name
 
 
+def test_processes_on_a_machine_without_a_gpu_know_each_other(recipes: dict[str, str], tmp_path: Path) -> None:
+    """As the README has it: nothing says that they are to be on CPUs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    options = [recipes["dalle"], "run.device=auto", f"run.dir={tmp_path / 'two'}"]
+    environment = _environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    _same(tmp_path / "two", recipes["dalle"])
+
+
 def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Path) -> None:
     ways = {"dalle": [WHOLE], "sharded": [FSDP], "less": [FSDP, "run.accumulation=2"], "clip": [FSDP]}
     ways["less"].append("model.transformer.checkpoint_activations=true")

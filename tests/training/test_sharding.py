@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -239,3 +240,35 @@ def test_configs_of_accelerate_load_and_say_how_they_are_used(name: str, monkeyp
             monkeypatch.setenv(key.upper(), str(value).lower())
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
         assert asked_of_launcher()
+
+
+@pytest.mark.parametrize(
+    "told, processes, gpus, expected",
+    [("auto", 1, 0, False), ("auto", 2, 0, True), ("cpu", 1, 2, True), ("cpu", 2, 2, True), ("auto", 2, 2, False)],
+)
+def test_several_processes_without_gpus_are_on_cpus(
+    told: Literal["auto", "cpu"], processes: int, gpus: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate would take them for strangers otherwise."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: gpus)
+    asked: list[bool] = []
+
+    class Asked(Exception):
+        pass
+
+    def accelerator(*, cpu: bool, **_: Any) -> None:
+        asked.append(cpu)
+        raise Asked
+
+    monkeypatch.setattr("dalle.training.run.Accelerator", accelerator)
+    with pytest.raises(Asked):
+        start_accelerator(RunConfig(dir=Path("run"), updates=1, batch_size=2, device=told, precision="fp32"))
+    assert asked == [expected]
+    if gpus:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        if told == "auto":
+            with pytest.raises(ValueError, match="3 processes on a machine with 2 GPUs: give --nproc_per_node 2"):
+                start_accelerator(RunConfig(dir=Path("run"), updates=1, batch_size=2, device=told, precision="fp32"))

@@ -208,7 +208,8 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
     saved = run / "checkpoints" / "update-00000001"
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with files_of_at_most(len(before[file]) - 1):  # the smaller file, weights, fits where only the state does not
-        line = refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
+        options = ["run.updates=3", "run.save_every=2", "run.validate_every=100"]  # update 2 is saved, and not judged
+        line = refused(["vqgan.yaml", "resume=true", *options], capfd)
     assert "update 2 could not be saved in run" in line and "earlier checkpoints are whole; make room there" in line
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["update-00000001"]
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -155,6 +155,8 @@ def found_shard(file: Path, making: Making) -> ShardFile | None:
             return ShardFile(
                 file.name, content.metadata.num_rows, file.stat().st_size, json.loads(own.get(b"bad", b"[]"))
             )
+    except MemoryError:  # which is an ArrowException as well, and no damage
+        raise
     except (OSError, pyarrow.ArrowException):
         return None
 

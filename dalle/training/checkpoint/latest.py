@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from dalle.checkpoints.tensors import read_tensors
+from dalle.device import out_of_memory
 from dalle.training.checkpoint import checksums
 from dalle.training.checkpoint.checkpoint import Checkpoint, folders
 from dalle.training.distributed import sharded_checkpoint
@@ -79,6 +80,8 @@ def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
             **_read_state(folder / "state.pt"),
         )
     except (ValueError, OSError, TypeError) as error:
+        if out_of_memory(error) is not None:
+            raise
         return str(error)
     if len(sharded_checkpoint.files(folder / "shards")) != found.shares:
         return f"of {found.shares} shards {len(sharded_checkpoint.files(folder / 'shards'))} are there"
@@ -93,6 +96,8 @@ def _read_state(file: Path) -> dict[str, Any]:
     except UnpicklingError as error:
         raise ValueError(f"{file.name} holds something else than data") from error
     except (ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        if out_of_memory(error) is not None:  # which is no damage
+            raise
         told = str(error).partition("\n")[0] or "it is empty"
         raise ValueError(f"{file.name}: {told}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -29,7 +30,7 @@ def start_accelerator(run: RunConfig) -> Accelerator:
     """Accelerate for precision, devices, processes and trackers.
 
     Raises:
-        ValueError: the precision or the tracker cannot be had here.
+        ValueError: the precision or the tracker cannot be had here, or there are fewer GPUs than processes.
     """
     assert run.precision != "auto", "settled before"
     precision = {"fp32": "no"}.get(run.precision, run.precision)
@@ -40,7 +41,7 @@ def start_accelerator(run: RunConfig) -> Accelerator:
     AcceleratorState._reset_state()  # else a second training in one process has to have the first one's precision
     with patch_environment(accelerate_use_fsdp="false"):  # its own sharding does nothing on CPUs: `start_sharding`
         accelerator = Accelerator(
-            mixed_precision=precision, cpu=run.device == "cpu", log_with=trackers, project_dir=str(run.dir)
+            mixed_precision=precision, cpu=_on_cpus(run), log_with=trackers, project_dir=str(run.dir)
         )
     share = accelerator.num_processes * run.accumulation
     if run.batch_size % share:
@@ -49,6 +50,24 @@ def start_accelerator(run: RunConfig) -> Accelerator:
             f"micro-batches cannot share evenly: take a multiple of {share}"
         )
     return accelerator
+
+
+def _on_cpus(run: RunConfig) -> bool:
+    """Whether to compute on CPUs: as the recipe says, or since several processes find nothing else here.
+
+    Accelerate has to be told: without a GPU it takes the processes of torchrun for strangers, each with all the data.
+
+    Raises:
+        ValueError: this machine has fewer GPUs than processes.
+    """
+    if run.device == "cpu" or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return run.device == "cpu"
+    if not torch.accelerator.is_available() or torch.backends.mps.is_available():  # an MPS has no process groups
+        return True
+    gpus, processes = torch.accelerator.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes > gpus:
+        raise ValueError(f"{processes} processes on a machine with {gpus} GPUs: give --nproc_per_node {gpus} (or less)")
+    return False
 
 
 def start_sharding(run: RunConfig, accelerator: Accelerator) -> Sharding | None:

@@ -57,7 +57,7 @@ class DALLETask(Task):
         features = recipe.model.text_features is not None
         self.text_tokenizer: TextTokenizer | T5Encoder
         if features:
-            self.text_tokenizer = T5Encoder.load(recipe.text_tokenizer, device)
+            self.text_tokenizer = T5Encoder.load(str(resolve(recipe.text_tokenizer)), device)
         else:
             self.text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
         self.image_tokenizer = load_image_tokenizer(recipe.image_tokenizer).to(device)
