@@ -147,7 +147,8 @@ def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path) -> None:
     found = {name: values[-3:] for name, values in recipes.losses(Path("dalle")).items()}
     assert found.keys() == expected.keys()
     for name, values in found.items():
-        assert values == pytest.approx(expected[name], rel=5e-3, abs=1e-4), name
+        # BPE dropout has gone word by word since, so that some captions are cut otherwise
+        assert values == pytest.approx(expected[name], rel=2e-2, abs=1e-4), name
 
 
 def test_old_files_are_read(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
