@@ -108,9 +108,10 @@ class Concept:
         return (self.phrase if language == "en" else name), name
 
 
-def canonical(concept: Concept, style: str) -> str:
+def canonical(concept: Concept, style: str, language: str = "en") -> str:
     """The one caption that figures are measured with: "a red heart, 3d style"."""
-    return f"{concept.phrase}, {STYLES[style]['en'][0]} style"
+    x, n = concept.words(language)
+    return _STYLED[language][0].format(x=x, n=n, s=STYLES[style][language][0])
 
 
 def single(rng: random.Random, language: str, concept: Concept, style: str | None, keyword_chance: float) -> str:

@@ -27,6 +27,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "validation": ("test_pair",),
     **{name: (name,) for name in TESTS},
     "held_out": TESTS,
+    "known": ("train",),
+    "all": ("train", *TESTS),
 }
 Language = Literal["en", "hi", "ne"]
 Colour = tuple[int, ...]  # red, green, blue in 0..255
@@ -110,7 +112,8 @@ class EmojiPairs:
     The split "train" composes: template, language, background, second object and shift come from the pair's seed.
     The test splits ("test_pair", which is also "validation", "test_block", "test_concept", and "held_out" for all of
     them) give each picture once, centred on white, with its canonical caption ("a red heart, 3d style"), whatever the
-    seed, so that figures measured on them can be repeated. A scene takes its second object from the same split.
+    seed, so that figures measured on them can be repeated. So do "known", the pictures of "train", and "all". A scene
+    takes its second object from the same split.
 
     Attributes:
         pictures: uint8 [N, 64, 64, 4], RGBA.
@@ -158,6 +161,12 @@ class EmojiPairs:
     def canonical_caption(self, index: int) -> str:
         """The caption that figures are measured with: "a red heart, 3d style"."""
         return captions.canonical(self.concepts[index], self.styles[index])
+
+    def caption_in(self, index: int, language: str) -> str | None:
+        """The canonical caption in a language; None where the concept has no name in it."""
+        if language not in self.concepts[index].names:
+            return None
+        return captions.canonical(self.concepts[index], self.styles[index], language)
 
     def compose(self, index: int, seed: int) -> Composition:
         """What `pair` paints, and how it came about."""
