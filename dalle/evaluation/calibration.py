@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-_LOWEST, _HIGHEST, _STEPS = 0.1, 10.0, 47  # of the temperature; a step is a factor of 1.105
+_LOWEST, _HIGHEST, _STEPS = 0.1, 10.0, 25  # of the temperature; a step is a factor of 1.21
 
 
 class Temperatures:

@@ -58,7 +58,7 @@ def evaluate(
         if number is not None and number < 1:
             raise ValueError(f"{name} is {number}: look at 1 image at least")
     path = resolve(source)
-    stage = model_folder.read_config(path).get("stage") if is_ours(path) else stage_of(path)
+    stage = _stage(path)
     if isinstance(data, TokensData):
         _check_tokens(data, path, stage, source)
     size, measure = _measuring(source, path, stage, batch_size, torch.device(device))
@@ -102,6 +102,21 @@ def _measuring(
             parts.model, parts.text_tokenizer, parts.image_tokenizer, batches, batch_size
         )
     raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
+
+
+def check_stage(source: str | Path, wanted: str) -> None:
+    """Refuse weights of another stage.
+
+    Raises:
+        ValueError: They are; or nothing is there.
+    """
+    found = _stage(resolve(source))
+    if found != wanted:
+        raise ValueError(f"{source}: stage is {found}; only a {wanted} draws: give its folder")
+
+
+def _stage(path: Path) -> object:
+    return model_folder.read_config(path).get("stage") if is_ours(path) else stage_of(path)
 
 
 def frozen_features(device: str | torch.device) -> EfficientNetLite0 | None:

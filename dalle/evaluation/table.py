@@ -1,4 +1,4 @@
-"""Measures of several splits as a table, each with its meaning."""
+"""Measures of several splits, or rows of drawings, as a table, each with its meaning."""
 
 from __future__ import annotations
 
@@ -29,12 +29,25 @@ _MEANING = {
     "text_nats": "nats per text token",
     "image_accuracy": "share of the image tokens that are the model's likeliest",
     "likeliest_used": "share of the codes that are the likeliest somewhere",
+    "concept_top1": "share whose concept the judge ranks first of all",
+    "concept_top5": "... among the first five",
+    "style": "share whose style the judge ranks first of all",
+    "caption_top1": "share whose caption the judge ranks first of 400",
+    "caption_top10": "... among the first ten",
+    "caption_median_rank": "of its own caption among 400",
+    "clip_score": "100 times the mean cosine with the prompt, by the CLIP that was given",
+    "near_copies": "share that are near-copies of a training image",
+    "neighbor_rmse": "of 255: pixels off the nearest training image, median",
+    "diversity": "mean cosine distance of a prompt's candidates",
+    "background": "share whose border has the color that was asked for",
+    "icon_color": "share of one-color icons in the color that was asked for",
+    "relation": "share of which each half fits its own thing better; chance is 0.25",
 }
-_WIDTH = 13
+_WIDTH = 15
 
 
 def table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """One line for each measure, one column for each split; "-" where there was nothing to measure."""
+    """One line for each measure, one column for each split or kind of image; "-" where there was nothing to measure."""
     names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
     lines = [" " * 24 + "".join(f"{split:>{_WIDTH}}" for split in found)]
     for name in names:

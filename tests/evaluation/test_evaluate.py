@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published import folders
 
 import dalle
 from dalle.data import Pair, ShapesData, open_data
 from dalle.evaluation.captions import deranged
-from dalle.evaluation.metrics import frechet_distance
+from dalle.evaluation.metrics import frechet_distance, psnr
 from dalle.evaluation.run import evaluate, frozen_features
 from dalle.evaluation.table import table
+from dalle.image_tokenizers.vq import VQConfig
 from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 DATA = ShapesData(size=80)  # 10 of them held out
@@ -211,6 +213,24 @@ def _nats_at(rows: np.ndarray, targets: np.ndarray, temperature: float) -> float
     top = scaled.max(1, keepdims=True)
     log_z = np.log(np.exp(scaled - top).sum(1)) + top[:, 0]
     return float((log_z - scaled[np.arange(len(targets)), targets]).mean())
+
+
+def test_published_weights_are_measured_as_they_are(tmp_path: Path) -> None:
+    """A VQGAN of taming-transformers, and minDALL-E with its own parts: small ones of the same layout."""
+    data = ShapesData(size=24)
+    quantizer = VQConfig(codebook_size=13, code_channels=8, distance="euclidean", update="gradient")
+    torch.save({"state_dict": folders.vqgan(quantizer)}, tmp_path / "last.ckpt")
+    (tmp_path / "model.yaml").write_text(
+        "model: {target: taming.models.vqgan.VQModel, params: {ddconfig: {resolution: 16}}}\n"
+    )
+    found = evaluate(tmp_path / "last.ckpt", data, ["validation"])["validation"]
+    tokenizer = dalle.load_image_tokenizer(tmp_path / "last.ckpt")
+    batch = torch.cat([tensor(open_data(data, "validation", 16).pair(index, 0)) for index in range(3)])
+    again = tokenizer.decode(tokenizer.encode(batch))
+    assert found["psnr"] == pytest.approx(psnr(again, batch).mean().item(), rel=1e-4) and found["images"] == 3
+    assert found["white_codes"] is not None and 0 <= (found["kept_pixel_shift"] or -1) <= 1
+    model = evaluate(folders.mindalle(tmp_path / "mindalle"), data, ["validation"])["validation"]
+    assert model["image_nats"] == pytest.approx((model["image_nats_none"] or 0) + (model["own_minus_none"] or 0))
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 101])

@@ -187,9 +187,10 @@ def with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
 
 
-def canonical(concept: Concept, style_words: Words) -> str:
+def canonical(concept: Concept, style_words: Words, language: str = "en") -> str:
     """The one caption that figures are measured with: "a red heart, 3d style"."""
-    return f"{concept.phrase}, {style_words['en'][0]} style"
+    x, n = concept.words(language)
+    return _STYLED[language][0].format(x=x, n=n, s=style_words[language][0])
 
 
 def single(

@@ -127,6 +127,7 @@ class Drawings:
         styles: style of each.
         concepts: what each shows.
         groups: group of each, an emoji's one of `captions.GROUPS`, an icon's its category.
+        one_color: whether each is of one color that a caption may name.
 
     Raises:
         ValueError: the folder, a file, or the split is not there.
@@ -150,6 +151,7 @@ class Drawings:
         self.styles = [drawing.style for drawing in self.drawings]
         self.concepts = [drawing.concept for drawing in self.drawings]
         self.groups = [drawing.group for drawing in self.drawings]
+        self.one_color = [drawing.mono and drawing.concept.colorable for drawing in self.drawings]
         self.of_style: dict[str, list[int]] = defaultdict(list)
         for number, style in enumerate(self.styles):
             self.of_style[style].append(number)
@@ -166,6 +168,13 @@ class Drawings:
     def canonical_caption(self, index: int) -> str:
         """The caption that drawing `index` is measured with: "a red heart, 3d style"."""
         return captions.canonical(self.concepts[index], self.drawings[index].style_words)
+
+    def caption_in(self, index: int, language: str) -> str | None:
+        """The canonical caption of drawing `index` in a language; None where its concept has no name in it."""
+        concept = self.concepts[index]
+        if language not in concept.names:
+            return None
+        return captions.canonical(concept, self.drawings[index].style_words, language)
 
     def compose(self, index: int, seed: int) -> Composition:
         """What `pair` paints, and how it came about."""

@@ -1,0 +1,52 @@
+"""Sheets of drawings: beside the real image and its reconstruction, and beside the nearest training image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from dalle.apps.judging.copies import Neighbors
+from dalle.images.grid import labelled_grid
+from dalle.images.png import write_png
+
+_ROWS = 24  # prompts that a sheet shows, the first ones
+
+
+def write_sheet(file: Path, prompts: Sequence[str], columns: Mapping[str, Tensor]) -> None:
+    """A row for each prompt, with one image [N, 3, H, W] of each column."""
+    rows = [
+        (prompt, [picture(images[row]) for images in columns.values()], list(columns))
+        for row, prompt in enumerate(prompts[:_ROWS])
+    ]
+    write_png(labelled_grid(rows), file, {})
+
+
+def write_neighbors(
+    file: Path, prompts: Sequence[str], images: Tensor, near: Tensor, captions: Sequence[str], found: Neighbors
+) -> None:
+    """Each drawing beside its nearest training image, the most alike first."""
+    order = found.errors.argsort()[:_ROWS].tolist()
+    rows = [
+        (
+            f"{prompts[row]} | {captions[row]}",
+            [picture(images[row]), picture(near[row])],
+            ["drawn", f"RMSE {found.errors[row]:.0f}"],
+        )
+        for row in order
+    ]
+    write_png(labelled_grid(rows), file, {})
+
+
+def write_images(folder: Path, images: Tensor) -> None:
+    """Each of [N, 3, H, W] as a PNG in a folder, for tools that compare folders (torch-fidelity)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        write_png(picture(image), folder / f"{number:04d}.png", {})
+
+
+def picture(image: Tensor) -> Image.Image:
+    """[3, H, W] in [0, 1] as a picture."""
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
