@@ -21,12 +21,12 @@ import yaml
 import dalle
 import sample
 from dalle.checkpoints import load
-from dalle.checkpoints.model_folder import folder_hash, part, read_config
+from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.training.finetune.init_from import with_initial
+from dalle.training.init_from import with_initial
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,
@@ -278,7 +278,7 @@ def test_what_ships_loads_and_stands_on_its_own_parts(folder: str) -> None:
     read(ROOT / folder)
     assert len(folder_hash(ROOT / folder)) == 64
     for name in config.get("parts") or {}:
-        assert part(ROOT / folder, name).is_dir()
+        assert ModelFolder(ROOT / folder).component(name).path.is_dir()
     card = ROOT / folder / "README.md"
     nested = any((parent / "config.yaml").is_file() for parent in (ROOT / folder).parents)
     assert card.is_file() or nested, f"{folder} has no card"

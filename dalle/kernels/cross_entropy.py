@@ -229,15 +229,30 @@ def _slopes(
     1/M, and a loss scale, come last: in float16 a small share of a small probability would be 0.
     """
     found = (logits.argmax(-1) == ids).sum() if hits else 0
-    nats, log_z = cross_entropy_slopes(logits, ids, z_weight, bias_gradient)
-    return torch.stack((nats.sum(), log_z.square().sum())), found, logits
+    fast = cross_entropy_slopes(logits, ids, z_weight, bias_gradient)
+    if fast is not None:
+        nats, log_z = fast
+        return torch.stack((nats.sum(), log_z.square().sum())), found, logits
+    dtype, ids, logits = logits.dtype, ids[:, None], logits.float()  # of 16 bits, the memory is given back here
+    right = logits.gather(1, ids)
+    log_z = logits.logsumexp(-1, keepdim=True)
+    sums = torch.stack(((log_z - right).sum(), log_z.square().sum()))
+    slope = logits.sub_(log_z).exp_()
+    if z_weight:
+        slope.mul_(1 + 2 * z_weight * log_z)
+    slope.scatter_add_(1, ids, torch.full_like(right, -1))
+    if bias_gradient is not None:
+        bias_gradient += slope.sum(0)
+    return sums, found, slope.to(dtype)
 
 
 @accelerated
 def cross_entropy_slopes(
     logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Put the gradient of the summed cross-entropy + z_weight log² Z in the place of logits.
+) -> tuple[Tensor, Tensor] | None:
+    """Put the gradient of the summed cross-entropy + z_weight log² Z in the place of logits, in one pass.
+
+    PyTorch has no such function; what it does instead stands in `_slopes`, which must not hold the logits twice.
 
     Args:
         logits: [M, V]; overwritten.
@@ -247,17 +262,6 @@ def cross_entropy_slopes(
             wants it.
 
     Returns:
-        Cross-entropy and log Z of each row, float32 [M] each.
+        Cross-entropy and log Z of each row, float32 [M] each; None if nothing was done.
     """
-    ids, slope = ids[:, None], logits.float()  # in float32 the logits themselves
-    right = slope.gather(1, ids)
-    log_z = slope.logsumexp(-1, keepdim=True)
-    slope.sub_(log_z).exp_()
-    if z_weight:
-        slope.mul_(1 + 2 * z_weight * log_z)
-    slope.scatter_add_(1, ids, torch.full_like(right, -1))
-    if bias_gradient is not None:
-        bias_gradient += slope.sum(0)
-    if slope is not logits:
-        logits.copy_(slope)
-    return (log_z - right)[:, 0], log_z[:, 0]
+    return None

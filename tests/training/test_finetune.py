@@ -22,8 +22,8 @@ from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.finetune.init_from import fill_initial, with_initial
-from dalle.training.finetune.lora import LoRAConfig, add_lora, changes, merged
+from dalle.training.init_from import fill_initial, with_initial
+from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from tiny_model import make_tiny_model
 
 SMALL = DALLEConfig(
