@@ -22,7 +22,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
 from dalle.kernels import switches
-from dalle.training.recipe import load_recipe
+from dalle.training.init_from import resolve_recipe
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text
 
@@ -60,7 +60,7 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("path", RECIPES)
 def test_resolved_config(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    golden_text(f"configs/{path.replace('/', '-')}", dump(load_recipe(Path(path))))
+    golden_text(f"configs/{path.replace('/', '-')}", dump(resolve_recipe(Path(path))))
 
 
 def test_hashes_of_shipped_folders() -> None:
