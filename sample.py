@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from dalle.cli.parser import CommandLine, add_options, parse_size, print_error
 from dalle.cli.threads import wait_briefly
 from dalle.config import apply_overrides, config, descriptions, dump, from_dict, to_dict
 from dalle.files import write_text
+from dalle.generation.options import SamplingConfig
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -37,17 +39,8 @@ class SampleConfig:
     """How many of them to keep, the best by CLIP; all if not given."""
     seed: int = 0
     """Seed of the first candidate; candidate i has seed + i, and is the same picture if drawn alone with it."""
-    guidance: float | None = None
-    """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety; the model's own
-    if not given."""
-    temperature: float | None = None
-    """0 always takes the most likely code; 1 is what it has learnt; the model's own if not given."""
-    top_k: int | None = None
-    """Draw from the k most likely codes only; the size of the codebook is all. The model's own if not given."""
-    top_p: float | None = None
-    """Draw from the most likely codes that together have this probability; 1 is all. The model's own if not given."""
-    guidance_until: int | None = None
-    """Draw so many image tokens with guidance and the others, twice as fast, without; all with it if not given."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Options of `SamplingConfig`; the model's own where not given."""
     image: Path | None = None
     """Picture to go on from, with --keep-rows or --mask; its middle square is used."""
     keep_rows: float | None = None
@@ -94,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         values = vars(_parser().parse_args(argv))
         show = values.pop("print_config")
+        values["sampling"] = {f.name: values.pop(f.name) for f in fields(SamplingConfig) if f.name in values}
         settings: SampleConfig = from_dict(SampleConfig, values, "command line")
         if show:
             print(dump(settings), end="")
@@ -142,8 +136,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
         text_encoder=settings.text_encoder,
         **_given(settings),
     )
-    options = ("guidance", "temperature", "top_k", "top_p", "guidance_until")
-    sampling = to_dict(pipe.sampling.updated(**{name: getattr(settings, name) for name in options}))
+    sampling = to_dict(pipe.sampling.updated(**settings.sampling))
     run.model_hash = pipe.model_hash
     run.options |= sampling
     prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
@@ -244,15 +237,10 @@ def _options(settings: SampleConfig) -> dict[str, Any]:
         "text_tokenizer",
         "text_encoder",
         "given",
-        "guidance",
-        "temperature",
-        "top_k",
-        "top_p",
-        "guidance_until",
         "keep_rows",
         "dtype",
     )
-    options = {name: getattr(settings, name) for name in names}
+    options = {name: getattr(settings, name) for name in names} | settings.sampling
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
             options[name] = named(file)
@@ -275,7 +263,8 @@ def _parser() -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
     parser = CommandLine("sample.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
-    add_options(parser, SampleConfig, skip=("prompts",))
+    add_options(parser, SampleConfig, skip=("prompts", "sampling"))
+    add_options(parser, SamplingConfig, default="the model's own")
     parser.add_argument("--print-config", action="store_true", help="print all options as YAML and draw nothing")
     return parser
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dalle import TextToImage
-from dalle.config import to_dict
 from dalle.generation.generate import generate
+from dalle.generation.options import EngineOptions
 
 KNOWN = ["a palm tree", "a rocket", "a red heart, 3d style", "a slice of pizza"]
 KNOWN += ["कुत्ते का चेहरा", "छाता", "रातो मुटु", "ताडको रूख"]
@@ -31,9 +31,8 @@ def draw(pipe: TextToImage, prompt: str, batch: int, window: int) -> tuple[Tenso
         pipe.model,
         text,
         [list(range(batch))],
-        **to_dict(pipe.sampling),
-        window=window,
-        batch_size=batch,
+        pipe.sampling,
+        EngineOptions(window=window, batch_size=batch),
         progress=lambda done, total: calls.append(done),
     ).cpu()
     return codes, len(calls), time.perf_counter() - start

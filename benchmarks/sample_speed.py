@@ -23,6 +23,7 @@ from machine import Memory, describe, median, multiplication, seconds
 from peers import PEERS
 
 from dalle.generation.generate import generate
+from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.kernels import switches
 from dalle.kernels.linear import quantize
 from dalle.models.dalle import DALLE, DALLEConfig
@@ -73,9 +74,8 @@ class Ours:
                 self.model,
                 self.text,
                 [list(range(self.batch))],
-                top_k=256,
-                batch_size=self.batch,
-                compiled=self.compiled,
+                SamplingConfig(top_k=256),
+                EngineOptions(batch_size=self.batch, compiled=self.compiled),
                 progress=progress,
             ),
             self.memory.device,
@@ -124,7 +124,13 @@ def measure(
 
 def _plainly(ours: Ours) -> None:
     with switches.forced(native="off"):
-        generate(ours.model, ours.text, [list(range(ours.batch))], top_k=256, batch_size=ours.batch)
+        generate(
+            ours.model,
+            ours.text,
+            [list(range(ours.batch))],
+            SamplingConfig(top_k=256),
+            EngineOptions(batch_size=ours.batch),
+        )
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from torch import Tensor
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import SHIPPED
-from dalle.config import to_dict
 from dalle.device import pick_device
 from dalle.generation.generate import generate
+from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.rerank import best, score
-from dalle.generation.sampling import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.transforms import redrawn_pixels, square_tensor
 from dalle.kernels.linear import quantize
@@ -147,19 +146,11 @@ class TextToImage:
         n: int = 1,
         keep: int | None = None,
         seed: int = 0,
-        guidance: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_until: int | None = None,
         image: Image.Image | None = None,
         keep_rows: float | None = None,
         mask: Image.Image | None = None,
-        window: int = 1,
-        compiled: bool = False,
-        batch_size: int | None = None,
-        max_memory: int | None = None,
         progress: Progress | None = None,
+        **options: Any,
     ) -> list[Result]:
         """Draw `n` candidates for each prompt and keep the best `keep`.
 
@@ -171,24 +162,16 @@ class TextToImage:
             n: candidates of each prompt.
             keep: how many of them to return; None returns all. Fewer than `n` needs CLIP to choose them.
             seed: of the first candidate, 0 or more.
-            guidance: classifier-free guidance scale; 1 is none. This and the next four: None is the model's own
-                (`sampling`).
-            temperature: 0 always takes the most likely code; 1 is the model's own distribution.
-            top_k: draw from the k most likely codes only; the size of the codebook, or more, draws from all.
-            top_p: draw from the most likely codes that together have this probability, in (0, 1]; 1 draws from all.
-            guidance_until: so many image tokens are drawn with guidance, the others without.
             image: a picture to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's
                 size; where it is transparent it becomes white.
             keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
                 Their pixels come from the codes, so they are close to those of `image`, not equal.
             mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
                 where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
-            window: codes that are guessed and checked in one step; 1 draws one after the other. The pictures do not
-                depend on it; one candidate at a time is drawn in half the steps.
-            compiled: on a GPU, have torch.compile make the steps faster, which takes a minute or so first.
-            batch_size: candidates at a time; None fits the memory. The pictures do not depend on it.
-            max_memory: bytes that a batch may take beside the weights; None is half of what is free.
             progress: called after each step.
+            options: fields of `SamplingConfig` (guidance, temperature, top_k, top_p, guidance_until), where None is the
+                model's own (`sampling`); and of `EngineOptions` (window, compiled, batch_size, max_memory), which
+                change speed and memory, and no image.
 
         Returns:
             One result for each prompt.
@@ -198,19 +181,19 @@ class TextToImage:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = self._check(prompts, n, keep, seed)
-        sampling = self.sampling.updated(guidance, temperature, top_k, top_p, guidance_until)
+        engine = EngineOptions(
+            **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
+        )
+        sampling = self.sampling.updated(**options)
         start = self._start(image, keep_rows, mask)
         codes = generate(
             self.model,
             self._read(prompts),
             [list(range(seed, seed + n))] * len(prompts),
-            **to_dict(sampling),
+            sampling,
+            engine,
             forced=None if start is None else start.codes,
             forced_mask=None if start is None else start.kept,
-            window=window,
-            compiled=compiled,
-            batch_size=batch_size,
-            max_memory=max_memory,
             progress=progress,
         )  # [B, h, w]
         pixels, scores = self._finish(codes, [prompt for prompt in prompts for _ in range(n)], start)

@@ -10,10 +10,10 @@ import torch
 from dalle import device
 from dalle.device import free_memory
 from dalle.generation.batching import row_bytes, shares
-from dalle.generation.generate import generate
 from dalle.kernels.linear import packed_bytes
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
+from with_options import generate
 
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=64, depth=3, heads=4),

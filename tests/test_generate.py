@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import dalle.generation.batching
-from dalle.generation.generate import generate
-from dalle.generation.sampling import guide, sample
+from dalle.generation.sampling import guide
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
+from with_options import generate, sample
 
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=16, depth=3, heads=2),

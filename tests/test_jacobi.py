@@ -14,10 +14,10 @@ from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor, nn
 
 from dalle.config import to_dict
-from dalle.generation.generate import generate
 from dalle.generation.jacobi import draw_ahead
 from dalle.kernels.sample import draw
 from dalle.pipeline import TextToImage
+from with_options import generate
 
 
 def steps(*args: Any, **options: Any) -> tuple[Tensor, int]:

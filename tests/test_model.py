@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.generation.generate import generate
 from dalle.kernels.masks import Kind
 from dalle.models.dalle import DALLE, DALLEConfig, parameter_count
 from dalle.models.transformer import TransformerConfig
+from with_options import generate
 
 SMALL = DALLEConfig(
     transformer=TransformerConfig(width=16, depth=4, heads=2),

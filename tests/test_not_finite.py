@@ -15,11 +15,10 @@ import dalle
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import NotFiniteError, read_tensors, write_tensors
-from dalle.generation.generate import generate
-from dalle.generation.sampling import sample
 from dalle.kernels import switches
 from dalle.models.dalle import DALLE
 from tiny_model import make_tiny_model
+from with_options import generate, sample
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

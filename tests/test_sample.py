@@ -319,7 +319,7 @@ def test_print_config_shows_the_resolved_options(capsys: pytest.CaptureFixture[s
     assert sample.main(["a dog", "--top-k", "5", "--print-config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert set(shown) == {field.name for field in fields(sample.SampleConfig)}
-    assert (shown["prompts"], shown["top_k"], shown["guidance"], shown["out"]) == (["a dog"], 5, None, "outputs")
+    assert (shown["prompts"], shown["sampling"], shown["out"]) == (["a dog"], {"top_k": 5}, "outputs")
 
 
 def test_help_lists_every_option_without_loading_torch() -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.generation.sampling import check, guide, sample
+from dalle.generation.options import SamplingConfig
+from dalle.generation.sampling import guide
 from dalle.kernels.sample import draw, keep_top_k, keep_top_p
+from with_options import sample
 
 
 def logits_of(rows: int = 40, vocabulary: int = 17, ties: bool = False) -> Tensor:
@@ -125,4 +127,4 @@ def test_guidance_at_its_fixed_points() -> None:
 )
 def test_options_out_of_range_are_refused(temperature: float, top_k: int | None, top_p: float | None) -> None:
     with pytest.raises(ValueError, match="must be"):
-        check(temperature, top_k, top_p)
+        SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)

@@ -15,9 +15,9 @@ from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor
 
 from dalle.generation import cuda_graph
-from dalle.generation.generate import generate
 from dalle.kernels import switches
 from dalle.models.dalle import DALLE
+from with_options import generate
 
 
 @pytest.fixture

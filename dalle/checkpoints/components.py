@@ -23,7 +23,7 @@ from dalle.checkpoints.published.image_tokenizers import sized
 from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.config import from_dict
 from dalle.files import sha256
-from dalle.generation.sampling import SamplingConfig
+from dalle.generation.options import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE

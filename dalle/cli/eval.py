@@ -87,7 +87,9 @@ def _judged(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     check_stage(args.source, "dalle")
     device = pick_device(args.device)
     pipe = TextToImage.from_pretrained(args.source, device)
-    pipe.sampling = pipe.sampling.updated(args.guidance, args.temperature, args.top_k, args.top_p)
+    pipe.sampling = pipe.sampling.updated(
+        guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p
+    )
     judge = load_judge(args.judge, pipe.clip, open_plain(data, "all", pipe.image_size), device)
     scorer = None if args.clip_score is None else load_clip(args.clip_score, device)
     with tqdm(unit="prompt", disable=None) as bar:

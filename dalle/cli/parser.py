@@ -45,13 +45,21 @@ class CommandLine(argparse.ArgumentParser):
         raise SystemExit(print_error(self.prog, f"{message} (see --help)"))
 
 
-def add_options(parser: argparse.ArgumentParser, schema: type, skip: Sequence[str] = ()) -> None:
-    """Each field of a config class as an option of its name; one that is not given is not in the namespace."""
+def add_options(
+    parser: argparse.ArgumentParser, schema: type, skip: Sequence[str] = (), default: str | None = None
+) -> None:
+    """Each field of a config class as an option of its name; one that is not given is not in the namespace.
+
+    `default` is what the help calls the value then, where that is not the class's own.
+    """
     hints, texts = field_types(schema), descriptions(schema)
     for field in dataclasses.fields(schema):
         if field.name in skip:
             continue
-        flag, text = f"--{field.name.replace('_', '-')}", f"{texts[field.name]} (default: {_as_default(field)})"
+        flag, text = (
+            f"--{field.name.replace('_', '-')}",
+            f"{texts[field.name]} (default: {default or _as_default(field)})",
+        )
         kind = next(member for member in union_members(hints[field.name]) if member is not type(None))
         common: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
         if get_origin(kind) is tuple:

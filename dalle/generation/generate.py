@@ -16,7 +16,8 @@ from dalle.generation import cuda_graph
 from dalle.generation.batching import shares
 from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.jacobi import draw_ahead
-from dalle.generation.sampling import check, guide, sample
+from dalle.generation.options import EngineOptions, SamplingConfig
+from dalle.generation.sampling import guide, sample
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import packed
 from dalle.models.dalle import DALLE
@@ -30,18 +31,11 @@ def generate(
     model: DALLE,
     text: Tensor,
     seeds: Sequence[Sequence[int]],
+    sampling: SamplingConfig = SamplingConfig(),
+    engine: EngineOptions = EngineOptions(),
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    guidance: float = 1.0,
-    guidance_until: int | None = None,
     forced: Tensor | None = None,
     forced_mask: Tensor | None = None,
-    window: int = 1,
-    compiled: bool = False,
-    batch_size: int | None = None,
-    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one image's codes for each seed.
@@ -54,22 +48,13 @@ def generate(
         model: drawn from in eval mode; its mode is restored.
         text: the prompts' ids, int [P, <= T], or features, float [P, <= T, C].
         seeds: for each prompt the seeds of its candidates, at least one.
-        temperature: 0 always takes the most likely code; 1 is the model's own distribution.
-        top_k: keep the k most likely codes; None keeps all.
-        top_p: keep the most likely codes that together reach this probability, in (0, 1]; None keeps all.
-        guidance: classifier-free guidance on the image logits, `u + guidance * (c - u)` with u from the null caption
-            (`DALLE.null_text`). 1 is no guidance and runs no null caption; 0 is the null caption alone.
-        guidance_until: only so many image tokens are drawn with guidance, those behind them without; None: all with it.
+        sampling: how codes are drawn from logits. Guidance is classifier-free, on the image logits, `u + guidance *
+            (c - u)` with u from the null caption (`DALLE.null_text`); 1 runs no null caption, 0 is that alone.
+        engine: speed and memory, on which the codes do not depend.
         forced: int codes to keep, for all candidates, for each prompt's or for each candidate: [N], [P, N] or [B, N]
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
             rows of an image, mark these rows.
-        window: image tokens that are guessed and checked in one step (`dalle.generation.jacobi`); 1 draws one after the
-            other. The codes are the same, the steps fewer and each of them larger.
-        compiled: on a GPU, let torch.compile make the step smaller before it is recorded: a minute more for the first
-            batch, less time for each token. Elsewhere nothing is done.
-        batch_size: candidates at a time; None fits the memory.
-        max_memory: bytes that a batch may take beside the weights; None is half of what is free.
         progress: called after each step, so that its calls count the steps.
 
     Returns:
@@ -80,11 +65,6 @@ def generate(
         ValueError: an option is out of range, a shape does not fit, a prompt has no seed, or the model's logits are not
             finite, which is asked once a batch.
     """
-    check(temperature, top_k, top_p, guidance, guidance_until)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1 (1 draws one token after the other)")
     if len(seeds) != len(text) or not seeds or not all(seeds):
         counts = [len(one) for one in seeds]
         raise ValueError(f"{len(text)} prompts with {counts} seeds; give each prompt at least one seed")
@@ -95,14 +75,14 @@ def generate(
         [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
     )
     device = model.image_head.weight.device
-    window = min(window, height * width)
-    until = height * width if guidance_until is None else guidance_until
-    failed = torch.zeros((), dtype=torch.bool, device=device)
-    options = _Options(temperature, top_k, top_p, guidance, until, window, failed)
-    steps = cuda_graph.recorded_drawing(model, options.choose, compiled)
+    window = min(engine.window, height * width)
+    options = _Choice(sampling, torch.zeros((), dtype=torch.bool, device=device))
+    steps = cuda_graph.recorded_drawing(model, options.choose, engine.compiled)
     blocks = FusedBlocks(model.transformer) if device.type == "cpu" else None
-    batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory, window)
-    rows = batch_size * window * (2 if options.guided(lead) else 1)
+    batch_size, pack = shares(
+        model, len(prompts), lead, sampling.guides(lead), engine.batch_size, engine.max_memory, window
+    )
+    rows = batch_size * window * (2 if sampling.guides(lead) else 1)
     done, total = 0, len(prompts) * (height * width - lead)
 
     def step(count: int) -> None:
@@ -120,7 +100,7 @@ def generate(
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
                 codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
-                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step, steps, blocks)
+                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, window, step, steps, blocks)
                 options.check()
                 batches.append(codes)
     finally:
@@ -128,13 +108,10 @@ def generate(
     return torch.cat(batches).view(-1, height, width)
 
 
-class _Options(NamedTuple):
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    guidance: float
-    guidance_until: int
-    window: int
+class _Choice(NamedTuple):
+    """Codes from logits."""
+
+    sampling: SamplingConfig
     failed: Tensor
     """Bool scalar on the model's device: some logits were no distribution."""
 
@@ -146,24 +123,13 @@ class _Options(NamedTuple):
                 "or it overflows in float16 (then draw in float32 or bfloat16)"
             )
 
-    def guided(self, token: int) -> bool:
-        """Whether this image token is drawn with guidance."""
-        return self.guidance != 1 and token < self.guidance_until
-
     def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Codes [B, n] that uniform numbers [B, n] draw from logits [B, n, V], or from [2 B, n, V] with guidance."""
         own = logits.float()
         if len(own) > len(uniform):
             conditional, unconditional = own.chunk(2)
-            own = guide(conditional, unconditional, self.guidance)
-        drawn = sample(
-            own.flatten(0, 1),
-            uniform.flatten(),
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            failed=self.failed,
-        )
+            own = guide(conditional, unconditional, self.sampling.guidance)
+        drawn = sample(own.flatten(0, 1), uniform.flatten(), self.sampling, self.failed)
         return drawn.view(uniform.shape)
 
 
@@ -175,13 +141,15 @@ def _draw(
     keep: Tensor,
     uniform: Tensor,
     lead: int,
-    options: _Options,
+    options: _Choice,
+    window: int,
     step: Callable[[int], None],
     steps: cuda_graph.RecordedDrawing | None,
     blocks: FusedBlocks | None,
 ) -> None:
     """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
-    guided, length = options.guided(lead), codes.shape[1]
+    sampling, length = options.sampling, codes.shape[1]
+    guided = sampling.guides(lead)
     cache, first = states.start(prompts, guided)
     logits = first[:, None]  # [rows, 1, V]
 
@@ -194,17 +162,17 @@ def _draw(
 
     if 0 < lead < length:
         logits = model.extend(both(codes[:, :lead]), cache, blocks)[:, None]
-    change = min(max(lead, options.guidance_until), length) if guided else lead
+    change = lead if not guided else length if sampling.guidance_until is None else min(sampling.guidance_until, length)
     for begin, end in ((lead, change), (change, length)):  # with guidance, without it
         if begin == end:
             continue
-        if guided and not options.guided(begin):
+        if guided and not sampling.guides(begin):
             guided, cache = False, cache.rows(0, len(codes))
         if begin > lead:
             logits = run(codes[:, begin - 1 : begin], begin - 1)
         part = codes[:, :end], keep[:, :end], uniform[:, :end]
-        if options.window > 1:
-            draw_ahead(run, options.choose, logits, *part, begin, options.window, step)
+        if window > 1:
+            draw_ahead(run, options.choose, logits, *part, begin, window, step)
         elif steps is not None:
             steps.draw(cache, logits, *part, begin, step)
         else:

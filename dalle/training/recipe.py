@@ -12,7 +12,7 @@ import torch
 
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
 from dalle.data import DataConfig, EncodedConfig
-from dalle.generation.sampling import SamplingConfig
+from dalle.generation.options import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.clip import CLIPConfig
 from dalle.models.dalle import DALLEConfig

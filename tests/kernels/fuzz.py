@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from dalle.generation.cpu_step import FusedBlocks
-from dalle.generation.sampling import sample
 from dalle.kernels.linear import Int8Linear, Linear, quantize
 from dalle.kernels.native import bindings
 from dalle.kernels.native import linear as native_linear
@@ -32,6 +31,7 @@ from dalle.kernels.native.group_norm import group_norm
 from dalle.kernels.native.winograd import conv3x3
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
+from with_options import sample
 
 REFUSED = (IndexError, ValueError, RuntimeError)  # the last by torch
 BAD_IDS = (-1, -(2**31), -(2**63), 2**31, 2**63 - 1)

@@ -15,7 +15,6 @@ from kernels.test_native import CONFIG, SHAPE, TEXT, Decoder, attended, compiled
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dalle.generation.sampling import sample
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import Linear
 from dalle.kernels.native import attention, bindings, build
@@ -23,6 +22,7 @@ from dalle.kernels.native import linear as native_linear
 from dalle.kernels.native.cross_entropy import cross_entropy_slopes
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.dalle import DALLE
+from with_options import sample
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,6 @@ from published.test_transformers import built, read, reference
 from torch import Tensor, nn
 
 from dalle.generation.cpu_step import FusedBlocks
-from dalle.generation.generate import generate
-from dalle.generation.sampling import sample
 from dalle.kernels import switches
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import Int8Linear, Linear, packed, packed_bytes, quantize
@@ -28,6 +26,7 @@ from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.decode_step import Step
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
+from with_options import generate, sample
 
 compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
 SHAPE = TransformerConfig(width=64, depth=3, heads=2)

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle.generation.cpu_step import FusedBlocks
-from dalle.generation.sampling import sample
 from dalle.kernels import switches
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
@@ -25,6 +24,7 @@ from dalle.kernels.native.group_norm import group_norm
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
+from with_options import sample
 
 compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
 CONFIG = DALLEConfig(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from dalle.generation.generate import generate
 from dalle.kernels import attention, sparse, switches
 from dalle.kernels.kv_cache import KVCache, Place
 from dalle.kernels.masks import Kind, mask
@@ -18,6 +17,7 @@ from dalle.kernels.pattern import Pattern, Sparse, blocks
 from dalle.kernels.sparse import blocked, flex
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
+from with_options import generate
 
 KINDS: list[Kind] = ["row", "column", "conv"]
 SHAPES = [(6, 4, 4, 3), (0, 5, 3, 3), (1, 3, 7, 5), (3, 12, 9, 5), (2, 4, 4, 11), (4, 1, 1, 1), (5, 11, 13, 3)]

@@ -20,8 +20,8 @@ from torch import Tensor
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle
 from dalle.checkpoints.published.state import Published, published_name, renamed
 from dalle.checkpoints.tensors import Lazy, check_fit
-from dalle.generation.generate import generate
 from dalle.models.dalle import DALLE
+from with_options import generate
 
 HEADS = {"heads": 2}
 RESULTS = ("logits", "greedy", "guided", "codes", "pictures")

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dalle.generation.generate import generate
 from dalle.kernels import switches
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
@@ -28,6 +27,7 @@ from dalle.training.recipe import RunConfig
 from dalle.training.run.log import start_accelerator, start_sharding
 from dalle.training.tasks import Phase
 from dalle.training.train_step import step
+from with_options import generate
 
 ROOT = Path(__file__).parents[2]
 SHAPE = TransformerConfig(width=32, depth=2, heads=2)

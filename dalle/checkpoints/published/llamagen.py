@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle.checkpoints.published.heads import heads_of, paired
 from dalle.checkpoints.published.state import Published, count, joined, renamed, shape
 from dalle.checkpoints.tensors import Lazy
-from dalle.generation.sampling import SamplingConfig
+from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 

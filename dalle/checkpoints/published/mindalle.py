@@ -12,7 +12,7 @@ from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, count, joined, renamed, shape, square, state_of
 from dalle.checkpoints.tensors import Lazy
 from dalle.config import read_yaml
-from dalle.generation.sampling import SamplingConfig
+from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
 

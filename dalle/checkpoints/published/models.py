@@ -18,7 +18,7 @@ from dalle.checkpoints.published.text_tokenizers import (
     read_text_tokenizer,
     text_tokenizer_beside,
 )
-from dalle.generation.sampling import SamplingConfig
+from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.text_tokenizers import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.state import Published, count, renamed, shape
 from dalle.checkpoints.tensors import Lazy
-from dalle.generation.sampling import SamplingConfig
+from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 

@@ -21,6 +21,7 @@ from dalle.data.token_shards.dataset import TokensData
 from dalle.device import to_device
 from dalle.evaluation.evaluate import dalle_figures
 from dalle.generation.generate import generate
+from dalle.generation.options import EngineOptions
 from dalle.generation.rerank import score
 from dalle.images.grid import image_grid
 from dalle.models.dalle import DALLE
@@ -160,13 +161,12 @@ class DALLETask(Task):
 
     def _draw(self, model: DALLE, text: Tensor, seeds: list[list[int]]) -> Tensor:
         """As many at a time as fit the memory; of a sharded model all processes must draw alike."""
-        sampling = to_dict(self.recipe.sampling)
         if self.sharding is None:
-            return generate(model, text, seeds, **sampling)
+            return generate(model, text, seeds, self.recipe.sampling)
         rows = _DRAWN_AT_ONCE * (1 if self.recipe.sampling.guidance == 1 else 2)
         room = room_for_drawing(Size.of(self.recipe.model), self._training(), rows)
         with held(model, self.sharding, room):
-            return generate(model, text, seeds, **sampling, batch_size=_DRAWN_AT_ONCE)
+            return generate(model, text, seeds, self.recipe.sampling, EngineOptions(batch_size=_DRAWN_AT_ONCE))
 
     def _training(self) -> Training:
         """How a sharded run makes its updates, as a plan has it."""
