@@ -35,9 +35,9 @@ from dalle.training.checkpoint.checkpoint import Checkpoint
 from dalle.training.checkpoint.latest import load_newest
 from dalle.training.distributed import powersgd
 from dalle.training.distributed.powersgd import PowerSGD
-from dalle.training.finetune.init_from import prepare_initial
+from dalle.training.init_from import prepare_initial, resolve_recipe
 from dalle.training.optim import WeightAverage, adamw
-from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes, load_recipe
+from dalle.training.recipe import DALLERecipe, LoopRecipe, TextTokenizerRecipe, describe_recipes
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.log import RunLog, start_accelerator, start_sharding
 from dalle.training.run.malloc import keep_freed
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(argv)
         show_traceback = args.traceback
-        recipe = load_recipe(args.config, args.overrides)
+        recipe = resolve_recipe(args.config, args.overrides)
         if args.print_config:
             print(dump(recipe), end="")
             return 0

@@ -17,10 +17,11 @@ from typing import get_args
 import torch
 from machine import describe, median, seconds
 
-from dalle.kernels import native, sparse
-from dalle.kernels.attention import Kind, KVCache, mask
-from dalle.kernels.sparse import LayerMask, Sparse
-from dalle.kernels.sparse.pattern import Pattern
+from dalle.kernels import sparse, switches
+from dalle.kernels.kv_cache import KVCache
+from dalle.kernels.masks import Kind, mask
+from dalle.kernels.native import bindings
+from dalle.kernels.pattern import LayerMask, Pattern, Sparse
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import Attention, Context, TransformerConfig
 
@@ -85,11 +86,11 @@ def by(way: str, work: Callable[[], object], compiled: bool = False) -> Callable
     """The work in one of the ways."""
 
     def run() -> None:
-        with sparse.by(way):  # type: ignore[arg-type]
+        with switches.forced(sparse=way):  # type: ignore[arg-type]
             if compiled:
                 work()
             else:
-                with native.plain():
+                with switches.forced(native="off"):
                     work()
 
     return run
@@ -117,7 +118,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, object]]:
             work, full = shape.steps(), shapes["full"].steps()
             ways = {"dense": by("dense", work), "full": by("auto", full), "auto": by("auto", work)}
             yield {"type": name, "kind": kind, "what": "drawing", **ratios(ways, args)}
-            if shape.device.type == "cpu" and native.functions():
+            if shape.device.type == "cpu" and bindings.functions():
                 ways = {"full": by("auto", full, True), "auto": by("auto", work, True)}
                 yield {
                     "type": name,

@@ -33,7 +33,7 @@ def timed(owner, name, label):
     setattr(owner, name, wrapper)
 import sample, dalle.pipeline, dalle.pictures
 marks["import"] = time.perf_counter() - start
-timed(dalle.pipeline, "load_parts", "load")
+timed(dalle.pipeline, "load_components", "load")
 timed(dalle.pipeline, "generate", "draw codes")
 timed(dalle.pipeline.TextToImage, "_finish", "pixels and CLIP")
 timed(dalle.images.grid, "write_png", "write files")

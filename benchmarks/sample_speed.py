@@ -23,7 +23,7 @@ from machine import Memory, describe, median, multiplication, seconds
 from peers import PEERS
 
 from dalle.generation.generate import generate
-from dalle.kernels import native
+from dalle.kernels import switches
 from dalle.kernels.linear import quantize
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -123,7 +123,7 @@ def measure(
 
 
 def _plainly(ours: Ours) -> None:
-    with native.plain():
+    with switches.forced(native="off"):
         generate(ours.model, ours.text, [list(range(ours.batch))], top_k=256, batch_size=ours.batch)
 
 

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary, finalize
 
 _BLOCK = 1 << 20  # bytes that are hashed at a time
 _PART = ".part-"  # how the name of a half-written file begins
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems without them
-_held: set[str] = set()  # files of the locks that this process has
 
 
 @contextmanager
@@ -111,33 +111,39 @@ class FileLock:
         """
         self._file = str(file.resolve())
         if self._file in _held:
-            raise BlockingIOError("this process")  # to which the system would give a record lock twice
-        self._handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            raise BlockingIOError("this process")
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self._release = finalize(self, os.close, handle)  # also where an error comes before `with`
         try:
             # A record lock, which forked processes (those of a data loader) do not inherit
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return
-            holder = os.read(self._handle, 200).decode(errors="replace").strip() or "another process"
-            os.close(self._handle)
+            holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            self._release()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise BlockingIOError(holder) from error
-        _held.add(self._file)
-        os.truncate(self._handle, 0)
-        os.write(self._handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+        _held[self._file] = self
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def close(self) -> None:
         """Let go of it."""
-        _held.discard(self._file)
-        os.close(self._handle)
+        if _held.get(self._file) is self:
+            del _held[self._file]
+        self._release()
 
     def __enter__(self) -> FileLock:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+# The locks of this process by their files: the system would give it a record lock twice
+_held: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
 
 
 def _flush(path: Path) -> None:

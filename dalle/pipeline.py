@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import SHIPPED
-from dalle.checkpoints.parts import load_parts
 from dalle.config import to_dict
 from dalle.device import pick_device
 from dalle.generation.generate import generate
@@ -123,7 +123,7 @@ class TextToImage:
         device = pick_device(device)
         if dtype == torch.int8 and device.type != "cpu":
             raise ValueError(f"int8 is for drawing on a CPU, the device is {device}: give bfloat16, or device cpu")
-        parts = load_parts(
+        parts = load_components(
             SHIPPED if source is None else source,
             device,
             None if dtype == torch.int8 else dtype,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dalle import files
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.model_folder import atomic_folder, export, folder_hash, part, read_config, save
+from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
 from dalle.checkpoints.tensors import STORAGE, load_into, pack, read_tensors, unpack
 
 CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "optim": {"lr": 1e-3}}
@@ -298,7 +298,7 @@ def test_parts_are_copied_and_checked(tmp_path: Path) -> None:
     (tmp_path / "clip" / "samples.png").write_text("a picture")
     (tmp_path / "clip" / "model.safetensors").chmod(0o444)
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
-    copied = part(tmp_path / "a", "clip")
+    copied = ModelFolder(tmp_path / "a").component("clip").path
     assert copied == tmp_path / "a" / "clip"
     assert sorted(os.listdir(copied)) == ["config.yaml", "model.safetensors"]
     recorded = read_config(tmp_path / "a")["parts"]
@@ -310,25 +310,29 @@ def test_a_part_that_was_changed_is_refused_with_both_hashes(tmp_path: Path) -> 
     expected = folder_hash(tmp_path / "clip")
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
     save(tmp_path / "a" / "clip", CONFIG, state(2))
-    message = one_line(lambda: part(tmp_path / "a", "clip"))
+    message = one_line(lambda: ModelFolder(tmp_path / "a").component("clip").path)
     assert expected in message and folder_hash(tmp_path / "a" / "clip") in message
     assert f"is not the clip that {tmp_path / 'a'} was made with" in message
 
 
 def test_parts_that_are_not_there(tmp_path: Path) -> None:
     save(tmp_path / "a", CONFIG, state())
-    assert one_line(lambda: part(tmp_path / "a", "clip")).endswith("has no part clip: its config.yaml names none")
+    assert one_line(lambda: ModelFolder(tmp_path / "a").component("clip").path).endswith(
+        "has no part clip: its config.yaml names none"
+    )
     save(tmp_path / "b", CONFIG, state(), parts={"one": tmp_path / "a"})
-    assert one_line(lambda: part(tmp_path / "b", "clip")).endswith("has no part clip: its config.yaml names one")
+    assert one_line(lambda: ModelFolder(tmp_path / "b").component("clip").path).endswith(
+        "has no part clip: its config.yaml names one"
+    )
     model_folder.write_config(tmp_path / "b", CONFIG | {"parts": {"one": "a"}})
-    assert "parts.one needs a path and a sha256" in one_line(lambda: part(tmp_path / "b", "one"))
+    assert "parts.one needs a path and a sha256" in one_line(lambda: ModelFolder(tmp_path / "b").component("one").path)
 
 
 def test_a_part_inside_the_folder_that_is_replaced(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(3), parts={"clip": tmp_path / "a" / "clip"})
-    assert folder_hash(part(tmp_path / "a", "clip")) == folder_hash(tmp_path / "clip")
+    assert folder_hash(ModelFolder(tmp_path / "a").component("clip").path) == folder_hash(tmp_path / "clip")
 
 
 # ---- where a folder is
@@ -349,7 +353,7 @@ def test_export_stores_anew_and_keeps_the_rest(tmp_path: Path) -> None:
     assert load_file(tmp_path / "out" / "model.safetensors")["conv.weight"].dtype == torch.int8
     assert (tmp_path / "out" / "clip" / "README.md").read_text() == "the card of a part"
     (tmp_path / "out" / "clip" / "README.md").unlink()
-    assert content(part(tmp_path / "out", "clip")) == content(tmp_path / "clip")
+    assert content(ModelFolder(tmp_path / "out").component("clip").path) == content(tmp_path / "clip")
     for name, value in state().items():
         found = read_tensors(tmp_path / "out" / "model.safetensors")[name]
         assert torch.equal(found, unpack(pack({name: value}, "int8"))[name])

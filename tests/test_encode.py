@@ -83,7 +83,7 @@ def test_eval_takes_shards(parts: Path, tmp_path: Path, capsys: pytest.CaptureFi
     figures = []
     for data in (["kind=shapes", "size=40"], ["kind=tokens", f"path={tokens}"]):
         assert main(["eval", str(parts / "model"), *data, "--split", "validation", "--device", "cpu", "--json"]) == 0
-        figures.append(json.loads(capsys.readouterr().out))
+        figures.append(json.loads(capsys.readouterr().out)["splits"])
     assert figures[0] == figures[1]
     assert main(["eval", str(parts / "image_tokenizer"), "kind=tokens", f"path={tokens}"]) == 2
     assert "holds codes and no pictures" in capsys.readouterr().err

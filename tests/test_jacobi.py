@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dalle.config import to_dict
 from dalle.generation.generate import generate
 from dalle.generation.jacobi import draw_ahead
-from dalle.generation.sampling import draw
+from dalle.kernels.sample import draw
 from dalle.pipeline import TextToImage
 
 

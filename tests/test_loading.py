@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import pytest
 import torch
 
 import dalle
+from dalle import text_tokenizers
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.components import load_components
+from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig, sentencepiece
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)
 CAPTIONS = ["a red heart", "a blue car on a red car", "गुलाबी हात्ती"]
@@ -88,9 +92,9 @@ def test_model_is_the_saved_one(shelf: Shelf) -> None:
 
 def test_parts_of_a_model_load(shelf: Shelf) -> None:
     folder = shelf.root / "model"
-    assert load_text_tokenizer(model_folder.part(folder, "text_tokenizer")).vocab_size == 300
-    assert load_image_tokenizer(model_folder.part(folder, "image_tokenizer")).image_size == 16
-    assert load_clip(model_folder.part(folder, "clip")).tokenizer is not None
+    assert load_text_tokenizer(model_folder.ModelFolder(folder).component("text_tokenizer").path).vocab_size == 300
+    assert load_image_tokenizer(model_folder.ModelFolder(folder).component("image_tokenizer").path).image_size == 16
+    assert load_clip(model_folder.ModelFolder(folder).component("clip").path).tokenizer is not None
 
 
 def test_half_precision_in_the_file_and_in_memory(shelf: Shelf) -> None:
@@ -148,3 +152,19 @@ def test_importing_dalle_imports_no_torch() -> None:
     code = "import sys, dalle; print(dalle.__version__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{dalle.__version__} False\n"
+
+
+def test_each_config_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the shipped model: its own and those of its components, which lie in it as folders of their own."""
+    read: Counter[str] = Counter()
+    plain = model_folder.read_yaml
+
+    def counted(path: Path) -> dict:
+        read[str(path)] += 1
+        return plain(path)
+
+    for module in (model_folder, text_tokenizers, sentencepiece):
+        monkeypatch.setattr(module, "read_yaml", counted)
+    load_components(SHIPPED, torch.device("cpu"))
+    names = (".", "text_tokenizer", "image_tokenizer", "clip", "clip/text_tokenizer")
+    assert read == Counter({str(SHIPPED / name / "config.yaml"): 1 for name in names})

@@ -145,7 +145,7 @@ WRONG = {
     "truncated": (["eval", "BROKEN", *SHAPES], "model.safetensors is no safetensors file, or a truncated one"),
     "unknown key": (["eval", "RUN", "kind=shapes", "sizes=3"], "command line: sizes: unknown key; did you mean size?"),
     "wrong type": (["eval", "RUN", "kind=shapes", "size=few"], "size: expected an integer, got 'few'"),
-    "unknown kind": (["eval", "RUN", "kind=shape"], "kind: expected one of emoji, shapes"),
+    "unknown kind": (["eval", "RUN", "kind=shape"], "kind: expected one of drawings, shapes"),
     "unknown split": (["eval", "RUN", *SHAPES, "--split", "dev"], "split 'dev' is unknown"),
     "no images": (["eval", "RUN", *SHAPES, "--limit", "0"], "limit is 0"),
     "no such device": (["eval", "RUN", *SHAPES, "--device", "abacus"], "no device 'abacus'"),

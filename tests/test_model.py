@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.generation.generate import generate
-from dalle.kernels.attention import Kind
+from dalle.kernels.masks import Kind
 from dalle.models.dalle import DALLE, DALLEConfig, parameter_count
 from dalle.models.transformer import TransformerConfig
 

@@ -17,7 +17,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import NotFiniteError, read_tensors, write_tensors
 from dalle.generation.generate import generate
 from dalle.generation.sampling import sample
-from dalle.kernels import native
+from dalle.kernels import switches
 from dalle.models.dalle import DALLE
 from tiny_model import make_tiny_model
 
@@ -38,7 +38,7 @@ def test_rows_that_are_no_distribution_are_noted(options: dict[str, Any], plain:
     for logits, expected in cases:
         failed = torch.zeros((), dtype=torch.bool)
         if plain:
-            with native.plain():
+            with switches.forced(native="off"):
                 drawn = sample(logits, torch.rand(3), failed=failed, **options)
         else:
             with torch.no_grad():
@@ -59,7 +59,10 @@ def spoiled(kind: dict[str, Any], value: float) -> DALLE:
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_model_whose_logits_are_none_draws_nothing(options: dict[str, Any], value: float, plain: bool) -> None:
     model = spoiled({}, value).train()
-    with native.plain() if plain else torch.no_grad(), pytest.raises(ValueError, match="logits are nan or infinite"):
+    with (
+        switches.forced(native="off") if plain else torch.no_grad(),
+        pytest.raises(ValueError, match="logits are nan or infinite"),
+    ):
         generate(model, TEXT, SEEDS, **options)
     assert model.training
 

@@ -21,19 +21,18 @@ import yaml
 import dalle
 import sample
 from dalle.checkpoints import load
-from dalle.checkpoints.model_folder import folder_hash, part, read_config
+from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.training.finetune.init_from import with_initial
+from dalle.training.init_from import resolve_recipe, with_initial
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,
     ImageTokenizerRecipe,
     Recipe,
     TextTokenizerRecipe,
-    load_recipe,
     stage_schema,
 )
 
@@ -88,21 +87,21 @@ def parameters(recipe: Recipe) -> int:
 
 @pytest.mark.parametrize("path", RECIPES)
 def test_every_recipe_loads_and_builds(path: str) -> None:
-    recipe = load_recipe(ROOT / path)
+    recipe = resolve_recipe(ROOT / path)
     if isinstance(recipe, DALLERecipe) and recipe.model.transformer.depth > 16:  # see the next test
         recipe = replace(recipe, model=replace(recipe.model, transformer=replace(recipe.model.transformer, depth=1)))
     assert parameters(recipe) > 0 or isinstance(recipe, TextTokenizerRecipe)
 
 
 def test_the_papers_transformer_has_12_billion_parameters() -> None:
-    recipe = load_recipe(ROOT / "configs/paper/dalle-12b.yaml")
+    recipe = resolve_recipe(ROOT / "configs/paper/dalle-12b.yaml")
     assert isinstance(recipe, DALLERecipe)
     assert 12.0e9 < parameters(recipe) < 12.5e9
 
 
 def test_recipes_that_stand_on_each_other_agree() -> None:
     """A recipe names a shipped folder or the run folder of another recipe; vocabularies, grids and sizes must match."""
-    recipes = {path: load_recipe(ROOT / path) for path in RECIPES}
+    recipes = {path: resolve_recipe(ROOT / path) for path in RECIPES}
     made = {str(Path(path).parent): recipe for path, recipe in recipes.items() if path.startswith("tokenizers/")}
     for recipe in recipes.values():
         folder = recipe.dir if isinstance(recipe, TextTokenizerRecipe) else recipe.run.dir
@@ -132,7 +131,7 @@ def test_recipes_that_stand_on_each_other_agree() -> None:
 def test_every_run_has_a_folder_of_its_own() -> None:
     folders = []
     for path in RECIPES:
-        recipe = load_recipe(ROOT / path)
+        recipe = resolve_recipe(ROOT / path)
         folders.append(recipe.dir if isinstance(recipe, TextTokenizerRecipe) else recipe.run.dir)
     assert len(set(folders)) == len(folders)
     assert all(folder.parts[0] == "runs" and len(folder.parts) == 2 for folder in folders)
@@ -278,7 +277,7 @@ def test_what_ships_loads_and_stands_on_its_own_parts(folder: str) -> None:
     read(ROOT / folder)
     assert len(folder_hash(ROOT / folder)) == 64
     for name in config.get("parts") or {}:
-        assert part(ROOT / folder, name).is_dir()
+        assert ModelFolder(ROOT / folder).component(name).path.is_dir()
     card = ROOT / folder / "README.md"
     nested = any((parent / "config.yaml").is_file() for parent in (ROOT / folder).parents)
     assert card.is_file() or nested, f"{folder} has no card"

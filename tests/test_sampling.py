@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.generation.sampling import check, draw, guide, keep_top_k, keep_top_p, sample
+from dalle.generation.sampling import check, guide, sample
+from dalle.kernels.sample import draw, keep_top_k, keep_top_p
 
 
 def logits_of(rows: int = 40, vocabulary: int = 17, ties: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dalle.generation import cuda_graph
 from dalle.generation.generate import generate
-from dalle.kernels import native
+from dalle.kernels import switches
 from dalle.models.dalle import DALLE
 
 
@@ -98,7 +98,7 @@ def test_nothing_waits_for_the_device(
 ) -> None:
     """Traced as one graph: a number that Python had to know of the device would have cut it, which is an error."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    with native.plain():
+    with switches.forced(native="off"):
         drawn, plain = both(monkeypatch, tiny(kind), TEXT[:1], [[1, 2]], compiled=True, **options)
     assert torch.equal(drawn, plain) and recorded
 
@@ -106,7 +106,7 @@ def test_nothing_waits_for_the_device(
 @pytest.mark.slow
 def test_compiled_steps(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_REACH", 4)
-    with native.plain():
+    with switches.forced(native="off"):
         drawn, plain = both(monkeypatch, tiny(KINDS[4]), TEXT, SEEDS, compiled=True, guidance=2.0, batch_size=3)
     assert torch.equal(drawn, plain) and recorded
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.kernels.attention import mask
-from dalle.kernels.sparse import Sparse
-from dalle.kernels.sparse.pattern import Pattern
+from dalle.kernels.masks import mask
+from dalle.kernels.pattern import Pattern, Sparse
 from dalle.models.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=3, heads=2)

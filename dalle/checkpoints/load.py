@@ -13,14 +13,14 @@ from torch import nn
 
 from dalle import text_tokenizers
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.model_folder import WEIGHTS, part, read_config
+from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published import mindalle
 from dalle.checkpoints.published.clip import check_words, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, sized
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
-from dalle.checkpoints.tensors import bare, fill, open_tensors
+from dalle.checkpoints.tensors import bare, fill
 from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
@@ -29,6 +29,8 @@ from dalle.text_tokenizers import TextTokenizer
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Device = str | torch.device
+Source = str | Path | ModelFolder
+"""Local file or folder, hub id, or a folder of ours that is open already."""
 
 # stage in config.yaml -> what it is, and what loads it
 _STAGES = {
@@ -39,7 +41,7 @@ _STAGES = {
 }
 
 
-def load_text_tokenizer(source: str | Path, ends: bool = True) -> TextTokenizer:
+def load_text_tokenizer(source: Source, ends: bool = True) -> TextTokenizer:
     """Load a text tokenizer.
 
     Args:
@@ -49,15 +51,15 @@ def load_text_tokenizer(source: str | Path, ends: bool = True) -> TextTokenizer:
     Raises:
         ValueError: nothing is there, it is something else, or its files are broken.
     """
-    path = resolve(source)
-    if not is_ours(path):
-        return read_text_tokenizer(path, ends)
-    folder, _ = _open(path, "text_tokenizer")
-    return text_tokenizers.load(folder)
+    found = open_source(source)
+    if isinstance(found, Path):
+        return read_text_tokenizer(found, ends)
+    _check_stage(found, "text_tokenizer")
+    return text_tokenizers.load(found.path, found.config)
 
 
 def load_image_tokenizer(
-    source: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None, rows: int | None = None
+    source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None, rows: int | None = None
 ) -> ImageTokenizer:
     """Load an image tokenizer in evaluation mode.
 
@@ -70,17 +72,17 @@ def load_image_tokenizer(
     Raises:
         ValueError: nothing is there, it is something else, or its weights do not fit its config.
     """
-    path = resolve(source)
-    if not is_ours(path):
-        found = read_image_tokenizer(path)
+    folder = open_source(source)
+    if isinstance(folder, Path):
+        found = read_image_tokenizer(folder)
         return image_tokenizer_of(found if rows is None else sized(found, rows), str(source), device, dtype)
-    folder, content = _open(path, "image_tokenizer")
+    _check_stage(folder, "image_tokenizer")
     with bare():
-        module = build(from_dict(ImageTokenizerConfig, content["model"], _origin(folder)))
+        module = build(from_dict(ImageTokenizerConfig, folder.config["model"], folder.origin))
     return _fill(module, folder, device, dtype)
 
 
-def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | None = None, **given: Any) -> CLIP:
+def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None, **given: Any) -> CLIP:
     """Load a CLIP in evaluation mode, with the text tokenizer from its folder, so that it takes strings.
 
     Args:
@@ -92,10 +94,10 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
     Raises:
         ValueError: nothing is there, it is something else, or its weights do not fit its config.
     """
-    path = resolve(source)
-    if not is_ours(path):
-        found = read_clip(path, given)
-        words = clip_text_tokenizer(path)
+    folder = open_source(source)
+    if isinstance(folder, Path):
+        found = read_clip(folder, given)
+        words = clip_text_tokenizer(folder)
         check_words(found, words)
         with bare():
             foreign = CLIP(found.config)
@@ -105,16 +107,16 @@ def load_clip(source: str | Path, device: _Device = "cpu", dtype: torch.dtype | 
         return module
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
-    folder, content = _open(path, "clip")
+    _check_stage(folder, "clip")
     with bare():
-        module = CLIP(from_dict(CLIPConfig, content["model"], _origin(folder)))
+        module = CLIP(from_dict(CLIPConfig, folder.config["model"], folder.origin))
     _fill(module, folder, device, dtype)
-    module.tokenizer = load_text_tokenizer(part(folder, "text_tokenizer"))
+    module.tokenizer = load_text_tokenizer(folder.component("text_tokenizer"))
     return module
 
 
 def load_model(
-    source: str | Path,
+    source: Source,
     family: str | None = None,
     device: _Device = "cpu",
     dtype: torch.dtype | None = None,
@@ -132,14 +134,14 @@ def load_model(
     Raises:
         ValueError: nothing is there, it is something else, or its weights do not fit its config.
     """
-    path = resolve(source)
-    if family is not None or not is_ours(path):
-        return model_of(read_model(path, family, given).model, str(source), device, dtype)
+    folder = open_source(source, family)
+    if isinstance(folder, Path):
+        return model_of(read_model(folder, family, given).model, str(source), device, dtype)
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
-    folder, content = _open(path, "dalle")
+    _check_stage(folder, "dalle")
     with bare():
-        module = DALLE(from_dict(DALLEConfig, content["model"], _origin(folder)))
+        module = DALLE(from_dict(DALLEConfig, folder.config["model"], folder.origin))
     _fill(module, folder, device, dtype).recognise()
     return module
 
@@ -166,26 +168,34 @@ def is_ours(path: Path) -> bool:
     return (path / "config.yaml").is_file() and not mindalle.is_there(path)
 
 
-def _open(source: Path, stage: str) -> tuple[Path, dict[str, Any]]:
-    """A folder and its config.yaml, which must say that it is of this stage."""
-    content = read_config(source)
-    found = content.get("stage")
+def open_source(source: Source, family: str | None = None) -> ModelFolder | Path:
+    """What a source names: a folder of ours, opened; or the path of published files (always with a `family`).
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    if isinstance(source, ModelFolder):
+        return source
+    path = resolve(source)
+    return ModelFolder(path) if family is None and is_ours(path) else path
+
+
+def _check_stage(folder: ModelFolder, stage: str) -> None:
+    """Refuse a folder whose config.yaml does not say that it is of this stage."""
+    found = folder.config.get("stage")
     wanted, _ = _STAGES[stage]
     if found in _STAGES and found != stage:
         what, loader = _STAGES[found]
-        raise ValueError(f"{source} holds {what}, expected {wanted}: load it with {loader}, or give another folder")
+        raise ValueError(
+            f"{folder.path} holds {what}, expected {wanted}: load it with {loader}, or give another folder"
+        )
     if found != stage:
         raise ValueError(
-            f"{_origin(source)} says stage: {found!r}, expected {stage!r}: give the folder of {wanted} made by train.py"
+            f"{folder.origin} says stage: {found!r}, expected {stage!r}: give the folder of {wanted} made by train.py"
         )
-    if not isinstance(content.get("model"), dict):
-        raise ValueError(f"{_origin(source)} has no `model:` part: expected the architecture of {wanted} there")
-    return source, content
+    if not isinstance(folder.config.get("model"), dict):
+        raise ValueError(f"{folder.origin} has no `model:` part: expected the architecture of {wanted} there")
 
 
-def _origin(folder: Path) -> str:
-    return str(folder / "config.yaml")
-
-
-def _fill(module: _Module, folder: Path, device: _Device, dtype: torch.dtype | None) -> _Module:
-    return fill(module, open_tensors(folder / WEIGHTS), str(folder / WEIGHTS), device, dtype)
+def _fill(module: _Module, folder: ModelFolder, device: _Device, dtype: torch.dtype | None) -> _Module:
+    return fill(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)

@@ -10,10 +10,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dalle.checkpoints.tensors import NotFiniteError, Storage, Tensors, open_tensors, write_tensors
+from torch import Tensor
+
+from dalle.checkpoints.tensors import Lazy, NotFiniteError, Storage, Tensors, open_tensors, write_tensors
 from dalle.config import read_yaml, to_yaml
 from dalle.files import atomic_folder
 
@@ -84,45 +87,81 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_yaml(Path(folder) / "config.yaml")
 
 
-def part(folder: Path, name: str) -> Path:
-    """The folder of a part, its contents checked against the hash in config.yaml.
+class ModelFolder:
+    """A folder of weights that is opened once: its config.yaml is read, and its weights are hashed, at most once.
 
-    Raises:
-        ValueError: there is no such part, or it is not the one that these weights were trained with.
+    Attributes:
+        path: where it is.
     """
-    parts = read_config(folder).get("parts") or {}
-    if name not in parts:
-        raise ValueError(f"{folder} has no part {name}: its config.yaml names {', '.join(parts) or 'none'}")
-    recorded = parts[name]
-    if not isinstance(recorded, dict) or not {"path", "sha256"} <= set(recorded):
-        raise ValueError(f"{folder / 'config.yaml'}: parts.{name} needs a path and a sha256, as export writes them")
-    path = Path(folder) / recorded["path"]
-    found = folder_hash(path)
-    if found != recorded["sha256"]:
-        raise ValueError(
-            f"{path} is not the {name} that {folder} was made with: its sha256 is {found}, expected "
-            f"{recorded['sha256']}"
-        )
-    return path
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def origin(self) -> str:
+        """What errors call its config.yaml."""
+        return str(self.path / "config.yaml")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What its config.yaml says.
+
+        Raises:
+            ValueError: there is none, or it is not YAML.
+        """
+        return read_config(self.path)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of what it computes: its weights and, of config.yaml, `stage`, `model` and `parts`.
+
+        Cards and recipes may change without changing it.
+        """
+        digest = hashlib.sha256()
+        for name in HASHED:
+            file = self.path / name
+            if file.is_file():
+                digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+                with file.open("rb") as handle:
+                    while block := handle.read(1 << 20):
+                        digest.update(block)
+        kept = {key: self.config.get(key) for key in ("stage", "model", "parts")}
+        digest.update(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode())
+        return digest.hexdigest()
+
+    @property
+    def components(self) -> list[str]:
+        """Names of the tokenizers and of the CLIP that lie in it."""
+        return list(self.config.get("parts") or {})
+
+    def component(self, name: str) -> ModelFolder:
+        """The folder of a component, its contents checked against the hash in config.yaml.
+
+        Raises:
+            ValueError: there is no such component, or it is not the one that these weights were trained with.
+        """
+        parts = self.config.get("parts") or {}
+        if name not in parts:
+            raise ValueError(f"{self.path} has no part {name}: its config.yaml names {', '.join(parts) or 'none'}")
+        recorded = parts[name]
+        if not isinstance(recorded, dict) or not {"path", "sha256"} <= set(recorded):
+            raise ValueError(f"{self.origin}: parts.{name} needs a path and a sha256, as export writes them")
+        found = ModelFolder(self.path / recorded["path"])
+        if found.sha256 != recorded["sha256"]:
+            raise ValueError(
+                f"{found.path} is not the {name} that {self.path} was made with: its sha256 is {found.sha256}, "
+                f"expected {recorded['sha256']}"
+            )
+        return found
+
+    def tensors(self) -> dict[str, Tensor | Lazy]:
+        """Its weights by name, which are read when they are called for."""
+        return open_tensors(self.path / WEIGHTS)
 
 
 def folder_hash(folder: Path) -> str:
-    """sha256 of what a folder computes: its weights and, of config.yaml, `stage`, `model` and `parts`.
-
-    Cards and recipes may change without changing it.
-    """
-    digest = hashlib.sha256()
-    for name in HASHED:
-        file = Path(folder) / name
-        if file.is_file():
-            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as handle:
-                while block := handle.read(1 << 20):
-                    digest.update(block)
-    config = read_config(folder)
-    kept = {key: config.get(key) for key in ("stage", "model", "parts")}
-    digest.update(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode())
-    return digest.hexdigest()
+    """`ModelFolder.sha256` of a folder."""
+    return ModelFolder(Path(folder)).sha256
 
 
 def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None = None) -> None:

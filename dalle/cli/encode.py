@@ -37,9 +37,10 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints.load import load_image_tokenizer
     from dalle.data.token_shards.dataset import TokensData
     from dalle.data.token_shards.encode import EncodeOptions, Encoding
-    from dalle.training.recipe import DALLERecipe, load_recipe
+    from dalle.training.init_from import resolve_recipe
+    from dalle.training.recipe import DALLERecipe
 
-    recipe = load_recipe(args.config, args.overrides)
+    recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
     if isinstance(recipe.data, TokensData):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dalle.cli.parser import parse_size
 
 if TYPE_CHECKING:
-    from dalle.training.planning.find_batch import Trial
+    from dalle.training.find_batch import Trial
 
 
 def add(commands: Any) -> None:
@@ -28,11 +28,12 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.training.planning.find_batch import find_batch
-    from dalle.training.recipe import TextTokenizerRecipe, load_recipe
+    from dalle.training.find_batch import find_batch
+    from dalle.training.init_from import resolve_recipe
+    from dalle.training.recipe import TextTokenizerRecipe
 
     limit = None if args.memory is None else int(parse_size(args.memory, "B", "memory"))
-    recipe = load_recipe(args.config, args.overrides)
+    recipe = resolve_recipe(args.config, args.overrides)
     if isinstance(recipe, TextTokenizerRecipe):
         raise ValueError(f"{args.config} is of stage text_tokenizer, which is trained without batches")
     found = find_batch(recipe, limit, args.processes, _tell)

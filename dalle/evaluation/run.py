@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from dalle.checkpoints import model_folder
+from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import is_ours, load_clip, load_image_tokenizer
-from dalle.checkpoints.parts import load_parts
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0, is_installed, load_efficientnet_lite0
 from dalle.checkpoints.published.summary import stage_of
 from dalle.data import EncodedConfig, open_data, splits_of
@@ -97,7 +97,7 @@ def _measuring(
         assert words is not None
         return clip.config.image_size, lambda batches: dict(clip_figures(clip, words, batches))
     if stage == "dalle":
-        parts = load_parts(path, device)
+        parts = load_components(path, device)
         return parts.image_tokenizer.image_size, lambda batches: caption_metrics(
             parts.model, parts.text_tokenizer, parts.image_tokenizer, batches, batch_size
         )
@@ -116,7 +116,7 @@ def check_stage(source: str | Path, wanted: str) -> None:
 
 
 def _stage(path: Path) -> object:
-    return model_folder.read_config(path).get("stage") if is_ours(path) else stage_of(path)
+    return ModelFolder(path).config.get("stage") if is_ours(path) else stage_of(path)
 
 
 def frozen_features(device: str | torch.device) -> EfficientNetLite0 | None:
@@ -131,4 +131,4 @@ def _check_tokens(data: TokensData, folder: Path, stage: object, source: str | P
     """Refuse token shards for what looks at images, and for a model with another image tokenizer."""
     if stage != "dalle":
         raise ValueError(f"{data.path} holds codes and no pictures, and {source} is no DALL-E: give it pictures")
-    data.check_tokenizer(model_folder.folder_hash(model_folder.part(folder, "image_tokenizer")), f"that of {source}")
+    data.check_tokenizer(ModelFolder(folder).component("image_tokenizer").sha256, f"that of {source}")

@@ -7,13 +7,14 @@ to step must be in tensors: the place of the token, the codes drawn so far. No s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dalle.kernels.attention import KVCache, Mask, Place
+from dalle.kernels.kv_cache import KVCache, Place
+from dalle.kernels.masks import Mask
+from dalle.kernels.switches import switch
 from dalle.models.dalle import DALLE
 
 Choose = Callable[[Tensor, Tensor], Tensor]
@@ -68,7 +69,7 @@ class StaticCache(KVCache):
         for held in (self.keys, self.values, self.inputs):  # what is masked is multiplied by 0: it must be a number
             held.narrow(-2, begun.position, held.shape[-2] - begun.position).zero_()
         self.padding = None if begun.padding is None else begun.padding.clone()
-        self.position, self.steps = 0, {}  # compiled code for the CPU asks for a place in Python
+        self.position = 0  # native code for CPUs, which wants the position in Python, declines
         self.index = torch.full((1,), begun.position, device=self.keys.device)
         self.reach = self.keys.shape[3]
 
@@ -226,8 +227,8 @@ class RecordedDrawing:
 
 
 def recorded_drawing(model: DALLE, choose: Choose, compiled: bool) -> RecordedDrawing | None:
-    """How to draw on a GPU; None elsewhere, and where `DALLE_GRAPH=off`."""
-    if model.image_head.weight.device.type != "cuda" or os.environ.get("DALLE_GRAPH", "on") == "off":
+    """How to draw on a GPU; None elsewhere, and where DALLE_KERNELS=graphs=off."""
+    if model.image_head.weight.device.type != "cuda" or switch("graphs") == "off":
         return None
     return RecordedDrawing(model, choose, compiled, cuda_graphs())
 

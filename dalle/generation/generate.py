@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dalle.generation import cuda_graph
 from dalle.generation.batching import shares
+from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.jacobi import draw_ahead
 from dalle.generation.sampling import check, guide, sample
-from dalle.kernels.attention import KVCache
+from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import packed
 from dalle.models.dalle import DALLE
 
@@ -99,6 +100,7 @@ def generate(
     failed = torch.zeros((), dtype=torch.bool, device=device)
     options = _Options(temperature, top_k, top_p, guidance, until, window, failed)
     steps = cuda_graph.recorded_drawing(model, options.choose, compiled)
+    blocks = FusedBlocks(model.transformer) if device.type == "cpu" else None
     batch_size, pack = shares(model, len(prompts), lead, options.guided(lead), batch_size, max_memory, window)
     rows = batch_size * window * (2 if options.guided(lead) else 1)
     done, total = 0, len(prompts) * (height * width - lead)
@@ -118,7 +120,7 @@ def generate(
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
                 codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
-                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step, steps)
+                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, step, steps, blocks)
                 options.check()
                 batches.append(codes)
     finally:
@@ -176,6 +178,7 @@ def _draw(
     options: _Options,
     step: Callable[[int], None],
     steps: cuda_graph.RecordedDrawing | None,
+    blocks: FusedBlocks | None,
 ) -> None:
     """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
     guided, length = options.guided(lead), codes.shape[1]
@@ -187,10 +190,10 @@ def _draw(
 
     def run(ids: Tensor, start: int) -> Tensor:
         cache.position = model.config.prefix_length + start
-        return model.extend_each(both(ids), cache)
+        return model.extend_each(both(ids), cache, blocks)
 
     if 0 < lead < length:
-        logits = model.extend(both(codes[:, :lead]), cache)[:, None]
+        logits = model.extend(both(codes[:, :lead]), cache, blocks)[:, None]
     change = min(max(lead, options.guidance_until), length) if guided else lead
     for begin, end in ((lead, change), (change, length)):  # with guidance, without it
         if begin == end:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
-from dalle.kernels.conv import Conv3x3
-from dalle.kernels.native.winograd import prepared
+from dalle.kernels.conv import Conv3x3, image_layout
 
 EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is finite (appendix A.3)
 
@@ -144,7 +143,7 @@ class Encoder(nn.Module):
         self.output = _conv(config.widths[-1], config.codebook_size, 1)
 
     def forward(self, mapped: Tensor) -> Tensor:
-        x = self.input(prepared(mapped.to(self.input.weight.dtype)))
+        x = self.input(image_layout(mapped.to(self.input.weight.dtype)))
         for index, group in enumerate(self.groups):
             x = group(F.max_pool2d(x, 2) if index else x)
         with torch.autocast(x.device.type, enabled=False):
@@ -173,7 +172,7 @@ class Decoder(nn.Module):
 
     def from_vectors(self, vectors: Tensor) -> Tensor:
         """The rest of it, from vectors [B, C, h, w]."""
-        x = prepared(vectors.to(self.output.weight.dtype))
+        x = image_layout(vectors.to(self.output.weight.dtype))
         for index, group in enumerate(self.groups):
             x = group(F.interpolate(x, scale_factor=2.0, mode="nearest") if index else x)
         return self.output(F.relu(x)).float()

@@ -11,7 +11,6 @@ import math
 from dataclasses import field
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -21,9 +20,8 @@ from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
 from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfig
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
-from dalle.kernels.conv import Conv3x3
-from dalle.kernels.native.group_norm import group_norm
-from dalle.kernels.native.winograd import prepared
+from dalle.kernels.conv import Conv3x3, image_layout
+from dalle.kernels.group_norm import group_norm
 
 
 @config
@@ -166,7 +164,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(prepared(F.pixel_unshuffle(images, self.patch)))
+        x = self.conv_in(image_layout(F.pixel_unshuffle(images, self.patch)))
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_out(self.mid(x), swish=True))
@@ -195,7 +193,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv3x3(widths[0], 3 * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(prepared(latents)))
+        x = self.mid(self.conv_in(image_layout(latents)))
         for level in reversed(self.up):
             x = level(x)
         return F.pixel_shuffle(self.conv_out(self.norm_out(x, swish=True)), self.patch)
@@ -292,12 +290,4 @@ class Norm(nn.GroupNorm):
         super().__init__(math.gcd(32, width), width, eps=1e-6)
 
     def forward(self, x: Tensor, swish: bool = False) -> Tensor:
-        fast = group_norm(x, self.weight, self.bias, self.num_groups, self.eps, swish)
-        if fast is not None:
-            return fast
-        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-            # torch's own kernel for channels_last is many times slower on the CPU than the other one and two copies.
-            x = super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
-        else:
-            x = super().forward(x)
-        return F.silu(x) if swish else x
+        return group_norm(x, self.weight, self.bias, self.num_groups, self.eps, swish)

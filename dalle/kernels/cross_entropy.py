@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from dalle.kernels import matmul
+from dalle.kernels.dispatch import accelerated
 from dalle.kernels.ids import check_ids
 from dalle.kernels.linear import Linear
-from dalle.kernels.native.cross_entropy import entropy_slopes
 
 # Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
 _AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
@@ -229,11 +229,11 @@ def _slopes(
     1/M, and a loss scale, come last: in float16 a small share of a small probability would be 0.
     """
     found = (logits.argmax(-1) == ids).sum() if hits else 0
-    fast = entropy_slopes(logits, ids, z_weight, bias_gradient)
+    fast = cross_entropy_slopes(logits, ids, z_weight, bias_gradient)
     if fast is not None:
         nats, log_z = fast
         return torch.stack((nats.sum(), log_z.square().sum())), found, logits
-    dtype, ids, logits = logits.dtype, ids[:, None], logits.float()
+    dtype, ids, logits = logits.dtype, ids[:, None], logits.float()  # of 16 bits, the memory is given back here
     right = logits.gather(1, ids)
     log_z = logits.logsumexp(-1, keepdim=True)
     sums = torch.stack(((log_z - right).sum(), log_z.square().sum()))
@@ -244,3 +244,24 @@ def _slopes(
     if bias_gradient is not None:
         bias_gradient += slope.sum(0)
     return sums, found, slope.to(dtype)
+
+
+@accelerated
+def cross_entropy_slopes(
+    logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Put the gradient of the summed cross-entropy + z_weight log² Z in the place of logits, in one pass.
+
+    PyTorch has no such function; what it does instead stands in `_slopes`, which must not hold the logits twice.
+
+    Args:
+        logits: [M, V]; overwritten.
+        ids: int64 [M], the right answers, each at least 0 and below V.
+        z_weight: weight of log² Z.
+        bias_gradient: float32 [V], to which the gradient's sum over rows is added before it is rounded; None: nobody
+            wants it.
+
+    Returns:
+        Cross-entropy and log Z of each row, float32 [M] each; None if nothing was done.
+    """
+    return None

@@ -11,10 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dalle.kernels import matmul, native
+from dalle.kernels import matmul
+from dalle.kernels.dispatch import accelerated
+from dalle.kernels.switches import differentiable, switch
 
 # Rows from which weights in oneDNN's own layout are faster than as they are (docs/log.md).
 _PACK_FROM = {torch.float32: 17, torch.bfloat16: 17}
+
+
+@accelerated
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """`x @ (scale * weight).T + bias`.
+
+    Args:
+        x: [..., K].
+        weight: [N, K], of x's dtype or int8.
+        bias: [N].
+        scale: [N] float32, the factors of int8 rows.
+
+    Returns:
+        [..., N] in x's dtype.
+    """
+    return F.linear(x, weight if scale is None else (weight * scale[:, None]).to(x.dtype), bias)
 
 
 class Linear(nn.Linear):
@@ -30,7 +48,7 @@ class Linear(nn.Linear):
             and rows >= _PACK_FROM.get(weight.dtype, rows + 1)
             and torch.backends.mkldnn.is_available()
             and (weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-            and native.enabled()
+            and switch("native") == "on"
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
         )
@@ -52,8 +70,7 @@ class Linear(nn.Linear):
         if kind is not None:
             made: Tensor = _Trained.apply(x.to(kind), self.weight, self.bias)
             return made
-        fast = native.linear(x, self.weight, self.bias)
-        return F.linear(x, self.weight, self.bias) if fast is None else fast
+        return linear(x, self.weight, self.bias)
 
     def _trained_in(self, x: Tensor) -> torch.dtype | None:
         """The type of the products of a training pass on a CPU, where rows are enough for another way than torch's."""
@@ -67,14 +84,14 @@ class Linear(nn.Linear):
             and weight.requires_grad
             and weight.dtype == torch.float32
             and x.shape[-1] == self.in_features
-            and all(native.trainable(t) for t in (x, weight))
+            and all(differentiable(t) for t in (x, weight))
             and matmul.usable(x.numel() // self.in_features, self.in_features, kind)
         )
         return kind if wanted else None
 
 
 class _Trained(torch.autograd.Function):
-    """What torch makes of a linear map, or autocast in bfloat16, by `cpu.products`."""
+    """What torch makes of a linear map, or autocast in bfloat16, by `dalle.kernels.matmul`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -115,10 +132,7 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        fast = native.linear(x, self.weight, self.bias, self.scale)
-        if fast is not None:
-            return fast
-        return F.linear(x, (self.weight * self.scale[:, None]).to(x.dtype), self.bias)
+        return linear(x, self.weight, self.bias, self.scale)
 
 
 def quantize(module: nn.Module) -> None:

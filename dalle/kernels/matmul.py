@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.kernels import native
+from dalle.kernels.switches import differentiable
 
 FROM = 512  # rows
 
@@ -39,7 +39,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     count, width = weight.shape
     # In bfloat16 packing takes more than it gains where a matrix has more inputs than outputs
     few = x.dtype == torch.bfloat16 and width > count
-    if few or not (native.trainable(x) and usable(len(x), width, x.dtype)):
+    if few or not (differentiable(x) and usable(len(x), width, x.dtype)):
         return F.linear(x, weight, bias)
     y = F.conv2d(_picture(x), weight.view(count, width, 1, 1), bias)
     return y.permute(0, 2, 3, 1).reshape(-1, count)
@@ -48,7 +48,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def backward(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`gradient @ weight`, the gradient of x [M, K], of gradient [M, N] and weight [N, K]; knows no gradient itself."""
     count, width = weight.shape
-    if not (native.trainable(gradient) and usable(len(gradient), width, gradient.dtype)):
+    if not (differentiable(gradient) and usable(len(gradient), width, gradient.dtype)):
         return gradient @ weight
     pictures = _picture(gradient), _picture(x), weight.view(count, width, 1, 1)
     options = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])

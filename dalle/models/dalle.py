@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.kernels.attention import Kind, KVCache, Mask, Place, TokenShift, mask, rope_table
+from dalle.kernels.attention import rope_table
+from dalle.kernels.block_weights import Rope
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
+from dalle.kernels.kv_cache import KVCache, Place, TokenShift
 from dalle.kernels.linear import Linear
-from dalle.kernels.sparse import LayerMask, Listed, Sparse
-from dalle.kernels.sparse.pattern import Pattern
-from dalle.models.transformer import Rope, Transformer, TransformerConfig, norm
+from dalle.kernels.masks import Kind, Mask, mask
+from dalle.kernels.pattern import LayerMask, Listed, Pattern, Sparse
+from dalle.models.transformer import Blocks, Transformer, TransformerConfig, norm
 
 
 @config
@@ -313,26 +315,28 @@ class DALLE(nn.Module):
         length = self.config.prefix_length + self.config.image_length - 1
         return self.transformer.new_cache(batch, length, shifted=self.shift is not None)
 
-    def extend(self, image_ids: Tensor, cache: KVCache) -> Tensor:
+    def extend(self, image_ids: Tensor, cache: KVCache, blocks: Blocks | None = None) -> Tensor:
         """Add image tokens to what the cache holds.
 
         Args:
             image_ids: int [B, n], the n >= 1 image tokens that come next.
             cache: holds the text and the image tokens before them; these are added.
+            blocks: what runs the transformer's blocks, as in `Transformer.forward`.
 
         Returns:
             Logits of the image token after the last, [B, V].
         """
-        return self.image_head(self._extended(image_ids, cache)[:, -1])
+        return self.image_head(self._extended(image_ids, cache, blocks)[:, -1])
 
-    def extend_each(self, image_ids: Tensor, cache: KVCache) -> Tensor:
+    def extend_each(self, image_ids: Tensor, cache: KVCache, blocks: Blocks | None = None) -> Tensor:
         """As `extend`, with the logits that follow each of the new tokens, [B, n, V]."""
-        return self.image_head(self._extended(image_ids, cache))
+        return self.image_head(self._extended(image_ids, cache, blocks))
 
-    def _extended(self, image_ids: Tensor, cache: KVCache) -> Tensor:
+    def _extended(self, image_ids: Tensor, cache: KVCache, blocks: Blocks | None) -> Tensor:
         """Final states [B, n, C] of image tokens that are added to the cache."""
         check_ids(image_ids, self.config.image_vocab, "image codes")
-        return self._run(self._embed_image(image_ids, cache.place(image_ids.shape[1])), cache, cache.padding)
+        x = self._embed_image(image_ids, cache.place(image_ids.shape[1]))
+        return self._run(x, cache, cache.padding, blocks)
 
     def _prefix(self, text: Tensor) -> Tensor:
         """What stands ahead of the image: words [B, P] in which each position has its own padding, or features."""
@@ -378,7 +382,7 @@ class DALLE(nn.Module):
             return x + place.rows(self.cell_position, self.config.prefix_length)
         return x
 
-    def _run(self, x: Tensor, cache: KVCache | None, padding: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, cache: KVCache | None, padding: Tensor | None, blocks: Blocks | None = None) -> Tensor:
         """The transformer over embedded tokens that follow those in the cache."""
         place = Place(0, x.shape[1]) if cache is None else cache.place(x.shape[1])
         rope: Rope | None = None
@@ -386,7 +390,7 @@ class DALLE(nn.Module):
             rope = place.rows(self.get_buffer("rope_cos")), place.rows(self.get_buffer("rope_sin"))
         x = F.dropout(x, self.config.transformer.dropout, self.training)
         masks = self._masks(place, padding)
-        return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache))
+        return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache, blocks=blocks))
 
     def _masks(self, place: Place, padding: Tensor | None) -> list[LayerMask]:
         """For each layer, which of the tokens up to them those in this place may look at."""

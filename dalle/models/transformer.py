@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dalle.config import config
-from dalle.kernels import native
-from dalle.kernels.attention import KVCache, TokenShift, rotate
+from dalle.kernels.attention import rotate
+from dalle.kernels.block_weights import Rope
+from dalle.kernels.decode_attention import decode_attention
+from dalle.kernels.kv_cache import KVCache, TokenShift
 from dalle.kernels.linear import Linear
-from dalle.kernels.native import decode_step
-from dalle.kernels.sparse import LayerMask, attend, attend_packed
+from dalle.kernels.pattern import LayerMask
+from dalle.kernels.sparse import attend, attend_packed
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
@@ -78,9 +80,6 @@ class TransformerConfig:
         return self.width // self.heads if self.head_channels is None else self.head_channels
 
 
-Rope = tuple[Tensor, Tensor]
-
-
 class Context(NamedTuple):
     """What the tokens of one pass stand in, the same for all layers."""
 
@@ -90,6 +89,10 @@ class Context(NamedTuple):
     """Where part of their channels comes from."""
     cache: KVCache | None = None
     """What went before."""
+
+
+Blocks = Callable[[Tensor, Sequence[LayerMask], Context], Tensor]
+"""Runs all blocks over [B, T, C], given a mask for each."""
 
 
 def norm(config: TransformerConfig) -> nn.Module:
@@ -114,27 +117,22 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         qkv = self.qkv(x)
         dropped = self.attention_dropout if self.training else 0.0
-        cache = None if dropped else context.cache
-        if cache is not None and cache.position and mask is not None and native.usable(x):
-            mixed = decode_step.attend(self, qkv, mask, context.rope, cache, layer)
-            if mixed is not None:
-                return _drop(self.out(mixed), self.dropout, self.training)
-        # Plain views, here and below: at one token a step, einops' own work would be a tenth of the time
-        packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
-        if self.q_norm is None and context.rope is None and context.cache is None:
-            mixed = attend_packed(packed, mask, dropped).transpose(1, 2).flatten(2)  # [B, T, H D]
-            return _drop(self.out(mixed), self.dropout, self.training)
-        q, k, v = packed
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if context.rope is not None:
-            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
-            if self.rotate_values:
-                v = rotate(v, *context.rope)
         if context.cache is not None:
-            k, v = context.cache.append(layer, k, v)
-        mixed = attend(q, k, v, mask, dropped).transpose(1, 2).flatten(2)  # [B, T, H D]
-        return _drop(self.out(mixed), self.dropout, self.training)
+            norms = self.q_norm, self.k_norm
+            mixed = decode_attention(qkv, mask, context.cache, layer, *norms, context.rope, self.rotate_values, dropped)
+            return _drop(self.out(mixed), self.dropout, self.training)
+        packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
+        if self.q_norm is None and context.rope is None:
+            mixed = attend_packed(packed, mask, dropped)  # [B, H, T, D]
+        else:
+            q, k, v = packed
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = self.q_norm(q), self.k_norm(k)
+            if context.rope is not None:
+                q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+                v = rotate(v, *context.rope) if self.rotate_values else v
+            mixed = attend(q, k, v, mask, dropped)
+        return _drop(self.out(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -285,6 +283,7 @@ class Transformer(nn.Module):
         rope: Rope | None = None,
         shift: TokenShift | None = None,
         cache: KVCache | None = None,
+        blocks: Blocks | None = None,
     ) -> Tensor:
         """Run all blocks.
 
@@ -295,6 +294,7 @@ class Transformer(nn.Module):
             rope: cosines and sines, each [T, head width / 2], of the positions of x.
             shift: takes part of the channels from earlier tokens, ahead of each branch.
             cache: what went before x; x's keys and values are added to it.
+            blocks: what runs the blocks; None: `run_blocks`, one after the other.
 
         Returns:
             [B, T, C].
@@ -308,15 +308,14 @@ class Transformer(nn.Module):
         length = x.shape[1]
         if cache is not None:
             cache.place(length)  # or it is an error, before anything is written
-        stepped = self._step(x, masks, context)
-        x = self._through(x, masks, context) if stepped is None else stepped
+        x = (blocks or self.run_blocks)(x, masks, context)
         if cache is not None:
             cache.advance(length)
         if self.config.divide_by_max:
             x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
 
-    def _through(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor:
+    def run_blocks(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor:
         """The blocks one after the other."""
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         if self.config.reversible:
@@ -327,13 +326,3 @@ class Transformer(nn.Module):
             else:
                 x = block(x, mask, context, layer)
         return x.mean(0) if self.config.reversible else x
-
-    def _step(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor | None:
-        """The blocks over few tokens a row in one call, where there is such a way."""
-        cache = context.cache
-        if cache is None or not cache.position or None in masks or context.shift is not None or not native.usable(x):
-            return None
-        if self.training and (self.config.dropout or self.config.attention_dropout):
-            return None
-        prepared = decode_step.prepare(self, x, cache)
-        return None if prepared is None else prepared.run(x, masks, context.rope, cache)

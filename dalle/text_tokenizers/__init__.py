@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dalle.config import from_dict, read_yaml
 from dalle.text_tokenizers import char_bpe, clip_bpe, yttm
@@ -31,17 +33,22 @@ __all__ = [
 ]
 
 
-def load(folder: Path) -> TextTokenizer:
+def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer:
     """The text tokenizer in a folder that `TextTokenizer.save` wrote.
+
+    Args:
+        folder: the folder.
+        config: what its config.yaml says, where that has been read.
 
     Raises:
         ValueError: a file is missing, broken, or belongs to another tokenizer.
     """
     recipe = folder / "config.yaml"
-    model = read_yaml(recipe).get("model") or {}
+    config = read_yaml(recipe) if config is None else config
+    model = config.get("model") or {}
     kind = model.get("kind") if isinstance(model, dict) else None
     if kind is None:
-        return SentencePieceTokenizer.load(folder)
+        return SentencePieceTokenizer.load(folder, config)
 
     def content(name: str) -> bytes:
         if not (folder / name).is_file():

@@ -17,7 +17,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sentencepiece
 
@@ -112,8 +112,8 @@ class SentencePieceTokenizer(TextTokenizer):
         return {MODEL_FILE: self._model}
 
     @classmethod
-    def load(cls, folder: str | Path) -> SentencePieceTokenizer:
-        """Read what `save` wrote: `bpe.model`, and the `model:` part of `config.yaml`.
+    def load(cls, folder: str | Path, config: Mapping[str, Any] | None = None) -> SentencePieceTokenizer:
+        """Read what `save` wrote: `bpe.model`, and the `model:` part of `config.yaml` (`config`, if that is read).
 
         Raises:
             ValueError: A file is missing, broken, or belongs to another tokenizer.
@@ -123,7 +123,8 @@ class SentencePieceTokenizer(TextTokenizer):
         if not file.is_file():
             raise ValueError(f"no {MODEL_FILE} in {folder}: expected the folder of a trained text tokenizer")
         recipe = folder / "config.yaml"
-        settings = from_dict(TextTokenizerConfig, read_yaml(recipe).get("model") or {}, str(recipe))
+        config = read_yaml(recipe) if config is None else config
+        settings = from_dict(TextTokenizerConfig, config.get("model") or {}, str(recipe))
         try:
             return cls(settings, file.read_bytes())
         except ValueError as error:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,8 +19,7 @@ from dalle.models.dalle import DALLEConfig
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.checkpoint.best import check_figure
 from dalle.training.distributed.powersgd import PowerSGDConfig
-from dalle.training.finetune.init_from import with_initial
-from dalle.training.finetune.lora import LoRAConfig
+from dalle.training.lora import LoRAConfig
 from dalle.training.losses.adversarial import AdversarialConfig
 from dalle.training.losses.perceptual import NonePerceptual, PerceptualConfig
 from dalle.training.optim import OptimConfig, Ramp
@@ -243,16 +242,24 @@ STAGES: dict[str, type] = {
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate the recipe in `path`, with `key.path=value` overrides on top.
+    """Read and validate the recipe in `path`, with `key.path=value` overrides on top. Opens no weights.
 
     Raises:
         ConfigError: every mistake of the file and of the overrides, one a line, each with its full path.
     """
-    data = with_initial(apply_overrides(read_yaml(path), overrides))
+    return parse_recipe(apply_overrides(read_yaml(path), overrides), str(path))
+
+
+def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
+    """A recipe of plain data; `source` is what errors call it.
+
+    Raises:
+        ConfigError: every mistake, as in `load_recipe`.
+    """
     run = data.get("run")
     if isinstance(run, dict) and run.get("tokens") is not None:
         run.setdefault("updates", 0)
-    recipe: Recipe = from_dict(stage_schema(data, str(path)), data, str(path))
+    recipe: Recipe = from_dict(stage_schema(data, source), data, source)
     return recipe if isinstance(recipe, TextTokenizerRecipe) else _in_updates(recipe)
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from dalle.kernels import native
+from dalle.kernels.switches import forced
 from dalle.training.distributed.fsdp import is_sharded, let_go, local, unscale
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.optim import WeightAverage, clipped_step, gradient_norm, learning_rate, update_ratio
@@ -133,7 +133,7 @@ def evaluated(model: nn.Module, average: WeightAverage | None) -> Iterator[nn.Mo
     model.eval()
     try:
         # Batches and caches of a validation would all be compiled anew
-        with torch.compiler.set_stance("force_eager"), native.plain() if sharded else nullcontext():
+        with torch.compiler.set_stance("force_eager"), forced(native="off") if sharded else nullcontext():
             yield model
     finally:
         let_go(model)

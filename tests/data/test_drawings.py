@@ -176,7 +176,7 @@ KNOWN = [
     "दाँत दिखाता चेहरा, ट्वेमोजी शैली",
     "a woman mechanic in the twemoji style on a gray background",
     "साढ़े बारह, घड़ी, 12:30",
-    "a microphone, solid style on an orange background",
+    "a microphone, solid style on a red background",
 ]
 
 

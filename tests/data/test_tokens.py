@@ -96,7 +96,7 @@ def rows_of(folder: Path, split: str = "train") -> list[dict]:
     return [row for file in sorted(folder.glob(f"{split}-*.parquet")) for row in parquet.read_table(file).to_pylist()]
 
 
-@pytest.mark.parametrize("kind", ["pairs", "emoji", "shapes"])
+@pytest.mark.parametrize("kind", ["pairs", "drawings", "shapes"])
 def test_rows_are_the_pictures_of_their_split(
     kind: str, pictures: Path, tokenizer: ImageTokenizer, tmp_path: Path
 ) -> None:

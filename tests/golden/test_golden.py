@@ -21,8 +21,8 @@ from dalle.__main__ import COMMANDS, main
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
-from dalle.kernels import native
-from dalle.training.recipe import load_recipe
+from dalle.kernels import switches
+from dalle.training.init_from import resolve_recipe
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text
 
@@ -42,6 +42,12 @@ RECIPES = [path for path in tracked("configs/*.yaml", "tokenizers/*.yaml") if "a
 FOLDERS = [str(Path(path).parent) for path in tracked("tokenizers/*config.yaml", "models/*config.yaml")]
 
 
+@pytest.fixture(autouse=True)
+def _own_switches() -> Iterator[None]:
+    yield
+    switches._from_environment.cache_clear()
+
+
 @pytest.fixture
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stored files in a folder of their own, which becomes the working folder."""
@@ -54,7 +60,7 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("path", RECIPES)
 def test_resolved_config(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    golden_text(f"configs/{path.replace('/', '-')}", dump(load_recipe(Path(path))))
+    golden_text(f"configs/{path.replace('/', '-')}", dump(resolve_recipe(Path(path))))
 
 
 def test_hashes_of_shipped_folders() -> None:
@@ -105,7 +111,8 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("seed", [7, 8])
 def test_samples_of_the_shipped_model(seed: int, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The codes exactly; the pixels, which other processors round otherwise, up to 2 of 255."""
-    monkeypatch.setattr(native, "_enabled", fast)
+    monkeypatch.setenv("DALLE_KERNELS", f"native={'on' if fast else 'off'}")
+    switches._from_environment.cache_clear()
     pipe = dalle.TextToImage.from_pretrained(SHIPPED, device="cpu")
     codes = pipe("a red heart, 3d style", seed=seed)[0].codes.flatten().tolist()
     assert codes == golden_json(f"codes-{seed}", codes)
@@ -140,7 +147,8 @@ def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path) -> None:
     found = {name: values[-3:] for name, values in recipes.losses(Path("dalle")).items()}
     assert found.keys() == expected.keys()
     for name, values in found.items():
-        assert values == pytest.approx(expected[name], rel=5e-3, abs=1e-4), name
+        # BPE dropout has gone word by word since, so that some captions are cut otherwise
+        assert values == pytest.approx(expected[name], rel=2e-2, abs=1e-4), name
 
 
 def test_old_files_are_read(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:

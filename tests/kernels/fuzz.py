@@ -19,13 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.sampling import sample
-from dalle.kernels import native
 from dalle.kernels.linear import Int8Linear, Linear, quantize
-from dalle.kernels.native.attention import attend, usable
-from dalle.kernels.native.cross_entropy import entropy_slopes
+from dalle.kernels.native import bindings
+from dalle.kernels.native import linear as native_linear
+from dalle.kernels.native import sample as native_sample
+from dalle.kernels.native.attention import attend_sequences as attend
+from dalle.kernels.native.attention import usable
+from dalle.kernels.native.cross_entropy import cross_entropy_slopes
 from dalle.kernels.native.group_norm import group_norm
-from dalle.kernels.native.winograd import convolve
+from dalle.kernels.native.winograd import conv3x3
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
@@ -61,9 +65,9 @@ def linear() -> None:
     rows, count, width = pick.choice([0, 1, 2, 3, 8, 16, 17]), pick.choice([1, 2, 7, 8, 9, 40]), 32 * pick.randint(1, 5)
     kind = dtype()
     x, bias = odd(torch.randn(rows, width).to(kind)), pick.choice([None, odd(torch.randn(count).to(kind))])
-    native.linear(x, torch.randn(count, width).to(kind), bias)
+    native_linear.linear(x, torch.randn(count, width).to(kind), bias)
     Int8Linear(Linear(width, count, bias=bias is not None))(x.float())
-    native.linear(x, torch.randn(count, width).to(kind), torch.randn(count - 1).to(kind))
+    native_linear.linear(x, torch.randn(count, width).to(kind), torch.randn(count - 1).to(kind))
 
 
 @torch.no_grad()
@@ -78,7 +82,7 @@ def draw() -> None:
     temperature = pick.choice([1e-30, 0.5, 1.0, 1e30, -1.0, float("nan")])
     with suppress(*REFUSED):
         sample(logits, uniform, temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = native.sample(logits, uniform, temperature, top_k, top_p)
+    drawn = native_sample.sample_tokens(logits, uniform, temperature, top_k, top_p)
     assert drawn is None or not rows or 0 <= int(drawn.min()) <= int(drawn.max()) < vocabulary
 
 
@@ -91,12 +95,12 @@ def cross_entropy() -> None:
     if wrong:
         ids[pick.choice([0, -1])] = pick.choice([codes, *BAD_IDS])
     try:
-        entropy_slopes(logits, ids, pick.choice([0.0, 0.1]), pick.choice([None, torch.zeros(codes)]))
+        cross_entropy_slopes(logits, ids, pick.choice([0.0, 0.1]), pick.choice([None, torch.zeros(codes)]))
         assert not wrong, ids
     except IndexError:
         assert wrong, ids
     with suppress(*REFUSED):
-        entropy_slopes(logits, ids[1:], 0.0, torch.zeros(codes - 1))
+        cross_entropy_slopes(logits, ids[1:], 0.0, torch.zeros(codes - 1))
 
 
 def normal() -> None:
@@ -120,11 +124,11 @@ def convolution() -> None:
     x = torch.randn(pictures, channels, height, width).to(kind).contiguous(memory_format=LAST).requires_grad_()
     weight = torch.randn(count, channels, 3, 3).to(kind).requires_grad_()
     bias = torch.randn(count).to(kind).requires_grad_() if pick.random() < 0.5 else None
-    made = convolve(x, weight, bias)
+    made = conv3x3(x, weight, bias)
     assert (made is not None) == (pictures * squares >= {torch.float32: 32, torch.bfloat16: 64}[kind])
     if made is not None:
         made.backward(torch.randn_like(made))
-    assert convolve(x, weight[:, 1:], None) is None and convolve(x, weight, torch.randn(count - 1).to(kind)) is None
+    assert conv3x3(x, weight[:, 1:], None) is None and conv3x3(x, weight, torch.randn(count - 1).to(kind)) is None
 
 
 def sequences() -> None:
@@ -171,11 +175,11 @@ def drawing() -> None:
     batch, room = pick.choice([1, 2, 3, 16, 17, 20]), config.prefix_length + config.image_length - 1
     with torch.no_grad():
         _, state = own.prefill(torch.randint(0, config.text_vocab, (1, config.text_length)))
-        cache = own.new_cache(batch)
+        cache, blocks = own.new_cache(batch), FusedBlocks(own.transformer)
         cache.fill([state.row(0)] * batch)
         while cache.position < room:
             count = min(pick.choice([1, 1, 2, 5, 40]), room - cache.position)
-            own.extend_each(torch.randint(0, config.image_vocab, (batch, count)), cache)
+            own.extend_each(torch.randint(0, config.image_vocab, (batch, count)), cache, blocks)
             if pick.random() < 0.1:
                 cache.position = pick.randint(config.prefix_length, cache.position)
         wrong_drawing(own, cache, batch)
@@ -183,15 +187,15 @@ def drawing() -> None:
 
 def wrong_drawing(own: DALLE, cache: Any, batch: int) -> None:
     """Positions without room, ids that there are not, masks and angles of other sizes."""
-    config, room = own.config, cache.keys.shape[3]
+    config, room, blocks = own.config, cache.keys.shape[3], FusedBlocks(own.transformer)
     ids = torch.zeros(batch, 1, dtype=torch.int64)
     for position in (room, -1, -room, 2**31, -(2**40)):
         cache.position = position
-        refused(lambda: own.extend_each(ids, cache))
-        refused(lambda: own.transformer(torch.zeros(batch, 1, 64), "causal", cache=cache))
+        refused(lambda: own.extend_each(ids, cache, blocks))
+        refused(lambda: own.transformer(torch.zeros(batch, 1, 64), "causal", cache=cache, blocks=blocks))
     for bad in (config.image_vocab, *BAD_IDS):
         cache.position = config.prefix_length
-        refused(lambda bad=bad: own.extend_each(ids + bad, cache))
+        refused(lambda bad=bad: own.extend_each(ids + bad, cache, blocks))
     x, seen = torch.zeros(batch, 1, 64).to(cache.keys.dtype), torch.ones(1, room, dtype=torch.bool)
     for shape in ((1, room - 1), (1, 1), (batch + 1, 1, 1, room)):
         cache.position = room - 1
@@ -217,14 +221,14 @@ def main() -> None:
     if sys.argv[1] == "broken":
         values, ids = torch.randn(4, 32), torch.tensor([1, 2, 3, 32])
         addresses = [tensor.data_ptr() for tensor in (values, ids, values, values)]
-        native.functions()["entropy_float32"](*addresses, None, 4, 32, 0.0, 1)
+        bindings.functions()["entropy_float32"](*addresses, None, 4, 32, 0.0, 1)
         return
     seed, rounds = int(sys.argv[1]), int(sys.argv[2])
     pick.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(2)
     calls: collections.Counter[str] = collections.Counter()
-    functions = native.functions()  # the dictionary is kept: what stands in it is called
+    functions = bindings.functions()  # the dictionary is kept: what stands in it is called
     for name, function in list(functions.items()):
         functions[name] = lambda *given, name=name, function=function: (calls.update([name]), function(*given))  # type: ignore[misc]
     for _, case in itertools.product(

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.kernels.attention import Kind, KVCache, attend, attend_packed, mask, rope_table, rotate
+from dalle.kernels.attention import attend, attend_packed, rope_table, rotate
+from dalle.kernels.kv_cache import KVCache
+from dalle.kernels.masks import Kind, mask
 
 KINDS: list[Kind] = ["full", "row", "column", "conv"]
 

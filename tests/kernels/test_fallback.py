@@ -11,17 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels.test_native import CONFIG, SHAPE, TEXT, compiled, filled, steps
+from kernels.test_native import CONFIG, SHAPE, TEXT, Decoder, attended, compiled, filled, steps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dalle.generation.sampling import sample
-from dalle.kernels import native
-from dalle.kernels.attention import KVCache
+from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import Linear
-from dalle.kernels.native import attention, build
-from dalle.kernels.native.cross_entropy import entropy_slopes
-from dalle.kernels.native.decode_step import Attend, Step
+from dalle.kernels.native import attention, bindings, build
+from dalle.kernels.native import linear as native_linear
+from dalle.kernels.native.cross_entropy import cross_entropy_slopes
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.dalle import DALLE
 
@@ -38,11 +37,11 @@ def linear() -> Linear:
     return Linear(32, 64)
 
 
-def begun(model: DALLE, batch: int = 2) -> KVCache:
-    """A cache that holds the text and four image tokens, in which compiled code has had its part."""
-    _, cache = steps(model, batch, TEXT, (1,) * 4)
-    assert not native.functions() or any(isinstance(one, (Step, Attend)) for one in cache.steps.values())
-    return cache
+def begun(model: DALLE, batch: int = 2) -> tuple[KVCache, Decoder]:
+    """A cache that holds the text and four image tokens, in which native code has had its part; and what adds more."""
+    _, cache, decoder = steps(model, batch, TEXT, (1,) * 4)
+    assert not bindings.functions() or decoder.fused() or attended(cache)
+    return cache, decoder
 
 
 def test_wrong_shapes_and_devices_get_torchs_errors(linear: Linear) -> None:
@@ -55,7 +54,7 @@ def test_wrong_shapes_and_devices_get_torchs_errors(linear: Linear) -> None:
 @compiled
 def test_biases_need_not_lie_together(linear: Linear) -> None:
     x, bias = torch.randn(1, 32), torch.randn(128)[::2]
-    found = native.linear(x, linear.weight, bias)
+    found = native_linear.linear(x, linear.weight, bias)
     assert found is not None
     torch.testing.assert_close(found, F.linear(x, linear.weight, bias), rtol=1e-5, atol=1e-5)
 
@@ -80,11 +79,11 @@ def test_one_uniform_number_for_all_rows() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_defaults_of_type_and_device(dtype: torch.dtype) -> None:
     model, logits, uniform = filled(CONFIG), torch.randn(3, 40), torch.rand(3)
-    expected, _ = steps(model, 2, TEXT, (1,) * 4)
+    expected, *_ = steps(model, 2, TEXT, (1,) * 4)
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(dtype)
-        found, _ = steps(model, 2, TEXT, (1,) * 4)
+        found, *_ = steps(model, 2, TEXT, (1,) * 4)
     finally:
         torch.set_default_dtype(before)
     torch.testing.assert_close(found, expected)
@@ -101,9 +100,9 @@ def test_what_is_trained_knows_no_default_type_or_device() -> None:
 
     def results() -> list[torch.Tensor | None]:
         made = [group_norm(pictures, weight, weight, 32, 1e-6, True)]
-        made += entropy_slopes(logits.clone(), ids, 0.1, None) or ()
+        made += cross_entropy_slopes(logits.clone(), ids, 0.1, None) or ()
         if attention.usable(qkv):
-            attended = attention.attend(qkv, None, True)
+            attended = attention.attend_sequences(qkv, None, True)
             made += [attended, *torch.autograd.grad(attended.sum(), qkv)]
         return made
 
@@ -122,11 +121,11 @@ def test_what_is_trained_knows_no_default_type_or_device() -> None:
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_a_full_cache_is_an_error(batch: int, positions: str) -> None:
     model = filled(replace(CONFIG, positions=positions))
-    cache = begun(model, batch)
-    model.extend(torch.zeros(batch, 15, dtype=torch.int64), cache)
+    cache, decoder = begun(model, batch)
+    decoder.extend(torch.zeros(batch, 15, dtype=torch.int64), cache)
     before = cache.keys.clone()
     with pytest.raises((RuntimeError, IndexError)):
-        model.extend(torch.zeros(batch, 1, dtype=torch.int64), cache)
+        decoder.extend(torch.zeros(batch, 1, dtype=torch.int64), cache)
     assert torch.equal(cache.keys, before)
 
 
@@ -134,43 +133,43 @@ def test_a_full_cache_is_an_error(batch: int, positions: str) -> None:
 def test_a_cache_of_more_rows(batch: int) -> None:
     """As with torch alone, one row of tokens then stands for all."""
     model = filled(CONFIG)
-    cache = begun(model, batch)
+    cache, decoder = begun(model, batch)
     position, ids = cache.position, torch.full((1, 1), 3)
-    found = model.extend(ids, cache)
+    found = decoder.extend(ids, cache)
     cache.position = position
-    torch.testing.assert_close(found, model.extend(ids.expand(batch, 1), cache), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, decoder.extend(ids.expand(batch, 1), cache), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [2, 12])
 def test_a_cache_whose_rows_were_reordered(batch: int) -> None:
     model = filled(CONFIG)
-    cache, ids = begun(model, batch), torch.full((batch, 1), 3)
+    (cache, decoder), ids = begun(model, batch), torch.full((batch, 1), 3)
     twin = copy.deepcopy(cache)
-    assert not twin.steps
-    expected = model.extend(ids, twin)
+    assert not attended(twin)
+    expected = decoder.extend(ids, twin)
     cache.keys, cache.values = cache.keys.flip(1), cache.values.flip(1)
-    torch.testing.assert_close(model.extend(ids, cache), expected.flip(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoder.extend(ids, cache), expected.flip(0), rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_pointed_to_is_kept() -> None:
     model = filled(CONFIG)
-    cache, ids = begun(model), torch.full((2, 1), 3)
-    position, expected = cache.position, model.extend(ids, cache)
+    (cache, decoder), ids = begun(model), torch.full((2, 1), 3)
+    position, expected = cache.position, decoder.extend(ids, cache)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     _others = [torch.full_like(parameter, torch.nan) for parameter in model.parameters() for _ in range(20)]
     cache.position = position
-    torch.testing.assert_close(model.extend(ids, cache), expected)
+    torch.testing.assert_close(decoder.extend(ids, cache), expected)
 
 
 def test_dropout_and_hooks_have_their_part() -> None:
     model = filled(replace(CONFIG, transformer=replace(SHAPE, dropout=0.5)))
-    cache, x = begun(model), torch.randn(2, 1, 64)
+    (cache, decoder), x = begun(model), torch.randn(2, 1, 64)
     model.train()
 
     def states() -> Tensor:
         cache.position = CONFIG.text_length
-        return model.transformer(x, "causal", cache=cache)
+        return model.transformer(x, "causal", cache=cache, blocks=decoder.blocks)
 
     assert not torch.equal(states(), states())
     seen: list[Tensor] = []

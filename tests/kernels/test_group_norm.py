@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle.kernels import native
+from dalle.kernels import switches
+from dalle.kernels.native import bindings
 from dalle.kernels.native.group_norm import group_norm
 
-pytestmark = pytest.mark.skipif(not native.functions(), reason="no compiler")
+pytestmark = pytest.mark.skipif(not bindings.functions(), reason="no compiler")
 LAST = torch.channels_last
 
 
@@ -45,5 +46,5 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     assert group_norm(pictures.to(memory_format=LAST).double(), weight, weight, 32, 1e-6, False) is None
     few = torch.randn(2, 8, 4, 4).to(memory_format=LAST)
     assert group_norm(few, weight[:8], weight[:8], 8, 1e-6, False) is None
-    with native.plain():
+    with switches.forced(native="off"):
         assert group_norm(pictures.to(memory_format=LAST), weight, weight, 32, 1e-6, False) is None

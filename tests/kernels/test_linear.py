@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.kernels import matmul, native
+from dalle.kernels import matmul, switches
 from dalle.kernels.linear import Linear
 
 ROWS = matmul.FROM
@@ -34,7 +34,7 @@ def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, i
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         assert made._trained_in(states) == (torch.bfloat16 if bf16 else torch.float32)
     found = trained(made, states, gradient, bf16)
-    with native.plain():
+    with switches.forced(native="off"):
         wanted = trained(made, states, gradient, bf16)
     exact = states.double() @ made.weight.detach().double().t() + (0 if made.bias is None else made.bias.double())
     assert found[0] is not None and found[0].shape == gradient.shape
@@ -56,7 +56,7 @@ def test_only_training_on_many_rows_goes_another_way() -> None:
         assert made._trained_in(states) is None
     with torch.no_grad():
         assert made._trained_in(states) is None
-    with native.plain():
+    with switches.forced(native="off"):
         assert made._trained_in(states) is None
     made.requires_grad_(False)
     assert made._trained_in(states) is None

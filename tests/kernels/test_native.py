@@ -16,17 +16,20 @@ from published.references.transformers import CASES, features, inputs
 from published.test_transformers import built, read, reference
 from torch import Tensor, nn
 
+from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.generate import generate
 from dalle.generation.sampling import sample
-from dalle.kernels import native
-from dalle.kernels.attention import KVCache
+from dalle.kernels import switches
+from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import Int8Linear, Linear, packed, packed_bytes, quantize
-from dalle.kernels.native import build
-from dalle.kernels.native.decode_step import Attend, Step
+from dalle.kernels.native import bindings, build
+from dalle.kernels.native import linear as native_linear
+from dalle.kernels.native.decode_attention import prepared
+from dalle.kernels.native.decode_step import Step
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
-compiled = pytest.mark.skipif(not native.functions(), reason="there is no C++ compiler here")
+compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
 SHAPE = TransformerConfig(width=64, depth=3, heads=2)
 CONFIG = DALLEConfig(transformer=SHAPE, text_vocab=20, text_length=5, image_vocab=33, grid=(4, 5), conv_kernel=3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -61,16 +64,16 @@ def _no_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 8, 9, 17, 40])
 def test_linear(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "MOST_ROWS", {dtype: 100})
+    monkeypatch.setattr(native_linear, "MOST_ROWS", {dtype: 100})
     torch.manual_seed(rows)
     for count, width in ((1, 32), (7, 64), (24, 96), (129, 320)):
         x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, width), (count, width), (count,)))
         expected = F.linear(x.double(), weight.double(), bias.double())
-        found = native.linear(x, weight, bias)
+        found = native_linear.linear(x, weight, bias)
         assert found is not None and found.dtype == dtype
         error = 1e-6 if dtype == torch.float32 else 2**-8
         torch.testing.assert_close(found.double(), expected, rtol=error, atol=error * width**0.5)
-        assert native.linear(x[:, : width - 1], weight[:, : width - 1]) is None  # no multiple: torch's way
+        assert native_linear.linear(x[:, : width - 1], weight[:, : width - 1]) is None  # no multiple: torch's way
 
 
 @compiled
@@ -83,12 +86,35 @@ def test_int8(rows: int) -> None:
     real = eight.weight.double() * eight.scale.double()[:, None]
     assert (real - linear.weight).abs().max() <= eight.scale.max() * 0.5001  # the nearest step
     torch.testing.assert_close(eight(x).double(), x.double() @ real.T + linear.bias.double(), rtol=1e-5, atol=1e-5)
-    with native.plain():
+    with switches.forced(native="off"):
         torch.testing.assert_close(eight(x).double(), x.double() @ real.T + linear.bias.double(), rtol=1e-5, atol=1e-5)
 
 
-def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, KVCache]:
-    """Logits of image tokens that are added some at a time, and the cache that holds them."""
+class Decoder:
+    """A model whose blocks run in one call where they can."""
+
+    def __init__(self, model: DALLE) -> None:
+        self.model, self.blocks = model, FusedBlocks(model.transformer)
+
+    def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
+        return self.model.extend(ids, cache, self.blocks)
+
+    def extend_each(self, ids: Tensor, cache: KVCache) -> Tensor:
+        return self.model.extend_each(ids, cache, self.blocks)
+
+    def fused(self) -> bool:
+        """Whether the last step was one call."""
+        return isinstance(self.blocks.step, Step)
+
+
+def attended(cache: KVCache) -> bool:
+    """Whether native attention has read this cache."""
+    return any(one is not None for one in prepared.get(cache, {}).values())
+
+
+def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, KVCache, Decoder]:
+    """Logits of image tokens that are added some at a time, the cache that holds them, and what added them."""
+    decoder = Decoder(model)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, model.config.image_vocab, (batch, sum(sizes)), generator=generator)
     _, state = model.prefill(text)
@@ -96,21 +122,21 @@ def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tup
     cache.fill([state.row(row % len(text)) for row in range(batch)])
     found, start = [], 0
     for size in sizes:
-        found.append(model.extend_each(ids[:, start : start + size], cache))
+        found.append(decoder.extend_each(ids[:, start : start + size], cache))
         start += size
-    return torch.cat(found, dim=1), cache
+    return torch.cat(found, dim=1), cache, decoder
 
 
-def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], error: float) -> KVCache:
-    fast, cache = steps(model, batch, text, sizes)
-    with native.plain():
-        plain, other = steps(model, batch, text, sizes)
-    assert not other.steps
+def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], error: float) -> tuple[KVCache, Decoder]:
+    fast, cache, decoder = steps(model, batch, text, sizes)
+    with switches.forced(native="off"):
+        plain, other, without = steps(model, batch, text, sizes)
+    assert not attended(other) and not without.fused()
     scale = float(plain.abs().max())
     torch.testing.assert_close(fast, plain, rtol=0, atol=error * scale)
     held = cache.position
     torch.testing.assert_close(cache.keys[:, :, :, :held], other.keys[:, :, :, :held], rtol=error, atol=error * scale)
-    return cache
+    return cache, decoder
 
 
 TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
@@ -127,8 +153,8 @@ def test_a_step_is_what_the_blocks_are(variant: str, eight: bool) -> None:
     if eight:
         quantize(model)
     for batch, sizes in ((1, (1,) * 19), (3, (1, 1, 2, 1)), (2, (4, 1, 3))):
-        cache = compare(model, batch, TEXT, sizes, 2e-6)
-        assert isinstance(cache.steps["all"], Step), "the compiled step was not taken"
+        _, decoder = compare(model, batch, TEXT, sizes, 2e-6)
+        assert decoder.fused(), "the compiled step was not taken"
 
 
 @compiled
@@ -137,19 +163,19 @@ def test_a_step_is_what_the_blocks_are(variant: str, eight: bool) -> None:
 def test_attention_of_more_rows(head: int, dtype: torch.dtype) -> None:
     shape = replace(SHAPE, heads=2, head_channels=head)
     model = filled(replace(CONFIG, transformer=shape, attention=("full", "conv"))).to(dtype)
-    cache = compare(model, 11, TEXT, (1, 1, 1, 5, 1, 2), 2e-6 if dtype == torch.float32 else 0.03)
-    assert isinstance(cache.steps[0], Attend) and not isinstance(cache.steps.get("all"), Step)
+    cache, decoder = compare(model, 11, TEXT, (1, 1, 1, 5, 1, 2), 2e-6 if dtype == torch.float32 else 0.03)
+    assert attended(cache) and not decoder.fused()
 
 
 @compiled
 def test_bfloat16_is_no_less_exact_than_torch() -> None:
     model = filled(CONFIG)
-    exact, _ = steps(model.double(), 2, TEXT, (1,) * 8)
+    exact, *_ = steps(model.double(), 2, TEXT, (1,) * 8)
     model = model.bfloat16()
-    fast, cache = steps(model, 2, TEXT, (1,) * 8)
-    with native.plain():
-        plain, _ = steps(model, 2, TEXT, (1,) * 8)
-    assert isinstance(cache.steps["all"], Step)
+    fast, _, decoder = steps(model, 2, TEXT, (1,) * 8)
+    with switches.forced(native="off"):
+        plain, *_ = steps(model, 2, TEXT, (1,) * 8)
+    assert decoder.fused()
     assert (fast - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
 
 
@@ -160,8 +186,8 @@ def test_published_models_take_the_fast_way_where_they_can(case: str, tmp_path: 
     text, _ = inputs()
     if case.startswith("llamagen"):
         text = features() if case == "llamagen-t2i" else torch.tensor([[3], [7]])
-    cache = compare(model, 2, text, (1, 1, 3, 1, 1, 1), 1e-4)
-    assert any(isinstance(prepared, (Step, Attend)) for prepared in cache.steps.values())
+    cache, decoder = compare(model, 2, text, (1, 1, 3, 1, 1, 1), 1e-4)
+    assert decoder.fused() or attended(cache)
 
 
 @compiled
@@ -171,7 +197,7 @@ def test_the_same_tokens_at_the_same_seed(options: dict[str, Any]) -> None:
     seeds = [list(range(20)), [5]]
     for window in (1, 3):
         fast = generate(model, TEXT, seeds, window=window, **options)
-        with native.plain():
+        with switches.forced(native="off"):
             plain = generate(model, TEXT, seeds, **options)
         # A uniform number within rounding of a boundary may fall on its other side: one candidate in 21, at the most
         assert (fast == plain).flatten(1).all(1).sum() >= 20
@@ -194,7 +220,7 @@ def test_draws_are_those_of_torch() -> None:
         ):
             options = {"temperature": temperature, "top_k": k, "top_p": p}
             fast = sample(logits, uniform, **options)
-            with native.plain():
+            with switches.forced(native="off"):
                 plain = sample(logits, uniform, **options)
             assert fast.dtype == torch.int64
             different, total = different + int((fast != plain).sum()), total + len(fast)
@@ -231,22 +257,22 @@ def test_without_a_compiler_all_goes_torchs_way(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = filled(CONFIG)
-    with native.plain():
+    with switches.forced(native="off"):
         expected = generate(model, TEXT, [[1, 2], [3]])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")  # there, and fails
-    for function in (build.library, native.functions):
+    for function in (build.library, bindings.functions):
         function.cache_clear()
     try:
         with caplog.at_level(logging.INFO):
             assert torch.equal(generate(model, TEXT, [[1, 2], [3]]), expected)
         assert build.library() is None
         if build.platform.system() == "Linux":
-            assert "torch's way" in caplog.text and not list(tmp_path.rglob("*.so"))
+            assert "native kernels were not compiled" in caplog.text and not list(tmp_path.rglob("*.so"))
         monkeypatch.setenv("CXX", "no-such-compiler")
         build.library.cache_clear()
         assert build.library() is None
     finally:
         monkeypatch.undo()
-        for function in (build.library, native.functions):
+        for function in (build.library, bindings.functions):
             function.cache_clear()

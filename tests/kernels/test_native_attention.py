@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.kernels import attention, native
+from dalle.kernels import attention, switches
 from dalle.kernels.native import attention as sequence
 
 NEEDED = pytest.mark.skipif(
@@ -47,12 +47,14 @@ def test_values_and_gradients_are_attentions(tokens: int, channels: int, threads
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = sequence.attend(qkv.permute(2, 0, 3, 1, 4), mask if kind == "table" else None, kind == "causal")
+        found = sequence.attend_sequences(
+            qkv.permute(2, 0, 3, 1, 4), mask if kind == "table" else None, kind == "causal"
+        )
         found.backward(gradient)
     finally:
         torch.set_num_threads(before)
     own, qkv.grad = qkv.grad, None
-    with native.plain():
+    with switches.forced(native="off"):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         plain = attention.attend(q, k, v, mask)
         plain.backward(gradient)
@@ -69,7 +71,7 @@ def test_training_takes_it_and_drawing_does_not() -> None:
     apart = attention.attend(q, k, v, "causal")
     assert torch.equal(packed, apart)
     assert "Attend" in type(packed.grad_fn).__name__ or "Attend" in str(packed.grad_fn)
-    with native.plain():
+    with switches.forced(native="off"):
         plain = attention.attend(q, k, v, "causal")
     assert not torch.equal(packed, plain)
     with torch.no_grad():
@@ -83,7 +85,7 @@ def test_what_is_not_finite_is_not_hidden(value: float) -> None:
     for part in range(3):
         qkv = torch.randn(3, 1, 2, 20, 32).bfloat16()
         qkv[part, 0, 1, 7, 3] = value
-        out = sequence.attend(qkv.requires_grad_(), None, True)
+        out = sequence.attend_sequences(qkv.requires_grad_(), None, True)
         assert not out.isfinite().all()
         out.sum().backward()
         assert qkv.grad is not None and not qkv.grad.isfinite().all()
@@ -93,5 +95,5 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     fitting = torch.zeros(1, 2, 4, 32).bfloat16()
     for other in (fitting.float(), fitting[..., :24], fitting.transpose(-1, -2), fitting[:, :, :0]):
         assert not sequence.usable(other)
-    with native.plain():
+    with switches.forced(native="off"):
         assert not sequence.usable(fitting)

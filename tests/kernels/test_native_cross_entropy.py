@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle.kernels import native
-from dalle.kernels.native.cross_entropy import entropy_slopes
+from dalle.kernels import switches
+from dalle.kernels.native import bindings
+from dalle.kernels.native.cross_entropy import cross_entropy_slopes
 
-pytestmark = pytest.mark.skipif(not native.functions(), reason="no compiler")
+pytestmark = pytest.mark.skipif(not bindings.functions(), reason="no compiler")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -22,7 +23,7 @@ def test_values_and_gradients_are_torchs(dtype: torch.dtype, rows: int, codes: i
     nats, log_z = F.cross_entropy(exact, ids, reduction="none"), exact.logsumexp(-1)
     (nats + weight * log_z.square()).sum().backward()
     of_bias = torch.ones(codes)
-    found = entropy_slopes(logits, ids, weight, of_bias)
+    found = cross_entropy_slopes(logits, ids, weight, of_bias)
     assert found is not None and exact.grad is not None
     torch.testing.assert_close(found[0].double(), nats.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1].double(), log_z.detach(), atol=1e-5, rtol=1e-5)
@@ -35,7 +36,7 @@ def test_values_and_gradients_are_torchs(dtype: torch.dtype, rows: int, codes: i
 def test_what_is_not_finite_is_not_hidden(value: float) -> None:
     logits = torch.randn(3, 64)
     logits[1, 40] = value
-    found = entropy_slopes(logits, torch.tensor([1, 2, 3]), 0.0, None)
+    found = cross_entropy_slopes(logits, torch.tensor([1, 2, 3]), 0.0, None)
     assert found is not None and found[0].isfinite().tolist() == [True, False, True]
     assert logits.isfinite().all(1).tolist() == [True, False, True]
 
@@ -43,6 +44,6 @@ def test_what_is_not_finite_is_not_hidden(value: float) -> None:
 def test_what_it_does_not_take_is_left_to_torch() -> None:
     ids = torch.tensor([0, 1])
     for other in (torch.ones(2, 33), torch.ones(2, 32).double(), torch.ones(32, 2).t(), torch.ones(0, 32)):
-        assert entropy_slopes(other, ids[: len(other)], 0.0, None) is None
-    with native.plain():
-        assert entropy_slopes(torch.ones(2, 32), ids, 0.0, None) is None
+        assert cross_entropy_slopes(other, ids[: len(other)], 0.0, None) is None
+    with switches.forced(native="off"):
+        assert cross_entropy_slopes(torch.ones(2, 32), ids, 0.0, None) is None

@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.sampling import sample
-from dalle.kernels import native
+from dalle.kernels import switches
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
 from dalle.kernels.linear import Int8Linear, Linear
-from dalle.kernels.native.attention import attend as attend_sequences
-from dalle.kernels.native.cross_entropy import entropy_slopes
-from dalle.kernels.native.decode_step import Attend, Step
+from dalle.kernels.native import bindings
+from dalle.kernels.native import linear as native_linear
+from dalle.kernels.native import sample as native_sample
+from dalle.kernels.native.attention import attend_sequences
+from dalle.kernels.native.cross_entropy import cross_entropy_slopes
+from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
-compiled = pytest.mark.skipif(not native.functions(), reason="there is no C++ compiler here")
+compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=64, depth=2, heads=2), text_vocab=20, text_length=5, image_vocab=64, grid=(4, 5)
 )
@@ -45,7 +49,10 @@ def test_targets(bad: int, place: int) -> None:
     ids[place] = bad
     for plain in (False, True):
         for score in (mean_loss, token_scores):
-            with native.plain() if plain else torch.enable_grad(), pytest.raises(IndexError, match=f"{bad}.*below 64"):
+            with (
+                switches.forced(native="off") if plain else torch.enable_grad(),
+                pytest.raises(IndexError, match=f"{bad}.*below 64"),
+            ):
                 score(head, hidden, ids)
 
 
@@ -55,10 +62,10 @@ def test_cross_entropy_changes_nothing_where_a_target_is_out_of_range(bad: int) 
     logits = torch.randn(2, 64)
     before = logits.clone()
     with pytest.raises(IndexError, match=f"{bad}.*below 64"):
-        entropy_slopes(logits, torch.tensor([3, bad]), 0.0, None)
+        cross_entropy_slopes(logits, torch.tensor([3, bad]), 0.0, None)
     for ids, to in ((torch.tensor([1]), None), (torch.tensor([1, 2]), torch.zeros(63))):
         with pytest.raises(ValueError, match="ids|bias_gradient"):
-            entropy_slopes(logits, ids, 0.0, to)
+            cross_entropy_slopes(logits, ids, 0.0, to)
     assert torch.equal(logits, before)
 
 
@@ -110,8 +117,11 @@ def test_positions(model: DALLE, position: int, batch: int) -> None:
     cache.position = position
     before = cache.keys.clone(), cache.values.clone()
     for plain in (False, True):
-        with native.plain() if plain else torch.no_grad(), pytest.raises(IndexError, match="room for 24"):
-            model.transformer(torch.randn(batch, 3, 64), "causal", cache=cache)
+        with (
+            switches.forced(native="off") if plain else torch.no_grad(),
+            pytest.raises(IndexError, match="room for 24"),
+        ):
+            model.transformer(torch.randn(batch, 3, 64), "causal", cache=cache, blocks=FusedBlocks(model.transformer))
     assert torch.equal(cache.keys, before[0]) and torch.equal(cache.values, before[1])
 
 
@@ -121,16 +131,16 @@ def test_positions(model: DALLE, position: int, batch: int) -> None:
 def test_masks_and_angles(model: DALLE, batch: int) -> None:
     cache = model.new_cache(batch)
     cache.keys.normal_(), cache.values.normal_()
-    x = torch.randn(batch, 2, 64)
+    x, blocks = torch.randn(batch, 2, 64), FusedBlocks(model.transformer)
 
     def run(mask: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
         cache.position = 5
-        return model.transformer(x, mask, rope=rope, cache=cache)
+        return model.transformer(x, mask, rope=rope, cache=cache, blocks=blocks)
 
     angles = torch.ones(2, 16), torch.zeros(2, 16)  # that turn nothing
     whole = torch.ones(2, 7, dtype=torch.bool)
     expected = run(whole)
-    assert isinstance(cache.steps.get("all"), Step) or isinstance(cache.steps[0], Attend)
+    assert blocks.step is not None or prepared[cache][0] is not None
     torch.testing.assert_close(run(whole, angles), expected)
     torch.testing.assert_close(run(whole.expand(batch, 1, 2, 7)), expected)
     torch.testing.assert_close(run(whole[None, None]), expected)
@@ -150,12 +160,13 @@ def test_blocks_of_other_sizes_are_left_to_torch(model: DALLE) -> None:
     ids = torch.zeros(2, 1, dtype=torch.int64)
     found = []
     for plain in (False, True):
-        with native.plain() if plain else torch.no_grad():
+        with switches.forced(native="off") if plain else torch.no_grad():
             _, state = model.prefill(TEXT)
             cache = model.new_cache(2)
             cache.fill([state.row(0), state.row(1)])
-            found.append(model.extend(ids, cache))
-        assert not isinstance(cache.steps.get("all"), Step)
+            blocks = FusedBlocks(model.transformer)
+            found.append(model.extend(ids, cache, blocks))
+        assert blocks.step is None
     torch.testing.assert_close(*found)
 
 
@@ -165,8 +176,8 @@ def test_vectors_that_do_not_fit_are_left_to_torch_which_refuses_them() -> None:
     x, weight = torch.randn(2, 32), torch.randn(7, 32)
     eight = Int8Linear(Linear(32, 7))
     for bias in (torch.zeros(6), torch.zeros(7, dtype=torch.float64)):
-        assert native.linear(x, weight, bias) is None
-        assert native.linear(x, eight.weight, None, bias) is None
+        assert native_linear.linear(x, weight, bias) is None
+        assert native_linear.linear(x, eight.weight, None, bias) is None
     pictures = torch.randn(1, 48, 3, 3).contiguous(memory_format=torch.channels_last)
     one = torch.ones(48)
     assert group_norm(pictures, one, one, 3, 1e-6, False) is not None
@@ -191,5 +202,5 @@ def test_draws_with_options_out_of_range() -> None:
             sample(logits, uniform, **options)  # type: ignore[arg-type]
         name, value = next(iter(options.items()))
         if name == "top_k":
-            assert native.sample(logits, uniform, 1.0, value, None) is None  # type: ignore[arg-type]
+            assert native_sample.sample_tokens(logits, uniform, 1.0, value, None) is None  # type: ignore[arg-type]
     assert torch.equal(F.one_hot(sample(logits, uniform, top_k=2**62), 40).sum(1), torch.ones(2, dtype=torch.int64))

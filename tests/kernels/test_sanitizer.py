@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle.kernels import native
-from dalle.kernels.native import attention
+from dalle.kernels.native import attention, bindings
 from dalle.kernels.native.build import cpp_compiler
 
 FUZZ = Path(__file__).with_name("fuzz.py")
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.slow
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which the code is compiled with the sanitizer, whose library must be loaded first."""
     compiler = cpp_compiler()
-    if compiler is None or not native.functions():
+    if compiler is None or not bindings.functions():
         pytest.skip("there is no C++ compiler here")
     libraries = [_library(compiler, name) for name in ("libasan.so", "libstdc++.so")]  # it also watches exceptions
     if not all(library.is_absolute() for library in libraries):
@@ -55,7 +54,7 @@ def test_no_access_goes_astray(sanitized: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr[-6000:]
     calls = json.loads(done.stdout)
     fast = attention.usable(torch.zeros(3, 1, 1, 1, 32, dtype=torch.bfloat16))
-    expected = {name for name in native.functions() if fast or not name.startswith("sequences")}
+    expected = {name for name in bindings.functions() if fast or not name.startswith("sequences")}
     assert set(calls) == expected, "a function was never called, or one that should not be"
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from dalle.generation.generate import generate
-from dalle.kernels import attention, native, sparse
-from dalle.kernels.attention import Kind, KVCache, Place, mask
-from dalle.kernels.sparse import Sparse, blocked, flex
-from dalle.kernels.sparse.pattern import Pattern, blocks
+from dalle.kernels import attention, sparse, switches
+from dalle.kernels.kv_cache import KVCache, Place
+from dalle.kernels.masks import Kind, mask
+from dalle.kernels.pattern import Pattern, Sparse, blocks
+from dalle.kernels.sparse import blocked, flex
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
@@ -132,7 +133,7 @@ def test_training_is_the_same(variant: str) -> None:
     for way in ("dense", "blocked"):
         model.zero_grad()
         torch.manual_seed(1)
-        with sparse.by(way):
+        with switches.forced(sparse=way):
             losses = model.losses(text, codes)
             (losses["text"] + losses["image"]).backward()
         found[way] = [loss.detach() for loss in losses.values()], [p.grad for p in model.parameters()]
@@ -152,7 +153,7 @@ def test_the_same_tokens_are_drawn(kind: str, options: dict, compiled: bool) -> 
         given["forced_mask"] = torch.arange(42) < lead
     drawn = []
     for way in ("dense", "auto", "blocked"):
-        with sparse.by(way), nullcontext() if compiled else native.plain():
+        with switches.forced(sparse=way), nullcontext() if compiled else switches.forced(native="off"):
             drawn.append(generate(model, text, [[1], [3]], **given))
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
@@ -165,7 +166,7 @@ def test_keys_that_are_not_seen_are_not_read(kind: Kind, count: int, compiled: b
     """They are made no numbers, which a mask would not hide: 0 times nan is nan."""
     model = build(replace(CONFIG, attention=(kind,), grid=(9, 7))).eval()
     codes = torch.randint(0, 11, (2, 50), generator=torch.Generator().manual_seed(0))
-    with nullcontext() if compiled else native.plain():
+    with nullcontext() if compiled else switches.forced(native="off"):
         _, cache = model.prefill(TEXT)
         whole = model.new_cache(2)
         whole.fill([cache.row(0), cache.row(1)])
@@ -183,7 +184,7 @@ def test_keys_that_are_not_seen_are_not_read(kind: Kind, count: int, compiled: b
         torch.testing.assert_close(model.extend(codes[:, -count:], held), expected)
 
 
-def test_which_way_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_way_is_gone() -> None:
     """On a CPU: slices for few queries, blocks where they save enough, else the dense mask."""
     pattern, q = Pattern("row", 256, 32), torch.empty(1, 1, 1279, 8)
 
@@ -193,9 +194,8 @@ def test_which_way_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [chosen(0, 1279), chosen(900, 901), chosen(900, 932)] == ["blocked", "slices", "slices"]
     assert [chosen(256, 1279), chosen(256, 257), chosen(0, 256)] == ["blocked", "dense", "dense"]
     assert chosen(0, 95, Pattern("row", 32, 8)) == "dense"
-    monkeypatch.setattr(sparse, "_way", "fast")
-    with pytest.raises(ValueError, match="DALLE_SPARSE is 'fast'; it must be one of auto, dense"):
-        chosen(0, 1279)
+    with switches.forced(sparse="dense"):
+        assert chosen(0, 1279) == "dense"
 
 
 def test_stored_masks_that_are_known_are_recognised() -> None:
@@ -229,7 +229,7 @@ def test_compiled_flex_attention_gives_the_numbers_of_the_dense_mask() -> None:
         made = Sparse(Pattern(kind, 6, 12), mask(kind, 6, 12, 12)[:149, :149])
         for batch in (2, 1):
             given = [x[:batch].detach() for x in tensors(0, 149, torch.float32)]
-            with sparse.by("flex"):
+            with switches.forced(sparse="flex"):
                 assert sparse._choose(given[0], given[1], made.pattern) == "flex"
                 found = sparse.attend(*given, made)
             torch.testing.assert_close(found, attention.attend(*given, made.dense))
@@ -243,7 +243,7 @@ def test_where_flex_attention_does_not_run_it_is_said_once(
     flex.runs.cache_clear()
     made = Sparse(Pattern("row", 6, 12), mask("row", 6, 12, 12))
     given = tensors(0, 150, torch.float32)
-    with sparse.by("flex"):
+    with switches.forced(sparse="flex"):
         for _ in range(2):
             found = sparse.attend(*given, made)
             torch.testing.assert_close(found, attention.attend(*given, made.dense))

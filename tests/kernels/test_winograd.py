@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.kernels import native
+from dalle.kernels import switches
 from dalle.kernels.conv import Conv3x3
-from dalle.kernels.native.winograd import convolve, prepared
+from dalle.kernels.native import bindings
+from dalle.kernels.native.winograd import conv3x3, image_layout
 
-pytestmark = pytest.mark.skipif(not native.functions(), reason="no compiler")
+pytestmark = pytest.mark.skipif(not bindings.functions(), reason="no compiler")
 LAST = torch.channels_last
 SHAPES = [(4, 32, 64, 13, 18), (70, 32, 32, 3, 1), (1, 96, 32, 32, 33), (4, 64, 160, 16, 16)]  # B, K, N, H, W
 
@@ -30,7 +31,7 @@ def test_values_and_gradients_are_torchs(shape: tuple[int, ...], dtype: torch.dt
     given = some(*shape, dtype=dtype)
     exact = [t.detach().double().requires_grad_() for t in given]
     wanted = F.conv2d(exact[0], exact[1], exact[2] if biased else None, padding=1)
-    found = convolve(given[0], given[1], given[2] if biased else None)
+    found = conv3x3(given[0], given[1], given[2] if biased else None)
     assert found is not None and found.dtype == dtype and found.is_contiguous(memory_format=LAST)
     # Rounded once where a number is written in bfloat16
     near = 3e-5 if dtype == torch.float32 else 2**-8
@@ -49,7 +50,7 @@ def test_values_and_gradients_are_torchs(shape: tuple[int, ...], dtype: torch.dt
 def test_error_is_about_that_of_torchs_own() -> None:
     x, weight, bias = some(1, 128, 128, 32, 32)
     exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    ours, theirs = convolve(x, weight, bias), F.conv2d(x, weight, bias, padding=1)
+    ours, theirs = conv3x3(x, weight, bias), F.conv2d(x, weight, bias, padding=1)
     assert ours is not None
     assert (ours - exact).square().mean().sqrt() < 3 * (theirs - exact).square().mean().sqrt()
 
@@ -60,7 +61,7 @@ def test_numbers_do_not_depend_on_threads_nor_on_the_rest_of_a_batch(dtype: torc
     gradient = torch.randn(12, 32, 14, 14).to(dtype)
 
     def numbers() -> tuple[Tensor, ...]:
-        made = convolve(x, weight, bias)
+        made = conv3x3(x, weight, bias)
         assert made is not None
         return made, *torch.autograd.grad(made, (x, weight, bias), gradient)
 
@@ -73,13 +74,13 @@ def test_numbers_do_not_depend_on_threads_nor_on_the_rest_of_a_batch(dtype: torc
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(one[:3], three[:3]))
-    few = convolve(x[4:9].detach().contiguous(memory_format=LAST), weight, bias)
+    few = conv3x3(x[4:9].detach().contiguous(memory_format=LAST), weight, bias)
     assert few is not None and torch.equal(few, one[0][4:9])
 
 
 def test_only_gradients_that_are_wanted_are_made() -> None:
     x, weight, bias = some(4, 32, 32, 16, 16)
-    made = convolve(x, weight.detach(), bias.detach())
+    made = conv3x3(x, weight.detach(), bias.detach())
     assert made is not None
     made.sum().backward()
     assert x.grad is not None and weight.grad is None and bias.grad is None
@@ -88,7 +89,7 @@ def test_only_gradients_that_are_wanted_are_made() -> None:
 def test_under_autocast_the_kernel_is_not_rounded() -> None:
     x, weight, bias = some(4, 32, 32, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        found = convolve(x, weight, bias)
+        found = conv3x3(x, weight, bias)
     assert found is not None and found.dtype == torch.bfloat16
     exact = F.conv2d(x.bfloat16().double(), weight.double(), bias.double(), padding=1)
     torch.testing.assert_close(found, exact.bfloat16(), rtol=2**-7, atol=1e-5)
@@ -99,33 +100,33 @@ def test_under_autocast_the_kernel_is_not_rounded() -> None:
 
 def test_what_it_does_not_take_is_left_to_torch() -> None:
     x, weight, bias = (t.detach() for t in some(2, 32, 32, 16, 16))
-    assert convolve(x, weight, bias) is not None
-    assert convolve(x.contiguous(), weight, bias) is None  # not channels_last
-    assert convolve(x[:, :, :4, :4].contiguous(memory_format=LAST), weight, bias) is None  # few cells
-    assert convolve(x.double(), weight.double(), bias.double()) is None
-    assert convolve(x, weight[:8], bias[:8]) is None
-    assert convolve(x, weight[:, :, :1, :1], bias) is None
-    assert convolve(x, torch.randn(32, 64, 3, 3), bias) is None  # here and below torch says what is wrong
-    assert convolve(x, weight, bias[:8]) is None
-    assert convolve(x, weight.bfloat16(), bias) is None
+    assert conv3x3(x, weight, bias) is not None
+    assert conv3x3(x.contiguous(), weight, bias) is None  # not channels_last
+    assert conv3x3(x[:, :, :4, :4].contiguous(memory_format=LAST), weight, bias) is None  # few cells
+    assert conv3x3(x.double(), weight.double(), bias.double()) is None
+    assert conv3x3(x, weight[:8], bias[:8]) is None
+    assert conv3x3(x, weight[:, :, :1, :1], bias) is None
+    assert conv3x3(x, torch.randn(32, 64, 3, 3), bias) is None  # here and below torch says what is wrong
+    assert conv3x3(x, weight, bias[:8]) is None
+    assert conv3x3(x, weight.bfloat16(), bias) is None
     assert torch.func.vmap(lambda one: Conv3x3(32, 32)(one), randomness="same")(x[None]).shape == (1, *x.shape)
     with torch.autocast("cpu", torch.float16):
-        assert convolve(x, weight, bias) is None
+        assert conv3x3(x, weight, bias) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert convolve(x.double(), weight, bias) is None
-    with native.plain():
-        assert convolve(x, weight, bias) is None
+        assert conv3x3(x.double(), weight, bias) is None
+    with switches.forced(native="off"):
+        assert conv3x3(x, weight, bias) is None
 
 
 def test_other_defaults_of_type_and_device() -> None:
     x, weight, bias = some(2, 32, 64, 16, 16)
-    wanted = convolve(x, weight, bias)
+    wanted = conv3x3(x, weight, bias)
     assert wanted is not None
     gradients = torch.autograd.grad(wanted.sum(), (x, weight, bias))
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            found = convolve(x, weight, bias)
+            found = conv3x3(x, weight, bias)
             assert found is not None and torch.equal(found, wanted)
             assert all(map(torch.equal, torch.autograd.grad(found.sum(), (x, weight, bias)), gradients))
     finally:
@@ -140,4 +141,4 @@ def test_module_is_a_convolution_of_torch(before: int, width: int, side: int) ->
     theirs = nn.Conv2d(before, width, 3, padding=1)
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
     x = torch.randn(2, before, side, side)
-    torch.testing.assert_close(ours(prepared(x)), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours(image_layout(x)), theirs(x), rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from test_memory import IMAGES, SIZES, with_checkpointing
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dalle.kernels import attention, native
+from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
 from dalle.training.distributed.fsdp import Sharding, held, let_go, local
 from dalle.training.optim import OptimConfig, adamw
@@ -99,5 +99,5 @@ def peaks(case: Case) -> dict[str, float]:
 if __name__ == "__main__":
     attention._SHORT = 0  # as on accelerators, and so without compiled code
     torch.manual_seed(0)
-    with native.plain():
+    with switches.forced(native="off"):
         print(json.dumps([[*astuple(case), peaks(case)] for case in CASES]))

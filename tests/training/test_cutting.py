@@ -15,7 +15,7 @@ from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.distributed.sharded_init import made_in_shares
-from dalle.training.finetune.lora import LoRAConfig, add_lora
+from dalle.training.lora import LoRAConfig, add_lora
 
 SHAPE = TransformerConfig(width=24, depth=2, heads=2)
 ODD = replace(SHAPE, feed_forward="swiglu", qk_norm=True, sandwich=True, layer_scale=True)

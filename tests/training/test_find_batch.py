@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dalle.__main__ import main
-from dalle.training.planning.find_batch import _largest
+from dalle.training.find_batch import _largest
 
 VQGAN = {
     "stage": "image_tokenizer",

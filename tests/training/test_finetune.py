@@ -19,11 +19,11 @@ import train
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import pack, read_tensors, unpack
 from dalle.config import to_dict
-from dalle.kernels.sparse.pattern import Pattern
+from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.finetune.init_from import fill_initial, with_initial
-from dalle.training.finetune.lora import LoRAConfig, add_lora, changes, merged
+from dalle.training.init_from import fill_initial, with_initial
+from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from tiny_model import make_tiny_model
 
 SMALL = DALLEConfig(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle.kernels import attention, native
+from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.optim import OptimConfig, WeightAverage, adamw
@@ -90,7 +90,7 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
 def as_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """On CPUs losses by compiled code take less, and short sequences in bfloat16 have another attention."""
     monkeypatch.setattr(attention, "_SHORT", 0)
-    with native.plain():
+    with switches.forced(native="off"):
         yield
 
 

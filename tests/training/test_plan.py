@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.__main__ import main
 from dalle.cli.parser import parse_size
-from dalle.kernels.attention import mask
+from dalle.kernels.masks import mask
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.planning.memory import Size, Training, memory

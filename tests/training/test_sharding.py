@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dalle.generation.generate import generate
-from dalle.kernels import native
+from dalle.kernels import switches
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -106,7 +106,7 @@ def _draws(model: DALLE, sharding: Sharding) -> None:
     """The same pictures, whatever part of the model stays gathered; afterwards all of it is in shares."""
     sizes, drawn = [sum(p.numel() for p in unit.parameters()) for unit in units(model)], []
     for room, count in ((-1, 0), (4 * (sizes[0] + sizes[1]), 2), (4 * sum(sizes), len(sizes))):
-        with torch.no_grad(), native.plain(), held(model, sharding, room) as kept:
+        with torch.no_grad(), switches.forced(native="off"), held(model, sharding, room) as kept:
             assert kept == count
             drawn.append(generate(model, torch.arange(1, 9)[None], [[0, 1, 2]], guidance=2.0, batch_size=8))
             gathered = [not is_sharded(unit.parameters()) for unit in units(model)]

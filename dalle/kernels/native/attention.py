@@ -5,15 +5,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dalle.kernels import native
+from dalle.kernels.native import bindings
 from dalle.kernels.native.build import library
+from dalle.kernels.switches import differentiable
 
+Mask = Tensor | Literal["causal"] | None
+
+_MOST_TOKENS = 512  # of a sequence: for longer ones PyTorch has better (docs/log.md)
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -38,12 +42,32 @@ def _fast() -> bool:
     return compiled is not None and bool(compiled.pairs_of_bfloat16()) and not torch.cpu._is_amx_tile_supported()
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor | None:
+    """`dalle.kernels.attention.attend` of whole sequences in training, if this code is the fast way to it."""
+    if dropout or q.shape != k.shape or not _wanted(q, mask):
+        return None
+    return attend_sequences(torch.stack((q, k, v)), mask if isinstance(mask, Tensor) else None, isinstance(mask, str))
+
+
+def attend_packed(qkv: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor | None:
+    """`dalle.kernels.attention.attend_packed` likewise, without copies."""
+    if dropout or not _wanted(qkv, mask):
+        return None
+    return attend_sequences(qkv, mask if isinstance(mask, Tensor) else None, isinstance(mask, str))
+
+
+def _wanted(x: Tensor, mask: Mask) -> bool:
+    """Only in training: in sampling, numbers stay those of PyTorch's functions."""
+    short = x.shape[-2] <= _MOST_TOKENS and (not isinstance(mask, Tensor) or mask.ndim == 2)
+    return short and torch.is_grad_enabled() and x.requires_grad and usable(x)
+
+
 def usable(x: Tensor) -> bool:
-    """Whether `attend` takes queries [..., T, D] like these."""
-    return native.trainable(x) and x.dtype == torch.bfloat16 and not x.shape[-1] % 32 and x.stride(-1) == 1 and _fast()
+    """Whether `attend_sequences` takes queries [..., T, D] like these."""
+    return differentiable(x) and x.dtype == torch.bfloat16 and not x.shape[-1] % 32 and x.stride(-1) == 1 and _fast()
 
 
-def attend(qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attend_sequences(qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Scaled dot-product attention. Scores and shares are float32, where torch rounds them to bfloat16 in between.
 
     Args:
@@ -76,7 +100,7 @@ class _Attend(torch.autograd.Function):
         log_sum = torch.empty(batch, heads, tokens, dtype=torch.float32, device="cpu")
         mask = None if mask is None else mask.contiguous()
         told = _told(qkv, mask, causal, out, log_sum)
-        native.functions()["sequences_forward"](ctypes.byref(told), torch.get_num_threads())
+        bindings.functions()["sequences_forward"](ctypes.byref(told), torch.get_num_threads())
         ctx.save_for_backward(qkv, mask, out, log_sum)
         ctx.causal = causal
         return out.transpose(1, 2)
@@ -92,7 +116,7 @@ class _Attend(torch.autograd.Function):
         told.given = given.data_ptr()
         told.of_q, told.of_k, told.of_v = (to[:, :, i].data_ptr() for i in range(3))
         told.row = to.stride(1)
-        native.functions()["sequences_backward"](ctypes.byref(told), torch.get_num_threads())
+        bindings.functions()["sequences_backward"](ctypes.byref(told), torch.get_num_threads())
         return to.permute(2, 0, 3, 1, 4), None, None
 
 

@@ -8,11 +8,11 @@ import hashlib
 import logging
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from dalle.kernels.compiler import cpp_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +22,6 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fopenmp", "-fPIC", "-shared", "-w"),
 )
-
-
-def cpp_compiler() -> list[str] | None:
-    """The command of the C++ compiler: what CXX names, else g++ or clang++; None where it is not there."""
-    named = shlex.split(os.environ.get("CXX", ""))
-    for command in [named] if named else [["g++"], ["clang++"]]:
-        if shutil.which(command[0]):
-            return command
-    return None
 
 
 @functools.cache

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dalle.kernels import native
 from dalle.kernels.ids import check_ids
+from dalle.kernels.native import bindings
+from dalle.kernels.switches import differentiable
 
 
-def entropy_slopes(
+def cross_entropy_slopes(
     logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
     """Put the gradient of the summed cross-entropy + z_weight log² Z in the place of logits, if this is the fast way.
@@ -29,9 +30,9 @@ def entropy_slopes(
         ValueError: logits, ids and bias_gradient do not fit each other.
     """
     rows, codes = logits.shape
-    if not native.trainable(logits) or not logits.is_contiguous() or codes % native.STEP:
+    if not differentiable(logits) or not logits.is_contiguous() or codes % bindings.STEP:
         return None
-    function = native.functions().get(f"entropy_{native.TYPES.get(logits.dtype)}")
+    function = bindings.functions().get(f"entropy_{bindings.TYPES.get(logits.dtype)}")
     if function is None or ids.dtype != torch.int64:
         return None
     if ids.shape != (rows,) or ids.device != logits.device:
@@ -47,5 +48,5 @@ def entropy_slopes(
     nats, log_z = torch.empty(2, rows, dtype=torch.float32, device="cpu").unbind()
     to = None if bias_gradient is None else bias_gradient.data_ptr()
     tensors = (logits, ids, nats, log_z)
-    function(*(t.data_ptr() for t in tensors), to, rows, codes, z_weight, native.threads(8 * logits.numel()))
+    function(*(t.data_ptr() for t in tensors), to, rows, codes, z_weight, bindings.threads(8 * logits.numel()))
     return nats, log_z

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dalle.kernels import native
+from dalle.kernels.native import bindings
+from dalle.kernels.switches import differentiable
 
 _LANES = 16  # channels that are taken at a time, at most
 
@@ -28,14 +29,14 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
         As x; None if torch is to do it: there is no compiled code, or layout, dtype or device are others.
     """
     if (
-        not native.trainable(x)
+        not differentiable(x)
         or x.dtype not in (torch.float32, torch.bfloat16)
         or not x.is_contiguous(memory_format=torch.channels_last)
         or x.shape[1] % _LANES
         or groups < 1
         or x.shape[1] % groups
-        or not all(t.shape == x.shape[1:2] and native.trainable(t) for t in (weight, bias))
-        or f"normal_forward_{native.TYPES[x.dtype]}" not in native.functions()
+        or not all(t.shape == x.shape[1:2] and differentiable(t) for t in (weight, bias))
+        or f"normal_forward_{bindings.TYPES[x.dtype]}" not in bindings.functions()
     ):
         return None
     return _Normal.apply(x, weight, bias, groups, epsilon, swish)
@@ -48,10 +49,10 @@ class _Normal(torch.autograd.Function):
         scale, shift = (t.detach().float().contiguous() for t in (weight, bias))
         mean, inverse = torch.empty(2, pictures, groups, dtype=torch.float32, device="cpu").unbind()
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        function = native.functions()[f"normal_forward_{native.TYPES[x.dtype]}"]
+        function = bindings.functions()[f"normal_forward_{bindings.TYPES[x.dtype]}"]
         tensors = (x, scale, shift, mean, inverse, y)
         shape = (pictures, height * width, channels, groups)
-        function(*(t.data_ptr() for t in tensors), *shape, epsilon, swish, native.threads(8 * x.numel()))
+        function(*(t.data_ptr() for t in tensors), *shape, epsilon, swish, bindings.threads(8 * x.numel()))
         ctx.save_for_backward(x, scale, shift, mean, inverse)
         ctx.shape, ctx.swish, ctx.dtype = shape, swish, weight.dtype
         return y
@@ -63,7 +64,7 @@ class _Normal(torch.autograd.Function):
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
         to = torch.empty_like(x, memory_format=torch.channels_last)
         of_weight, of_bias = torch.zeros(2, len(scale), dtype=torch.float64, device="cpu").unbind()
-        function = native.functions()[f"normal_backward_{native.TYPES[x.dtype]}"]
+        function = bindings.functions()[f"normal_backward_{bindings.TYPES[x.dtype]}"]
         tensors = (x, scale, shift, mean, inverse, gradient, to, of_weight, of_bias)
-        function(*(t.data_ptr() for t in tensors), *ctx.shape, ctx.swish, native.threads(8 * x.numel()))
+        function(*(t.data_ptr() for t in tensors), *ctx.shape, ctx.swish, bindings.threads(8 * x.numel()))
         return to, of_weight.to(ctx.dtype), of_bias.to(ctx.dtype), None, None, None

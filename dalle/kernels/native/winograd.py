@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dalle.kernels import native
+from dalle.kernels.native import bindings
+from dalle.kernels.switches import differentiable
 
 LAST = torch.channels_last
 _PANEL = 32  # channels that are made at a time, at most
@@ -16,12 +17,12 @@ _NUMBERS = 36  # that stand for a kernel's 9, and for 16 cells
 _FEW = {torch.float32: 32, torch.bfloat16: 64}  # with fewer squares of 4x4 cells a kernel's numbers are not worth it
 
 
-def prepared(x: Tensor) -> Tensor:
-    """Pictures [B, C, H, W] in the layout that is fastest for convolutions and norms: channels_last, or as they are."""
-    return x.contiguous(memory_format=LAST) if native.trainable(x) and _known(x) else x
+def image_layout(x: Tensor) -> Tensor | None:
+    """Images [B, C, H, W] in channels_last, which this code takes; None where there is none for them."""
+    return x.contiguous(memory_format=LAST) if differentiable(x) and _known(x) else None
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """`conv2d(x, weight, bias, padding=1)` of 3x3 kernels, if this code is the fast way to it.
 
     Sums are in float32, also under autocast; the error is about twice that of adding up products one by one, so of a
@@ -37,7 +38,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         cells are few, or layout, dtype, channels or device are others.
     """
     parameters = [weight] if bias is None else [weight, bias]
-    if not all(native.trainable(t) for t in (x, *parameters)):
+    if not all(differentiable(t) for t in (x, *parameters)):
         return None
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
@@ -53,7 +54,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
 def _known(x: Tensor) -> bool:
     """Whether x is a batch of pictures of a type that there is code for."""
-    return x.ndim == 4 and x.dtype in _FEW and bool(native.functions())
+    return x.ndim == 4 and x.dtype in _FEW and bool(bindings.functions())
 
 
 def _squares(x: Tensor) -> int:
@@ -67,7 +68,7 @@ def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     weights = torch.empty(_NUMBERS * channels * count, dtype=torch.float32, device="cpu")
     y = torch.empty((pictures, count, height, width), dtype=x.dtype, device="cpu", memory_format=LAST)
     tensors = (x, kernel, bias, weights, y)
-    native.functions()[f"winograd_forward_{native.TYPES[x.dtype]}"](
+    bindings.functions()[f"winograd_forward_{bindings.TYPES[x.dtype]}"](
         *(None if t is None else t.data_ptr() for t in tensors),
         *(pictures, height, width, channels, count),
         torch.get_num_threads(),
@@ -95,7 +96,7 @@ class _Convolution(torch.autograd.Function):
             to = _convolved(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).float().contiguous(), None)
         if ctx.needs_input_grad[1]:
             kernel = torch.empty(3, 3, *weight.shape[1::-1], dtype=torch.float32, device="cpu")
-            native.functions()[f"winograd_backward_{native.TYPES[x.dtype]}"](
+            bindings.functions()[f"winograd_backward_{bindings.TYPES[x.dtype]}"](
                 *(t.data_ptr() for t in (x, gradient, kernel)),
                 *(x.shape[0], x.shape[2], x.shape[3], x.shape[1], weight.shape[0]),
                 torch.get_num_threads(),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dalle.kernels.sparse.pattern import Blocks, Pattern, blocks
+from dalle.kernels.pattern import Blocks, Pattern, blocks
 
 # What scaled_dot_product_attention calls on a CPU; these also give and take the logarithm of the softmax's denominator
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

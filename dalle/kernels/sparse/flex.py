@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from dalle.kernels.sparse.pattern import Pattern
+from dalle.kernels.pattern import Pattern
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from dalle.kernels.attention import mask
+from dalle.kernels.masks import mask
 from dalle.training.planning.memory import Layout, Memory, Precision, Size, Training, cache_bytes, memory
 from dalle.training.recipe import DALLERecipe
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dalle.image_tokenizers.vqgan import Decoder, Encoder
-from dalle.kernels.native.build import cpp_compiler
+from dalle.kernels.compiler import cpp_compiler
 from dalle.models.transformer import Block
 from dalle.training.distributed.fsdp import is_sharded, units
 

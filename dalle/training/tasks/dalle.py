@@ -27,8 +27,8 @@ from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.distributed.fsdp import Sharding, build, held
-from dalle.training.finetune.init_from import fill_initial, initial_weights
-from dalle.training.finetune.lora import add_lora, changes, merged
+from dalle.training.init_from import fill_initial, initial_weights
+from dalle.training.lora import add_lora, changes, merged
 from dalle.training.planning.memory import Size, Training, room_for_drawing
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image

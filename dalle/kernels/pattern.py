@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle.kernels.attention import Kind, mask, near
+from dalle.kernels.masks import Kind, Mask, mask, near
 
 _BLOCK = 64  # queries of a block, about: fewer read the same keys more often, more compute more masked pairs
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One of the kinds row, column and conv on one grid; `dalle.kernels.attention.mask` says what they mean.
+    """One of the kinds row, column and conv on one grid; `dalle.kernels.masks.mask` says what they mean.
 
     Attributes:
         kind: "row", "column" or "conv".
@@ -151,3 +151,32 @@ def _columns(pattern: Pattern, first: int, last: int) -> tuple[Tensor, Tensor]:
     outside = (columns >= width) * (last + width) * width  # of the last block, where the columns do not divide
     top = torch.arange(first // width, first // width + rows)[:, None] * width
     return (columns + outside + top).flatten(1), (columns + outside + torch.arange(0, last, width)[:, None]).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """What a layer's tokens may look at, where that has a pattern.
+
+    Attributes:
+        pattern: the pattern.
+        dense: the same as bool [T, S]; the T queries are the last of S tokens.
+    """
+
+    pattern: Pattern
+    dense: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """The keys that one query of each row sees, as tensors, for where its place is known to the device alone.
+
+    Attributes:
+        keys: int [K].
+        real: bool [K]; False where this is none of them.
+    """
+
+    keys: Tensor
+    real: Tensor
+
+
+LayerMask = Mask | Sparse | Listed

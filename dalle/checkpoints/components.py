@@ -1,4 +1,4 @@
-"""All that pictures are drawn with, loaded together: our own from one folder, others' from wherever their parts are."""
+"""A model with its components (tokenizers, CLIP): our own from one folder, published ones from wherever they are."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import (
     image_tokenizer_of,
-    is_ours,
     load_clip,
     load_image_tokenizer,
     load_model,
     load_text_tokenizer,
     model_of,
+    open_source,
 )
+from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.image_tokenizers import sized
 from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.config import from_dict
@@ -34,8 +34,8 @@ _Source = str | Path | None
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A transformer and what it stands on, in evaluation mode."""
+class Components:
+    """A transformer with its tokenizers and CLIP, in evaluation mode."""
 
     model: DALLE
     text_tokenizer: TextTokenizer | T5Encoder
@@ -45,7 +45,7 @@ class Parts:
     model_hash: str  # sha256: of ours of the weights and all they stand on, of a published file of its bytes
 
 
-def load_parts(
+def load_components(
     source: str | Path,
     device: torch.device,
     dtype: torch.dtype | None = None,
@@ -56,8 +56,8 @@ def load_parts(
     text_encoder: _Source = None,
     clip: _Source = None,
     given: dict[str, Any] | None = None,
-) -> Parts:
-    """Load a model with all that it stands on.
+) -> Components:
+    """Load a model with its components.
 
     Args:
         source: local file or folder, or hub id; ours, or as published.
@@ -74,12 +74,12 @@ def load_parts(
     Raises:
         ValueError: nothing is there, something does not fit, or a part has to be given.
     """
-    path = resolve(source)
-    if family is None and is_ours(path):
+    path = open_source(source, family)
+    if isinstance(path, ModelFolder):
         return _ours(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip, given or {})
     found = read_model(path, family, given)
     model = model_of(found.model, str(source), device, dtype)
-    return Parts(
+    return Components(
         model,
         _text_of(found, model, text_tokenizer, text_encoder, device, dtype),
         _images_of(found, model, image_tokenizer, device),
@@ -90,7 +90,7 @@ def load_parts(
 
 
 def _ours(
-    folder: Path,
+    folder: ModelFolder,
     device: torch.device,
     dtype: torch.dtype | None,
     images: _Source,
@@ -98,31 +98,26 @@ def _ours(
     encoder: _Source,
     clip: _Source,
     given: dict[str, Any],
-) -> Parts:
-    content = model_folder.read_config(folder)
-    parts = content.get("parts") or {}
+) -> Components:
     model = load_model(folder, device=device, dtype=dtype, **given)
-    if clip is None and "clip" in parts:
-        clip = model_folder.part(folder, "clip")
-    if images is None and "image_tokenizer" not in parts:
-        raise ValueError(f"{folder} has no image tokenizer: give the one it was trained with (image_tokenizer)")
+    has = folder.components
+    if images is None and "image_tokenizer" not in has:
+        raise ValueError(f"{folder.path} has no image tokenizer: give the one it was trained with (image_tokenizer)")
     read: TextTokenizer | T5Encoder
     if model.config.text_features is not None:
-        read = _encoder(encoder or content.get("text_encoder"), device, dtype)
-    elif words is None and "text_tokenizer" not in parts:
-        raise ValueError(f"{folder} has no text tokenizer: give the one it was trained with (text_tokenizer)")
+        read = _encoder(encoder or folder.config.get("text_encoder"), device, dtype)
+    elif words is None and "text_tokenizer" not in has:
+        raise ValueError(f"{folder.path} has no text tokenizer: give the one it was trained with (text_tokenizer)")
     else:
-        read = load_text_tokenizer(model_folder.part(folder, "text_tokenizer") if words is None else words)
+        read = load_text_tokenizer(folder.component("text_tokenizer") if words is None else words)
     rows = model.config.grid[0]
-    return Parts(
+    return Components(
         model,
         read,
-        load_image_tokenizer(
-            model_folder.part(folder, "image_tokenizer") if images is None else images, device, rows=rows
-        ),
-        None if clip is None else load_clip(clip, device),
-        from_dict(SamplingConfig, content.get("sampling") or {}, str(folder / "config.yaml")),
-        model_folder.folder_hash(folder),
+        load_image_tokenizer(folder.component("image_tokenizer") if images is None else images, device, rows=rows),
+        load_clip(clip or folder.component("clip"), device) if clip is not None or "clip" in has else None,
+        from_dict(SamplingConfig, folder.config.get("sampling") or {}, folder.origin),
+        folder.sha256,
     )
 
 

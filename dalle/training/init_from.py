@@ -6,23 +6,31 @@ Published weights are converted into RUN/initial first, so that the run stands o
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.load import is_ours
+from dalle.checkpoints.load import is_ours, open_source
+from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.tensors import Tensors, fill, open_tensors
-from dalle.config import to_dict
+from dalle.config import apply_overrides, read_yaml, to_dict
 from dalle.models.dalle import DALLE
-
-if TYPE_CHECKING:
-    from dalle.training.recipe import DALLERecipe
+from dalle.training.recipe import DALLERecipe, Recipe, parse_recipe
 
 FOLDER = "initial"
+
+
+def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """`load_recipe`, with what the weights that `init_from` names say filled in.
+
+    Raises:
+        ConfigError: as `load_recipe`.
+        ValueError: as `with_initial`.
+    """
+    return parse_recipe(with_initial(apply_overrides(read_yaml(path), overrides)), str(path))
 
 
 def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,17 +43,17 @@ def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
     source = settled.get("init_from")
     if source is None or settled.get("stage") != "dalle":
         return settled
-    path = resolve(str(source))
-    if is_ours(path):
-        content = model_folder.read_config(path)
+    opened = open_source(str(source))
+    if isinstance(opened, ModelFolder):
+        content = opened.config
         if content.get("stage") != "dalle":
             raise ValueError(f"init_from: {source} is of stage {content.get('stage')!r}; expected a DALL-E")
-        found = {name: str(path / name) for name in content.get("parts") or {}}
+        found = {name: str(opened.path / name) for name in opened.components}
         if "text_encoder" in content:
             found["text_tokenizer"] = content["text_encoder"]
         model, sampling = content.get("model") or {}, content.get("sampling")
     else:
-        published = read_model(path)
+        published = read_model(opened)
         place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
         names = ("image_tokenizer", "text_tokenizer")
         found = {name: str(place / name) for name in names if getattr(published, name) is not None}
@@ -95,4 +103,4 @@ def initial_weights(recipe: DALLERecipe) -> Tensors:
 def _file(recipe: DALLERecipe) -> Path:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
-    return (path if is_ours(path) else recipe.run.dir / FOLDER) / model_folder.WEIGHTS
+    return (path if is_ours(path) else recipe.run.dir / FOLDER) / WEIGHTS

@@ -1,0 +1,105 @@
+"""A decoder for CPUs: all blocks of a step in one native call, where that computes what the blocks do, and faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dalle.kernels.block_weights import MAX_ROWS, MAX_TOKENS, LayerWeights, MatrixWeights, NormWeights
+from dalle.kernels.decode_step import DecodeStep, decode_step
+from dalle.kernels.linear import Int8Linear, Linear
+from dalle.kernels.pattern import LayerMask
+from dalle.kernels.switches import inference
+from dalle.models.transformer import Block, Context, Scale, Transformer
+
+
+class FusedBlocks:
+    """Takes the place of a transformer's blocks, one after the other, in steps of few tokens: `blocks` of `forward`.
+
+    Attributes:
+        step: what was prepared for the cache of the last step; None: the blocks ran one by one.
+    """
+
+    def __init__(self, transformer: Transformer) -> None:
+        self.transformer = transformer
+        self.step: DecodeStep | None = None
+
+    def __call__(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor:
+        """What the blocks make of tokens [B, T, C]."""
+        cache = context.cache
+        self.step = self._prepared(x, masks, context)
+        if self.step is None or cache is None:
+            return self.transformer.run_blocks(x, masks, context)
+        return self.step.run(x, masks, context.rope, cache)
+
+    def _prepared(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> DecodeStep | None:
+        cache, model = context.cache, self.transformer
+        if cache is None or not cache.position or None in masks or context.shift is not None or not inference(x):
+            return None
+        if model.training and (model.config.dropout or model.config.attention_dropout):
+            return None
+        rows = x.shape[0] * x.shape[1]
+        if len(x) != cache.keys.shape[1] or x.dtype != cache.keys.dtype:
+            return None
+        if self.step is not None and self.step.serves(cache, rows):
+            return self.step
+        # What large batches fail on comes first: they ask again in every step
+        dtype = _linears(model.blocks[0])[0].weight.dtype
+        if rows > MAX_ROWS.get(dtype, 0) or x.shape[1] > MAX_TOKENS or model.config.reversible:
+            return None
+        linears = {type(module) for block in model.blocks for module in _linears(block)}
+        if len(linears) > 1 or not linears <= {Linear, Int8Linear}:
+            return None  # adapters and the like compute something else
+        if any(module._forward_hooks or module._forward_pre_hooks for module in model.blocks.modules()):
+            return None
+        layers = [_weights(block) for block in model.blocks]
+        return decode_step(layers, cache, rows, model.config.feed_forward, model.config.rotate_values)
+
+
+def _weights(block: nn.Module) -> LayerWeights:
+    assert isinstance(block, Block)
+    attention, feed = block.attention, block.feed_forward
+    attention_end, attention_scale = _end(block.attention_end)
+    feed_end, feed_scale = _end(block.feed_forward_end)
+    return LayerWeights(
+        _norm(block.attention_norm),
+        _matrix(attention.qkv),
+        None if attention.q_norm is None else _norm(attention.q_norm),
+        None if attention.k_norm is None else _norm(attention.k_norm),
+        _matrix(attention.out),
+        attention_end,
+        attention_scale,
+        _norm(block.feed_forward_norm),
+        _matrix(feed.up),
+        _matrix(feed.down),
+        feed_end,
+        feed_scale,
+    )
+
+
+def _linears(block: nn.Module) -> tuple[Linear | Int8Linear, ...]:
+    assert isinstance(block, Block)
+    return block.attention.qkv, block.attention.out, block.feed_forward.up, block.feed_forward.down
+
+
+def _norm(norm: nn.Module) -> NormWeights:
+    assert isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and norm.eps is not None
+    return NormWeights(norm.weight, getattr(norm, "bias", None), norm.eps, isinstance(norm, nn.RMSNorm))
+
+
+def _matrix(linear: nn.Module) -> MatrixWeights:
+    assert isinstance(linear, (Linear, Int8Linear))
+    return MatrixWeights(linear.weight, linear.scale if isinstance(linear, Int8Linear) else None, linear.bias)
+
+
+def _end(parts: nn.Module) -> tuple[NormWeights | None, Tensor | None]:
+    """The norm and the factors with which a branch ends."""
+    norm: NormWeights | None = None
+    scale: Tensor | None = None
+    for part in parts.children():
+        if isinstance(part, Scale):
+            scale = part.weight
+        else:
+            norm = _norm(part)
+    return norm, scale

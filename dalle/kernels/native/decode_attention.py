@@ -1,0 +1,202 @@
+"""Attention of few tokens a row over a cache: norms, rotary positions and attention in one call.
+
+The cache is read once. What PyTorch needs between its functions (waking a thread, running Python whose code the cache
+has driven out of the CPU's caches) would be a third of the time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dalle.kernels.block_weights import MAX_TOKENS, MatrixWeights, NormWeights, Rope
+from dalle.kernels.kv_cache import KVCache
+from dalle.kernels.native import bindings
+from dalle.kernels.pattern import LayerMask, Sparse
+from dalle.kernels.switches import inference
+
+_HEADS = (16, 32, 48, 64, 80, 96, 128)  # widths of heads that there is code for, whatever the CPU
+
+pointer, number = ctypes.c_void_p, ctypes.c_int64
+
+
+def struct(name: str, **fields: type) -> type[ctypes.Structure]:
+    """A C structure of these fields."""
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+Norm = struct("Norm", weight=pointer, bias=pointer, eps=ctypes.c_float, rms=ctypes.c_int32)
+Matrix = struct("Matrix", weight=pointer, scale=pointer, bias=pointer, n=number, k=number)
+Attention = struct(
+    "Attention",
+    **dict.fromkeys(("batch", "tokens", "heads", "head_width", "room", "position", "rotate_values"), number),
+    **dict.fromkeys(("q_norm", "k_norm"), Norm),
+    **dict.fromkeys(("cos", "sin", "mask"), pointer),
+    **dict.fromkeys(("mask_batch", "mask_token"), number),
+    **dict.fromkeys(("keys", "values", "qkv", "mixed"), pointer),
+)
+
+
+class Addresses(list[Tensor]):
+    """C structures of tensors, which are kept as long as these point to them."""
+
+    def of(self, tensor: Tensor | None) -> int | None:
+        """The address of a float32 copy of a tensor (or of itself); None of none."""
+        if tensor is None:
+            return None
+        self.append(tensor.detach().float().contiguous())
+        return self[-1].data_ptr()
+
+    def norm(self, norm: NormWeights | None) -> ctypes.Structure:
+        """A norm; one without weights is none."""
+        return Norm() if norm is None else Norm(self.of(norm.weight), self.of(norm.bias), norm.eps, norm.rms)
+
+    def matrix(self, matrix: MatrixWeights) -> ctypes.Structure:
+        """A linear map."""
+        count, width = matrix.weight.shape
+        self.append(matrix.weight.detach())
+        return Matrix(self[-1].data_ptr(), self.of(matrix.scale), self.of(matrix.bias), count, width)
+
+    def attention(
+        self,
+        cache: KVCache,
+        layer: int,
+        q_norm: NormWeights | None,
+        k_norm: NormWeights | None,
+        rotate_values: bool,
+    ) -> ctypes.Structure:
+        """Attention of one layer over a cache."""
+        _, batch, heads, room, width = cache.keys.shape
+        return Attention(
+            batch=batch, heads=heads, head_width=width, room=room, rotate_values=rotate_values,
+            q_norm=self.norm(q_norm), k_norm=self.norm(k_norm),
+            keys=cache.keys[layer].data_ptr(), values=cache.values[layer].data_ptr(),
+        )  # fmt: skip
+
+
+class CachedAttention:
+    """Attention of one layer on top of a cache; prepared once for all its steps."""
+
+    def __init__(
+        self, cache: KVCache, layer: int, q_norm: NormWeights | None, k_norm: NormWeights | None, rotate_values: bool
+    ) -> None:
+        self._kept = Addresses()
+        self.keys, self.values = cache.keys, cache.values
+        self.attention = self._kept.attention(cache, layer, q_norm, k_norm, rotate_values)
+        self.function = bindings.functions()[f"attend_{bindings.TYPES[cache.keys.dtype]}"]
+
+    def run(self, qkv: Tensor, mask: LayerMask, rope: Rope | None, cache: KVCache) -> Tensor:
+        """From queries, keys and values [B, T, 3 H D] to [B, T, H D]; keys and values are stored behind the others."""
+        qkv = qkv.contiguous()
+        mixed = qkv.new_empty(*qkv.shape[:2], qkv.shape[-1] // 3)
+        kept = place_tokens(self.attention, qkv.shape[1], mask, angles(rope), cache.position)
+        self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
+        work = 2 * mixed.numel() * (cache.position + 1)
+        self.function(ctypes.byref(self.attention), bindings.threads(work))
+        del kept
+        return mixed
+
+
+# What was prepared for the layers of a cache; None: there is no code for it
+prepared: WeakKeyDictionary[KVCache, dict[int, CachedAttention | None]] = WeakKeyDictionary()
+
+
+def decode_attention(
+    qkv: Tensor,
+    mask: LayerMask,
+    cache: KVCache,
+    layer: int,
+    q_norm: nn.Module | None,
+    k_norm: nn.Module | None,
+    rope: Rope | None,
+    rotate_values: bool,
+    dropout: float = 0.0,
+) -> Tensor | None:
+    """`dalle.kernels.decode_attention.decode_attention` of few tokens a row [B, T, 3 H D] that follow others."""
+    if not cache.position or mask is None or dropout or not inference(qkv) or qkv.shape[1] > MAX_TOKENS:
+        return None
+    if not has_room(cache, *qkv.shape[:2]) or qkv.dtype != cache.keys.dtype:
+        return None
+    layers = prepared.setdefault(cache, {})
+    found = layers.get(layer)
+    if layer not in layers or (found is not None and not (found.keys is cache.keys and found.values is cache.values)):
+        norms = norm_weights(q_norm), norm_weights(k_norm)
+        heads = cache.keys.shape[2]
+        width = qkv.shape[-1] // (3 * heads)
+        known = f"attend_{bindings.TYPES.get(qkv.dtype)}" in bindings.functions()
+        fits = known and readable(cache, heads, width) and fit_heads(norms, width)
+        layers[layer] = found = CachedAttention(cache, layer, *norms, rotate_values) if fits else None
+    return None if found is None else found.run(qkv, mask, rope, cache)
+
+
+def norm_weights(norm: nn.Module | None) -> NormWeights | None:
+    """The weights of a norm."""
+    if norm is None:
+        return None
+    assert isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and norm.eps is not None
+    return NormWeights(norm.weight, getattr(norm, "bias", None), norm.eps, isinstance(norm, nn.RMSNorm))
+
+
+def has_room(cache: KVCache, batch: int, tokens: int) -> bool:
+    """Whether the cache has these rows, and room for these tokens; torch says what is wrong if not."""
+    _, rows, _, room, _ = cache.keys.shape
+    return batch == rows and 0 <= cache.position <= room - tokens
+
+
+def readable(cache: KVCache, heads: int, width: int) -> bool:
+    """Whether native code can read the cache: such heads, of a width that there is code for, without gaps."""
+    return (
+        width in _HEADS
+        and (cache.keys.shape[2], cache.keys.shape[4]) == (heads, width)
+        and cache.values.shape == cache.keys.shape
+        and cache.values.dtype == cache.keys.dtype
+        and cache.keys[0].is_contiguous()
+        and cache.values[0].is_contiguous()
+    )
+
+
+def fit_heads(norms: tuple[NormWeights | None, ...], width: int) -> bool:
+    """Whether the norms of queries and keys, where they are, are of heads of this width."""
+    return all(norm is None or norm.weight.shape == (width,) for norm in norms)
+
+
+def angles(rope: Rope | None) -> Rope | None:
+    """Cosines and sines in float32, without gaps."""
+    return None if rope is None else (rope[0].float().contiguous(), rope[1].float().contiguous())
+
+
+def place_tokens(
+    attention: ctypes.Structure, tokens: int, mask: LayerMask, turns: Rope | None, position: int
+) -> tuple[object, ...]:
+    """Set where the tokens stand and what they may look at; gives what must live until the call is over.
+
+    Raises:
+        ValueError: mask or angles are not of so many tokens.
+    """
+    attention.tokens, attention.position = tokens, position
+    if turns is not None:
+        wanted = (tokens, attention.head_width // 2)
+        if not turns[0].shape == turns[1].shape == wanted:
+            raise ValueError(f"rope is {[list(table.shape) for table in turns]}; expected {list(wanted)} each")
+        attention.cos, attention.sin = turns[0].data_ptr(), turns[1].data_ptr()
+    attention.mask, mask = None, mask.dense if isinstance(mask, Sparse) else mask
+    if isinstance(mask, Tensor):
+        _check_mask(mask, attention.batch, tokens, position + tokens)
+        mask = mask if mask.stride(-1) == 1 else mask.contiguous()
+        attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)
+        attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
+    return mask, turns
+
+
+def _check_mask(mask: Tensor, batch: int, tokens: int, keys: int) -> None:
+    """Refuse what is no mask of these queries and keys: a smaller one would be read behind its end."""
+    square = mask.shape == (tokens, keys)
+    batched = mask.ndim == 4 and len(mask) in (1, batch) and mask.shape[1:] == (1, tokens, keys)
+    if not (square or batched) or mask.dtype != torch.bool or mask.device.type != "cpu":
+        raise ValueError(
+            f"the mask is {list(mask.shape)} {mask.dtype} on {mask.device}; expected bool [{tokens}, {keys}] or "
+            f"[{batch}, 1, {tokens}, {keys}] on the CPU"
+        )

@@ -1,0 +1,76 @@
+"""Which implementations run: one environment variable, DALLE_KERNELS=native=off,graphs=off,sparse=dense; and blocks."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+VARIABLE = "DALLE_KERNELS"
+_VALUES = {
+    "native": ("on", "off"),  # C++ that is compiled for this machine's CPU
+    "graphs": ("on", "off"),  # CUDA graphs of decode steps
+    "sparse": ("auto", "dense", "blocked", "flex"),  # how sparse attention is computed
+}
+_forced: dict[str, str] = {}
+
+
+def switch(name: str) -> str:
+    """The value of a switch: "native", "graphs" or "sparse".
+
+    Raises:
+        ValueError: DALLE_KERNELS names a switch or a value that is none.
+    """
+    return _forced.get(name) or _from_environment().get(name, _VALUES[name][0])
+
+
+@contextmanager
+def forced(**values: str) -> Iterator[None]:
+    """Set switches for this block: `forced(native="off", sparse="dense")`."""
+    before = dict(_forced)
+    _forced.update(_checked(values, "forced"))
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+@functools.cache
+def _from_environment() -> dict[str, str]:
+    pairs = [part.partition("=") for part in os.environ.get(VARIABLE, "").replace(" ", "").split(",") if part]
+    return _checked({name: value for name, _, value in pairs}, VARIABLE)
+
+
+def _checked(values: dict[str, str], source: str) -> dict[str, str]:
+    for name, value in values.items():
+        if value not in _VALUES.get(name, ()):
+            listed = "; ".join(f"{known}={'|'.join(choices)}" for known, choices in _VALUES.items())
+            raise ValueError(f"{source} has {name}={value}; it may have {listed}")
+    return values
+
+
+def differentiable(x: Tensor) -> bool:
+    """Whether native operations with gradients of their own may take a tensor: on a CPU, and nothing looks inside."""
+    return (
+        switch("native") == "on"
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and x.numel() > 0
+        and type(x) in (Tensor, nn.Parameter)  # fake ones and others may have no memory of their own
+        and torch._C._functorch.peek_interpreter_stack() is None  # nor have those within vmap and jvp
+    )
+
+
+def inference(x: Tensor) -> bool:
+    """Whether native operations without gradients may: no autograd, autocast, tracing or transform is active."""
+    return differentiable(x) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")

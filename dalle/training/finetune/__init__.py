@@ -1,1 +1,0 @@
-"""Training that starts from weights: init_from and LoRA."""
