@@ -28,6 +28,7 @@ from dalle.config import dump, to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadCounter
 from dalle.data.loader import batches, evaluation_batches, lost_worker
+from dalle.data.summary import changed, summary_of
 from dalle.device import out_of_memory
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import Best, NotANumber, check_numbers, validations
@@ -150,6 +151,11 @@ def train(recipe: LoopRecipe) -> int:
     log = RunLog(recipe, accelerator, start, task)
     if recipe.resume == "auto":
         log.say(f"resume=auto: goes on after update {start}" if resume else "resume=auto: a run that begins")
+    if accelerator.is_main_process:
+        summary = summary_of(data, held_out)
+        log.say(str(summary))
+        if (other := changed(summary, run.dir / "data.json")) is not None:
+            log.say(other)
     if uncompiled is not None:
         log.say(f"run.compile: {uncompiled}; training goes on uncompiled")
     outcomes, stops, update = Outcomes(log, run.max_skipped, run.dir), Stop(accelerator), start

@@ -22,7 +22,22 @@ from dalle.images.transforms import REDUCING_GAP, Box, resized, to_rgb
 Crop = Literal["centre", "random", "pad"]
 
 MAX_PIXELS = 2**26  # 8192 x 8192: a larger file is refused before any of it is decoded
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".jp2",
+    ".avif",
+    ".ppm",
+    ".pgm",
+)
 # The formats of these endings, and nothing else that Pillow reads: Ghostscript would run an EPS as a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 # All that Pillow's readers raise on broken files.

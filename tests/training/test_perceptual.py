@@ -15,6 +15,8 @@ from dalle.models.transformer import TransformerConfig
 from dalle.training.losses.perceptual import (
     LPIPS,
     CLIPPerceptual,
+    EfficientNetPerceptual,
+    EfficientNetPerceptualConfig,
     LPIPSConfig,
     NonePerceptual,
     build_perceptual,
@@ -187,3 +189,22 @@ def test_network_is_frozen_and_pictures_get_gradients(kind: str) -> None:
 
 def test_none_is_no_loss() -> None:
     assert build_perceptual(NonePerceptual()) is None
+
+
+def test_the_efficientnet_distance_is_that_of_its_maps() -> None:
+    loss = build_perceptual(EfficientNetPerceptualConfig())
+    assert isinstance(loss, EfficientNetPerceptual)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 2, 3, 64, 64, generator=generator)
+    maps = [(one, other) for one, other in zip(loss.network.maps(a), loss.network.maps(b))]
+    assert [tuple(one.shape[1:]) for one, _ in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4)]
+    slow = 0.0
+    for one, other in maps:
+        cosine = F.cosine_similarity(one, other, dim=1)  # |u - v|^2 = 2 - 2 u.v of unit vectors
+        slow += (2 - 2 * cosine).mean().item() / len(maps)
+    assert loss(a, b).item() == pytest.approx(slow, rel=1e-4)
+    assert loss(a, a).item() == pytest.approx(0, abs=1e-6)
+    assert not loss.train().training and not any(p.requires_grad for p in loss.parameters())
+    changed = a.clone().requires_grad_(True)
+    loss(changed, b).backward()
+    assert changed.grad is not None and changed.grad.abs().sum() > 0

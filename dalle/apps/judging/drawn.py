@@ -191,8 +191,8 @@ class Examination:
                 smaller.append(small(images))
                 found.append(self._features(images))
             with atomic_file(file) as part:
-                write_tensors({"small": torch.cat(smaller), "features": torch.cat(found)}, part)
-        return read_tensors(file)
+                write_tensors({"small": torch.cat(smaller), "features": torch.cat(found)}, part, "float16")
+        return {name: tensor.float() for name, tensor in read_tensors(file).items()}
 
     def _sheets(
         self,

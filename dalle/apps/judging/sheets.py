@@ -21,7 +21,7 @@ def write_sheet(file: Path, prompts: Sequence[str], columns: Mapping[str, Tensor
         (prompt, [picture(images[row]) for images in columns.values()], list(columns))
         for row, prompt in enumerate(prompts[:_ROWS])
     ]
-    write_png(labelled_grid(rows), file, {})
+    write_png(_beside(rows, 2), file, {})
 
 
 def write_neighbors(
@@ -37,7 +37,7 @@ def write_neighbors(
         )
         for row in order
     ]
-    write_png(labelled_grid(rows), file, {})
+    write_png(_beside(rows, 4), file, {})
 
 
 def write_images(folder: Path, images: Tensor) -> None:
@@ -45,6 +45,18 @@ def write_images(folder: Path, images: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         write_png(picture(image), folder / f"{number:04d}.png", {})
+
+
+def _beside(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], parts: int) -> Image.Image:
+    """A grid of rows in several parts, the first rows at the left."""
+    count = -(-len(rows) // parts)
+    grids = [labelled_grid(rows[first : first + count]) for first in range(0, len(rows), count)]
+    sheet = Image.new("RGB", (sum(grid.width for grid in grids), max(grid.height for grid in grids)), "white")
+    left = 0
+    for grid in grids:
+        sheet.paste(grid, (left, 0))
+        left += grid.width
+    return sheet
 
 
 def picture(image: Tensor) -> Image.Image:

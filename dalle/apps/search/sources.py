@@ -13,9 +13,10 @@ import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Source
 from dalle.data.custom.dataset import is_hub_id, matching
-from dalle.data.custom.folder import FolderSource, visible_files
+from dalle.data.custom.folder import FolderSource, unread
 from dalle.data.custom.parquet import hub_source, parquet_source, picture_of
 from dalle.data.custom.records import Place, Record, Rows, image_column
+from dalle.data.custom.walk import tell, walk
 from dalle.data.custom.webdataset import TarSource
 from dalle.images.read import EXTENSIONS
 
@@ -121,11 +122,13 @@ def read_item(row: dict[str, object], source: Source) -> Record:
 
 
 def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
-    files = visible_files(root)
+    found = walk(root)
+    files = found.files
     by_ending = {ending: [file for file in files if file.suffix.lower() == ending] for ending in (".parquet", ".tar")}
     pictures = any(file.suffix.lower() in EXTENSIONS for file in files)
     if not pictures and not any(by_ending.values()):
         raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
+    tell(root, found.passed + unread(files, ".parquet", ".tar"))
     if pictures:
         yield from _of_places(FolderSource(root, files, source.caption, captioned=False).rows())
     for file in (*by_ending[".parquet"], *by_ending[".tar"]):

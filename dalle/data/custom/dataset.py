@@ -7,6 +7,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -15,9 +16,11 @@ import numpy as np
 
 from dalle.config import config
 from dalle.data.base import BadPair, Pair, read_image
-from dalle.data.custom.folder import METADATA, FolderSource, visible_files
-from dalle.data.custom.parquet import hub_source, parquet_source, split_files
+from dalle.data.custom.folder import FolderSource
+from dalle.data.custom.layouts import layout_of
+from dalle.data.custom.parquet import hub_source, parquet_source, saved_source
 from dalle.data.custom.records import Record, Rows, Shard, Source, content_of, drawn, held_out
+from dalle.data.custom.walk import described
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.shuffle import spread
 from dalle.images.read import Crop
@@ -220,15 +223,11 @@ def open_source(config: PairsData, path: str, split: str) -> Source:
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        files = visible_files(local)
-        endings = {file.suffix.lower() for file in files}
-        if not any(file.name in METADATA for file in files):
-            for ending in (".parquet", ".tar"):
-                if ending in endings:
-                    return _of_files(config, split_files(local, split))
-        return FolderSource(local, files, config.caption)
+        return _of_folder(config, local, split)
     found = matching(local)
     if found:
+        if split != "train":
+            raise ValueError(f"{path} has no split {split!r}: files that are named are all of one split")
         return _of_files(config, found)
     if set(path) & set("*?[{"):
         raise ValueError(f"no file matches data.path {path}")
@@ -237,10 +236,35 @@ def open_source(config: PairsData, path: str, split: str) -> Source:
     return hub_source(path, split, config.image, config.caption, config.key)
 
 
+def _of_folder(config: PairsData, root: Path, split: str) -> Source:
+    layout = layout_of(root, split, config.image, config.caption)
+    if layout.kind == "saved":
+        return saved_source(root, split, config.image, config.caption, config.key)
+    if layout.kind != "pictures":
+        _tell_once(str(root), described(layout.passed))
+        return _of_files(config, layout.files)
+    for name in ("image", "key"):
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"data.{name}={getattr(config, name)} is for tables and tar files, and {root} is of pictures"
+            )
+    source = FolderSource(root, layout.files, config.caption)
+    _tell_once(str(root), described(layout.passed + source.passed))
+    return source
+
+
+@cache
+def _tell_once(where: str, passed: str) -> None:
+    if passed:
+        log.warning("%s: not used: %s", where, passed)
+
+
 def _of_files(config: PairsData, files: list[Path]) -> Source:
     endings = {file.suffix.lower() for file in files}
     if endings == {".parquet"}:
         return parquet_source(files, config.image, config.caption, config.key)
+    if endings == {".tar"} and config.key is not None:
+        raise ValueError(f"data.key={config.key} is for tables, and {files[0]} is a tar file, whose records have names")
     if endings == {".tar"}:
         return TarSource(files, config.image, config.caption)
     raise ValueError(f"{files[0]}: expected a folder, or files that end in .parquet or in .tar")

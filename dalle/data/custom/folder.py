@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
+
 from dalle.data.custom.records import (
+    CAPTIONS,
     Index,
     Place,
     Record,
@@ -21,23 +26,29 @@ from dalle.data.custom.records import (
     has_captions,
     in_utf8,
 )
+from dalle.data.custom.walk import by_endings, ending, name_of, tell, walk
 from dalle.images.read import EXTENSIONS
 
-log = logging.getLogger(__name__)
-
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_TEXTS = (".txt", ".caption")
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_STATISTICS = "_stats.json"  # of img2dataset, beside its shards
 
 
 class FolderSource(Source):
-    """The pictures that a metadata.jsonl or metadata.csv names; without one, all pictures, NAME.txt beside NAME.jpg.
+    """The pictures that metadata files name; without one, all pictures, with NAME.txt (or .caption, .json) beside each.
 
     A record's key is the picture's path within the folder.
 
     Args:
         root: the folder.
         files: those in it that count.
-        caption: column of a metadata file; None: the usual ones.
+        caption: column of a metadata file, or ending of the files beside pictures ("json.ENTRY": an entry of
+            NAME.json); None: the usual ones.
         captioned: whether a record needs a caption. Where not, pictures without one are records too.
+
+    Attributes:
+        passed: how many of the files were not used, by the reason.
 
     Raises:
         ValueError: no pictures, no captions, or a metadata file that cannot be read or names what is not there.
@@ -45,24 +56,26 @@ class FolderSource(Source):
 
     def __init__(self, root: Path, files: list[Path], caption: str | None, captioned: bool = True):
         metadata = [file for file in files if file.name in METADATA]
-        pictures = [file for file in files if file.suffix.lower() in EXTENSIONS]
+        pictures = [file for file in files if ending(file) in EXTENSIONS]
+        beside = _Beside(files, caption)
         if not captioned:
-            records = _all(root, metadata, files, pictures, caption)
+            records = _all(root, metadata, files, pictures, caption, beside)
         elif metadata:
             records = _listed(root, metadata, files, caption)
-            _tell_of_others(root, pictures, records)
         elif not pictures:
             raise ValueError(
                 f"{root} holds no pictures: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it"
             )
         else:
-            records = [_with_text(root, picture) for picture in pictures]
+            records = [beside.record(root, picture) for picture in pictures]
             if not any(record.captions for record in records):
                 raise ValueError(
-                    f"{root} holds pictures but no captions: expected metadata.jsonl, metadata.csv or NAME.txt beside "
-                    f"NAME{pictures[0].suffix}"
+                    f"{root} holds pictures but no captions: expected metadata.jsonl, metadata.csv or "
+                    f"NAME{beside.endings[0]} beside NAME{pictures[0].suffix}"
                 )
         self.index = Index(map(in_utf8, records))
+        taken = {record.picture.file for record in records if isinstance(record.picture, Place)}
+        self.passed = _passed(files, taken | {str(file) for file in (*metadata, *beside.used)}, bool(metadata))
 
     def rows(self) -> Index:
         return self.index
@@ -71,31 +84,100 @@ class FolderSource(Source):
         return [Shard("", lambda: (self.index.record(row) for row in range(len(self.index))))]
 
 
-def _with_text(root: Path, picture: Path) -> Record:
-    """A picture and the lines of the text beside it, each a caption."""
-    key, text = picture.relative_to(root).as_posix(), picture.with_suffix(".txt")
-    try:
-        captions = captions_of(text.read_text(encoding="utf-8-sig"), lines=True)
-    except FileNotFoundError:
-        return Record(key, fault=f"there is no caption: expected it in {text.name}")
-    except (OSError, UnicodeDecodeError) as error:
-        return Record(key, fault=f"{text.name} cannot be read ({error})")
-    return Record(key, captions, Place(str(picture)))
+class _Beside:
+    """Texts beside pictures: NAME.txt or NAME.caption, whose lines are captions, or entries of NAME.json.
+
+    Attributes:
+        used: the files that were asked for.
+    """
+
+    def __init__(self, files: list[Path], caption: str | None):
+        self.used: list[Path] = []
+        self.entries: tuple[str, ...] = CAPTIONS
+        self.endings: tuple[str, ...] = (*_TEXTS, ".json")
+        if caption is not None:
+            kind, _, entry = caption.partition(".")
+            self.endings = (f".{kind.lower()}",)
+            if kind == "json" and entry:
+                self.entries = (entry,)
+        known = {*_TEXTS, ".json", *self.endings}
+        self.files = {name_of(file): file for file in files if ending(file) in known}
+
+    def of(self, picture: Path) -> Path | None:
+        """The file with a picture's captions; of several the first kind counts."""
+        for kind in self.endings:
+            for name in (picture.with_suffix(kind), Path(f"{picture}{kind}")):
+                found = self.files.get(name_of(name))
+                if found is not None:
+                    return found
+        return None
+
+    def wanted(self, picture: Path) -> str:
+        """What was looked for beside a picture."""
+        return " or ".join(picture.with_suffix(kind).name for kind in self.endings)
+
+    def record(self, root: Path, picture: Path) -> Record:
+        """A picture and its captions."""
+        key, text = _key(root, picture), self.of(picture)
+        if text is None:
+            return Record(key, fault=f"there is no caption: expected it in {self.wanted(picture)}")
+        self.used += [
+            file for kind in (*_TEXTS, ".json") if (file := self.files.get(name_of(picture.with_suffix(kind))))
+        ]
+        self.used.append(text)
+        try:
+            content = text.read_bytes()
+            captions = self._entry(content) if ending(text) == ".json" else captions_of(content, lines=True)
+        except (OSError, ValueError) as error:  # JSON or UTF-8 that is none
+            return Record(key, fault=f"{text.name} cannot be read ({error})")
+        return Record(key, captions, Place(str(picture)))
+
+    def _entry(self, content: bytes) -> tuple[str, ...]:
+        entries = json.loads(content)
+        found = [entries[name] for name in self.entries if isinstance(entries, dict) and name in entries]
+        return captions_of(found[0]) if found else ()
+
+
+def captioned_pictures(files: list[Path], caption: str | None) -> bool:
+    """Whether some picture among these files has a text beside it."""
+    beside = _Beside(files, caption)
+    return any(beside.of(file) is not None for file in files if ending(file) in EXTENSIONS)
+
+
+def _passed(files: list[Path], used: set[str], metadata: bool) -> Counter[str]:
+    """How many files were not used, by the reason."""
+    others = [file for file in files if str(file) not in used and not file.name.endswith(_STATISTICS)]
+    named = "pictures that no metadata file names" if metadata else "pictures without a caption"
+    reasons = dict.fromkeys(EXTENSIONS, named) | dict.fromkeys(_TEXTS, "texts without a picture")
+    reasons |= {".parquet": "tables beside pictures (.parquet)", ".tar": "archives beside pictures (.tar)"}
+    rest = [file for file in others if ending(file) not in reasons]
+    theirs = {file.with_suffix("") for file in rest}  # texts of pictures that cannot be read go without saying
+    told = [
+        file
+        for file in others
+        if ending(file) in reasons and not (ending(file) in _TEXTS and file.with_suffix("") in theirs)
+    ]
+    return Counter(reasons[ending(file)] for file in told) + by_endings(rest)
+
+
+def unread(files: list[Path], *readable: str) -> Counter[str]:
+    """How many files are neither pictures nor what tells of pictures, nor of other endings that are read."""
+    known = {*EXTENSIONS, *_TEXTS, ".json", ".jsonl", ".csv", *readable}
+    return by_endings(file for file in files if ending(file) not in known)
 
 
 def _all(
-    root: Path, metadata: list[Path], files: list[Path], pictures: list[Path], caption: str | None
+    root: Path, metadata: list[Path], files: list[Path], pictures: list[Path], caption: str | None, beside: _Beside
 ) -> list[Record]:
     """Every picture, with the captions that it may have."""
     if not pictures:
         raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)} in it")
     listed = {record.key: record for record in (_listed(root, metadata, files, caption, False) if metadata else [])}
-    there = set(files)
     for picture in pictures:
         key = _key(root, picture)
         if key not in listed:
-            has_text = picture.with_suffix(".txt") in there
-            listed[key] = _with_text(root, picture) if has_text else Record(key, (), Place(str(picture)))
+            has_text = beside.of(picture) is not None
+            listed[key] = beside.record(root, picture) if has_text else Record(key, (), Place(str(picture)))
     return list(listed.values())
 
 
@@ -112,29 +194,22 @@ def picture_files(path: str | Path) -> list[Record]:
         return [in_utf8(Record(str(root), (), Place(str(root))))]
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder")
-    found = [file for file in visible_files(root) if file.suffix.lower() in EXTENSIONS]
+    walked = walk(root)
+    found = [file for file in walked.files if ending(file) in EXTENSIONS]
     if not found:
         raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)} in it")
+    tell(root, walked.passed + unread(walked.files))
     return [in_utf8(Record(str(file), (), Place(str(file)))) for file in found]
-
-
-def visible_files(root: Path) -> list[Path]:
-    """All files below a folder in the order of their paths; nothing whose name begins with a dot, or lies in such."""
-    return sorted(f for f in root.rglob("*") if f.is_file() and not _hidden(f.relative_to(root)))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _listed(
     root: Path, metadata: list[Path], files: list[Path], caption: str | None, captioned: bool = True
 ) -> list[Record]:
     """The records of metadata files; several rows for one picture are several captions."""
-    there = set(files)
+    there = {name_of(file): file for file in files}
     captions: dict[Path, list[str]] = {}
     for file in metadata:
-        rows = list(_jsonl(file) if file.suffix == ".jsonl" else _csv(file))
+        rows = list(_ROWS[file.suffix](file))
         if not rows:
             raise ValueError(f"{file} is empty: expected a row for each picture, with file_name and a caption")
         columns = list(dict.fromkeys(name for _, row in rows for name in row))
@@ -146,13 +221,23 @@ def _listed(
             name = row.get("file_name")
             if not isinstance(name, str) or not name:
                 raise ValueError(f"{file}, line {line}: file_name is {name!r}, expected the path of a picture")
-            picture = file.parent / name
-            if picture not in there and not picture.is_file():
-                raise ValueError(f"{file}, line {line}: there is no picture {picture}")
+            picture = _named(file.parent, name, there)
+            if picture is None:
+                raise ValueError(f"{file}, line {line}: there is no picture {file.parent / name}")
             captions.setdefault(picture, []).extend(captions_of(row.get(column)) if column else ())
     return [
         Record(_key(root, picture), tuple(dict.fromkeys(own)), Place(str(picture))) for picture, own in captions.items()
     ]
+
+
+def _named(folder: Path, name: str, there: dict[str, Path]) -> Path | None:
+    """The picture that a metadata file means, whose names may be composed otherwise or have backslashes; None: none."""
+    for own in (name, name.replace("\\", "/")):
+        picture = folder / own
+        found = there.get(name_of(picture)) or there.get(name_of(os.path.normpath(picture)))
+        if found is not None or picture.is_file():
+            return found or picture
+    return None
 
 
 def _key(root: Path, picture: Path) -> str:
@@ -172,17 +257,32 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_lines(file), strict=True)
+    lines = _lines(file)
+    first = lines.readline()
+    lines.seek(0)
+    delimiter = max(_DELIMITERS, key=first.count)  # as spreadsheets of many countries write it
+    reader = csv.DictReader(lines, strict=True, delimiter=delimiter, skipinitialspace=True)
     try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for row in reader:
             if None in row:  # what stands beyond the last column
                 raise ValueError(
-                    f"{file}, line {reader.line_num} has more fields than the first line names: a caption with a comma "
-                    'stands in quotes, "a dog, running"'
+                    f"{file}, line {reader.line_num} has more fields than the first line names: a caption with a "
+                    f'{_DELIMITERS[delimiter]} stands in quotes, "a dog{delimiter} running"'
                 )
             yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num + 1}: {error}; is a quote left open there?") from error
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        yield from enumerate(parquet.read_table(file).to_pylist(), 1)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{file} is not a whole parquet file ({str(error).splitlines()[0]}): copy it anew") from error
+
+
+_ROWS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
 
 
 def _lines(file: Path) -> io.StringIO:
@@ -191,12 +291,3 @@ def _lines(file: Path) -> io.StringIO:
         return io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as UTF-8 text ({error})") from error
-
-
-def _tell_of_others(root: Path, pictures: list[Path], records: list[Record]) -> None:
-    keys = {record.key for record in records}
-    others = [key for picture in pictures if (key := _key(root, picture)) not in keys]
-    if others:
-        log.warning(
-            "%s: %d pictures that no metadata file names are left out, such as %s", root, len(others), others[0]
-        )

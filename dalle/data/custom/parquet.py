@@ -24,6 +24,7 @@ from dalle.data.custom.records import (
     image_column,
 )
 
+_SHARDS = 16  # of a saved set that is streamed
 _CHUNK = 16  # records that a stream reads at a time
 _KEY = "__key__"  # of the WebDataset layout
 
@@ -146,8 +147,8 @@ class TableRows(Rows):
         if self.caption is None:
             return ()
         value = found[self.caption]
-        if self.classes is not None and isinstance(value, int) and value >= 0:  # -1 is a class that is not told
-            value = self.classes[value]
+        if self.classes is not None and isinstance(value, int):
+            value = self.classes[value] if value >= 0 else None  # -1 is a class that is not told
         return captions_of(value, lines=self.caption == "txt")
 
 
@@ -199,26 +200,29 @@ def hub_source(
     return TableSource(load, f"{name} (no folder here, so taken as a hub id)", [], image, caption, key, captioned)
 
 
-def split_files(folder: Path, split: str) -> list[Path]:
-    """Files of one split of a folder in a layout that the hub knows (data/train-*.parquet and the like).
+def saved_source(
+    root: Path, split: str, image: str | None, caption: str | None, key: str | None, captioned: bool = True
+) -> TableSource:
+    """What `save_to_disk` of Hugging Face datasets wrote into a folder.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: it has splits, and not this one; or it has none, and another than "train" is wanted.
     """
-    with explained(str(folder)):
+    with explained(str(root)):
         import datasets
-        from datasets.data_files import get_data_patterns
 
-        patterns: dict[str, list[str]] | None = None
-        path = str(folder.resolve())
-        if (own := glob.escape(path)) != path:  # `datasets` would take the folder's name for a pattern
-            patterns = {name: [f"{own}/{each}" for each in some] for name, some in get_data_patterns(own).items()}
-        found = datasets.load_dataset_builder(str(folder), data_files=patterns).config.data_files or {}
-    if split not in found:
+        found = datasets.load_from_disk(str(root))
+    splits = found if isinstance(found, datasets.DatasetDict) else {"train": found}
+    if split not in splits:
         raise ValueError(
-            f"{folder} has no split {split!r}: there are {', '.join(map(str, found))}; set data.split to one"
+            f"{root} has no split {split!r}: there are {', '.join(map(str, splits))}; set data.split to one"
         )
-    return [Path(file) for file in found[split]]
+    table = splits[split]
+
+    def load(stream: bool) -> Any:
+        return table.to_iterable_dataset(num_shards=max(1, min(_SHARDS, len(table)))) if stream else table
+
+    return TableSource(load, str(root), [], image, caption, key, captioned)
 
 
 def row_count(file: Path) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -160,15 +162,37 @@ def drawn(key: str, captions: Sequence[str], seed: int) -> tuple[int, str]:
 
 
 def captions_of(value: Any, lines: bool = False) -> tuple[str, ...]:
-    """A caption or a list of them, without blank ones; `lines`: each line of a text is one."""
+    """The captions that a record's text is, of whatever source: the only place where they are cleaned.
+
+    Bytes are UTF-8, or what a mark at their beginning says. A number is its digits. What is no text, and blank ones, do
+    not count; marks of byte order are taken off, and spaces and line ends of all kinds become single spaces.
+
+    Args:
+        value: a caption, or a list of them.
+        lines: each line of a text is one; lines end with line feeds and carriage returns, and nothing else.
+
+    Raises:
+        UnicodeDecodeError: bytes are not text.
+    """
     values = value if isinstance(value, (list, tuple)) else [value]
-    texts = [text for text in values if isinstance(text, str)]
+    texts = [text for each in values if (text := _text(each)) is not None]
     if lines:
-        texts = [line for text in texts for line in text.splitlines()]
-    return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+        texts = [line for text in texts for line in re.split(r"[\r\n]+", text)]
+    cleaned = (" ".join(text.replace("\ufeff", "").split()) for text in texts)
+    return tuple(dict.fromkeys(text for text in cleaned if text))
 
 
-_CAPTIONS = ("caption", "captions", "text", "texts", "txt")
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        marked = value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return value.decode("utf-16" if marked else "utf-8")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:  # no nan: a cell without one
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+CAPTIONS = ("caption", "captions", "text", "texts", "txt")
+PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture")
 
 
 def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
@@ -177,17 +201,17 @@ def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
     Raises:
         ValueError: there is no such column.
     """
-    return _column("caption", "captions", wanted, names, _CAPTIONS, where)
+    return _column("caption", "captions", wanted, names, CAPTIONS, where)
 
 
 def has_captions(wanted: str | None, names: Iterable[str]) -> bool:
     """Whether a column of captions was asked for, or one of the usual names is there."""
-    return wanted is not None or not set(_CAPTIONS).isdisjoint(names)
+    return wanted is not None or not set(CAPTIONS).isdisjoint(names)
 
 
 def image_column(wanted: str | None, names: Iterable[str], where: str) -> str:
     """The column that holds pictures, likewise."""
-    return _column("image", "pictures", wanted, names, ("image", "jpg", "jpeg", "png", "webp", "img", "picture"), where)
+    return _column("image", "pictures", wanted, names, PICTURES, where)
 
 
 def _column(

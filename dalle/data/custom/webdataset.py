@@ -14,6 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from dalle.data.custom.records import Index, Place, Record, Shard, Source, caption_column, captions_of, in_utf8
 from dalle.images.read import EXTENSIONS
@@ -70,23 +71,32 @@ class TarSource(Source):
             if isinstance(group, str):
                 yield Record(file.name, fault=group)
                 continue
-            key = f"{file.name}/{group.name}"
-            pictures = [group.pictures[self.image]] if self.image in group.pictures else list(group.pictures.values())
-            if not pictures:
-                yield Record(key, fault=f"there is no picture among {', '.join(group.texts)}")
-                continue
-            try:
-                yield Record(key, self._captions(group), pictures[0])
-            except ValueError as error:  # JSON or UTF-8 that is none
-                yield Record(key, fault=f"its captions cannot be read ({error})")
+            for own in [group] if self.image in group.pictures else _apart(group):
+                yield self._record(f"{file.name}/{own.name}", own)
+
+    def _record(self, key: str, group: _Group) -> Record:
+        if not group.pictures:
+            return Record(key, fault=f"there is no picture among {', '.join(group.texts)}")
+        plain = [ending for ending in group.pictures if "." not in ending] or list(group.pictures)
+        if "." in plain[0] and len(plain) > 1 and self.image not in group.pictures:
+            return Record(
+                key,
+                fault=f"{', '.join(plain[:3])} are pictures of one record, as a name ends at its first dot: choose one "
+                "by data.image, or name the files otherwise",
+            )
+        try:
+            picture = group.pictures[self.image if self.image in group.pictures else plain[0]]
+            return Record(key, self._captions(group), picture)
+        except ValueError as error:  # JSON or UTF-8 that is none
+            return Record(key, fault=f"its captions cannot be read ({error})")
 
     def _captions(self, group: _Group) -> tuple[str, ...]:
         texts = group.texts
         if self.caption is not None and not self.caption.startswith("json."):
-            return captions_of(texts.get(self.caption, b"").decode(), lines=True)
+            return captions_of(texts.get(self.caption, b""), lines=True)
         for name in _TEXTS:
             if self.caption is None and name in texts:
-                return captions_of(texts[name].decode(), lines=True)
+                return captions_of(texts[name], lines=True)
         entries = _entries(group)
         for name in ("caption", "captions", "text", "texts") if self.caption is None else (self.caption[5:],):
             if name in entries:
@@ -104,14 +114,14 @@ def _groups(file: Path) -> Iterator[_Group | str]:
                 named = _MEMBER.match(member.name)
                 if named is None or not member.isfile():
                     continue
-                name, ending = named[1], named[2].lower()
+                name, ending = normalize("NFC", named[1]), named[2].lower()
                 if name != group.name:
                     if group.texts or group.pictures:
                         yield group
                     group = _Group(name)
                 if "." + ending.rsplit(".")[-1] in EXTENSIONS:
                     group.pictures[ending] = Place(str(file), member.offset_data, member.size)
-                elif ending in (*_TEXTS, "json") or ending.endswith(".txt"):
+                elif ending.rsplit(".")[-1] in (*_TEXTS, "json"):
                     content = tar.extractfile(member)
                     assert content is not None
                     group.texts[ending] = content.read()
@@ -124,6 +134,26 @@ def _groups(file: Path) -> Iterator[_Group | str]:
         yield group
     if fault is not None:
         yield fault
+
+
+def _apart(group: _Group) -> list[_Group]:
+    """The records that a group is, where dots within names have put several together: "a 1.0.png", "a 1.1.png".
+
+    By WebDataset's rule a name ends at its first dot. But where each picture has a text of its own, it is a record.
+    """
+    if any("." not in ending for ending in group.pictures):
+        return [group]
+    parts = {ending.rpartition(".")[0]: _Group("") for ending in group.pictures}
+    for of_part, of_group in (("pictures", group.pictures), ("texts", group.texts)):
+        for ending, content in of_group.items():
+            before, _, kind = ending.rpartition(".")
+            if before in parts:
+                getattr(parts[before], of_part)[kind] = content
+    if not all(part.texts for part in parts.values()) or not parts:
+        return [group]
+    for before, part in parts.items():
+        part.name = f"{group.name}.{before}"
+    return list(parts.values())
 
 
 def _ends_at(file: Path, end: int) -> bool:
