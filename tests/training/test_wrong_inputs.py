@@ -86,7 +86,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         code = stop.code  # type: ignore[assignment]
     out, err = capfd.readouterr()
     assert code == 2 and all(line.startswith("data: ") for line in out.splitlines())  # of a run that had begun
-    lines = [line for line in err.splitlines() if line and "%|" not in line]  # less the progress bar
+    lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]  # less the progress bar
     assert len(lines) == 1 and lines[0].startswith("train.py: "), err
     return lines[0]
 
