@@ -160,6 +160,7 @@ def test_parts_that_are_elsewhere_are_asked_of_the_hub(tmp_path: Path, monkeypat
         return str(tmp_path / "hub" / file)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.model_info", lambda repository, timeout: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", **GIVEN["rudalle"])
     assert pipe("лиса")[0].images
@@ -177,6 +178,7 @@ def test_features_in_place_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = folders.llamagen(tmp_path / "theirs", "t2i")
     encoder = T5Encoder.__new__(T5Encoder)
     encoder.width = folders.T5_WIDTH
+    monkeypatch.setattr("dalle.checkpoints.hub._fetch", lambda repository, file: tmp_path)
     monkeypatch.setattr(T5Encoder, "load", classmethod(lambda *arguments: encoder))
     monkeypatch.setattr(T5Encoder, "encode", lambda self, texts, length: features()[: len(texts)])
     pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", text_encoder="some/t5", heads=2)

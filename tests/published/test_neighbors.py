@@ -153,3 +153,41 @@ def test_towers_of_open_clip_that_compute_otherwise(part: str, option: dict[str,
     name = next(iter(option))
     with pytest.raises(ValueError, match=rf"open_clip_config.json says {part}.{name}: .*, which is not supported"):
         read_clip(tmp_path)
+
+
+WRAPPED = [("module.",), ("_orig_mod.",), ("module.", "_orig_mod."), ("model.",), ("_fsdp_wrapped_module.", "module.")]
+
+
+@pytest.mark.parametrize("wrappers", WRAPPED)
+@pytest.mark.parametrize("kind", ["pickle", "safetensors"])
+def test_what_training_code_puts_into_names_is_taken_off(
+    wrappers: tuple[str, ...], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front = "".join(reversed(wrappers))
+    states = {f"{front}{name}": value for name, value in state("openai").items()}
+    file = tmp_path / ("a.pt" if kind == "pickle" else "a.safetensors")
+    if kind == "pickle":
+        torch.save({"epoch": 3, "state_dict": states, "optimizer": {}}, file)
+    else:
+        save_file(states, file)
+    found = read_clip(file, {"feed_forward": "quick_gelu"})
+    plain = tmp_path / "plain.pt"
+    torch.save(state("openai"), plain)
+    assert found.tensors.keys() == read_clip(plain, {"feed_forward": "quick_gelu"}).tensors.keys()
+    assert main(["inspect", str(file), "feed_forward=quick_gelu"]) == 0
+    told = capsys.readouterr().out
+    assert "- taken off its names: " in told and all(wrapper in told for wrapper in wrappers)
+    assert main(["inspect", str(plain), "feed_forward=quick_gelu"]) == 0
+    assert "taken off" not in capsys.readouterr().out
+
+
+def test_wrapped_image_tokenizers_and_models(tmp_path: Path) -> None:
+    states = {f"module.{name.replace('encoder.', 'encoder._orig_mod.')}": v for name, v in vqgan(NEAREST).items()}
+    torch.save({"state_dict": states}, tmp_path / "a.ckpt")
+    tokenizer = dalle.load_image_tokenizer(tmp_path / "a.ckpt")
+    torch.save({"state_dict": vqgan(NEAREST)}, tmp_path / "b.ckpt")
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tokenizer.encode(images), dalle.load_image_tokenizer(tmp_path / "b.ckpt").encode(images))
+    torch.save({f"model.{name}": torch.zeros(2) for name in ("embed_tokens.weight", "norm.weight")}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="it is a language model"):
+        dalle.load_image_tokenizer(tmp_path / "c.pt")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.checkpoints.published.heads import halves, paired
-from dalle.checkpoints.published.state import Published, joined, made_of, renamed, shape, square
+from dalle.checkpoints.published.state import Published, joined, made_of, renamed, shape, square, unwrapped
 from dalle.checkpoints.tensors import Lazy
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -64,6 +64,7 @@ def read(tree: dict[str, Any]) -> Published:
     options, published = tree["hparams"], tree["weights"]
     if not isinstance(options, dict) or not isinstance(published, dict):
         raise ValueError("it has no weights (of DeepSpeed, give the file that its zero_to_fp32.py makes)")
+    published = unwrapped(published)
     named = {_plain(name): value for name, value in published.items()}
     wrappers = max((name.count(".fn") for name in published if name.endswith("net.0.weight")), default=0)
     tensors, dropped = renamed(named, _RULES, _DROPPED)

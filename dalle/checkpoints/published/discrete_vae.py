@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.published.state import Published, count, shape
+from dalle.checkpoints.published.state import Published, count, shape, unwrapped
 from dalle.image_tokenizers import DiscreteVAEConfig
 
 FAMILY = "a DiscreteVAE of DALLE-pytorch"
@@ -20,7 +20,7 @@ def is_of(tree: Any) -> bool:
     """Whether what a checkpoint holds is of this family."""
     if not isinstance(tree, dict) or not {"hparams", "weights"} <= set(tree) or "vae_params" in tree:
         return False
-    return isinstance(tree["weights"], dict) and "codebook.weight" in tree["weights"]
+    return isinstance(tree["weights"], dict) and "codebook.weight" in unwrapped(tree["weights"])
 
 
 def read(options: Any, tensors: Mapping[str, Tensor]) -> Published:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import state_of
+from dalle.checkpoints.published.state import as_saved, unwrapped
 from dalle.checkpoints.tensors import views
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -40,11 +40,16 @@ def weights_file(source: Path) -> Path:
 
 
 def read_state(source: Path) -> dict[str, Tensor]:
-    """The tensors of a file or folder of weights under their published names, mapped from the file.
+    """The tensors of a file or folder of weights under their published names without wrappers, mapped from the file.
 
     Raises:
         ValueError: it is damaged, or holds no named tensors.
     """
+    return unwrapped(read_as_saved(source))
+
+
+def read_as_saved(source: Path) -> dict[str, Tensor]:
+    """`read_state` by the names that are in the file."""
     file = weights_file(source)
     if file.name.endswith(".index.json"):
         try:
@@ -55,6 +60,6 @@ def read_state(source: Path) -> dict[str, Tensor]:
         for shard in shards:
             if Path(shard).name != shard:
                 raise ValueError(f"{file} names the shard {shard!r}, which is no file beside it")
-            tensors |= read_state(file.with_name(shard))
+            tensors |= read_as_saved(file.with_name(shard))
         return tensors
-    return views(file) if file.suffix == ".safetensors" else state_of(read_pickled(file))
+    return views(file) if file.suffix == ".safetensors" else as_saved(read_pickled(file))

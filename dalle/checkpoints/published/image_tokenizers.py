@@ -13,7 +13,7 @@ from torch import Tensor
 from dalle.checkpoints.published import discrete_vae, openai_dvae, vqgan
 from dalle.checkpoints.published.files import PICKLES
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, arguments_of, state_of
+from dalle.checkpoints.published.state import Published, arguments_of, state_of, unwrapped
 from dalle.config import read_yaml
 from dalle.image_tokenizers import ImageTokenizer, VQGANConfig, build
 
@@ -38,7 +38,7 @@ def read_image_tokenizer(source: Path) -> Published:
         if len(checkpoints) == 1:
             tree = read_pickled(checkpoints[0])
             if discrete_vae.is_of(tree):
-                return discrete_vae.read(tree["hparams"], tree["weights"])
+                return discrete_vae.read(tree["hparams"], unwrapped(tree["weights"]))
             options = _options(source)
             size = _IMAGE_SIZE if options is None else vqgan.resolution(*options)
             found = vqgan.read(state_of(tree), size, arguments_of(tree))

@@ -11,7 +11,7 @@ from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudal
 from dalle.checkpoints.published.files import weights_file
 from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch, read_image_tokenizer
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import SHAPELESS, Published, arguments_of, state_of
+from dalle.checkpoints.published.state import SHAPELESS, Published, arguments_of, state_of, unwrapped
 from dalle.checkpoints.published.text_tokenizers import (
     CLIP_SOURCE,
     CLIP_WORDS,
@@ -90,7 +90,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
         return PublishedModel(
             found,
             file,
-            image_tokenizer=of_dalle_pytorch(tree["weights"], tree["vae_params"]),
+            image_tokenizer=of_dalle_pytorch(unwrapped(tree["weights"]), tree["vae_params"]),
             text_tokenizer=text_tokenizer_beside(folder, ends=False),
             text_source=CLIP_SOURCE if found.config.text_vocab == CLIP_WORDS else "",
             text_ends=False,

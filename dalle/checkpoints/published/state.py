@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ from dalle.checkpoints.published.others import refuse_others
 from dalle.checkpoints.published.pickles import Foreign
 from dalle.checkpoints.tensors import Lazy, check_fit, forget
 
+_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_IN_FRONT = ("module.", "model.")
 SHAPELESS = (IndexError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
 """What comes of tensors of shapes or types that nobody has thought of."""
 
@@ -78,7 +80,7 @@ def made_of(tensors: Sequence[Tensor], size: torch.Size, make: Callable[[], Tens
 
 
 def state_of(tree: Any) -> dict[str, Tensor]:
-    """The tensors of what a checkpoint holds, by their dotted names.
+    """The tensors of what a checkpoint holds, by their dotted names, without wrappers (`unwrapped`).
 
     Args:
         tree: a state dict, a dict with one under `state_dict`, `model` or `weights`, a pickled module, or what a
@@ -87,6 +89,36 @@ def state_of(tree: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: there is none of these.
     """
+    return unwrapped(as_saved(tree))
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they have in the module itself, not in what trained it.
+
+    DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Lightning put words into names.
+    """
+    names = list(tensors)
+    for wrapper in wrappers_of(names):
+        front = wrapper in _IN_FRONT
+        names = [name.removeprefix(wrapper) if front else name.replace(wrapper, "") for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def wrappers_of(names: Iterable[str]) -> list[str]:
+    """The words that training code has put into names, in the order in which they are taken off."""
+    names = list(names)
+    found = [wrapper for wrapper in _ANYWHERE if any(wrapper in name for name in names)]
+    for wrapper in found:
+        names = [name.replace(wrapper, "") for name in names]
+    while names and (wrapper := next((w for w in _IN_FRONT if all(name.startswith(w) for name in names)), "")):
+        refuse_others(names)  # language models begin so themselves
+        found.append(wrapper)
+        names = [name.removeprefix(wrapper) for name in names]
+    return found
+
+
+def as_saved(tree: Any) -> dict[str, Tensor]:
+    """`state_of` by the names that are in the file."""
     if isinstance(tree, Foreign) and isinstance(tree.state, dict):
         found = dict(_of_module(tree, "") if "_modules" in tree.state else _of_script(tree, ""))
         if found:
@@ -94,7 +126,7 @@ def state_of(tree: Any) -> dict[str, Tensor]:
     if isinstance(tree, dict):
         for key in ("state_dict", "model", "weights"):
             if isinstance(tree.get(key), dict):
-                return state_of(tree[key])
+                return as_saved(tree[key])
         tensors = {str(name): value for name, value in tree.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,11 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
 from dalle.checkpoints.published.clip import read_clip
-from dalle.checkpoints.published.files import read_state
+from dalle.checkpoints.published.files import read_as_saved, read_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, state_of
+from dalle.checkpoints.published.state import Published, as_saved, state_of, wrappers_of
 from dalle.config import from_dict, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
@@ -39,9 +39,23 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
     stage = stage_of(path)
     if stage == "dalle":
         model = read_model(path, None, given)
-        return f"{source}: {model.model.family}\n{model_summary(model)}"
+        return f"{source}: {model.model.family}\n{model_summary(model)}{_wrapped(path)}"
     found = read_clip(path, given) if stage == "clip" else read_image_tokenizer(path)
-    return f"{source}: {found.family}\n{summary(found)}"
+    return f"{source}: {found.family}\n{summary(found)}{_wrapped(path)}"
+
+
+def _wrapped(source: Path) -> str:
+    """A line on what training code has put into the names of a file."""
+    if mindalle.is_there(source) or openai_dvae.is_there(source):
+        return ""
+    file = transformer_file(source)
+    if file.suffix == ".safetensors" or file.name.endswith(".json"):
+        names: Iterable[str] = read_as_saved(file)
+    else:
+        tree = read_pickled(file)
+        names = tree["weights"] if dalle_pytorch.is_of(tree) else as_saved(tree)
+    found = wrappers_of(names)
+    return f"\n- taken off its names: {', '.join(found)} (as training code wraps modules)" if found else ""
 
 
 def stage_of(source: Path) -> Stage:
