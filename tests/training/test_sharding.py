@@ -263,7 +263,7 @@ def test_several_processes_without_gpus_are_on_cpus(
         asked.append(cpu)
         raise Asked
 
-    monkeypatch.setattr("dalle.training.run.Accelerator", accelerator)
+    monkeypatch.setattr("dalle.training.run.log.Accelerator", accelerator)
     with pytest.raises(Asked):
         start_accelerator(RunConfig(dir=Path("run"), updates=1, batch_size=2, device=told, precision="fp32"))
     assert asked == [expected]
