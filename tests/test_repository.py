@@ -303,6 +303,11 @@ def test_the_list_of_modules_is_that_of_the_code() -> None:
     assert written.stdout == (ROOT / "docs/modules.md").read_text(encoding="utf-8"), "run python docs/modules.py"
 
 
+def test_the_readme_says_how_long_the_main_path_is() -> None:
+    said = subprocess.run([sys.executable, "docs/main_path.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert " ".join(said.stdout.split()) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 def requirements(text: str) -> set[str]:
     return {re.split(r"[\[<>=;\s]", line.strip())[0].lower() for line in text.splitlines() if line.strip()}
 

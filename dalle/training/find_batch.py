@@ -23,7 +23,7 @@ from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.run.precision import settle_precision
 from dalle.training.tasks import build_task
-from dalle.training.train_step import accumulate, evaluated, step
+from dalle.training.train_step import accumulate, evaluated, optimizer_step
 
 _UPDATES = 2  # the first makes the moments, the second holds all at once
 
@@ -218,7 +218,7 @@ def _train(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
         micro = [task.inputs(part) for part in next(stream).split(run.accumulation)]
         for phase in task.phases:  # all, whenever they begin
             total, _ = accumulate(task, phase, micro, accelerator, run.updates)
-            step(phase, total, optimizers[phase.name], accelerator, 0, run.updates)
+            optimizer_step(phase, total, optimizers[phase.name], accelerator, 0, run.updates)
         task.after_update(lambda tensor: tensor)
         if average is not None:
             average.update(1)

@@ -64,7 +64,7 @@ def average_gradients(module: nn.Module, accelerator: Accelerator, told: PowerSG
         gradient.copy_(mean.view_as(gradient))
 
 
-def step(
+def optimizer_step(
     phase: Phase,
     loss: Tensor,
     optimizer: AcceleratedOptimizer,

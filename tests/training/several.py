@@ -12,22 +12,23 @@ import signal
 import sys
 
 import train
+from dalle.training.run.log import RunLog
 
 
 def main(runs: list[list[str]], kill: list[int] | None = None) -> int:
     """Train them; returns the exit code of the first that fails."""
     if kill is not None:
         update, rank = kill
-        logged = train.RunLog.step
+        logged = RunLog.step
 
         steps = itertools.count(1)  # only the first process has a bar that counts
 
-        def killed_at(self: train.RunLog) -> None:
+        def killed_at(self: RunLog) -> None:
             logged(self)
             if next(steps) >= update and int(os.environ["RANK"]) == rank:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train.RunLog.step = killed_at  # type: ignore[method-assign]
+        RunLog.step = killed_at  # type: ignore[method-assign]
     for arguments in runs:
         code = train.main(arguments)
         if code:

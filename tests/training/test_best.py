@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from dalle.evaluation import metrics
+from dalle.training import state as run_state
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import FIGURES, Best
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
@@ -54,7 +55,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Validations give what `PSNR` says of the update."""
-    state, seed_noise, real = Clock(), train.seed_noise, ImageTokenizerTask.validate
+    state, seed_noise, real = Clock(), run_state.seed_noise, ImageTokenizerTask.validate
 
     def begin(seed: int, update: int, rank: int) -> None:
         state.now = update + 1
@@ -65,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     def validate(self: ImageTokenizerTask, model: Any, batches: Any) -> dict[str, float]:
         return real(self, model, batches) | {"psnr": PSNR[state.now]}
 
-    monkeypatch.setattr(train, "seed_noise", begin)
+    monkeypatch.setattr(run_state, "seed_noise", begin)
     monkeypatch.setattr(ImageTokenizerTask, "validate", validate)
     return state
 

@@ -22,6 +22,7 @@ from dalle.training.checkpoint.latest import load_newest
 from dalle.training.planning.memory import Size
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, load_recipe
+from dalle.training.run.log import RunLog
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 
@@ -145,15 +146,15 @@ def test_resumed_equals_uninterrupted(stage: str, precision: str, tokenizers: di
     options = [f"run.precision={precision}", "run.validate_every=5", "run.validation_images=8"]
     assert train.main([config, f"run.dir={whole}", *options]) == 0
     options = [config, f"run.dir={parts}", "run.save_every=5", *options]
-    interrupted = train.RunLog.train
+    interrupted = RunLog.train
 
-    def interrupt_at_5(self: train.RunLog, update: int, figures: dict[str, float]) -> None:
+    def interrupt_at_5(self: RunLog, update: int, figures: dict[str, float]) -> None:
         interrupted(self, update, figures)
         if update == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunLog, "train", interrupt_at_5)
+        patch.setattr(RunLog, "train", interrupt_at_5)
         assert train.main(options) == 128 + signal.SIGTERM
     assert [p.name for p in checkpoint.folders(parts)] == ["update-00000005"]
     assert train.main([*options, "resume=true"]) == 0

@@ -25,7 +25,7 @@ from dalle.training.run.log import RunLog
 from dalle.training.skipped_steps import Outcomes
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.dalle import DALLETask
-from dalle.training.train_step import step
+from dalle.training.train_step import optimizer_step
 from tiny_model import DALLE_MODEL, make_tiny_model
 
 NAN, INF = float("nan"), float("inf")
@@ -71,7 +71,7 @@ def test_between_log_points_nothing_waits(
     precision: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Updates 2 to 4 of 5, whole: from the batch's tensors to the averaged weights; 1 and 5 are logged."""
-    step_of, inputs_of = train.RunLog.step, DALLETask.inputs
+    step_of, inputs_of = RunLog.step, DALLETask.inputs
     wire: dict[str, Any] = {"parts": 0}
 
     def begin(self: DALLETask, batch: Any) -> Any:
@@ -82,14 +82,14 @@ def test_between_log_points_nothing_waits(
             wire["open"].__enter__()
         return made
 
-    def end(self: train.RunLog) -> None:
+    def end(self: RunLog) -> None:
         if wire.get("open") is not None:
             wire.pop("open").__exit__(None, None, None)
             wire["guarded"] = wire.get("guarded", 0) + 1
         step_of(self)
 
     monkeypatch.setattr(DALLETask, "inputs", begin)
-    monkeypatch.setattr(train.RunLog, "step", end)
+    monkeypatch.setattr(RunLog, "step", end)
     run = {"dir": str(tmp_path / "run"), "updates": 5, "batch_size": 4, "device": "cpu", "tracker": "none"}
     recipe = {
         "stage": "dalle",
@@ -195,7 +195,7 @@ def test_fp16_lowers_its_scale_for_an_overflow_and_skips_it() -> None:
         before = copy.deepcopy(module.state_dict())
         loss = module(torch.full((8, 5), 0.1 * (number + 1))).square().mean()
         accelerator.backward(loss * (INF if bad else 1))
-        norm = step(phase, loss, optimizer, accelerator, number, 10)
+        norm = optimizer_step(phase, loss, optimizer, accelerator, number, 10)
         assert bool(norm.isfinite()) is not bad
         same = all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
         assert same is bad
@@ -209,7 +209,7 @@ def test_fp16_lowers_its_scale_for_an_overflow_and_skips_it() -> None:
         wrapped = cast(
             "Any", SimpleNamespace(optimizer=plain, param_groups=plain.param_groups, zero_grad=plain.zero_grad)
         )
-        step(Phase("one", twin, phase.optim), loss, wrapped, alone, number, 10)
+        optimizer_step(Phase("one", twin, phase.optim), loss, wrapped, alone, number, 10)
     for value, other in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-7)
 

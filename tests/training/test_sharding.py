@@ -26,7 +26,7 @@ from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step
 from dalle.training.recipe import RunConfig
 from dalle.training.run.log import start_accelerator, start_sharding
 from dalle.training.tasks import Phase
-from dalle.training.train_step import step
+from dalle.training.train_step import optimizer_step
 from with_options import generate
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def _in_half(model: nn.Module, world: int, poisoned: bool) -> dict[str, Tensor]:
         if update == 2 and poisoned:  # the very last number, which is of the last process's share
             shares = [local(p.grad) for p in model.parameters() if p.grad is not None and p.ndim]
             shares[-1].view(-1)[-1:].fill_(torch.inf)
-        norm = step(phase, loss.detach(), optimizer, accelerator, update, 10)  # type: ignore[arg-type]
+        norm = optimizer_step(phase, loss.detach(), optimizer, accelerator, update, 10)  # type: ignore[arg-type]
         found |= {f"loss {update}": loss.detach(), f"norm {update}": norm.nan_to_num(posinf=-1.0, nan=-1.0)}
         found[f"scale {update}"] = torch.tensor(scaler.get_scale())
     return found

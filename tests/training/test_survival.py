@@ -27,6 +27,7 @@ from dalle.evaluation.metrics import CodebookUse
 from dalle.files import remove_scratch
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.latest import load_newest
+from dalle.training.run.log import RunLog
 from dalle.training.run.run_dir import lock_run
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 from tiny_model import VQGAN_MODEL
@@ -136,14 +137,14 @@ def test_one_command_begins_a_run_and_goes_on_with_it(
     shutil.rmtree(run)
     command = ["vqgan.yaml", "resume=auto"]
 
-    def interrupted(self: train.RunLog) -> None:
+    def interrupted(self: RunLog) -> None:
         self.bar.update()
         if self.bar.n == 3:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what the scheduler sent to all
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunLog, "step", interrupted)
+        patch.setattr(RunLog, "step", interrupted)
         assert train.main(command) == 128 + signal.SIGTERM
     assert "a run that begins" in capfd.readouterr().out
     assert load_newest(run).update == 3
@@ -231,9 +232,9 @@ def test_a_process_of_the_loader_that_dies_is_one_line(
     run: Path, six_updates: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(run / "checkpoints" / "update-00000006")
-    trained = train.RunLog.train
+    trained = RunLog.train
 
-    def kill_a_worker(self: train.RunLog, update: int, figures: dict[str, float]) -> None:
+    def kill_a_worker(self: RunLog, update: int, figures: dict[str, float]) -> None:
         trained(self, update, figures)
         worker = multiprocessing.active_children()[0]
         assert worker.pid is not None
@@ -242,7 +243,7 @@ def test_a_process_of_the_loader_that_dies_is_one_line(
 
     options = ["vqgan.yaml", "resume=true", "run.workers=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(train.RunLog, "train", kill_a_worker)
+        patch.setattr(RunLog, "train", kill_a_worker)
         assert train.main([*options, "run.updates=500"]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.py: ")]
     assert len(lines) == 1 and "a process that prepares data is gone (DataLoader worker (pid" in lines[0]

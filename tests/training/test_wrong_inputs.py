@@ -265,7 +265,7 @@ def test_ctrl_c_before_the_first_update_is_one_line(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "build_task", interrupted)
+    monkeypatch.setattr("dalle.training.state.build_task", interrupted)
     assert train.main(["vqgan.yaml"]) == 130
     assert capsys.readouterr().err == "train.py: stopped; checkpoints that are there are whole\n"
 
