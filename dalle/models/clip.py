@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.kernels.ids import check_ids
 from dalle.models.transformer import Transformer, TransformerConfig
 from dalle.text_tokenizers import EOS_ID, TextTokenizer
@@ -55,6 +55,14 @@ class CLIPConfig:
         for name in ("image_size", "patch_size", "text_vocab", "text_length", "embed_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        tokens = self.text_length + (self.image_size // self.patch_size) ** 2
+        widest = max(self.vision.width, self.text.width)
+        numbers = (self.text_vocab + tokens + self.embed_dim + self.patch_size**2) * widest + self.text_length**2
+        check_total(
+            max(numbers, self.image_size**2),
+            f"image_size {self.image_size}, patch_size {self.patch_size}, text_vocab {self.text_vocab}, "
+            f"text_length {self.text_length}, embed_dim {self.embed_dim}",
+        )
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
         if min(self.std) <= 0:
