@@ -35,8 +35,8 @@ class Neighbors:
 def nearest(images: Tensor, features: Tensor, known_small: Tensor, known_features: Tensor) -> Neighbors:
     """The nearest training images.
 
-    Of the 10 with the highest cosine of the features and the 10 with the least error of the pixels it is the one with the
-    least error, wherever it is moved by up to 2 pixels of 32.
+    Of the 10 with the highest cosine of the features and the 10 with the least error of the pixels it is the one with
+    the least error, wherever it is moved by up to 2 pixels of 32.
 
     Args:
         images: float [N, 3, H, W] in [0, 1].
