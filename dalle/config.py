@@ -23,6 +23,23 @@ from typing_extensions import dataclass_transform
 T = TypeVar("T")
 
 
+_MOST_NUMBERS = 2**42  # 17 TB of float32
+
+
+def check_total(numbers: int, what: str) -> None:
+    """Refuse sizes together with which a module holds more numbers than any machine, before one is allocated.
+
+    Args:
+        numbers: about how many there would be.
+        what: names and values of the sizes.
+
+    Raises:
+        ValueError: they are too many.
+    """
+    if numbers > _MOST_NUMBERS:
+        raise ValueError(f"{what}: together about {numbers:.1e} numbers, more than any machine holds; is one mistyped?")
+
+
 class ConfigError(ValueError):
     """What is wrong in a config: every mistake, one a line, each with its file and its full path."""
 

@@ -74,6 +74,37 @@ def test_embeddings_are_float32_unit_vectors(clip: CLIP) -> None:
     assert clip.encode_image(images).dtype == clip.encode_text(ids).dtype == torch.float32
 
 
+def test_raw_embeddings_point_where_the_unit_vectors_do(clip: CLIP) -> None:
+    images, ids = pairs(4)
+    for encode, batch in ((clip.encode_image, images), (clip.encode_text, ids)):
+        raw = encode(batch, normalize=False)
+        assert raw.dtype == torch.float32
+        assert (raw.norm(dim=-1) - 1).abs().min() > 0.01
+        torch.testing.assert_close(raw / raw.norm(dim=-1, keepdim=True), encode(batch))
+
+
+def test_the_state_at_eos_projects_to_the_embedding(clip: CLIP) -> None:
+    _, ids = pairs(5)
+    states, mask, embeds = clip.text_states(ids)
+    assert states.shape == (5, 12, 32) and mask.shape == (5, 12)
+    for row in range(5):
+        end = ids[row].tolist().index(EOS)
+        assert mask[row].tolist() == [True] * (end + 1) + [False] * (11 - end)
+        torch.testing.assert_close(clip.text.projection.weight @ states[row, end], embeds[row])
+    torch.testing.assert_close(embeds, clip.encode_text(ids, normalize=False))
+    without_end = torch.full((1, 12), 7)
+    assert clip.text_states(without_end).mask.all()
+
+
+def test_states_of_real_tokens_do_not_depend_on_padding(clip: CLIP) -> None:
+    _, ids = pairs(4)
+    states, mask, _ = clip.text_states(ids)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        alone = clip.text_states(ids[row : row + 1, :length])
+        torch.testing.assert_close(alone.states[0], states[row, :length])
+        assert alone.mask.all()
+
+
 def test_what_follows_eos_does_not_count(clip: CLIP) -> None:
     _, ids = pairs(4)
     expected = clip.encode_text(ids)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
 from dalle.kernels.conv import Conv3x3
@@ -43,6 +43,12 @@ class DiscreteVAEConfig:
                 f"codebook_size {self.codebook_size}, code_channels {self.code_channels}, layers {self.layers}, hidden "
                 f"{self.hidden}: each must be at least 1, and blocks, {self.blocks}, at least 0"
             )
+        numbers = (self.layers + self.blocks) * (32 * self.hidden**2 + 2**14) + self.codebook_size * self.code_channels
+        check_total(
+            max(numbers, self.image_size**2, 2 ** min(self.layers, 64)),
+            f"layers {self.layers}, blocks {self.blocks}, hidden {self.hidden}, codebook_size {self.codebook_size}, "
+            f"code_channels {self.code_channels}, image_size {self.image_size}",
+        )
         if self.image_size < 1 or self.image_size % 2**self.layers:
             raise ValueError(
                 f"image_size is {self.image_size}; {self.layers} layers need a multiple of {2**self.layers}"

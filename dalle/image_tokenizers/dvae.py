@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
 from dalle.kernels.conv import Conv3x3, image_layout
@@ -47,6 +47,14 @@ class DVAEConfig:
                 f"groups {self.groups}, blocks_per_group {self.blocks_per_group}, codebook_size {self.codebook_size}, "
                 f"code_channels {self.code_channels}: each must be at least 1"
             )
+        widest = self.hidden * 2 ** min(self.groups, 64)
+        numbers = self.groups * self.blocks_per_group * (widest**2 + 2**14)
+        numbers += self.codebook_size * (widest + self.code_channels) + self.code_channels * widest
+        check_total(
+            max(numbers, self.image_size**2),
+            f"groups {self.groups}, blocks_per_group {self.blocks_per_group}, hidden {self.hidden}, codebook_size "
+            f"{self.codebook_size}, code_channels {self.code_channels}, image_size {self.image_size}",
+        )
         if self.hidden < 4 or self.hidden % 4:
             raise ValueError(f"hidden is {self.hidden}; it must be a multiple of 4")
         if self.image_size < 1 or self.image_size % self.factor:

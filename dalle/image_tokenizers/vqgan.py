@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
 from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfig
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
@@ -63,6 +63,15 @@ class VQGANConfig:
                 f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, blocks {self.blocks}, "
                 f"latent_channels {self.latent_channels}: each must be at least 1"
             )
+        widest = max(*self.widths, self.latent_channels)
+        numbers = len(self.channel_multipliers) * self.blocks * (18 * widest**2 + 2**14)
+        if not isinstance(self.quantizer, FSQConfig):
+            numbers += self.quantizer.codebook_size * self.quantizer.code_channels
+        check_total(
+            max(numbers, self.image_size**2),
+            f"image_size {self.image_size}, channels {self.channels}, blocks {self.blocks}, latent_channels "
+            f"{self.latent_channels}, quantizer {self.quantizer}",
+        )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.image_size < 1 or self.image_size % self.factor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.kernels.ids import check_ids
 from dalle.models.transformer import Transformer, TransformerConfig
 from dalle.text_tokenizers import EOS_ID, TextTokenizer
@@ -55,6 +55,14 @@ class CLIPConfig:
         for name in ("image_size", "patch_size", "text_vocab", "text_length", "embed_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        tokens = self.text_length + (self.image_size // self.patch_size) ** 2
+        widest = max(self.vision.width, self.text.width)
+        numbers = (self.text_vocab + tokens + self.embed_dim + self.patch_size**2) * widest + self.text_length**2
+        check_total(
+            max(numbers, self.image_size**2),
+            f"image_size {self.image_size}, patch_size {self.patch_size}, text_vocab {self.text_vocab}, "
+            f"text_length {self.text_length}, embed_dim {self.embed_dim}",
+        )
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
         if min(self.std) <= 0:
@@ -109,15 +117,35 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
+    def states(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] -> the states [B, T, C] after the last norm."""
+        x: Tensor = self.transformer(self.tokens(ids) + self.positions[: ids.shape[1]], "causal")
+        return x
+
+    def end(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] -> int64 [B]: where the embedding is read, the first EOS or, without one, the last position."""
+        ends = ids.eq(self.eos_id)
+        return torch.where(ends.any(dim=1), ends.int().argmax(dim=1), ids.shape[1] - 1)
+
+    def project(self, states: Tensor, end: Tensor) -> Tensor:
+        """States [B, T, C] and the position [B] to read -> [B, D], not normalised."""
+        projected: Tensor = self.projection(states[torch.arange(len(states), device=states.device), end])
+        return projected
+
     def forward(self, ids: Tensor) -> Tensor:
         """Ids [B, T] -> [B, D], not normalised; a row without EOS is read at its last position."""
-        length = ids.shape[1]
-        x = self.tokens(ids) + self.positions[:length]
-        x = self.transformer(x, "causal")  # [B, T, C]
-        ends = ids.eq(self.eos_id)
-        end = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), length - 1)  # [B], the first EOS
-        projected: Tensor = self.projection(x[torch.arange(len(x), device=x.device), end])
-        return projected
+        return self.project(self.states(ids), self.end(ids))
+
+
+class TextStates(NamedTuple):
+    """What the text tower makes of a batch of captions."""
+
+    states: Tensor
+    """Float32 [B, T, C], one for each token, after the last norm."""
+    mask: Tensor
+    """Bool [B, T]: the tokens up to the EOS, that included; what follows is padding."""
+    embeds: Tensor
+    """Float32 [B, D], the state at the EOS projected; not of unit length."""
 
 
 class CLIP(nn.Module):
@@ -143,45 +171,59 @@ class CLIP(nn.Module):
         limited: Tensor = _LimitFromAbove.apply(self.logit_scale, math.log(MAX_SCALE))
         return limited.exp()
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images to unit vectors.
+    def encode_image(self, images: Tensor, *, normalize: bool = True) -> Tensor:
+        """Images to vectors in the space that they share with texts.
 
         Args:
             images: float [B, 3, H, W] in [0, 1], H = W = `config.image_size` (`dalle.generation.rerank` resizes).
+            normalize: give unit vectors, as cosines need them; else what the tower gives, as unCLIP learns it.
 
         Returns:
-            float32 [B, D], each of length 1.
+            float32 [B, D].
 
         Raises:
             ValueError: Images of another shape.
         """
         self._check(images)
-        return F.normalize(self.vision(images).float(), dim=-1)
+        embeds = self.vision(images).float()
+        return F.normalize(embeds, dim=-1) if normalize else embeds
 
-    def encode_text(self, text: Tensor | Sequence[str]) -> Tensor:
-        """Captions to unit vectors.
+    def encode_text(self, text: Tensor | Sequence[str], *, normalize: bool = True) -> Tensor:
+        """Captions to vectors in the space that they share with images.
 
         Args:
             text: Ids int64 [B, T] with an EOS in each row, T at most `config.text_length`; or B strings.
+            normalize: give unit vectors; else what the tower gives.
 
         Returns:
-            float32 [B, D], each of length 1. Padding after EOS does not count.
+            float32 [B, D]. Padding after EOS does not count.
 
         Raises:
             IndexError: On a CPU, an id is out of range.
             ValueError: More positions than the model has, or strings for a model without a tokenizer.
         """
-        if not isinstance(text, Tensor):
-            if self.tokenizer is None:
-                raise ValueError("this CLIP has no text tokenizer: pass token ids, or load it with dalle.load_clip")
-            text = self.tokenizer.encode(text, self.config.text_length).to(self.logit_scale.device)
-        if text.shape[1] > self.config.text_length:
-            raise ValueError(
-                f"got captions of {text.shape[1]} tokens, this CLIP reads {self.config.text_length}: "
-                f"encode them with length={self.config.text_length}"
-            )
-        check_ids(text, self.config.text_vocab, "text ids")
-        return F.normalize(self.text(text).float(), dim=-1)
+        embeds = self.text(self._ids(text)).float()
+        return F.normalize(embeds, dim=-1) if normalize else embeds
+
+    def text_states(self, text: Tensor | Sequence[str]) -> TextStates:
+        """All that the text tower knows of captions: what a prior and a diffusion decoder are conditioned on.
+
+        Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (arXiv 2204.06125),
+        section 2: the encoded text beside the text embedding.
+
+        Args:
+            text: As for `encode_text`.
+
+        Returns:
+            States, the mask of real tokens, and the same embeddings as `encode_text(text, normalize=False)`.
+
+        Raises:
+            IndexError, ValueError: As `encode_text`.
+        """
+        ids = self._ids(text)
+        states, end = self.text.states(ids), self.text.end(ids)
+        mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
+        return TextStates(states.float(), mask, self.text.project(states, end).float())
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of a batch of pairs, for `contrastive_loss`: images [B, D], texts [B, D], scale (scalar)."""
@@ -208,6 +250,19 @@ class CLIP(nn.Module):
             for hook in hooks:
                 hook.remove()
         return [rearrange(x[:, 1:], "B (h w) C -> B C h w", h=self.vision.side) for x in states]
+
+    def _ids(self, text: Tensor | Sequence[str]) -> Tensor:
+        if not isinstance(text, Tensor):
+            if self.tokenizer is None:
+                raise ValueError("this CLIP has no text tokenizer: pass token ids, or load it with dalle.load_clip")
+            text = self.tokenizer.encode(text, self.config.text_length).to(self.logit_scale.device)
+        if text.shape[1] > self.config.text_length:
+            raise ValueError(
+                f"got captions of {text.shape[1]} tokens, this CLIP reads {self.config.text_length}: "
+                f"encode them with length={self.config.text_length}"
+            )
+        check_ids(text, self.config.text_vocab, "text ids")
+        return text
 
     def _check(self, images: Tensor) -> None:
         size = self.config.image_size

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.kernels.attention import rope_table
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.cross_entropy import mean_loss, token_scores
@@ -74,6 +74,10 @@ class DALLEConfig:
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        tokens = self.prefix_length + self.image_length
+        numbers = (self.words + 2 * self.image_vocab + tokens) * self.transformer.width + tokens**2
+        sizes |= {"grid": self.grid, "width": self.transformer.width}  # type: ignore[dict-item]
+        check_total(numbers, ", ".join(f"{name} {size}" for name, size in sizes.items()))
         if not self.attention:
             raise ValueError("attention is empty; name at least one of full, row, column, conv")
         if self.conv_kernel < 1 or self.conv_kernel % 2 == 0:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.kernels.attention import rotate
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.decode_attention import decode_attention
@@ -20,6 +20,7 @@ from dalle.kernels.linear import Linear
 from dalle.kernels.pattern import LayerMask
 from dalle.kernels.sparse import attend, attend_packed
 
+_MODULE = 2**14  # numbers that the objects of a block take the memory of
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
 
@@ -70,9 +71,16 @@ class TransformerConfig:
                 f"width {self.width}, depth {self.depth}, heads {self.heads}: "
                 "all must be at least 1 and heads must divide width"
             )
+        check_total(self.numbers, f"width {self.width}, depth {self.depth}, heads {self.heads}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+
+    @property
+    def numbers(self) -> int:
+        """About how many numbers the blocks hold, a module of Python itself counted."""
+        inner, hidden = self.heads * self.head_width, self.hidden or int(self.width * self.mlp_ratio)
+        return self.depth * (self.width * (4 * inner + 3 * hidden) + _MODULE)
 
     @property
     def head_width(self) -> int:

@@ -148,7 +148,7 @@ def test_the_command_judges_drawings(
         assert 0 <= metrics["concept_top1"] <= metrics["concept_top5"] <= 1 and metrics["images"] == 4
     assert rows["real"]["frechet_lite0"] is None and rows["n = 1"]["frechet_lite0"] > 0
     assert rows["random"]["near_copies"] == 1 and rows["random"]["neighbor_rmse"] == pytest.approx(0, abs=0.1)
-    assert set(drawn["scenes"]["best of 3"]) == {"background", "relation"}
+    assert set(drawn["scenes"]["best of 3"]) == {"background", "icon_color", "relation"}
     assert 0 < rows["n = 1"]["clip_score"] < rows["best of 3"]["clip_score"]  # of the CLIP that ranks
     folders = sorted(folder.name for folder in (tmp_path / "out" / "images" / "test_pair-en").iterdir())
     assert folders == ["best-of-3", "n-1", "real", "reconstruction"]

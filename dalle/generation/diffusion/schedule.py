@@ -1,0 +1,139 @@
+"""How much noise each step of a diffusion has, and which steps a sampler visits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dalle.config import config
+
+_LARGEST_BETA = 0.999  # "we clip beta_t to be no larger than 0.999" (arXiv 2102.09672, section 3.2)
+
+Spacing = Literal["linspace", "leading", "trailing"]
+
+
+@config
+class CosineConfig:
+    """alpha-bar falls as a squared cosine (Nichol & Dhariwal 2021, arXiv 2102.09672, section 3.2)."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Squared cosine."""
+    steps: int = 1000
+    """Steps T of the diffusion that the network learns."""
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+
+@config
+class LinearConfig:
+    """beta grows linearly (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+
+    kind: Literal["linear"] = "linear"
+    """Betas on a line."""
+    steps: int = 1000
+    """Steps T of the diffusion that the network learns."""
+    first: float = 1e-4
+    """beta of step 0."""
+    last: float = 0.02
+    """beta of the last step."""
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        if not 0 < self.first <= self.last < 1:
+            raise ValueError(f"betas go from {self.first} to {self.last}; they must grow, above 0 and below 1")
+
+
+ScheduleConfig = CosineConfig | LinearConfig
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; a diffusion has at least 2")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise of T steps.
+
+    Attributes:
+        alpha_bars: float64 [T], the share of the variance of x_t that is the data's.
+    """
+
+    alpha_bars: Tensor
+
+    def __len__(self) -> int:
+        return len(self.alpha_bars)
+
+    def alpha_bar(self, step: int) -> float:
+        """alpha-bar of a step; of -1, the data themselves, 1."""
+        return 1.0 if step < 0 else float(self.alpha_bars[step])
+
+    def shares(self, steps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha-bar) and sqrt(1 - alpha-bar) of steps [B], each shaped to multiply `like` [B, ...]."""
+        alpha_bars = self.alpha_bars.to(steps.device)[steps].view(-1, *[1] * (like.ndim - 1))
+        return alpha_bars.sqrt().to(like.dtype), (1 - alpha_bars).sqrt().to(like.dtype)
+
+    def signal_to_noise(self, steps: Tensor) -> Tensor:
+        """alpha-bar / (1 - alpha-bar) of steps [B], float32 [B]."""
+        alpha_bars = self.alpha_bars.to(steps.device)[steps]
+        return (alpha_bars / (1 - alpha_bars)).float()
+
+    def add_noise(self, x0: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """x_t of q(x_t | x_0) (arXiv 2006.11239, equation 4).
+
+        Args:
+            x0: [B, ...].
+            noise: unit Gaussian, as x0.
+            steps: int64 [B] from 0 to T - 1.
+
+        Returns:
+            As x0.
+        """
+        signal, sigma = self.shares(steps, x0)
+        return signal * x0 + sigma * noise
+
+
+def make_schedule(config: ScheduleConfig) -> Schedule:
+    """The schedule that a recipe names."""
+    if isinstance(config, LinearConfig):
+        betas = torch.linspace(config.first, config.last, config.steps, dtype=torch.float64)
+    else:
+        curve = torch.tensor([_squared_cosine(i / config.steps) for i in range(config.steps + 1)], dtype=torch.float64)
+        betas = (1 - curve[1:] / curve[:-1]).clamp(max=_LARGEST_BETA)
+    return Schedule((1 - betas).cumprod(0))
+
+
+def _squared_cosine(share: float, offset: float = 0.008) -> float:
+    """f of equation 17 in arXiv 2102.09672; the offset keeps the first steps from having next to no noise."""
+    return math.cos((share + offset) / (1 + offset) * math.pi / 2) ** 2
+
+
+def spaced_steps(total: int, count: int, spacing: Spacing = "linspace") -> list[int]:
+    """The steps that a sampler visits, from noise to data: one list for sampling and for inversion.
+
+    Args:
+        total: steps T of the schedule.
+        count: how many of them, 1 to `total`.
+        spacing: linspace has both the last step and step 0 (unCLIP's; one step alone is the last), leading step 0 and
+            not the last, trailing the last and not step 0 (Lin et al. 2023, arXiv 2305.08891, table 2).
+
+    Returns:
+        `count` falling steps, each from 0 to `total` - 1.
+
+    Raises:
+        ValueError: a count out of range.
+    """
+    if not 1 <= count <= total:
+        raise ValueError(f"steps is {count}; this model was trained with {total}, give 1 to {total}")
+    if count == 1 and spacing == "linspace":
+        return [total - 1]
+    if spacing == "linspace":
+        return [round(i * (total - 1) / (count - 1)) for i in reversed(range(count))]
+    if spacing == "leading":
+        return [i * (total // count) for i in reversed(range(count))]
+    return [round(total - i * total / count) - 1 for i in range(count)]
