@@ -1,82 +1,23 @@
 """Draw pictures for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
 
-The options are the fields of SampleConfig; drawing is dalle/pipeline.py, files and grids are dalle/images/grid.py.
+The options are in dalle/cli/sample.py and dalle/generation/options.py; sampling is dalle/pipeline.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from dataclasses import fields
 
-from dalle import __version__
-from dalle.cli.outputs import check_folder, named, new_folder, slug
-from dalle.cli.parser import CommandLine, add_options, parse_size, print_error
+from dalle.cli.outputs import check_folder
+from dalle.cli.parser import parse_size, print_error
+from dalle.cli.sample import SampleConfig, SampleFiles, command_line, progress_meter, published_options
 from dalle.cli.threads import wait_briefly
-from dalle.config import apply_overrides, config, descriptions, dump, from_dict, to_dict
-from dalle.files import write_text
+from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig
 
-if TYPE_CHECKING:  # torch takes a second to import: not for --help
-    from dalle.pipeline import Result
-
-_GIVEN = ("family", "heads", "convention", "grid")
 _TOGETHER = 32  # candidates that are drawn before their pictures are written, where prompts are many
-
-
-@config
-class SampleConfig:
-    prompts: list[str]
-    """What to draw, in any language that the model was trained on; "" draws what comes without a caption."""
-    n: int = 4
-    """Candidates to draw for each prompt."""
-    keep: int | None = None
-    """How many of them to keep, the best by CLIP; all if not given."""
-    seed: int = 0
-    """Seed of the first candidate; candidate i has seed + i, and is the same picture if drawn alone with it."""
-    sampling: dict[str, Any] = field(default_factory=dict)
-    """Options of `SamplingConfig`; the model's own where not given."""
-    image: Path | None = None
-    """Picture to go on from, with --keep-rows or --mask; its middle square is used."""
-    keep_rows: float | None = None
-    """Rows of codes to keep from the top of --image: below 1 a fraction of them, else a whole number."""
-    mask: Path | None = None
-    """Picture of the size of --image, white where it is drawn anew."""
-    model: str | None = None
-    """Folder or file of the model (or a hub id), ours or as published; the one that ships with the repository if not
-    given."""
-    image_tokenizer: str | None = None
-    """Image tokenizer of a published model whose files do not hold it."""
-    text_tokenizer: str | None = None
-    """Text tokenizer of a published model whose files do not hold it."""
-    text_encoder: str | None = None
-    """T5 encoder of a published model that reads its features; its own (google/flan-t5-xl) if not given."""
-    given: tuple[str, ...] = ()
-    """What published files do not tell: family, heads, convention or grid (docs/checkpoints.md); may be repeated."""
-    clip: str | None = None
-    """Folder or file of the CLIP that chooses (or a hub id), ours or as published; the model's own if not given."""
-    out: Path = Path("outputs")
-    """Folder in which each run makes a folder of its own."""
-    grid: bool = True
-    """Write grid.png, all kept pictures with their prompts."""
-    device: str = "auto"
-    """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
-    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
-    window: int = 1
-    """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The pictures do not depend
-    on it."""
-    compiled: bool = False
-    """On a GPU: have torch.compile make the steps faster, which takes a minute or so first."""
-    batch_size: int | None = None
-    """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""
-    max_memory: str | None = None
-    """What a batch may take beside the weights, for example 2GB; half of the free memory if not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,14 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait_briefly()
     run = None
     try:
-        values = vars(_parser().parse_args(argv))
+        values = vars(command_line().parse_args(argv))
         show = values.pop("print_config")
         values["sampling"] = {f.name: values.pop(f.name) for f in fields(SamplingConfig) if f.name in values}
         settings: SampleConfig = from_dict(SampleConfig, values, "command line")
         if show:
             print(dump(settings), end="")
             return 0
-        run = Run(settings)
+        run = SampleFiles(settings)
         draw(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -114,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(settings: SampleConfig, run: Run) -> None:
+def draw(settings: SampleConfig, run: SampleFiles) -> None:
     """Load the model, draw the prompts and hand the results to `run` as they are finished."""
     import torch
     from tqdm import tqdm
@@ -134,7 +75,7 @@ def draw(settings: SampleConfig, run: Run) -> None:
         image_tokenizer=settings.image_tokenizer,
         text_tokenizer=settings.text_tokenizer,
         text_encoder=settings.text_encoder,
-        **_given(settings),
+        **published_options(settings),
     )
     sampling = to_dict(pipe.sampling.updated(**settings.sampling))
     run.model_hash = pipe.model_hash
@@ -158,115 +99,10 @@ def draw(settings: SampleConfig, run: Run) -> None:
                 compiled=settings.compiled,
                 batch_size=settings.batch_size,
                 max_memory=limit,
-                progress=_meter(run, bar, len(prompts) / len(group)),
+                progress=progress_meter(run, bar, len(prompts) / len(group)),
             )
             for result in results:
                 run.add(result)
-
-
-def _given(settings: SampleConfig) -> dict[str, Any]:
-    """What published files do not tell."""
-    given = apply_overrides({}, list(settings.given))
-    for name in given:
-        if name not in _GIVEN:
-            raise ValueError(f"--given {name}: nothing of that name can be given; known here: {', '.join(_GIVEN)}")
-    return given
-
-
-class Run:
-    """The files of one run: a PNG for each kept picture, scores.json, grid.png; in a folder that is new."""
-
-    def __init__(self, settings: SampleConfig):
-        self.settings = settings
-        self.folder: Path | None = None  # made with the first picture, so that an error leaves no empty folder
-        self.model_hash = ""
-        self.options = _options(settings)
-        self.steps = 0
-        self.results: list[Result] = []
-        self.pictures: list[dict[str, Any]] = []
-
-    def add(self, result: Result) -> None:
-        """Write the pictures of one prompt."""
-        from dalle.images.png import write_png
-
-        if self.folder is None:
-            self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
-        self.results.append(result)
-        for rank, (picture, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-            name = f"{len(self.results):02d}-{rank + 1:02d}-seed{seed}.png"
-            score = None if result.scores is None else result.scores[rank]
-            texts = {
-                "prompt": result.prompt,
-                "seed": str(seed),
-                "options": json.dumps(self.options, ensure_ascii=False),
-                "model": self.model_hash,
-                "Software": f"dalle {__version__}",
-            }
-            write_png(picture, self.folder / name, texts)
-            self.pictures.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
-        content = {
-            "model": self.model_hash,
-            "options": self.options,
-            "steps": self.steps,
-            "pictures": self.pictures,
-        }
-        write_text(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-    def finish(self) -> Path:
-        """Write the grid, if it is wanted. Returns where to look."""
-        from dalle.images.grid import labelled_grid
-        from dalle.images.png import write_png
-
-        assert self.folder is not None
-        if not self.settings.grid:
-            return self.folder
-        rows = []
-        for result in self.results:
-            scores = [""] * len(result.seeds) if result.scores is None else [f"  {s:.3f}" for s in result.scores]
-            captions = [f"seed {seed}{score}" for seed, score in zip(result.seeds, scores, strict=True)]
-            rows.append((result.prompt, result.images, captions))
-        write_png(labelled_grid(rows), self.folder / "grid.png", {"Software": f"dalle {__version__}"})
-        return self.folder / "grid.png"
-
-
-def _options(settings: SampleConfig) -> dict[str, Any]:
-    """What, beside prompt, seed and the model's hash, decides on a picture."""
-    names = (
-        "model",
-        "image_tokenizer",
-        "text_tokenizer",
-        "text_encoder",
-        "given",
-        "keep_rows",
-        "dtype",
-    )
-    options = {name: getattr(settings, name) for name in names} | settings.sampling
-    for name, file in (("image", settings.image), ("mask", settings.mask)):
-        if file is not None and file.is_file():
-            options[name] = named(file)
-    return options
-
-
-def _meter(run: Run, bar: Any, groups: float) -> Callable[[int, int], None]:
-    """Progress of one group of prompts on a bar that spans `groups` of this size; the run counts the steps."""
-    before = bar.n
-
-    def progress(done: int, total: int) -> None:
-        bar.total = round(total * groups)
-        bar.update(before + done - bar.n)
-        run.steps += 1
-
-    return progress
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
-    parser = CommandLine("sample.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
-    add_options(parser, SampleConfig, skip=("prompts", "sampling"))
-    add_options(parser, SamplingConfig, default="the model's own")
-    parser.add_argument("--print-config", action="store_true", help="print all options as YAML and draw nothing")
-    return parser
 
 
 if __name__ == "__main__":

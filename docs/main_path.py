@@ -1,9 +1,16 @@
-"""Count the main path, the files that one reads to understand the whole: python docs/main_path.py"""
+"""Count the main path, the files that one reads to understand the whole: python docs/main_path.py [--write]
+
+`--write` puts the sentence into README.md.
+"""
 
 from __future__ import annotations
 
+import re
+import sys
+import textwrap
 from pathlib import Path
 
+_SENTENCE = re.compile(r"The main path is .*?tools\s+and\s+speed\.", re.DOTALL)
 ROOT = Path(__file__).resolve().parents[1]
 MAIN_PATH = (
     *("train.py", "dalle/training/state.py", "dalle/training/tasks/dalle.py", "dalle/training/train_step.py"),
@@ -30,5 +37,13 @@ def sentence() -> str:
     )
 
 
+def write() -> None:
+    """Put the sentence in its place in README.md."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    wrapped = textwrap.fill(sentence(), 120)
+    readme.write_text(_SENTENCE.sub(wrapped, text), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(sentence())
+    write() if sys.argv[1:] == ["--write"] else print(sentence())

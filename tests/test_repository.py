@@ -19,9 +19,9 @@ import torch
 import yaml
 
 import dalle
-import sample
 from dalle.checkpoints import load
 from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
+from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
 from dalle.models.clip import CLIP
@@ -175,7 +175,7 @@ def test_commands_of_the_pages_can_be_run() -> None:
                 if "train.py" in words:
                     check_training(words[words.index("train.py") + 1 :], where)
                 elif words[:2] == ["python", "sample.py"]:
-                    known = sample._parser()._option_string_actions
+                    known = command_line()._option_string_actions
                     options = [word.partition("=")[0] for word in words if word.startswith("--")]
                     assert set(options) <= set(known), where
                 elif words[:1] == ["make"]:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import dalle.images.grid  # noqa: E402
 import sample  # noqa: E402
+from dalle.cli.sample import SampleConfig  # noqa: E402
 from dalle.pipeline import TextToImage  # noqa: E402
 
 
@@ -318,7 +319,7 @@ def test_ctrl_c_keeps_what_is_finished(
 def test_print_config_shows_the_resolved_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert sample.main(["a dog", "--top-k", "5", "--print-config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert set(shown) == {field.name for field in fields(sample.SampleConfig)}
+    assert set(shown) == {field.name for field in fields(SampleConfig)}
     assert (shown["prompts"], shown["sampling"], shown["out"]) == (["a dog"], {"top_k": 5}, "outputs")
 
 
