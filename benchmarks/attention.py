@@ -21,7 +21,7 @@ from dalle.kernels import sparse, switches
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.masks import Kind, mask
 from dalle.kernels.native import bindings
-from dalle.kernels.pattern import LayerMask, Pattern, Sparse
+from dalle.kernels.pattern import LayerMask, Pattern, SparseMask
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import Attention, Context, TransformerConfig
 
@@ -42,7 +42,7 @@ class Shape:
         self.pattern = Pattern(kind, args.text, args.side)
 
     def mask(self, start: int, end: int) -> LayerMask:
-        return "causal" if self.kind == "full" else Sparse(self.pattern, self.seen[start:end, :end])
+        return "causal" if self.kind == "full" else SparseMask(self.pattern, self.seen[start:end, :end])
 
     def pass_(self, backward: bool) -> Callable[[], object]:
         """Attention of a whole sequence."""

@@ -22,7 +22,7 @@ from dalle.data import EncodedConfig, ShapesData, open_data
 from dalle.data.loader import Batch, batches
 from dalle.data.token_shards.dataset import TokenPairs, TokensData
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
-from dalle.data.token_shards.files import GROUP_ROWS, Index, Making, write_index, write_shard
+from dalle.data.token_shards.files import GROUP_ROWS, Index, Provenance, write_index, write_shard
 from dalle.training.optim import adamw
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.dalle import DALLETask
@@ -58,7 +58,7 @@ def update(task: DALLETask, optimizer: torch.optim.Optimizer, data: Iterator[Bat
 
 def read_rate(folder: Path) -> float:
     """Rows a second from shards of 256 codes of 8,192, in the order of an epoch."""
-    making = Making("random", 8192, (16, 16), {}, "", 0, 1, False, ROWS)
+    making = Provenance("random", 8192, (16, 16), {}, "", 0, 1, False, ROWS)
     rng = np.random.default_rng(0)
     columns = {
         "key": [f"part-{row // 1000:05}.tar/{row:09}" for row in range(ROWS)],

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
-from dalle.training.planning.memory import Size
+from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm
+from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.malloc import keep_freed
@@ -76,7 +76,7 @@ def ours(args: argparse.Namespace, config: DALLEConfig, device: torch.device, ki
         losses = model.losses(text, codes)
         return losses["text"] / 8 + losses["image"] * 7 / 8
 
-    average = WeightAverage(model, 0.999) if args.average else None
+    average = EMA(model, 0.999) if args.average else None
     optimizer = adamw(model, OptimConfig())
 
     def step() -> None:
@@ -121,7 +121,7 @@ def measure(
     spent: dict[str, list[float]] = {name: [] for name in ways}
     shares: dict[str, list[float]] = {name: [] for name in ways}
     products = []
-    tokens, work = batch * (args.text + args.rows**2), batch * operations(Size.of(config), checkpointing=False)
+    tokens, work = batch * (args.text + args.rows**2), batch * operations(ModelSize.of(config), checkpointing=False)
     for _ in range(args.rounds):
         for name, way in ways.items():
             before = multiplication(device, getattr(torch, kind), rounds=3)

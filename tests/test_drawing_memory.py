@@ -9,7 +9,7 @@ import torch
 
 from dalle import device
 from dalle.device import free_memory
-from dalle.generation.batching import row_bytes, shares
+from dalle.generation.batching import plan_batches, row_bytes
 from dalle.kernels.linear import packed_bytes
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -56,16 +56,16 @@ def test_a_batch_stays_within_the_estimate(model: DALLE, batch: int) -> None:
 def test_batches_obey_the_limit(model: DALLE) -> None:
     one = row_bytes(model, 0)
     with torch.no_grad():
-        assert shares(model, 100, 0, False, limit=4 * one)[0] == 4
-        assert shares(model, 100, 0, True, limit=4 * one)[0] == 2
-        assert shares(model, 100, 0, False, limit=1) == (1, False)
-        assert shares(model, 3, 0, False, limit=10**12)[0] == 3
-        assert shares(model, 3, 0, False, batch_size=2, limit=1)[0] == 2
+        assert plan_batches(model, 100, 0, False, limit=4 * one)[0] == 4
+        assert plan_batches(model, 100, 0, True, limit=4 * one)[0] == 2
+        assert plan_batches(model, 100, 0, False, limit=1) == (1, False)
+        assert plan_batches(model, 3, 0, False, limit=10**12)[0] == 3
+        assert plan_batches(model, 3, 0, False, batch_size=2, limit=1)[0] == 2
         size = packed_bytes(model, 100)
-        batch, pack = shares(model, 10**6, 0, False, limit=size + 20 * one)
+        batch, pack = plan_batches(model, 10**6, 0, False, limit=size + 20 * one)
         assert (batch, pack) == ((20, True) if size else (20, False))
         # Room for the copy and so few rows that nothing is packed for them: the copy's room is for rows too
-        assert shares(model, 10**6, 0, False, limit=size + 7 * one)[0] == (size + 7 * one) // one
+        assert plan_batches(model, 10**6, 0, False, limit=size + 7 * one)[0] == (size + 7 * one) // one
 
 
 def test_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 import dalle
 from dalle.apps.embed import as_record, embed_pictures, embed_texts, fingerprint
 from dalle.data.base import read_image
-from dalle.data.custom.records import Place, Record
+from dalle.data.custom.records import FileSpan, Record
 from dalle.models.clip import CLIP
 from tiny_model import make_tiny_model
 
@@ -64,7 +64,7 @@ def test_texts_do_not_depend_on_their_batch(clip: CLIP) -> None:
 
 def test_pictures_may_be_given_in_any_way(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(noise(1))
-    assert as_record(tmp_path / "a.png").picture == Place(str(tmp_path / "a.png"))
+    assert as_record(tmp_path / "a.png").picture == FileSpan(str(tmp_path / "a.png"))
     assert as_record(noise(1), "name") == Record("name", picture=noise(1))
     for mode in ("RGB", "RGBA", "P", "L", "1", "CMYK", "I;16"):
         content = as_record(Image.new(mode, (9, 9))).picture

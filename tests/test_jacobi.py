@@ -14,7 +14,7 @@ from tiny_drawing import KINDS, OPTIONS, SEEDS, TEXT, tiny
 from torch import Tensor, nn
 
 from dalle.config import to_dict
-from dalle.generation.jacobi import draw_ahead
+from dalle.generation.jacobi import jacobi_decode
 from dalle.kernels.sample import draw
 from dalle.pipeline import TextToImage
 from with_options import generate
@@ -133,7 +133,7 @@ class Table:
 
         first = self.after(codes[:, :0])[:, None]
         keep = torch.zeros_like(codes, dtype=torch.bool)
-        draw_ahead(self.run, choose, first, codes, keep, uniform, 0, window, lambda settled: None)
+        jacobi_decode(self.run, choose, first, codes, keep, uniform, 0, window, lambda settled: None)
         return codes
 
 

@@ -11,7 +11,7 @@ import torch
 from published.test_transformers import reference
 
 from dalle.checkpoints.model_folder import export, save
-from dalle.checkpoints.tensors import Lazy, write_tensors
+from dalle.checkpoints.tensors import LazyTensor, write_tensors
 from dalle.config import to_dict
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -103,5 +103,7 @@ def test_writing_one_at_a_time(tmp_path: Path) -> None:
         made[0] += 1
         return torch.full((3, 2), float(made[0]))
 
-    write_tensors({name: Lazy(torch.Size((3, 2)), torch.float32, make) for name in "abc"}, tmp_path / "a.safetensors")
+    write_tensors(
+        {name: LazyTensor(torch.Size((3, 2)), torch.float32, make) for name in "abc"}, tmp_path / "a.safetensors"
+    )
     assert made == [3]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.evaluation.metrics import CodebookUse, accuracy, confusion, frechet_distance, psnr, retrieval, ssim
+from dalle.evaluation.metrics import CodebookUsage, accuracy, confusion, frechet_distance, psnr, retrieval, ssim
 
 
 def pictures(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def test_ssim_of_too_small_pictures_is_an_error() -> None:
 
 
 def test_codebook_use() -> None:
-    use = CodebookUse(8)
+    use = CodebookUsage(8)
     use.update(torch.tensor([[[0, 1], [2, 3]]]))
     use.update(torch.tensor([0, 1, 2, 3]))
     assert (use.used, use.dead) == (0.5, 4)
@@ -66,7 +66,7 @@ def test_codebook_use() -> None:
     entropy = -(10 / 16 * math.log(10 / 16) + 3 * 2 / 16 * math.log(2 / 16))
     assert use.perplexity == pytest.approx(math.exp(entropy))
     assert use.figures() == {"codebook_used": 0.5, "codebook_perplexity": use.perplexity, "dead_codes": 4}
-    assert math.isnan(CodebookUse(8).perplexity)
+    assert math.isnan(CodebookUsage(8).perplexity)
 
 
 def test_retrieval_equals_sorting_every_row() -> None:

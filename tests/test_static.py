@@ -25,7 +25,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes `generate` draw by recorded steps, played back in Python; a list of the reaches that were recorded."""
     reaches: list[int] = []
 
-    def drawing(model: DALLE, choose: cuda_graph.Choose, compiled: bool) -> cuda_graph.RecordedDrawing:
+    def drawing(model: DALLE, choose: cuda_graph.Choose, compiled: bool) -> cuda_graph.CudaGraphDecoder:
         def record(trial: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
             cache = next(reversed(made.made.values())).step.cache
             reach = cache.reach
@@ -39,10 +39,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
             return replay
 
-        made = cuda_graph.RecordedDrawing(model, choose, compiled, record)
+        made = cuda_graph.CudaGraphDecoder(model, choose, compiled, record)
         return made
 
-    monkeypatch.setattr(cuda_graph, "recorded_drawing", drawing)
+    monkeypatch.setattr(cuda_graph, "cuda_graph_decoder", drawing)
     return reaches
 
 
@@ -50,7 +50,7 @@ def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[T
     """What recorded steps draw, and the plain way."""
     drawn = generate(*args, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_graph, "recorded_drawing", lambda *_: None)
+        patch.setattr(cuda_graph, "cuda_graph_decoder", lambda *_: None)
         return drawn, generate(*args, **options)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.kernels.masks import mask
-from dalle.kernels.pattern import Pattern, Sparse
+from dalle.kernels.pattern import Pattern, SparseMask
 from dalle.models.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=3, heads=2)
@@ -88,7 +88,7 @@ def test_dropout_only_while_training() -> None:
 def test_attention_dropout_drops_weights_only_while_training(sparse: bool) -> None:
     model, x = build(replace(SMALL, attention_dropout=0.5)), inputs(20)
     pattern = Pattern("row", 4, 4)
-    layer = Sparse(pattern, mask("row", 4, 4, 4)) if sparse else "causal"
+    layer = SparseMask(pattern, mask("row", 4, 4, 4)) if sparse else "causal"
     assert not torch.equal(model(x, layer), model(x, layer))
     torch.manual_seed(5)
     first = model(x, layer)

@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dalle.config import to_dict
-from dalle.data.base import BadPair, read_image
-from dalle.data.custom.records import Place, Record, content_of
+from dalle.data.base import BadRecord, read_image
+from dalle.data.custom.records import FileSpan, Record, content_of
 from dalle.images.read import dimensions
 from dalle.models.clip import CLIP
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
 
-Picture = str | Path | bytes | Image.Image
+ImageLike = str | Path | bytes | Image.Image
 """A picture as it may be given: the path or the bytes of a file, or one of Pillow's."""
 
 
@@ -41,7 +41,7 @@ class Records(Protocol):
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageInfo:
     """What is known of a picture file once it has been read."""
 
     width: int  # pixels
@@ -50,7 +50,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddingBatch:
     """Some records' vectors.
 
     Attributes:
@@ -62,12 +62,12 @@ class Embedded:
 
     numbers: list[int]
     vectors: Tensor
-    facts: list[Facts]
-    broken: dict[int, BadPair]
+    facts: list[ImageInfo]
+    broken: dict[int, BadRecord]
 
 
 @torch.inference_mode()
-def embed_pictures(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[Embedded]:
+def embed_pictures(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[EmbeddingBatch]:
     """The vectors of all records, batch after batch, in their order.
 
     A picture is read as in training: the largest square in its middle, at CLIP's size (`dalle.images.read`).
@@ -97,14 +97,14 @@ def embed_pictures(clip: CLIP, records: Records, batch_size: int = 64, workers: 
     for batch in loader:
         whole = {number + at: one for at, one in enumerate(batch)}
         number += len(batch)
-        good = {key: one for key, one in whole.items() if not isinstance(one, BadPair)}
-        broken = {key: one for key, one in whole.items() if isinstance(one, BadPair)}
+        good = {key: one for key, one in whole.items() if not isinstance(one, BadRecord)}
+        broken = {key: one for key, one in whole.items() if isinstance(one, BadRecord)}
         vectors = torch.empty(0, clip.config.embed_dim)
         if good:
             pixels = torch.from_numpy(np.stack([pixels for pixels, _ in good.values()]))  # uint8 [B, S, S, 3]
             images = pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
             vectors = clip.encode_image(images).float().cpu()
-        yield Embedded(list(good), vectors, [facts for _, facts in good.values()], broken)
+        yield EmbeddingBatch(list(good), vectors, [facts for _, facts in good.values()], broken)
 
 
 @torch.inference_mode()
@@ -130,7 +130,7 @@ def fingerprint(clip: CLIP) -> str:
     return digest.hexdigest()
 
 
-def as_record(picture: Picture, name: str = "picture") -> Record:
+def as_record(picture: ImageLike, name: str = "picture") -> Record:
     """A picture however it is given, as a record; `name` is what errors call one that is no file."""
     if isinstance(picture, bytes):
         return Record(name, picture=picture)
@@ -139,10 +139,10 @@ def as_record(picture: Picture, name: str = "picture") -> Record:
         buffer = io.BytesIO()
         whole.save(buffer, "PNG", compress_level=1)
         return Record(name, picture=buffer.getvalue())
-    return Record(str(picture), picture=Place(str(Path(picture).expanduser())))
+    return Record(str(picture), picture=FileSpan(str(Path(picture).expanduser())))
 
 
-class _Decoded(Dataset[tuple[np.ndarray, Facts] | BadPair]):
+class _Decoded(Dataset[tuple[np.ndarray, ImageInfo] | BadRecord]):
     """Records as uint8 [S, S, 3], or why not."""
 
     def __init__(self, records: Records, size: int):
@@ -151,14 +151,14 @@ class _Decoded(Dataset[tuple[np.ndarray, Facts] | BadPair]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, Facts] | BadPair:
+    def __getitem__(self, number: int) -> tuple[np.ndarray, ImageInfo] | BadRecord:
         record = self.records[number]
         try:
             content = content_of(record)
             pixels = read_image(content, record.key, self.size)
-        except BadPair as error:
+        except BadRecord as error:
             return error
-        return pixels, Facts(*dimensions(content), hashlib.sha256(content).hexdigest())
+        return pixels, ImageInfo(*dimensions(content), hashlib.sha256(content).hexdigest())
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

@@ -20,7 +20,7 @@ from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, s
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
-from dalle.checkpoints.tensors import bare, fill
+from dalle.checkpoints.tensors import load_weights, skip_init
 from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
@@ -77,7 +77,7 @@ def load_image_tokenizer(
         found = read_image_tokenizer(folder)
         return image_tokenizer_of(found if rows is None else sized(found, rows), str(source), device, dtype)
     _check_stage(folder, "image_tokenizer")
-    with bare():
+    with skip_init():
         module = build(from_dict(ImageTokenizerConfig, folder.config["model"], folder.origin))
     return _fill(module, folder, device, dtype)
 
@@ -99,16 +99,16 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
         found = read_clip(folder, given)
         words = clip_text_tokenizer(folder)
         check_words(found, words)
-        with bare():
+        with skip_init():
             foreign = CLIP(found.config)
         found.check(foreign, str(source))
-        module = fill(foreign, found.tensors, str(source), device, dtype)
+        module = load_weights(foreign, found.tensors, str(source), device, dtype)
         module.tokenizer = words
         return module
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     _check_stage(folder, "clip")
-    with bare():
+    with skip_init():
         module = CLIP(from_dict(CLIPConfig, folder.config["model"], folder.origin))
     _fill(module, folder, device, dtype)
     module.tokenizer = load_text_tokenizer(folder.component("text_tokenizer"))
@@ -140,7 +140,7 @@ def load_model(
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     _check_stage(folder, "dalle")
-    with bare():
+    with skip_init():
         module = DALLE(from_dict(DALLEConfig, folder.config["model"], folder.origin))
     _fill(module, folder, device, dtype).recognise()
     return module
@@ -148,19 +148,19 @@ def load_model(
 
 def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:
     """The transformer of published files."""
-    with bare():
+    with skip_init():
         module = DALLE(found.config)
     found.check(module, source)
-    fill(module, found.tensors, source, device, dtype).recognise()
+    load_weights(module, found.tensors, source, device, dtype).recognise()
     return module
 
 
 def image_tokenizer_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> ImageTokenizer:
     """The image tokenizer of published files."""
-    with bare():
+    with skip_init():
         module = build(found.config)
     found.check(module, source)
-    return fill(module, found.tensors, source, device, dtype)
+    return load_weights(module, found.tensors, source, device, dtype)
 
 
 def is_ours(path: Path) -> bool:
@@ -198,4 +198,4 @@ def _check_stage(folder: ModelFolder, stage: str) -> None:
 
 
 def _fill(module: _Module, folder: ModelFolder, device: _Device, dtype: torch.dtype | None) -> _Module:
-    return fill(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)
+    return load_weights(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.tensors import Lazy, NotFiniteError, Storage, Tensors, open_tensors, write_tensors
+from dalle.checkpoints.tensors import LazyTensor, NotFiniteError, Storage, Tensors, open_tensors, write_tensors
 from dalle.config import read_yaml, to_yaml
 from dalle.files import atomic_folder
 
@@ -154,7 +154,7 @@ class ModelFolder:
             )
         return found
 
-    def tensors(self) -> dict[str, Tensor | Lazy]:
+    def tensors(self) -> dict[str, Tensor | LazyTensor]:
         """Its weights by name, which are read when they are called for."""
         return open_tensors(self.path / WEIGHTS)
 

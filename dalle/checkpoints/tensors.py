@@ -41,7 +41,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Lazy:
+class LazyTensor:
     """A tensor that is made when it is called for, so that it takes no memory before.
 
     Attributes:
@@ -58,23 +58,23 @@ class Lazy:
         return self.make()
 
 
-Tensors = Mapping[str, "Tensor | Lazy"]
+Tensors = Mapping[str, "Tensor | LazyTensor"]
 
 
 # ---- files
 
 
-def open_tensors(file: Path) -> dict[str, Tensor | Lazy]:
+def open_tensors(file: Path) -> dict[str, Tensor | LazyTensor]:
     """The tensors of a safetensors file, mapped from it; those stored in 8 bits as float32, made when called for.
 
     Raises:
         ValueError: no such file, or it is damaged or something else.
     """
-    stored = views(file)
+    stored = stored_tensors(file)
     return {name: _whole(name, stored) for name in stored if not name.endswith(_SCALE)}
 
 
-def views(file: Path) -> dict[str, Tensor]:
+def stored_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file as they are stored, mapped from it: no memory until they are looked at.
 
     Raises:
@@ -92,7 +92,7 @@ def views(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is no safetensors file, or a truncated one ({error}): fetch it again") from error
     header.pop("__metadata__", None)
     types = {name: dtype for dtype, name in _NAMES.items()}
-    whole = mapped(Path(file)) if header else torch.empty(0, dtype=torch.uint8)
+    whole = mmap_bytes(Path(file)) if header else torch.empty(0, dtype=torch.uint8)
     found = {}
     for name, entry in header.items():
         if entry["dtype"] not in types:
@@ -104,17 +104,17 @@ def views(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _whole(name: str, stored: Mapping[str, Tensor]) -> Tensor | Lazy:
+def _whole(name: str, stored: Mapping[str, Tensor]) -> Tensor | LazyTensor:
     """A stored tensor, or what 8 bits and scales make."""
     packed, scale = stored[name], stored.get(name + _SCALE)
     if scale is None:
         return packed
-    return Lazy(packed.shape, torch.float32, lambda: _scaled(packed, scale))
+    return LazyTensor(packed.shape, torch.float32, lambda: _scaled(packed, scale))
 
 
 def _scaled(packed: Tensor, scale: Tensor) -> Tensor:
     made = packed.float().mul_(scale.view(-1, *[1] * (packed.ndim - 1)))
-    forget(packed)
+    drop_pages(packed)
     return made
 
 
@@ -124,7 +124,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: no such file, or it is damaged or something else.
     """
-    return {name: t() if isinstance(t, Lazy) else t.clone() for name, t in open_tensors(file).items()}
+    return {name: t() if isinstance(t, LazyTensor) else t.clone() for name, t in open_tensors(file).items()}
 
 
 class NotFiniteError(ValueError):
@@ -151,7 +151,7 @@ def write_tensors(
     Raises:
         NotFiniteError: one is nan or infinite, perhaps as it is stored; the file is then not whole.
     """
-    entries: list[tuple[str, Lazy]] = []
+    entries: list[tuple[str, LazyTensor]] = []
     for name, tensor in tensors.items():
         entries += _packed(name, tensor, storage)
     entries.sort(key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))  # aligned, as the library orders them
@@ -173,7 +173,7 @@ def write_tensors(
                     + (", or it is too large for float16 (bfloat16 has room)" if value.dtype == torch.float16 else "")
                 )
             handle.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            forget(value)
+            drop_pages(value)
     file.chmod(file.parent.stat().st_mode & 0o666)  # files that whoever may read the folder may read
 
 
@@ -192,10 +192,10 @@ def pack(tensors: Tensors, storage: Storage | None) -> dict[str, Tensor]:
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `pack` stored: 8-bit tensors times their scales, the rest as it is."""
     whole = {name: _whole(name, tensors) for name in tensors if not name.endswith(_SCALE)}
-    return {name: value() if isinstance(value, Lazy) else value for name, value in whole.items()}
+    return {name: value() if isinstance(value, LazyTensor) else value for name, value in whole.items()}
 
 
-def _packed(name: str, tensor: Tensor | Lazy, storage: Storage | None) -> list[tuple[str, Lazy]]:
+def _packed(name: str, tensor: Tensor | LazyTensor, storage: Storage | None) -> list[tuple[str, LazyTensor]]:
     """The entries of a file that keep one tensor."""
     source = _lazy(tensor)
     exact = name.rpartition(".")[2] in _EXACT
@@ -210,21 +210,21 @@ def _packed(name: str, tensor: Tensor | Lazy, storage: Storage | None) -> list[t
     return [(name, _made_of(source, dtype, lambda value: value.to(dtype), source.shape))]
 
 
-def _made_of(source: Lazy, dtype: torch.dtype, form: Callable[[Tensor], Tensor], shape: torch.Size) -> Lazy:
+def _made_of(source: LazyTensor, dtype: torch.dtype, form: Callable[[Tensor], Tensor], shape: torch.Size) -> LazyTensor:
     """What `form` makes of a tensor on the CPU, whose memory is given back where it is mapped."""
 
     def make() -> Tensor:
         value = source()
         made = form(value.detach().cpu().contiguous())
         if made.data_ptr() != value.data_ptr():
-            forget(value)
+            drop_pages(value)
         return made
 
-    return Lazy(shape, dtype, make)
+    return LazyTensor(shape, dtype, make)
 
 
-def _lazy(tensor: Tensor | Lazy) -> Lazy:
-    return tensor if isinstance(tensor, Lazy) else Lazy(tensor.shape, tensor.dtype, lambda: tensor)
+def _lazy(tensor: Tensor | LazyTensor) -> LazyTensor:
+    return tensor if isinstance(tensor, LazyTensor) else LazyTensor(tensor.shape, tensor.dtype, lambda: tensor)
 
 
 def _scales(value: Tensor) -> Tensor:
@@ -240,12 +240,14 @@ def _eight_bits(value: Tensor) -> Tensor:
 
 
 @contextmanager
-def bare() -> Iterator[None]:
-    """Modules that are made here leave their parameters as the memory is, for `fill`: no time, and no memory touched.
+def skip_init() -> Iterator[None]:
+    """Skips parameter initialization of modules built in this block; `load_weights` overwrites the values.
+
+    It costs no time, and no memory is touched.
 
     (On the meta device torch imports 100 MB of Python to draw numbers that are none.)
     """
-    functions = initialisers()
+    functions = init_functions()
     try:
         for name in functions:
             setattr(nn.init, name, lambda tensor, *_, **__: tensor)
@@ -255,18 +257,18 @@ def bare() -> Iterator[None]:
             setattr(nn.init, name, function)
 
 
-def initialisers() -> dict[str, Callable[..., Any]]:
+def init_functions() -> dict[str, Callable[..., Any]]:
     """The functions of `torch.nn.init` that give a tensor numbers, by name."""
     return {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
 
 
-def fill(
+def load_weights(
     module: _Module, tensors: Tensors, source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> _Module:
     """Give a module a state, strictly, and put it on a device in evaluation mode.
 
     Args:
-        module: its parameters may be `bare`, or on the meta device within `training.cutting.made_in_shares`.
+        module: its parameters may be `skip_init`, or on the meta device within `training.distributed.sharded_init`.
         tensors: its state; copied, so that the file it comes from may change afterwards.
         source: where it comes from, for messages.
         device: where it goes.
@@ -281,7 +283,7 @@ def fill(
     for name, own in module.state_dict(keep_vars=True).items():
         place, _, leaf = name.rpartition(".")
         value = tensors[name]
-        value = value() if isinstance(value, Lazy) else value
+        value = value() if isinstance(value, LazyTensor) else value
         if not is_finite(value):
             raise NotFiniteError(
                 f"{source}: {name} is nan or infinite, so nothing can be computed with it: the run that wrote it has "
@@ -301,7 +303,7 @@ def fill(
             owner.register_parameter(leaf, nn.Parameter(made, own.requires_grad))
         else:
             owner._buffers[leaf] = made
-        forget(value)
+        drop_pages(value)
     return module.eval() if in_shares else module.to(device=device, dtype=dtype).eval()
 
 
@@ -367,7 +369,7 @@ def _some(names: list[str]) -> str:
 # ---- memory-mapped files
 
 
-def mapped(file: Path) -> Tensor:
+def mmap_bytes(file: Path) -> Tensor:
     """The bytes of a file, uint8, without reading them; a page is copied once it is written to."""
     size = file.stat().st_size
     storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=size)
@@ -375,8 +377,8 @@ def mapped(file: Path) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
 
 
-def forget(tensor: Tensor) -> None:
-    """Give back the memory of a view of a `mapped` file, which is read again if need be; else do nothing."""
+def drop_pages(tensor: Tensor) -> None:
+    """Give back the memory of a view of a mapped file, which is read again if need be; else do nothing."""
     if sys.platform != "linux" or not getattr(tensor.untyped_storage(), "mapped", False) or not tensor.numel():
         return
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))

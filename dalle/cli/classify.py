@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.zeroshot import ZeroShotClassifier
-    from dalle.data.base import BadPair
+    from dalle.data.base import BadRecord
     from dalle.data.custom.folder import picture_files
 
     labels = labels_of(args)
@@ -89,10 +89,10 @@ def _run(args: argparse.Namespace) -> None:
     records = [record for path in args.pictures for record in picture_files(path)]
     classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
     results: list[dict[str, Any]] = []
-    broken: list[BadPair] = []
+    broken: list[BadRecord] = []
     found = classifier.predict(records, args.top, args.batch_size, args.workers)
     for result in tqdm(found, total=len(records), unit="picture", disable=None if len(records) > 1 else True):
-        if isinstance(result, BadPair):
+        if isinstance(result, BadRecord):
             broken.append(result)
             results.append({"picture": result.name, "error": result.reason})
             continue

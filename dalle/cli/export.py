@@ -26,7 +26,7 @@ def _run(args: argparse.Namespace) -> None:
     run, tensors = args.run_folder, None
     if checkpoint.is_checkpoint(run):
         latest.check(run)
-        run, tensors = run.resolve().parents[1], checkpoint.exported(run)
+        run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)
     model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")

@@ -24,11 +24,11 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.training.init_from import resolve_recipe
-    from dalle.training.planning.plan import Machine, plan, report
+    from dalle.training.planning.plan import Cluster, plan, report
     from dalle.training.recipe import DALLERecipe
 
     memory, peak = parse_size(args.memory, "B", "memory"), parse_size(args.peak, "FLOPS", "peak")
-    machine = Machine(args.gpus, memory, args.spare, peak, args.utilisation)
+    machine = Cluster(args.gpus, memory, args.spare, peak, args.utilisation)
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")

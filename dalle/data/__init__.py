@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalle.data.base import BadPair, Pair, PairDataset, PairStream
-from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamHead
+from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
+from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamValidation
 from dalle.data.drawings import Drawings, DrawingsData
 from dalle.data.drawings.dataset import TESTS
 from dalle.data.drawings.sets import ROOT
@@ -29,7 +29,7 @@ def open_data(config: EncodedConfig, split: str, image_size: int) -> PairDataset
     if isinstance(config, ShapesData):
         return ShapesPairs(config, split, image_size)
     if isinstance(config, PairsData):
-        return (StreamHead if config.stream else Pairs)(config, split, image_size)
+        return (StreamValidation if config.stream else Pairs)(config, split, image_size)
     return Drawings(config, split, image_size)
 
 
@@ -57,7 +57,7 @@ def location(config: EncodedConfig) -> Path | None:
 
 
 __all__ = [
-    "BadPair",
+    "BadRecord",
     "DataConfig",
     "DrawingsData",
     "EncodedConfig",

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 _SHOWN = 3
 
 
-class BadCounter:
+class BadRecordCounter:
     """Names every skipped record in the log, once however often it is met; raises when there are more than `limit`."""
 
     def __init__(self, limit: int):

@@ -28,15 +28,15 @@ class Pair:
     key: str | None = None
 
 
-class BadPair(ValueError):
+class BadRecord(ValueError):
     """A record that cannot be used: the loader skips it, counts it and names it."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"{name}: {reason}")
         self.name, self.reason = name, reason
 
-    def __reduce__(self) -> tuple[type[BadPair], tuple[str, str]]:
-        return BadPair, (self.name, self.reason)  # worker processes send it to the loader
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:
+        return BadRecord, (self.name, self.reason)  # worker processes send it to the loader
 
 
 def read_image(
@@ -45,12 +45,12 @@ def read_image(
     """A record's image file as a square image, uint8 [size, size, 3], as `dalle.images.read.square_image` makes it.
 
     Raises:
-        BadPair: it cannot be read; `name` is what the record is called.
+        BadRecord: it cannot be read; `name` is what the record is called.
     """
     try:
         return square_image(data, size, crop, share, seed)
     except UnreadableImage as error:
-        raise BadPair(name, str(error)) from error
+        raise BadRecord(name, str(error)) from error
 
 
 class PairDataset(Protocol):
@@ -62,7 +62,7 @@ class PairDataset(Protocol):
         """The pair `index`; whatever is left to chance (template, background, crop) comes from `seed` alone.
 
         Raises:
-            BadPair: the record is broken.
+            BadRecord: the record is broken.
         """
         ...
 
@@ -78,7 +78,7 @@ class Order(Protocol):
 
 
 @runtime_checkable
-class OwnOrder(Protocol):
+class HasSampler(Protocol):
     """A finite set that is too large to be shuffled whole: it says itself in which order an epoch shows it."""
 
     def order(self, seed: int, epoch: int) -> Order:
@@ -98,7 +98,7 @@ class PairStream(Protocol):
         """Decode a record; whatever is left to chance comes from `seed` alone.
 
         Raises:
-            BadPair: the record is broken.
+            BadRecord: the record is broken.
         """
         ...
 

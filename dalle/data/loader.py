@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from dalle.data.base import BadPair, Order, OwnOrder, PairDataset, PairStream
+from dalle.data.base import BadRecord, HasSampler, Order, PairDataset, PairStream
 from dalle.data.shuffle import shuffled, spread
 from dalle.device import to_device
 from dalle.image_tokenizers import ImageTokenizer
@@ -127,7 +127,7 @@ def evaluation_batches(
     for index in indices:
         try:
             pair = dataset.pair(index, seed)
-        except BadPair as error:
+        except BadRecord as error:
             bad.append(str(error))
             (report or _log_skipped)([str(error)])
         else:
@@ -207,7 +207,7 @@ class _Keys:
             batch += 1
 
     def _order(self, epoch: int) -> Order:
-        if isinstance(self.dataset, OwnOrder):
+        if isinstance(self.dataset, HasSampler):
             return self.dataset.order(self.seed, epoch)
         return shuffled(len(self.dataset), self.seed, epoch)
 
@@ -230,7 +230,7 @@ class _Records(Dataset[Decoded | ValueError]):
         for step in range(len(self.dataset)):
             try:
                 pair = self.dataset.pair((index + step) % len(self.dataset), seed)
-            except BadPair as error:
+            except BadRecord as error:
                 bad.append(str(error))
             else:
                 return pair.image, pair.caption, seed, bad
@@ -282,7 +282,7 @@ class _StreamBatches(IterableDataset[Batch | ValueError]):
         for record, _ in ahead:
             try:
                 pair = self.stream.pair(record, seed)
-            except BadPair as error:
+            except BadRecord as error:
                 bad.append(str(error))
             else:
                 return pair.image, pair.caption, seed, bad

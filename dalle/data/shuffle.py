@@ -30,7 +30,7 @@ def spread(length: int, count: int) -> Sequence[int]:
     return [low + int(number * _GOLDEN % 1 * (high - low)) for number, (low, high) in enumerate(pairwise(edges))]
 
 
-class Windows:
+class WindowShuffle:
     """The rows of many groups, shuffled group by group and, within a window of groups, row by row.
 
     What one shuffles where not everything can be at hand: groups of neighbouring rows come in random order, and as many

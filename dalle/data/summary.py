@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dalle.data.base import BadPair, PairDataset, PairStream
-from dalle.data.custom.dataset import Pairs, PairsStream, StreamHead
+from dalle.data.base import BadRecord, PairDataset, PairStream
+from dalle.data.custom.dataset import Pairs, PairsStream, StreamValidation
 
 _TRIES = 20  # broken records that are passed over for an example
 _COUNTED = 100_000  # records of which captions are counted one by one: some seconds
@@ -55,7 +55,7 @@ def summary_of(training: PairDataset | PairStream, held_out: PairDataset) -> Sum
         if len(training) <= _COUNTED:
             captions = sum(len(training.rows.captions(int(row))) for row in training.members)
         names = "\0".join(training.rows.keys)
-    validation = len(held_out) if not isinstance(held_out, StreamHead) else None
+    validation = len(held_out) if not isinstance(held_out, StreamValidation) else None
     digest = hashlib.sha256(names.encode()).hexdigest()[:16]
     return Summary(len(training), validation, captions, _example(training), digest)
 
@@ -77,7 +77,7 @@ def _example(data: PairDataset) -> str:
     for number in range(min(_TRIES, len(data))):
         try:
             pair = data.pair(number, 0)
-        except BadPair:
+        except BadRecord:
             continue
         return _shown(pair.key or f"number {number}", pair.caption)
     return "none: all that were tried are broken"

@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle.data.loader import Batch
 from dalle.device import device_of
 from dalle.evaluation.calibration import Temperatures
-from dalle.evaluation.metrics import CodebookUse
+from dalle.evaluation.metrics import CodebookUsage
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
@@ -90,7 +90,7 @@ class _Sums:
     def __init__(self, model: DALLE):
         self.model = model
         self.temperatures = Temperatures()
-        self.guessed = CodebookUse(model.config.image_vocab)
+        self.guessed = CodebookUsage(model.config.image_vocab)
         self.image, self.text = [0.0, 0], [0.0, 0]
         self.hits = 0
 

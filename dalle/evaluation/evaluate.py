@@ -21,7 +21,7 @@ class Reconstructions:
     """PSNR (dB) and SSIM of reconstructions, and use of the codebook (share, perplexity, dead codes), over batches."""
 
     def __init__(self, codebook_size: int):
-        self.use = metrics.CodebookUse(codebook_size)
+        self.use = metrics.CodebookUsage(codebook_size)
         self.psnr: list[Tensor] = []
         self.ssim: list[Tensor] = []
 
@@ -73,7 +73,7 @@ def dalle_figures(
     Also which share of the codebook the likeliest codes take: a model that guesses the same few has learnt little.
     """
     device = device_of(model)
-    guessed = metrics.CodebookUse(model.config.image_vocab)
+    guessed = metrics.CodebookUsage(model.config.image_vocab)
     image_sum, image_count, text_sum, text_count, hits = 0.0, 0, 0.0, 0, 0
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)

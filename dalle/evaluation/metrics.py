@@ -68,7 +68,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     return (luminance * structure).flatten(1).mean(1).to(torch.float32)
 
 
-class CodebookUse:
+class CodebookUsage:
     """Counts how often each code is drawn, over any number of batches; a GPU is not waited for.
 
     Attributes:

@@ -9,7 +9,7 @@ from dalle.models.dalle import DALLE
 _SHARE = 0.5  # of what is free, to be spent on one batch: the estimate leaves out the allocator's own losses
 
 
-def shares(
+def plan_batches(
     model: DALLE,
     candidates: int,
     lead: int,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dalle.kernels.kv_cache import KVCache, Place
+from dalle.kernels.kv_cache import KVCache, Positions
 from dalle.kernels.masks import Mask
 from dalle.kernels.switches import switch
 from dalle.models.dalle import DALLE
@@ -28,7 +28,7 @@ _REACH, _RECORDINGS = 256, 6
 _COMPILED = 2**12
 
 
-class MovingPlace(Place):
+class DevicePositions(Positions):
     """The place of one token as a tensor, below `end`: what is cut out of tables is gathered in place of sliced."""
 
     moves = True
@@ -79,9 +79,9 @@ class StaticCache(KVCache):
         if self.padding is not None and begun.padding is not None:
             self.padding.copy_(begun.padding)
 
-    def place(self, count: int) -> Place:
+    def place(self, count: int) -> Positions:
         assert count == 1
-        return MovingPlace(self.index, self.reach)
+        return DevicePositions(self.index, self.reach)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.keys[layer], self.values[layer]
@@ -98,7 +98,7 @@ class StaticCache(KVCache):
         self.index.add_(count)
 
 
-class StaticStep:
+class StaticDecodeStep:
     """Draws the codes that come next, one a call, for one batch shape; `load` begins a batch.
 
     Attributes:
@@ -136,10 +136,10 @@ class StaticStep:
         self.codes.index_copy_(1, at, torch.where(self.keep.index_select(1, at), self.codes.index_select(1, at), drawn))
 
 
-class RepeatedStep:
-    """A `StaticStep`, recorded once for each reach and then started again."""
+class GraphedStep:
+    """A `StaticDecodeStep`, recorded once for each reach and then started again."""
 
-    def __init__(self, step: StaticStep, record: Record, compiled: bool) -> None:
+    def __init__(self, step: StaticDecodeStep, record: Record, compiled: bool) -> None:
         self.step, self.record = step, record
         self.run: Callable[[], None] = (
             torch.compile(step.draw, fullgraph=True, dynamic=False) if compiled else step.draw
@@ -166,7 +166,7 @@ class RepeatedStep:
         self.recorded[reach]()
 
 
-class RecordedDrawing:
+class CudaGraphDecoder:
     """Draws one token after the other, by steps that are recorded once for all batches of a size."""
 
     def __init__(self, model: DALLE, choose: Choose, compiled: bool, record: Record) -> None:
@@ -181,7 +181,7 @@ class RecordedDrawing:
         self.model, self.choose, self.compiled = model, choose, compiled
         self.record = record
         self.memory = 0  # where the cache is for which they are made
-        self.made: dict[tuple[int, int], RepeatedStep] = {}  # rows of the cache, image tokens -> step
+        self.made: dict[tuple[int, int], GraphedStep] = {}  # rows of the cache, image tokens -> step
 
     def draw(
         self,
@@ -214,23 +214,23 @@ class RecordedDrawing:
             step(len(codes))
         codes.copy_(repeated.step.codes)
 
-    def _step(self, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor) -> RepeatedStep:
+    def _step(self, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor) -> GraphedStep:
         """The step for such a batch, which begins with this one."""
         if cache.keys.data_ptr() != self.memory:
             self.memory, self.made = cache.keys.data_ptr(), {}
         key = cache.keys.shape[1], codes.shape[1]
         if key not in self.made:
-            static = StaticStep(self.model, self.choose, cache, codes, keep, uniform)
-            self.made[key] = RepeatedStep(static, self.record, self.compiled)
+            static = StaticDecodeStep(self.model, self.choose, cache, codes, keep, uniform)
+            self.made[key] = GraphedStep(static, self.record, self.compiled)
         self.made[key].step.load(cache, codes, keep, uniform)
         return self.made[key]
 
 
-def recorded_drawing(model: DALLE, choose: Choose, compiled: bool) -> RecordedDrawing | None:
+def cuda_graph_decoder(model: DALLE, choose: Choose, compiled: bool) -> CudaGraphDecoder | None:
     """How to draw on a GPU; None elsewhere, and where DALLE_KERNELS=graphs=off."""
     if model.image_head.weight.device.type != "cuda" or switch("graphs") == "off":
         return None
-    return RecordedDrawing(model, choose, compiled, cuda_graphs())
+    return CudaGraphDecoder(model, choose, compiled, cuda_graphs())
 
 
 def cuda_graphs() -> Record:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dalle.generation import cuda_graph
-from dalle.generation.batching import shares
+from dalle.generation.batching import plan_batches
 from dalle.generation.cpu_step import FusedBlocks
-from dalle.generation.jacobi import draw_ahead
+from dalle.generation.jacobi import jacobi_decode
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.sampling import guide, sample
 from dalle.kernels.kv_cache import KVCache
@@ -77,9 +77,9 @@ def generate(
     device = model.image_head.weight.device
     window = min(engine.window, height * width)
     options = _Choice(sampling, torch.zeros((), dtype=torch.bool, device=device))
-    steps = cuda_graph.recorded_drawing(model, options.choose, engine.compiled)
+    steps = cuda_graph.cuda_graph_decoder(model, options.choose, engine.compiled)
     blocks = FusedBlocks(model.transformer) if device.type == "cpu" else None
-    batch_size, pack = shares(
+    batch_size, pack = plan_batches(
         model, len(prompts), lead, sampling.guides(lead), engine.batch_size, engine.max_memory, window
     )
     rows = batch_size * window * (2 if sampling.guides(lead) else 1)
@@ -144,7 +144,7 @@ def _draw(
     options: _Choice,
     window: int,
     step: Callable[[int], None],
-    steps: cuda_graph.RecordedDrawing | None,
+    steps: cuda_graph.CudaGraphDecoder | None,
     blocks: FusedBlocks | None,
 ) -> None:
     """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
@@ -172,7 +172,7 @@ def _draw(
             logits = run(codes[:, begin - 1 : begin], begin - 1)
         part = codes[:, :end], keep[:, :end], uniform[:, :end]
         if window > 1:
-            draw_ahead(run, options.choose, logits, *part, begin, window, step)
+            jacobi_decode(run, options.choose, logits, *part, begin, window, step)
         elif steps is not None:
             steps.draw(cache, logits, *part, begin, step)
         else:
@@ -189,7 +189,7 @@ def _one_by_one(
     lead: int,
     step: Callable[[int], None],
 ) -> None:
-    """As `draw_ahead`, a token a step; nothing waits for the device."""
+    """As `jacobi_decode`, a token a step; nothing waits for the device."""
     for i in range(lead, codes.shape[1]):
         if i > lead:
             logits = run(codes[:, i - 1 : i], i - 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def draw_ahead(
+def jacobi_decode(
     run: Callable[[Tensor, int], Tensor],
     choose: Callable[[Tensor, Tensor], Tensor],
     logits: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle.kernels.masks import Mask
 
 
-class Place:
+class Positions:
     """Where the tokens of a pass stand: `start` to `end - 1` of the sequence. Cuts their part out of tables."""
 
     causal: Mask = "causal"
@@ -90,7 +90,7 @@ class KVCache:
         values.narrow(2, start, count).copy_(v)
         return keys.narrow(2, 0, start + count), values.narrow(2, 0, start + count)
 
-    def place(self, count: int) -> Place:
+    def place(self, count: int) -> Positions:
         """Where the next `count` tokens stand.
 
         Raises:
@@ -99,7 +99,7 @@ class KVCache:
         room = self.keys.shape[3]
         if not 0 <= self.position <= room - count:
             raise IndexError(f"{count} tokens at position {self.position} of a cache with room for {room}")
-        return Place(self.position, self.position + count)
+        return Positions(self.position, self.position + count)
 
     def hold(self, slot: int, channels: Tensor) -> Tensor:
         """Store what `TokenShift` looks back at, of the next tokens [B, T, shifted]; all that is held so far."""
@@ -153,7 +153,7 @@ class TokenShift:
     def __call__(self, x: Tensor, cache: KVCache | None, slot: int) -> Tensor:
         """Shift tokens [B, T, C] that follow what the cache holds; `slot` numbers the places where this is done."""
         half = x.shape[-1] // 2
-        place = Place(0, x.shape[1]) if cache is None else cache.place(x.shape[1])
+        place = Positions(0, x.shape[1]) if cache is None else cache.place(x.shape[1])
         held = x[..., :half] if cache is None else cache.hold(slot, x[..., :half])
         quarters = []
         for quarter, source in zip(held.split(half // 2, dim=-1), place.rows(self.sources.T).T, strict=True):

@@ -44,10 +44,10 @@ def mask(kind: Kind, text_length: int, height: int, width: int, kernel: int = 11
     position = torch.arange(text_length + height * width)
     back = position[:, None] - position[None, :]  # [S, S] how far the key lies behind the query
     is_text = position < text_length
-    return near(kind, back, width, kernel) | ((back >= 0) & is_text[None, :])
+    return visible(kind, back, width, kernel) | ((back >= 0) & is_text[None, :])
 
 
-def near(kind: Kind, back: Tensor, width: int, kernel: int = 11) -> Tensor:
+def visible(kind: Kind, back: Tensor, width: int, kernel: int = 11) -> Tensor:
     """Whether an image token sees the one that lies so far behind it in raster order: all that tells the kinds apart.
 
     Args:

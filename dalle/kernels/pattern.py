@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle.kernels.masks import Kind, Mask, mask, near
+from dalle.kernels.masks import Kind, Mask, mask, visible
 
 _BLOCK = 64  # queries of a block, about: fewer read the same keys more often, more compute more masked pairs
 
@@ -134,7 +134,7 @@ def blocks(pattern: Pattern, start: int, end: int, dtype: torch.dtype, device: t
         begin = torch.arange(first, last, count)[:, None]  # [G, 1]
         queries, keys = begin + torch.arange(count), begin + torch.arange(count - width, count)
     real = (queries >= first) & (queries < last)
-    seen = near(pattern.kind, queries[:, :, None] - keys[:, None, :], pattern.width, pattern.kernel)
+    seen = visible(pattern.kind, queries[:, :, None] - keys[:, None, :], pattern.width, pattern.kernel)
     seen &= real[:, :, None] & ((keys >= 0) & (keys < last))[:, None, :]
     places = torch.empty(last - first, dtype=torch.int64)
     places[queries[real] - first] = real.flatten().nonzero().flatten()
@@ -154,7 +154,7 @@ def _columns(pattern: Pattern, first: int, last: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class Sparse:
+class SparseMask:
     """What a layer's tokens may look at, where that has a pattern.
 
     Attributes:
@@ -167,7 +167,7 @@ class Sparse:
 
 
 @dataclass(frozen=True, eq=False)
-class Listed:
+class GatheredKeys:
     """The keys that one query of each row sees, as tensors, for where its place is known to the device alone.
 
     Attributes:
@@ -179,4 +179,4 @@ class Listed:
     real: Tensor
 
 
-LayerMask = Mask | Sparse | Listed
+LayerMask = Mask | SparseMask | GatheredKeys

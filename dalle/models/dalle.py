@@ -17,10 +17,10 @@ from dalle.kernels.attention import rope_table
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
-from dalle.kernels.kv_cache import KVCache, Place, TokenShift
+from dalle.kernels.kv_cache import KVCache, Positions, TokenShift
 from dalle.kernels.linear import Linear
 from dalle.kernels.masks import Kind, Mask, mask
-from dalle.kernels.pattern import LayerMask, Listed, Pattern, Sparse
+from dalle.kernels.pattern import GatheredKeys, LayerMask, Pattern, SparseMask
 from dalle.models.transformer import Blocks, Transformer, TransformerConfig, norm
 
 
@@ -371,14 +371,14 @@ class DALLE(nn.Module):
             raise ValueError(f"the image has {image_ids.shape[1]} tokens and the model {count} image positions")
         check_ids(image_ids, self.config.image_vocab, "image codes")
         inputs, start = image_ids[:, : count - 1], self.config.prefix_length
-        image = self._embed_image(inputs, Place(start, start + inputs.shape[1]))
+        image = self._embed_image(inputs, Positions(start, start + inputs.shape[1]))
         return self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))
 
     def _embed_text(self, prefix: Tensor) -> Tensor:
         x = self.text_embedding(prefix)  # [B, P, C]
         return x + self.text_position if self.config.positions.startswith("learned") else x
 
-    def _embed_image(self, image_ids: Tensor, place: Place) -> Tensor:
+    def _embed_image(self, image_ids: Tensor, place: Positions) -> Tensor:
         x = self.image_embedding(image_ids)  # [B, n, C]
         if self.config.positions == "learned":
             return x + place.cells(self.row_position, self.column_position, self.config.prefix_length)
@@ -388,7 +388,7 @@ class DALLE(nn.Module):
 
     def _run(self, x: Tensor, cache: KVCache | None, padding: Tensor | None, blocks: Blocks | None = None) -> Tensor:
         """The transformer over embedded tokens that follow those in the cache."""
-        place = Place(0, x.shape[1]) if cache is None else cache.place(x.shape[1])
+        place = Positions(0, x.shape[1]) if cache is None else cache.place(x.shape[1])
         rope: Rope | None = None
         if self.config.positions.endswith("rope"):
             rope = place.rows(self.get_buffer("rope_cos")), place.rows(self.get_buffer("rope_sin"))
@@ -396,7 +396,7 @@ class DALLE(nn.Module):
         masks = self._masks(place, padding)
         return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache, blocks=blocks))
 
-    def _masks(self, place: Place, padding: Tensor | None) -> list[LayerMask]:
+    def _masks(self, place: Positions, padding: Tensor | None) -> list[LayerMask]:
         """For each layer, which of the tokens up to them those in this place may look at."""
         kinds = self.config.stored_masks or self.config.kinds
         if padding is None:
@@ -411,17 +411,17 @@ class DALLE(nn.Module):
         }
         return [padded[kind] for kind in kinds]
 
-    def _mask(self, kind: Kind | int, place: Place) -> LayerMask:
+    def _mask(self, kind: Kind | int, place: Positions) -> LayerMask:
         """`_masks` of one kind, or of one of the stored masks, without padding."""
         pattern = self.patterns.get(kind)
         if pattern is None:
             return self._dense(kind, place)
         if place.moves:
             keys = place.rows(self.get_buffer(f"{kind}_keys"))[0]
-            return Listed(keys.clamp(min=0), keys >= 0)
-        return place.causal if place.end <= pattern.text else Sparse(pattern, place.square(self._table(kind)))
+            return GatheredKeys(keys.clamp(min=0), keys >= 0)
+        return place.causal if place.end <= pattern.text else SparseMask(pattern, place.square(self._table(kind)))
 
-    def _dense(self, kind: Kind | int, place: Place) -> Mask:
+    def _dense(self, kind: Kind | int, place: Positions) -> Mask:
         """The same as a table."""
         return place.causal if kind in ("full", -1) else place.square(self._table(kind))
 

@@ -17,8 +17,8 @@ import torch
 from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
 from dalle.device import free_memory
-from dalle.training.optim import WeightAverage, adamw
-from dalle.training.planning.memory import Size, Training, memory
+from dalle.training.optim import EMA, adamw
+from dalle.training.planning.memory import ModelSize, TrainSetup, memory
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.run.precision import settle_precision
@@ -116,12 +116,12 @@ def _guess(recipe: LoopRecipe, sizes: list[int], limit: int) -> int:
     """Where to begin: what should fit by the formulas of a plan, where there are some, else the whole batch."""
     if not isinstance(recipe, DALLERecipe) or recipe.lora is not None:
         return sizes[-1]
-    size, run = Size.of(recipe.model), recipe.run
+    size, run = ModelSize.of(recipe.model), recipe.run
     checkpointing = recipe.model.transformer.checkpoint_activations
     average = recipe.optim.ema is not None
     assert run.precision != "auto"
     for images in reversed(sizes):
-        how = Training("ddp", 1, images, sizes[-1] // images, checkpointing, run.precision, average)
+        how = TrainSetup("ddp", 1, images, sizes[-1] // images, checkpointing, run.precision, average)
         if memory(size, how).peak <= limit:
             return images
     return sizes[0]
@@ -211,7 +211,7 @@ def _train(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
     torch.manual_seed(run.seed)
     task = build_task(recipe, accelerator.device)
     optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
-    average = WeightAverage(task.model, recipe.optim.ema) if recipe.optim.ema else None
+    average = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
     stream = batches(open_training(recipe.data, task.image_size), batch_size=run.batch_size, seed=run.seed)
     task.model.train()
     for _ in range(_UPDATES):

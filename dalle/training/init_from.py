@@ -15,7 +15,7 @@ from dalle.checkpoints.load import is_ours, open_source
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
-from dalle.checkpoints.tensors import Tensors, fill, open_tensors
+from dalle.checkpoints.tensors import Tensors, load_weights, open_tensors
 from dalle.config import apply_overrides, read_yaml, to_dict
 from dalle.models.dalle import DALLE
 from dalle.training.recipe import DALLERecipe, Recipe, parse_recipe
@@ -92,7 +92,7 @@ def fill_initial(model: DALLE, recipe: DALLERecipe) -> None:
         ValueError: they are of another architecture.
     """
     file = _file(recipe)
-    fill(model, open_tensors(file), str(file)).recognise()
+    load_weights(model, open_tensors(file), str(file)).recognise()
 
 
 def initial_weights(recipe: DALLERecipe) -> Tensors:

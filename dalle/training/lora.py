@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import Lazy, Tensors, forget
+from dalle.checkpoints.tensors import LazyTensor, Tensors, drop_pages
 from dalle.config import config
 
 
@@ -59,7 +59,7 @@ def changes(model: nn.Module) -> nn.ParameterDict:
     return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in found.items()})
 
 
-def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | Lazy]:
+def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | LazyTensor]:
     """The state of the model as it was before `add_lora`, with the changes added to each matrix as it is called for.
 
     Args:
@@ -75,11 +75,13 @@ def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | Lazy]:
     return state
 
 
-def _changed(base: Tensor | Lazy, low: Tensor | Lazy, high: Tensor | Lazy, scale: float) -> Lazy:
+def _changed(
+    base: Tensor | LazyTensor, low: Tensor | LazyTensor, high: Tensor | LazyTensor, scale: float
+) -> LazyTensor:
     def make() -> Tensor:
-        whole, first, second = (value() if isinstance(value, Lazy) else value for value in (base, low, high))
+        whole, first, second = (value() if isinstance(value, LazyTensor) else value for value in (base, low, high))
         made = whole.float() + second @ first * scale
-        forget(whole)
+        drop_pages(whole)
         return made
 
-    return Lazy(base.shape, torch.float32, make)
+    return LazyTensor(base.shape, torch.float32, make)

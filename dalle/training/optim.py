@@ -52,7 +52,7 @@ class OptimConfig:
 
 
 @config
-class Ramp:
+class CosineSchedule:
     """A number that goes from `first` to `last` along half a cosine (appendix A.2 of the DALL-E paper)."""
 
     first: float
@@ -67,7 +67,7 @@ class Ramp:
             raise ValueError(f"updates is {self.updates}; it must be at least 0")
 
 
-def ramp(schedule: Ramp, update: int) -> float:
+def ramp(schedule: CosineSchedule, update: int) -> float:
     """The value of `schedule` at `update`."""
     done = min(1.0, update / schedule.updates) if schedule.updates else 1.0
     return schedule.last + (schedule.first - schedule.last) * 0.5 * (1 + math.cos(math.pi * done))
@@ -77,7 +77,7 @@ def learning_rate(optim: OptimConfig, update: int, updates: int) -> float:
     """Linear warm-up, then half a cosine from `lr`, which reaches `lr * final_lr` after the last update."""
     if update < optim.warmup:
         return optim.lr * (update + 1) / optim.warmup
-    decay = Ramp(first=optim.lr, last=optim.lr * optim.final_lr, updates=max(1, updates - optim.warmup))
+    decay = CosineSchedule(first=optim.lr, last=optim.lr * optim.final_lr, updates=max(1, updates - optim.warmup))
     return ramp(decay, update - optim.warmup)
 
 
@@ -140,7 +140,7 @@ def _step_as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
 
 
-class WeightAverage:
+class EMA:
     """Exponential moving average of a module's parameters; its buffers are copied as they are."""
 
     def __init__(self, module: nn.Module, decay: float):

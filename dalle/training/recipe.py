@@ -22,7 +22,7 @@ from dalle.training.distributed.powersgd import PowerSGDConfig
 from dalle.training.lora import LoRAConfig
 from dalle.training.losses.adversarial import AdversarialConfig
 from dalle.training.losses.perceptual import NonePerceptual, PerceptualConfig
-from dalle.training.optim import OptimConfig, Ramp
+from dalle.training.optim import CosineSchedule, OptimConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resume = bool | Literal["auto"]
@@ -137,9 +137,9 @@ class ImageTokenizerRecipe:
     """Weight of the perceptual loss."""
     adversarial: AdversarialConfig | None = None
     """Patch discriminator; null trains without one."""
-    kl_weight: Ramp = Ramp(first=0.0, last=6.6, updates=5000)
+    kl_weight: CosineSchedule = CosineSchedule(first=0.0, last=6.6, updates=5000)
     """Weight of the KL to the uniform prior, in the paper's scale (dVAE, and the Gumbel quantizer)."""
-    temperature: Ramp = Ramp(first=1.0, last=1 / 16, updates=150_000)
+    temperature: CosineSchedule = CosineSchedule(first=1.0, last=1 / 16, updates=150_000)
     """Temperature of the Gumbel-softmax relaxation (dVAE, and the Gumbel quantizer)."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""

@@ -14,7 +14,7 @@ from dalle.device import AsyncRead
 from dalle.training.run.log import RunLog
 
 
-class Outcomes:
+class SkippedStepMonitor:
     """Which updates were taken. Told one update late the device still has the next one to do meanwhile."""
 
     def __init__(self, log: RunLog, most: int, folder: Path) -> None:
@@ -48,7 +48,7 @@ class Outcomes:
         return not self.in_a_row
 
 
-class Stop:
+class StopSignal:
     """Whether a run is to end early. Of several processes each hears of the others' signals one update late."""
 
     def __init__(self, accelerator: Accelerator) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dalle.config import to_dict
 from dalle.data import open_data, open_training
-from dalle.data.bad_records import BadCounter
+from dalle.data.bad_records import BadRecordCounter
 from dalle.data.loader import Batch, batches, evaluation_batches
 from dalle.data.summary import Summary, changed, summary_of
 from dalle.training.checkpoint import checkpoint
@@ -20,13 +20,13 @@ from dalle.training.checkpoint.latest import load_newest
 from dalle.training.distributed import powersgd
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.init_from import prepare_initial
-from dalle.training.optim import WeightAverage, adamw
+from dalle.training.optim import EMA, adamw
 from dalle.training.recipe import DALLERecipe, LoopRecipe
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.log import RunLog, start_accelerator, start_sharding
 from dalle.training.run.precision import settle_precision
 from dalle.training.run.run_dir import describe, open_folder
-from dalle.training.skipped_steps import Outcomes, Stop
+from dalle.training.skipped_steps import SkippedStepMonitor, StopSignal
 from dalle.training.tasks import build_task
 from dalle.training.train_step import evaluated, seed_noise
 
@@ -64,14 +64,14 @@ class Run:
         self.task = task = build_task(recipe, self.accelerator.device, self.sharding)
         self._uncompiled = compile_blocks(task.model, self.accelerator.device) if run.compile else None
         self.optimizers = {p.name: self.accelerator.prepare(adamw(p.module, p.optim)) for p in task.phases}
-        self.ema = WeightAverage(task.model, recipe.optim.ema) if recipe.optim.ema else None
+        self.ema = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
         compressed = run.powersgd is not None and self.world > 1
         self.compressors = {p.name: PowerSGD(run.powersgd) for p in task.phases} if compressed and run.powersgd else {}
         # Whether this process takes part in what a single one could do alone: of sharded weights all have to
         self.participates = self.accelerator.is_main_process or self.sharding is not None
         data = open_training(recipe.data, task.image_size)
         self.held_out = open_data(recipe.data, "validation", task.image_size)
-        self.bad = BadCounter(recipe.data.max_bad)
+        self.bad = BadRecordCounter(recipe.data.max_bad)
         self.lock, self._resumes = open_folder(recipe, self.accelerator)
         self.start = self.step = self._restore() if self._resumes else 0
         if self.accelerator.is_main_process:
@@ -89,8 +89,8 @@ class Run:
         )
         self.log = RunLog(recipe, self.accelerator, self.start, task)
         self._announce(summary_of(data, self.held_out) if self.accelerator.is_main_process else None)
-        self._skipped = Outcomes(self.log, run.max_skipped, run.dir)
-        self.told_to_stop = Stop(self.accelerator)
+        self._skipped = SkippedStepMonitor(self.log, run.max_skipped, run.dir)
+        self.told_to_stop = StopSignal(self.accelerator)
         task.model.train()
 
     def _restore(self) -> int:
@@ -135,7 +135,7 @@ class Run:
             self.log.say(f"the checkpoint of the best weights ({self.best}) is gone: the next validation is the best")
             self.best.forget()
         elif self.accelerator.is_main_process:
-            kept = checkpoint.exported(folder)
+            kept = checkpoint.export_weights(folder)
             weights = kept if self.sharding else {**self.task.model.state_dict(), **kept}
             self.task.export(self.options.dir / "model", weights)
 
@@ -206,11 +206,13 @@ class Run:
             to_dict(self.recipe.model),
             list(self.bad.names),
         )
-        with checkpoint.explained(run.dir, self.step):
+        with checkpoint.as_value_error(run.dir, self.step):
             folder = checkpoint.save(run.dir, now, run.keep, accelerator, self.compressors, self.best.update)
             if accelerator.is_main_process and self.best.is_exported(self.step):
                 weights = self.task.model.state_dict() if self.ema is None else self.ema.state
-                self.task.export(run.dir / "model", weights if self.sharding is None else checkpoint.exported(folder))
+                self.task.export(
+                    run.dir / "model", weights if self.sharding is None else checkpoint.export_weights(folder)
+                )
         accelerator.wait_for_everyone()
 
     def validate(self) -> bool:

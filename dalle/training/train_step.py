@@ -13,9 +13,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from dalle.kernels.switches import forced
-from dalle.training.distributed.fsdp import is_sharded, let_go, local, unscale
+from dalle.training.distributed.fsdp import is_sharded, local, reshard, unscale
 from dalle.training.distributed.powersgd import PowerSGD
-from dalle.training.optim import WeightAverage, clipped_step, gradient_norm, learning_rate, update_ratio
+from dalle.training.optim import EMA, clipped_step, gradient_norm, learning_rate, update_ratio
 from dalle.training.tasks import Phase, Task
 
 
@@ -120,7 +120,7 @@ def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> di
 
 
 @contextmanager
-def evaluated(model: nn.Module, average: WeightAverage | None) -> Iterator[nn.Module]:
+def evaluated(model: nn.Module, average: EMA | None) -> Iterator[nn.Module]:
     """The model in eval mode with its averaged weights, put back as it was afterwards.
 
     Of a sharded one all processes must call it with the same, as each gathers what the others hold. It then computes
@@ -136,7 +136,7 @@ def evaluated(model: nn.Module, average: WeightAverage | None) -> Iterator[nn.Mo
         with torch.compiler.set_stance("force_eager"), forced(native="off") if sharded else nullcontext():
             yield model
     finally:
-        let_go(model)
+        reshard(model)
         if average is not None:
             model.load_state_dict(trained)
         model.train()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle.data.base import BadPair, read_image
+from dalle.data.base import BadRecord, read_image
 from dalle.images import read
 
 RNG = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_sixteen_bits_with_a_clear_level() -> None:
 
 @pytest.mark.parametrize("values", [GREY16.astype(np.int32), GREY16.astype(np.float32)])
 def test_brightness_that_nothing_defines(values: np.ndarray) -> None:
-    with pytest.raises(BadPair, match="32 bits a channel"):
+    with pytest.raises(BadRecord, match="32 bits a channel"):
         read_image(saved(Image.fromarray(values), "tiff"), "x", 8)
 
 
@@ -190,7 +190,7 @@ def test_pad() -> None:
 def test_pad_of_a_line_is_refused() -> None:
     line = Image.new("RGB", (1000, 8))
     assert read_image(saved(line), "x", 64, "pad").min() == 0
-    with pytest.raises(BadPair, match="1040 x 8 pixels leave nothing to see"):
+    with pytest.raises(BadRecord, match="1040 x 8 pixels leave nothing to see"):
         read_image(saved(line.resize((1040, 8))), "x", 64, "pad")
 
 
@@ -213,7 +213,7 @@ def test_random_crop_lies_anywhere_and_shows_enough() -> None:
 def test_huge_pictures_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(Image.new("1", (9000, 8000)))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(BadPair, match="9000 x 8000 pixels"):
+    with pytest.raises(BadRecord, match="9000 x 8000 pixels"):
         read_image(data, "big.png", 8)
 
 
@@ -223,7 +223,7 @@ def test_bombs_that_pillow_itself_refuses_and_warns_of(monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     assert read_image(data, "x", 8).shape == (8, 8, 3)  # Pillow only warns, and ours is the limit
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(BadPair, match="x: .*bomb"):
+    with pytest.raises(BadRecord, match="x: .*bomb"):
         read_image(data, "x", 8)
 
 
@@ -233,7 +233,7 @@ WHOLE = {kind: saved(photo(64, 64), kind) for kind in ("png", "jpeg", "webp", "g
 @pytest.mark.parametrize("kind", WHOLE)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
 def test_truncated(kind: str, share: float) -> None:
-    with pytest.raises(BadPair) as caught:
+    with pytest.raises(BadRecord) as caught:
         read_image(WHOLE[kind][: int(len(WHOLE[kind]) * share)], "cut", 8)
     assert str(caught.value).startswith("cut: ") and "\n" not in str(caught.value)
 
@@ -241,7 +241,7 @@ def test_truncated(kind: str, share: float) -> None:
 def test_a_broken_avif() -> None:
     """Its reader raises RuntimeError, as no other does."""
     data = saved(photo(64, 64), "avif").replace(b"pitm", b"xitm")  # what tells which of its items is the picture
-    with pytest.raises(BadPair, match=r"x: the picture cannot be decoded \(Failed to decode"):
+    with pytest.raises(BadRecord, match=r"x: the picture cannot be decoded \(Failed to decode"):
         read_image(data, "x", 8)
 
 
@@ -253,7 +253,7 @@ def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
         data = bytearray(WHOLE[kind])
         for at in rng.integers(0, min(len(data), 400), 6):
             data[at] = rng.integers(256)
-        with contextlib.suppress(BadPair):
+        with contextlib.suppress(BadRecord):
             assert read_image(bytes(data), "x", 8).shape == (8, 8, 3)
 
 
@@ -272,7 +272,7 @@ def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
     ],
 )
 def test_what_is_no_picture(data: bytes, reason: str) -> None:
-    with pytest.raises(BadPair) as caught:
+    with pytest.raises(BadRecord) as caught:
         read_image(data, "a.jpg", 8)
     assert str(caught.value) == f"a.jpg: {reason}"
 

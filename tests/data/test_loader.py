@@ -18,8 +18,8 @@ import torch
 
 import train
 from dalle.data import open_data
-from dalle.data.bad_records import BadCounter
-from dalle.data.base import BadPair, Pair, PairDataset, PairStream
+from dalle.data.bad_records import BadRecordCounter
+from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
 from dalle.data.drawings import Drawings, DrawingsData
 from dalle.data.loader import Batch, batches, evaluation_batches
 from dalle.data.shapes import ShapesData, ShapesPairs
@@ -37,7 +37,7 @@ class Numbers:
 
     def pair(self, index: int, seed: int) -> Pair:
         if index in self.broken:
-            raise BadPair(f"number {index}", "broken")
+            raise BadRecord(f"number {index}", "broken")
         return Pair(np.full((2, 2, 3), index % 256, dtype=np.uint8), f"{index} {seed}")
 
     def captions(self) -> Iterator[str]:
@@ -226,7 +226,7 @@ def test_evaluation_of_nothing_usable() -> None:
 
 
 def test_bad_records_count_once(caplog: pytest.LogCaptureFixture) -> None:
-    bad = BadCounter(limit=2)
+    bad = BadRecordCounter(limit=2)
     for _ in range(5):
         bad.add(["a: broken", "b: empty"])
     bad.merge(["a: broken"])
@@ -246,7 +246,7 @@ def test_training_counts_broken_records_to_the_end(
 
     def breaking(self: ShapesPairs, index: int, seed: int) -> Pair:
         if index in (3, 5):
-            raise BadPair(f"shape {index}", "broken")
+            raise BadRecord(f"shape {index}", "broken")
         return whole(self, index, seed)
 
     whole = ShapesPairs.pair

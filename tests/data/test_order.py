@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dalle.data.shuffle import Windows, shuffled, spread
+from dalle.data.shuffle import WindowShuffle, shuffled, spread
 
 SIZES = np.array([5, 5, 3, 5, 1, 5, 5, 2])
 TOTAL = int(SIZES.sum())
 
 
-def whole(order: Windows) -> list[int]:
+def whole(order: WindowShuffle) -> list[int]:
     return [order[place] for place in range(TOTAL)]
 
 
@@ -30,23 +30,23 @@ def slow(window: int, seed: int, epoch: int) -> list[int]:
 @pytest.mark.parametrize("window", [1, 4, 10, 1000])
 @pytest.mark.parametrize("seed, epoch", [(0, 0), (0, 1), (3, 0)])
 def test_windows_are_those_of_the_slow_way(window: int, seed: int, epoch: int) -> None:
-    order = whole(Windows(SIZES, window, seed, epoch))
+    order = whole(WindowShuffle(SIZES, window, seed, epoch))
     assert order == slow(window, seed, epoch)
     assert sorted(order) == list(range(TOTAL))
 
 
 def test_an_order_can_be_entered_anywhere() -> None:
-    order = whole(Windows(SIZES, 8, 1, 2))
+    order = whole(WindowShuffle(SIZES, 8, 1, 2))
     for place in (0, 7, 19, TOTAL - 1):
-        assert Windows(SIZES, 8, 1, 2)[place] == order[place]
-    backwards = Windows(SIZES, 8, 1, 2)
+        assert WindowShuffle(SIZES, 8, 1, 2)[place] == order[place]
+    backwards = WindowShuffle(SIZES, 8, 1, 2)
     assert [backwards[place] for place in reversed(range(TOTAL))] == order[::-1]
 
 
 def test_epochs_and_seeds_differ_and_large_sets_stay_near() -> None:
-    assert len({tuple(whole(Windows(SIZES, 8, seed, epoch))) for seed in range(3) for epoch in range(3)}) == 9
+    assert len({tuple(whole(WindowShuffle(SIZES, 8, seed, epoch))) for seed in range(3) for epoch in range(3)}) == 9
     sizes = np.full(1000, 100)
-    order = Windows(sizes, 1000, 0, 0)
+    order = WindowShuffle(sizes, 1000, 0, 0)
     seen = [order[place] // 100 for place in range(2000)]
     assert len(set(seen[:1000])) == 10 and len(set(seen)) == 20  # 10 groups of a window at a time
     assert seen[:1000] != sorted(seen[:1000], key=seen.index)  # and mixed

@@ -24,11 +24,11 @@ from PIL import Image
 import train
 from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
-from dalle.data.base import BadPair
+from dalle.data.base import BadRecord
 from dalle.data.custom import dataset
-from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamHead, braces
+from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamValidation, braces
 from dalle.data.custom.parquet import hub_source
-from dalle.data.custom.records import Place, Record, Shard, held_out
+from dalle.data.custom.records import FileSpan, Record, Shard, held_out
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.loader import batches, evaluation_batches
 from dalle.image_tokenizers import ImageTokenizerConfig
@@ -297,8 +297,8 @@ def test_the_hub_cannot_be_reached(tmp_path: Path) -> None:
 
 def test_pictures_that_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
-    assert Place(str(tmp_path / "a.bin"), 2, 3).read() == b"234"
-    assert Place((tmp_path / "a.bin").as_uri()).read() == b"0123456789"
+    assert FileSpan(str(tmp_path / "a.bin"), 2, 3).read() == b"234"
+    assert FileSpan((tmp_path / "a.bin").as_uri()).read() == b"0123456789"
 
 
 @pytest.mark.parametrize("layout", [with_parquet, with_tars, with_jsonl, with_hub_layout])
@@ -403,15 +403,15 @@ def test_a_set_that_is_held_out_whole_still_trains(tmp_path: Path) -> None:
 
 def test_the_head_of_a_stream_is_bounded(tmp_path: Path) -> None:
     config = PairsData(path=str(with_tars(tmp_path)), stream=True, stream_validation=4, validation_share=0.5)
-    assert len(StreamHead(config, "validation", SIDE)) == 4
-    numbers = {number_of(StreamHead(config, "train", SIDE).pair(i, 0).image) for i in range(4)}
+    assert len(StreamValidation(config, "validation", SIDE)) == 4
+    numbers = {number_of(StreamValidation(config, "train", SIDE).pair(i, 0).image) for i in range(4)}
     assert numbers <= set(passed(config))
 
 
 def test_the_head_of_a_stream_is_of_all_its_shards(tmp_path: Path) -> None:
     config = PairsData(path=str(with_tars(tmp_path)), stream=True, stream_validation=6, validation_share=0.5)
     held = [r.key for shard in config.source("train").shards() for r in shard.records() if config.holds_out(r.key)]
-    kept = [record.key for record in StreamHead(config, "validation", SIDE)._records()]
+    kept = [record.key for record in StreamValidation(config, "validation", SIDE)._records()]
     first = [[key for key in held if key.startswith(f"shard-{n:03}")] for n in range(3)]
     assert kept == [key for turn in itertools.zip_longest(*first) for key in turn if key is not None][:6]
     assert {key.partition("/")[0] for key in kept} == {f"shard-{n:03}.tar" for n in range(3)}
@@ -477,7 +477,7 @@ def test_broken_tables(tmp_path: Path) -> None:
 
 def test_a_table_of_addresses(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"image": ["https://x/y.jpg"], "text": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(BadPair, match=r"t.parquet/0: expected a picture's bytes, got str 'https://x/y.jpg'"):
+    with pytest.raises(BadRecord, match=r"t.parquet/0: expected a picture's bytes, got str 'https://x/y.jpg'"):
         Pairs(PairsData(path=str(tmp_path)), "train", SIDE).pair(0, 0)
 
 
@@ -663,7 +663,7 @@ def test_forms_of_csv(text: str, expected: str | None, end: str, mark: str, tmp_
 def test_a_picture_that_vanished(tmp_path: Path) -> None:
     data = Pairs(PairsData(path=str(with_jsonl(tmp_path)), validation_share=0), "train", SIDE)
     (tmp_path / "0.png").unlink()
-    with pytest.raises(BadPair, match=r"0.png: its file cannot be read"):
+    with pytest.raises(BadRecord, match=r"0.png: its file cannot be read"):
         data.pair(data.rows.keys.index("0.png"), 0)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from dalle import load_image_tokenizer
 from dalle.checkpoints.model_folder import folder_hash
 from dalle.data import DataConfig, DrawingsData, PairDataset, PairsData, ShapesData, open_data, open_training
-from dalle.data.bad_records import BadCounter
+from dalle.data.bad_records import BadRecordCounter
 from dalle.data.loader import batches, evaluation_batches, pair_seed
 from dalle.data.token_shards.dataset import TokenPairs, TokensData
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
@@ -266,7 +266,7 @@ def test_a_damaged_group_is_named_and_never_silently_short(large: Path) -> None:
     assert "\n" not in name and "run `python -m dalle encode` again" in name
     assert found[name] == 8
     with pytest.raises(ValueError, match=r"too many broken records: 1 \(.*train-00001.parquet, rows 8 to 15"):
-        BadCounter(0).add(found)
+        BadRecordCounter(0).add(found)
     assert sum(len(batch.captions) for batch in evaluation_batches(data, 64)) == 142
     assert len(list(data.captions())) == 142
 
@@ -314,9 +314,9 @@ def test_folders_that_hold_no_finished_shards(large: Path, tmp_path: Path) -> No
 
 
 def test_wide_codebooks_have_wide_integers(tmp_path: Path) -> None:
-    from dalle.data.token_shards.files import Making, read_group, write_shard
+    from dalle.data.token_shards.files import Provenance, read_group, write_shard
 
-    making = Making("x", 70_000, (1, 2), {}, "", 0, 1, False, 8)
+    making = Provenance("x", 70_000, (1, 2), {}, "", 0, 1, False, 8)
     columns = {"key": ["a"], "view": [0], "mirrored": [False], "captions": [["रातो"]]}
     write_shard(tmp_path / "a.parquet", columns, np.array([[69_999, 3]]), making, [])
     assert read_group(tmp_path / "a.parquet", 0, 1, making).codes.tolist() == [[69_999, 3]]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from dalle.kernels import attention, sparse, switches
-from dalle.kernels.kv_cache import KVCache, Place
+from dalle.kernels.kv_cache import KVCache, Positions
 from dalle.kernels.masks import Kind, mask
-from dalle.kernels.pattern import Pattern, Sparse, blocks
+from dalle.kernels.pattern import Pattern, SparseMask, blocks
 from dalle.kernels.sparse import blocked, flex
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -205,8 +205,8 @@ def test_stored_masks_that_are_known_are_recognised() -> None:
     model.masks.copy_(torch.stack((own, window)))
     model.recognise()
     assert model.patterns == {0: Pattern("column", 5, 7, 3)}
-    made = model._masks(Place(20, 21), None)
-    assert isinstance(made[0], Sparse) and torch.equal(made[1], window[20:21, :21]) and made[2] == "causal"
+    made = model._masks(Positions(20, 21), None)
+    assert isinstance(made[0], SparseMask) and torch.equal(made[1], window[20:21, :21]) and made[2] == "causal"
 
 
 @torch.no_grad()
@@ -226,7 +226,7 @@ def test_flex_attention_gives_the_numbers_of_the_dense_mask(
 @torch.no_grad()
 def test_compiled_flex_attention_gives_the_numbers_of_the_dense_mask() -> None:
     for kind in KINDS:
-        made = Sparse(Pattern(kind, 6, 12), mask(kind, 6, 12, 12)[:149, :149])
+        made = SparseMask(Pattern(kind, 6, 12), mask(kind, 6, 12, 12)[:149, :149])
         for batch in (2, 1):
             given = [x[:batch].detach() for x in tensors(0, 149, torch.float32)]
             with switches.forced(sparse="flex"):
@@ -241,7 +241,7 @@ def test_where_flex_attention_does_not_run_it_is_said_once(
     """On a CPU it has no backward pass."""
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
     flex.runs.cache_clear()
-    made = Sparse(Pattern("row", 6, 12), mask("row", 6, 12, 12))
+    made = SparseMask(Pattern("row", 6, 12), mask("row", 6, 12, 12))
     given = tensors(0, 150, torch.float32)
     with switches.forced(sparse="flex"):
         for _ in range(2):

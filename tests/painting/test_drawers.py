@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_tokenizers import TOKENIZERS
 
-from dalle.apps.vqgan_clip.canvas import FourierDrawer, LatentDrawer, PixelDrawer, start_picture, within
+from dalle.apps.vqgan_clip.canvas import FourierCanvas, LatentCanvas, PixelCanvas, start_picture, within
 from dalle.apps.vqgan_clip.tiles import decode_in_tiles, starts
 from dalle.image_tokenizers import ImageTokenizer, build
 
@@ -25,7 +25,7 @@ def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_th
     tokenizer = tokenizer_of(kind)
     codebook = tokenizer.codebook_vectors()
     values = torch.randn(1, codebook.shape[1], 4, 6) * codebook.std()
-    drawer = LatentDrawer(tokenizer, values, tile=512)
+    drawer = LatentCanvas(tokenizer, values, tile=512)
     flat = values.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
     by_hand = torch.stack([(codebook - cell).square().sum(1).argmin() for cell in flat]).view(1, 4, 6)
     assert torch.equal(drawer.codes(values), by_hand)
@@ -42,7 +42,7 @@ def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_th
 def test_a_latent_starts_from_the_codes_of_a_picture_and_stays_in_the_range_of_the_codebook() -> None:
     tokenizer = tokenizer_of("vq")
     picture = torch.rand(1, 3, 16, 24)
-    drawer = LatentDrawer(tokenizer, torch.zeros(1, 4, 8, 12), tile=512)
+    drawer = LatentCanvas(tokenizer, torch.zeros(1, 4, 8, 12), tile=512)
     drawer.restart(picture)
     assert torch.equal(drawer.codes(drawer.values), tokenizer.encode(picture))
     assert torch.equal(drawer.start, drawer.values) and torch.equal(drawer.average, drawer.values)
@@ -54,7 +54,7 @@ def test_a_latent_starts_from_the_codes_of_a_picture_and_stays_in_the_range_of_t
 
 
 def test_the_average_follows_and_forgets_the_start() -> None:
-    drawer = PixelDrawer(torch.zeros(1, 3, 2, 2))
+    drawer = PixelCanvas(torch.zeros(1, 3, 2, 2))
     for update in range(1, 200):
         with torch.no_grad():
             drawer.values.fill_(1.0)
@@ -67,7 +67,7 @@ def test_the_average_follows_and_forgets_the_start() -> None:
 @pytest.mark.parametrize("extent", [(16, 16), (9, 14), (1, 1)])
 def test_spectra_give_pictures_back(extent: tuple[int, int]) -> None:
     picture = 0.05 + 0.9 * torch.rand(1, 3, *extent)
-    drawer = FourierDrawer(picture)
+    drawer = FourierCanvas(picture)
     assert torch.allclose(drawer.draw(drawer.values), picture, atol=1e-4)
 
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dalle.checkpoints.published.pickles import Foreign, read_pickled
+from dalle.checkpoints.published.pickles import OpaqueObject, read_pickled
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -91,10 +91,10 @@ def test_modules_become_stand_ins_with_their_tensors(zipped: bool, tmp_path: Pat
     options = argparse.Namespace(lr=0.1, betas=(0.9, 0.95))
     torch.save([layer, options, collections.Counter("ab")], tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     module, namespace, counter = read_pickled(tmp_path / "a.pt")
-    assert isinstance(module, Foreign) and module.origin == "torch.nn.modules.linear.Linear"
+    assert isinstance(module, OpaqueObject) and module.origin == "torch.nn.modules.linear.Linear"
     assert torch.equal(module.state["_parameters"]["weight"], layer.weight)
-    assert isinstance(namespace, Foreign) and namespace.state == {"lr": 0.1, "betas": (0.9, 0.95)}
-    assert isinstance(counter, Foreign) and repr(counter) == "<collections.Counter>"
+    assert isinstance(namespace, OpaqueObject) and namespace.state == {"lr": 0.1, "betas": (0.9, 0.95)}
+    assert isinstance(counter, OpaqueObject) and repr(counter) == "<collections.Counter>"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -102,7 +102,7 @@ def test_scripted_modules(tmp_path: Path) -> None:
     layer = nn.Linear(3, 2)
     torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 3)), tmp_path / "a.pt")
     found = read_pickled(tmp_path / "a.pt")
-    assert isinstance(found, Foreign) and torch.equal(found.state["weight"], layer.weight)
+    assert isinstance(found, OpaqueObject) and torch.equal(found.state["weight"], layer.weight)
 
 
 # What a hostile file asks for
@@ -156,7 +156,7 @@ def test_a_class_is_not_imported_to_be_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match=r"asks for trap\.Thing"):
         read_pickled(tmp_path / "a.pkl")
     (tmp_path / "b.pkl").write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0dcore.trap.sys\x93.")  # a dotted name goes nowhere
-    assert issubclass(read_pickled(tmp_path / "b.pkl"), Foreign)
+    assert issubclass(read_pickled(tmp_path / "b.pkl"), OpaqueObject)
     assert not (tmp_path / "mark").exists()
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dalle.checkpoints.published.state import count, joined, shape
+from dalle.checkpoints.published.state import concat_lazy, count, shape
 
 
 def test_joined() -> None:
     parts = torch.randn(2, 3), torch.randn(1, 3), torch.randn(4, 3)
-    lazy = joined(*parts)
+    lazy = concat_lazy(*parts)
     assert lazy.shape == (7, 3) and lazy.dtype == torch.float32
     assert torch.equal(lazy(), torch.vstack(parts)) and torch.equal(lazy(), lazy())
 
@@ -18,9 +18,9 @@ def test_joined() -> None:
 @pytest.mark.parametrize("other", [(), (2,), (2, 4), (2, 3, 1)])
 def test_parts_that_do_not_go_together(other: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"parts of shapes .*\[2, 3\].*, which do not go together"):
-        joined(torch.zeros(other), torch.zeros(2, 3))
+        concat_lazy(torch.zeros(other), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="do not go together"):
-        joined(torch.zeros(3), torch.zeros(()))
+        concat_lazy(torch.zeros(3), torch.zeros(()))
 
 
 def test_shape() -> None:

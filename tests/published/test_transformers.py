@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle
 from dalle.checkpoints.published.state import Published, published_name, renamed
-from dalle.checkpoints.tensors import Lazy, check_fit
+from dalle.checkpoints.tensors import LazyTensor, check_fit
 from dalle.models.dalle import DALLE
 from with_options import generate
 
@@ -52,7 +52,7 @@ def read(case: str, state: dict[str, Tensor], folder: Path) -> Published:
 def built(found: Published) -> DALLE:
     model = DALLE(found.config).eval()
     check_fit(model, found.tensors, "the file")
-    model.load_state_dict({name: t() if isinstance(t, Lazy) else t for name, t in found.tensors.items()})
+    model.load_state_dict({name: t() if isinstance(t, LazyTensor) else t for name, t in found.tensors.items()})
     return model
 
 

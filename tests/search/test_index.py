@@ -179,7 +179,7 @@ def test_recall_of_the_approximate_index(tmp_path: Path) -> None:
     ann.build(blocks, tmp_path / "near.faiss")
     queries = torch.from_numpy(vectors[::500].astype(np.float32))
     _, exact = nearest(blocks, queries, 10)
-    found = ann.Near(tmp_path / "near.faiss").candidates(queries.numpy(), 100)
+    found = ann.FaissIndex(tmp_path / "near.faiss").candidates(queries.numpy(), 100)
     hits = [len(set(one) & set(other)) / 10 for one, other in zip(found.tolist(), exact.tolist())]
     assert np.mean(hits) > 0.97
 

@@ -12,13 +12,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from dalle.checkpoints.tensors import Lazy, bare, fill, open_tensors, write_tensors
+from dalle.checkpoints.tensors import LazyTensor, load_weights, open_tensors, skip_init, write_tensors
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.distributed import sharded_checkpoint
 from dalle.training.distributed.fsdp import Sharding
-from dalle.training.distributed.sharded_init import made_in_shares
-from dalle.training.optim import WeightAverage
+from dalle.training.distributed.sharded_init import sharded_init
+from dalle.training.optim import EMA
 from dalle.training.run.malloc import keep_freed
 
 LARGE = DALLEConfig(
@@ -45,13 +45,15 @@ def main(scratch: Path) -> None:
     first = sharding.build(lambda: DALLE(SMALL), ("losses",))  # loads what is loaded once
     _written(first.state_dict(), scratch / "first")
     model = measured("made", lambda: sharding.build(lambda: DALLE(LARGE), ("losses",)))
-    average = measured("averaged", lambda: WeightAverage(model, 0.9))
+    average = measured("averaged", lambda: EMA(model, 0.9))
     measured("written", lambda: sharded_checkpoint.write(scratch / "shards", average.state))
     measured("read", lambda: sharded_checkpoint.read_into(scratch / "shards", average.state))
-    with made_in_shares(0, 2, torch.device("meta")):
+    with sharded_init(0, 2, torch.device("meta")):
         shapes = {name: value.shape for name, value in DALLE(LARGE).named_parameters()}
     if distributed.get_rank() == 0:
-        zeros = {name: Lazy(shape, torch.float32, lambda s=shape: torch.zeros(s)) for name, shape in shapes.items()}  # type: ignore[misc]
+        zeros = {
+            name: LazyTensor(shape, torch.float32, lambda s=shape: torch.zeros(s)) for name, shape in shapes.items()
+        }  # type: ignore[misc]
         write_tensors(zeros, scratch / "given.safetensors")
     distributed.barrier()
     filled = measured("filled", lambda: sharding.build(lambda: _filled(scratch / "given.safetensors"), ("losses",)))
@@ -65,9 +67,9 @@ def main(scratch: Path) -> None:
 
 
 def _filled(file: Path) -> DALLE:
-    with bare():
+    with skip_init():
         model = DALLE(LARGE)
-    return fill(model, open_tensors(file), str(file))
+    return load_weights(model, open_tensors(file), str(file))
 
 
 def _written(tensors: dict[str, Tensor], folder: Path) -> None:

@@ -18,9 +18,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
-from dalle.training.distributed.fsdp import Sharding, held, let_go, local
+from dalle.training.distributed.fsdp import Sharding, keep_unsharded, local, reshard
 from dalle.training.optim import OptimConfig, adamw
-from dalle.training.planning.memory import Precision, Size, Training, memory, room_for_drawing
+from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, memory, room_for_drawing
 from peaks import peak_of
 
 ROWS = 4  # that are drawn at a time
@@ -66,7 +66,7 @@ def peaks(case: Case) -> dict[str, float]:
         optimizer.zero_grad()
 
     update()  # makes the moments
-    how = Training(
+    how = TrainSetup(
         "fsdp",
         case.processes,
         IMAGES,
@@ -78,20 +78,20 @@ def peaks(case: Case) -> dict[str, float]:
     )
 
     def draw() -> None:
-        with held(model, sharding, room_for_drawing(Size.of(config), how, ROWS)), torch.no_grad():
+        with keep_unsharded(model, sharding, room_for_drawing(ModelSize.of(config), how, ROWS)), torch.no_grad():
             _, cache = model.prefill(text[:1].expand(ROWS, -1))
             whole = model.new_cache(ROWS)
             whole.fill([cache.row(row) for row in range(ROWS)])
             del cache
             for at in range(3):
                 model.extend(codes[:1, at : at + 1].expand(ROWS, -1), whole)
-        let_go(model)
+        reshard(model)
 
     with tempfile.TemporaryDirectory() as scratch:
         peak = peak_of(update, Path(scratch))
         drawing = peak_of(draw, Path(scratch))
     state = 3 * sum(local(p).nbytes for p in model.parameters())
-    planned = memory(Size.of(config), how)
+    planned = memory(ModelSize.of(config), how)
     distributed.destroy_process_group()
     return {"measured": peak + state, "planned": planned.peak, "static": state, "drawing": drawing + state}
 

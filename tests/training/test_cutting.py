@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from dalle.checkpoints.tensors import bare, fill, open_tensors, write_tensors
+from dalle.checkpoints.tensors import load_weights, open_tensors, skip_init, write_tensors
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.distributed.sharded_init import made_in_shares
+from dalle.training.distributed.sharded_init import sharded_init
 from dalle.training.lora import LoRAConfig, add_lora
 
 SHAPE = TransformerConfig(width=24, depth=2, heads=2)
@@ -50,7 +50,7 @@ def _same(make: Callable[[], nn.Module], whole: nn.Module, world: int, after: to
     parts: dict[str, list[torch.Tensor]] = {}
     for rank in range(world):
         torch.manual_seed(3)
-        with made_in_shares(rank, world, CPU) as cut:
+        with sharded_init(rank, world, CPU) as cut:
             model = make()
         for name, parameter in model.named_parameters():
             assert parameter.is_meta
@@ -84,14 +84,14 @@ def test_shares_of_weights_in_a_file(tmp_path: Path) -> None:
     write_tensors(whole.state_dict(), file)
 
     def make() -> nn.Module:
-        with bare():
+        with skip_init():
             model = _features()
-        return fill(model, open_tensors(file), str(file))
+        return load_weights(model, open_tensors(file), str(file))
 
     _same(make, whole, 3)
 
 
 def test_modules_are_made_as_ever_afterwards() -> None:
-    with pytest.raises(ZeroDivisionError), made_in_shares(0, 2, CPU):
+    with pytest.raises(ZeroDivisionError), sharded_init(0, 2, CPU):
         raise ZeroDivisionError
     assert nn.init.normal_.__module__ == "torch.nn.init" and not nn.Linear(2, 2).weight.is_meta

@@ -19,7 +19,7 @@ import train
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import FIGURES
 from dalle.training.checkpoint.latest import load_newest
-from dalle.training.planning.memory import Size
+from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.run.log import RunLog
@@ -245,7 +245,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     recipe = load_recipe(Path(config), [f"run.dir={tmp_path}"])
     assert isinstance(recipe, DALLERecipe)
     rate = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    per_image = operations(Size.of(recipe.model), checkpointing=False)
+    per_image = operations(ModelSize.of(recipe.model), checkpointing=False)
     assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
     validation = _validations(tmp_path / "run")[2]
     assert 0 <= validation["validation/image_accuracy"] <= 1

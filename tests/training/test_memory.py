@@ -16,8 +16,8 @@ import torch
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.optim import OptimConfig, WeightAverage, adamw
-from dalle.training.planning.memory import Precision, Size, Training, cache_bytes, memory
+from dalle.training.optim import EMA, OptimConfig, adamw
+from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, cache_bytes, memory
 from peaks import peak_of
 
 FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
     """Bytes at the highest moment of an update: weights, moments, average, and what the profiler sees come and go."""
     torch.manual_seed(0)
     model = DALLE(config)
-    optimizer, average = adamw(model, OptimConfig()), WeightAverage(model, 0.9)
+    optimizer, average = adamw(model, OptimConfig()), EMA(model, 0.9)
     text = torch.randint(1, config.text_vocab, (IMAGES, config.text_length))
     codes = torch.randint(0, config.image_vocab, (IMAGES, config.image_length))
 
@@ -114,8 +114,8 @@ def test_peaks_are_as_planned(
 ) -> None:
     config = with_checkpointing(SIZES[name], checkpointing)
     found = measured(config, precision, accumulation, tmp_path)
-    how = Training("ddp", 1, IMAGES, accumulation, checkpointing, precision, average=True, on_cpu=True)
-    planned = memory(Size.of(config), how)
+    how = TrainSetup("ddp", 1, IMAGES, accumulation, checkpointing, precision, average=True, on_cpu=True)
+    planned = memory(ModelSize.of(config), how)
     held = planned.weights + planned.moments + planned.average
     # Of a sparse layer that is computed again the plan leaves out the copies of text and neighbourhood
     near = 0.1 if name == "sparse" and checkpointing else 0.05
@@ -153,7 +153,7 @@ def test_a_process_has_no_room_for_the_whole_model(tmp_path: Path) -> None:
 
 def test_sizes_are_those_of_the_model() -> None:
     for config in SIZES.values():
-        size, model = Size.of(config), DALLE(config)
+        size, model = ModelSize.of(config), DALLE(config)
         assert size.parameters == sum(p.numel() for p in model.parameters())
         assert size.block == sum(p.numel() for p in model.transformer.blocks[1].parameters())
         cache = model.new_cache(1)
@@ -161,9 +161,9 @@ def test_sizes_are_those_of_the_model() -> None:
 
 
 def test_shares_of_many_devices() -> None:
-    size = Size.of(SIZES["deep"])
+    size = ModelSize.of(SIZES["deep"])
     alone, ddp, fsdp = (
-        memory(size, Training(layout, devices, 2, 1, False, "bf16", True))  # type: ignore[arg-type]
+        memory(size, TrainSetup(layout, devices, 2, 1, False, "bf16", True))  # type: ignore[arg-type]
         for layout, devices in (("ddp", 1), ("ddp", 8), ("fsdp", 8))
     )
     assert (ddp.weights, ddp.moments, ddp.activations) == (alone.weights, alone.moments, alone.activations)

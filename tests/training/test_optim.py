@@ -13,19 +13,19 @@ from torch import nn
 
 from dalle.config import ConfigError
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
-from dalle.training.optim import OptimConfig, Ramp, WeightAverage, adamw, learning_rate, ramp, update_ratio
+from dalle.training.optim import EMA, CosineSchedule, OptimConfig, adamw, learning_rate, ramp, update_ratio
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, load_recipe, tokens_per_image
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_ramp_is_half_a_cosine() -> None:
-    schedule = Ramp(first=1.0, last=1 / 16, updates=100)
+    schedule = CosineSchedule(first=1.0, last=1 / 16, updates=100)
     assert ramp(schedule, 0) == 1.0
     assert ramp(schedule, 50) == pytest.approx((1 + 1 / 16) / 2)
     assert ramp(schedule, 100) == ramp(schedule, 10_000) == 1 / 16
     assert ramp(schedule, 25) == pytest.approx(1 / 16 + 15 / 16 * (1 + math.cos(math.pi / 4)) / 2)
-    assert ramp(Ramp(first=0.0, last=2.0, updates=0), 0) == 2.0
+    assert ramp(CosineSchedule(first=0.0, last=2.0, updates=0), 0) == 2.0
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
@@ -99,7 +99,7 @@ def test_a_learnt_codebook_does_not_decay() -> None:
 def test_weight_average_follows_the_formula() -> None:
     torch.manual_seed(0)
     module = nn.BatchNorm1d(3)
-    average = WeightAverage(module, decay=0.9)
+    average = EMA(module, decay=0.9)
     expected = copy.deepcopy(module.weight.data)
     for update in range(1, 200):
         with torch.no_grad():

@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from dalle.device import AsyncRead, to_device
 from dalle.kernels import ids
-from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm
+from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm
 from dalle.training.run.log import RunLog
-from dalle.training.skipped_steps import Outcomes
+from dalle.training.skipped_steps import SkippedStepMonitor
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.train_step import optimizer_step
@@ -169,7 +169,7 @@ def test_clipping_is_torchs(fused: bool, largest: float | None) -> None:
 
 def test_the_average_does_not_move_for_a_skipped_update() -> None:
     module, _ = small()
-    average, plain = WeightAverage(module, 0.9), WeightAverage(module, 0.9)
+    average, plain = EMA(module, 0.9), EMA(module, 0.9)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1)
@@ -217,7 +217,7 @@ def test_fp16_lowers_its_scale_for_an_overflow_and_skips_it() -> None:
 def test_skipped_updates_are_told_late_with_their_numbers(tmp_path: Path) -> None:
     told: list[tuple[int, str, int]] = []
     log = cast("RunLog", SimpleNamespace(skipped=lambda *what: told.append(what)))
-    outcomes = Outcomes(log, 3, tmp_path)
+    outcomes = SkippedStepMonitor(log, 3, tmp_path)
     good, bad = torch.tensor(1.0), torch.tensor(NAN)
     outcomes.add(1, {"generator": good, "discriminator": good})
     outcomes.add(2, {"generator": good, "discriminator": bad})

@@ -15,13 +15,13 @@ from dalle.cli.parser import parse_size
 from dalle.kernels.masks import mask
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.planning.memory import Size, Training, memory
-from dalle.training.planning.plan import Machine, fits, operations, plan, report
+from dalle.training.planning.memory import ModelSize, TrainSetup, memory
+from dalle.training.planning.plan import Cluster, fits, operations, plan, report
 from dalle.training.recipe import DALLERecipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs/paper/dalle-12b.yaml"
-A100 = Machine(devices=64, memory=80e9, spare=0.1, peak=312e12, utilisation=0.4)
+A100 = Cluster(devices=64, memory=80e9, spare=0.1, peak=312e12, utilisation=0.4)
 
 
 def paper(*overrides: str) -> DALLERecipe:
@@ -44,9 +44,9 @@ def test_operations_are_those_that_torch_counts(kind: str, feed_forward: str) ->
     tokens, pairs = 36, int(mask(kind, 7, 5, 6)[:36, :36].sum())  # type: ignore[arg-type]
     dense = 3 * 4 * 48 * 3 * tokens**2  # torch counts all pairs
     expected = counter.get_total_flops() - dense + 3 * 4 * 48 * 3 * pairs
-    assert operations(Size.of(config), False) == expected
+    assert operations(ModelSize.of(config), False) == expected
     heads = 3 * 2 * 48 * (30 * 90 + 6 * 107)
-    assert operations(Size.of(config), True) == pytest.approx((expected - heads) * 4 / 3 + heads)
+    assert operations(ModelSize.of(config), True) == pytest.approx((expected - heads) * 4 / 3 + heads)
 
 
 def test_twelve_billion_fit_64_devices() -> None:
@@ -90,7 +90,7 @@ def test_what_to_change_is_true() -> None:
 def test_one_device_has_no_shares() -> None:
     found = plan(paper("run.batch_size=1"), replace(A100, devices=1, memory=1e12))
     assert [(c.how.layout, c.how.checkpointing) for c in found.choices] == [("ddp", False), ("ddp", True)]
-    assert found.best is not None and isinstance(found.best.how, Training) and found.best.memory.exchange == 0
+    assert found.best is not None and isinstance(found.best.how, TrainSetup) and found.best.memory.exchange == 0
 
 
 def test_quantities() -> None:

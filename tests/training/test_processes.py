@@ -133,7 +133,7 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
             assert made().equal(whole[name.removeprefix("average:")])
     older = checkpoint.folders(tmp_path / "sharded")[-2]
     assert dalle(["export", str(older), str(tmp_path / "exported")]) == 0
-    one = checkpoint.exported(checkpoint.folders(_one(recipes["dalle"]))[-2])
+    one = checkpoint.export_weights(checkpoint.folders(_one(recipes["dalle"]))[-2])
     exported = load_file(tmp_path / "exported/model.safetensors")
     assert one.keys() == exported.keys() == whole.keys()
     for name, tensor in one.items():

@@ -21,8 +21,16 @@ from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.training.distributed import sharded_checkpoint
-from dalle.training.distributed.fsdp import Sharding, asked_of_launcher, held, is_sharded, let_go, local, units
-from dalle.training.optim import OptimConfig, WeightAverage, adamw, clipped_step, gradient_norm, update_ratio
+from dalle.training.distributed.fsdp import (
+    Sharding,
+    asked_of_launcher,
+    fsdp_units,
+    is_sharded,
+    keep_unsharded,
+    local,
+    reshard,
+)
+from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm, update_ratio
 from dalle.training.recipe import RunConfig
 from dalle.training.run.log import start_accelerator, start_sharding
 from dalle.training.tasks import Phase
@@ -56,7 +64,7 @@ def _loss(model: nn.Module) -> Tensor:
 def _updated(model: nn.Module) -> dict[str, Tensor]:
     """Loss, norm and ratio of two updates of two micro-batches each, and the averaged weights that come out."""
     options = OptimConfig(lr=1e-2, clip_norm=0.1)
-    optimizer, average = adamw(model, options), WeightAverage(model, 0.9)
+    optimizer, average = adamw(model, options), EMA(model, 0.9)
     figures: dict[str, Tensor] = {}
     for update in range(2):
         for _ in range(2):
@@ -104,14 +112,14 @@ def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
 
 def _draws(model: DALLE, sharding: Sharding) -> None:
     """The same pictures, whatever part of the model stays gathered; afterwards all of it is in shares."""
-    sizes, drawn = [sum(p.numel() for p in unit.parameters()) for unit in units(model)], []
+    sizes, drawn = [sum(p.numel() for p in unit.parameters()) for unit in fsdp_units(model)], []
     for room, count in ((-1, 0), (4 * (sizes[0] + sizes[1]), 2), (4 * sum(sizes), len(sizes))):
-        with torch.no_grad(), switches.forced(native="off"), held(model, sharding, room) as kept:
+        with torch.no_grad(), switches.forced(native="off"), keep_unsharded(model, sharding, room) as kept:
             assert kept == count
             drawn.append(generate(model, torch.arange(1, 9)[None], [[0, 1, 2]], guidance=2.0, batch_size=8))
-            gathered = [not is_sharded(unit.parameters()) for unit in units(model)]
+            gathered = [not is_sharded(unit.parameters()) for unit in fsdp_units(model)]
             assert gathered == [True] * kept + [False] * (len(sizes) - kept)
-        let_go(model)
+        reshard(model)
         assert all(isinstance(p, DTensor) for p in model.parameters())
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2]) and drawn[0].unique().numel() > 4
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 import train
 from dalle.__main__ import main as dalle
 from dalle.data.loader import Batch
-from dalle.evaluation.metrics import CodebookUse
+from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.latest import load_newest
@@ -284,13 +284,13 @@ def test_the_log_has_the_use_of_codes_of_all_batches_since_its_last_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
-    counted, passes = CodebookUse.update, []
+    counted, passes = CodebookUsage.update, []
 
-    def noted(self: CodebookUse, codes: torch.Tensor) -> None:
+    def noted(self: CodebookUsage, codes: torch.Tensor) -> None:
         counted(self, codes)
         passes.append(codes.flatten().tolist())
 
-    monkeypatch.setattr(CodebookUse, "update", noted)
+    monkeypatch.setattr(CodebookUsage, "update", noted)
     options = ["run.log_every=2", "run.updates=4", "run.accumulation=2", "run.validate_every=9", "run.save_every=9"]
     assert train.main(["vqgan.yaml", *options]) == 0
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from dalle.apps.embed import as_record
 from dalle.apps.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
 from dalle.apps.zeroshot.labels import words_of
 from dalle.apps.zeroshot.templates import templates_of
-from dalle.data.base import BadPair
+from dalle.data.base import BadRecord
 from dalle.data.custom.records import Record
 from dalle.models.clip import CLIP
 from tiny_model import make_tiny_model
@@ -68,8 +68,8 @@ def test_one_pixel_is_a_picture_and_broken_ones_stand_in_their_place(clip: CLIP)
     assert sum(result.probabilities) == pytest.approx(1)
     good = Record("good", picture=bytes(open_png()))
     found = list(classifier.predict([Record("bad", picture=b"x"), good, Record("worse", fault="gone")]))
-    assert [isinstance(one, BadPair) for one in found] == [True, False, True]
-    with pytest.raises(BadPair, match=r"^picture 1: the file is text"):
+    assert [isinstance(one, BadRecord) for one in found] == [True, False, True]
+    with pytest.raises(BadRecord, match=r"^picture 1: the file is text"):
         classifier(b"hello")
 
 

@@ -58,7 +58,7 @@ def build(blocks: Sequence[np.ndarray], path: Path, trained: Path | None = None)
     faiss.write_index(index, str(path))
 
 
-class Near:
+class FaissIndex:
     """An index that is mapped into memory."""
 
     def __init__(self, path: Path):

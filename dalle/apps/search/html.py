@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from dalle.apps.search.index import Hit, ImageIndex
-from dalle.data.base import BadPair, read_image
+from dalle.data.base import BadRecord, read_image
 from dalle.files import write_text
 
 _SIDE = 224  # pixels of a thumbnail
@@ -36,7 +36,7 @@ def write_page(path: Path, index: ImageIndex, title: str, hits: Sequence[Hit]) -
 def _figure(index: ImageIndex, hit: Hit) -> str:
     try:
         picture = f'<img alt="" src="{thumbnail(index.read(hit), hit.path)}">'
-    except BadPair as error:
+    except BadRecord as error:
         picture = f'<div class="gone">{escape(error.reason)}</div>'
     if Path(hit.path).is_file():
         picture = f'<a href="{escape(Path(hit.path).absolute().as_uri())}">{picture}</a>'
@@ -48,7 +48,7 @@ def thumbnail(content: bytes, name: str) -> str:
     """A picture file as a small one, as the address of an image: all of the picture, with white beside it.
 
     Raises:
-        BadPair: it cannot be read.
+        BadRecord: it cannot be read.
     """
     buffer = io.BytesIO()
     Image.fromarray(read_image(content, name, _SIDE, "pad")).save(buffer, "JPEG", quality=85)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import Picture, as_record, embed_pictures, embed_texts, fingerprint
+from dalle.apps.embed import ImageLike, as_record, embed_pictures, embed_texts, fingerprint
 from dalle.apps.search import exact, store
-from dalle.apps.search.ann import Near
+from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.filters import Filter
 from dalle.apps.search.sources import read_item
 from dalle.apps.search.store import Source
@@ -28,7 +28,7 @@ from dalle.data.custom.records import Record, content_of
 from dalle.device import pick_device
 from dalle.models.clip import CLIP
 
-_One = TypeVar("_One", str, Picture)
+_One = TypeVar("_One", str, ImageLike)
 _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest
 
 
@@ -140,10 +140,10 @@ class ImageIndex:
     def search(
         self,
         text: str | Sequence[str] = (),
-        image: Picture | Sequence[Picture] = (),
+        image: ImageLike | Sequence[ImageLike] = (),
         *,
         minus: str | Sequence[str] = (),
-        minus_image: Picture | Sequence[Picture] = (),
+        minus_image: ImageLike | Sequence[ImageLike] = (),
         top: int = 20,
         where: Sequence[str] = (),
     ) -> list[Hit]:
@@ -170,9 +170,9 @@ class ImageIndex:
     def query(
         self,
         text: str | Sequence[str] = (),
-        image: Picture | Sequence[Picture] = (),
+        image: ImageLike | Sequence[ImageLike] = (),
         minus: str | Sequence[str] = (),
-        minus_image: Picture | Sequence[Picture] = (),
+        minus_image: ImageLike | Sequence[ImageLike] = (),
     ) -> Tensor:
         """A query as a unit vector, float32 [D]; see `search`."""
         texts, less = _several(text), _several(minus)
@@ -224,7 +224,7 @@ class ImageIndex:
             shown.append([self._hit(row, float(vectors[0] @ one)) for row, one in zip(rows, vectors, strict=True)])
         return shown
 
-    def captions(self, image: Picture, top: int = 5, among: int = 1000) -> list[tuple[str, float]]:
+    def captions(self, image: ImageLike, top: int = 5, among: int = 1000) -> list[tuple[str, float]]:
         """Captions of the index that fit a picture, the best first, each with its cosine.
 
         They are those of the pictures that are nearest to it, ranked by CLIP's text tower.
@@ -252,7 +252,7 @@ class ImageIndex:
         """The file of a picture that was found.
 
         Raises:
-            BadPair: it is not there any more, or cannot be read.
+            BadRecord: it is not there any more, or cannot be read.
         """
         return content_of(self.record(hit))
 
@@ -261,10 +261,10 @@ class ImageIndex:
         row = self.table.row(hit.number)
         return read_item(row, self.manifest.sources[row["source"]])
 
-    def _open_near(self) -> Near | None:
+    def _open_near(self) -> FaissIndex | None:
         if self.manifest.near is None:
             return None
-        return Near(store.whole(self.folder, self.manifest.near))
+        return FaissIndex(store.whole(self.folder, self.manifest.near))
 
     def _nearest(self, queries: Tensor, k: int, kept: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """float32 [Q, K] cosines and int64 [Q, K] rows, by looking at all vectors or at few."""
@@ -274,7 +274,7 @@ class ImageIndex:
         candidates = self._near.candidates(queries.numpy(), count, kept)
         return exact.rescored(self.table, queries, candidates, k)
 
-    def _embedded(self, pictures: Sequence[Picture]) -> Tensor:
+    def _embedded(self, pictures: Sequence[ImageLike]) -> Tensor:
         """float32 [len(pictures), D]."""
         records = [as_record(picture, f"picture {number}") for number, picture in enumerate(pictures, 1)]
         vectors = torch.empty(0, self.manifest.dimensions)
@@ -297,4 +297,4 @@ def _lasting(source: str | Path) -> str:
 
 def _several(given: _One | Sequence[_One]) -> list[_One]:
     """One or several, as a list."""
-    return [given] if isinstance(given, Picture) else list(given)
+    return [given] if isinstance(given, ImageLike) else list(given)

@@ -15,7 +15,7 @@ from dalle.apps.search.store import Source
 from dalle.data.custom.dataset import is_hub_id, matching
 from dalle.data.custom.folder import FolderSource, unread
 from dalle.data.custom.parquet import hub_source, parquet_source, picture_of
-from dalle.data.custom.records import Place, Record, Rows, image_column
+from dalle.data.custom.records import FileSpan, Record, Rows, image_column
 from dalle.data.custom.walk import tell, walk
 from dalle.data.custom.webdataset import TarSource
 from dalle.images.read import EXTENSIONS
@@ -103,7 +103,7 @@ def read_item(row: dict[str, object], source: Source) -> Record:
     """The record of a row of an index, to read its picture again."""
     path, file, number = str(row["path"]), str(row["file"]), int(str(row["row"]))
     if number < 0:
-        return Record(path, picture=Place(file, int(str(row["offset"])), int(str(row["size"]))))
+        return Record(path, picture=FileSpan(file, int(str(row["offset"])), int(str(row["size"]))))
     if is_hub_id(file):
         return hub_source(file, source.split, source.image, source.caption, None, False).rows().record(number)
     try:
@@ -156,7 +156,7 @@ def _of_places(rows: Rows) -> Iterator[Item | str]:
             yield f"{key}: {record.fault}"
             continue
         place = record.picture
-        assert isinstance(place, Place)
+        assert isinstance(place, FileSpan)
         inside = place.offset > 0  # of a tar file, whose records are called FILE/NAME
         path = f"{place.file}/{key.partition('/')[2]}" if inside else place.file
         yield Item(path, place.file, place.offset, place.size, -1, stamp_of(place.file), rows, number, 0)

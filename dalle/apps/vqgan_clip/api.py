@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.apps.vqgan_clip.canvas import Drawer, FourierDrawer, LatentDrawer, PixelDrawer, start_picture
+from dalle.apps.vqgan_clip.canvas import Canvas, FourierCanvas, LatentCanvas, PixelCanvas, start_picture
 from dalle.apps.vqgan_clip.cutouts import Cutouts
 from dalle.apps.vqgan_clip.objective import Critic
 from dalle.apps.vqgan_clip.optimize import Painter
@@ -124,12 +124,12 @@ def _extent(options: PaintOptions, tokenizer: ImageTokenizer | None, clip: CLIP)
 
 def _drawer(
     options: PaintOptions, tokenizer: ImageTokenizer | None, init: Tensor | None, width: int, height: int
-) -> Drawer:
+) -> Canvas:
     """What is optimised, set to the start."""
     generator = torch.Generator().manual_seed(options.seed)
     if tokenizer is None:
         picture = start_picture(options.start, height, width, generator) if init is None else init
-        return PixelDrawer(picture) if options.drawer == "pixels" else FourierDrawer(picture)
+        return PixelCanvas(picture) if options.drawer == "pixels" else FourierCanvas(picture)
     device = tokenizer.last_layer.device
     if init is None and options.start == "codes":
         shape = (1, height // tokenizer.factor, width // tokenizer.factor)
@@ -137,7 +137,7 @@ def _drawer(
     else:
         picture = start_picture(options.start, height, width, generator) if init is None else init
         codes = tokenizer.encode(picture.to(device))
-    return LatentDrawer(tokenizer, tokenizer.vectors(codes).float(), options.tile)
+    return LatentCanvas(tokenizer, tokenizer.vectors(codes).float(), options.tile)
 
 
 def _cutouts(options: PaintOptions, clip: CLIP) -> Cutouts:

@@ -21,7 +21,7 @@ _STEP = 0.4  # learning rate over the root mean square of the codebook, whose sc
 _SCORES = 2**25  # cells x codes compared at a time: 128 MiB of float32
 
 
-class Drawer(nn.Module, ABC):
+class Canvas(nn.Module, ABC):
     """Values that gradients change, and the picture of any such values.
 
     Attributes:
@@ -72,7 +72,7 @@ class Drawer(nn.Module, ABC):
         """Bring the values back into their range; the spectrum has none."""
 
 
-class LatentDrawer(Drawer):
+class LatentCanvas(Canvas):
     """Vectors in place of codes: drawn from the nearest code of each, the gradient passes straight through.
 
     So does VQGAN-CLIP. It works for all image tokenizers, as each has vectors that its decoder reads. After each update
@@ -114,7 +114,7 @@ class LatentDrawer(Drawer):
         self.values.copy_(self.values.maximum(self.lowest).minimum(self.highest))
 
 
-class PixelDrawer(Drawer):
+class PixelCanvas(Canvas):
     """The picture itself."""
 
     rate = 0.02
@@ -129,7 +129,7 @@ class PixelDrawer(Drawer):
         self.values.clamp_(0, 1)
 
 
-class FourierDrawer(Drawer):
+class FourierCanvas(Canvas):
     """The spectrum of the picture before a sigmoid, low frequencies scaled up, colours apart from brightness.
 
     Olah et al. 2017, "Feature Visualization", on preconditioning. Values are [1, 3, H, W // 2 + 1, 2], the real and

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle.apps.vqgan_clip.camera import moved
-from dalle.apps.vqgan_clip.canvas import Drawer
+from dalle.apps.vqgan_clip.canvas import Canvas
 from dalle.apps.vqgan_clip.losses import colourfulness, pull, total_variation
 from dalle.apps.vqgan_clip.objective import Critic
 from dalle.apps.vqgan_clip.options import PaintOptions
@@ -46,7 +46,7 @@ class Painter:
 
     def __init__(
         self,
-        drawer: Drawer,
+        drawer: Canvas,
         critics: Sequence[Critic],
         options: PaintOptions,
         kept: Tensor | None = None,

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import Picture, Records, as_record, embed_pictures, embed_texts
+from dalle.apps.embed import ImageLike, Records, as_record, embed_pictures, embed_texts
 from dalle.apps.zeroshot.labels import Labels, words_of
 from dalle.apps.zeroshot.templates import templates_of
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
-from dalle.data.base import BadPair
+from dalle.data.base import BadRecord
 from dalle.device import pick_device
 from dalle.models.clip import CLIP
 
@@ -77,7 +77,7 @@ class ZeroShotClassifier:
         return cls(clip, labels, chosen)
 
     def __call__(
-        self, pictures: Picture | Sequence[Picture], top: int | None = None, batch_size: int = 64
+        self, pictures: ImageLike | Sequence[ImageLike], top: int | None = None, batch_size: int = 64
     ) -> list[Prediction]:
         """Classify pictures: paths, files' bytes, or Pillow's.
 
@@ -87,20 +87,20 @@ class ZeroShotClassifier:
             batch_size: pictures at a time.
 
         Raises:
-            ValueError: `top` is below 1, or a picture cannot be read (`dalle.data.base.BadPair`).
+            ValueError: `top` is below 1, or a picture cannot be read (`dalle.data.base.BadRecord`).
         """
-        several = [pictures] if isinstance(pictures, Picture) else list(pictures)
+        several = [pictures] if isinstance(pictures, ImageLike) else list(pictures)
         records = [as_record(picture, f"picture {number}") for number, picture in enumerate(several, 1)]
         results = []
         for result in self.predict(records, top, batch_size):
-            if isinstance(result, BadPair):
+            if isinstance(result, BadRecord):
                 raise result
             results.append(result)
         return results
 
     def predict(
         self, records: Records, top: int | None = None, batch_size: int = 64, workers: int = 0
-    ) -> Iterator[Prediction | BadPair]:
+    ) -> Iterator[Prediction | BadRecord]:
         """Classify many records as they are read, each to a prediction, or to why it could not be read.
 
         Args:
@@ -115,7 +115,7 @@ class ZeroShotClassifier:
         if top is not None and top < 1:
             raise ValueError(f"top is {top}: ask for 1 label at least")
         for batch in embed_pictures(self.clip, records, batch_size, workers):
-            results: dict[int, Prediction | BadPair] = dict(batch.broken)
+            results: dict[int, Prediction | BadRecord] = dict(batch.broken)
             best = self.probabilities(batch.vectors).sort(dim=-1, descending=True, stable=True)
             rows = zip(batch.numbers, best.indices[:, :top].tolist(), best.values[:, :top].tolist(), strict=True)
             for number, order, values in rows:

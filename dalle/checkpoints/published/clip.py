@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from dalle.checkpoints.published.files import read_state
-from dalle.checkpoints.published.state import SHAPELESS, Published, count, joined, renamed, shape, square
-from dalle.checkpoints.tensors import Lazy
+from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, renamed, shape, square
+from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import CLIPTokenizer, TextTokenizer
@@ -114,7 +114,7 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded as a CLIP: {told}") from error
-    except SHAPELESS as error:
+    except SHAPE_ERRORS as error:
         raise ValueError(f"{source} cannot be loaded as a CLIP: its tensors are not of the shapes of one") from error
 
 
@@ -124,7 +124,7 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
         raise ValueError("its image tower is a ResNet; only vision transformers are supported (ViT-B/32, say)")
     archive = {"input_resolution", "context_length", "vocab_size"} <= set(published)
     tensors, dropped = renamed(published, _NAMES_HF if hugging_face else _NAMES, _DROPPED)
-    state: dict[str, Tensor | Lazy] = dict(tensors)
+    state: dict[str, Tensor | LazyTensor] = dict(tensors)
     if hugging_face:
         _join(state, tensors)
     else:
@@ -172,7 +172,7 @@ def check_words(found: Published, words: TextTokenizer) -> None:
         )
 
 
-def _join(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor]) -> None:
+def _join(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tensor]) -> None:
     """Queries, keys and values as one."""
     for name in tensors:
         place, found, kind = name.partition(".attention.q.")
@@ -181,7 +181,7 @@ def _join(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor]) -> None:
             for part in parts:
                 shape(tensors, part)
                 del state[part]
-            state[f"{place}.attention.qkv.{kind}"] = joined(*(tensors[part] for part in parts))
+            state[f"{place}.attention.qkv.{kind}"] = concat_lazy(*(tensors[part] for part in parts))
 
 
 def _tower(

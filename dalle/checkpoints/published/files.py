@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import as_saved, unwrapped
-from dalle.checkpoints.tensors import views
+from dalle.checkpoints.tensors import stored_tensors
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # What folders of the hub call their weights, the better form first.
@@ -62,4 +62,4 @@ def read_as_saved(source: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{file} names the shard {shard!r}, which is no file beside it")
             tensors |= read_as_saved(file.with_name(shard))
         return tensors
-    return views(file) if file.suffix == ".safetensors" else as_saved(read_pickled(file))
+    return stored_tensors(file) if file.suffix == ".safetensors" else as_saved(read_pickled(file))

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.published.state import made_of
-from dalle.checkpoints.tensors import Lazy
+from dalle.checkpoints.published.state import derived
+from dalle.checkpoints.tensors import LazyTensor
 
 
 def heads_of(width: int, known: Mapping[int, int], given: Mapping[str, Any]) -> int:
@@ -26,7 +26,7 @@ def heads_of(width: int, known: Mapping[int, int], given: Mapping[str, Any]) -> 
     return heads
 
 
-def paired(weight: Tensor, heads: int, parts: Literal["qk", "qkv"]) -> Lazy:
+def permute_rope_rows(weight: Tensor, heads: int, parts: Literal["qk", "qkv"]) -> LazyTensor:
     """Query, key and value rows [3 * heads * D, C] for rotary positions whose pairs are (i, i + D / 2).
 
     Published are pairs of neighbours (2 i, 2 i + 1). What queries and keys give each other is the same in any order.
@@ -35,12 +35,12 @@ def paired(weight: Tensor, heads: int, parts: Literal["qk", "qkv"]) -> Lazy:
     def make() -> Tensor:
         made = weight.clone().unflatten(0, (3, heads, -1))  # [3, heads, D, C]
         for part in range(len(parts)):
-            made[part] = made[part][:, halves(made.shape[2])]
+            made[part] = made[part][:, deinterleave(made.shape[2])]
         return made.flatten(0, 2)
 
-    return made_of([weight], weight.shape, make)
+    return derived([weight], weight.shape, make)
 
 
-def halves(dim: int) -> Tensor:
+def deinterleave(dim: int) -> Tensor:
     """Channels of a head in pairs of neighbours, the first ones of all pairs and then the second ones: int64 [D]."""
     return torch.cat((torch.arange(0, dim, 2), torch.arange(1, dim, 2)))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.published.heads import heads_of, paired
-from dalle.checkpoints.published.state import Published, count, joined, renamed, shape
-from dalle.checkpoints.tensors import Lazy
+from dalle.checkpoints.published.heads import heads_of, permute_rope_rows
+from dalle.checkpoints.published.state import Published, concat_lazy, count, renamed, shape
+from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -66,19 +66,19 @@ def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given
     classes = "text_embedding.weight" in tensors
     length = 1 if classes else shape(tensors, "text_embedding.null")[0]
     words = shape(tensors, "text_embedding.weight")[0] if classes else 1
-    state: dict[str, Tensor | Lazy] = dict(tensors)
+    state: dict[str, Tensor | LazyTensor] = dict(tensors)
     for layer in range(depth):
         place = f"transformer.blocks.{layer}"
         for part in ("w1", "w2", "w3"):
             shape(tensors, f"{place}.feed_forward.{part}")
             del state[f"{place}.feed_forward.{part}"]
         gate, down, up = (tensors[f"{place}.feed_forward.{part}"] for part in ("w1", "w2", "w3"))
-        state[f"{place}.feed_forward.up.weight"] = joined(gate, up)
+        state[f"{place}.feed_forward.up.weight"] = concat_lazy(gate, up)
         state[f"{place}.feed_forward.down.weight"] = down
         fused = f"{place}.attention.qkv.weight"
         if shape(tensors, fused)[0] != 3 * width:
             raise ValueError(f"layer {layer} has fewer heads for keys than for queries, which is not supported")
-        state[fused] = paired(tensors[fused], heads, "qk")
+        state[fused] = permute_rope_rows(tensors[fused], heads, "qk")
     state["rope_cos"], state["rope_sin"] = rope(length, rows, width // heads)
     config = DALLEConfig(
         transformer=TransformerConfig(

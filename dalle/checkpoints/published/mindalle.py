@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, count, joined, renamed, shape, square, state_of
-from dalle.checkpoints.tensors import Lazy
+from dalle.checkpoints.published.state import Published, concat_lazy, count, renamed, shape, square, state_of
+from dalle.checkpoints.tensors import LazyTensor
 from dalle.config import read_yaml
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
@@ -61,13 +61,13 @@ def read(source: Path, pad_id: int, given: dict[str, Any]) -> Published:
     if (source / "config.yaml").is_file():
         options = ((read_yaml(source / "config.yaml").get("stage2") or {}).get("hparams")) or {}
     depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
-    state: dict[str, Tensor | Lazy] = dict(tensors)
+    state: dict[str, Tensor | LazyTensor] = dict(tensors)
     for layer in range(depth):
         for kind in ("weight", "bias"):
             place = f"transformer.blocks.{layer}.attention"
             names = [f"{place}.{part}.{kind}" for part in ("query", "key", "value")]
             if all(name in tensors for name in names):
-                state[f"{place}.qkv.{kind}"] = joined(*(tensors[name] for name in names))
+                state[f"{place}.qkv.{kind}"] = concat_lazy(*(tensors[name] for name in names))
                 for name in names:
                     del state[name]
     words, width = shape(tensors, "text_embedding.weight")

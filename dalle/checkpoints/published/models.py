@@ -11,7 +11,7 @@ from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudal
 from dalle.checkpoints.published.files import weights_file
 from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch, read_image_tokenizer
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import SHAPELESS, Published, arguments_of, state_of, unwrapped
+from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, arguments_of, state_of, unwrapped
 from dalle.checkpoints.published.text_tokenizers import (
     CLIP_SOURCE,
     CLIP_WORDS,
@@ -73,7 +73,7 @@ def read_model(source: Path, family: str | None = None, given: Mapping[str, Any]
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
-    except SHAPELESS as error:
+    except SHAPE_ERRORS as error:
         raise ValueError(f"{source} cannot be loaded: its tensors are not of the shapes that it should have") from error
 
 

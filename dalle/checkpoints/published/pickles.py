@@ -2,7 +2,7 @@
 
 A pickle is a program that may call anything importable. Here it may call what is in two short tables: what rebuilds
 tensors and plain containers (our own, checked versions of it), and classes of known training libraries, in whose place
-stands `Foreign`, which only remembers what it was given. Anything else is refused by name before it is looked up.
+stands `OpaqueObject`, which only remembers what it was given. Anything else is refused by name before it is looked up.
 
 Three formats: zip archives (torch 1.6 and later, TorchScript), the sequence of pickles and raw storages that torch
 wrote before, and bare pickles. Tensors are views of the file (memory-mapped, copied when written to), so reading costs
@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.tensors import mapped
+from dalle.checkpoints.tensors import mmap_bytes
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's old format
 _LARGEST = 2**28  # bytes of a pickle without its tensors; those of published checkpoints are far below
@@ -62,7 +62,7 @@ Storages = Callable[[str, torch.dtype, int], Tensor]
 """Key, type and number of elements of a storage -> its elements, one-dimensional."""
 
 
-class Foreign:
+class OpaqueObject:
     """Stands for an object of a class that is not loaded; remembers what the file gave it.
 
     Attributes:
@@ -77,7 +77,7 @@ class Foreign:
     state: Any = None
     items: list[Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Foreign:
+    def __new__(cls, *args: Any, **kwargs: Any) -> OpaqueObject:
         made = super().__new__(cls)
         made.args, made.items = args, []
         return made
@@ -105,8 +105,8 @@ def read_pickled(file: Path) -> Any:
         file: written by torch.save, torch.jit.save or pickle.dump.
 
     Returns:
-        Dicts, lists, tuples, sets, numbers, texts and tensors (on the CPU), as they are in the file; `Foreign` for the
-        rest. Parameters are plain tensors.
+        Dicts, lists, tuples, sets, numbers, texts and tensors (on the CPU), as they are in the file; `OpaqueObject` for
+        the rest. Parameters are plain tensors.
 
     Raises:
         ValueError: the file asks for something that is not in the tables (it is named, and was not run), is truncated
@@ -166,7 +166,7 @@ def _read_zip(file: Path) -> Any:
         if folder + "byteorder" in members and archive.read(folder + "byteorder").strip() != b"little":
             raise _Refused("holds big-endian numbers, which are not read")
         content = archive.read(main)
-    whole = mapped(file)
+    whole = mmap_bytes(file)
 
     def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
         info = members[f"{folder}data/{key}"]
@@ -197,7 +197,7 @@ def _read_sequence(file: Path, content: Stream) -> Any:
 
     _load(content, without_numbers)  # how large a storage is stands before its numbers: of what type, only here
     keys = _load(content, _no_storage)
-    whole, places = mapped(file), {}
+    whole, places = mmap_bytes(file), {}
     at = content.tell()
     for key in keys:
         content.seek(at)
@@ -255,7 +255,7 @@ class _Reader(pickle.Unpickler):
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if (module, name) in _FOREIGN_NAMES or _FOREIGN.fullmatch(module):
-            return type(name, (Foreign,), {"origin": f"{module}.{name}"})
+            return type(name, (OpaqueObject,), {"origin": f"{module}.{name}"})
         raise _Refused(f"asks for {module}.{name}, which no file of weights needs: nothing of it was run")
 
     def persistent_load(self, pid: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.state import Published, count, renamed, shape
-from dalle.checkpoints.tensors import Lazy
+from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -70,7 +70,7 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
     depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
     convention = convention_of(published, length, side, given)
     prefix = length + (convention == "v2")
-    state: dict[str, Tensor | Lazy] = dict(tensors)
+    state: dict[str, Tensor | LazyTensor] = dict(tensors)
     if convention == "v3":
         state["text_position"] = tensors["text_position"][:length]
         dropped.append(f"text_pos_embeddings.weight[{length}]")

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dalle.checkpoints.published.others import refuse_others
-from dalle.checkpoints.published.pickles import Foreign
-from dalle.checkpoints.tensors import Lazy, check_fit, forget
+from dalle.checkpoints.published.pickles import OpaqueObject
+from dalle.checkpoints.tensors import LazyTensor, check_fit, drop_pages
 
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _IN_FRONT = ("module.", "model.")
-SHAPELESS = (IndexError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
+SHAPE_ERRORS = (IndexError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
 """What comes of tensors of shapes or types that nobody has thought of."""
 
 
@@ -38,7 +38,7 @@ class Published:
     family: str
     licence: str
     config: Any
-    tensors: Mapping[str, Tensor | Lazy]
+    tensors: Mapping[str, Tensor | LazyTensor]
     dropped: list[str]
     rules: Sequence[tuple[str, str]] = ()
 
@@ -55,7 +55,7 @@ class Published:
         check_fit(module, self.tensors, source, lambda name: published_name(name, self.rules) or name, causes)
 
 
-def joined(*tensors: Tensor) -> Lazy:
+def concat_lazy(*tensors: Tensor) -> LazyTensor:
     """Tensors one after the other on their first dimension.
 
     Raises:
@@ -64,19 +64,19 @@ def joined(*tensors: Tensor) -> Lazy:
     if len({tensor.shape[1:] for tensor in tensors}) > 1 or not all(tensor.ndim for tensor in tensors):
         raise ValueError(f"it has parts of shapes {[list(t.shape) for t in tensors]}, which do not go together")
     size = torch.Size((sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:]))
-    return made_of(tensors, size, lambda: torch.cat(tensors))
+    return derived(tensors, size, lambda: torch.cat(tensors))
 
 
-def made_of(tensors: Sequence[Tensor], size: torch.Size, make: Callable[[], Tensor]) -> Lazy:
+def derived(tensors: Sequence[Tensor], size: torch.Size, make: Callable[[], Tensor]) -> LazyTensor:
     """A tensor that is made of others, whose memory is given back where they are mapped from a file."""
 
     def make_and_forget() -> Tensor:
         made = make()
         for tensor in tensors:
-            forget(tensor)
+            drop_pages(tensor)
         return made
 
-    return Lazy(size, tensors[0].dtype, make_and_forget)
+    return LazyTensor(size, tensors[0].dtype, make_and_forget)
 
 
 def state_of(tree: Any) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ def wrappers_of(names: Iterable[str]) -> list[str]:
 
 def as_saved(tree: Any) -> dict[str, Tensor]:
     """`state_of` by the names that are in the file."""
-    if isinstance(tree, Foreign) and isinstance(tree.state, dict):
+    if isinstance(tree, OpaqueObject) and isinstance(tree.state, dict):
         found = dict(_of_module(tree, "") if "_modules" in tree.state else _of_script(tree, ""))
         if found:
             return found
@@ -136,11 +136,11 @@ def as_saved(tree: Any) -> dict[str, Tensor]:
 def arguments_of(tree: Any) -> dict[str, Any]:
     """The options of a training, which stand beside the weights as an argparse.Namespace; none if they do not."""
     arguments = tree.get("args") if isinstance(tree, dict) else None
-    state = arguments.state if isinstance(arguments, Foreign) else arguments
+    state = arguments.state if isinstance(arguments, OpaqueObject) else arguments
     return state if isinstance(state, dict) else {}
 
 
-def _of_module(module: Foreign, prefix: str) -> list[tuple[str, Tensor]]:
+def _of_module(module: OpaqueObject, prefix: str) -> list[tuple[str, Tensor]]:
     own = module.state if isinstance(module.state, dict) else {}
     found = [
         (prefix + name, value)
@@ -149,18 +149,18 @@ def _of_module(module: Foreign, prefix: str) -> list[tuple[str, Tensor]]:
         if isinstance(value, Tensor)
     ]
     for name, child in (own.get("_modules") or {}).items():
-        if isinstance(child, Foreign):
+        if isinstance(child, OpaqueObject):
             found += _of_module(child, f"{prefix}{name}.")
     return found
 
 
-def _of_script(module: Foreign, prefix: str) -> list[tuple[str, Tensor]]:
+def _of_script(module: OpaqueObject, prefix: str) -> list[tuple[str, Tensor]]:
     """Parameters, buffers and submodules are all attributes there."""
     found: list[tuple[str, Tensor]] = []
     for name, value in module.state.items() if isinstance(module.state, dict) else ():
         if isinstance(value, Tensor):
             found.append((f"{prefix}{name}", value))
-        elif isinstance(value, Foreign):
+        elif isinstance(value, OpaqueObject):
             found += _of_script(value, f"{prefix}{name}.")
     return found
 
@@ -220,7 +220,7 @@ def _put(held: Mapping[str, str], groups: Iterator[int], found: re.Match[str]) -
 
 
 def shape(
-    tensors: Mapping[str, Tensor] | Mapping[str, Tensor | Lazy], name: str, dims: int | None = None
+    tensors: Mapping[str, Tensor] | Mapping[str, Tensor | LazyTensor], name: str, dims: int | None = None
 ) -> tuple[int, ...]:
     """Shape of a tensor, which has `dims` dimensions if they are given.
 

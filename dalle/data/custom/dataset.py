@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
-from dalle.data.base import BadPair, Pair, read_image
+from dalle.data.base import BadRecord, Pair, read_image
 from dalle.data.custom.folder import FolderSource
 from dalle.data.custom.layouts import layout_of
 from dalle.data.custom.parquet import hub_source, parquet_source, saved_source
-from dalle.data.custom.records import Record, Rows, Shard, Source, content_of, drawn, held_out
+from dalle.data.custom.records import Record, Rows, Shard, Source, content_of, held_out, sample_caption
 from dalle.data.custom.walk import described
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.shuffle import spread
@@ -166,7 +166,7 @@ class PairsStream:
                     yield from record.captions
 
 
-class StreamHead:
+class StreamValidation:
     """A few records of a streamed split, read when they are first needed, and kept undecoded in memory.
 
     They are the first ones of some shards that lie evenly among all, one of each in turn.
@@ -299,16 +299,16 @@ def decoded(record: Record, config: PairsData, image_size: int, seed: int | None
     """A record's picture and caption; without a seed the first caption and no random crop.
 
     Raises:
-        BadPair: the record cannot be used.
+        BadRecord: the record cannot be used.
     """
     if record.fault is None and not record.captions:
-        raise BadPair(record.key, "its caption is empty")
+        raise BadRecord(record.key, "its caption is empty")
     content = content_of(record)
     if seed is None:
         crop: Crop = "centre" if config.crop == "random" else config.crop
         image, caption = read_image(content, record.key, image_size, crop), record.captions[0]
     else:
-        crop_seed, caption = drawn(record.key, record.captions, seed)
+        crop_seed, caption = sample_caption(record.key, record.captions, seed)
         image = read_image(content, record.key, image_size, config.crop, config.crop_share, crop_seed)
     return Pair(image, caption, record.captions, record.key)
 

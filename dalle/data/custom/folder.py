@@ -16,8 +16,8 @@ import pyarrow.parquet as parquet
 
 from dalle.data.custom.records import (
     CAPTIONS,
+    FileSpan,
     Index,
-    Place,
     Record,
     Shard,
     Source,
@@ -74,7 +74,7 @@ class FolderSource(Source):
                     f"NAME{beside.endings[0]} beside NAME{pictures[0].suffix}"
                 )
         self.index = Index(map(in_utf8, records))
-        taken = {record.picture.file for record in records if isinstance(record.picture, Place)}
+        taken = {record.picture.file for record in records if isinstance(record.picture, FileSpan)}
         self.passed = _passed(files, taken | {str(file) for file in (*metadata, *beside.used)}, bool(metadata))
 
     def rows(self) -> Index:
@@ -130,7 +130,7 @@ class _Beside:
             captions = self._entry(content) if ending(text) == ".json" else captions_of(content, lines=True)
         except (OSError, ValueError) as error:  # JSON or UTF-8 that is none
             return Record(key, fault=f"{text.name} cannot be read ({error})")
-        return Record(key, captions, Place(str(picture)))
+        return Record(key, captions, FileSpan(str(picture)))
 
     def _entry(self, content: bytes) -> tuple[str, ...]:
         entries = json.loads(content)
@@ -177,7 +177,7 @@ def _all(
         key = _key(root, picture)
         if key not in listed:
             has_text = beside.of(picture) is not None
-            listed[key] = beside.record(root, picture) if has_text else Record(key, (), Place(str(picture)))
+            listed[key] = beside.record(root, picture) if has_text else Record(key, (), FileSpan(str(picture)))
     return list(listed.values())
 
 
@@ -191,7 +191,7 @@ def picture_files(path: str | Path) -> list[Record]:
     """
     root = Path(path).expanduser()
     if root.is_file():
-        return [in_utf8(Record(str(root), (), Place(str(root))))]
+        return [in_utf8(Record(str(root), (), FileSpan(str(root))))]
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder")
     walked = walk(root)
@@ -199,7 +199,7 @@ def picture_files(path: str | Path) -> list[Record]:
     if not found:
         raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)} in it")
     tell(root, walked.passed + unread(walked.files))
-    return [in_utf8(Record(str(file), (), Place(str(file)))) for file in found]
+    return [in_utf8(Record(str(file), (), FileSpan(str(file)))) for file in found]
 
 
 def _listed(
@@ -226,7 +226,8 @@ def _listed(
                 raise ValueError(f"{file}, line {line}: there is no picture {file.parent / name}")
             captions.setdefault(picture, []).extend(captions_of(row.get(column)) if column else ())
     return [
-        Record(_key(root, picture), tuple(dict.fromkeys(own)), Place(str(picture))) for picture, own in captions.items()
+        Record(_key(root, picture), tuple(dict.fromkeys(own)), FileSpan(str(picture)))
+        for picture, own in captions.items()
     ]
 
 

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from dalle.data.custom.records import (
-    Place,
+    FileSpan,
     Record,
     Rows,
     Shard,
@@ -152,11 +152,11 @@ class TableRows(Rows):
         return captions_of(value, lines=self.caption == "txt")
 
 
-def picture_of(value: Any) -> tuple[bytes | Place | None, str | None]:
+def picture_of(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
     """What a column of pictures holds, or why it is no picture."""
     if isinstance(value, dict):
-        value = value.get("bytes") or (Place(value["path"]) if value.get("path") else None)
-    if isinstance(value, (bytes, Place)):
+        value = value.get("bytes") or (FileSpan(value["path"]) if value.get("path") else None)
+    if isinstance(value, (bytes, FileSpan)):
         return value, None
     if value is None:
         return None, "there is no picture"

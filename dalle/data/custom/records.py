@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dalle.data.base import BadPair
+from dalle.data.base import BadRecord
 
 
 @dataclass(frozen=True)
-class Place:
+class FileSpan:
     """Bytes in a file, so that a record can be passed by without reading its picture."""
 
     file: str
@@ -47,7 +47,7 @@ class Record:
 
     key: str
     captions: tuple[str, ...] = ()
-    picture: bytes | Place | None = None
+    picture: bytes | FileSpan | None = None
     fault: str | None = None
 
 
@@ -55,20 +55,20 @@ def content_of(record: Record) -> bytes:
     """The bytes of a record's picture file.
 
     Raises:
-        BadPair: the record has a fault, or the file cannot be read.
+        BadRecord: the record has a fault, or the file cannot be read.
     """
     if record.fault is not None:
-        raise BadPair(record.key, record.fault)
+        raise BadRecord(record.key, record.fault)
     assert record.picture is not None
     try:
         return record.picture if isinstance(record.picture, bytes) else record.picture.read()
     except OSError as error:
-        raise BadPair(record.key, f"its file cannot be read ({error})") from error
+        raise BadRecord(record.key, f"its file cannot be read ({error})") from error
 
 
 def in_utf8(record: Record) -> Record:
     """The record, or a fault where a name or a caption of it is not UTF-8: no log, table or tokenizer could hold it."""
-    file = record.picture.file if isinstance(record.picture, Place) else ""
+    file = record.picture.file if isinstance(record.picture, FileSpan) else ""
     key, fault = _escaped(record.key), record.fault
     if key != record.key:
         fault = "its name is not UTF-8: rename it"
@@ -133,7 +133,7 @@ class Index(Rows):
         self.keys = []
         columns: dict[str, list[Any]] = {name: [] for name in ("captions", "file", "offset", "size", "fault")}
         for record in records:
-            place = record.picture if isinstance(record.picture, Place) else Place("")
+            place = record.picture if isinstance(record.picture, FileSpan) else FileSpan("")
             self.keys.append(record.key)
             values = (list(record.captions), place.file, place.offset, place.size, record.fault)
             for column, value in zip(columns.values(), values, strict=True):
@@ -142,7 +142,7 @@ class Index(Rows):
 
     def record(self, row: int) -> Record:
         found = self.table[row]
-        place = Place(found["file"], found["offset"], found["size"])
+        place = FileSpan(found["file"], found["offset"], found["size"])
         return Record(self.keys[row], tuple(found["captions"]), place, found["fault"])
 
     def captions(self, row: int) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ def held_out(key: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def drawn(key: str, captions: Sequence[str], seed: int) -> tuple[int, str]:
+def sample_caption(key: str, captions: Sequence[str], seed: int) -> tuple[int, str]:
     """All that is left to chance in one showing of a record: the seed of its crop, and one of its captions."""
     rng = random.Random(f"{seed}/{key}")
     return rng.getrandbits(32), rng.choice(captions)

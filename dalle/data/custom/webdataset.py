@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from dalle.data.custom.records import Index, Place, Record, Shard, Source, caption_column, captions_of, in_utf8
+from dalle.data.custom.records import FileSpan, Index, Record, Shard, Source, caption_column, captions_of, in_utf8
 from dalle.images.read import EXTENSIONS
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)$")  # name and everything after its first dot
@@ -31,7 +31,7 @@ class _Group:
 
     name: str
     texts: dict[str, bytes] = field(default_factory=dict)
-    pictures: dict[str, Place] = field(default_factory=dict)
+    pictures: dict[str, FileSpan] = field(default_factory=dict)
 
 
 class TarSource(Source):
@@ -120,7 +120,7 @@ def _groups(file: Path) -> Iterator[_Group | str]:
                         yield group
                     group = _Group(name)
                 if "." + ending.rsplit(".")[-1] in EXTENSIONS:
-                    group.pictures[ending] = Place(str(file), member.offset_data, member.size)
+                    group.pictures[ending] = FileSpan(str(file), member.offset_data, member.size)
                 elif ending.rsplit(".")[-1] in (*_TEXTS, "json"):
                     content = tar.extractfile(member)
                     assert content is not None

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
-from dalle.data.base import BadPair, Order, Pair
-from dalle.data.custom.records import drawn
-from dalle.data.shuffle import Windows, shuffled
+from dalle.data.base import BadRecord, Order, Pair
+from dalle.data.custom.records import sample_caption
+from dalle.data.shuffle import WindowShuffle, shuffled
 from dalle.data.token_shards.files import GROUP_ROWS, INDEX, Group, Index, ShardFile, read_group, read_index
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class TokenPairs:
         rows = np.array([shard.rows for shard in self.shards], dtype=np.int64)
         self.sizes = np.minimum(rows[self.files] - self.within * GROUP_ROWS, GROUP_ROWS)
         self.ends = np.cumsum(self.sizes)
-        self._kept: OrderedDict[int, Group | BadPair] = OrderedDict()
+        self._kept: OrderedDict[int, Group | BadRecord] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -91,32 +91,32 @@ class TokenPairs:
         """The order of an epoch; of a set that fits the buffer that of pictures by number."""
         if len(self) <= self.config.shuffle_buffer:
             return shuffled(len(self), seed, epoch)
-        return Windows(self.sizes, self.config.shuffle_buffer, seed, epoch)
+        return WindowShuffle(self.sizes, self.config.shuffle_buffer, seed, epoch)
 
     def pair(self, index: int, seed: int) -> Pair:
         """Row `index`: its codes int64 [h, w], and a caption.
 
         Raises:
-            BadPair: it cannot be read.
+            BadRecord: it cannot be read.
         """
         number = int(np.searchsorted(self.ends, index, side="right"))
         row = index - int(self.ends[number] - self.sizes[number])
         group = self._group(number)
-        if isinstance(group, BadPair):
+        if isinstance(group, BadRecord):
             raise group
         captions = tuple(group.captions[row].as_py())
-        caption = drawn(group.keys[row], captions, seed)[1] if self.split == "train" else captions[0]
+        caption = sample_caption(group.keys[row], captions, seed)[1] if self.split == "train" else captions[0]
         return Pair(group.codes[row].astype(np.int64).reshape(self.making.grid), caption, captions, group.keys[row])
 
     def captions(self) -> Iterator[str]:
         """Every caption of the split, once for each view."""
         for number in range(len(self.sizes)):
             group = self._group(number)
-            if not isinstance(group, BadPair):
+            if not isinstance(group, BadRecord):
                 for captions in group.captions.to_pylist():
                     yield from captions
 
-    def _group(self, number: int) -> Group | BadPair:
+    def _group(self, number: int) -> Group | BadRecord:
         """A group of rows, from memory if it was wanted lately; or why it cannot be read."""
         if number not in self._kept:
             self._kept[number] = self._read(number)
@@ -129,14 +129,14 @@ class TokenPairs:
     def _room(self) -> int:
         return self.config.shuffle_buffer + GROUP_ROWS  # a window ends with the group that fills it
 
-    def _read(self, number: int) -> Group | BadPair:
+    def _read(self, number: int) -> Group | BadRecord:
         shard, within, rows = self.shards[self.files[number]], int(self.within[number]), int(self.sizes[number])
         file = self.config.path / shard.name
         try:
             return read_group(file, within, rows, self.making)
         except ValueError as error:
             first = within * GROUP_ROWS
-            return BadPair(
+            return BadRecord(
                 f"{file}, rows {first} to {first + rows - 1}",
                 f"{error}; delete the file and run `python -m dalle encode` again, which makes only what is missing",
             )

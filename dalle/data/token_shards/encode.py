@@ -18,8 +18,8 @@ import torch
 
 from dalle.config import to_dict
 from dalle.data import DataConfig, open_data
-from dalle.data.bad_records import BadCounter
-from dalle.data.base import BadPair, Pair, PairDataset
+from dalle.data.bad_records import BadRecordCounter
+from dalle.data.base import BadRecord, Pair, PairDataset
 from dalle.data.custom.dataset import Pairs, PairsData, decoded
 from dalle.data.custom.records import Record, Shard
 from dalle.data.loader import pair_seed
@@ -27,7 +27,7 @@ from dalle.data.token_shards.dataset import SPLITS
 from dalle.data.token_shards.files import (
     INDEX,
     Index,
-    Making,
+    Provenance,
     ShardFile,
     found_shard,
     read_index,
@@ -149,7 +149,7 @@ class Encoding:
             else:
                 self.splits[split] = _Numbered(open_data(config, split, tokenizer.image_size), split)
         contents = {split: source.contents() for split, source in self.splits.items()}
-        self.making = Making(
+        self.making = Provenance(
             image_tokenizer=sha256,
             codebook_size=tokenizer.codebook_size,
             grid=tokenizer.grid,
@@ -186,7 +186,7 @@ class Encoding:
         Raises:
             ValueError: more records are broken than the data set allows, or there is no room.
         """
-        bad = BadCounter(self.max_bad)
+        bad = BadRecordCounter(self.max_bad)
         found: Found = {split: [] for split in self.splits}
         with ThreadPoolExecutor(self.options.workers) as pool:
             for split, source in self.splits.items():
@@ -220,7 +220,7 @@ class Encoding:
             split: sorted((shard for own in found for shard in own[split]), key=lambda shard: shard.name)
             for split in self.splits
         }
-        BadCounter(self.max_bad).merge(name for own in shards.values() for shard in own for name in shard.bad)
+        BadRecordCounter(self.max_bad).merge(name for own in shards.values() for shard in own for name in shard.bad)
         known = {shard.name for own in shards.values() for shard in own}
         if others := sorted(file.name for file in self.folder.glob("*.parquet") if file.name not in known):
             raise ValueError(f"{self.folder} holds {others[0]}, which is not of this data: delete it, then go on")
@@ -229,7 +229,12 @@ class Encoding:
         return index
 
     def _made(
-        self, split: str, piece: _Piece, pool: ThreadPoolExecutor, bad: BadCounter, told: Callable[[int, bool], None]
+        self,
+        split: str,
+        piece: _Piece,
+        pool: ThreadPoolExecutor,
+        bad: BadRecordCounter,
+        told: Callable[[int, bool], None],
     ) -> ShardFile:
         """Encode the pictures of one shard, and write it."""
         options, source = self.options, self.splits[split]
@@ -242,7 +247,7 @@ class Encoding:
         while batch := list(islice(pairs, options.batch_size)):
             good = []
             for item, view, pair in batch:
-                if isinstance(pair, BadPair):
+                if isinstance(pair, BadRecord):
                     broken[str(pair)] = None
                     continue
                 good.append(pair.image)
@@ -266,12 +271,12 @@ class Encoding:
         return self.tokenizer.encode(images.to(device).float().div_(255)).flatten(1).cpu().numpy()
 
 
-def _pair(source: _Numbered | _Streamed, seed: int, job: tuple[Any, int]) -> tuple[Any, int, Pair | BadPair]:
+def _pair(source: _Numbered | _Streamed, seed: int, job: tuple[Any, int]) -> tuple[Any, int, Pair | BadRecord]:
     """Item and number of the view, and the pair or why there is none."""
     item, view = job
     try:
         return item, view, source.pair(item, seed, view)
-    except BadPair as error:
+    except BadRecord as error:
         return item, view, error
 
 
@@ -286,7 +291,7 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], jobs: Iterable[T], 
         yield waiting.popleft().result()
 
 
-def _refuse_other(there: Making, wanted: Making, folder: Path) -> None:
+def _refuse_other(there: Provenance, wanted: Provenance, folder: Path) -> None:
     old, new = asdict(there), asdict(wanted)
     differ = [key for key in new if old[key] != new[key]]
     if differ:

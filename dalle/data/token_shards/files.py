@@ -25,7 +25,7 @@ _UINT16 = 2**16
 
 
 @dataclass(frozen=True)
-class Making:
+class Provenance:
     """All that decides what is in shards: an encoding goes on only with the same.
 
     Attributes:
@@ -69,7 +69,7 @@ class ShardFile:
 class Index(NamedTuple):
     """What tokens.json says; without shards while they are being made."""
 
-    making: Making
+    making: Provenance
     shards: dict[str, list[ShardFile]] | None  # by split
 
 
@@ -105,7 +105,7 @@ def read_index(folder: Path) -> Index:
         shards = content["shards"]
         if shards is not None:
             shards = {split: [ShardFile(**shard) for shard in own] for split, own in shards.items()}
-        return Index(Making(**making), shards)
+        return Index(Provenance(**making), shards)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} has no {INDEX}: `python -m dalle encode CONFIG OUT` writes one") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -113,7 +113,7 @@ def read_index(folder: Path) -> Index:
 
 
 def write_shard(
-    file: Path, rows: Mapping[str, Sequence[Any]], codes: np.ndarray, making: Making, bad: list[str]
+    file: Path, rows: Mapping[str, Sequence[Any]], codes: np.ndarray, making: Provenance, bad: list[str]
 ) -> ShardFile:
     """Write a shard, whole or not at all.
 
@@ -145,7 +145,7 @@ def write_shard(
     return ShardFile(file.name, len(table), file.stat().st_size, bad)
 
 
-def found_shard(file: Path, making: Making) -> ShardFile | None:
+def found_shard(file: Path, making: Provenance) -> ShardFile | None:
     """The shard that is there already; None where there is none, or only a damaged one."""
     try:
         with parquet.ParquetFile(file) as content:
@@ -161,7 +161,7 @@ def found_shard(file: Path, making: Making) -> ShardFile | None:
         return None
 
 
-def read_group(file: Path, number: int, rows: int, making: Making) -> Group:
+def read_group(file: Path, number: int, rows: int, making: Provenance) -> Group:
     """A group of rows, its checksums verified.
 
     Raises:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dalle.kernels.block_weights import MAX_TOKENS, MatrixWeights, NormWeights, Rope
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.native import bindings
-from dalle.kernels.pattern import LayerMask, Sparse
+from dalle.kernels.pattern import LayerMask, SparseMask
 from dalle.kernels.switches import inference
 
 _HEADS = (16, 32, 48, 64, 80, 96, 128)  # widths of heads that there is code for, whatever the CPU
@@ -182,7 +182,7 @@ def place_tokens(
         if not turns[0].shape == turns[1].shape == wanted:
             raise ValueError(f"rope is {[list(table.shape) for table in turns]}; expected {list(wanted)} each")
         attention.cos, attention.sin = turns[0].data_ptr(), turns[1].data_ptr()
-    attention.mask, mask = None, mask.dense if isinstance(mask, Sparse) else mask
+    attention.mask, mask = None, mask.dense if isinstance(mask, SparseMask) else mask
     if isinstance(mask, Tensor):
         _check_mask(mask, attention.batch, tokens, position + tokens)
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dalle.kernels import attention
-from dalle.kernels.pattern import LayerMask, Listed, Pattern, Sparse
+from dalle.kernels.pattern import GatheredKeys, LayerMask, Pattern, SparseMask
 from dalle.kernels.sparse import blocked, flex
 from dalle.kernels.switches import switch
 
@@ -27,16 +27,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None, dropout: flo
         q: [B, H, T, D].
         k: [B, H, S, D].
         v: [B, H, S, D].
-        mask: as there, a `Sparse`, or a `Listed` of one query.
-        dropout: as there; a `Sparse` mask is then taken as a dense one.
+        mask: as there, a `SparseMask`, or `GatheredKeys` of one query.
+        dropout: as there; a `SparseMask` is then taken as a dense one.
 
     Returns:
         [B, H, T, D]: the same numbers whatever the way, but for rounding.
     """
-    if isinstance(mask, Listed):
+    if isinstance(mask, GatheredKeys):
         k, v = k.index_select(2, mask.keys), v.index_select(2, mask.keys)
         return attention.attend(q, k, v, mask.real[None], dropout)
-    if not isinstance(mask, Sparse):
+    if not isinstance(mask, SparseMask):
         return attention.attend(q, k, v, mask, dropout)
     if dropout:
         return attention.attend(q, k, v, mask.dense, dropout)
@@ -54,7 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None, dropout: flo
 
 def attend_packed(qkv: Tensor, mask: LayerMask = None, dropout: float = 0.0) -> Tensor:
     """`attend` of whole sequences whose queries, keys and values are one tensor [3, B, H, T, D]."""
-    if isinstance(mask, Sparse | Listed):
+    if isinstance(mask, SparseMask | GatheredKeys):
         q, k, v = qkv
         return attend(q, k, v, mask, dropout)
     return attention.attend_packed(qkv, mask, dropout)

@@ -28,15 +28,15 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import Lazy, load_into, open_tensors, write_tensors
+from dalle.checkpoints.tensors import LazyTensor, load_into, open_tensors, write_tensors
 from dalle.config import ConfigError, flat, from_dict, to_dict
 from dalle.files import atomic_folder
 from dalle.training.checkpoint import checksums
 from dalle.training.checkpoint.optimizer_state import by_name, load_moments, state_of
 from dalle.training.distributed import powersgd, sharded_checkpoint
-from dalle.training.distributed.fsdp import is_sharded, share_of
+from dalle.training.distributed.fsdp import is_sharded, shard_like
 from dalle.training.distributed.powersgd import PowerSGD
-from dalle.training.optim import WeightAverage
+from dalle.training.optim import EMA
 
 _NAME = re.compile(r"update-(\d{8})$")
 _ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results
@@ -66,7 +66,7 @@ class Checkpoint:
         cls,
         update: int,
         state: nn.Module,
-        average: WeightAverage | None,
+        average: EMA | None,
         optimizers: dict[str, AcceleratedOptimizer],
         scaler: torch.amp.GradScaler | None,
         architecture: dict[str, Any],
@@ -190,7 +190,7 @@ def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def explained(run: Path, update: int) -> Iterator[None]:
+def as_value_error(run: Path, update: int) -> Iterator[None]:
     """Says what to do where a save in this block fails.
 
     Raises:
@@ -217,7 +217,7 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
 def restore(
     saved: Checkpoint,
     state: nn.Module,
-    average: WeightAverage | None,
+    average: EMA | None,
     optimizers: dict[str, AcceleratedOptimizer],
     scaler: torch.amp.GradScaler | None,
     model: Any,
@@ -257,12 +257,12 @@ def _completed(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
 def _take_whole(
     saved: Checkpoint,
     state: nn.Module,
-    average: WeightAverage | None,
+    average: EMA | None,
     optimizers: dict[str, AcceleratedOptimizer],
 ) -> None:
     """Put whole tensors into modules and optimizers, of which each process may hold a share."""
     own = state.state_dict()
-    load_into(state, {n: share_of(t, own[n]) if n in own else t for n, t in saved.weights.items()}, "checkpoint")
+    load_into(state, {n: shard_like(t, own[n]) if n in own else t for n, t in saved.weights.items()}, "checkpoint")
     for name, optimizer in optimizers.items():
         if is_sharded(own.values()):
             load_moments(optimizer, state, by_name(saved.optimizers[name], optimizer, state))
@@ -270,14 +270,14 @@ def _take_whole(
             optimizer.load_state_dict(saved.optimizers[name])
     if average is not None:
         averaged = _of_model(saved.weights) if saved.average is None else saved.average
-        average.load({name: share_of(averaged[name], value) for name, value in average.state.items()})
+        average.load({name: shard_like(averaged[name], value) for name, value in average.state.items()})
 
 
 def _read_shards(
     saved: Checkpoint,
     folder: Path,
     state: nn.Module,
-    average: WeightAverage | None,
+    average: EMA | None,
     optimizers: dict[str, AcceleratedOptimizer],
 ) -> None:
     """Read into modules and optimizers, whole or shared, what each process needs of shards."""
@@ -300,7 +300,7 @@ def _read_shards(
         load_moments(optimizer, state, {name: moments[name] | {"step": torch.tensor(steps[name])} for name in steps})
 
 
-def exported(folder: Path) -> dict[str, Tensor | Lazy]:
+def export_weights(folder: Path) -> dict[str, Tensor | LazyTensor]:
     """The weights of a checkpoint that a model folder gets, averaged ones where there are any; made one at a time.
 
     Raises:

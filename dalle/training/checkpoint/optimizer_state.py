@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from dalle.training.distributed.fsdp import is_sharded, share_of
+from dalle.training.distributed.fsdp import is_sharded, shard_like
 
 Moments = dict[str, dict[str, Tensor]]  # of each weight: exp_avg, exp_avg_sq, step
 
@@ -34,7 +34,7 @@ def by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Mo
     for number, (_, name, parameter) in enumerate(numbered):
         if number in saved["state"]:
             held = saved["state"][number]
-            found[name] = {k: v if k == "step" else share_of(v, parameter) for k, v in held.items()}
+            found[name] = {k: v if k == "step" else shard_like(v, parameter) for k, v in held.items()}
     return found
 
 

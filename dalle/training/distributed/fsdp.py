@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from dalle.models.transformer import Block
-from dalle.training.distributed.sharded_init import made_in_shares
+from dalle.training.distributed.sharded_init import sharded_init
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,11 +61,11 @@ class Sharding:
         # Nothing here adds to what a unit returned in place, of which torch warns
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.device.type, (distributed.get_world_size(),))
-        with made_in_shares(mesh.get_local_rank(), mesh.size(), self.device) as cut:
+        with sharded_init(mesh.get_local_rank(), mesh.size(), self.device) as cut:
             model = make()
         shares = {name: (cut[parameter], parameter) for name, parameter in model.named_parameters()}
         gathered = MixedPrecisionPolicy(self.compute, torch.float32, cast_forward_inputs=False)
-        for unit in units(model):
+        for unit in fsdp_units(model):
             fully_shard(unit, mesh=mesh, mp_policy=gathered)
         scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
         whole = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -87,7 +87,7 @@ def _distributed(share: Tensor, of: Tensor, mesh: DeviceMesh) -> Tensor:
     return DTensor.from_local(share, mesh, [Shard(0)], run_check=False, shape=of.shape, stride=of.stride())
 
 
-def units(model: nn.Module) -> list[nn.Module]:
+def fsdp_units(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that are gathered one after the other."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     return [unit for block in blocks for unit in (block.attention, block.feed_forward)]
@@ -131,7 +131,7 @@ def is_sharded(tensors: Iterable[Tensor]) -> bool:
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
-def share_of(whole: Tensor, like: Tensor) -> Tensor:
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
     """Of a whole tensor that every process has, what `like` is a share of; itself, where `like` is whole."""
     if not isinstance(like, DTensor):
         return whole
@@ -177,7 +177,7 @@ def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
 
 
 @contextmanager
-def held(model: nn.Module, sharding: Sharding, room: int) -> Iterator[int]:
+def keep_unsharded(model: nn.Module, sharding: Sharding, room: int) -> Iterator[int]:
     """Gather units once for many passes without gradient, rather than in each pass; all processes must call it alike.
 
     Args:
@@ -189,7 +189,7 @@ def held(model: nn.Module, sharding: Sharding, room: int) -> Iterator[int]:
         How many are held.
     """
     kept: list[FSDPModule] = []
-    for unit in units(model):
+    for unit in fsdp_units(model):
         room -= sum(parameter.numel() for parameter in unit.parameters()) * sharding.compute.itemsize
         if room < 0:
             break
@@ -205,7 +205,7 @@ def held(model: nn.Module, sharding: Sharding, room: int) -> Iterator[int]:
             part.set_reshard_after_forward(True, recurse=False)
 
 
-def let_go(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Let go what the last forward pass gathered, where no backward pass does."""
     for module in model.modules():
         if isinstance(module, FSDPModule):

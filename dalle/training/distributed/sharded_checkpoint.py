@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from dalle.checkpoints.tensors import Lazy, forget, views, write_tensors
+from dalle.checkpoints.tensors import LazyTensor, drop_pages, stored_tensors, write_tensors
 from dalle.training.distributed.fsdp import is_sharded, local
 
 _SHARDING = "DCP_SHARDING_INFO"  # torch's key of the headers: for each tensor where its share begins
@@ -81,7 +81,7 @@ def files(folder: Path, rank: int | None = None) -> list[Path]:
     return sorted(folder.glob("*.safetensors" if rank is None else f"shard-{rank + 1:05d}-*.safetensors"))
 
 
-def open_shards(folder: Path) -> dict[str, Lazy]:
+def open_shards(folder: Path) -> dict[str, LazyTensor]:
     """The whole tensors of the files in a folder, each put together from its shares when it is called for.
 
     Raises:
@@ -91,7 +91,7 @@ def open_shards(folder: Path) -> dict[str, Lazy]:
         raise ValueError(f"{folder} has no shards")
     shares: dict[str, list[tuple[list[int], Tensor]]] = {}
     for file in files(folder):
-        stored = views(file)
+        stored = stored_tensors(file)
         try:
             with safe_open(file, framework="pt") as handle:
                 begins = json.loads((handle.metadata() or {})[_SHARDING])
@@ -102,7 +102,7 @@ def open_shards(folder: Path) -> dict[str, Lazy]:
     return {name: _joined(name, own, folder) for name, own in shares.items()}
 
 
-def _joined(name: str, shares: list[tuple[list[int], Tensor]], folder: Path) -> Lazy:
+def _joined(name: str, shares: list[tuple[list[int], Tensor]], folder: Path) -> LazyTensor:
     """A whole tensor of shares that begin at these places."""
     first = shares[0][1]
     ends = [[b + size for b, size in zip(begin, share.shape, strict=True)] for begin, share in shares]
@@ -115,10 +115,10 @@ def _joined(name: str, shares: list[tuple[list[int], Tensor]], folder: Path) -> 
         for begin, share in shares:
             place = tuple(slice(b, b + size) for b, size in zip(begin, share.shape, strict=True))
             whole[place] = share
-            forget(share)
+            drop_pages(share)
         return whole
 
-    return Lazy(shape, first.dtype, make)
+    return LazyTensor(shape, first.dtype, make)
 
 
 def _as_os_error(error: CheckpointException) -> OSError:

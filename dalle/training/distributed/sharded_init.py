@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dalle.checkpoints.tensors import initialisers
+from dalle.checkpoints.tensors import init_functions
 
 
-class Cut:
+class ShardedInit:
     """What is left of parameters that stand on the meta device meanwhile.
 
     Attributes:
@@ -68,13 +68,13 @@ class Cut:
 
 
 @contextmanager
-def made_in_shares(rank: int, world: int, device: torch.device) -> Iterator[Cut]:
-    """Parameters of modules that are made (or filled) in this block are on the meta device, and their shares in `Cut`.
+def sharded_init(rank: int, world: int, device: torch.device) -> Iterator[ShardedInit]:
+    """Build modules whose parameters are on the meta device, with this process's shards of them in `ShardedInit`.
 
     Buffers stay as they are. Parameters get their numbers when they are registered, or by `torch.nn.init`: what else is
     done to them in place is lost.
     """
-    cut, registering, drawing = Cut(rank, world, device), nn.Module.register_parameter, initialisers()
+    cut, registering, drawing = ShardedInit(rank, world, device), nn.Module.register_parameter, init_functions()
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         before = module._parameters.get(name)

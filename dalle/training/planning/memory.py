@@ -23,7 +23,7 @@ _STATS = 8  # bytes that a norm keeps of a token: mean and deviation
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """Parameters and sizes of a model, without its weights."""
 
     config: DALLEConfig
@@ -40,7 +40,7 @@ class Size:
     """H."""
 
     @classmethod
-    def of(cls, config: DALLEConfig) -> Size:
+    def of(cls, config: DALLEConfig) -> ModelSize:
         """Count a model that is never filled."""
         with torch.device("meta"):
             model = DALLE(config)
@@ -69,7 +69,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainSetup:
     """How one update is made.
 
     Attributes:
@@ -125,7 +125,7 @@ class Memory:
     peak: int
 
 
-def memory(size: Size, how: Training) -> Memory:
+def memory(size: ModelSize, how: TrainSetup) -> Memory:
     """Bytes that an update takes: the most of some moments.
 
     These are the end of the forward pass (losses, and gradients of the heads), the start of the backward pass, its end
@@ -170,7 +170,7 @@ class _Activations(NamedTuple):
     inputs: int  # the residual stream
 
 
-def _activations(size: Size, how: Training) -> _Activations:
+def _activations(size: ModelSize, how: TrainSetup) -> _Activations:
     shape, tokens = size.config.transformer, how.images * size.tokens
     inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, how)
     hidden = how.compute * size.hidden * tokens
@@ -180,7 +180,7 @@ def _activations(size: Size, how: Training) -> _Activations:
 
 
 def _moments_of_shares(
-    size: Size, how: Training, before: int, heads: _Heads, parts: _Activations
+    size: ModelSize, how: TrainSetup, before: int, heads: _Heads, parts: _Activations
 ) -> tuple[int, tuple[int, ...]]:
     """With fsdp: what is gathered at the start of the backward pass, and bytes beside the static ones at some moments.
 
@@ -205,7 +205,7 @@ def _moments_of_shares(
     )
 
 
-def block_bytes(size: Size, how: Training) -> int:
+def block_bytes(size: ModelSize, how: TrainSetup) -> int:
     """What one block keeps for its backward pass."""
     config, shape, of = size.config, size.config.transformer, how.compute
     width, inner, hidden = shape.width, shape.heads * shape.head_width, size.hidden
@@ -228,7 +228,7 @@ class _Heads(NamedTuple):
     weights: int  # their gradients alone
 
 
-def _heads(size: Size, how: Training) -> _Heads:
+def _heads(size: ModelSize, how: TrainSetup) -> _Heads:
     """The most that the ends of the model and the losses take: the text's gradients are made first, then the image's.
 
     A piece of the logits stands beside a copy of it (their exponentials), or in the type of the products beside what it
@@ -249,14 +249,14 @@ def _heads(size: Size, how: Training) -> _Heads:
     return _Heads(3 * states + forward, states + held + latest, weights)
 
 
-def _head_sizes(size: Size) -> list[tuple[int, int]]:
+def _head_sizes(size: ModelSize) -> list[tuple[int, int]]:
     """Tokens of an image that a head predicts, and of how many; in the order in which their losses are made."""
     config = size.config
     text = [(config.prefix_length - 1, config.words)] if config.text_head and config.prefix_length > 1 else []
     return [*text, (config.image_length, config.image_vocab)]
 
 
-def _copies(size: Size, how: Training) -> tuple[int, int]:
+def _copies(size: ModelSize, how: TrainSetup) -> tuple[int, int]:
     """Copies of weights in the type of the products, in the forward and the backward pass.
 
     They are of all under autocast, and while a block is computed again of it.
@@ -266,7 +266,7 @@ def _copies(size: Size, how: Training) -> tuple[int, int]:
     return how.compute * size.linear, how.compute * (size.block if how.checkpointing else size.linear)
 
 
-def room_for_drawing(size: Size, how: Training, rows: int) -> int:
+def room_for_drawing(size: ModelSize, how: TrainSetup, rows: int) -> int:
     """Bytes for gathered blocks of a sharded model that draws, so that no more is taken than in an update.
 
     Beside them are weights, moments and averages, the trained weights that averaged ones stand in for, in float32 what
@@ -279,7 +279,7 @@ def room_for_drawing(size: Size, how: Training, rows: int) -> int:
     return found.peak - beside - rest - rows * cache
 
 
-def cache_bytes(size: Size, number: int = 2) -> int:
+def cache_bytes(size: ModelSize, number: int = 2) -> int:
     """Keys and values of one image while it is drawn, `number` bytes each."""
     shape = size.config.transformer
     return 2 * shape.depth * shape.heads * shape.head_width * size.tokens * number

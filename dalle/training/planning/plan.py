@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from dalle.kernels.masks import mask
-from dalle.training.planning.memory import Layout, Memory, Precision, Size, Training, cache_bytes, memory
+from dalle.training.planning.memory import Layout, Memory, ModelSize, Precision, TrainSetup, cache_bytes, memory
 from dalle.training.recipe import DALLERecipe
 
 
 @dataclass(frozen=True)
-class Machine:
+class Cluster:
     """What is to be trained on.
 
     Attributes:
@@ -44,10 +44,10 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Option:
     """One way to train: its memory on one device, and the seconds of an update."""
 
-    how: Training
+    how: TrainSetup
     memory: Memory
     seconds: float
 
@@ -62,14 +62,14 @@ class Plan:
         enough: devices with which some layout would fit, where none does; None: no number is enough.
     """
 
-    size: Size
-    machine: Machine
-    choices: list[Choice]
-    best: Choice | None
+    size: ModelSize
+    machine: Cluster
+    choices: list[Option]
+    best: Option | None
     enough: int | None
 
 
-def plan(recipe: DALLERecipe, machine: Machine) -> Plan:
+def plan(recipe: DALLERecipe, machine: Cluster) -> Plan:
     """The layouts of a recipe's training on a machine.
 
     Raises:
@@ -82,19 +82,19 @@ def plan(recipe: DALLERecipe, machine: Machine) -> Plan:
             f"run.batch_size is {recipe.run.batch_size}, which {machine.devices} devices cannot share evenly: take a "
             "multiple, or another number of devices"
         )
-    size = Size.of(recipe.model)
+    size = ModelSize.of(recipe.model)
     choices = [_fastest(list(own), machine) for _, own in itertools.groupby(_all(recipe, size, machine), key=_kind)]
     fitting = [choice for choice in choices if fits(choice, machine)]
     best = min(fitting, key=lambda choice: choice.seconds, default=None)
     return Plan(size, machine, choices, best, machine.devices if best else _enough(recipe, size, machine))
 
 
-def fits(choice: Choice, machine: Machine) -> bool:
+def fits(choice: Option, machine: Cluster) -> bool:
     """Whether a device holds it, and has as much free as it should."""
     return choice.memory.peak <= machine.usable
 
 
-def operations(size: Size, checkpointing: bool) -> float:
+def operations(size: ModelSize, checkpointing: bool) -> float:
     """Floating-point operations of the training on one image: three forward passes, four with checkpointing.
 
     Of attention what its masks cover is counted, whatever a kernel makes of them.
@@ -110,7 +110,7 @@ def operations(size: Size, checkpointing: bool) -> float:
 
 
 @cache
-def _covered(size: Size, kind: str) -> int:
+def _covered(size: ModelSize, kind: str) -> int:
     """Pairs of a token and one that it looks at."""
     if kind == "full":
         return size.tokens * (size.tokens + 1) // 2
@@ -119,14 +119,14 @@ def _covered(size: Size, kind: str) -> int:
     return int(allowed[: size.tokens, : size.tokens].sum())
 
 
-def _matrices(size: Size) -> int:
+def _matrices(size: ModelSize) -> int:
     """Weights of a block's matrices."""
     shape = size.config.transformer
     gates = 2 if shape.feed_forward in ("swiglu", "geglu") else 1
     return shape.width * (4 * shape.heads * shape.head_width + (1 + gates) * size.hidden)
 
 
-def _all(recipe: DALLERecipe, size: Size, machine: Machine) -> Iterator[Choice]:
+def _all(recipe: DALLERecipe, size: ModelSize, machine: Cluster) -> Iterator[Option]:
     """Every layout, with and without checkpointing, with every size of a micro-batch."""
     own = recipe.run.batch_size // machine.devices
     layouts: tuple[Layout, ...] = ("ddp", "fsdp") if machine.devices > 1 else ("ddp",)
@@ -134,7 +134,7 @@ def _all(recipe: DALLERecipe, size: Size, machine: Machine) -> Iterator[Choice]:
         seconds = own * operations(size, checkpointing) / (machine.peak * machine.utilisation)
         for images in range(own, 0, -1):
             if own % images == 0:
-                how = Training(
+                how = TrainSetup(
                     layout,
                     machine.devices,
                     images,
@@ -143,7 +143,7 @@ def _all(recipe: DALLERecipe, size: Size, machine: Machine) -> Iterator[Choice]:
                     _precision(recipe),
                     recipe.optim.ema is not None,
                 )
-                yield Choice(how, memory(size, how), seconds)
+                yield Option(how, memory(size, how), seconds)
 
 
 def _precision(recipe: DALLERecipe) -> Precision:
@@ -151,17 +151,17 @@ def _precision(recipe: DALLERecipe) -> Precision:
     return "bf16" if recipe.run.precision == "auto" else recipe.run.precision
 
 
-def _kind(choice: Choice) -> tuple[Layout, bool]:
+def _kind(choice: Option) -> tuple[Layout, bool]:
     return choice.how.layout, choice.how.checkpointing
 
 
-def _fastest(choices: list[Choice], machine: Machine) -> Choice:
+def _fastest(choices: list[Option], machine: Cluster) -> Option:
     """Of one layout the largest micro-batch that fits, as the choices come; the one that takes least if none does."""
     fitting = [choice for choice in choices if fits(choice, machine)]
     return fitting[0] if fitting else min(choices, key=lambda choice: choice.memory.peak)
 
 
-def _enough(recipe: DALLERecipe, size: Size, machine: Machine) -> int | None:
+def _enough(recipe: DALLERecipe, size: ModelSize, machine: Cluster) -> int | None:
     """The smallest number of devices, a divisor of the batch, on which some layout fits."""
     for devices in range(machine.devices + 1, recipe.run.batch_size + 1):
         if recipe.run.batch_size % devices == 0:
@@ -229,11 +229,11 @@ def _what_to_change(found: Plan) -> str:
     )
 
 
-def _name(choice: Choice) -> str:
+def _name(choice: Option) -> str:
     return choice.how.layout + (" with checkpointing" if choice.how.checkpointing else "")
 
 
-def _options(choice: Choice) -> str:
+def _options(choice: Option) -> str:
     """What a recipe must say for it."""
     how = choice.how
     sharding = "run.sharding=fsdp " if how.layout == "fsdp" else ""

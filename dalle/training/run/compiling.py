@@ -10,7 +10,7 @@ from torch import nn
 from dalle.image_tokenizers.vqgan import Decoder, Encoder
 from dalle.kernels.compiler import cpp_compiler
 from dalle.models.transformer import Block
-from dalle.training.distributed.fsdp import is_sharded, units
+from dalle.training.distributed.fsdp import fsdp_units, is_sharded
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
@@ -24,7 +24,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
     """
     parts: list[nn.Module] = [module for module in model.modules() if isinstance(module, (Block, Encoder, Decoder))]
     if is_sharded(model.parameters()):
-        parts = units(model)
+        parts = fsdp_units(model)
     if not parts:
         return "this model has no blocks that are compiled"
     missing = _missing(device)

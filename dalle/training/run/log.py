@@ -17,7 +17,7 @@ from accelerate.utils import patch_environment
 from tqdm import tqdm
 
 from dalle.files import atomic_file, write_text
-from dalle.training.checkpoint.checkpoint import explained
+from dalle.training.checkpoint.checkpoint import as_value_error
 from dalle.training.distributed.fsdp import Sharding, asked_of_launcher
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report.html import write_report
@@ -157,7 +157,7 @@ class RunLog:
     def samples(self, update: int, samples: Samples) -> None:
         """Sample pictures after `update` updates."""
         folder = self.run.dir / "samples"
-        with explained(self.run.dir, update):
+        with as_value_error(self.run.dir, update):
             folder.mkdir(exist_ok=True)
             with atomic_file(folder / f"{update:08d}.png") as part:
                 samples.picture.save(part)
@@ -180,7 +180,7 @@ class RunLog:
 
     def _write(self, update: int, figures: dict[str, float]) -> None:
         if self.main:
-            with explained(self.run.dir, update), self.file.open("a", encoding="utf-8") as file:
+            with as_value_error(self.run.dir, update), self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"update": update} | figures) + "\n")
         if self.run.tracker != "none":
             self.accelerator.log(figures, step=update)

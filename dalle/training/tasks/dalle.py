@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_text_tokenizer
-from dalle.checkpoints.tensors import Tensors, bare
+from dalle.checkpoints.tensors import Tensors, skip_init
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.data.token_shards.dataset import TokensData
@@ -27,10 +27,10 @@ from dalle.images.grid import image_grid
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
-from dalle.training.distributed.fsdp import Sharding, build, held
+from dalle.training.distributed.fsdp import Sharding, build, keep_unsharded
 from dalle.training.init_from import fill_initial, initial_weights
 from dalle.training.lora import add_lora, changes, merged
-from dalle.training.planning.memory import Size, Training, room_for_drawing
+from dalle.training.planning.memory import ModelSize, TrainSetup, room_for_drawing
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
@@ -75,14 +75,14 @@ class DALLETask(Task):
         self.image_size = self.image_tokenizer.image_size
         self.tokens_per_image = tokens_per_image(recipe)
         if recipe.lora is None:
-            self.operations_per_image = operations(Size.of(recipe.model), checkpointing=False)
+            self.operations_per_image = operations(ModelSize.of(recipe.model), checkpointing=False)
 
     def _make(self) -> DALLE:
         recipe = self.recipe
         if recipe.init_from is None:
             model = DALLE(recipe.model)
         else:
-            with bare():
+            with skip_init():
                 model = DALLE(recipe.model)
             fill_initial(model, recipe)
         if recipe.lora is not None:
@@ -164,16 +164,16 @@ class DALLETask(Task):
         if self.sharding is None:
             return generate(model, text, seeds, self.recipe.sampling)
         rows = _DRAWN_AT_ONCE * (1 if self.recipe.sampling.guidance == 1 else 2)
-        room = room_for_drawing(Size.of(self.recipe.model), self._training(), rows)
-        with held(model, self.sharding, room):
+        room = room_for_drawing(ModelSize.of(self.recipe.model), self._training(), rows)
+        with keep_unsharded(model, self.sharding, room):
             return generate(model, text, seeds, self.recipe.sampling, EngineOptions(batch_size=_DRAWN_AT_ONCE))
 
-    def _training(self) -> Training:
+    def _training(self) -> TrainSetup:
         """How a sharded run makes its updates, as a plan has it."""
         run, model = self.recipe.run, self.recipe.model
         assert run.precision != "auto", "settled before"
         world = torch.distributed.get_world_size()
-        return Training(
+        return TrainSetup(
             "fsdp",
             world,
             run.batch_size // (world * run.accumulation),

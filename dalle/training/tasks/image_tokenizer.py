@@ -14,7 +14,7 @@ from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.evaluation.evaluate import image_tokenizer_figures
-from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUse
+from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUsage
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
 from dalle.images.grid import image_grid
 from dalle.training.losses.adversarial import (
@@ -85,7 +85,7 @@ class ImageTokenizerTask(Task):
         self.image_size = self.model.image_size
         if self.image_size < SSIM_WINDOW:
             raise ValueError(f"model.image_size is {self.image_size}: validation needs at least {SSIM_WINDOW}")
-        self.use = CodebookUse(self.model.codebook_size, device)
+        self.use = CodebookUsage(self.model.codebook_size, device)
         height, width = self.model.grid
         self.tokens_per_image = height * width
         self.codes_per_value = height * width / (3 * self.model.image_size**2)
