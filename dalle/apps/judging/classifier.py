@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.tensors import fill, open_tensors
+from dalle.checkpoints.tensors import load_weights, open_tensors
 from dalle.images.transforms import resize_batch
 
 SIDE = 64
@@ -101,4 +101,4 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
     classifier = Classifier(names["concepts"], names["styles"])
     tensors = dict(open_tensors(folder / model_folder.WEIGHTS))
     kept = {name: tensor for name, tensor in classifier.state_dict().items() if not tensor.is_floating_point()}
-    return fill(classifier, tensors | kept, str(folder), device, None)
+    return load_weights(classifier, tensors | kept, str(folder), device, None)
