@@ -138,7 +138,7 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
     text = _tower(tensors, "text", activation, settings.get("text_heads"), given.get("text_heads"))
     patch = shape(tensors, "vision.patches.weight")[-1]
     vocab = shape(tensors, "text.tokens.weight")[0]
-    options = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
+    options: dict[str, Any] = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
     config = CLIPConfig(
         image_size=patch * square(shape(tensors, "vision.positions")[0] - 1)[0],
         patch_size=patch,
