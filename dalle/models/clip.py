@@ -190,7 +190,7 @@ class CLIP(nn.Module):
             raise ValueError(
                 "this CLIP was trained by a softmax: it ranks, and its scores are no probabilities; a SigLIP's are"
             )
-        scale, bias = (value.to(cosines.device).float() for value in (self.scale, self.logit_bias))
+        scale, bias = (value.detach().to(cosines.device).float() for value in (self.scale, self.logit_bias))
         return (scale * cosines.float() + bias).sigmoid()
 
     def encode_image(self, images: Tensor) -> Tensor:
