@@ -45,7 +45,7 @@ class Result:
 
     prompt: str
     images: list[Image.Image]  # RGB, all of the model's size
-    scores: list[float] | None  # CLIP's cosine similarity with the prompt, in [-1, 1]; None without CLIP
+    scores: list[float] | None  # CLIP's cosine with the prompt, or a SigLIP's probability that they fit; None without
     codes: Tensor  # int64 [K, h, w], on the CPU
     seeds: list[int]  # each draws its picture again by itself: seed=..., n=1
 
@@ -269,7 +269,8 @@ class TextToImage:
                 images = torch.where(start.redrawn.to(images.device), images, start.original)
             pictures.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             if self.clip is not None:
-                scores.append(score(self.clip, images, prompts[part]))
+                cosines = score(self.clip, images, prompts[part])
+                scores.append(self.clip.probabilities(cosines) if self.clip.config.sigmoid else cosines)
         return torch.cat(pictures), torch.cat(scores) if scores else None
 
 

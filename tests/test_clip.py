@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dalle.models.clip import CLIP, CLIPConfig, contrastive_loss, gather_with_gradient
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.contrastive import contrastive_loss, gather_with_gradient
 from dalle.models.transformer import Context, TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 

@@ -123,7 +123,9 @@ def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_network_it_is_one_try(tmp_path: Path) -> None:
     """By the hub's own client: nothing listens where it is told the hub is."""
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    program = "import dalle.checkpoints.hub as hub\ntry: hub.resolve('owner/name')\nexcept ValueError as e: print(e)"
+    program = (
+        "from dalle.checkpoints import hub\ntry: hub.resolve('owner/name')\nexcept ValueError as error: print(error)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT
     )

@@ -123,6 +123,10 @@ def fingerprint(clip: CLIP) -> str:
     config = to_dict(clip.config)
     for tower in ("vision", "text"):  # of training alone, and added later: indexes made before know nothing of it
         config[tower].pop("attention_dropout")
+    for name in ("initial_scale", "initial_bias"):
+        config.pop(name)
+    if (config["towers"], config["sigmoid"]) == ("clip", False):
+        del config["towers"], config["sigmoid"]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(clip.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0".encode())

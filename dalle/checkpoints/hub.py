@@ -6,13 +6,14 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+
+from dalle import remote
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "emoji"  # the model that ships, with its CLIP
 
@@ -32,9 +33,6 @@ ARCHIVES = {
     ),
 }
 _HUB = "hf://"  # in front of what is to be asked of the hub, whatever it looks like
-_SHIPPED = ("models", "tokenizers", "configs")
-_FOLDERS = (*_SHIPPED, "runs", "data", "examples", "docs")  # what paths begin with here
-_PATIENCE = 10.0  # seconds
 _OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -54,14 +52,14 @@ def resolve(source: str | Path) -> Path:
     if path.exists():
         return path
     shipped = _checkout() / path
-    if path.parts[:1] and path.parts[0] in _SHIPPED and shipped.exists():
+    if path.parts[:1] and path.parts[0] in remote.SHIPPED and shipped.exists():
         return shipped
     asked = name.startswith(_HUB)
     name = name.removeprefix(_HUB)
     if name in ARCHIVES:
         return _archive(name, *ARCHIVES[name])
     parts = name.split("/")
-    if len(parts) < 2 or not all(parts) or ".." in parts or not (asked or _may_be_an_id(parts)):
+    if len(parts) < 2 or not all(parts) or ".." in parts or not (asked or remote.may_be_an_id(parts)):
         raise ValueError(
             f"{source}: no such file or folder{_meant(path)}; train it (README.md tells how) or give another"
         )
@@ -69,7 +67,7 @@ def resolve(source: str | Path) -> Path:
         parts += [MAIN_FILES[name]]
     try:
         return _fetch("/".join(parts[:2]), "/".join(parts[2:]))
-    except _failures() as error:
+    except remote.failures() as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{source}: no such file or folder, and it cannot be had from the hub ({reason:.200})"
@@ -79,17 +77,6 @@ def resolve(source: str | Path) -> Path:
 def _checkout() -> Path:
     """The folder of the package's checkout, whose recipes name what it holds by relative paths."""
     return Path(__file__).resolve().parents[2]
-
-
-def _may_be_an_id(parts: Sequence[str]) -> bool:
-    """Whether `owner/name` or `owner/name/.../file` can be meant to be on the hub, and not a path with a slip."""
-    return (
-        parts[0] not in _FOLDERS
-        and not parts[0].startswith((".", "~"))
-        and "\\" not in "".join(parts)
-        and not Path(parts[0]).is_dir()
-        and (len(parts) == 2 or "." in parts[-1])
-    )
 
 
 def _meant(path: Path) -> str:
@@ -102,25 +89,13 @@ def _meant(path: Path) -> str:
     return f" (did you mean {parent / near[0]}?)" if near else ""
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What the hub's client raises: with httpx no connection is no OSError."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    found: list[type[Exception]] = [HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError]
-    for name in ("httpx", "httpx2"):  # whichever it stands on
-        client = sys.modules.get(name)
-        if client is not None:
-            found.append(client.HTTPError)
-    return tuple(found)
-
-
 def _fetch(repository: str, file: str) -> Path:
     """A file of a repository, or what can be loaded of all of it; without a network, what has been fetched before."""
     import huggingface_hub as hub
 
     try:  # a single try, where fetching tries six times
-        told = hub.model_info(repository, timeout=_PATIENCE)
-    except _failures():
+        told = hub.model_info(repository, timeout=remote.PATIENCE)
+    except remote.failures():
         kept = hub.try_to_load_from_cache(repository, file) if file else None
         if isinstance(kept, str):
             return Path(kept)

@@ -97,7 +97,7 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
     folder = open_source(source)
     if isinstance(folder, Path):
         found = read_clip(folder, given)
-        words = clip_text_tokenizer(folder)
+        words = clip_text_tokenizer(folder, found.config.towers)
         check_words(found, words)
         with skip_init():
             foreign = CLIP(found.config)

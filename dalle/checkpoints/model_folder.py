@@ -21,7 +21,7 @@ from dalle.config import read_yaml, to_yaml
 from dalle.files import atomic_folder
 
 WEIGHTS = "model.safetensors"
-HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt")
+HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model")
 
 
 def save(

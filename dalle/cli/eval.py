@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, not a table")
     drawn = command.add_argument_group("drawings of a DALL-E, judged in place of its nats")
     drawn.add_argument("--draw", type=int, metavar="N", help="prompts of each split (default: train, test_pair)")
-    drawn.add_argument("--judge", metavar="CLIP", help="a CLIP that the model has not seen (configs/emoji/judge.yaml)")
+    drawn.add_argument("--judge", metavar="FOLDER", help="folder of the judge that `dalle judge` has trained")
     drawn.add_argument("--candidates", type=int, default=16, help="of each prompt (default: %(default)s)")
     drawn.add_argument("--seed", type=int, default=0, help="of candidates and choices (default: %(default)s)")
     drawn.add_argument("--language", action="append", help="of the prompts: en, hi, ne; may be given again (en)")
@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
 
     data = from_dict(EncodedConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     if (args.draw is None) != (args.judge is None):
-        raise ValueError("--draw and --judge go together: how many prompts, and the CLIP that judges the drawings")
+        raise ValueError("--draw and --judge go together: how many prompts, and who judges the drawings")
     tables = {"": _measured(args, data)} if args.draw is None else _judged(args, data)
     if args.json:
         told: dict[str, Any] = {"source": args.source, "data": data.kind}
@@ -72,9 +72,10 @@ def _judged(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     """Measures of drawings by split and language, and of scenes."""
     from tqdm import tqdm
 
+    from dalle.apps.judging.classifier import load_classifier
     from dalle.apps.judging.drawings import open_plain
     from dalle.apps.judging.drawn import DrawOptions, Examination
-    from dalle.apps.judging.judge import load_judge
+    from dalle.apps.judging.judge import Judge
     from dalle.checkpoints.load import load_clip
     from dalle.checkpoints.published.efficientnet import load_efficientnet_lite0
     from dalle.cli.outputs import check_folder
@@ -90,7 +91,7 @@ def _judged(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     pipe.sampling = pipe.sampling.updated(
         guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p
     )
-    judge = load_judge(args.judge, pipe.clip, open_plain(data, "all", pipe.image_size), device)
+    judge = Judge(load_classifier(args.judge, device), open_plain(data, "all", pipe.image_size))
     scorer = None if args.clip_score is None else load_clip(args.clip_score, device)
     with tqdm(unit="prompt", disable=None) as bar:
         network = load_efficientnet_lite0(device=device)

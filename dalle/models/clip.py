@@ -8,21 +8,22 @@ Letters of shapes: B batch, H W pixels, h w patches, C width of a tower, T text 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
 from dalle.kernels.ids import check_ids
+from dalle.models.siglip import PooledVisionTransformer, UnmaskedTextTransformer
 from dalle.models.transformer import Transformer, TransformerConfig
 from dalle.text_tokenizers import EOS_ID, TextTokenizer
 
 INITIAL_TEMPERATURE = 0.07
+INITIAL_SIGMOID_SCALE, INITIAL_SIGMOID_BIAS = 10.0, -10.0  # SigLIP, algorithm 1
 MAX_SCALE = 100.0
 
 
@@ -50,6 +51,16 @@ class CLIPConfig:
     """Mean of red, green and blue that is taken from images in [0, 1]."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Standard deviation that images are then divided by."""
+    towers: Literal["clip", "siglip"] = "clip"
+    """clip: class token, causal text read at its end. siglip: attention pooling over patches (embed_dim is then the
+    width of the image tower), text that sees all of itself, padding too, read at its last position."""
+    sigmoid: bool = False
+    """Each pair has a probability of its own, sigmoid(scale * cosine + bias), as a SigLIP has, which `loss: sigmoid`
+    trains; false has no bias, and what fits is told among others alone."""
+    initial_scale: float | None = None
+    """What cosines are multiplied by at first; null: 1 / 0.07, or 10 where the loss is a sigmoid's."""
+    initial_bias: float | None = None
+    """What is added to them at first, of a sigmoid; null: -10. The paper tried log(1 / batch size) as well."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "text_vocab", "text_length", "embed_dim"):
@@ -65,6 +76,15 @@ class CLIPConfig:
         )
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
+        if self.towers == "siglip" and self.embed_dim != self.vision.width:
+            raise ValueError(
+                f"embed_dim is {self.embed_dim}; towers of SigLIP project no images, so it must be the width of the "
+                f"image tower, {self.vision.width}"
+            )
+        if self.initial_bias is not None and not self.sigmoid:
+            raise ValueError(f"initial_bias is {self.initial_bias}, which a sigmoid adds: set loss=sigmoid, or null")
+        if self.initial_scale is not None and self.initial_scale <= 0:
+            raise ValueError(f"initial_scale is {self.initial_scale}; it must be above 0")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; each must be above 0")
 
@@ -74,6 +94,7 @@ class VisionTransformer(nn.Module):
 
     mean: Tensor
     std: Tensor
+    first_patch = 1  # after the class token
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -155,21 +176,50 @@ class CLIP(nn.Module):
         config: The architecture.
         tokenizer: Set by `load_clip`; lets `encode_text` take strings.
         logit_scale: Logarithm of the inverse temperature, a parameter.
+        logit_bias: What a SigLIP adds to scaled cosines, a parameter; None: there is none.
     """
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
         self.tokenizer: TextTokenizer | None = None
-        self.vision = VisionTransformer(config)
-        self.text = TextTransformer(config)
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+        self.vision: VisionTransformer | PooledVisionTransformer
+        self.text: TextTransformer | UnmaskedTextTransformer
+        if config.towers == "siglip":
+            self.vision, self.text = PooledVisionTransformer(config), UnmaskedTextTransformer(config)
+        else:
+            self.vision, self.text = VisionTransformer(config), TextTransformer(config)
+        scale = config.initial_scale or (INITIAL_SIGMOID_SCALE if config.sigmoid else 1 / INITIAL_TEMPERATURE)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        bias = INITIAL_SIGMOID_BIAS if config.initial_bias is None else config.initial_bias
+        self.logit_bias = nn.Parameter(torch.tensor(bias)) if config.sigmoid else None
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by before the softmax, at most 100; a scalar."""
+        """What cosines are multiplied by, a scalar; before a softmax at most 100."""
+        if self.config.sigmoid:
+            return self.logit_scale.exp()
         limited: Tensor = _LimitFromAbove.apply(self.logit_scale, math.log(MAX_SCALE))
         return limited.exp()
+
+    def probabilities(self, cosines: Tensor) -> Tensor:
+        """How likely it is that an image and a text belong together, each pair by itself (SigLIP).
+
+        Args:
+            cosines: Of unit vectors of images and texts, of any shape.
+
+        Returns:
+            float32 of that shape, in [0, 1].
+
+        Raises:
+            ValueError: It was trained by a softmax, which compares texts with each other and tells nothing of one.
+        """
+        if self.logit_bias is None:
+            raise ValueError(
+                "this CLIP was trained by a softmax: it ranks, and its scores are no probabilities; a SigLIP's are"
+            )
+        scale, bias = (value.detach().to(cosines.device).float() for value in (self.scale, self.logit_bias))
+        return (scale * cosines.float() + bias).sigmoid()
 
     def encode_image(self, images: Tensor, *, normalize: bool = True) -> Tensor:
         """Images to vectors in the space that they share with texts.
@@ -249,7 +299,7 @@ class CLIP(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return [rearrange(x[:, 1:], "B (h w) C -> B C h w", h=self.vision.side) for x in states]
+        return [rearrange(x[:, self.vision.first_patch :], "B (h w) C -> B C h w", h=self.vision.side) for x in states]
 
     def _ids(self, text: Tensor | Sequence[str]) -> Tensor:
         if not isinstance(text, Tensor):
@@ -268,54 +318,6 @@ class CLIP(nn.Module):
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"this CLIP takes images [B, 3, {size}, {size}], got {list(images.shape)}: resize them")
-
-
-def contrastive_loss(
-    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, gather: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """Symmetric cross-entropy over all pairs of a batch (CLIP paper, figure 3): pair i is right, all others wrong.
-
-    Args:
-        image_embeds: [B, D], unit length.
-        text_embeds: [B, D], unit length; row i belongs to image i.
-        scale: Scalar inverse temperature, `CLIP.scale`.
-        gather: Joins the batches of all processes, as `gather_with_gradient` does. Every process then has the loss of
-            the whole batch, and the mean of the processes' gradients, as DDP takes it, is that loss's gradient.
-
-    Returns:
-        Scalar mean, in nats.
-    """
-    if gather is not None:
-        image_embeds, text_embeds = gather(image_embeds), gather(text_embeds)
-    with torch.autocast(image_embeds.device.type, enabled=False):  # a scale of 100 times bf16's error is too coarse
-        logits = scale.float() * image_embeds.float() @ text_embeds.float().T  # [B, B], images by texts
-        targets = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-
-
-def gather_with_gradient(local: Tensor) -> Tensor:
-    """Concatenate the processes' [B, D] in rank order to [world * B, D]; gradients go back to the rank they came from.
-
-    Without process group it is the identity. Every process must bring the same shape.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return local
-    gathered: Tensor = _Gather.apply(local)
-    return gathered
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class _LimitFromAbove(torch.autograd.Function):

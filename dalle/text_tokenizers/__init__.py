@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import from_dict, read_yaml
-from dalle.text_tokenizers import char_bpe, clip_bpe, yttm
+from dalle.text_tokenizers import char_bpe, clip_bpe, siglip, yttm
 from dalle.text_tokenizers.base import TextTokenizer
 from dalle.text_tokenizers.char_bpe import CharTokenizer, CharTokenizerConfig
 from dalle.text_tokenizers.classes import ClassTokenizer, ClassTokenizerConfig
 from dalle.text_tokenizers.clip_bpe import CLIPTokenizer, CLIPTokenizerConfig
 from dalle.text_tokenizers.sentencepiece import EOS_ID, PAD_ID, SentencePieceTokenizer, TextTokenizerConfig
+from dalle.text_tokenizers.siglip import SigLIPTokenizer, SigLIPTokenizerConfig
 from dalle.text_tokenizers.yttm import YTTMTokenizer, YTTMTokenizerConfig
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "ClassTokenizer",
     "ClassTokenizerConfig",
     "SentencePieceTokenizer",
+    "SigLIPTokenizer",
+    "SigLIPTokenizerConfig",
     "TextTokenizer",
     "TextTokenizerConfig",
     "YTTMTokenizer",
@@ -64,8 +67,12 @@ def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer
             return CharTokenizer(from_dict(CharTokenizerConfig, model, where), *files)
         if kind == "yttm":
             return YTTMTokenizer(from_dict(YTTMTokenizerConfig, model, where), content(yttm.MODEL_FILE))
+        if kind == "siglip":
+            return SigLIPTokenizer(from_dict(SigLIPTokenizerConfig, model, where), content(siglip.MODEL_FILE))
         if kind == "classes":
             return ClassTokenizer(from_dict(ClassTokenizerConfig, model, where))
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
-    raise ValueError(f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, classes, or none (ours)")
+    raise ValueError(
+        f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, siglip, classes, or none (ours)"
+    )

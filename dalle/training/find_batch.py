@@ -19,7 +19,7 @@ from dalle.data.loader import batches, evaluation_batches
 from dalle.device import free_memory
 from dalle.training.optim import EMA, adamw
 from dalle.training.planning.memory import ModelSize, TrainSetup, memory
-from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
+from dalle.training.recipe import DALLERecipe, LoopRecipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.run.precision import settle_precision
 from dalle.training.tasks import build_task
@@ -49,17 +49,15 @@ class Found:
 
     Attributes:
         images: the largest micro-batch that fits, at most run.batch_size.
-        accumulation: the fewest micro-batches that make run.batch_size; None: it cannot be cut (CLIP).
+        accumulation: the fewest micro-batches that make run.batch_size.
     """
 
     images: int
-    accumulation: int | None
+    accumulation: int
 
     @property
     def options(self) -> str:
         """What to give the training."""
-        if self.accumulation is None:
-            return f"run.batch_size={self.images}"
         return f"run.accumulation={self.accumulation}"
 
 
@@ -82,8 +80,7 @@ def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, tell: Call
         )
     recipe = settle_precision(recipe)
     own = recipe.run.batch_size // processes
-    whole = isinstance(recipe, CLIPRecipe)  # its loss compares all pairs of a batch
-    sizes = [n for n in range(1, own + 1) if whole or own % n == 0]
+    sizes = [n for n in range(1, own + 1) if own % n == 0]
     limit = int(0.9 * _free(recipe)) if limit is None else limit
 
     def fits(images: int) -> bool:
@@ -94,7 +91,7 @@ def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, tell: Call
         return trial.fits
 
     images = _largest(sizes, _guess(recipe, sizes, limit), fits)
-    return Found(images, None if whole else own // images)
+    return Found(images, own // images)
 
 
 def _largest(sizes: list[int], guess: int, fits: Callable[[int], bool]) -> int:

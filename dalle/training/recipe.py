@@ -161,6 +161,9 @@ class CLIPRecipe:
     run: RunConfig
     text_tokenizer: str
     """Folder of the text tokenizer (or a hub id)."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: which caption of the batch is a picture's, and the other way round (CLIP). sigmoid: of each pair alone,
+    whether it is one (SigLIP, arXiv 2303.15343); scores are then probabilities, and `model.sigmoid` is set."""
     bpe_dropout: float = 0.0
     """Chance of dropping a BPE merge in training."""
     augment: float = 0.0
@@ -170,8 +173,24 @@ class CLIPRecipe:
 
     def __post_init__(self) -> None:
         check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        if (self.loss == "sigmoid") != self.model.sigmoid:
+            raise ValueError(
+                f"loss is {self.loss} and model.sigmoid is {str(self.model.sigmoid).lower()}: the bias of a sigmoid is "
+                "learned by its loss alone; leave out model.sigmoid, which follows"
+            )
+        if self.run.batch_size < 2:
+            raise ValueError("run.batch_size is 1: a pair is compared with the others of its batch, so give at least 2")
+        if self.run.compile and self.run.accumulation > 1 and self._drops:
+            raise ValueError(
+                "run.compile with run.accumulation and dropout: compiled code draws other random numbers with a graph "
+                "than without one; set run.compile=false, or dropout and attention_dropout of both towers to 0"
+            )
         if not 0 <= self.augment <= 1:
             raise ValueError(f"augment is {self.augment}: give a strength from 0 to 1")
+
+    @property
+    def _drops(self) -> bool:
+        return any(tower.dropout or tower.attention_dropout for tower in (self.model.vision, self.model.text))
 
 
 @config
@@ -259,6 +278,8 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     run = data.get("run")
     if isinstance(run, dict) and run.get("tokens") is not None:
         run.setdefault("updates", 0)
+    if data.get("stage") == "clip" and data.get("loss") == "sigmoid" and isinstance(data.get("model"), dict):
+        data["model"].setdefault("sigmoid", True)
     recipe: Recipe = from_dict(stage_schema(data, source), data, source)
     return recipe if isinstance(recipe, TextTokenizerRecipe) else _in_updates(recipe)
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dalle.kernels.switches import forced
 from dalle.training.distributed.fsdp import is_sharded, local, reshard, unscale
 from dalle.training.distributed.powersgd import PowerSGD
+from dalle.training.grad_cache import accumulate_contrastive
 from dalle.training.optim import EMA, clipped_step, gradient_norm, learning_rate, update_ratio
-from dalle.training.tasks import Phase, Task
+from dalle.training.tasks import ContrastiveTask, Phase, Task
 
 
 def seed_noise(seed: int, update: int, rank: int) -> None:
@@ -32,11 +33,14 @@ def seed_noise(seed: int, update: int, rank: int) -> None:
 def accumulate(
     task: Task, phase: Phase, micro: list[Any], accelerator: Accelerator, update: int
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Leave the gradients of a phase's mean loss over micro-batches.
+    """Leave the gradients of a phase's mean loss over micro-batches, or of the loss that compares all of them.
 
     Returns:
         The sum of their losses, and what is logged of each.
     """
+    if isinstance(task, ContrastiveTask) and len(micro) > 1:
+        loss, parts = accumulate_contrastive(task, micro, accelerator)
+        return loss, [{phase.name + "_loss": loss} | parts]
     noted: list[dict[str, Tensor]] = []
     total = torch.zeros((), device=accelerator.device)
     for inputs in micro:

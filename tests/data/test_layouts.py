@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 import tarfile
 import unicodedata
 from collections.abc import Callable
@@ -400,3 +402,19 @@ def test_what_is_not_used_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
         for _ in range(3):
             captions(tmp_path)
     assert len(told(caplog)) == 1
+
+
+def test_a_data_set_of_the_hub_is_asked_for_once(tmp_path: Path) -> None:
+    """Nothing listens where the hub is said to be; what looks like a path here is not asked for at all."""
+    program = (
+        "import sys\nfrom dalle.data.custom.dataset import Pairs, PairsData\nfor path in sys.argv[1:]:\n"
+        "    try: Pairs(PairsData(path=path), 'train', 8)\n    except ValueError as error: print(error)"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": root}
+    command = [sys.executable, "-c", program, "owner/name", "data/my_pictures", "runs/x"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("owner/name (no folder here, so taken as a hub id) cannot be loaded: ")
+    assert others == [f"there is no folder or file {path}: set data.path to your pictures" for path in command[4:]]
+    assert "Retry" not in done.stderr and done.returncode == 0

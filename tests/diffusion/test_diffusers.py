@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dalle.generation.diffusion.prediction import Limit, make_denoiser
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, invert, sample
-from dalle.generation.diffusion.schedule import CosineConfig, LinearConfig, make_schedule, spaced_steps
+from dalle.generation.diffusion.spacing import spaced_steps
+from dalle.models.noise_schedule import CosineConfig, LinearConfig, make_schedule
 
 schedulers = pytest.importorskip("diffusers.schedulers")
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dalle.generation.diffusion.prediction import Denoised, Denoiser, Limit, Network, denoised, make_denoiser, target
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise, invert, sample, sample_from
-from dalle.generation.diffusion.schedule import CosineConfig, LinearConfig, Schedule, make_schedule, spaced_steps
+from dalle.generation.diffusion.spacing import spaced_steps
+from dalle.models.noise_schedule import CosineConfig, LinearConfig, Schedule, make_schedule
 
 COSINE, LINEAR = make_schedule(CosineConfig()), make_schedule(LinearConfig())
 MEAN, DEVIATION = 0.7, 0.4

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dalle.__main__ import main
+from dalle.apps.judging.classifier import Classifier, load_classifier, save_classifier
 from dalle.apps.judging.draw import decoded, draw
 from dalle.apps.judging.drawings import Drawings, chosen, images_of, open_plain
 from dalle.apps.judging.scenes import (
@@ -114,7 +115,11 @@ def test_the_command_judges_drawings(
     monkeypatch.setattr(
         "dalle.checkpoints.published.efficientnet.load_efficientnet_lite0", lambda device: FewFeatures()
     )
-    judge = make_tiny_model(tmp_path / "judge", seed=9).parent / "clip"
+    judge = tmp_path / "judge"
+    everything = open_plain(DATA, "all", 8)
+    torch.manual_seed(0)
+    concepts = sorted({concept.phrase for concept in everything.concepts})
+    save_classifier(Classifier(concepts, sorted(set(everything.styles))), judge)
     command = [
         "eval",
         str(model),
@@ -165,6 +170,16 @@ def test_the_command_judges_drawings(
     )
     assert main([*command, "--draw", "1"]) == 2
     assert "count is 1: at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["sets=[emoji]", "styles=[fluent-mono]", "--out", str(tmp_path / "judge"), "--device", "cpu"]
+    assert main(["judge", *options, "--epochs", "1", "--batch-size", "100"]) == 0
+    assert "concepts, 1 styles" in capsys.readouterr().out
+    assert load_classifier(tmp_path / "judge").styles == ["fluent-mono"]
+    assert main(["judge", *options, "--epochs", "0"]) == 2
+    assert "epochs is 0: at least 1" in capsys.readouterr().err
 
 
 def test_drawing_and_judging_go_together(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

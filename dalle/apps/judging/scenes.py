@@ -34,13 +34,13 @@ class RelationPrompt:
     Attributes:
         prompt: "a cat to the left of a red car, noto style".
         relation: How the first thing lies to the second.
-        captions: Of each thing alone.
+        concepts: Of each thing.
         indices: Their images.
     """
 
     prompt: str
     relation: str
-    captions: tuple[str, str]
+    concepts: tuple[str, str]
     indices: tuple[int, int]
 
 
@@ -91,11 +91,11 @@ def relation_prompts(known: Drawings, indices: Sequence[int], seed: int) -> list
         if not others:
             continue
         other = rng.choice(others)
-        first, second = known.canonical_caption(index), known.canonical_caption(other)
         relation = RELATIONS[number % len(RELATIONS)]
-        style = first.removeprefix(own)  # ", noto style"
-        prompt = f"{own} {_PHRASES[relation]} {known.concepts[other].phrase}{style}"
-        made.append(RelationPrompt(prompt, relation, (first, second), (index, other)))
+        concepts = own, known.concepts[other].phrase
+        style = known.canonical_caption(index).removeprefix(own)  # ", noto style"
+        prompt = f"{own} {_PHRASES[relation]} {concepts[1]}{style}"
+        made.append(RelationPrompt(prompt, relation, concepts, (index, other)))
     return made
 
 
@@ -118,8 +118,7 @@ def relation_right(judge: Judge, images: Tensor, asked: Sequence[RelationPrompt]
     """Share of images [N, 3, H, W] of which each half fits its own thing better than the other one: chance is 25 %."""
     hits = 0
     for image, one in zip(images, asked, strict=True):
-        seen = judge.embed(torch.stack(halves(image, one.relation)))  # [2, D], of the first and the second thing
-        scores = seen @ torch.stack([judge.text(caption) for caption in one.captions]).T
+        scores = judge.concept_scores(torch.stack(halves(image, one.relation)), one.concepts)  # [2 halves, 2 things]
         hits += bool(scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0])
     return hits / len(asked)
 

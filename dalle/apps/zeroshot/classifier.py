@@ -29,7 +29,7 @@ class Prediction:
 
     picture: str  # its path, or what it is called
     labels: list[str]
-    probabilities: list[float]  # in [0, 1]; of all labels together they are 1
+    probabilities: list[float]  # in [0, 1]; of all labels together they are 1, but of a SigLIP each stands alone
 
 
 class ZeroShotClassifier:
@@ -37,7 +37,8 @@ class ZeroShotClassifier:
 
     A label's vector is the mean of the unit vectors of its sentences, normalised again: the prompt ensembling of the
     CLIP paper (Radford et al. 2021, section 3.1.4). The sentences are every template filled with every word that the
-    label goes by. Probabilities are the softmax over labels of cosines times CLIP's learnt scale.
+    label goes by. Probabilities are the softmax over labels of cosines times CLIP's learnt scale; a SigLIP judges
+    each label by itself.
 
     Attributes:
         clip: the CLIP.
@@ -124,7 +125,9 @@ class ZeroShotClassifier:
 
     @torch.inference_mode()
     def probabilities(self, image_embeds: Tensor) -> Tensor:
-        """Unit vectors of pictures [B, D] -> float32 [B, L], each row 1 in all."""
+        """Unit vectors of pictures [B, D] -> float32 [B, L], each row 1 in all; of a SigLIP each label by itself."""
+        if self.clip.config.sigmoid:
+            return self.clip.probabilities(image_embeds @ self.label_embeds.T)
         return (self.clip.scale.cpu().float() * image_embeds @ self.label_embeds.T).softmax(dim=-1)
 
 

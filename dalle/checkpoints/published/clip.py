@@ -1,4 +1,4 @@
-"""CLIPs with a vision transformer: of OpenAI (TorchScript archive or state dict), Hugging Face, and open_clip.
+"""CLIPs with a vision transformer: of OpenAI (TorchScript archive or state dict), Hugging Face, open_clip; SigLIPs.
 
 OpenAI and open_clip share one set of names; Hugging Face has another, with separate queries, keys and values.
 """
@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.published import siglip
 from dalle.checkpoints.published.files import read_state
 from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, renamed, shape, square
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
-from dalle.text_tokenizers import CLIPTokenizer, TextTokenizer
+from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
 _OPEN_CLIP = ("a CLIP of open_clip", "that of whoever trained it (the code: MIT, github.com/mlfoundations/open_clip)")
@@ -110,12 +111,22 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
         ValueError: it is none, is damaged, or something has to be given; one line that names the source.
     """
     try:
-        return _read(read_state(source), _settings(source), dict(given or {}))
+        published = read_state(source)
+        if siglip.is_of(published):
+            return _read_siglip(published, source, dict(given or {}))
+        return _read(published, _settings(source), dict(given or {}))
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source} cannot be loaded as a CLIP: {told}") from error
     except SHAPE_ERRORS as error:
         raise ValueError(f"{source} cannot be loaded as a CLIP: its tensors are not of the shapes of one") from error
+
+
+def _read_siglip(published: dict[str, Tensor], source: Path, given: dict[str, Any]) -> Published:
+    folder = source if source.is_dir() else source.parent
+    if given:
+        raise ValueError(f"{next(iter(given))} is not to be given: the config.json of a SigLIP tells it")
+    return siglip.read(published, _json(folder / "config.json"), _pixels(folder))
 
 
 def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[str, Any]) -> Published:
@@ -138,7 +149,7 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
     text = _tower(tensors, "text", activation, settings.get("text_heads"), given.get("text_heads"))
     patch = shape(tensors, "vision.patches.weight")[-1]
     vocab = shape(tensors, "text.tokens.weight")[0]
-    options = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
+    options: dict[str, Any] = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
     config = CLIPConfig(
         image_size=patch * square(shape(tensors, "vision.positions")[0] - 1)[0],
         patch_size=patch,
@@ -160,8 +171,13 @@ def check_words(found: Published, words: TextTokenizer) -> None:
     Raises:
         ValueError: it is of another kind than CLIP's, as ruCLIP's is, or has other ids.
     """
-    if not isinstance(words, CLIPTokenizer):
-        kind = words.config.kind
+    kind = words.config.kind
+    if found.config.towers == "siglip" and not isinstance(words, SigLIPTokenizer):
+        raise ValueError(
+            f"its text tokenizer is of the kind {kind}: spiece.model of SigLIP, or tokenizer.model of SigLIP 2, is "
+            "needed"
+        )
+    if found.config.towers == "clip" and not isinstance(words, CLIPTokenizer):
         raise ValueError(
             f"its text tokenizer is of the kind {kind}, as ruCLIP's, which is not supported: CLIP's is needed"
         )
@@ -224,10 +240,7 @@ def _settings(source: Path) -> dict[str, Any]:
         settings["activation"] = vision.get("hidden_act", "quick_gelu")
         if text.get("hidden_act", "quick_gelu") != settings["activation"]:
             raise ValueError("its two towers have different activations, which is not supported")
-    picture = _json(folder / "preprocessor_config.json")
-    settings |= {
-        ours: picture[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in picture
-    }
+    settings |= _pixels(folder)
     ours = _json(folder / "open_clip_config.json")
     model = ours.get("model_cfg")
     if isinstance(model, dict):
@@ -243,6 +256,13 @@ def _settings(source: Path) -> dict[str, Any]:
             name: value for name, value in (ours.get("preprocess_cfg") or {}).items() if name in ("mean", "std")
         }
     return settings
+
+
+def _pixels(folder: Path) -> dict[str, Any]:
+    """How images are normalized, where the folder tells."""
+    picture = _json(folder / "preprocessor_config.json")
+    names = (("mean", "image_mean"), ("std", "image_std"))
+    return {ours: picture[theirs] for ours, theirs in names if theirs in picture}
 
 
 def _check_open_clip(part: str, options: dict[str, Any], file: Path) -> None:

@@ -70,7 +70,9 @@ def convert(
         if stage == "clip":
             found = read_clip(path, given)
             words = (
-                clip_text_tokenizer(path) if text_tokenizer is None else read_text_tokenizer(resolve(text_tokenizer))
+                clip_text_tokenizer(path, found.config.towers)
+                if text_tokenizer is None
+                else read_text_tokenizer(resolve(text_tokenizer))
             )
             check_words(found, words)
             words.save(scratch / "text_tokenizer")

@@ -11,6 +11,8 @@ from dalle.text_tokenizers import (
     CharTokenizerConfig,
     CLIPTokenizer,
     CLIPTokenizerConfig,
+    SigLIPTokenizer,
+    SigLIPTokenizerConfig,
     TextTokenizer,
     YTTMTokenizer,
     YTTMTokenizerConfig,
@@ -21,6 +23,7 @@ CLIP_SOURCE = "openai/clip-vit-base-patch32/merges.txt"
 CLIP_WORDS = 49_408
 _CLIP_MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 _YTTM = "bpe.model"
+_SIGLIP = {"spiece.model": 1, "tokenizer.model": 2}  # and which version of SigLIP has it
 _MOST_BYTES = 1 << 26  # of a file; weights are larger
 _CHAR = (("bpe-16k-vocab.json", "bpe-16k-merges.txt"), ("vocab.json", "merges.txt"))
 
@@ -54,8 +57,8 @@ def text_tokenizer_beside(weights: Path, ends: bool = True) -> TextTokenizer | N
     return read_text_tokenizer(folder, ends) if _files(folder) else None
 
 
-def clip_text_tokenizer(weights: Path) -> TextTokenizer:
-    """The text tokenizer beside a published CLIP, or the one that all of them have.
+def clip_text_tokenizer(weights: Path, towers: str = "clip") -> TextTokenizer:
+    """The text tokenizer beside a published CLIP, or the one that all of them have, SigLIPs (`towers`) excepted.
 
     Raises:
         ValueError: there is none beside it, and the hub cannot be reached.
@@ -63,6 +66,11 @@ def clip_text_tokenizer(weights: Path) -> TextTokenizer:
     found = text_tokenizer_beside(weights)
     if found is not None:
         return found
+    if towers == "siglip":
+        raise ValueError(
+            f"{weights} has no text tokenizer beside it: put spiece.model (SigLIP) or tokenizer.model (SigLIP 2) of "
+            "its repository there"
+        )
     try:
         return read_text_tokenizer(resolve(CLIP_SOURCE))
     except ValueError as error:
@@ -78,7 +86,7 @@ def _files(folder: Path) -> list[Path]:
         pair = [folder / name for name in names]
         if all(file.is_file() for file in pair) and b'"[UNK]"' in _content(pair[0]):
             return pair
-    return [folder / name for name in (*_CLIP_MERGES, _YTTM) if (folder / name).is_file()]
+    return [folder / name for name in (*_CLIP_MERGES, _YTTM, *_SIGLIP) if (folder / name).is_file()]
 
 
 def _read(source: Path, ends: bool) -> TextTokenizer:
@@ -89,10 +97,12 @@ def _read(source: Path, ends: bool) -> TextTokenizer:
         if not there:
             raise ValueError(
                 "it holds no text tokenizer: expected bpe.model (ruDALL-E), merges.txt or bpe_simple_vocab_16e6.txt.gz "
-                "(CLIP), or vocabulary and merges (minDALL-E)"
+                "(CLIP), spiece.model or tokenizer.model (SigLIP), or vocabulary and merges (minDALL-E)"
             )
         source = there[0]
     content = _content(source)
+    if source.name in _SIGLIP:
+        return SigLIPTokenizer(SigLIPTokenizerConfig(version=1 if _SIGLIP[source.name] == 1 else 2), content)
     if content[:64].split(None, 1)[:1] and content[:64].split(None, 1)[0].isdigit():
         return YTTMTokenizer(YTTMTokenizerConfig(ends=ends), content)
     tokenizer = CLIPTokenizer(CLIPTokenizerConfig(ends=ends), content)

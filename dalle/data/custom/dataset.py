@@ -24,6 +24,7 @@ from dalle.data.custom.walk import described
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.shuffle import spread
 from dalle.images.read import Crop
+from dalle.remote import may_be_an_id
 
 log = logging.getLogger(__name__)
 
@@ -278,7 +279,8 @@ def matching(path: Path) -> list[Path]:
 def is_hub_id(path: str) -> bool:
     """Whether `owner/name` can be meant for the hub, rather than for something that is not there."""
     local = Path(path).expanduser()
-    return bool(_HUB_ID.fullmatch(path)) and not local.parent.is_dir() and local.suffix not in (".parquet", ".tar")
+    alike = _HUB_ID.fullmatch(path) is not None and may_be_an_id(path.split("/"))
+    return alike and not local.parent.is_dir() and local.suffix not in (".parquet", ".tar")
 
 
 def braces(pattern: str) -> list[str]:

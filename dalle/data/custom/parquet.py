@@ -23,6 +23,7 @@ from dalle.data.custom.records import (
     has_captions,
     image_column,
 )
+from dalle.remote import PATIENCE, failures
 
 _SHARDS = 16  # of a saved set that is streamed
 _CHUNK = 16  # records that a stream reads at a time
@@ -195,9 +196,32 @@ def hub_source(
     def load(stream: bool) -> Any:
         import datasets
 
-        return datasets.load_dataset(name, split=split, streaming=stream)
+        with _asked_once(name):
+            return datasets.load_dataset(name, split=split, streaming=stream)
 
     return TableSource(load, f"{name} (no folder here, so taken as a hub id)", [], image, caption, key, captioned)
+
+
+@contextmanager
+def _asked_once(name: str) -> Iterator[None]:
+    """Where the hub does not answer, load what has been fetched before, without asking six times more."""
+    import datasets
+    import huggingface_hub
+
+    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in switches]
+    try:
+        huggingface_hub.dataset_info(name, timeout=PATIENCE)
+    except huggingface_hub.errors.HfHubHTTPError:  # it answers; what is wrong loading will tell
+        pass
+    except failures():
+        for module in switches:
+            module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(switches, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def saved_source(

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dalle.generation.diffusion.schedule import Schedule
 from dalle.generation.sampling import guide
+from dalle.models.noise_schedule import Predicts, Schedule
 
-Predicts = Literal["epsilon", "v", "sample"]
 Network = Callable[[Tensor, Tensor], Tensor]
 """x_t [B, ...] and steps int64 [B] to what it predicts, [B, ...]; with learnt variance twice the channels."""
 

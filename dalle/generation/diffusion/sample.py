@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dalle.config import config
 from dalle.generation.diffusion.prediction import Denoiser
-from dalle.generation.diffusion.schedule import Schedule, Spacing, spaced_steps
+from dalle.generation.diffusion.spacing import Spacing, spaced_steps
 from dalle.generation.diffusion.steps import Variance, ddim_step, ddpm_step, dpm_solver_step
+from dalle.models.noise_schedule import Schedule
 
 Noise = Callable[[], Tensor]
 """Unit Gaussian numbers [B, ...]: what a sampler starts from, then those of each step, in the order of their use."""

@@ -6,12 +6,12 @@ import torch
 
 from dalle.training.distributed.fsdp import Sharding
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, LoopRecipe
-from dalle.training.tasks.base import Phase, Samples, Task
+from dalle.training.tasks.base import ContrastiveTask, Phase, Samples, Task
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 
-__all__ = ["Phase", "Samples", "Task", "build_task"]
+__all__ = ["ContrastiveTask", "Phase", "Samples", "Task", "build_task"]
 
 
 def build_task(recipe: LoopRecipe, device: torch.device, sharding: Sharding | None = None) -> Task:

@@ -90,3 +90,21 @@ class Task(ABC):
     @abstractmethod
     def export(self, folder: Path, weights: Tensors) -> None:
         """Write the folder that `dalle.load_*` reads."""
+
+
+class ContrastiveTask(Task):
+    """A stage whose loss compares all images of a batch, so that it is no mean over micro-batches.
+
+    What is compared are embeddings, one of each image or caption alone: they can be made in pieces.
+    """
+
+    @abstractmethod
+    def embed(self, inputs: Any) -> tuple[Tensor, ...]:
+        """Embeddings [B, D] of a micro-batch, of each kind that the loss compares."""
+
+    @abstractmethod
+    def batch_loss(self, embeds: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the embeddings of this process's whole batch, together with those of others, and figures to log."""
+
+    def loss(self, phase: Phase, inputs: Any, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.batch_loss(self.embed(inputs))

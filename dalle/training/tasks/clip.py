@@ -1,4 +1,4 @@
-"""Training CLIP: symmetric contrastive loss over the captions and pictures of one batch, on all processes together."""
+"""Training CLIP: a loss over all pairs of one batch of captions and pictures, of all processes together."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from dalle.data.loader import Batch
 from dalle.device import to_device
 from dalle.evaluation.evaluate import clip_figures
 from dalle.images.augment import augmented
-from dalle.models.clip import CLIP, contrastive_loss, gather_with_gradient
+from dalle.models.clip import CLIP
+from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
 from dalle.training.distributed.fsdp import Sharding, build
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
-from dalle.training.tasks.base import Phase, Task
+from dalle.training.tasks.base import ContrastiveTask, Phase
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Inputs:
     text: Tensor  # [B, T]
 
 
-class CLIPTask(Task):
+class CLIPTask(ContrastiveTask):
     model: CLIP
 
     def __init__(self, recipe: CLIPRecipe, device: torch.device, sharding: Sharding | None = None):
@@ -40,11 +41,6 @@ class CLIPTask(Task):
             raise ValueError(
                 f"model.text_vocab is {recipe.model.text_vocab}, but {recipe.text_tokenizer} has "
                 f"{self.tokenizer.vocab_size} pieces: set model.text_vocab={self.tokenizer.vocab_size}"
-            )
-        if recipe.run.accumulation != 1:
-            raise ValueError(
-                f"run.accumulation is {recipe.run.accumulation}: the contrastive loss compares all pairs of a batch, "
-                "which micro-batches would split; set run.accumulation=1 and a smaller run.batch_size"
             )
         self.model = build(lambda: CLIP(recipe.model), device, sharding, ("encode_image", "encode_text"))
         self.state = nn.ModuleDict({"model": self.model})
@@ -62,8 +58,14 @@ class CLIPTask(Task):
             images = augmented(images, batch.seeds, recipe.augment)
         return Inputs(images, to_device(self.device, text))
 
-    def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images, text = self.model.encode_image(inputs.images), self.model.encode_text(inputs.text)
+    def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        return self.model.encode_image(inputs.images), self.model.encode_text(inputs.text)
+
+    def batch_loss(self, embeds: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, text = embeds
+        if self.model.logit_bias is not None:
+            loss = sigmoid_loss(images, text, self.model.scale, self.model.logit_bias)
+            return loss, {"scale": self.model.scale, "bias": self.model.logit_bias}
         gather = gather_with_gradient if torch.distributed.is_initialized() else None
         loss = contrastive_loss(images, text, self.model.scale, gather=gather)
         return loss, {"scale": self.model.scale}

@@ -1,4 +1,4 @@
-"""How much noise each step of a diffusion has, and which steps a sampler visits."""
+"""How much noise each step of a diffusion has: what a network was trained with, and is sampled with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dalle.config import config
 
 _LARGEST_BETA = 0.999  # "we clip beta_t to be no larger than 0.999" (arXiv 2102.09672, section 3.2)
 
-Spacing = Literal["linspace", "leading", "trailing"]
+Predicts = Literal["epsilon", "v", "sample"]
+"""The noise, v = sqrt(alpha-bar) epsilon - sqrt(1 - alpha-bar) x_0 (arXiv 2202.00512, appendix D), or the data."""
 
 
 @config
@@ -111,29 +112,3 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
 def _squared_cosine(share: float, offset: float = 0.008) -> float:
     """f of equation 17 in arXiv 2102.09672; the offset keeps the first steps from having next to no noise."""
     return math.cos((share + offset) / (1 + offset) * math.pi / 2) ** 2
-
-
-def spaced_steps(total: int, count: int, spacing: Spacing = "linspace") -> list[int]:
-    """The steps that a sampler visits, from noise to data: one list for sampling and for inversion.
-
-    Args:
-        total: steps T of the schedule.
-        count: how many of them, 1 to `total`.
-        spacing: linspace has both the last step and step 0 (unCLIP's; one step alone is the last), leading step 0 and
-            not the last, trailing the last and not step 0 (Lin et al. 2023, arXiv 2305.08891, table 2).
-
-    Returns:
-        `count` falling steps, each from 0 to `total` - 1.
-
-    Raises:
-        ValueError: a count out of range.
-    """
-    if not 1 <= count <= total:
-        raise ValueError(f"steps is {count}; this model was trained with {total}, give 1 to {total}")
-    if count == 1 and spacing == "linspace":
-        return [total - 1]
-    if spacing == "linspace":
-        return [round(i * (total - 1) / (count - 1)) for i in reversed(range(count))]
-    if spacing == "leading":
-        return [i * (total // count) for i in reversed(range(count))]
-    return [round(total - i * total / count) - 1 for i in range(count)]

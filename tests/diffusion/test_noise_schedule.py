@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from dalle.generation.diffusion.schedule import CosineConfig, LinearConfig, make_schedule, spaced_steps
+from dalle.generation.diffusion.spacing import spaced_steps
+from dalle.models.noise_schedule import CosineConfig, LinearConfig, make_schedule
 
 
 def test_cosine_is_the_papers_formula() -> None:

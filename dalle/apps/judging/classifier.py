@@ -1,0 +1,104 @@
+"""The network of the judge: a small residual CNN that names concept and style of a drawing. Knows no captions.
+
+Letters: B images, C concepts, S styles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.tensors import load_weights, open_tensors
+from dalle.images.transforms import resize_batch
+
+SIDE = 64
+"""Pixels a side that it looks at."""
+STAGE = "judge"
+_WIDTHS = (32, 64, 128, 256)
+_AT_ONCE = 128
+
+
+class Classifier(nn.Module):
+    """He et al. 2015 (arXiv 1512.03385), with one block of two 3x3 convolutions at each of four resolutions.
+
+    Attributes:
+        concepts: Names of the C concepts.
+        styles: Names of the S styles.
+    """
+
+    def __init__(self, concepts: Sequence[str], styles: Sequence[str]) -> None:
+        super().__init__()
+        self.concepts, self.styles = list(concepts), list(styles)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, _WIDTHS[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(_WIDTHS[0]), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(
+            *(_Block(before, width) for before, width in zip((_WIDTHS[0], *_WIDTHS), _WIDTHS, strict=False))
+        )
+        self.concept_head = nn.Linear(_WIDTHS[-1], len(concepts))
+        self.style_head = nn.Linear(_WIDTHS[-1], len(styles))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, 64, 64] in [0, 1] -> logits of concepts [B, C] and of styles [B, S]."""
+        x = self.blocks(self.stem(2 * images - 1)).mean((2, 3))
+        return self.concept_head(x), self.style_head(x)
+
+    @torch.inference_mode()
+    def chances(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of probabilities, on the CPU, for images [N, 3, H, W] in [0, 1] of any size."""
+        device = self.concept_head.weight.device
+        parts = [self(resize_batch(part.to(device), SIDE)) for part in images.split(_AT_ONCE)]
+        return tuple(torch.cat(logits).float().log_softmax(1).cpu() for logits in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut; halves the resolution where the width grows."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        stride = 1 if before == width else 2
+        self.conv1 = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut = (
+            nn.Identity()
+            if before == width
+            else nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(self.shortcut(x) + made)
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write a folder of weights."""
+    names = {"concepts": classifier.concepts, "styles": classifier.styles}
+    tensors = {name: tensor for name, tensor in classifier.state_dict().items() if tensor.is_floating_point()}
+    model_folder.save(folder, {"stage": STAGE, "model": names}, tensors)
+
+
+def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """A judge that `python -m dalle judge` has trained, in evaluation mode.
+
+    Raises:
+        ValueError: Nothing is there, or something else.
+    """
+    folder = resolve(source)
+    content = model_folder.read_config(folder)
+    names = content.get("model")
+    if content.get("stage") != STAGE or not isinstance(names, dict):
+        raise ValueError(
+            f"{source}: stage is {content.get('stage')}, expected a judge: python -m dalle judge trains one"
+        )
+    classifier = Classifier(names["concepts"], names["styles"])
+    tensors = dict(open_tensors(folder / model_folder.WEIGHTS))
+    kept = {name: tensor for name, tensor in classifier.state_dict().items() if not tensor.is_floating_point()}
+    return load_weights(classifier, tensors | kept, str(folder), device, None)

@@ -1,0 +1,51 @@
+"""python -m dalle judge: train a judge of drawings for `python -m dalle eval --draw`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dalle.config import apply_overrides, from_dict
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `dalle`."""
+    command = commands.add_parser("judge", help="train a judge of drawings, on all images, for eval --draw")
+    command.add_argument(
+        "data", nargs="*", metavar="key=value", help="options of the data set (default: the embedded drawings)"
+    )
+    command.add_argument("--out", type=Path, default=Path("runs/judge"), help="folder of the judge (%(default)s)")
+    command.add_argument("--epochs", type=int, default=40, help="times that each image is shown (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=128, help="images of a step (%(default)s)")
+    command.add_argument("--lr", type=float, default=2e-3, help="largest learning rate (%(default)s)")
+    command.add_argument("--seed", type=int, default=20, help="of weights, order and changes (%(default)s)")
+    command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from dalle.apps.judging.classifier import SIDE, save_classifier
+    from dalle.apps.judging.drawings import open_plain
+    from dalle.apps.judging.train import JudgeOptions, train_judge
+    from dalle.cli.outputs import check_folder
+    from dalle.data import EncodedConfig
+    from dalle.device import pick_device
+
+    data = from_dict(EncodedConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
+    options = JudgeOptions(args.epochs, args.batch_size, args.lr, args.seed)
+    check_folder(args.out)
+    drawings = open_plain(data, "all", SIDE)
+    steps = options.epochs * max(1, len(drawings) // options.batch_size)
+    with tqdm(total=steps, unit="step") as bar:
+
+        def told(step: int, loss: float) -> None:
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss:.3f}")
+
+        judge = train_judge(drawings, options, pick_device(args.device), told)
+    save_classifier(judge, args.out)
+    print(f"{args.out}: {len(judge.concepts)} concepts, {len(judge.styles)} styles, {len(drawings)} images")

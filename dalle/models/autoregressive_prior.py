@@ -1,0 +1,190 @@
+"""The autoregressive prior of unCLIP: an image embedding as a few tokens, the largest principal component first.
+
+Letters as in `dalle.models.prior`; K components, V buckets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dalle.config import config
+from dalle.kernels.ids import check_ids
+from dalle.kernels.kv_cache import KVCache
+from dalle.models.clip import TextStates
+from dalle.models.prior import Prior, PriorShape, causal_mask
+from dalle.models.transformer import Transformer
+
+
+@config
+class AutoregressivePriorConfig(PriorShape):
+    """A prior that predicts tokens."""
+
+    kind: Literal["autoregressive"] = "autoregressive"
+    """Tokens of principal components."""
+    components: int | None = None
+    """Principal components K that are predicted; null takes as many as keep `variance`."""
+    variance: float = 0.99
+    """Share of the variance that the components keep, where `components` is null."""
+    buckets: int = 256
+    """Values V that a component can have, equally many embeddings in each."""
+    dot_buckets: int = 32
+    """Values of the token that says how well caption and image fit each other."""
+
+    def __post_init__(self) -> None:
+        PriorShape.__post_init__(self)
+        if self.components is not None and not 1 <= self.components <= self.embed_dim:
+            raise ValueError(f"components is {self.components}; it must be from 1 to embed_dim, {self.embed_dim}")
+        if not 0 < self.variance <= 1:
+            raise ValueError(f"variance is {self.variance}; it must be above 0 and at most 1")
+        for name in ("buckets", "dot_buckets"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 2")
+
+
+class AutoregressivePrior(Prior):
+    """Predicts one component after the other (arXiv 2204.06125, section 2.2).
+
+    The sequence is [text states][text embedding][dot product][component 0]..[component K - 2]; the state at the dot
+    product predicts component 0, and that at component i component i + 1. The dot product is that of the unit
+    embeddings of caption and image.
+    """
+
+    basis: Tensor
+    edges: Tensor
+    centers: Tensor
+    dot_edges: Tensor
+
+    def __init__(self, config: AutoregressivePriorConfig) -> None:
+        super().__init__(config)
+        if config.components is None:
+            raise ValueError("components is null: settle how many by components_for first")
+        self.config, self.components = config, config.components
+        width = config.transformer.width
+        self.dot_embedding = nn.Embedding(config.dot_buckets, width)
+        self.null_dot = nn.Parameter(torch.randn(width) * 0.02)
+        self.embedding = nn.Embedding(config.buckets, width)
+        self.positions = nn.Parameter(torch.randn(config.text_length + 1 + config.components, width) * 0.01)
+        self.transformer = Transformer(config.transformer)
+        self.head = nn.Linear(width, config.buckets)
+        for weight in (self.dot_embedding.weight, self.embedding.weight, self.head.weight):
+            nn.init.normal_(weight, std=0.02)
+        self.register_buffer("basis", torch.eye(config.embed_dim)[:, : config.components].contiguous())
+        self.register_buffer("edges", torch.zeros(config.components, config.buckets - 1))
+        self.register_buffer("centers", torch.zeros(config.components, config.buckets))
+        self.register_buffer("dot_edges", torch.zeros(config.dot_buckets - 1))
+
+    def fit(self, images: Tensor, texts: Tensor) -> None:
+        """Take statistics, components and buckets of a training set's raw embeddings of pairs, [N, D] each."""
+        super().fit(images, texts)
+        if len(images) < self.config.buckets:
+            raise ValueError(f"{len(images)} embeddings cannot fill {self.config.buckets} buckets: give more of them")
+        standard = self.standardize(images)
+        self.basis.copy_(principal_components(standard)[1][:, : self.components])
+        values = standard @ self.basis  # [N, K]
+        self.edges.copy_(_edges(values, self.config.buckets).T)
+        for component, own in enumerate(values.T.contiguous()):
+            ids = torch.bucketize(own, self.edges[component])
+            counts = torch.bincount(ids, minlength=self.config.buckets)
+            sums = torch.zeros_like(self.centers[component]).index_add_(0, ids, own)
+            # An empty bucket, between edges that are equal, is never a target
+            self.centers[component] = sums / counts.clamp(min=1)
+        self.dot_edges.copy_(_edges(_cosines(images, texts)[:, None], self.config.dot_buckets)[:, 0])
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Raw image embeddings [B, D] to buckets of their components, int64 [B, K]."""
+        values = self.standardize(images) @ self.basis
+        return torch.stack(
+            [torch.bucketize(v, e) for v, e in zip(values.T.contiguous(), self.edges, strict=True)], dim=1
+        )
+
+    def embeds(self, ids: Tensor) -> Tensor:
+        """Buckets int64 [B, K] to raw image embeddings [B, D]: the means of the buckets."""
+        values = self.centers[torch.arange(ids.shape[1], device=ids.device), ids]
+        return self.raw(values @ self.basis.T)
+
+    def dots(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Buckets of how well raw embeddings of pairs fit, [B, D] each to int64 [B]."""
+        return torch.bucketize(_cosines(images, texts), self.dot_edges)
+
+    def forward(self, ids: Tensor, dots: Tensor, text: TextStates, dropped: Tensor | None = None) -> Tensor:
+        """Logits of all components.
+
+        Args:
+            ids: int64 [B, K], or those known of them, [B, n].
+            dots: int64 [B].
+            text: of B captions, T at most `config.text_length`; what is masked does not count.
+            dropped: bool [B], whose caption and dot product are the learnt ones of no text; None: nobody's.
+
+        Returns:
+            float32 [B, min(n + 1, K), V]: `logits[:, i]` predicts component i from the text and those before it.
+
+        Raises:
+            IndexError: on a CPU, an id is out of range.
+        """
+        prefix, real = self._prefix(text, dots, dropped)
+        x = torch.cat((prefix, self._embed(ids[:, : self.components - 1], 0).to(prefix.dtype)), dim=1)
+        x = F.dropout(x, self.config.transformer.dropout, self.training)
+        states = self.transformer(x, causal_mask(real, x.shape[1]))[:, prefix.shape[1] - 1 :]
+        return self.head(states).float()
+
+    def prefill(self, text: TextStates, dots: Tensor, dropped: Tensor | None = None) -> tuple[Tensor, KVCache, Tensor]:
+        """Run the prefix alone.
+
+        Returns:
+            Logits of component 0 [B, V], a cache with room for the components, and which of the prefix is real.
+        """
+        prefix, real = self._prefix(text, dots, dropped)
+        length = prefix.shape[1]
+        cache = self.transformer.new_cache(len(prefix), length + self.components - 1)
+        states = self.transformer(prefix, causal_mask(real, length), cache=cache)
+        return self.head(states[:, -1]).float(), cache, real
+
+    def extend(self, ids: Tensor, cache: KVCache, real: Tensor) -> Tensor:
+        """Add the next component's buckets, int64 [B], to the cache: logits of the one behind it, [B, V]."""
+        known = cache.position - real.shape[1]
+        seen = torch.cat((real, real.new_ones(len(real), known + 1)), dim=1)[:, None, None]
+        states = self.transformer(self._embed(ids[:, None], known), seen, cache=cache)
+        return self.head(states[:, -1]).float()
+
+    def _prefix(self, text: TextStates, dots: Tensor, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_ids(dots, self.config.dot_buckets, "dot products")
+        tokens, real = self._text_tokens(text, dropped)
+        dot = self.dot_embedding(dots).to(tokens.dtype)
+        if dropped is not None:
+            dot = torch.where(dropped[:, None], self.null_dot.to(dot.dtype), dot)
+        length = text.states.shape[1]
+        own = self.positions[self.config.text_length :][:2]
+        x = torch.cat((tokens, dot[:, None]), dim=1) + torch.cat((self.positions[:length], own))
+        return x, torch.cat((real, real.new_ones(len(real), 1)), dim=1)
+
+    def _embed(self, ids: Tensor, first: int) -> Tensor:
+        """Embeddings of the components from `first` on, [B, n] to [B, n, C]."""
+        check_ids(ids, self.config.buckets, "buckets of components")
+        start = self.config.text_length + 2 + first
+        return self.embedding(ids) + self.positions[start : start + ids.shape[1]]
+
+
+def principal_components(standard: Tensor) -> tuple[Tensor, Tensor]:
+    """Of embeddings [N, D] with mean 0: the variance of each component, falling, [D], and the basis [D, D]."""
+    values, vectors = torch.linalg.eigh(torch.cov(standard.double().T).view(standard.shape[1], -1))
+    return values.flip(0).clamp(min=0).to(standard.dtype), vectors.flip(1).to(standard.dtype)
+
+
+def components_for(standard: Tensor, variance: float) -> int:
+    """How many principal components of standardized embeddings [N, D] keep this share of the variance."""
+    values = principal_components(standard)[0].double()
+    kept = values.cumsum(0) / values.sum()
+    return min(int((kept < variance).sum()) + 1, len(values))
+
+
+def _edges(values: Tensor, buckets: int) -> Tensor:
+    """Edges [buckets - 1, K] between which equally many of the values [N, K] lie."""
+    return values.sort(dim=0).values[torch.arange(1, buckets, device=values.device) * len(values) // buckets]
+
+
+def _cosines(images: Tensor, texts: Tensor) -> Tensor:
+    return F.cosine_similarity(images, texts, dim=-1)

@@ -1,0 +1,189 @@
+"""SigLIPs in Hugging Face's layout give the embeddings, ids and probabilities of transformers, on random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+
+import dalle
+from dalle.__main__ import main
+from dalle.checkpoints.published.clip import read_clip
+from dalle.generation.rerank import best, score
+from dalle.models.clip import CLIP
+from dalle.text_tokenizers import SigLIPTokenizer
+
+transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
+SIDE, PATCH, LENGTH, WIDTH, TEXT_WIDTH = 32, 8, 16, 32, 32
+LINES = [f"A {c} {t}, on (white) paper!" for c in ("red", "blue", "green") for t in ("heart", "star", "lion", "गुलाबी")]
+TEXTS = [*LINES, "", "  two   spaces\tand a tab ", "Don't: 3.5 cats; naïve", "\u2581 bar", "word " * 40, "日本語"]
+
+
+def words(version: int, size: int, lines: list[str] = LINES) -> bytes:
+    """A small SentencePiece model of the kind that C4's, or Gemma's, is."""
+    model = io.BytesIO()
+    common: dict[str, Any] = {
+        "sentence_iterator": iter([line.lower() for line in lines] * 4),
+        "model_writer": model,
+        "vocab_size": size,
+        "minloglevel": 2,
+        "num_threads": 1,
+        "hard_vocab_limit": False,
+    }
+    if version == 1:  # T5's: pad 0, end 1, unknown 2
+        own: dict[str, Any] = {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    else:  # Gemma's: pad 0, end 1, begin 2, unknown 3; text as it is
+        own = {"model_type": "bpe", "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "byte_fallback": True}
+        own |= {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+        own |= {"vocab_size": 256 + size}
+    sentencepiece.SentencePieceTrainer.train(**common | own)
+    return model.getvalue()
+
+
+def model_of(vocab: int) -> Any:
+    torch.manual_seed(0)
+    text = {"hidden_size": TEXT_WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"vocab_size": vocab, "max_position_embeddings": LENGTH, "projection_size": WIDTH}
+    vision = {"hidden_size": WIDTH, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision |= {"image_size": SIDE, "patch_size": PATCH}
+    model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # biases and norms are trivial at first
+            parameter.add_(0.1 * torch.randn_like(parameter))
+            if name in ("logit_scale", "logit_bias"):
+                parameter.fill_(2.0 if name == "logit_scale" else -3.0)
+    return model
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, int]:
+    """A model of transformers, the folder that it writes, and the version of its tokenizer."""
+    version: int = request.param
+    folder = tmp_path_factory.mktemp("siglip")
+    content = words(version, 60)
+    (folder / ("spiece.model" if version == 1 else "tokenizer.model")).write_bytes(content)
+    vocab = sentencepiece.SentencePieceProcessor(model_proto=content).get_piece_size()
+    model = model_of(vocab)
+    model.save_pretrained(folder)
+    pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return model, folder, version
+
+
+def theirs(folder: Path, version: int) -> Any:
+    """The tokenizer of transformers for the same pieces."""
+    if version == 1:
+        return transformers.SiglipTokenizer(str(folder / "spiece.model"))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [
+        (vocab[piece], piece[:cut], piece[cut:])
+        for piece in pieces
+        for cut in range(1, len(piece))
+        if not processor.is_byte(vocab[piece]) and piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    return transformers.Siglip2Tokenizer(vocab=vocab, merges=[(a, b) for _, a, b in sorted(merges)])
+
+
+def test_embeddings_and_probabilities_are_those_of_transformers(published: tuple[Any, Path, int]) -> None:
+    model, folder, _ = published
+    clip = dalle.load_clip(folder)
+    assert isinstance(clip.tokenizer, SigLIPTokenizer) and not clip.training
+    config = clip.config
+    assert (config.towers, config.sigmoid, config.mean, config.std) == ("siglip", True, (0.5,) * 3, (0.5,) * 3)
+    assert (config.image_size, config.text_length, config.vision.heads, config.text.heads) == (SIDE, LENGTH, 2, 4)
+    images = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    ids = clip.tokenizer.encode(TEXTS[:5], LENGTH)
+    with torch.no_grad():
+        wanted = model(input_ids=ids, pixel_values=(images - 0.5) / 0.5)
+        of_images, of_texts = clip.encode_image(images), clip.encode_text(TEXTS[:5])
+        torch.testing.assert_close(of_images, wanted.image_embeds, rtol=0, atol=2e-6)
+        torch.testing.assert_close(of_texts, wanted.text_embeds, rtol=0, atol=2e-6)
+        found = clip.probabilities(of_images @ of_texts.T)
+    torch.testing.assert_close(found, wanted.logits_per_image.sigmoid(), rtol=0, atol=2e-6)
+    assert found.std() > 1e-3 and of_images[0].sub(of_images[1]).abs().max() > 0.05
+
+
+def test_text_ids_are_those_of_transformers(published: tuple[Any, Path, int]) -> None:
+    _, folder, version = published
+    tokenizer = dalle.load_text_tokenizer(folder)
+    reference = theirs(folder, version)
+    for text in TEXTS:
+        if version == 1 and not text.strip():
+            continue  # transformers puts a lone space there, big_vision nothing
+        wanted = reference(text)["input_ids"]
+        assert tokenizer.rows([text])[0] == (wanted if version == 1 else [*wanted, 1]), text
+    padded = tokenizer.encode(["a lion", "word " * 40], LENGTH)
+    assert padded[0, -1] == tokenizer.pad_id == (1 if version == 1 else 0) and padded[1, -1] == 1
+    with pytest.raises(ValueError, match="set bpe_dropout=0"):
+        tokenizer.encode(["a lion"], dropout=0.1)
+
+
+def test_converted_it_is_the_same_and_ranks(
+    published: tuple[Any, Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder, _ = published
+    assert main(["inspect", str(folder)]) == 0
+    assert "a SigLIP of Hugging Face" in capsys.readouterr().out
+    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
+    one, other = dalle.load_clip(folder), dalle.load_clip(tmp_path / "ours")
+    images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    scores = score(one, images, ["a red heart"] * 4)
+    torch.testing.assert_close(scores, score(other, images, ["a red heart"] * 4))
+    ranked = one.probabilities(scores)
+    assert best(scores) == best(ranked) and len(set(ranked.tolist())) == 4
+    assert load_file(tmp_path / "ours/model.safetensors")["logit_bias"].item() == -3
+
+
+def test_what_is_missing_or_another_is_one_line(published: tuple[Any, Path, int], tmp_path: Path) -> None:
+    _, folder, version = published
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    file = copy / ("spiece.model" if version == 1 else "tokenizer.model")
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            dalle.load_clip(copy)
+        assert "\n" not in str(caught.value)
+
+    file.write_bytes(file.read_bytes()[:-7])
+    refused("no SentencePiece model")
+    file.write_bytes(words(version, 40, LINES[:2]))
+    refused("text tokens and its text tokenizer has")
+    file.unlink()
+    refused("put spiece.model")
+    (copy / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    refused("spiece.model of SigLIP, or tokenizer.model")
+    (copy / "config.json").write_text(json.dumps({"vision_config": {"num_attention_heads": 2, "hidden_act": "relu"}}))
+    refused("its activation 'relu' is not supported")
+    state = load_file(copy / "model.safetensors")
+    del state["logit_bias"]
+    save_file(state, copy / "model.safetensors")
+    refused("it has no logit_bias")
+    flat = "vision_model.embeddings.patch_embedding.weight"
+    save_file(state | {flat: state[flat].flatten(1)}, copy / "model.safetensors")
+    refused("NaFlex")
+
+
+def test_shapes_of_the_published_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Base, patch 16, 256 pixels, both vocabularies: as many parameters as transformers has."""
+    for vocab in (32_000, 256_000):
+        with torch.device("meta"):
+            whole = transformers.SiglipModel(
+                transformers.SiglipConfig(text_config={"vocab_size": vocab}, vision_config={"image_size": 256})
+            )
+        state = whole.state_dict()
+        monkeypatch.setattr("dalle.checkpoints.published.clip.read_state", lambda source, state=state: state)
+        found = read_clip(tmp_path)
+        with torch.device("meta"):
+            clip = CLIP(found.config)
+        found.check(clip, "base")
+        assert sum(p.numel() for p in clip.parameters()) == sum(p.numel() for p in whole.parameters())
+        assert found.config.image_size == 256 and found.config.embed_dim == 768

@@ -1,0 +1,182 @@
+"""The sigmoid loss: against a slow double loop, in blocks, over processes that never hold all texts; its recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import dalle
+import train
+from dalle.checkpoints.tensors import open_tensors
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.contrastive import sigmoid_loss
+from dalle.models.transformer import TransformerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
+from dalle.training.recipe import parse_recipe
+
+TOWER = TransformerConfig(width=16, depth=2, heads=2)
+TINY = CLIPConfig(
+    image_size=16, patch_size=4, vision=TOWER, text=TOWER, text_vocab=50, text_length=6, embed_dim=16, sigmoid=True
+)
+
+
+def embeddings(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    images, texts = (nn.functional.normalize(torch.randn(count, 8, generator=random), dim=-1) for _ in range(2))
+    return images, texts
+
+
+def slow_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Algorithm 1 of the SigLIP paper, one pair at a time."""
+    total = torch.zeros((), dtype=images.dtype)
+    for i in range(len(images)):
+        for j in range(len(texts)):
+            label = 1 if i == j else -1
+            total = total - torch.log(1 / (1 + torch.exp(-label * (scale * images[i] @ texts[j] + bias))))
+    return total / len(images)
+
+
+def leaves(count: int, dtype: torch.dtype) -> list[Tensor]:
+    images, texts = embeddings(count)
+    return [t.to(dtype).requires_grad_() for t in (images, texts, torch.tensor(12.0), torch.tensor(-7.0))]
+
+
+@pytest.mark.parametrize("rows", [None, 1, 3, 7, 20])
+def test_loss_and_gradients_are_the_slow_loops(rows: int | None) -> None:
+    exact, fast = leaves(7, torch.float64), leaves(7, torch.float32)
+    wanted, found = slow_loss(*exact), sigmoid_loss(*fast, rows=rows)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    (3 * wanted).backward()
+    (3 * found).backward()
+    for one, other in zip(fast, exact, strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert one.grad.sub(other.grad).abs().max() < 1e-5 * max(1, other.grad.abs().max())
+
+
+def test_what_it_begins_with_is_the_papers() -> None:
+    """At a bias of -10 each pair is a stranger: nearly all of the loss is that of the right ones."""
+    torch.manual_seed(0)
+    clip = CLIP(TINY)
+    assert clip.logit_bias is not None
+    assert clip.scale.item() == pytest.approx(10) and clip.logit_bias.item() == -10
+    images, texts = embeddings(32)
+    loss = sigmoid_loss(images, texts, clip.scale, clip.logit_bias)
+    assert loss.item() == pytest.approx(10 - 10 * (images * texts).sum(1).mean().item(), rel=0.1)
+    other = CLIP(CLIPConfig(sigmoid=True, initial_bias=math.log(1 / 32), initial_scale=20))
+    assert other.logit_bias is not None
+    assert other.logit_bias.item() == pytest.approx(-math.log(32)) and other.scale.item() == pytest.approx(20)
+
+
+def test_scale_has_no_limit_and_scores_are_probabilities() -> None:
+    torch.manual_seed(0)
+    clip = CLIP(TINY)
+    assert clip.logit_bias is not None
+    with torch.no_grad():
+        clip.logit_scale.fill_(math.log(150))
+        clip.logit_bias.fill_(-15)
+    assert clip.scale.item() == pytest.approx(150)
+    found = clip.probabilities(torch.tensor([[0.1, 0.0], [0.2, -1.0]]))
+    assert found.tolist()[0] == pytest.approx([0.5, 1 / (1 + math.exp(15))], rel=1e-4)
+    assert found[1, 0].item() == pytest.approx(1 / (1 + math.exp(-15)), rel=1e-4) and found[1, 1].item() < 1e-20
+    with pytest.raises(ValueError, match="trained by a softmax"):
+        CLIP(CLIPConfig()).probabilities(torch.zeros(1))
+
+
+def test_loss_is_exact_under_autocast() -> None:
+    tensors = leaves(6, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = sigmoid_loss(*tensors)
+    assert loss.item() == pytest.approx(slow_loss(*leaves(6, torch.float64)).item(), rel=1e-6)
+
+
+def _worker(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    images, texts = embeddings(6)
+    mine = slice(rank * 6 // world, (rank + 1) * 6 // world)
+    own = [t.clone().requires_grad_() for t in (images[mine], texts[mine], torch.tensor(12.0), torch.tensor(-7.0))]
+    loss = sigmoid_loss(*own, rows=2)
+    loss.backward()
+    # DDP's mean over processes; embeddings are each process's own
+    shared = [torch.tensor([loss.item(), float(own[2].grad), float(own[3].grad)])]  # type: ignore[arg-type]
+    dist.all_reduce(shared[0])
+    gradients = [t.grad / world for t in own[:2] if t.grad is not None]
+    torch.save([shared[0] / world, *gradients], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_have_the_loss_and_gradients_of_one(world: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_worker, args=(world, str(tmp_path)), nprocs=world)
+    exact = leaves(6, torch.float64)
+    loss = slow_loss(*exact)
+    loss.backward()
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    wanted = [loss.item(), *(float(t.grad) for t in exact[2:] if t.grad is not None)]
+    for scalars, _, _ in results:
+        assert scalars.tolist() == pytest.approx(wanted, rel=1e-5)
+    for place in (0, 1):
+        whole = torch.cat([result[1 + place] for result in results])
+        assert exact[place].grad is not None
+        torch.testing.assert_close(whole.double(), exact[place].grad, rtol=1e-4, atol=1e-6)
+
+
+DATA = {
+    "stage": "clip",
+    "model": {
+        "image_size": 16,
+        "patch_size": 8,
+        "vision": {"width": 16, "depth": 2, "heads": 2},
+        "text": {"width": 16, "depth": 2, "heads": 2},
+        "text_vocab": 300,
+        "text_length": 12,
+        "embed_dim": 16,
+    },
+    "data": {"kind": "shapes"},
+    "optim": {"lr": 1e-3, "warmup": 2, "ema": None},
+    "run": {"dir": "run", "updates": 2, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+    "text_tokenizer": "words",
+    "loss": "sigmoid",
+}
+
+
+@pytest.mark.parametrize("towers", ["clip", "siglip"])
+def test_a_recipe_trains_one_that_loads(towers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    captions = ["a red circle", "a blue square on white", "two green stars"] * 4
+    SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=300), captions).save(tmp_path / "words")
+    Path("clip.yaml").write_text(json.dumps(DATA))
+    options = [f"model.towers={towers}", "run.accumulation=2", "run.precision=fp32"]
+    assert train.main(["clip.yaml", *options]) == 0
+    logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert {"train/clip_loss", "train/scale", "train/bias"} <= set(logged[0])
+    clip = dalle.load_clip("run/model")
+    assert clip.config.sigmoid and clip.config.towers == towers
+    assert open_tensors(Path("run/model/model.safetensors"))["logit_bias"].shape == ()
+    cosines = clip.encode_image(torch.rand(2, 3, 16, 16)) @ clip.encode_text(captions[:3]).T
+    assert clip.probabilities(cosines).shape == (2, 3)
+    assert clip.features(torch.rand(1, 3, 16, 16))[0].shape == (1, 16, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "softmax", "model": {"sigmoid": True}}, "the bias of a sigmoid is learned by its loss alone"),
+        ({"loss": "sigmoid", "model": {"sigmoid": False}}, "leave out model.sigmoid, which follows"),
+        ({"loss": "softmax", "model": {"initial_bias": -3}}, "initial_bias is -3.0, which a sigmoid adds"),
+        ({"model": {"initial_scale": 0}}, "initial_scale is 0.0; it must be above 0"),
+        ({"model": {"towers": "siglip", "embed_dim": 8}}, "must be the width of the image tower, 16"),
+        ({"loss": "hinge"}, "loss"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(options: dict[str, object], message: str) -> None:
+    model = DATA["model"] | options.pop("model", {})  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_recipe(DATA | options | {"model": model}, "a recipe")
+    assert str(caught.value).count("\n") == 0
