@@ -122,7 +122,7 @@ def test_lengths_in_tokens_are_updates_of_a_batch() -> None:
     half = load_recipe(paper, ["run.tokens=1e9", "run.batch_size=512", "run.updates=3"])
     assert isinstance(half, DALLERecipe) and half.run.updates == -(-(10**9) // (512 * 1280))
     vqgan = load_recipe(ROOT / "tokenizers/emoji-vqgan/config.yaml", ["run.tokens=64e3", "run.batch_size=10"])
-    assert isinstance(vqgan, ImageTokenizerRecipe) and vqgan.run.updates == 100  # 8 x 8 codes
+    assert isinstance(vqgan, ImageTokenizerRecipe) and vqgan.run.updates == 25  # 16 x 16 codes
     clip = load_recipe(ROOT / "configs/emoji/clip.yaml")
     assert isinstance(clip, CLIPRecipe) and tokens_per_image(clip) == clip.model.text_length + 64
     with pytest.raises(ConfigError, match="tokens is -1"):
