@@ -17,6 +17,12 @@ def add(commands: Any) -> None:
     command.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
     add_label_options(command)
     command.add_argument("--top", type=int, default=5, help="labels shown for each picture (%(default)s)")
+    command.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="only labels of at least this probability, such as 0.5; where none is, 'none of these' is the answer",
+    )
     add_clip_options(command)
     command.set_defaults(run=_run)
 
@@ -90,7 +96,7 @@ def _run(args: argparse.Namespace) -> None:
     classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []
-    found = classifier.predict(records, args.top, args.batch_size, args.workers)
+    found = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold)
     for result in tqdm(found, total=len(records), unit="picture", disable=None if len(records) > 1 else True):
         if isinstance(result, BadRecord):
             broken.append(result)
@@ -111,12 +117,14 @@ def _run(args: argparse.Namespace) -> None:
 
 def _plain(result: Prediction) -> dict[str, Any]:
     rows = zip(result.labels, result.probabilities, strict=True)
-    return {
-        "picture": result.picture,
-        "labels": [{"label": label, "probability": round(value, 6)} for label, value in rows],
-    }
+    labels = [{"label": label, "probability": round(value, 6)} for label, value in rows]
+    none = {} if result.none is None else {"none": round(result.none, 6)}
+    return {"picture": result.picture, "labels": labels, **none}
 
 
 def _table(result: Prediction) -> str:
     rows = zip(result.labels, result.probabilities, strict=True)
-    return "\n".join([result.picture, *(f"  {value:7.2%}  {label}" for label, value in rows)])
+    lines = [f"  {value:7.2%}  {label}" for label, value in rows]
+    if not lines and result.none is not None:
+        lines = [f"  {result.none:7.2%}  none of these"]
+    return "\n".join([result.picture, *lines])

@@ -16,6 +16,15 @@ def add(commands: Any) -> None:
     command.add_argument("run_folder", type=Path, metavar="RUN", help=told)
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write; its README.md and recipe are kept")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
+    command.add_argument(
+        "--interpolate",
+        type=float,
+        metavar="SHARE",
+        help="weights between those of --with (0) and those of the run (1), such as 0.5 (WiSE-FT, arXiv 2109.01903)",
+    )
+    command.add_argument(
+        "--with", dest="start", metavar="SOURCE", help="what the run began with (init_from): file, folder or hub id"
+    )
     command.set_defaults(run=_run)
 
 
@@ -23,10 +32,17 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints import model_folder
     from dalle.training.checkpoint import checkpoint, latest
 
+    if (args.interpolate is None) != (args.start is None):
+        raise ValueError("--interpolate SHARE and --with SOURCE go together: give both, or none")
     run, tensors = args.run_folder, None
     if checkpoint.is_checkpoint(run):
         latest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)
+    if args.start is not None:
+        from dalle.checkpoints.interpolate import interpolated
+
+        own = model_folder.ModelFolder(run / "model").tensors() if tensors is None else tensors
+        tensors = interpolated(run / "model", own, args.start, args.interpolate)
     model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")

@@ -35,6 +35,23 @@ def add(commands: Any) -> None:
         help="only pictures for which it holds: width>=512, path~holiday, caption~dog; may be repeated",
     )
     command.add_argument("--top", type=int, default=20, help="how many (%(default)s)")
+    command.add_argument(
+        "--min-score",
+        type=float,
+        metavar="SCORE",
+        help="only pictures with at least this score (of a SigLIP and one text: with this probability)",
+    )
+    command.add_argument(
+        "--distinct",
+        type=float,
+        nargs="?",
+        const=0.97,
+        metavar="COSINE",
+        help="of pictures that look the same only the nearest (%(const)s)",
+    )
+    command.add_argument(
+        "--weights", metavar="TEXT:W,...", help="texts by how much they count: 'dog:1, snow:-0.5' is less snow"
+    )
     what = command.add_mutually_exclusive_group()
     what.add_argument(
         "--captions", action="store_true", help="captions of the index that fit --image, in place of pictures"
@@ -72,15 +89,45 @@ def _run(args: argparse.Namespace) -> None:
         table = "\n\n".join(_table(group) for group in groups) or "no near-duplicates"
     else:
         given = (args.text, args.image)
-        hits = index.search(*given, minus=args.minus, minus_image=args.minus_image, top=args.top, where=args.where)
+        hits = index.search(
+            *given,
+            minus=args.minus,
+            minus_image=args.minus_image,
+            top=args.top,
+            where=args.where,
+            weights=_weights(args.weights),
+            min_score=args.min_score,
+            distinct=args.distinct,
+        )
         title, found = _title(args), [vars(hit) for hit in hits]
-        table = _table(hits) or "no picture fits the conditions"
+        table = _table(hits) or "no picture fits"
     if args.json:
         print(json.dumps({"index": str(args.index), "query": title, "found": found}, indent=2, ensure_ascii=False))
     elif args.html is not None or args.show:
         _page(index, args, title, hits)
     else:
         print(table)
+
+
+def _weights(told: str | None) -> dict[str, float]:
+    """ "dog:1, snow:-0.5" as texts and numbers.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    weights: dict[str, float] = {}
+    for part in told.split(",") if told is not None else []:
+        text, colon, number = part.strip().rpartition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            colon = ""
+        if not colon or not text.strip():
+            raise ValueError(f"--weights has {part.strip()!r}: expected a text and a number, as in 'dog:1, snow:-0.5'")
+        if text.strip() in weights:
+            raise ValueError(f"--weights has {text.strip()!r} twice")
+        weights[text.strip()] = weight
+    return weights
 
 
 def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
@@ -109,11 +156,12 @@ def _title(args: argparse.Namespace) -> str:
         [
             *(f"+ {one}" for one in (*args.text, *args.image)),
             *(f"− {one}" for one in (*args.minus, *args.minus_image)),
+            *(f"{weight:+g} × {one}" for one, weight in _weights(args.weights).items()),
         ]
     ).removeprefix("+ ")
 
 
 def _table(hits: list[Hit]) -> str:
     captions = (hit.caption.partition("\n")[0] for hit in hits)
-    rows = (f"{hit.score:7.4f}  {hit.path}  {caption}".rstrip() for hit, caption in zip(hits, captions, strict=True))
+    rows = (f"{hit.likeness:7.4f}  {hit.path}  {caption}".rstrip() for hit, caption in zip(hits, captions, strict=True))
     return "\n".join(rows)

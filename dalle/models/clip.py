@@ -8,6 +8,7 @@ Letters of shapes: B batch, H W pixels, h w patches, C width of a tower, T text 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -189,10 +190,9 @@ class CLIP(nn.Module):
             self.vision, self.text = PooledVisionTransformer(config), UnmaskedTextTransformer(config)
         else:
             self.vision, self.text = VisionTransformer(config), TextTransformer(config)
-        scale = config.initial_scale or (INITIAL_SIGMOID_SCALE if config.sigmoid else 1 / INITIAL_TEMPERATURE)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        bias = INITIAL_SIGMOID_BIAS if config.initial_bias is None else config.initial_bias
-        self.logit_bias = nn.Parameter(torch.tensor(bias)) if config.sigmoid else None
+        scale, bias = initial_scale_and_bias(config)
+        self.logit_scale = nn.Parameter(scale)
+        self.logit_bias = None if bias is None else nn.Parameter(bias)
 
     @property
     def scale(self) -> Tensor:
@@ -275,6 +275,22 @@ class CLIP(nn.Module):
         mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
         return TextStates(states.float(), mask, self.text.project(states, end).float())
 
+    def steps_from_top(self) -> dict[str, int]:
+        """Of each parameter its distance from the end of its tower, for learning rates that fall with it.
+
+        What comes after the blocks is 0, the last block 1, what comes before the first is one more than it.
+        """
+        steps = dict.fromkeys(dict(self.named_parameters()), 0)
+        for prefix, tower in (("vision.", self.vision), ("text.", self.text)):
+            depth = len(tower.transformer.blocks)
+            for name in dict(tower.named_parameters()):
+                block = re.match(r"transformer\.blocks\.(\d+)\.", name)
+                if block is not None:
+                    steps[prefix + name] = depth - int(block[1])
+                elif not name.startswith(("transformer.norm.", "projection.", "pooling.")):
+                    steps[prefix + name] = depth + 1
+        return steps
+
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of a batch of pairs, for `contrastive_loss`: images [B, D], texts [B, D], scale (scalar)."""
         return self.encode_image(images), self.encode_text(text), self.scale
@@ -318,6 +334,13 @@ class CLIP(nn.Module):
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"this CLIP takes images [B, 3, {size}, {size}], got {list(images.shape)}: resize them")
+
+
+def initial_scale_and_bias(config: CLIPConfig) -> tuple[Tensor, Tensor | None]:
+    """What `logit_scale` and `logit_bias` are before training; there is a bias where the loss is a sigmoid's."""
+    scale = config.initial_scale or (INITIAL_SIGMOID_SCALE if config.sigmoid else 1 / INITIAL_TEMPERATURE)
+    bias = INITIAL_SIGMOID_BIAS if config.initial_bias is None else config.initial_bias
+    return torch.tensor(math.log(scale)), torch.tensor(bias) if config.sigmoid else None
 
 
 class _LimitFromAbove(torch.autograd.Function):

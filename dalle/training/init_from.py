@@ -13,12 +13,14 @@ from typing import Any
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import is_ours, open_source
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.tensors import Tensors, load_weights, open_tensors
 from dalle.config import apply_overrides, read_yaml, to_dict
+from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
-from dalle.training.recipe import DALLERecipe, Recipe, parse_recipe
+from dalle.training.recipe import CLIPRecipe, DALLERecipe, Recipe, parse_recipe
 
 FOLDER = "initial"
 
@@ -37,12 +39,14 @@ def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's data with the architecture and the tokenizers of what its `init_from` names, unless it says others.
 
     Raises:
-        ValueError: nothing is there, or it is no text-to-image model.
+        ValueError: nothing is there, or it is no model of the recipe's stage.
     """
     settled = copy.deepcopy(dict(data))
     source = settled.get("init_from")
-    if source is None or settled.get("stage") != "dalle":
+    if source is None or settled.get("stage") not in ("dalle", "clip"):
         return settled
+    if settled["stage"] == "clip":
+        return _with_clip(settled, str(source))
     opened = open_source(str(source))
     if isinstance(opened, ModelFolder):
         content = opened.config
@@ -68,6 +72,22 @@ def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
     return settled
 
 
+def _with_clip(settled: dict[str, Any], source: str) -> dict[str, Any]:
+    opened = open_source(source)
+    if isinstance(opened, ModelFolder):
+        if opened.config.get("stage") != "clip":
+            raise ValueError(f"init_from: {source} is of stage {opened.config.get('stage')!r}; expected a CLIP")
+        words, model = str(opened.path / "text_tokenizer"), opened.config.get("model") or {}
+    else:
+        words = str(Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER / "text_tokenizer")
+        model = to_dict(read_clip(opened).config)
+    loss = settled.setdefault("loss", "sigmoid" if model.get("sigmoid") else "softmax")
+    own = {"sigmoid": loss == "sigmoid"} | ({} if loss == "sigmoid" else {"initial_bias": None})
+    settled["model"] = _merged(_merged(model, own), settled.get("model") or {})
+    settled.setdefault("text_tokenizer", words)
+    return settled
+
+
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
@@ -76,7 +96,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def prepare_initial(recipe: DALLERecipe) -> None:
+def prepare_initial(recipe: DALLERecipe | CLIPRecipe) -> None:
     """Convert published weights that a run goes on from, unless that is done."""
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
@@ -85,14 +105,22 @@ def prepare_initial(recipe: DALLERecipe) -> None:
         convert(path, place, "float32")
 
 
-def fill_initial(model: DALLE, recipe: DALLERecipe) -> None:
-    """Give a model the weights that a run goes on from.
+def fill_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
+    """Give a model the weights that a run goes on from; a CLIP with another loss learns its scale and bias anew.
 
     Raises:
         ValueError: they are of another architecture.
     """
     file = _file(recipe)
-    load_weights(model, open_tensors(file), str(file)).recognise()
+    tensors = open_tensors(file)
+    if isinstance(model, DALLE):
+        load_weights(model, tensors, str(file)).recognise()
+        return
+    if ("logit_bias" in tensors) != model.config.sigmoid:
+        kept = {name: tensor for name, tensor in tensors.items() if name not in ("logit_scale", "logit_bias")}
+        scale, bias = initial_scale_and_bias(model.config)
+        tensors = kept | {"logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
+    load_weights(model, tensors, str(file))
 
 
 def initial_weights(recipe: DALLERecipe) -> Tensors:
@@ -100,7 +128,7 @@ def initial_weights(recipe: DALLERecipe) -> Tensors:
     return open_tensors(_file(recipe))
 
 
-def _file(recipe: DALLERecipe) -> Path:
+def _file(recipe: DALLERecipe | CLIPRecipe) -> Path:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
     return (path if is_ours(path) else recipe.run.dir / FOLDER) / WEIGHTS

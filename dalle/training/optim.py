@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,13 @@ from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
 _DECIDES = {"cpu", "cuda"}  # those whose kernel looks at `found_inf`
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A module that tells how far each of its parameters is from its top."""
+
+    def steps_from_top(self) -> dict[str, int]: ...
 
 
 @config
@@ -26,6 +33,9 @@ class OptimConfig:
     """Adam's epsilon."""
     weight_decay: float = 4.5e-2
     """Decoupled weight decay of matrices and kernels; gains, biases and embeddings have none."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one below it, in both towers (stage clip; BEiT, arXiv
+    2106.08254, appendix): what was learned first moves least. 1 has one rate for all."""
     warmup: int = 500
     """Updates over which the learning rate rises linearly from 0."""
     warmup_tokens: float | None = None
@@ -43,6 +53,8 @@ class OptimConfig:
                 f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}, final_lr {self.final_lr}: "
                 "none may be below 0"
             )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (all alike)")
         if self.warmup_tokens is not None and self.warmup_tokens < 0:
             raise ValueError(f"warmup_tokens is {self.warmup_tokens}; it must be at least 0 (null counts in updates)")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -85,6 +97,9 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices, kernels and positions: not on gains, biases, embeddings, codebooks.
 
     Where torch has a kernel that reads and writes each number once (CPUs too), it takes that.
+
+    Raises:
+        ValueError: `layer_decay` is below 1 for a module that does not tell its layers, or is in shares.
     """
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     tables |= {id(p) for name, p in module.named_parameters() if name.endswith("codebook")}
@@ -96,6 +111,8 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         groups += [{"params": [p for p in rest if is_sharded([p])], "weight_decay": 0.0}]
         rest = [p for p in rest if not is_sharded([p])]
     groups += [{"params": rest, "weight_decay": 0.0}]
+    if optim.layer_decay != 1:
+        groups = _by_layer(groups, module, optim.layer_decay)
     optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]],
         lr=optim.lr,
@@ -105,6 +122,28 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     )
     optimizer.register_load_state_dict_pre_hook(_step_as_made)
     return optimizer
+
+
+def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters cut by their distance from the top, each with its factor of the learning rate."""
+    if not isinstance(module, Layered):
+        raise ValueError(f"optim.layer_decay is {decay}, which is for stage clip: set optim.layer_decay=1")
+    if is_sharded(module.parameters()):
+        raise ValueError(f"optim.layer_decay is {decay}, which shares of a model have not: set run.sharding=none")
+    steps = module.steps_from_top()
+    of = {id(parameter): steps[name] for name, parameter in module.named_parameters()}
+    return [
+        {"params": own, "weight_decay": group["weight_decay"], "lr_factor": decay**step}
+        for group in groups
+        for step in sorted(set(of.values()))
+        if (own := [p for p in group["params"] if of[id(p)] == step])
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give an optimizer of `adamw` its learning rate; with `layer_decay` that of the top."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_factor", 1.0)
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float | None) -> None:

@@ -161,6 +161,11 @@ class CLIPRecipe:
     run: RunConfig
     text_tokenizer: str
     """Folder of the text tokenizer (or a hub id)."""
+    init_from: str | None = None
+    """Folder of a CLIP to go on from, ours or as published (or a hub id): its architecture, text tokenizer and loss are
+    taken where the recipe says none, and `model.` options change its own."""
+    lock: Literal["image", "text"] | None = None
+    """The tower that stays as it is: with `image` only the text tower learns to fit it (LiT, arXiv 2111.07991)."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: which caption of the batch is a picture's, and the other way round (CLIP). sigmoid: of each pair alone,
     whether it is one (SigLIP, arXiv 2303.15343); scores are then probabilities, and `model.sigmoid` is set."""
@@ -173,6 +178,13 @@ class CLIPRecipe:
 
     def __post_init__(self) -> None:
         check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        locked = {"image": self.model.vision, "text": self.model.text}.get(self.lock or "")
+        if locked is not None and self.init_from is None:
+            raise ValueError(f"lock={self.lock} keeps a tower that is trained: name it by init_from, or set lock=null")
+        if locked is not None and (locked.dropout or locked.attention_dropout):
+            raise ValueError(
+                f"lock={self.lock}: a tower that stays drops nothing; set dropout=0 and attention_dropout=0 of it"
+            )
         if (self.loss == "sigmoid") != self.model.sigmoid:
             raise ValueError(
                 f"loss is {self.loss} and model.sigmoid is {str(self.model.sigmoid).lower()}: the bias of a sigmoid is "

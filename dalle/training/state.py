@@ -21,7 +21,7 @@ from dalle.training.distributed import powersgd
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.init_from import prepare_initial
 from dalle.training.optim import EMA, adamw
-from dalle.training.recipe import DALLERecipe, LoopRecipe
+from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.log import RunLog, start_accelerator, start_sharding
 from dalle.training.run.precision import settle_precision
@@ -57,7 +57,7 @@ class Run:
         self.accelerator = start_accelerator(run)
         self.sharding = start_sharding(run, self.accelerator)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        if isinstance(recipe, DALLERecipe) and recipe.init_from is not None:
+        if isinstance(recipe, (CLIPRecipe, DALLERecipe)) and recipe.init_from is not None:
             with self.accelerator.main_process_first():
                 prepare_initial(recipe)
         torch.manual_seed(run.seed)

@@ -16,7 +16,7 @@ from dalle.kernels.switches import forced
 from dalle.training.distributed.fsdp import is_sharded, local, reshard, unscale
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.grad_cache import accumulate_contrastive
-from dalle.training.optim import EMA, clipped_step, gradient_norm, learning_rate, update_ratio
+from dalle.training.optim import EMA, clipped_step, gradient_norm, learning_rate, set_learning_rate, update_ratio
 from dalle.training.tasks import ContrastiveTask, Phase, Task
 
 
@@ -94,8 +94,7 @@ def optimizer_step(
     if scaler is not None:
         unscale(scaler, optimizer.optimizer)
     norm = gradient_norm(phase.module.parameters())
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(phase.optim, update, updates)
+    set_learning_rate(optimizer.optimizer, learning_rate(phase.optim, update, updates))
     clipped_step(optimizer.optimizer, norm, phase.optim.clip_norm)
     if scaler is not None:
         scaler.update()
@@ -108,7 +107,7 @@ def step_figures(phase: Phase, optimizer: AcceleratedOptimizer, told: PowerSGD |
 
     Of gradients that are compressed also how many numbers stand for one that is told.
     """
-    rate: float = optimizer.param_groups[0]["lr"]
+    rate: float = max(group["lr"] for group in optimizer.param_groups)
     figures = {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
     if told is not None and told.compression:
         figures[phase.name + "_compression"] = told.compression

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +247,55 @@ def test_one_picture_of_one_pixel_is_an_index(clip: CLIP, tmp_path: Path) -> Non
     (tmp_path / "one.png").write_bytes(buffer.getvalue())
     index, _ = ImageIndex.build(tmp_path / "index", tmp_path / "one.png", clip=clip)
     assert len(index.search("a")) == 1 and index.near_duplicates() == []
+
+
+def test_weights_count_texts(index: ImageIndex, clip: CLIP) -> None:
+    first, second = (clip.encode_text([text])[0].detach() for text in ("a red heart", "लाल दिल"))
+    total = first - 0.5 * second
+    got = index.query(weights={"a red heart": 1, "लाल दिल": -0.5})
+    torch.testing.assert_close(got, total / total.norm(), atol=1e-5, rtol=0)
+    with_text = index.query("a red heart", weights={"लाल दिल": -0.5})
+    torch.testing.assert_close(with_text, got, atol=1e-5, rtol=0)
+    for weights in ({"a": 0.0}, {"a": float("nan")}):
+        with pytest.raises(ValueError, match="each must be a number other than 0"):
+            index.query(weights=weights)
+
+
+def test_a_floor_for_scores(index: ImageIndex) -> None:
+    every = index.search("a red heart", top=31)
+    floor = every[11].score
+    above = index.search("a red heart", top=31, min_score=floor)
+    assert above == every[:12] and index.search("a red heart", top=5, min_score=floor) == every[:5]
+    assert index.search("a red heart", min_score=1.0) == []
+    with pytest.raises(ValueError, match="scores are from -1 to 1"):
+        index.search("a red heart", min_score=25)
+
+
+@pytest.mark.parametrize("least", [0.6, 0.9, 0.999])
+def test_hits_that_look_the_same_are_shown_once(index: ImageIndex, least: float) -> None:
+    every = index.search("a red heart", top=31)
+    vectors = torch.from_numpy(index.table.vectors(np.array([hit.number for hit in every])))
+    expected: list[int] = []
+    for place in range(31):
+        if all(float(vectors[place] @ vectors[other]) < least for other in expected):
+            expected.append(place)
+    assert len(expected) < 31  # one is a copy of another
+    assert index.search("a red heart", top=31, distinct=least) == [every[place] for place in expected]
+    assert index.search("a red heart", top=2, distinct=least) == [every[place] for place in expected[:2]]
+    with pytest.raises(ValueError, match="give a cosine"):
+        index.search("a red heart", distinct=0)
+
+
+def test_a_siglips_hits_have_probabilities(photos: Path, clip: CLIP, tmp_path: Path) -> None:
+    siglip = CLIP(replace(clip.config, sigmoid=True)).eval()
+    siglip.load_state_dict(clip.state_dict() | {"logit_bias": torch.tensor(-1.0)})
+    siglip.tokenizer = clip.tokenizer
+    index, _ = ImageIndex.build(tmp_path / "index", photos, clip=siglip)
+    hits = index.search("a red heart", top=31)
+    for hit in hits:
+        logit = siglip.logit_scale.exp().item() * hit.score - 1
+        assert hit.probability == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+    assert [hit.likeness for hit in hits] == [hit.probability for hit in hits]
+    floor = hits[4].likeness
+    assert index.search("a red heart", top=31, min_score=floor) == hits[:5]
+    assert index.search(["a red heart", "a star"])[0].probability is None

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dalle.data.loader import Batch
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.training.recipe import CLIPRecipe, parse_recipe
+from dalle.training.run.log import start_accelerator
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.train_step import accumulate, seed_noise
 from peaks import peak_of
@@ -41,11 +40,12 @@ def recipe(words: Path, batch: int, pieces: int, dropout: float = 0.0, **options
         "model": {"image_size": 16, "patch_size": 8, "vision": tower, "text": tower, "text_vocab": 300},
         "data": {"kind": "shapes"},
         "optim": {},
-        "run": {"dir": "run", "updates": 1, "batch_size": batch, "accumulation": pieces, "precision": "fp32"},
+        "run": {"dir": "run", "updates": 1, "batch_size": batch, "accumulation": pieces},
         "text_tokenizer": str(words),
         "augment": 1.0,
         "bpe_dropout": 0.1,
     }
+    data["run"] |= {"precision": "fp32", "device": "cpu", "tracker": "none"}
     data["model"] |= {"text_length": 12, "embed_dim": 8}
     found = parse_recipe(data | options, "test")
     assert isinstance(found, CLIPRecipe)
@@ -70,7 +70,7 @@ def gradients(told: CLIPRecipe, batch: Batch) -> tuple[Tensor, dict[str, Tensor]
     task.model.train()
     seed_noise(0, 3, 0)
     micro = [task.inputs(part) for part in batch.split(told.run.accumulation)]
-    loss, figures = accumulate(task, task.phases[0], micro, Accelerator(cpu=True), 3)
+    loss, figures = accumulate(task, task.phases[0], micro, start_accelerator(told.run), 3)
     assert [set(one) for one in figures] == [{"clip_loss", "scale"}] and not loss.requires_grad
     found = {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
     assert len(found) == len(list(task.model.parameters()))
@@ -161,7 +161,7 @@ def test_a_frozen_tower_is_embedded_and_not_taught(words: Path) -> None:
     task = CLIPTask(told, CPU)
     task.model.vision.requires_grad_(False)
     micro = [task.inputs(part) for part in batch_of(12).split(3)]
-    accumulate(task, task.phases[0], micro, Accelerator(cpu=True), 0)
+    accumulate(task, task.phases[0], micro, start_accelerator(told.run), 0)
     assert all(p.grad is None for p in task.model.vision.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.text.parameters())
 
@@ -174,7 +174,7 @@ def test_memory_is_that_of_a_piece(words: Path, tmp_path: Path) -> None:
         task = CLIPTask(told, CPU)
         task.model.train()
         micro = [task.inputs(part) for part in batch.split(pieces)]
-        accelerator = Accelerator(cpu=True)
+        accelerator = start_accelerator(told.run)
         work = lambda t=task, m=micro, a=accelerator: accumulate(t, t.phases[0], m, a, 0)  # noqa: E731
         peaks[pieces] = peak_of(work, tmp_path)
     print(f"peak beyond weights and inputs: {peaks[1] / 1e6:.1f} MB at once, {peaks[16] / 1e6:.1f} MB in 16 pieces")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from PIL import Image
 import dalle
 from dalle.apps.embed import as_record
 from dalle.apps.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
+from dalle.apps.zeroshot.classifier import NULL_WORDS
 from dalle.apps.zeroshot.labels import words_of
 from dalle.apps.zeroshot.templates import templates_of
 from dalle.data.base import BadRecord
 from dalle.data.custom.records import Record
-from dalle.models.clip import CLIP
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.transformer import TransformerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from tiny_model import make_tiny_model
 
 LABELS = ["heart", "star", "लाल दिल"]
@@ -129,3 +133,46 @@ def test_mistakes_are_one_line(clip: CLIP) -> None:
             templates_of(templates)
     with pytest.raises(ValueError, match="top is 0"):
         ZeroShotClassifier(clip, LABELS)(Image.new("RGB", (2, 2)), top=0)
+
+
+def test_none_of_these_is_an_answer(clip: CLIP) -> None:
+    """A softmax over the labels and words for everything else, written out; what these get is the share of none."""
+    classifier = ZeroShotClassifier(clip, ["heart", "Animal"], ["a {}"])
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    words = ["heart", "Animal", *(word for word in NULL_WORDS if word != "animal")]
+    texts = clip.encode_text([f"a {word}" for word in words]).detach()
+    logits = clip.scale.detach() * (texts @ clip.encode_image(red)[0].detach())
+    wanted = logits.softmax(0)
+    (result,) = classifier(Image.new("RGB", (8, 8), "red"), threshold=0.0)
+    assert result.none == pytest.approx(wanted[2:].sum().item(), abs=1e-5)
+    assert sum(result.probabilities) + result.none == pytest.approx(1)
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    assert got == pytest.approx({"heart": wanted[0].item(), "Animal": wanted[1].item()}, abs=1e-5)
+    between = (result.probabilities[0] + result.probabilities[1]) / 2
+    (best,) = classifier(Image.new("RGB", (8, 8), "red"), threshold=between)
+    assert best.labels == result.labels[:1]
+    (neither,) = classifier(Image.new("RGB", (8, 8), "red"), threshold=1.0)
+    assert neither.labels == neither.probabilities == [] and neither.none == result.none
+    (plain,) = classifier(Image.new("RGB", (8, 8), "red"))
+    assert plain.none is None and sum(plain.probabilities) == pytest.approx(1)
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="give a probability, from 0 to 1"):
+            classifier(Image.new("RGB", (8, 8)), threshold=wrong)
+
+
+def test_a_siglip_judges_each_label_by_itself() -> None:
+    torch.manual_seed(0)
+    tower = TransformerConfig(width=16, depth=1, heads=2)
+    config = CLIPConfig(image_size=8, patch_size=4, vision=tower, text=tower, text_vocab=300, embed_dim=8, sigmoid=True)
+    siglip = CLIP(config).eval()
+    siglip.tokenizer = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=280), ["a heart", "two stars"] * 8)
+    assert siglip.logit_bias is not None
+    with torch.no_grad():
+        siglip.logit_bias.fill_(-1.0)
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    cosines = siglip.encode_text(["heart", "star"]).detach() @ siglip.encode_image(red)[0].detach()
+    wanted = [1 / (1 + math.exp(-(10 * cosine - 1))) for cosine in cosines.tolist()]
+    (result,) = ZeroShotClassifier(siglip, ["heart", "star"], ["{}"])(Image.new("RGB", (8, 8), "red"), threshold=0.0)
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    assert got == pytest.approx({"heart": wanted[0], "star": wanted[1]}, abs=1e-5)
+    assert result.none == pytest.approx((1 - wanted[0]) * (1 - wanted[1]), abs=1e-5)

@@ -5,8 +5,9 @@ Letters: N pictures, D dimensions, K wanted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +44,12 @@ class Hit:
     height: int
     sha256: str  # of the file
     number: int  # its row in the index
+    probability: float | None = None  # that it fits, by a SigLIP's judgement of one text
+
+    @property
+    def likeness(self) -> float:
+        """Its probability where it has one, else its score."""
+        return self.score if self.probability is None else self.probability
 
 
 class ImageIndex:
@@ -146,10 +153,14 @@ class ImageIndex:
         minus_image: ImageLike | Sequence[ImageLike] = (),
         top: int = 20,
         where: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
+        min_score: float | None = None,
+        distinct: float | None = None,
     ) -> list[Hit]:
         """The pictures that are nearest to a query, the nearest first.
 
         The query is the sum of the unit vectors of all texts and pictures, without those that are taken away.
+        Where a SigLIP made the index and the query is one text, hits say how probable it is that they fit.
 
         Args:
             text: one or several, in any language that the CLIP reads.
@@ -158,14 +169,52 @@ class ImageIndex:
             minus_image: pictures to lead away from.
             top: how many.
             where: conditions that must hold, such as "width>=512", "path~holiday", "caption~dog".
+            weights: text -> how much of it, below 0 to lead away; beside the texts, which count as 1.
+            min_score: only pictures with at least this score; where hits have a probability, with this probability.
+            distinct: only the nearest of pictures whose cosine with each other is at least this, such as 0.97.
 
         Raises:
             ValueError: no query, a picture that cannot be read, a number out of range, or a condition that is none.
         """
         if top < 1:
             raise ValueError(f"top is {top}: ask for 1 picture at least")
+        if distinct is not None and not 0 < distinct <= 1:
+            raise ValueError(f"distinct is {distinct:g}: give a cosine, from above 0 to 1")
+        if min_score is not None and not -1 <= min_score <= 1:
+            raise ValueError(f"min_score is {min_score:g}: scores are from -1 to 1")
         kept = Filter(where).keeps(self.table.batches)
-        return self.nearest(self.query(text, image, minus, minus_image), top, kept)
+        query = self.query(text, image, minus, minus_image, weights)
+        texts = _several(text)
+        judged = len(texts) == 1 and not (_several(image) or _several(minus) or _several(minus_image) or weights)
+
+        def found(count: int) -> list[Hit]:
+            hits = self.nearest(query, count, kept)
+            hits = self._judged(hits) if judged and self.clip.config.sigmoid else hits
+            return [hit for hit in hits if min_score is None or hit.likeness >= min_score]
+
+        if distinct is None:
+            return found(top)
+        count = 2 * top
+        while True:  # of near-duplicates there may be any number
+            hits = found(count)
+            apart = self._apart(hits, distinct)
+            if len(apart) >= top or len(hits) < count:
+                return apart[:top]
+            count *= 4
+
+    def _judged(self, hits: list[Hit]) -> list[Hit]:
+        """Hits of one text with how probable it is that they fit it, by a SigLIP."""
+        chances = self.clip.probabilities(torch.tensor([hit.score for hit in hits])).tolist()
+        return [replace(hit, probability=chance) for hit, chance in zip(hits, chances, strict=True)]
+
+    def _apart(self, hits: list[Hit], least: float) -> list[Hit]:
+        """Hits without those that look like one before: whose cosine with it is at least `least`."""
+        vectors = torch.from_numpy(self.table.vectors(np.array([hit.number for hit in hits], dtype=np.int64)))
+        kept: list[int] = []
+        for place in range(len(hits)):
+            if not kept or float((vectors[kept] @ vectors[place]).max()) < least:
+                kept.append(place)
+        return [hits[place] for place in kept]
 
     def query(
         self,
@@ -173,19 +222,23 @@ class ImageIndex:
         image: ImageLike | Sequence[ImageLike] = (),
         minus: str | Sequence[str] = (),
         minus_image: ImageLike | Sequence[ImageLike] = (),
+        weights: Mapping[str, float] | None = None,
     ) -> Tensor:
         """A query as a unit vector, float32 [D]; see `search`."""
         texts, less = _several(text), _several(minus)
         images, less_images = _several(image), _several(minus_image)
-        if not (texts or images or less or less_images):
+        parts = dict(weights or {})
+        if not all(math.isfinite(weight) and weight for weight in parts.values()):
+            raise ValueError(f"weights are {parts}: each must be a number other than 0")
+        if not (texts or images or less or less_images or parts):
             raise ValueError("no query: give a text, a picture, or both")
-        if not all(one.strip() for one in (*texts, *less)):
+        if not all(one.strip() for one in (*texts, *less, *parts)):
             raise ValueError("a text of the query is empty: say what is to be seen")
         pictures = self._embedded([*images, *less_images])
-        words = embed_texts(self.clip, [*texts, *less])
-        towards = words[: len(texts)].sum(0) + pictures[: len(images)].sum(0)
-        away = words[len(texts) :].sum(0) + pictures[len(images) :].sum(0)
-        total = towards - away
+        words = embed_texts(self.clip, [*texts, *less, *parts])
+        factors = torch.tensor([1.0] * len(texts) + [-1.0] * len(less) + list(parts.values()))
+        signs = torch.tensor([1.0] * len(images) + [-1.0] * len(less_images))
+        total = (factors[:, None] * words).sum(0) + (signs[:, None] * pictures).sum(0)
         if total.norm() < 1e-3:
             raise ValueError("what the query adds and what it takes away are the same: nothing is left to look for")
         return F.normalize(total, dim=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,14 +23,21 @@ from dalle.data.base import BadRecord
 from dalle.device import pick_device
 from dalle.models.clip import CLIP
 
+NULL_WORDS = (
+    *("person", "animal", "plant", "food", "drink", "building", "vehicle", "tool", "furniture", "clothing"),
+    *("toy", "machine", "landscape", "sky", "water", "text", "sign", "symbol", "pattern", "something else"),
+)
+"""What stands for everything that is no label."""
+
 
 @dataclass(frozen=True)
 class Prediction:
     """What a picture shows, the likeliest first."""
 
     picture: str  # its path, or what it is called
-    labels: list[str]
+    labels: list[str]  # with a threshold those that reach it, perhaps none
     probabilities: list[float]  # in [0, 1]; of all labels together they are 1, but of a SigLIP each stands alone
+    none: float | None = None  # with a threshold: how likely it is that no label fits
 
 
 class ZeroShotClassifier:
@@ -78,7 +86,11 @@ class ZeroShotClassifier:
         return cls(clip, labels, chosen)
 
     def __call__(
-        self, pictures: ImageLike | Sequence[ImageLike], top: int | None = None, batch_size: int = 64
+        self,
+        pictures: ImageLike | Sequence[ImageLike],
+        top: int | None = None,
+        batch_size: int = 64,
+        threshold: float | None = None,
     ) -> list[Prediction]:
         """Classify pictures: paths, files' bytes, or Pillow's.
 
@@ -86,21 +98,28 @@ class ZeroShotClassifier:
             pictures: one or several.
             top: how many labels each; None: all.
             batch_size: pictures at a time.
+            threshold: see `predict`.
 
         Raises:
-            ValueError: `top` is below 1, or a picture cannot be read (`dalle.data.base.BadRecord`).
+            ValueError: `top` is below 1, `threshold` is no probability, or a picture cannot be read
+                (`dalle.data.base.BadRecord`).
         """
         several = [pictures] if isinstance(pictures, ImageLike) else list(pictures)
         records = [as_record(picture, f"picture {number}") for number, picture in enumerate(several, 1)]
         results = []
-        for result in self.predict(records, top, batch_size):
+        for result in self.predict(records, top, batch_size, threshold=threshold):
             if isinstance(result, BadRecord):
                 raise result
             results.append(result)
         return results
 
     def predict(
-        self, records: Records, top: int | None = None, batch_size: int = 64, workers: int = 0
+        self,
+        records: Records,
+        top: int | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        threshold: float | None = None,
     ) -> Iterator[Prediction | BadRecord]:
         """Classify many records as they are read, each to a prediction, or to why it could not be read.
 
@@ -109,26 +128,59 @@ class ZeroShotClassifier:
             top: how many labels each; None: all.
             batch_size: pictures at a time.
             workers: processes that read pictures; 0 reads them in this one.
+            threshold: only labels of at least this probability, in [0, 1], perhaps none. A SigLIP's labels are judged
+                one by one. The softmax of another CLIP knows only which of the labels fits best, so `NULL_WORDS` then
+                stand beside them, and what they get is the probability of none.
 
         Raises:
             ValueError: a number is out of range.
         """
         if top is not None and top < 1:
             raise ValueError(f"top is {top}: ask for 1 label at least")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold:g}: give a probability, from 0 to 1")
         for batch in embed_pictures(self.clip, records, batch_size, workers):
             results: dict[int, Prediction | BadRecord] = dict(batch.broken)
-            best = self.probabilities(batch.vectors).sort(dim=-1, descending=True, stable=True)
-            rows = zip(batch.numbers, best.indices[:, :top].tolist(), best.values[:, :top].tolist(), strict=True)
-            for number, order, values in rows:
-                results[number] = Prediction(records[number].key, [self.labels[label] for label in order], values)
+            whole = self.probabilities(batch.vectors, beside_none=threshold is not None)
+            best = whole[:, : len(self.labels)].sort(dim=-1, descending=True, stable=True)
+            rows = zip(batch.numbers, best.indices[:, :top].tolist(), best.values[:, :top].tolist(), whole, strict=True)
+            for number, order, values, row in rows:
+                kept = len(values) if threshold is None else sum(value >= threshold for value in values)
+                names = [self.labels[label] for label in order[:kept]]
+                none = None if threshold is None else float(row[-1])
+                results[number] = Prediction(records[number].key, names, values[:kept], none)
             yield from (results[number] for number in sorted(results))
 
     @torch.inference_mode()
-    def probabilities(self, image_embeds: Tensor) -> Tensor:
-        """Unit vectors of pictures [B, D] -> float32 [B, L], each row 1 in all; of a SigLIP each label by itself."""
+    def probabilities(self, image_embeds: Tensor, beside_none: bool = False) -> Tensor:
+        """How likely each label is.
+
+        Args:
+            image_embeds: Unit vectors of pictures [B, D].
+            beside_none: Whether one column more, the last, says how likely it is that none of them fits.
+
+        Returns:
+            float32 [B, L], each row 1 in all; of a SigLIP each label by itself, and none is that all of them fail, as
+            if they were independent.
+        """
+        cosines = image_embeds @ self.label_embeds.T
         if self.clip.config.sigmoid:
-            return self.clip.probabilities(image_embeds @ self.label_embeds.T)
-        return (self.clip.scale.cpu().float() * image_embeds @ self.label_embeds.T).softmax(dim=-1)
+            found = self.clip.probabilities(cosines)
+            return torch.cat([found, (1 - found).prod(dim=-1, keepdim=True)], dim=-1) if beside_none else found
+        if beside_none:
+            cosines = torch.cat([cosines, image_embeds @ self._null_embeds.T], dim=-1)
+        found = (self.clip.scale.cpu().float() * cosines).softmax(dim=-1)
+        if not beside_none:
+            return found
+        own = len(self.labels)
+        return torch.cat([found[:, :own], found[:, own:].sum(dim=-1, keepdim=True)], dim=-1)
+
+    @cached_property
+    def _null_embeds(self) -> Tensor:
+        """Vectors of what a picture may show besides; float32 [number of words, D]."""
+        names = {name.casefold() for name in self.labels}
+        words = [(word,) for word in NULL_WORDS if word not in names]
+        return label_embeds(self.clip, words, self.templates)
 
 
 def label_embeds(clip: CLIP, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import load_text_tokenizer
-from dalle.checkpoints.tensors import Tensors
+from dalle.checkpoints.tensors import Tensors, skip_init
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.device import to_device
@@ -21,6 +21,7 @@ from dalle.images.augment import augmented
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
 from dalle.training.distributed.fsdp import Sharding, build
+from dalle.training.init_from import fill_initial
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.base import ContrastiveTask, Phase
 
@@ -42,11 +43,23 @@ class CLIPTask(ContrastiveTask):
                 f"model.text_vocab is {recipe.model.text_vocab}, but {recipe.text_tokenizer} has "
                 f"{self.tokenizer.vocab_size} pieces: set model.text_vocab={self.tokenizer.vocab_size}"
             )
-        self.model = build(lambda: CLIP(recipe.model), device, sharding, ("encode_image", "encode_text"))
+        self.model = build(self._make, device, sharding, ("encode_image", "encode_text"))
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("clip", self.model, recipe.optim)]
         self.image_size = recipe.model.image_size
         self.tokens_per_image = tokens_per_image(recipe)
+
+    def _make(self) -> CLIP:
+        recipe = self.recipe
+        if recipe.init_from is None:
+            return CLIP(recipe.model)
+        with skip_init():
+            model = CLIP(recipe.model)
+        fill_initial(model, recipe)
+        if recipe.lock is not None:
+            tower = model.vision if recipe.lock == "image" else model.text
+            tower.requires_grad_(False)
+        return model
 
     def inputs(self, batch: Batch) -> Inputs:
         recipe = self.recipe

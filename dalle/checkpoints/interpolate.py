@@ -1,0 +1,58 @@
+"""Weights between two models of one architecture: WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903, equation 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model
+from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.tensors import LazyTensor, Tensors, check_fit
+
+_LOADERS: dict[str, Callable[[str], nn.Module]] = {
+    "clip": load_clip,
+    "dalle": load_model,
+    "image_tokenizer": load_image_tokenizer,
+}
+
+
+def interpolated(folder: Path, tensors: Tensors, source: str, share: float) -> dict[str, Tensor | LazyTensor]:
+    """Weights on the straight line from what a training began with to what it came to.
+
+    Between the two a fine-tuned model often keeps most of what it knew and most of what it has learned.
+
+    Args:
+        folder: of weights, as train.py makes it.
+        tensors: its weights, or those of a checkpoint.
+        source: what it is mixed with, ours or as published.
+        share: of `tensors`; 0 gives the source, 1 the folder.
+
+    Returns:
+        As `tensors`, each made when it is called for; what holds no fractions is the folder's.
+
+    Raises:
+        ValueError: the share is out of range, or the source is of another stage or architecture.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"--interpolate is {share:g}: give a share from 0 (the source alone) to 1 (the run alone)")
+    stage = str(ModelFolder(folder).config.get("stage"))
+    if stage not in _LOADERS:
+        raise ValueError(f"{folder} is of stage {stage!r}, which has no weights to mix: expected {', '.join(_LOADERS)}")
+    other = _LOADERS[stage](source)
+    check_fit(other, tensors, str(folder), causes=(f"it is of another architecture than {source}",) * 2)
+    start = other.state_dict()
+    return {name: _between(start[name], value, share) for name, value in tensors.items()}
+
+
+def _between(start: Tensor, end: Tensor | LazyTensor, share: float) -> Tensor | LazyTensor:
+    if not start.is_floating_point():
+        return end
+
+    def make() -> Tensor:
+        value = end() if isinstance(end, LazyTensor) else end
+        return torch.lerp(start.float(), value.float(), share)
+
+    return LazyTensor(start.shape, torch.float32, make)

@@ -1,0 +1,205 @@
+"""CLIPs that go on from what is there: ours, published, another loss; locked towers, rates by layer, interpolation."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from published.test_clip import hub_folder
+
+import dalle
+import train
+from dalle.__main__ import main
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.training.optim import OptimConfig, adamw, set_learning_rate
+from tiny_model import TOWER, make_tiny_model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_tiny_model(tmp_path / "parts").parent / "clip"
+
+
+def recipe(folder: Path, source: Path, **changes: Any) -> str:
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for color in ("red", "blue", "green", "black"):
+        Image.new("RGB", (8, 8), color).save(pictures / f"{color}.png")
+        (pictures / f"{color}.txt").write_text(f"a {color} square")
+    content: dict[str, Any] = {
+        "stage": "clip",
+        "init_from": str(source),
+        "data": {"kind": "pairs", "path": str(pictures), "validation_share": 0.25},
+        "optim": {"lr": 1e-2, "warmup": 1, "ema": None},
+        "run": {"dir": str(folder / "run"), "updates": 2, "batch_size": 2, "tracker": "none", "device": "cpu"},
+    }
+    file = folder / "clip.yaml"
+    file.write_text(yaml.safe_dump(content | changes))
+    return str(file)
+
+
+def moved(before: CLIP, after: CLIP) -> set[str]:
+    old = before.state_dict()
+    return {name for name, value in after.state_dict().items() if not torch.equal(value, old[name])}
+
+
+def test_no_step_leaves_the_weights_as_they_were(source: Path, tmp_path: Path) -> None:
+    assert train.main([recipe(tmp_path, source), "optim.lr=0", "optim.weight_decay=0"]) == 0
+    before, after = dalle.load_clip(source), dalle.load_clip(tmp_path / "run/model")
+    assert not moved(before, after) and before.config == after.config
+    assert before.tokenizer is not None and after.tokenizer is not None
+    assert before.tokenizer.rows(["a red heart"]) == after.tokenizer.rows(["a red heart"])
+
+
+@pytest.mark.parametrize(("lock", "stays"), [("image", "vision."), ("text", "text.")])
+def test_a_locked_tower_stays_and_the_other_learns(lock: str, stays: str, source: Path, tmp_path: Path) -> None:
+    options = [f"lock={lock}", "optim.weight_decay=0.1", "optim.ema=0.9", "run.accumulation=1", "augment=0.5"]
+    file = recipe(tmp_path, source)
+    assert train.main([file, *options]) == 0
+    before, after = dalle.load_clip(source), dalle.load_clip(tmp_path / "run/model")
+    changed = moved(before, after)
+    assert not [name for name in changed if name.startswith(stays)] and "logit_scale" in changed
+    other = [name for name in before.state_dict() if not name.startswith(stays)]
+    assert len(changed) > 0.8 * len(other)
+    assert train.main([file, *options, "resume=true", "run.updates=3"]) == 0
+    assert not [name for name in moved(before, dalle.load_clip(tmp_path / "run/model")) if name.startswith(stays)]
+
+
+def test_another_loss_begins_its_scale_and_bias_anew(source: Path, tmp_path: Path) -> None:
+    still = ["optim.lr=0", "optim.weight_decay=0"]
+    assert train.main([recipe(tmp_path, source), "loss=sigmoid", *still]) == 0
+    sigmoid = dalle.load_clip(tmp_path / "run/model")
+    assert sigmoid.logit_bias is not None and sigmoid.config.sigmoid
+    assert (sigmoid.scale.item(), sigmoid.logit_bias.item()) == (pytest.approx(10), -10)
+    state = sigmoid.state_dict()
+    kept = {n: v for n, v in dalle.load_clip(source).state_dict().items() if n != "logit_scale"}
+    assert all(torch.equal(value, state[name]) for name, value in kept.items())
+
+    own = f"run.dir={tmp_path / 'again'}"
+    assert train.main([recipe(tmp_path, tmp_path / "run/model"), own, *still]) == 0  # the loss is its own
+    assert not moved(sigmoid, dalle.load_clip(tmp_path / "again/model"))
+    own = f"run.dir={tmp_path / 'back'}"
+    assert train.main([recipe(tmp_path, tmp_path / "run/model"), own, "loss=softmax", *still]) == 0
+    back = dalle.load_clip(tmp_path / "back/model")
+    assert back.logit_bias is None and back.scale.item() == pytest.approx(1 / 0.07)
+
+
+def test_a_published_one_is_tuned(tmp_path: Path) -> None:
+    published = tmp_path / "theirs"
+    published.mkdir()
+    hub_folder(published, "hugging_face", 512 + 1 + 2)
+    (published / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    assert train.main([recipe(tmp_path, published), "lock=image"]) == 0
+    before, after = dalle.load_clip(published), dalle.load_clip(tmp_path / "run/model")
+    changed = moved(before, after)
+    assert changed and not [name for name in changed if name.startswith("vision.")]
+    assert (tmp_path / "run/initial/README.md").is_file() and after.tokenizer is not None
+    half = tmp_path / "half"
+    assert main(["export", str(tmp_path / "run"), str(half), "--interpolate", "0.25", "--with", str(published)]) == 0
+    mixed, one, other = (clip.state_dict() for clip in (dalle.load_clip(half), before, after))
+    for name, value in mixed.items():
+        torch.testing.assert_close(value, 0.75 * one[name] + 0.25 * other[name])
+
+
+def test_interpolation_ends_at_both(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([recipe(tmp_path, source), "run.save_every=1"]) == 0
+    run, ends = tmp_path / "run", {}
+    for share in ("0", "1"):
+        assert main(["export", str(run), str(tmp_path / share), "--interpolate", share, "--with", str(source)]) == 0
+        ends[share] = dalle.load_clip(tmp_path / share)
+    assert not moved(ends["0"], dalle.load_clip(source)) and not moved(ends["1"], dalle.load_clip(run / "model"))
+    checkpoint = str(run / "checkpoints/update-00000001")
+    assert main(["export", checkpoint, str(tmp_path / "early"), "--interpolate", "0.5", "--with", str(source)]) == 0
+    other = make_other(tmp_path)
+    capsys.readouterr()
+    wrong = {
+        ("--interpolate", "1.5", "--with", str(source)): "--interpolate is 1.5: give a share from 0",
+        ("--interpolate", "0.5"): "go together",
+        ("--with", str(source)): "go together",
+        ("--interpolate", "0.5", "--with", str(tmp_path / "parts/model")): "holds a DALL-E, expected a CLIP",
+        ("--interpolate", "0.5", "--with", str(other)): "it is of another architecture than",
+    }
+    for options, message in wrong.items():
+        assert main(["export", str(run), str(tmp_path / "out"), *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def make_other(folder: Path) -> Path:
+    """A CLIP of another size."""
+    file = recipe(folder, folder / "parts/clip", run={"dir": str(folder / "other"), "updates": 0, "batch_size": 2})
+    options = ["init_from=null", f"text_tokenizer={folder / 'parts/text_tokenizer'}", "run.tracker=none"]
+    tower = "{width: 8, depth: 1, heads: 2}"
+    shape = ["image_size=8", "patch_size=4", f"vision={tower}", f"text={tower}", "text_vocab=300", "embed_dim=8"]
+    assert train.main([file, *options, *(f"model.{one}" for one in shape), "run.updates=1", "run.device=cpu"]) == 0
+    return folder / "other/model"
+
+
+def test_rates_fall_from_the_top_of_each_tower() -> None:
+    clip = CLIP(CLIPConfig(image_size=8, patch_size=4, vision=TOWER, text=TOWER, text_vocab=30, embed_dim=8))
+    optim = OptimConfig(lr=1.0, layer_decay=0.5)
+    optimizer = adamw(clip, optim)
+    set_learning_rate(optimizer, 0.8)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    plain = {id(p): group["weight_decay"] for group in adamw(clip, OptimConfig()).param_groups for p in group["params"]}
+    assert decay == plain
+    wanted = {
+        "logit_scale": 0.8,
+        "vision.projection.weight": 0.8,
+        "text.transformer.norm.bias": 0.8,
+        "vision.transformer.blocks.1.attention.qkv.weight": 0.4,
+        "text.transformer.blocks.1.feed_forward.up.bias": 0.4,
+        "text.transformer.blocks.0.attention_norm.weight": 0.2,
+        "vision.patches.weight": 0.1,
+        "vision.class_token": 0.1,
+        "vision.norm.weight": 0.1,
+        "text.tokens.weight": 0.1,
+        "text.positions": 0.1,
+    }
+    named = dict(clip.named_parameters())
+    assert {name: rate[id(named[name])] for name in wanted} == pytest.approx(wanted)
+    assert len(rate) == len(named)
+
+
+def test_lower_layers_move_less_and_a_run_goes_on(source: Path, tmp_path: Path) -> None:
+    file, options = recipe(tmp_path, source), ["optim.layer_decay=0.1", "optim.weight_decay=0", "run.log_every=1"]
+    assert train.main([file, *options]) == 0
+    assert train.main([file, *options, "resume=true", "run.updates=3"]) == 0
+    before, after = (dalle.load_clip(place).state_dict() for place in (source, tmp_path / "run/model"))
+    names = ("vision.patches.weight", *(f"vision.transformer.blocks.{i}.attention.qkv.weight" for i in (0, 1)))
+    names = (*names, "vision.projection.weight")
+    steps = [(after[name] - before[name]).abs().max().item() for name in names]
+    assert all(4 < above / below < 25 for below, above in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["lock=both"], "lock"),
+        (["lock=image", "init_from=null", "text_tokenizer=x", "model={}"], "lock=image keeps a tower that is trained"),
+        (["lock=text", "model.text.dropout=0.1"], "a tower that stays drops nothing"),
+        (["init_from=parts/model"], "is of stage 'dalle'; expected a CLIP"),
+        (["init_from=nowhere"], "nowhere"),
+        (["model.vision.depth=3"], "does not fit this architecture"),
+        (["model.text_length=9"], "of another shape: text.positions is [12, 16], expected [9, 16]"),
+        (["optim.layer_decay=0"], "layer_decay is 0.0; it must be above 0"),
+    ],
+)
+def test_wrong_inputs_are_one_line(
+    options: list[str],
+    message: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main([recipe(tmp_path, source), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
