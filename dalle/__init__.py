@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dalle.apps.search import ImageIndex
     from dalle.apps.vqgan_clip.api import paint
     from dalle.apps.zeroshot import ZeroShotClassifier
-    from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+    from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_prior, load_text_tokenizer
     from dalle.pipeline import TextToImage
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "load_clip",
     "load_image_tokenizer",
     "load_model",
+    "load_prior",
     "load_text_tokenizer",
     "paint",
 ]
@@ -33,6 +34,7 @@ _HOMES = {
     "load_clip": "dalle.checkpoints.load",
     "load_image_tokenizer": "dalle.checkpoints.load",
     "load_model": "dalle.checkpoints.load",
+    "load_prior": "dalle.checkpoints.load",
     "load_text_tokenizer": "dalle.checkpoints.load",
     "paint": "dalle.apps.vqgan_clip.api",
 }

@@ -20,6 +20,7 @@ import yaml
 
 import dalle
 from dalle.checkpoints import load
+from dalle.checkpoints.load import prior_of
 from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
 from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml
@@ -31,6 +32,7 @@ from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,
     ImageTokenizerRecipe,
+    PriorRecipe,
     Recipe,
     TextTokenizerRecipe,
     stage_schema,
@@ -80,6 +82,8 @@ def parameters(recipe: Recipe) -> int:
             model = CLIP(recipe.model)
         elif isinstance(recipe, DALLERecipe):
             model = DALLE(recipe.model)
+        elif isinstance(recipe, PriorRecipe):
+            model = prior_of(recipe.model)
         else:
             return 0
     return sum(parameter.numel() for parameter in model.parameters())
@@ -124,6 +128,13 @@ def test_recipes_that_stand_on_each_other_agree() -> None:
                 clip = made[recipe.clip]
                 assert isinstance(clip, CLIPRecipe), path
                 assert clip.model.image_size == tokenizer.image_size, path
+            compared += 1
+        if isinstance(recipe, PriorRecipe) and recipe.clip in made:
+            clip = made[recipe.clip]
+            assert isinstance(clip, CLIPRecipe), path
+            assert recipe.model.embed_dim == clip.model.embed_dim, path
+            assert recipe.model.text_width == clip.model.text.width, path
+            assert recipe.model.text_length == clip.model.text_length, path
             compared += 1
     assert compared >= 6
 

@@ -23,8 +23,10 @@ from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, rea
 from dalle.checkpoints.tensors import load_weights, skip_init
 from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
+from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
 from dalle.text_tokenizers import TextTokenizer
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -38,6 +40,7 @@ _STAGES = {
     "image_tokenizer": ("an image tokenizer", "dalle.load_image_tokenizer"),
     "clip": ("a CLIP", "dalle.load_clip"),
     "dalle": ("a DALL-E", "dalle.load_model"),
+    "prior": ("a prior of unCLIP", "dalle.load_prior"),
 }
 
 
@@ -144,6 +147,34 @@ def load_model(
         module = DALLE(from_dict(DALLEConfig, folder.config["model"], folder.origin))
     _fill(module, folder, device, dtype).recognise()
     return module
+
+
+def load_prior(
+    source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None
+) -> DiffusionPrior | AutoregressivePrior:
+    """Load a prior of unCLIP in evaluation mode; the CLIP that it was trained with is its component `clip`.
+
+    Args:
+        source: local folder or hub id, ours.
+        device: where its weights go.
+        dtype: floating type of its weights; None: float32.
+
+    Raises:
+        ValueError: nothing is there, it is something else, or its weights do not fit its config.
+    """
+    folder = open_source(source)
+    if isinstance(folder, Path):
+        raise ValueError(f"{source} has no config.yaml: give the folder of a prior made by train.py")
+    _check_stage(folder, "prior")
+    schema = DiffusionPriorConfig | AutoregressivePriorConfig
+    with bare():
+        module = prior_of(from_dict(schema, folder.config["model"], folder.origin))
+    return _fill(module, folder, device, dtype)
+
+
+def prior_of(config: DiffusionPriorConfig | AutoregressivePriorConfig) -> DiffusionPrior | AutoregressivePrior:
+    """The prior that a config describes, of either kind."""
+    return DiffusionPrior(config) if isinstance(config, DiffusionPriorConfig) else AutoregressivePrior(config)
 
 
 def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,12 @@ import torch
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
 from dalle.data import DataConfig, EncodedConfig
 from dalle.generation.options import SamplingConfig
+from dalle.generation.prior import PriorSamplingConfig
 from dalle.image_tokenizers import ImageTokenizerConfig, build
+from dalle.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle.models.clip import CLIPConfig
 from dalle.models.dalle import DALLEConfig
+from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.checkpoint.best import check_figure
 from dalle.training.distributed.powersgd import PowerSGDConfig
@@ -261,14 +264,49 @@ class DALLERecipe:
             )
 
 
-Recipe = TextTokenizerRecipe | ImageTokenizerRecipe | CLIPRecipe | DALLERecipe
-LoopRecipe = ImageTokenizerRecipe | CLIPRecipe | DALLERecipe
+@config
+class PriorRecipe:
+    stage: Literal["prior"]
+    model: DiffusionPriorConfig | AutoregressivePriorConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    clip: str
+    """Folder of the CLIP whose embeddings are learnt (or a hub id); copied into the model folder."""
+    statistics_images: int = 2048
+    """Pictures of the training set, spread evenly over it, that statistics of the embeddings are taken of at the start:
+    mean and deviation, of the autoregressive prior also principal components and buckets."""
+    bpe_dropout: float = 0.0
+    """Chance of dropping a BPE merge in training."""
+    caption_dropout: float = 0.1
+    """Chance that a caption is replaced by the learnt one of no text, for classifier-free guidance."""
+    sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
+    """How validations draw, and what the model folder is drawn with if nothing else is said."""
+    resume: Resume = False
+    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
+
+    def __post_init__(self) -> None:
+        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        if self.statistics_images < 2:
+            raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout is {self.caption_dropout}; it must be from 0 to 1")
+        if self.sampling.guidance != 1 and not self.caption_dropout:
+            raise ValueError(
+                f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
+                "were dropped in training; set one of them (guidance 1 is none)"
+            )
+
+
+Recipe = TextTokenizerRecipe | ImageTokenizerRecipe | CLIPRecipe | DALLERecipe | PriorRecipe
+LoopRecipe = ImageTokenizerRecipe | CLIPRecipe | DALLERecipe | PriorRecipe
 
 STAGES: dict[str, type] = {
     "text_tokenizer": TextTokenizerRecipe,
     "image_tokenizer": ImageTokenizerRecipe,
     "clip": CLIPRecipe,
     "dalle": DALLERecipe,
+    "prior": PriorRecipe,
 }
 
 
@@ -302,6 +340,10 @@ def tokens_per_image(recipe: LoopRecipe) -> int:
         return recipe.model.text_length + recipe.model.grid[0] * recipe.model.grid[1]
     if isinstance(recipe, CLIPRecipe):
         return recipe.model.text_length + (recipe.model.image_size // recipe.model.patch_size) ** 2
+    if isinstance(recipe, PriorRecipe):
+        model = recipe.model
+        own = 3 if isinstance(model, DiffusionPriorConfig) else model.components or 0
+        return model.text_length + 1 + own
     with torch.device("meta"):
         height, width = build(recipe.model).grid
     return height * width

@@ -61,7 +61,6 @@ def batch_of(count: int, side: int = 16) -> Batch:
 
 def gradients(told: CLIPRecipe, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Loss, gradients, and what random number comes next, of one update as the loop makes it."""
-    AcceleratorState._reset_state()  # else the precision is that of a test before
     torch.manual_seed(0)
     task = CLIPTask(told, CPU)
     with torch.no_grad():
@@ -138,7 +137,6 @@ def test_dropout_of_attention_too(words: Path) -> None:
     told = replace(told, model=replace(told.model, **towers))
     loss, found, following = gradients(told, batch_of(48))
 
-    AcceleratorState._reset_state()  # else the precision is that of a test before
     torch.manual_seed(0)
     task = CLIPTask(told, CPU)
     with torch.no_grad():
@@ -156,7 +154,6 @@ def test_dropout_of_attention_too(words: Path) -> None:
 
 def test_a_frozen_tower_is_embedded_and_not_taught(words: Path) -> None:
     told = recipe(words, 12, 3)
-    AcceleratorState._reset_state()  # else the precision is that of a test before
     torch.manual_seed(0)
     task = CLIPTask(told, CPU)
     task.model.vision.requires_grad_(False)

@@ -20,11 +20,18 @@ from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, as_saved, state_of, wrappers_of
 from dalle.config import from_dict, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
+from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
 
 Stage = Literal["image_tokenizer", "clip", "dalle"]
-_SCHEMAS: dict[str, Any] = {"image_tokenizer": ImageTokenizerConfig, "clip": CLIPConfig, "dalle": DALLEConfig}
+_SCHEMAS: dict[str, Any] = {
+    "image_tokenizer": ImageTokenizerConfig,
+    "clip": CLIPConfig,
+    "dalle": DALLEConfig,
+    "prior": DiffusionPriorConfig | AutoregressivePriorConfig,
+}
 
 
 def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
@@ -111,6 +118,10 @@ def without_weights(config: Any) -> nn.Module:
     with torch.device("meta"):
         if isinstance(config, DALLEConfig):
             return DALLE(config)
+        if isinstance(config, DiffusionPriorConfig):
+            return DiffusionPrior(config)
+        if isinstance(config, AutoregressivePriorConfig):
+            return AutoregressivePrior(config)
         return CLIP(config) if isinstance(config, CLIPConfig) else build(config)
 
 

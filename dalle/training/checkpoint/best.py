@@ -33,6 +33,13 @@ FIGURES: dict[str, dict[str, bool]] = {
         "image_accuracy": _HIGHER,
         "likeliest_used": _HIGHER,
     },
+    "prior": {
+        "cos": _HIGHER,
+        "centered_cos": _HIGHER,
+        "mean_cos": _HIGHER,
+        "mean_centered_cos": _HIGHER,
+        "frechet": _LOWER,
+    },
 }
 """Of each stage the figures of a validation, and whether more of one is better."""
 

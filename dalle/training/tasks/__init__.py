@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from dalle.training.distributed.fsdp import Sharding
-from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, LoopRecipe
+from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, LoopRecipe, PriorRecipe
 from dalle.training.tasks.base import ContrastiveTask, Phase, Samples, Task
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
+from dalle.training.tasks.prior import PriorTask
 
 __all__ = ["ContrastiveTask", "Phase", "Samples", "Task", "build_task"]
 
@@ -24,6 +25,10 @@ def build_task(recipe: LoopRecipe, device: torch.device, sharding: Sharding | No
         if sharding is not None:
             raise ValueError("fsdp is for stages clip and dalle: an image tokenizer is small, set run.sharding=none")
         return ImageTokenizerTask(recipe, device)
+    if isinstance(recipe, PriorRecipe):
+        if sharding is not None:
+            raise ValueError("fsdp is for stages clip and dalle: set run.sharding=none")
+        return PriorTask(recipe, device)
     if isinstance(recipe, CLIPRecipe):
         return CLIPTask(recipe, device, sharding)
     assert isinstance(recipe, DALLERecipe)
