@@ -167,7 +167,7 @@ def load_prior(
         raise ValueError(f"{source} has no config.yaml: give the folder of a prior made by train.py")
     _check_stage(folder, "prior")
     schema = DiffusionPriorConfig | AutoregressivePriorConfig
-    with bare():
+    with skip_init():
         module = prior_of(from_dict(schema, folder.config["model"], folder.origin))
     return _fill(module, folder, device, dtype)
 
