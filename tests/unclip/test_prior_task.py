@@ -62,7 +62,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A CLIP with random weights."""
     folder = tmp_path_factory.mktemp("clip") / "clip"
     config = CLIPConfig(
-        image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=2048, text_length=12, embed_dim=8
+        image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, text_length=12, embed_dim=8
     )
     torch.manual_seed(0)
     parts = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
