@@ -55,9 +55,9 @@ def train(recipe: LoopRecipe) -> int:
                 loss, losses = accumulate(task, phase, micro, accelerator, step)
                 optimizer, compressor = run.optimizers[phase.name], run.compressors.get(phase.name)
                 norms[phase.name] = norm = optimizer_step(
-                    phase, loss, optimizer, accelerator, step, run.options.updates, compressor
+                    phase, loss, optimizer, accelerator, step, run.options.steps, compressor
                 )
-                if task.gathers and not norm.isfinite():
+                if task.needs_sync and not norm.isfinite():
                     break
                 if run.logs(step):
                     figures |= mean_figures(losses, accelerator) | {phase.name + "_gradient": norm.item()}
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reported is None:
             raise
         return print_error("train.py", reported)
-    except KeyboardInterrupt:  # before the first update, or a second one while a checkpoint was written
+    except KeyboardInterrupt:  # before the first step, or a second one while a checkpoint was written
         print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
         return 130
 

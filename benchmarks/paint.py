@@ -96,7 +96,7 @@ def main() -> None:
         alike = PaintOptions(
             prompt=PROMPT, cutouts=cutouts, cutout=("pool",), augment=",".join([*AUGMENTS, "noise"]), start="codes"
         )
-        steps: dict[str, Callable[[], object]] = {"ours": begin(alike, "cpu").update}
+        steps: dict[str, Callable[[], object]] = {"ours": begin(alike, "cpu").step}
         if args.vqgan_clip is not None:
             steps["VQGAN-CLIP's"] = theirs(args.vqgan_clip, cutouts)
         found = seconds(steps, args.rounds)
@@ -105,7 +105,7 @@ def main() -> None:
         print(f"a step of {cutouts} cutouts: {told}{ratio}", flush=True)
     for preset, (count, cutouts) in PRESETS.items():
         painter = begin(PaintOptions(prompt=PROMPT, preset=preset), "cpu")
-        step = seconds({"step": painter.update}, args.rounds)["step"]
+        step = seconds({"step": painter.step}, args.rounds)["step"]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux, and it only grows
         print(
             f"{preset}: {count} steps of {cutouts} cutouts, {count * step:.0f} s, {memory:.1f} GiB at most", flush=True

@@ -1,4 +1,4 @@
-"""What token shards save: python benchmarks/token_shards.py [RECIPE] [--updates 10]
+"""What token shards save: python benchmarks/token_shards.py [RECIPE] [--steps 10]
 
 Encodes a small set of shapes with the recipe's image tokenizer, then trains the recipe's transformer by turns from the
 pictures and from the shards, in the same run. Last, how many rows a second are read from shards of 256 codes.
@@ -44,8 +44,8 @@ def encoded(recipe: DALLERecipe, folder: Path) -> float:
     return sum(shard.rows for own in (index.shards or {}).values() for shard in own) / taken
 
 
-def update(task: DALLETask, optimizer: torch.optim.Optimizer, data: Iterator[Batch]) -> float:
-    """Seconds of one update."""
+def training_step(task: DALLETask, optimizer: torch.optim.Optimizer, data: Iterator[Batch]) -> float:
+    """Seconds of one step."""
     start = time.perf_counter()
     inputs = task.inputs(next(data))
     with torch.autocast("cpu", torch.bfloat16, enabled=task.recipe.run.precision == "bf16"):
@@ -79,7 +79,7 @@ def read_rate(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", type=Path, default=Path("configs/emoji/dalle.yaml"))
-    parser.add_argument("--updates", type=int, default=10, help="of each kind (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="of each kind (default: %(default)s)")
     args = parser.parse_args()
     recipe = load_recipe(args.recipe)
     assert isinstance(recipe, DALLERecipe)
@@ -96,12 +96,12 @@ def main() -> None:
             for name, config in configs.items()
         }
         times: dict[str, list[float]] = {name: [] for name in data}
-        for _ in range(args.updates + 1):
+        for _ in range(args.steps + 1):
             for name, stream in data.items():
-                times[name].append(update(task, optimizer, stream))
+                times[name].append(training_step(task, optimizer, stream))
         taken = {name: statistics.median(own[1:]) for name, own in times.items()}
         for name, own in taken.items():
-            print(f"training from {name}: {own:.3f} s an update of {size}")
+            print(f"training from {name}: {own:.3f} s a step of {size}")
         print(f"shards against pictures: {taken['pictures'] / taken['shards']:.2f} times as fast")
         print(f"reading: {read_rate(random):,.0f} rows a second")
 

@@ -57,9 +57,9 @@ def main() -> None:
         decoded = rate(batch, lambda codes=codes: tokenizer.decode(codes), args.rounds)
         print(f"batch {batch:>2}: {args.source} encodes {encoded:.0f}, decodes {decoded:.0f} pictures/s", end="")
         if theirs is not None:
-            pictures = torch.rand(batch, 3, 64, 64)
-            states = theirs[0](pictures)
-            one = rate(batch, lambda pictures=pictures: theirs[0](pictures), args.rounds)
+            small = torch.rand(batch, 3, 64, 64)
+            states = theirs[0](small)
+            one = rate(batch, lambda small=small: theirs[0](small), args.rounds)
             other = rate(batch, lambda states=states: theirs[1](states), args.rounds)
             print(f"; taming's modules (64 channels) {one:.0f} and {other:.0f}", end="")
         print()

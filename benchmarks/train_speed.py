@@ -1,11 +1,11 @@
 """How near training comes to what the machine multiplies: python benchmarks/train_speed.py [--batches 4 16]
 
-One update of an untrained transformer (by default of width 768, 12 layers, 64 + 256 tokens, 16,384 codes; --size takes
+One step of an untrained transformer (by default of width 768, 12 layers, 64 + 256 tokens, 16,384 codes; --size takes
 larger ones): forward and backward pass, clipping, AdamW. In turns with it the script measures how fast large matrices
 are multiplied, so that other users of a machine count for both, and says which share of that rate the operations of
-the update make (three forward passes, masked pairs of tokens left out: what `python -m dalle plan` counts).
+the step make (three forward passes, masked pairs of tokens left out: what `python -m dalle plan` counts).
 
-Others' models of the same shape do the same update (benchmarks/peers.py): minDALL-E's with --mindalle FOLDER, a
+Others' models of the same shape do the same step (benchmarks/peers.py): minDALL-E's with --mindalle FOLDER, a
 checkout of it, DALLE-pytorch's where it is installed; both with torch's AdamW as it comes, and under autocast in
 bfloat16. On a GPU also the peak of memory is said. --json FILE keeps all figures.
 
@@ -38,8 +38,8 @@ KINDS = ("float32", "bfloat16")
 SIZES = {"350M": (1024, 24, 16), "760M": (1536, 24, 16), "1.3B": (2048, 24, 16)}  # width, layers, heads
 
 
-class Update:
-    """One update after the other of one model."""
+class Step:
+    """One step after the other of one model."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Update:
         self.optimizer.step()
 
 
-def ours(args: argparse.Namespace, config: DALLEConfig, device: torch.device, kind: str) -> Update:
+def ours(args: argparse.Namespace, config: DALLEConfig, device: torch.device, kind: str) -> Step:
     """dalle's model, loss and optimizer."""
     torch.manual_seed(0)
     model = DALLE(config).to(device)
@@ -85,10 +85,10 @@ def ours(args: argparse.Namespace, config: DALLEConfig, device: torch.device, ki
         if average is not None:
             average.update(1000, norm.isfinite())
 
-    return Update(model, loss, optimizer, kind, step)
+    return Step(model, loss, optimizer, kind, step)
 
 
-def others(args: argparse.Namespace, device: torch.device, kind: str) -> dict[str, Update]:
+def others(args: argparse.Namespace, device: torch.device, kind: str) -> dict[str, Step]:
     """The same of those that are there."""
     made = {} if args.alone else {name: make(args, device) for name, make in LOSSES.items()}
     found = {}
@@ -96,7 +96,7 @@ def others(args: argparse.Namespace, device: torch.device, kind: str) -> dict[st
         if pair is not None:
             model, loss = pair
             trained = [p for p in model.parameters() if p.requires_grad]
-            found[name] = Update(model, loss, torch.optim.AdamW(trained, lr=3e-4), kind)
+            found[name] = Step(model, loss, torch.optim.AdamW(trained, lr=3e-4), kind)
     return found
 
 

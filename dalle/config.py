@@ -44,6 +44,16 @@ class ConfigError(ValueError):
     """What is wrong in a config: every mistake, one a line, each with its file and its full path."""
 
 
+_RENAMED = {"updates": "steps"}  # keys of earlier versions: the error for one names the new key
+
+
+def renamed(data: Any) -> Any:
+    """The config of a run that an earlier version wrote, with today's names of keys."""
+    if not isinstance(data, dict):
+        return data
+    return {_RENAMED.get(key, key): renamed(value) for key, value in data.items()}
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys.
@@ -261,6 +271,9 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
         if key in hints:
             yield from _mistakes(hints[key], value, f"{path}{key}.")
         else:
+            if _RENAMED.get(str(key)) in hints:
+                yield f"{path}{key}: this key is {path}{_RENAMED[str(key)]} now"
+                continue
             close = difflib.get_close_matches(str(key), list(hints), n=1)
             hint = f"did you mean {path}{close[0]}?" if close else f"known here: {', '.join(hints)}"
             yield f"{path}{key}: unknown key; {hint}"
@@ -272,7 +285,8 @@ def _without_unknown(annotation: Any, data: Any) -> Any:
     if cls is None:
         return data
     hints = field_types(cls)
-    return {key: _without_unknown(hints[key], value) for key, value in data.items() if key in hints}
+    known = {_RENAMED.get(key, key) if key not in hints else key: value for key, value in data.items()}
+    return {key: _without_unknown(hints[key], value) for key, value in known.items() if key in hints}
 
 
 def _messages(error: ValidationError, schema: Any, data: Any) -> Iterator[str]:

@@ -261,17 +261,17 @@ class TextToImage:
 
     def _finish(self, codes: Tensor, prompts: list[str], start: _Start | None) -> tuple[Tensor, Tensor | None]:
         """Codes [B, h, w] of B prompts -> pictures uint8 [B, H, W, 3] and, with CLIP, scores [B], on the CPU."""
-        pictures, scores = [], []
+        pixels, scores = [], []
         for first in range(0, len(codes), _DECODE_BATCH):
             part = slice(first, first + _DECODE_BATCH)
             images = self.image_tokenizer.decode(codes[part]).float()
             if start is not None and start.redrawn is not None:
                 images = torch.where(start.redrawn.to(images.device), images, start.original)
-            pictures.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            pixels.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             if self.clip is not None:
                 cosines = score(self.clip, images, prompts[part])
                 scores.append(self.clip.probabilities(cosines) if self.clip.config.sigmoid else cosines)
-        return torch.cat(pictures), torch.cat(scores) if scores else None
+        return torch.cat(pixels), torch.cat(scores) if scores else None
 
 
 def _check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:

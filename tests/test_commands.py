@@ -26,7 +26,7 @@ from tiny_model import make_tiny_model
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SHORT = ["run.updates=2", "run.batch_size=4", "run.validation_images=4", "run.tracker=none", "run.device=cpu"]
+SHORT = ["run.steps=2", "run.batch_size=4", "run.validation_images=4", "run.tracker=none", "run.device=cpu"]
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
@@ -70,7 +70,7 @@ def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatc
             "optim": {"lr": 2e-3, "warmup": 10, "ema": 0.9},
             "run": {
                 "dir": "vqgan",
-                "updates": 60,
+                "steps": 60,
                 "batch_size": 16,
                 "precision": "fp32",
                 "tracker": "none",
@@ -96,7 +96,7 @@ def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatc
             "sampling": {"guidance": 1.0},
             "run": {
                 "dir": "dalle",
-                "updates": 300,
+                "steps": 300,
                 "batch_size": 16,
                 "precision": "fp32",
                 "tracker": "none",
@@ -198,10 +198,8 @@ def stands_on(tiny: Path) -> list[str]:
 def test_train_and_resume(tiny: Path, tmp_path: Path) -> None:
     command = ["train.py", "configs/emoji/dalle.yaml", "optim.lr=3e-4", f"run.dir={tmp_path / 'mine'}", *SHORT]
     python(*command, *stands_on(tiny))
-    assert f"weights: {tmp_path / 'mine' / 'model'}" in python(
-        *command, *stands_on(tiny), "resume=true", "run.updates=3"
-    )
-    assert figures(tmp_path / "mine")["update"] == 3
+    assert f"weights: {tmp_path / 'mine' / 'model'}" in python(*command, *stands_on(tiny), "resume=true", "run.steps=3")
+    assert figures(tmp_path / "mine")["step"] == 3
     assert Image.open(tmp_path / "mine" / "samples" / "00000003.png").width == 8 * (16 + 2) + 2
     assert sample.main(["a dog", "--model", str(tmp_path / "mine" / "model"), "--out", str(tmp_path / "out")]) == 0
 
@@ -232,14 +230,14 @@ def test_train_on_a_folder_of_pictures(tiny: Path, pictures: Path) -> None:
         (mine / f"{index}.txt").write_text(f"picture number {index}\n")
     command = ["train.py", "configs/folder/dalle.yaml", f"data.path={mine}/", f"run.dir={pictures / 'run'}"]
     python(*command, *SHORT, *stands_on(tiny))
-    assert figures(pictures / "run")["update"] == 2
+    assert figures(pictures / "run")["step"] == 2
 
 
 def test_two_processes_by_accelerate(tiny: Path, tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
     command = ["train.py", "configs/emoji/dalle.yaml", f"run.dir={tmp_path / 'run'}", *SHORT, *stands_on(tiny)]
     python(*launch, *command)
-    assert figures(tmp_path / "run")["update"] == 2
+    assert figures(tmp_path / "run")["step"] == 2
     two = figures(tmp_path / "run")["train/image"]
     python("train.py", *command[1:2], f"run.dir={tmp_path / 'one'}", *command[3:])
     assert two == pytest.approx(figures(tmp_path / "one")["train/image"], rel=1e-2)

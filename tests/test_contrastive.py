@@ -140,7 +140,7 @@ DATA = {
     },
     "data": {"kind": "shapes"},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": None},
-    "run": {"dir": "run", "updates": 2, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
+    "run": {"dir": "run", "steps": 2, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
     "text_tokenizer": "words",
     "loss": "sigmoid",
 }

@@ -41,7 +41,7 @@ def recipe(parts: Path, folder: Path, data: dict) -> Path:
         "model": DALLE_MODEL,
         "data": data,
         "optim": {"lr": 1e-2, "warmup": 2},
-        "run": {"dir": str(folder / "run"), "updates": 9, "batch_size": 8, "device": "cpu", "tracker": "none"}
+        "run": {"dir": str(folder / "run"), "steps": 9, "batch_size": 8, "device": "cpu", "tracker": "none"}
         | {"log_every": 1, "validate_every": 4, "validation_images": 20},
         "text_tokenizer": str(parts / "text_tokenizer"),
         "image_tokenizer": str(parts / "image_tokenizer"),

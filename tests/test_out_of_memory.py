@@ -86,7 +86,7 @@ sys.exit(command.main({arguments}))
         ),
         (
             "train",
-            ["configs/shapes/vqgan.yaml", "run.updates=2", "run.batch_size=4096", "run.dir=OUT"],
+            ["configs/shapes/vqgan.yaml", "run.steps=2", "run.batch_size=4096", "run.dir=OUT"],
             300_000_000,
             "run.accumulation",
         ),

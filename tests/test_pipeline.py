@@ -96,8 +96,8 @@ def test_a_candidate_is_the_same_alone_and_in_any_batch(pipe: TextToImage) -> No
 def test_pictures_and_scores_are_those_of_the_codes(pipe: TextToImage) -> None:
     (result,) = pipe("a red heart", n=3, seed=1)
     decoded = pipe.image_tokenizer.decode(result.codes)
-    for image, picture in zip(decoded, result.images, strict=True):
-        assert torch.equal(pixels(picture), (image * 255).round().to(torch.int64).permute(1, 2, 0))
+    for tensor, picture in zip(decoded, result.images, strict=True):
+        assert torch.equal(pixels(picture), (tensor * 255).round().to(torch.int64).permute(1, 2, 0))
     assert pipe.clip is not None and result.scores is not None
     assert result.scores == pytest.approx(score(pipe.clip, decoded, ["a red heart"] * 3).tolist(), abs=1e-5)
 
@@ -124,11 +124,11 @@ def test_kept_rows_are_those_of_the_picture(pipe: TextToImage) -> None:
 
 
 def test_outside_the_mask_nothing_changes(pipe: TextToImage) -> None:
-    picture, mask = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    original, mask = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     mask.putpixel((5, 2), 255)  # one pixel: its whole cell is drawn anew, but only it is seen
     mask.paste(255, (8, 8, 16, 16))
-    codes = pipe.image_tokenizer.encode(square_tensor(picture, IMAGE_SIZE)[None])[0]
-    (result,) = pipe("a red heart", n=4, image=picture, mask=mask)
+    codes = pipe.image_tokenizer.encode(square_tensor(original, IMAGE_SIZE)[None])[0]
+    (result,) = pipe("a red heart", n=4, image=original, mask=mask)
     kept = torch.ones(GRID, dtype=torch.bool)
     kept[0, 1], kept[2:, 2:] = False, False
     assert (result.codes[:, kept] == codes[kept]).all()
@@ -136,7 +136,7 @@ def test_outside_the_mask_nothing_changes(pipe: TextToImage) -> None:
     white = pixels(mask)[..., 0] > 0
     decoded = (pipe.image_tokenizer.decode(result.codes) * 255).round().to(torch.int64).permute(0, 2, 3, 1)
     for image, own in zip(result.images, decoded, strict=True):
-        assert torch.equal(pixels(image)[~white], pixels(picture)[~white])
+        assert torch.equal(pixels(image)[~white], pixels(original)[~white])
         assert torch.equal(pixels(image)[white], own[white])
 
 

@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> None:
         check_folder(args.video.parent)
     options, state = _options(args)
     painter = begin(options, args.device, state)
-    if painter.step >= options.updates:
+    if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
     run = _Run(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
     start, figures, first = time.perf_counter(), {}, painter.step
@@ -68,7 +68,12 @@ def _run(args: argparse.Namespace) -> None:
     with (
         SignalHandler() as interrupt,
         tqdm(
-            total=options.updates, initial=first, desc="painting", unit=" steps", dynamic_ncols=True, mininterval=pause
+            total=options.num_steps,
+            initial=first,
+            desc="painting",
+            unit=" steps",
+            dynamic_ncols=True,
+            mininterval=pause,
         ) as bar,
     ):
         for figures in painter.run():
@@ -81,10 +86,11 @@ def _run(args: argparse.Namespace) -> None:
     if args.json:
         seconds = round(time.perf_counter() - start, 2)
         print(json.dumps(run.paths() | {"steps": painter.step, "losses": figures, "seconds": seconds}))
-    if painter.step < options.updates:
+    if painter.step < options.num_steps:
         command = f"python -m dalle paint --resume {shlex.quote(str(run.folder))}"
         print(
-            f"dalle paint: stopped at step {painter.step} of {options.updates}; go on with: {command}", file=sys.stderr
+            f"dalle paint: stopped at step {painter.step} of {options.num_steps}; go on with: {command}",
+            file=sys.stderr,
         )
         raise SystemExit(130)
     if not args.json:

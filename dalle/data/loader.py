@@ -170,7 +170,7 @@ def _loader(dataset: Dataset, seed: int, workers: int, **options: Any) -> DataLo
 def _end_by_parent_only(_: int) -> None:
     """In a worker: SIGTERM and SIGUSR1 count only if the parent sends them.
 
-    Schedulers and launchers signal all processes of a run; its main one then finishes an update, and needs its workers.
+    Schedulers and launchers signal all processes of a run; its main one then finishes a step, and needs its workers.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return

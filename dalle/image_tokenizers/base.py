@@ -125,15 +125,15 @@ class ImageTokenizer(nn.Module, ABC):
         codes = torch.arange(self.codebook_size, device=self.last_layer.device)
         return self.vectors(codes[None, None])[0, :, 0].T.float()
 
-    def after_update(self, reduce: Reduce | None = None) -> None:
-        """Apply what the training passes since the last update have gathered (a learnt codebook overrides this).
+    def on_step_end(self, reduce: Reduce | None = None) -> None:
+        """Apply what the training passes since the last step have gathered (a learnt codebook overrides this).
 
         Args:
             reduce: sums a tensor over processes; None where there is one.
         """
 
-    def discard_gathered(self) -> None:
-        """Forget what has been gathered since the last update: for a step that is skipped."""
+    def reset_statistics(self) -> None:
+        """Forget what has been gathered since the last step: for a step that is skipped."""
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor: ...

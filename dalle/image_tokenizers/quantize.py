@@ -77,10 +77,10 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors [B, C, h, w] of codes [B, h, w]."""
 
-    def after_update(self, reduce: Reduce | None = None) -> None:
-        """Apply what the training passes since the last update have gathered; most quantizers gather nothing."""
+    def on_step_end(self, reduce: Reduce | None = None) -> None:
+        """Apply what the training passes since the last step have gathered; most quantizers gather nothing."""
 
-    def discard_gathered(self) -> None:
+    def reset_statistics(self) -> None:
         """Forget what has been gathered."""
 
 

@@ -38,9 +38,9 @@ class VQConfig:
     commitment: float = 0.25
     """Weight of the commitment loss, which keeps the encoder near the codes."""
     decay: float = 0.99
-    """Of the moving averages (update: ema), a training update; at least 0 and below 1."""
+    """Of the moving averages (update: ema), a training step; at least 0 and below 1."""
     revive_after: int = 100
-    """Updates without use after which a code is put on an output of the encoder; 0: never."""
+    """Steps without use after which a code is put on an output of the encoder; 0: never."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -56,13 +56,13 @@ class VectorQuantizer(Quantizer):
     """The nearest code of each cell; the gradient passes straight through to the encoder.
 
     A training pass only gathers (how often each code was used, the sums of what fell to it, candidates for revival);
-    `after_update` applies it. So two passes of 4 images and one update equal one pass of 8, and two processes one.
+    `on_step_end` applies it. So two passes of 4 images and one step equal one pass of 8, and two processes one.
     The loss "codebook" is the squared error between cells and codes: the commitment part, weighted, and where the
     codebook learns by gradient its own part (equation 3 of arXiv 1711.00937).
     """
 
     codebook: Tensor  # [K, C]; a parameter or, with EMA, a buffer
-    age: Tensor  # int64 [K], updates since a code was last used
+    age: Tensor  # int64 [K], steps since a code was last used
     updates: Tensor  # int64 [], how many there have been: seeds the choices of revival
     ema_count: Tensor  # [K]
     ema_sum: Tensor  # [K, C]
@@ -82,10 +82,10 @@ class VectorQuantizer(Quantizer):
             self.register_buffer("codebook", codebook)
             self.register_buffer("ema_count", torch.ones(config.codebook_size))
             self.register_buffer("ema_sum", codebook.clone())
-        # One update short of revival: what the first update does not use is put on the encoder's outputs at once.
+        # One step short of revival: what the first step does not use is put on the encoder's outputs at once.
         self.register_buffer("age", torch.full((config.codebook_size,), max(config.revive_after - 1, 0)))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.discard_gathered()
+        self.reset_statistics()
 
     def forward(self, z: Tensor, temperature: float) -> Quantized:
         z = self._scaled(z.float(), 1)
@@ -106,7 +106,7 @@ class VectorQuantizer(Quantizer):
         return rearrange(self._scaled(rows, 3), "b h w c -> b c h w")
 
     @torch.no_grad()
-    def after_update(self, reduce: Reduce | None = None) -> None:
+    def on_step_end(self, reduce: Reduce | None = None) -> None:
         if not self._candidates:
             return
         count, total = (self._count, self._sum) if reduce is None else (reduce(self._count), reduce(self._sum))
@@ -123,9 +123,9 @@ class VectorQuantizer(Quantizer):
             dead = (self.age >= self.config.revive_after).nonzero()[:, 0]
             if len(dead):
                 self._revive(dead, _over_processes(self._candidates, reduce))
-        self.discard_gathered()
+        self.reset_statistics()
 
-    def discard_gathered(self) -> None:
+    def reset_statistics(self) -> None:
         # Plain attributes: DDP would overwrite buffers by those of process 0 between two micro-batches.
         self._count: Tensor = torch.empty(0)
         self._sum: Tensor = torch.empty(0)
@@ -157,7 +157,7 @@ class VectorQuantizer(Quantizer):
         flat = codes.flatten()
         self._count += torch.bincount(flat, minlength=self.codebook_size)
         self._sum.index_add_(0, flat, cells.flatten(0, 1))
-        # Which cells of an image: spread evenly, others at each update, and the same however images are batched.
+        # Which cells of an image: spread evenly, others at each step, and the same however images are batched.
         step = -(-cells.shape[1] // _CANDIDATES)
         start = int(self.updates) % step
         self._candidates.append(cells[:, start::step].flatten(0, 1).clone())
@@ -166,7 +166,7 @@ class VectorQuantizer(Quantizer):
         """Put codes `dead` on some of `candidates` [M, C], the likelier the farther from every code they are.
 
         So flat backgrounds, of which there are many alike, do not take all of them (k-means++ seeding). The choice is
-        drawn from the number of the update: the same in every process and in a run that was resumed.
+        drawn from the number of the step: the same in every process and in a run that was resumed.
         """
         codebook = self._scaled(self.codebook.float(), 1)
         distances = self._distances(candidates, codebook).amin(1) + candidates.square().sum(1)

@@ -124,11 +124,11 @@ class VQGAN(ImageTokenizer):
         quantized = self.quantize(self._latents(images), temperature)
         return Reconstruction(self.from_vectors(quantized.vectors), quantized.codes, quantized.losses)
 
-    def after_update(self, reduce: Reduce | None = None) -> None:
-        self.quantize.after_update(reduce)
+    def on_step_end(self, reduce: Reduce | None = None) -> None:
+        self.quantize.on_step_end(reduce)
 
-    def discard_gathered(self) -> None:
-        self.quantize.discard_gathered()
+    def reset_statistics(self) -> None:
+        self.quantize.reset_statistics()
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.quantize.lookup(codes)

@@ -34,7 +34,7 @@ class Trial:
 
     Attributes:
         images: of the micro-batch.
-        fits: whether the updates were made.
+        fits: whether the steps were made.
         told: why not; or how much was free and what the process took.
     """
 
@@ -182,7 +182,7 @@ def _child(recipe: LoopRecipe, limit: int, answer: Connection) -> None:
 
 
 def _told(recipe: LoopRecipe, limit: int, answer: Connection) -> tuple[str, str]:
-    """How a training of some updates went: "fits", "memory" or "wrong", and a line on it."""
+    """How a training of some steps went: "fits", "memory" or "wrong", and a line on it."""
     try:
         device = _train(recipe, limit, answer)
     except MemoryError:
@@ -198,7 +198,7 @@ def _told(recipe: LoopRecipe, limit: int, answer: Connection) -> tuple[str, str]
 
 
 def _train(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
-    """Make some updates of a recipe and look at a validation batch, as train.py does."""
+    """Make some steps of a recipe and look at a validation batch, as train.py does."""
     run = recipe.run
     accelerator = start_accelerator(run)
     if accelerator.device.type == "cuda":
@@ -214,9 +214,9 @@ def _train(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
     for _ in range(_UPDATES):
         micro = [task.inputs(part) for part in next(stream).split(run.accumulation)]
         for phase in task.phases:  # all, whenever they begin
-            total, _ = accumulate(task, phase, micro, accelerator, run.updates)
-            optimizer_step(phase, total, optimizers[phase.name], accelerator, 0, run.updates)
-        task.after_update(lambda tensor: tensor)
+            total, _ = accumulate(task, phase, micro, accelerator, run.steps)
+            optimizer_step(phase, total, optimizers[phase.name], accelerator, 0, run.steps)
+        task.on_step_end(lambda tensor: tensor)
         if average is not None:
             average.update(1)
     held_out = open_data(recipe.data, "validation", task.image_size)

@@ -1,4 +1,4 @@
-"""Optimisation: AdamW groups, schedules as functions of the update, weight averaging. Knows nothing of the stages."""
+"""Optimisation: AdamW groups, schedules as functions of the step, weight averaging. Knows nothing of the stages."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class OptimConfig:
     """Factor of the learning rate from each block to the one below it, in both towers (stage clip; BEiT, arXiv
     2106.08254, appendix): what was learned first moves least. 1 has one rate for all."""
     warmup: int = 500
-    """Updates over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     warmup_tokens: float | None = None
-    """The same in tokens of text and image: where given, `warmup` is as many updates as that takes."""
+    """The same in tokens of text and image: where given, `warmup` is as many steps as that takes."""
     final_lr: float = 0.1
     """Learning rate at the end of the cosine, as a fraction of the peak."""
     clip_norm: float | None = 4.0
@@ -56,7 +56,7 @@ class OptimConfig:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (all alike)")
         if self.warmup_tokens is not None and self.warmup_tokens < 0:
-            raise ValueError(f"warmup_tokens is {self.warmup_tokens}; it must be at least 0 (null counts in updates)")
+            raise ValueError(f"warmup_tokens is {self.warmup_tokens}; it must be at least 0 (null counts in steps)")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0 (null does not clip)")
         if self.ema is not None and not 0 <= self.ema < 1:
@@ -68,29 +68,29 @@ class CosineSchedule:
     """A number that goes from `first` to `last` along half a cosine (appendix A.2 of the DALL-E paper)."""
 
     first: float
-    """Value at update 0."""
+    """Value at step 0."""
     last: float
-    """Value from `updates` on."""
-    updates: int
+    """Value from `steps` on."""
+    steps: int
     """Length of the ramp."""
 
     def __post_init__(self) -> None:
-        if self.updates < 0:
-            raise ValueError(f"updates is {self.updates}; it must be at least 0")
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; it must be at least 0")
 
 
-def ramp(schedule: CosineSchedule, update: int) -> float:
-    """The value of `schedule` at `update`."""
-    done = min(1.0, update / schedule.updates) if schedule.updates else 1.0
+def ramp(schedule: CosineSchedule, step: int) -> float:
+    """The value of `schedule` at `step`."""
+    done = min(1.0, step / schedule.steps) if schedule.steps else 1.0
     return schedule.last + (schedule.first - schedule.last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def learning_rate(optim: OptimConfig, update: int, updates: int) -> float:
-    """Linear warm-up, then half a cosine from `lr`, which reaches `lr * final_lr` after the last update."""
-    if update < optim.warmup:
-        return optim.lr * (update + 1) / optim.warmup
-    decay = CosineSchedule(first=optim.lr, last=optim.lr * optim.final_lr, updates=max(1, updates - optim.warmup))
-    return ramp(decay, update - optim.warmup)
+def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine from `lr`, which reaches `lr * final_lr` after the last step."""
+    if step < optim.warmup:
+        return optim.lr * (step + 1) / optim.warmup
+    decay = CosineSchedule(first=optim.lr, last=optim.lr * optim.final_lr, steps=max(1, steps - optim.warmup))
+    return ramp(decay, step - optim.warmup)
 
 
 def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
@@ -187,14 +187,14 @@ class EMA:
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, updates_done: int, applied: Tensor | None = None) -> None:
+    def update(self, steps_done: int, applied: Tensor | None = None) -> None:
         """Move towards the module; early on faster, so that the first weights are forgotten.
 
         Args:
-            updates_done: how many there were.
+            steps_done: how many there were.
             applied: bool scalar on the device: False moves nothing, and the host does not wait for it. None is True.
         """
-        decay = min(self.decay, (1 + updates_done) / (10 + updates_done))
+        decay = min(self.decay, (1 + steps_done) / (10 + steps_done))
         averaged = {name for name, _ in self.module.named_parameters()}
         state = self.module.state_dict()
         weight = torch.as_tensor(1 - decay) if applied is None else applied * (1 - decay)

@@ -35,21 +35,21 @@ Resume = bool | Literal["auto"]
 class RunConfig:
     dir: Path
     """Folder of the run: config, log, checkpoints, sample pictures, and the newest weights under model/."""
-    updates: int
-    """Optimiser updates in all; 0 trains nothing."""
+    steps: int
+    """Optimiser steps in all; 0 trains nothing."""
     tokens: float | None = None
-    """Tokens in all, of text and image: where given, `updates` is as many as it takes."""
+    """Tokens in all, of text and image: where given, `steps` is as many as it takes."""
     batch_size: int
-    """Images of one update, over all processes and all micro-batches."""
+    """Images of one step, over all processes and all micro-batches."""
     accumulation: int = 1
-    """Micro-batches that one update is split into, to save memory."""
+    """Micro-batches that one step is split into, to save memory."""
     seed: int = 0
     """Seed of the first weights, of the data's order and of all noise."""
     precision: Precision = "auto"
     """Arithmetic of forward and backward passes; weights and optimiser stay in fp32. auto is bf16 where the device is
     fast at it, else fp32, and what the run began with where it goes on; fp16 needs a GPU."""
     compile: bool = False
-    """Compile the blocks by torch.compile: some minutes at the start, faster updates on GPUs."""
+    """Compile the blocks by torch.compile: some minutes at the start, faster steps on GPUs."""
     sharding: Literal["auto", "none", "fsdp"] = "auto"
     """fsdp leaves each of several processes a share of weights, gradients and optimizer (stages clip and dalle); auto
     does so where a config given to `accelerate launch` says FSDP."""
@@ -58,24 +58,24 @@ class RunConfig:
     workers: int = 0
     """Processes that prepare data; 0 does it in the training process."""
     log_every: int = 20
-    """Updates between two log lines."""
+    """Steps between two log lines."""
     validate_every: int = 500
-    """Updates between two validations."""
+    """Steps between two validations."""
     validation_images: int = 256
     """Pictures that a validation looks at, at most; spread evenly over the split."""
     sample_every: int = 500
-    """Updates between two sample pictures."""
+    """Steps between two sample pictures."""
     save_every: int = 500
-    """Updates between two checkpoints."""
+    """Steps between two checkpoints."""
     keep: int = 2
     """How many of the newest checkpoints stay on disk."""
     keep_best: str | None = None
     """A figure of validations, such as image_nats or psnr: the checkpoint that is best by it stays too, and model/ has
     its weights in place of the newest."""
     stop_after: int | None = None
-    """Validations in a row without a new best by which training ends early; null goes on to the last update."""
+    """Validations in a row without a new best by which training ends early; null goes on to the last step."""
     max_skipped: int = 20
-    """How many updates in a row may be skipped for a non-finite loss or gradient before training stops."""
+    """How many steps in a row may be skipped for a non-finite loss or gradient before training stops."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves go besides the run's metrics.jsonl."""
     report: bool = True
@@ -96,20 +96,20 @@ class RunConfig:
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilisation)")
         if self.tokens is not None and self.tokens <= 0:
-            raise ValueError(f"tokens is {self.tokens}; it must be above 0 (null counts in updates)")
+            raise ValueError(f"tokens is {self.tokens}; it must be above 0 (null counts in steps)")
         if self.powersgd is not None and self.sharding == "fsdp":
             raise ValueError("powersgd is for replicas: fsdp has no whole gradient; set powersgd=null or sharding=none")
         if self.powersgd is not None and self.precision == "fp16":
             raise ValueError("powersgd keeps gradients for later, and fp16 changes their scale: take bf16 or fp32")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"stop_after is {self.stop_after}; it must be at least 1 (null never stops early)")
-        for name in ("updates", "workers"):
+        for name in ("steps", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
-    def logs(self, update: int) -> bool:
-        """Whether the update that follows `update` others has a line in the log."""
-        return (update + 1) % self.log_every == 0 or update + 1 == self.updates
+    def logs(self, step: int) -> bool:
+        """Whether the update that follows `step` others has a line in the log."""
+        return (step + 1) % self.log_every == 0 or step + 1 == self.steps
 
 
 @config
@@ -140,9 +140,9 @@ class ImageTokenizerRecipe:
     """Weight of the perceptual loss."""
     adversarial: AdversarialConfig | None = None
     """Patch discriminator; null trains without one."""
-    kl_weight: CosineSchedule = CosineSchedule(first=0.0, last=6.6, updates=5000)
+    kl_weight: CosineSchedule = CosineSchedule(first=0.0, last=6.6, steps=5000)
     """Weight of the KL to the uniform prior, in the paper's scale (dVAE, and the Gumbel quantizer)."""
-    temperature: CosineSchedule = CosineSchedule(first=1.0, last=1 / 16, updates=150_000)
+    temperature: CosineSchedule = CosineSchedule(first=1.0, last=1 / 16, steps=150_000)
     """Temperature of the Gumbel-softmax relaxation (dVAE, and the Gumbel quantizer)."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
@@ -327,11 +327,11 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     """
     run = data.get("run")
     if isinstance(run, dict) and run.get("tokens") is not None:
-        run.setdefault("updates", 0)
+        run.setdefault("steps", 0)
     if data.get("stage") == "clip" and data.get("loss") == "sigmoid" and isinstance(data.get("model"), dict):
         data["model"].setdefault("sigmoid", True)
     recipe: Recipe = from_dict(stage_schema(data, source), data, source)
-    return recipe if isinstance(recipe, TextTokenizerRecipe) else _in_updates(recipe)
+    return recipe if isinstance(recipe, TextTokenizerRecipe) else _in_steps(recipe)
 
 
 def tokens_per_image(recipe: LoopRecipe) -> int:
@@ -349,16 +349,16 @@ def tokens_per_image(recipe: LoopRecipe) -> int:
     return height * width
 
 
-def _in_updates(recipe: LoopRecipe) -> LoopRecipe:
-    """The recipe with what it counts in tokens counted in updates."""
+def _in_steps(recipe: LoopRecipe) -> LoopRecipe:
+    """The recipe with what it counts in tokens counted in steps."""
     run, optim = recipe.run, recipe.optim
     if run.tokens is None and optim.warmup_tokens is None:
         return recipe
-    per_update = run.batch_size * tokens_per_image(recipe)
+    per_step = run.batch_size * tokens_per_image(recipe)
     if run.tokens is not None:
-        run = replace(run, updates=math.ceil(run.tokens / per_update))
+        run = replace(run, steps=math.ceil(run.tokens / per_step))
     if optim.warmup_tokens is not None:
-        optim = replace(optim, warmup=math.ceil(optim.warmup_tokens / per_update))
+        optim = replace(optim, warmup=math.ceil(optim.warmup_tokens / per_step))
     return replace(recipe, run=run, optim=optim)
 
 

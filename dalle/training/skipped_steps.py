@@ -1,4 +1,4 @@
-"""What became of each update, told a little late: the device decides whether to take it, and the host does not wait."""
+"""What became of each step, told a little late: the device decides whether to take it, and the host does not wait."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dalle.training.run.log import RunLog
 
 
 class SkippedStepMonitor:
-    """Which updates were taken. Told one update late the device still has the next one to do meanwhile."""
+    """Which steps were taken. Told one step late the device still has the next one to do meanwhile."""
 
     def __init__(self, log: RunLog, most: int, folder: Path) -> None:
-        """Report to a log; `most` skipped updates in a row end the run, whose checkpoints are in `folder`."""
+        """Report to a log; `most` skipped steps in a row end the run, whose checkpoints are in `folder`."""
         self.log, self.most, self.folder = log, most, folder
         self.in_a_row = 0
         self._open: deque[tuple[int, list[str], AsyncRead]] = deque()
 
-    def add(self, update: int, norms: Mapping[str, Tensor]) -> None:
-        """Ask for the outcome of update number `update`: of each phase that ran the norm of its gradient."""
-        self._open.append((update, list(norms), AsyncRead(torch.stack([torch.isfinite(n) for n in norms.values()]))))
+    def add(self, step: int, norms: Mapping[str, Tensor]) -> None:
+        """Ask for the outcome of step number `step`: of each phase that ran the norm of its gradient."""
+        self._open.append((step, list(norms), AsyncRead(torch.stack([torch.isfinite(n) for n in norms.values()]))))
 
-    def settle(self, update: int) -> bool:
-        """Tell what became of the updates up to this one, and wait for that if need be; returns whether it was taken.
+    def settle(self, step: int) -> bool:
+        """Tell what became of the steps up to this one, and wait for that if need be; returns whether it was taken.
 
         Raises:
             ValueError: too many in a row were not.
         """
-        while self._open and self._open[0][0] <= update:
+        while self._open and self._open[0][0] <= step:
             number, phases, coming = self._open.popleft()
             skipped = [phase for phase, finite in zip(phases, coming.read(), strict=True) if not finite]
             self.in_a_row = self.in_a_row + 1 if skipped else 0
@@ -42,21 +42,21 @@ class SkippedStepMonitor:
             self.log.skipped(number, skipped[0], self.in_a_row)
             if self.in_a_row >= self.most:
                 raise ValueError(
-                    f"{self.in_a_row} updates in a row were not finite: try a lower optim.lr, a longer optim.warmup or "
+                    f"{self.in_a_row} steps in a row were not finite: try a lower optim.lr, a longer optim.warmup or "
                     f"run.precision=fp32; the checkpoints in {self.folder} are from before"
                 )
         return not self.in_a_row
 
 
 class StopSignal:
-    """Whether a run is to end early. Of several processes each hears of the others' signals one update late."""
+    """Whether a run is to end early. Of several processes each hears of the others' signals one step late."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self._coming: AsyncRead | None = None
 
     def __call__(self, told: bool) -> bool:
-        """Once an update, in all processes: whether this one, or some other one before, was told to end."""
+        """Once a step, in all processes: whether this one, or some other one before, was told to end."""
         if self.accelerator.num_processes == 1:
             return told
         before = self._coming

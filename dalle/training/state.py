@@ -106,7 +106,7 @@ class Run:
     def _announce(self, summary: Summary | None) -> None:
         """Say what is begun, before the bar."""
         if self.recipe.resume == "auto":
-            begun = f"goes on after update {self.start}" if self._resumes else "a run that begins"
+            begun = f"goes on after step {self.start}" if self._resumes else "a run that begins"
             self.log.say(f"resume=auto: {begun}")
         if summary is not None:
             self.log.say(str(summary))
@@ -121,7 +121,7 @@ class Run:
             return
         for number, figures in broadcast_object_list([validations(self.log.file)])[0]:
             self.best.add(number, figures)
-        if self.best.update is not None:
+        if self.best.step is not None:
             self._export_best()
         # It was told to end before it could validate
         if self.due("validate") and self.best.validated < self.start and (self.validate() or self.best.over):
@@ -129,8 +129,8 @@ class Run:
 
     def _export_best(self) -> None:
         """Bring the best weights, of a checkpoint, back into the model folder."""
-        assert self.best.update is not None
-        folder = checkpoint.folder_of(self.options.dir, self.best.update)
+        assert self.best.step is not None
+        folder = checkpoint.folder_of(self.options.dir, self.best.step)
         if not folder.is_dir():
             self.log.say(f"the checkpoint of the best weights ({self.best}) is gone: the next validation is the best")
             self.best.forget()
@@ -141,7 +141,7 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, by how many were done before; each with random numbers of its own."""
-        while self.step < self.options.updates and not self.best.over:
+        while self.step < self.options.steps and not self.best.over:
             seed_noise(self.options.seed, self.step, self.rank)
             yield self.step
 
@@ -166,10 +166,10 @@ class Run:
         to_log = self.logs(self.step)
         self.step += 1
         applied = next(iter(norms.values())).isfinite()  # where only the last phase was not, those before were
-        if self.task.gathers and not applied:
-            self.task.discard_update()
+        if self.task.needs_sync and not applied:
+            self.task.reset_statistics()
         else:
-            self.task.after_update(self._sum)
+            self.task.on_step_end(self._sum)
         if self.ema is not None:
             self.ema.update(self.step, applied)
         self._skipped.add(self.step, norms)
@@ -190,7 +190,7 @@ class Run:
     @property
     def last(self) -> bool:
         """Whether the last step is done."""
-        return self.step == self.options.updates or self.best.over
+        return self.step == self.options.steps or self.best.over
 
     def save(self) -> None:
         """Write a checkpoint, and the newest weights as a folder that `dalle` loads, unless others were better."""
@@ -207,7 +207,7 @@ class Run:
             list(self.bad.names),
         )
         with checkpoint.as_value_error(run.dir, self.step):
-            folder = checkpoint.save(run.dir, now, run.keep, accelerator, self.compressors, self.best.update)
+            folder = checkpoint.save(run.dir, now, run.keep, accelerator, self.compressors, self.best.step)
             if accelerator.is_main_process and self.best.is_exported(self.step):
                 weights = self.task.model.state_dict() if self.ema is None else self.ema.state
                 self.task.export(
@@ -246,7 +246,7 @@ class Run:
         if self.participates:
             with evaluated(self.task.model, self.ema) as model:
                 batch = next(iter(evaluation_batches(self.held_out, 32, limit=32, report=self.bad.add)))
-                samples = self.task.pictures(model, batch)
+                samples = self.task.sample_images(model, batch)
             if samples is not None and self.accelerator.is_main_process:
                 self.log.samples(self.step, samples)
         self.accelerator.wait_for_everyone()
@@ -258,15 +258,13 @@ class Run:
             self.log.say(self.bad.report())
         if self.best.over:
             since = f"{self.best.since} validations since the best, {self.best}"
-            self.log.say(f"run.stop_after: {since}; ended at update {self.step}")
-        elif self.step < run.updates:
-            self.log.say(
-                f"stopped at update {self.step}; go on with: python train.py ... run.dir={run.dir} resume=true"
-            )
+            self.log.say(f"run.stop_after: {since}; ended at step {self.step}")
+        elif self.step < run.steps:
+            self.log.say(f"stopped at step {self.step}; go on with: python train.py ... run.dir={run.dir} resume=true")
             return False
         elif self.step == self.start:
-            self.log.say(f"nothing to train: update {self.step} is done, and run.updates is {run.updates}")
+            self.log.say(f"nothing to train: step {self.step} is done, and run.steps is {run.steps}")
             return True
         newest = f" (the best, {self.best}; the newest: {checkpoint.folder_of(run.dir, self.step)})"
-        self.log.say(f"weights: {run.dir / 'model'}{newest if self.best.update is not None else ''}")
+        self.log.say(f"weights: {run.dir / 'model'}{newest if self.best.step is not None else ''}")
         return True

@@ -1,4 +1,4 @@
-"""The small parts of one update: noise, gradients, and what several processes share."""
+"""The small parts of one step: noise, gradients, and what several processes share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dalle.training.optim import EMA, clipped_step, gradient_norm, learning_rate
 from dalle.training.tasks import ContrastiveTask, Phase, Task
 
 
-def seed_noise(seed: int, update: int, rank: int) -> None:
-    """Seed torch's global generators for one update.
+def seed_noise(seed: int, step: int, rank: int) -> None:
+    """Seed torch's global generators for one step.
 
-    Dropout, Gumbel noise and code revival then depend on (seed, update, process) only, so a resumed run
+    Dropout, Gumbel noise and code revival then depend on (seed, step, process) only, so a resumed run
     needs no generator states, and validation in between disturbs nothing.
     """
-    digest = hashlib.sha256(f"{seed}/{update}/{rank}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def accumulate(
-    task: Task, phase: Phase, micro: list[Any], accelerator: Accelerator, update: int
+    task: Task, phase: Phase, micro: list[Any], accelerator: Accelerator, step: int
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Leave the gradients of a phase's mean loss over micro-batches, or of the loss that compares all of them.
 
@@ -45,7 +45,7 @@ def accumulate(
     total = torch.zeros((), device=accelerator.device)
     for inputs in micro:
         with accelerator.autocast():
-            loss, parts = task.loss(phase, inputs, update)
+            loss, parts = task.loss(phase, inputs, step)
         accelerator.backward(loss / len(micro))
         total += loss.detach()
         noted.append({phase.name + "_loss": loss} | parts)
@@ -53,7 +53,7 @@ def accumulate(
 
 
 def average_gradients(module: nn.Module, accelerator: Accelerator, told: PowerSGD | None = None) -> None:
-    """Replace every gradient by its mean over all processes: one call an update, whatever the micro-batches.
+    """Replace every gradient by its mean over all processes: one call a step, whatever the micro-batches.
 
     Shares of gradients are means already: FSDP makes them in each backward pass.
     """
@@ -73,8 +73,8 @@ def optimizer_step(
     loss: Tensor,
     optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
-    update: int,
-    updates: int,
+    step: int,
+    steps: int,
     told: PowerSGD | None = None,
 ) -> Tensor:
     """Clip and apply the gradients that the micro-batches left; `loss` is the sum of their losses.
@@ -94,7 +94,7 @@ def optimizer_step(
     if scaler is not None:
         unscale(scaler, optimizer.optimizer)
     norm = gradient_norm(phase.module.parameters())
-    set_learning_rate(optimizer.optimizer, learning_rate(phase.optim, update, updates))
+    set_learning_rate(optimizer.optimizer, learning_rate(phase.optim, step, steps))
     clipped_step(optimizer.optimizer, norm, phase.optim.clip_norm)
     if scaler is not None:
         scaler.update()

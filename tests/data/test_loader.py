@@ -253,14 +253,14 @@ def test_training_counts_broken_records_to_the_end(
     monkeypatch.setattr(ShapesPairs, "pair", breaking)
     recipe = str(Path(__file__).parents[2] / "configs/shapes/vqgan.yaml")
     run = [recipe, f"run.dir={tmp_path}", "run.batch_size=4", "run.device=cpu", "data.size=8", "model.channels=16"]
-    assert train.main([*run, "run.updates=3", "data.max_bad=2"]) == 0
+    assert train.main([*run, "run.steps=3", "data.max_bad=2"]) == 0
     names = ["shape 3: broken", "shape 5: broken"]
     assert sorted(r.getMessage() for r in caplog.records if "skipped" in r.getMessage()) == [
         f"skipped {n}" for n in names
     ]
     assert "broken records skipped: 2 (shape" in capsys.readouterr().out
     assert sorted(load_newest(tmp_path).bad) == names
-    assert train.main([*run, "run.updates=4", "resume=true", "data.max_bad=1"]) == 2
+    assert train.main([*run, "run.steps=4", "resume=true", "data.max_bad=1"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len([line for line in error if line.startswith("train.py: too many broken records: 2 (shape")]) == 1
 

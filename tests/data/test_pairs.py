@@ -811,7 +811,7 @@ def test_training_on_a_handful_of_pictures(tmp_path: Path, capsys: pytest.Captur
     os.chdir(ROOT)
     small = ["model.transformer.width=64", "model.transformer.depth=1", "model.transformer.heads=2", "run.tracker=none"]
     where = [f"data.path={mine}/", f"run.dir={tmp_path / 'run'}", "run.device=cpu", "run.precision=fp32"]
-    assert train.main(["configs/folder/dalle.yaml", *where, *small, "run.updates=2"]) == 0
+    assert train.main(["configs/folder/dalle.yaml", *where, *small, "run.steps=2"]) == 0
     told = capsys.readouterr()
     assert "broken records skipped: 1 (bad.jpg: the file is text" in told.out
     assert "Traceback" not in told.err

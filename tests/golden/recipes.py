@@ -68,7 +68,7 @@ DALLE: dict[str, Any] = {
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
     "prompts": ["a red circle"],
 }
-STEPS = "updates"  # the key of `run:` that says how many
+STEPS = "steps"  # the key of `run:` that says how many
 
 
 def run(name: str, recipe: dict[str, Any], steps: int, *overrides: str, **options: Any) -> Path:

@@ -23,6 +23,8 @@ from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
 from dalle.kernels import switches
 from dalle.training.init_from import resolve_recipe
+from dalle.training.report.html import write_report
+from dalle.training.report.metrics_log import read_figures
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text
 
@@ -141,8 +143,19 @@ def test_losses_of_twenty_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert steps == pytest.approx(expected[name][loss], rel=5e-3, abs=1e-4), f"{name} {loss}"
 
 
-def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path) -> None:
-    assert train.main(["dalle.yaml", "resume=true"]) == 0
+def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was begun when steps were called updates, in its recipe, its log and its checkpoints."""
+    recipe = Path("dalle.yaml")
+    assert train.main([str(recipe), "resume=true"]) != 0
+    assert capsys.readouterr().err.strip().endswith("run.updates: this key is run.steps now")
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("updates", "steps"), encoding="utf-8")
+    before = [json.loads(line)["update"] for line in Path("dalle/metrics.jsonl").read_text().splitlines()]
+    assert train.main([str(recipe), "resume=true"]) == 0
+    read = read_figures(Path("dalle/metrics.jsonl"))
+    assert read.unreadable == 0 and read.curves["train/image"].steps[: len(before)] == before and read.last > before[-1]
+    names = sorted(path.name.split("-")[0] for path in Path("dalle/checkpoints").iterdir())
+    assert names == ["step", "update"]
+    assert "newest checkpoint: step" in write_report(Path("dalle")).read_text(encoding="utf-8")
     expected = json.loads((HERE / "artifacts.json").read_text(encoding="utf-8"))["losses"]
     found = {name: values[-3:] for name, values in recipes.losses(Path("dalle")).items()}
     assert found.keys() == expected.keys()

@@ -65,7 +65,7 @@ def test_moving_averages_by_hand(distance: str) -> None:
         codes = model(z, 1.0).codes.flatten()
         flat = z.permute(0, 2, 3, 1).reshape(-1, 4)
         flat = F.normalize(flat, dim=1) if distance == "cosine" else flat
-        model.after_update()
+        model.on_step_end()
         for k in range(12):
             mine = flat[codes == k]
             count[k] = 0.9 * count[k] + 0.1 * len(mine)
@@ -110,8 +110,8 @@ def test_two_passes_of_four_are_one_of_eight(update: str, distance: str) -> None
         one(z, 1.0)
         two(z[:4], 1.0)
         two(z[4:], 1.0)
-        one.after_update()
-        two.after_update()
+        one.on_step_end()
+        two.on_step_end()
     for name, value in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[name], value)
 
@@ -137,13 +137,13 @@ def test_two_processes_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
             own = cells(8, seed)[4 * number : 4 * number + 4]  # in two accumulation steps
             for micro in own.split(2):
                 ranks[number](micro, 1.0)
-            ranks[number].after_update(reduce)
+            ranks[number].on_step_end(reduce)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(process, range(2)))
     for seed in range(4):
         one(cells(8, seed), 1.0)
-        one.after_update()
+        one.on_step_end()
     assert int(one.age.max()) < 2  # codes were revived on the way
     for model in ranks:
         for name, value in one.state_dict().items():
@@ -163,7 +163,7 @@ def test_dead_codes_are_revived_on_encoder_outputs(update: str) -> None:
         assert torch.equal(model.codebook.detach()[1:], far[1:])
         z = cells(2, seed)
         model(z, 1.0)
-        model.after_update()
+        model.on_step_end()
     flat = z.permute(0, 2, 3, 1).reshape(-1, 4)
     places = [(flat == row).all(1).nonzero().flatten().tolist() for row in model.codebook.detach()[1:]]
     assert all(len(place) == 1 for place in places)
@@ -171,10 +171,10 @@ def test_dead_codes_are_revived_on_encoder_outputs(update: str) -> None:
     assert model.age.tolist() == [0] * 6
 
 
-def test_the_first_update_seeds_unused_codes() -> None:
+def test_the_first_step_seeds_unused_codes() -> None:
     model = quantizer(revive_after=50, distance="euclidean", codebook_size=16)
     model(cells(4), 1.0)
-    model.after_update()
+    model.on_step_end()
     assert len(model.encode(cells(4)).unique()) >= 12
 
 
@@ -182,7 +182,7 @@ def test_no_revival_when_turned_off() -> None:
     model = quantizer(codebook_size=100)
     before = model.codebook.clone()
     codes = model(cells(1), 1.0).codes
-    model.after_update()
+    model.on_step_end()
     unused = [k for k in range(100) if k not in codes]
     assert torch.equal(model.codebook[unused], before[unused])
 
@@ -191,10 +191,10 @@ def test_evaluation_and_discarded_passes_leave_no_trace() -> None:
     model = quantizer(revive_after=2)
     before = copy.deepcopy(model.state_dict())
     model.eval()(cells(2), 1.0)
-    model.after_update()
+    model.on_step_end()
     model.train()(cells(2), 1.0)
-    model.discard_gathered()
-    model.after_update()
+    model.reset_statistics()
+    model.on_step_end()
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value)
 
@@ -203,14 +203,14 @@ def test_resumed_is_uninterrupted() -> None:
     one = quantizer(revive_after=2, codebook_size=40)
     for seed in range(3):
         one(cells(2, seed), 1.0)
-        one.after_update()
+        one.on_step_end()
     two = quantizer(revive_after=2, codebook_size=40)
     two.load_state_dict(one.state_dict())
     torch.manual_seed(99)
     for model in (one, two):
         for seed in range(3, 6):
             model(cells(2, seed), 1.0)
-            model.after_update()
+            model.on_step_end()
     for name, value in one.state_dict().items():
         assert torch.equal(two.state_dict()[name], value)
 

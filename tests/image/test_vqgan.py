@@ -198,6 +198,6 @@ def test_overfits_four_pictures() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.after_update()
+        model.on_step_end()
     model.eval()
     assert (model.decode(model.encode(images)) - images).abs().mean() < 0.03

@@ -81,7 +81,7 @@ def test_training_takes_it_and_drawing_does_not() -> None:
 @NEEDED
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_hidden(value: float) -> None:
-    """An update with it must be skipped, so it has to reach the loss."""
+    """A step with it must be skipped, so it has to reach the loss."""
     for part in range(3):
         qkv = torch.randn(3, 1, 2, 20, 32).bfloat16()
         qkv[part, 0, 1, 7, 3] = value

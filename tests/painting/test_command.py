@@ -203,8 +203,8 @@ def test_a_full_disk_is_one_line_and_the_last_picture_stays(
     monkeypatch.setattr(Image.Image, "save", full)
     assert main(line(parts, tmp_path, "--preview-every", "1")) == 2
     assert "No space left on device" in capsys.readouterr().err
-    (picture,) = only(tmp_path).iterdir()
-    assert Image.open(picture).text["step"] == "2"  # type: ignore[attr-defined]
+    (file,) = only(tmp_path).iterdir()
+    assert Image.open(file).text["step"] == "2"  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

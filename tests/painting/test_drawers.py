@@ -48,19 +48,19 @@ def test_a_latent_starts_from_the_codes_of_a_picture_and_stays_in_the_range_of_t
     assert torch.equal(drawer.start, drawer.values) and torch.equal(drawer.average, drawer.values)
     with torch.no_grad():
         drawer.values.add_(100)
-    drawer.after_update(0.9, 1)
+    drawer.on_step_end(0.9, 1)
     assert torch.equal(drawer.values.amax((0, 2, 3)), tokenizer.codebook_vectors().amax(0))
     assert not {name for name in drawer.state_dict() if "tokenizer" in name}
 
 
 def test_the_average_follows_and_forgets_the_start() -> None:
     drawer = PixelCanvas(torch.zeros(1, 3, 2, 2))
-    for update in range(1, 200):
+    for step in range(1, 200):
         with torch.no_grad():
             drawer.values.fill_(1.0)
-        drawer.after_update(0.9, update)
+        drawer.on_step_end(0.9, step)
     assert torch.allclose(drawer.average, torch.ones(1, 3, 2, 2), atol=1e-3)
-    drawer.after_update(0.0, 1)
+    drawer.on_step_end(0.0, 1)
     assert torch.equal(drawer.average, drawer.values)
 
 

@@ -76,7 +76,7 @@ def test_accumulation_changes_the_memory_only(folder: Path, batch: int) -> None:
 
 
 def test_a_step_is_that_of_the_formula(folder: Path) -> None:
-    """One update against the losses written out, by plain autograd and plain Adam."""
+    """One step against the losses written out, by plain autograd and plain Adam."""
     settings = options(
         folder, drawer="pixels", augment="none", cutout=("whole",), tv=0.3, saturation=0.2, init_weight=2.0, lr=0.01
     )

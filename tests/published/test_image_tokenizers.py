@@ -58,10 +58,10 @@ def test_the_dvae_of_openai(openai: tuple[Path, nn.Module, nn.Module], tmp_path:
     with torch.no_grad():
         codes = encoder(0.8 * IMAGES + 0.1).argmax(1)
         one_hot = F.one_hot(codes, 512).permute(0, 3, 1, 2).float()
-        pictures = ((decoder(one_hot)[:, :3].sigmoid() - 0.1) / 0.8).clamp(0, 1)
+        expected = ((decoder(one_hot)[:, :3].sigmoid() - 0.1) / 0.8).clamp(0, 1)
     assert torch.equal(tokenizer.encode(IMAGES), codes) and len(codes.unique()) > 20
-    torch.testing.assert_close(tokenizer.decode(codes), pictures, rtol=0, atol=2e-4)
-    assert pictures.std() > 0.02
+    torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=0, atol=2e-4)
+    assert expected.std() > 0.02
     assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "ours").encode(IMAGES), codes)
 
@@ -118,9 +118,9 @@ def test_vqgans_of_taming(gumbel: bool, tmp_path: Path, capsys: pytest.CaptureFi
         else:
             vectors, _, (_, _, flat) = theirs.quantize(latents)
             codes = flat.view(2, 32, 32)
-        pictures = ((theirs.decoder(theirs.post_quant_conv(vectors)) + 1) / 2).clamp(0, 1)
+        expected = ((theirs.decoder(theirs.post_quant_conv(vectors)) + 1) / 2).clamp(0, 1)
     assert torch.equal(tokenizer.encode(IMAGES), codes) and len(codes.unique()) > 10
-    torch.testing.assert_close(tokenizer.decode(codes), pictures, rtol=0, atol=2e-4)
+    torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=0, atol=2e-4)
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "last.ckpt").encode(IMAGES), codes)
     capsys.readouterr()  # what the reference prints
     assert main(["inspect", str(tmp_path)]) == 0
@@ -147,13 +147,13 @@ def test_vqgans_of_llamagen(tmp_path: Path) -> None:
     file = Path(__file__).parent / "references" / "llamagen_vq.safetensors"
     with safe_open(file, framework="pt") as reference:
         shapes = json.loads(reference.metadata()["shapes"])
-        codes, pictures = reference.get_tensor("codes"), reference.get_tensor("pictures")
+        codes, decoded = reference.get_tensor("codes"), reference.get_tensor("pictures")
     state = {name: weight(name, shape) for name, shape in shapes.items()}
     torch.save({"model": state, "args": Namespace(lr=0.1)}, tmp_path / "vq_ds16_c2i.pt")
     tokenizer = dalle.load_image_tokenizer(tmp_path / "vq_ds16_c2i.pt")
     assert isinstance(tokenizer, VQGAN) and (tokenizer.codebook_size, tokenizer.factor) == (40, 2)
     assert torch.equal(tokenizer.encode(images()), codes) and len(codes.unique()) > 30
-    expected = ((pictures + 1) / 2).clamp(0, 1)
+    expected = ((decoded + 1) / 2).clamp(0, 1)
     torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=0, atol=2e-4)
 
 

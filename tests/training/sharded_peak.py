@@ -1,4 +1,4 @@
-"""A program: peaks of updates of sharded weights against planned ones, as JSON.
+"""A program: peaks of steps of sharded weights against planned ones, as JSON.
 
 It is one of several processes whose others are not there (torch's "fake" group, which sends nothing): FSDP2 takes and
 frees what it always does, and nothing depends on when a thread of gloo lets go of a buffer.
@@ -57,7 +57,7 @@ def peaks(case: Case) -> dict[str, float]:
     text = torch.ones(IMAGES, config.text_length, dtype=torch.int64)
     codes = torch.zeros(IMAGES, config.image_length, dtype=torch.int64)
 
-    def update() -> None:
+    def training_step() -> None:
         for _ in range(case.accumulation):
             losses = model.losses(text, codes)
             (losses["text"] / 8 + losses["image"] * 7 / 8).backward()
@@ -65,7 +65,7 @@ def peaks(case: Case) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    update()  # makes the moments
+    training_step()  # makes the moments
     how = TrainSetup(
         "fsdp",
         case.processes,
@@ -88,7 +88,7 @@ def peaks(case: Case) -> dict[str, float]:
         reshard(model)
 
     with tempfile.TemporaryDirectory() as scratch:
-        peak = peak_of(update, Path(scratch))
+        peak = peak_of(training_step, Path(scratch))
         drawing = peak_of(draw, Path(scratch))
     state = 3 * sum(local(p).nbytes for p in model.parameters())
     planned = memory(ModelSize.of(config), how)

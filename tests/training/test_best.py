@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
     "data": {"kind": "shapes", "size": 64},
     "optim": {"lr": 1e-3, "ema": 0.9},
     "run": {
-        "updates": 16,
+        "steps": 16,
         "batch_size": 2,
         "validation_images": 2,
         "device": "cpu",
@@ -46,7 +46,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Clock:
-    """The update that is being made, and those at whose end the process is told to stop."""
+    """The step that is being made, and those at whose end the process is told to stop."""
 
     now = 0
     stops: tuple[int, ...] = ()
@@ -54,12 +54,12 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Validations give what `PSNR` says of the update."""
+    """Validations give what `PSNR` says of the step."""
     state, seed_noise, real = Clock(), run_state.seed_noise, ImageTokenizerTask.validate
 
-    def begin(seed: int, update: int, rank: int) -> None:
-        state.now = update + 1
-        seed_noise(seed, update, rank)
+    def begin(seed: int, step: int, rank: int) -> None:
+        state.now = step + 1
+        seed_noise(seed, step, rank)
         if state.now in state.stops:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -81,24 +81,24 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoint.folders(folder)]
 
 
-def is_exported(folder: Path, update: int) -> bool:
+def is_exported(folder: Path, step: int) -> bool:
     exported = load_file(folder / "model" / "model.safetensors")
-    average = load_file(checkpoint.folder_of(folder, update) / "average.safetensors")
+    average = load_file(checkpoint.folder_of(folder, step) / "average.safetensors")
     return all(torch.equal(exported[name], value) for name, value in average.items())
 
 
 def validated(folder: Path) -> list[tuple[int, dict[str, float]]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line.pop("update"), line) for line in lines if "validation/psnr" in line]
+    return [(line.pop("step"), line) for line in lines if "validation/psnr" in line]
 
 
 def test_the_best_checkpoint_stays_and_is_exported(
     clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "a") == 0
-    assert names(tmp_path / "a") == ["update-00000010", "update-00000016"]
+    assert names(tmp_path / "a") == ["step-00000010", "step-00000016"]
     assert is_exported(tmp_path / "a", 10) and not is_exported(tmp_path / "a", 16)
-    assert "(the best, psnr 13 at update 10; the newest: " in capsys.readouterr().out
+    assert "(the best, psnr 13 at step 10; the newest: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stops", [(4,), (5, 10), (7, 11, 13)])
@@ -111,9 +111,9 @@ def test_interrupted_is_uninterrupted(stops: tuple[int, ...], clock: Clock, tmp_
         clock.stops = clock.stops[1:]
     assert run(tmp_path / "parts", *options, "resume=true") == 0
     assert validated(tmp_path / "parts") == validated(tmp_path / "whole")
-    assert names(tmp_path / "parts") == names(tmp_path / "whole") == ["update-00000010", "update-00000016"]
+    assert names(tmp_path / "parts") == names(tmp_path / "whole") == ["step-00000010", "step-00000016"]
     assert is_exported(tmp_path / "parts", 10)
-    for file in ("model/model.safetensors", "checkpoints/update-00000016/weights.safetensors"):
+    for file in ("model/model.safetensors", "checkpoints/step-00000016/weights.safetensors"):
         assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
@@ -124,14 +124,14 @@ def test_a_kill_between_validation_and_checkpoint_is_made_good(
     save = checkpoint.save
 
     def killed(folder: Path, now: checkpoint.Checkpoint, *rest: Any) -> Path:
-        if now.update == 10:
+        if now.step == 10:
             raise KeyboardInterrupt
         return save(folder, now, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", killed)
         assert run(tmp_path / "parts") == 130
-    assert [update for update, _ in validated(tmp_path / "parts")] == [2, 4, 6, 8, 10]
+    assert [step for step, _ in validated(tmp_path / "parts")] == [2, 4, 6, 8, 10]
     assert run(tmp_path / "parts", "resume=true") == 0
     assert validated(tmp_path / "parts") == validated(tmp_path / "whole")
     assert names(tmp_path / "parts") == names(tmp_path / "whole") and is_exported(tmp_path / "parts", 10)
@@ -141,9 +141,9 @@ def test_training_ends_early_and_goes_on_with_more_patience(
     clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "a", "run.stop_after=2") == 0
-    told = "run.stop_after: 2 validations since the best, psnr 12 at update 4; ended at update 8"
+    told = "run.stop_after: 2 validations since the best, psnr 12 at step 4; ended at step 8"
     assert told in capsys.readouterr().out
-    assert names(tmp_path / "a") == ["update-00000004", "update-00000008"] and is_exported(tmp_path / "a", 4)
+    assert names(tmp_path / "a") == ["step-00000004", "step-00000008"] and is_exported(tmp_path / "a", 4)
     assert run(tmp_path / "a", "run.stop_after=2", "resume=true") == 0
     assert told in capsys.readouterr().out and validated(tmp_path / "a")[-1][0] == 8
     assert run(tmp_path / "a", "run.stop_after=3", "resume=true") == 0
@@ -151,11 +151,11 @@ def test_training_ends_early_and_goes_on_with_more_patience(
 
 
 def test_best_weights_that_are_gone_are_told(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path / "a", "run.keep_best=null", "run.updates=12") == 0
-    assert names(tmp_path / "a") == ["update-00000012"] and is_exported(tmp_path / "a", 12)
+    assert run(tmp_path / "a", "run.keep_best=null", "run.steps=12") == 0
+    assert names(tmp_path / "a") == ["step-00000012"] and is_exported(tmp_path / "a", 12)
     assert run(tmp_path / "a", "resume=true") == 0
-    assert "the best weights (psnr 13 at update 10) is gone" in capsys.readouterr().out
-    assert names(tmp_path / "a") == ["update-00000016"] and is_exported(tmp_path / "a", 16)
+    assert "the best weights (psnr 13 at step 10) is gone" in capsys.readouterr().out
+    assert names(tmp_path / "a") == ["step-00000016"] and is_exported(tmp_path / "a", 16)
 
 
 def test_a_validation_that_is_nan_ends_the_run(
@@ -164,17 +164,17 @@ def test_a_validation_that_is_nan_ends_the_run(
     monkeypatch.setitem(PSNR, 8, math.nan)
     assert run(tmp_path / "a", "run.save_every=4", "run.keep_best=null") == 3
     error = capsys.readouterr().err
-    assert error.count("train.py: ") == 1 and "update 8: psnr of the validation is NaN" in error
-    assert names(tmp_path / "a") == ["update-00000004"] and is_exported(tmp_path / "a", 4)
+    assert error.count("train.py: ") == 1 and "step 8: psnr of the validation is NaN" in error
+    assert names(tmp_path / "a") == ["step-00000004"] and is_exported(tmp_path / "a", 4)
 
 
-def test_a_validation_that_fails_loses_no_update(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_that_fails_loses_no_step(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise ValueError("no usable picture")
 
     monkeypatch.setattr(ImageTokenizerTask, "validate", fails)
     assert run(tmp_path / "a") == 2
-    assert names(tmp_path / "a") == ["update-00000002"]
+    assert names(tmp_path / "a") == ["step-00000002"]
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,12 @@ def test_the_better_is_lower_or_higher_as_the_figure_has_it() -> None:
     ):
         best = Best(stage, name)
         improved = [best.add(at + 1, {name: value}) for at, value in enumerate(values)]
-        assert best.update == best_at + 1 and best.value == values[best_at]
+        assert best.step == best_at + 1 and best.value == values[best_at]
         assert best.since == len(values) - 1 - best_at == improved[::-1].index(True)
 
 
 def test_the_figures_are_those_of_validations(tmp_path: Path, clock: Clock) -> None:
-    assert run(tmp_path / "a", "run.updates=2") == 0
+    assert run(tmp_path / "a", "run.steps=2") == 0
     ((_, figures),) = validated(tmp_path / "a")
     assert {name.removeprefix("validation/") for name in figures} == set(FIGURES["image_tokenizer"])
     assert set(FIGURES["clip"]) == set(metrics.retrieval(torch.eye(3), torch.eye(3), (1, 10)))

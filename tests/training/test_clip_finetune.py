@@ -36,7 +36,7 @@ def recipe(folder: Path, source: Path, **changes: Any) -> str:
         "init_from": str(source),
         "data": {"kind": "pairs", "path": str(pictures), "validation_share": 0.25},
         "optim": {"lr": 1e-2, "warmup": 1, "ema": None},
-        "run": {"dir": str(folder / "run"), "updates": 2, "batch_size": 2, "tracker": "none", "device": "cpu"},
+        "run": {"dir": str(folder / "run"), "steps": 2, "batch_size": 2, "tracker": "none", "device": "cpu"},
     }
     file = folder / "clip.yaml"
     file.write_text(yaml.safe_dump(content | changes))
@@ -66,7 +66,7 @@ def test_a_locked_tower_stays_and_the_other_learns(lock: str, stays: str, source
     assert not [name for name in changed if name.startswith(stays)] and "logit_scale" in changed
     other = [name for name in before.state_dict() if not name.startswith(stays)]
     assert len(changed) > 0.8 * len(other)
-    assert train.main([file, *options, "resume=true", "run.updates=3"]) == 0
+    assert train.main([file, *options, "resume=true", "run.steps=3"]) == 0
     assert not [name for name in moved(before, dalle.load_clip(tmp_path / "run/model")) if name.startswith(stays)]
 
 
@@ -113,7 +113,7 @@ def test_interpolation_ends_at_both(source: Path, tmp_path: Path, capsys: pytest
         assert main(["export", str(run), str(tmp_path / share), "--interpolate", share, "--with", str(source)]) == 0
         ends[share] = dalle.load_clip(tmp_path / share)
     assert not moved(ends["0"], dalle.load_clip(source)) and not moved(ends["1"], dalle.load_clip(run / "model"))
-    checkpoint = str(run / "checkpoints/update-00000001")
+    checkpoint = str(run / "checkpoints/step-00000001")
     assert main(["export", checkpoint, str(tmp_path / "early"), "--interpolate", "0.5", "--with", str(source)]) == 0
     other = make_other(tmp_path)
     capsys.readouterr()
@@ -132,11 +132,11 @@ def test_interpolation_ends_at_both(source: Path, tmp_path: Path, capsys: pytest
 
 def make_other(folder: Path) -> Path:
     """A CLIP of another size."""
-    file = recipe(folder, folder / "parts/clip", run={"dir": str(folder / "other"), "updates": 0, "batch_size": 2})
+    file = recipe(folder, folder / "parts/clip", run={"dir": str(folder / "other"), "steps": 0, "batch_size": 2})
     options = ["init_from=null", f"text_tokenizer={folder / 'parts/text_tokenizer'}", "run.tracker=none"]
     tower = "{width: 8, depth: 1, heads: 2}"
     shape = ["image_size=8", "patch_size=4", f"vision={tower}", f"text={tower}", "text_vocab=300", "embed_dim=8"]
-    assert train.main([file, *options, *(f"model.{one}" for one in shape), "run.updates=1", "run.device=cpu"]) == 0
+    assert train.main([file, *options, *(f"model.{one}" for one in shape), "run.steps=1", "run.device=cpu"]) == 0
     return folder / "other/model"
 
 
@@ -170,7 +170,7 @@ def test_rates_fall_from_the_top_of_each_tower() -> None:
 def test_lower_layers_move_less_and_a_run_goes_on(source: Path, tmp_path: Path) -> None:
     file, options = recipe(tmp_path, source), ["optim.layer_decay=0.1", "optim.weight_decay=0", "run.log_every=1"]
     assert train.main([file, *options]) == 0
-    assert train.main([file, *options, "resume=true", "run.updates=3"]) == 0
+    assert train.main([file, *options, "resume=true", "run.steps=3"]) == 0
     before, after = (dalle.load_clip(place).state_dict() for place in (source, tmp_path / "run/model"))
     names = ("vision.patches.weight", *(f"vision.transformer.blocks.{i}.attention.qkv.weight" for i in (0, 1)))
     names = (*names, "vision.projection.weight")

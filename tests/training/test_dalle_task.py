@@ -32,7 +32,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
         },
         "data": {"kind": "shapes"},
         "optim": {},
-        "run": {"dir": str(folder / "run"), "updates": 1, "batch_size": 1},
+        "run": {"dir": str(folder / "run"), "steps": 1, "batch_size": 1},
         "text_tokenizer": str(folder / "text_tokenizer"),
         "image_tokenizer": str(folder / "image_tokenizer"),
         "bpe_dropout": 0.2,
@@ -99,10 +99,10 @@ def test_sample_pictures_are_scored_against_their_own_prompts(task: DALLETask, m
     prompts, clip = ("a red circle", "निलो वर्ग"), str(Path(task.recipe.text_tokenizer).parent / "clip")
     monkeypatch.setattr(task, "recipe", replace(task.recipe, prompts=prompts))
     nothing = Batch(torch.zeros(0), [], [], [])
-    unscored = task.pictures(task.model.eval(), nothing)
+    unscored = task.sample_images(task.model.eval(), nothing)
     assert unscored is not None and unscored.figures == {}
     monkeypatch.setattr(task, "recipe", replace(task.recipe, clip=clip))
-    samples = task.pictures(task.model, nothing)
+    samples = task.sample_images(task.model, nothing)
     assert samples is not None and samples.picture.tobytes() == unscored.picture.tobytes()
     critic, scores, step = load_clip(clip), [], IMAGE_SIZE + 2
     for row, prompt in enumerate(prompts):

@@ -23,7 +23,7 @@ VQGAN = {
     },
     "data": {"kind": "shapes", "size": 600},
     "optim": {},
-    "run": {"dir": "run", "updates": 1, "batch_size": 512, "validation_images": 2, "device": "cpu"},
+    "run": {"dir": "run", "steps": 1, "batch_size": 512, "validation_images": 2, "device": "cpu"},
 }
 
 

@@ -45,7 +45,7 @@ def recipe(folder: Path, source: Path, **changes: Any) -> str:
         "init_from": str(source),
         "data": {"kind": "pairs", "path": str(pictures(folder / "pictures", 16)), "validation_share": 0.25},
         "optim": {"lr": 1e-2, "warmup": 1, "ema": None},
-        "run": {"dir": str(folder / "run"), "updates": 2, "batch_size": 2, "workers": 0, "tracker": "none"},
+        "run": {"dir": str(folder / "run"), "steps": 2, "batch_size": 2, "workers": 0, "tracker": "none"},
     }
     file = folder / "finetune.yaml"
     file.write_text(yaml.safe_dump(content | changes))
@@ -67,11 +67,11 @@ def test_no_step_leaves_the_weights_as_they_were(tmp_path: Path) -> None:
 def test_all_weights_go_on_from_what_is_there_and_resume(tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path)
     file = recipe(tmp_path, source)
-    assert train.main([file, "run.updates=2", "run.save_every=1", "run.keep=2"]) == 0
+    assert train.main([file, "run.steps=2", "run.save_every=1", "run.keep=2"]) == 0
     whole = dalle.load_model(tmp_path / "run" / "model")
     assert sum(moved(dalle.load_model(source), whole).values()) > 20
-    assert train.main([file, "run.updates=1", f"run.dir={tmp_path / 'again'}"]) == 0
-    assert train.main([file, "run.updates=2", f"run.dir={tmp_path / 'again'}", "resume=true"]) == 0
+    assert train.main([file, "run.steps=1", f"run.dir={tmp_path / 'again'}"]) == 0
+    assert train.main([file, "run.steps=2", f"run.dir={tmp_path / 'again'}", "resume=true"]) == 0
     # the cosine of the learning rate is of another length in the first part, so weights are near, not equal
     again = dalle.load_model(tmp_path / "again" / "model")
     assert all(moved(dalle.load_model(source), again)[name] for name in ("image_head.weight", "text_head.weight"))
@@ -95,7 +95,7 @@ def test_published_models_are_tuned(lora: dict[str, Any] | None, tmp_path: Path)
         (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
         kept = read_tensors(checkpoint / "weights.safetensors")
         assert kept and all("lora_" in name for name in kept)
-        assert train.main([*arguments, "resume=true", "run.updates=3"]) == 0
+        assert train.main([*arguments, "resume=true", "run.steps=3"]) == 0
     pipe = dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")
     assert pipe.sampling.top_k == 256 and pipe("ab c")[0].images
     assert (tmp_path / "run" / "initial" / "README.md").is_file()

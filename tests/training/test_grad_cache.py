@@ -40,7 +40,7 @@ def recipe(words: Path, batch: int, pieces: int, dropout: float = 0.0, **options
         "model": {"image_size": 16, "patch_size": 8, "vision": tower, "text": tower, "text_vocab": 300},
         "data": {"kind": "shapes"},
         "optim": {},
-        "run": {"dir": "run", "updates": 1, "batch_size": batch, "accumulation": pieces},
+        "run": {"dir": "run", "steps": 1, "batch_size": batch, "accumulation": pieces},
         "text_tokenizer": str(words),
         "augment": 1.0,
         "bpe_dropout": 0.1,
@@ -60,7 +60,7 @@ def batch_of(count: int, side: int = 16) -> Batch:
 
 
 def gradients(told: CLIPRecipe, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Loss, gradients, and what random number comes next, of one update as the loop makes it."""
+    """Loss, gradients, and what random number comes next, of one step as the loop makes it."""
     torch.manual_seed(0)
     task = CLIPTask(told, CPU)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_memory_is_that_of_a_piece(words: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_cut_is_one_line(words: Path) -> None:
     with pytest.raises(ValueError, match=r"batch_size is 1: a pair is compared with the others"):
         recipe(words, 1, 1)
-    run = {"dir": "run", "updates": 1, "batch_size": 8, "accumulation": 2, "compile": True}
+    run = {"dir": "run", "steps": 1, "batch_size": 8, "accumulation": 2, "compile": True}
     with pytest.raises(ValueError, match=r"compiled code draws other random numbers"):
         recipe(words, 8, 2, dropout=0.1, run=run)
     recipe(words, 8, 2, run=run)

@@ -78,7 +78,7 @@ class Run:
 
     def writing(self) -> bool:
         """Whether a checkpoint or the model's folder is being written now."""
-        return any(self.folder.glob("checkpoints/.update-*")) or any(self.folder.glob(".model-*"))
+        return any(self.folder.glob("checkpoints/.step-*")) or any(self.folder.glob(".model-*"))
 
 
 def until(process: subprocess.Popen[str], true: Callable[[], bool]) -> None:
@@ -100,7 +100,7 @@ def killed(run: Run, chance: random.Random, kill: Callable[[subprocess.Popen[str
         where = chance.choice(["starting", "training", "training", "writing", "writing"])
         if where == "starting":
             pause = chance.uniform(0.5, 5)
-        else:  # some updates later: the log of a resumed run is first cut where its checkpoint stands
+        else:  # some steps later: the log of a resumed run is first cut where its checkpoint stands
             size = before + chance.randrange(0, 6000)
             until(process, lambda: run.logged() > size)
             if where == "writing":
@@ -165,10 +165,10 @@ def series(tmp_path: Path, command: list[str], options: list[str], kills: int, k
         counts[where] = counts.get(where, 0) + 1
         saved = checkpoint.folders(run.folder)
         if saved:  # whole whatever the moment was; nothing is put aside as damaged
-            assert load_newest(run.folder).update == int(saved[-1].name[7:])
+            assert load_newest(run.folder).step == int(saved[-1].name[7:])
             assert not list(run.folder.glob("checkpoints/*.damaged*"))
-    print(f"killed {kills} times: {counts}; at update {load_newest(run.folder).update}")
-    assert load_newest(run.folder).update < load_newest(whole.folder).update, "it was done early"
+    print(f"killed {kills} times: {counts}; at step {load_newest(run.folder).step}")
+    assert load_newest(run.folder).step < load_newest(whole.folder).step, "it was done early"
     run.finish()
     assert_same(contents(run.folder), contents(whole.folder))
     assert not run.writing()
@@ -176,17 +176,17 @@ def series(tmp_path: Path, command: list[str], options: list[str], kills: int, k
 
 @pytest.mark.slow
 def test_thirty_kills(tmp_path: Path) -> None:
-    series(tmp_path, ONE, ["run.updates=600"], kills=30)
+    series(tmp_path, ONE, ["run.steps=600"], kills=30)
 
 
 @pytest.mark.slow
 def test_kills_with_a_loader_of_two_processes(tmp_path: Path) -> None:
-    series(tmp_path, ONE, ["run.updates=300", "run.workers=2"], kills=8)
+    series(tmp_path, ONE, ["run.steps=300", "run.workers=2"], kills=8)
 
 
 @pytest.mark.slow
 def test_kills_of_two_processes(tmp_path: Path) -> None:
-    series(tmp_path, TWO, ["run.updates=200"], kills=6)
+    series(tmp_path, TWO, ["run.steps=200"], kills=6)
 
 
 @pytest.mark.slow
@@ -200,4 +200,4 @@ def test_one_of_two_processes_is_killed(tmp_path: Path) -> None:
         else:
             kill_all(process)
 
-    series(tmp_path, TWO, ["run.updates=200"], kills=4, kill=kill_one)
+    series(tmp_path, TWO, ["run.steps=200"], kills=4, kill=kill_one)

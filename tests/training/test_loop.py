@@ -42,12 +42,12 @@ VQGAN = {
     "data": {"kind": "shapes"},
     "adversarial": {"start": 2, "channels": 8, "layers": 2},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
+    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
 DVAE = VQGAN | {
     "model": {"kind": "dvae", "image_size": 32, "codebook_size": 32, "groups": 3, "blocks_per_group": 1, "hidden": 16},
-    "temperature": {"first": 1.0, "last": 0.5, "updates": 6},
-    "kl_weight": {"first": 0.0, "last": 1.0, "updates": 4},
+    "temperature": {"first": 1.0, "last": 0.5, "steps": 6},
+    "kl_weight": {"first": 0.0, "last": 1.0, "steps": 4},
     "adversarial": None,
 }
 CLIP = {
@@ -65,7 +65,7 @@ CLIP = {
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
     "bpe_dropout": 0.1,
     "augment": 0.5,
-    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
+    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
 DALLE = {
     "stage": "dalle",
@@ -82,7 +82,7 @@ DALLE = {
     "label_smoothing": 0.1,
     "code_noise": 0.1,
     "prompts": ["a red circle"],
-    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
+    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
 PRIOR = {
     "stage": "prior",
@@ -99,7 +99,7 @@ PRIOR = {
     "bpe_dropout": 0.1,
     "sampling": {"samples": 1, "sampler": {"steps": 3}},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"updates": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
+    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
 }
 PRIOR_AR = PRIOR | {
     "model": {**PRIOR["model"], "kind": "autoregressive", "variance": 0.9, "buckets": 8, "dot_buckets": 4},
@@ -122,7 +122,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "dir": str(folder / "bpe"),
     }
     assert train.main([str(_write(folder / "bpe.yaml", bpe))]) == 0
-    vqgan = VQGAN | {"run": VQGAN["run"] | {"dir": str(folder / "vqgan"), "updates": 3}}
+    vqgan = VQGAN | {"run": VQGAN["run"] | {"dir": str(folder / "vqgan"), "steps": 3}}
     assert train.main([str(_write(folder / "vqgan.yaml", vqgan))]) == 0
     return {"text_tokenizer": str(folder / "bpe/model"), "image_tokenizer": str(folder / "vqgan/model")}
 
@@ -132,7 +132,7 @@ def clip(tokenizers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """A CLIP trained on shapes for a moment."""
     folder = tmp_path_factory.mktemp("clip")
     recipe = CLIP | {"text_tokenizer": tokenizers["text_tokenizer"]}
-    options = [f"run.dir={folder / 'run'}", "run.updates=2", "run.validation_images=8"]
+    options = [f"run.dir={folder / 'run'}", "run.steps=2", "run.validation_images=8"]
     assert train.main([str(_write(folder / "clip.yaml", recipe)), *options]) == 0
     return str(folder / "run/model")
 
@@ -146,7 +146,7 @@ def _losses(run: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = ("images_per_s", "tokens_per_s", "flops_utilisation", "peak_memory_gb", "data_wait")
     return {
-        x["update"]: {k: v for k, v in x.items() if k.startswith("train/") and not k.endswith(rates)}
+        x["step"]: {k: v for k, v in x.items() if k.startswith("train/") and not k.endswith(rates)}
         for x in lines
         if any(k.startswith("train/") for k in x)
     }
@@ -154,7 +154,7 @@ def _losses(run: Path) -> dict[int, dict[str, float]]:
 
 def _validations(run: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {x["update"]: x for x in lines if any(k.startswith("validation/") for k in x)}
+    return {x["step"]: x for x in lines if any(k.startswith("validation/") for k in x)}
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
@@ -184,15 +184,15 @@ def test_resumed_equals_uninterrupted(
     options = [config, f"run.dir={parts}", "run.save_every=5", *options]
     interrupted = RunLog.train
 
-    def interrupt_at_5(self: RunLog, update: int, figures: dict[str, float]) -> None:
-        interrupted(self, update, figures)
-        if update == 5:
+    def interrupt_at_5(self: RunLog, step: int, figures: dict[str, float]) -> None:
+        interrupted(self, step, figures)
+        if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "train", interrupt_at_5)
         assert train.main(options) == 128 + signal.SIGTERM
-    assert [p.name for p in checkpoint.folders(parts)] == ["update-00000005"]
+    assert [p.name for p in checkpoint.folders(parts)] == ["step-00000005"]
     assert train.main([*options, "resume=true"]) == 0
     assert _losses(parts) == _losses(whole)
     assert _validations(parts) == _validations(whole) and set(_validations(whole)) == {5, 8}
@@ -233,9 +233,9 @@ def _same_run(a: Path, b: Path) -> None:
     """Equal up to the order of additions."""
     losses_a, losses_b = _losses(a), _losses(b)
     assert losses_a.keys() == losses_b.keys()
-    for update, figures in losses_a.items():
+    for step, figures in losses_a.items():
         for name, value in figures.items():
-            assert losses_b[update][name] == pytest.approx(value, rel=1e-3, abs=1e-4), (update, name)
+            assert losses_b[step][name] == pytest.approx(value, rel=1e-3, abs=1e-4), (step, name)
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def _same_run(a: Path, b: Path) -> None:
 def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp_path: Path) -> None:
     """To one process by Ctrl-C; by a scheduler and its launcher to all, those too that prepare data."""
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
-    command = [sys.executable, "train.py", config, f"run.dir={tmp_path / 'run'}", "run.updates=100000", "run.workers=2"]
+    command = [sys.executable, "train.py", config, f"run.dir={tmp_path / 'run'}", "run.steps=100000", "run.workers=2"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -258,12 +258,12 @@ def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp
         os.killpg(process.pid, sent)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + sent and "resume=true" in output and "DataLoader" not in output, output
-    assert load_newest(tmp_path / "run").update > 0
+    assert load_newest(tmp_path / "run").step > 0
 
 
 def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
-    options = ["run.updates=2", "run.validation_images=8", f"run.dir={tmp_path / 'run'}"]
+    options = ["run.steps=2", "run.validation_images=8", f"run.dir={tmp_path / 'run'}"]
     assert train.main([config, *options]) == 0
     import dalle
 
@@ -279,7 +279,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     tokenizers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
-    options = [f"run.dir={tmp_path / 'run'}", "run.updates=2", "run.validation_images=8", "run.peak_tflops=1e-3"]
+    options = [f"run.dir={tmp_path / 'run'}", "run.steps=2", "run.validation_images=8", "run.peak_tflops=1e-3"]
     assert train.main([config, *options]) == 0
     first, second = _losses(tmp_path / "run").values()
     assert first["train/dalle_lr"] == pytest.approx(5e-4) and second["train/dalle_lr"] == pytest.approx(1e-3)
@@ -293,27 +293,27 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     assert 0 <= validation["validation/image_accuracy"] <= 1
     assert {f"validation/{name}" for name in FIGURES["dalle"]} <= set(validation)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "update 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
+    assert "step 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
 
 
 def test_a_report_that_cannot_be_written_does_not_end_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
-    options = [config, f"run.dir={tmp_path / 'run'}", "run.updates=1", "run.validation_images=8"]
+    options = [config, f"run.dir={tmp_path / 'run'}", "run.steps=1", "run.validation_images=8"]
     (tmp_path / "run" / "report.html").mkdir(parents=True)
     assert train.main(options) == 0
     assert "no report.html: " in capsys.readouterr().out
     (tmp_path / "run" / "report.html").rmdir()
-    assert train.main([*options, "run.updates=2", "resume=true", "run.report=false"]) == 0
+    assert train.main([*options, "run.steps=2", "resume=true", "run.report=false"]) == 0
     assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_non_finite_losses_are_skipped_then_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN))
-    options = ["optim.lr=1e30", "optim.clip_norm=null", "run.updates=50", "run.max_skipped=3"]
+    options = ["optim.lr=1e30", "optim.clip_norm=null", "run.steps=50", "run.max_skipped=3"]
     assert train.main([config, f"run.dir={tmp_path / 'run'}", *options]) == 2
-    assert "3 updates in a row were not finite" in capsys.readouterr().err
+    assert "3 steps in a row were not finite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("phase", ["generator", "discriminator"])
@@ -322,15 +322,15 @@ def test_a_loss_that_is_not_finite_changes_nothing_in_its_phase(
 ) -> None:
     loss = ImageTokenizerTask.loss
 
-    def infinite(self: ImageTokenizerTask, now: Phase, inputs: Any, update: int) -> tuple[torch.Tensor, dict]:
-        value, figures = loss(self, now, inputs, update)
-        return value + (float("inf") if (now.name, update) == (phase, 3) else 0), figures  # its gradient stays finite
+    def infinite(self: ImageTokenizerTask, now: Phase, inputs: Any, step: int) -> tuple[torch.Tensor, dict]:
+        value, figures = loss(self, now, inputs, step)
+        return value + (float("inf") if (now.name, step) == (phase, 3) else 0), figures  # its gradient stays finite
 
     monkeypatch.setattr(ImageTokenizerTask, "loss", infinite)
     config = str(_write(tmp_path / "config.yaml", VQGAN))
-    options = [f"run.dir={tmp_path / 'run'}", "run.updates=4", "run.save_every=1", "run.keep=4"]
+    options = [f"run.dir={tmp_path / 'run'}", "run.steps=4", "run.save_every=1", "run.keep=4"]
     assert train.main([config, *options, "run.validation_images=8"]) == 0
-    assert f"update 4: skipped, non-finite loss or gradient in {phase} (1 in a row)" in capsys.readouterr().out
+    assert f"step 4: skipped, non-finite loss or gradient in {phase} (1 in a row)" in capsys.readouterr().out
     before, after = (load_file(folder / "weights.safetensors") for folder in checkpoint.folders(tmp_path / "run")[-2:])
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == (set() if phase == "generator" else {"model", "adversary"})
@@ -340,7 +340,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_in_its_phase(
 
 def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
-    options = [config, f"run.dir={tmp_path / 'run'}", "run.updates=1", "run.validation_images=8"]
+    options = [config, f"run.dir={tmp_path / 'run'}", "run.steps=1", "run.validation_images=8"]
     assert train.main(options) == 0
     assert train.main(options) == 2
     assert "holds a run already" in capsys.readouterr().err
@@ -362,18 +362,18 @@ def test_a_checkpoint_from_before_an_option_was_there_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoint, "of", before)
-        assert train.main([*options, "run.updates=1"]) == 0
-    assert train.main([*options, "run.updates=2", "model.transformer.attention_dropout=0.5", "resume=true"]) == 2
-    assert train.main([*options, "run.updates=2", "resume=true"]) == 0
+        assert train.main([*options, "run.steps=1"]) == 0
+    assert train.main([*options, "run.steps=2", "model.transformer.attention_dropout=0.5", "resume=true"]) == 2
+    assert train.main([*options, "run.steps=2", "resume=true"]) == 0
 
 
 @pytest.mark.slow
 def test_resume_may_recompute_activations(tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe("dalle", tokenizers)))
-    options = [config, "run.validation_images=8", "run.updates=3", "run.sample_every=100"]
+    options = [config, "run.validation_images=8", "run.steps=3", "run.sample_every=100"]
     again = "model.transformer.checkpoint_activations=true"
     run = f"run.dir={tmp_path / 'parts'}"
-    assert train.main([*options, run, "run.updates=2"]) == 0
+    assert train.main([*options, run, "run.steps=2"]) == 0
     assert train.main([*options, run, "resume=true", again, "model.transformer.depth=3"]) == 2
     assert train.main([*options, run, "resume=true", again]) == 0
     assert len(_losses(tmp_path / "parts")) == 3

@@ -1,4 +1,4 @@
-"""Planned bytes against the peaks of real updates, as torch's profiler sees each allocation, and real tensors."""
+"""Planned bytes against the peaks of real steps, as torch's profiler sees each allocation, and real tensors."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def with_checkpointing(config: DALLEConfig, on: bool) -> DALLEConfig:
 
 
 def measured(config: DALLEConfig, precision: Precision, accumulation: int, scratch: Path) -> int:
-    """Bytes at the highest moment of an update: weights, moments, average, and what the profiler sees come and go."""
+    """Bytes at the highest moment of an step: weights, moments, average, and what the profiler sees come and go."""
     torch.manual_seed(0)
     model = DALLE(config)
     optimizer, average = adamw(model, OptimConfig()), EMA(model, 0.9)
     text = torch.randint(1, config.text_vocab, (IMAGES, config.text_length))
     codes = torch.randint(0, config.image_vocab, (IMAGES, config.image_length))
 
-    def update() -> None:
+    def training_step() -> None:
         for _ in range(accumulation):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 losses = model.losses(text, codes)
@@ -79,8 +79,8 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
         optimizer.step()
         optimizer.zero_grad()
 
-    update()  # makes the moments
-    peak = peak_of(update, scratch)
+    training_step()  # makes the moments
+    peak = peak_of(training_step, scratch)
     own = [*model.parameters()] + [average.state[name] for name, _ in model.named_parameters()]
     moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     return peak + sum(tensor.nbytes for tensor in own + moments)
@@ -125,7 +125,7 @@ def test_peaks_are_as_planned(
 
 @pytest.mark.slow
 def test_peaks_of_sharded_weights_are_as_planned() -> None:
-    """Within a twentieth, and drawing takes no more than updates do."""
+    """Within a twentieth, and drawing takes no more than steps do."""
     for *case, found in json.loads(_printed([str(FOLDER / "sharded_peak.py")])):
         assert found["planned"] == pytest.approx(found["measured"], rel=0.05), case
         dynamic = found["measured"] - found["static"]  # the part that is no plain sum of weights

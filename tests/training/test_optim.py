@@ -20,17 +20,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_ramp_is_half_a_cosine() -> None:
-    schedule = CosineSchedule(first=1.0, last=1 / 16, updates=100)
+    schedule = CosineSchedule(first=1.0, last=1 / 16, steps=100)
     assert ramp(schedule, 0) == 1.0
     assert ramp(schedule, 50) == pytest.approx((1 + 1 / 16) / 2)
     assert ramp(schedule, 100) == ramp(schedule, 10_000) == 1 / 16
     assert ramp(schedule, 25) == pytest.approx(1 / 16 + 15 / 16 * (1 + math.cos(math.pi / 4)) / 2)
-    assert ramp(CosineSchedule(first=0.0, last=2.0, updates=0), 0) == 2.0
+    assert ramp(CosineSchedule(first=0.0, last=2.0, steps=0), 0) == 2.0
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
     optim = OptimConfig(lr=1.0, warmup=10, final_lr=0.1)
-    rates = [learning_rate(optim, update, 110) for update in range(111)]
+    rates = [learning_rate(optim, step, 110) for step in range(111)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) == pytest.approx(rates[10])
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
@@ -51,8 +51,8 @@ def test_update_ratio_is_the_change_of_the_weights_over_their_norm() -> None:
 
 
 def trained(optimizer: torch.optim.Optimizer, module: nn.Module, first: int, last: int) -> None:
-    for update in range(first, last):
-        torch.manual_seed(update)
+    for step in range(first, last):
+        torch.manual_seed(step)
         module(torch.randn(8, 65)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -101,28 +101,28 @@ def test_weight_average_follows_the_formula() -> None:
     module = nn.BatchNorm1d(3)
     average = EMA(module, decay=0.9)
     expected = copy.deepcopy(module.weight.data)
-    for update in range(1, 200):
+    for step in range(1, 200):
         with torch.no_grad():
             module.weight.normal_()
-            module.running_mean.fill_(update)
-        average.update(update)
-        decay = min(0.9, (1 + update) / (10 + update))
+            module.running_mean.fill_(step)
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * module.weight.data
     torch.testing.assert_close(average.state["weight"], expected)
     assert average.state["running_mean"].tolist() == [199.0] * 3  # buffers are copied
 
 
-def test_lengths_in_tokens_are_updates_of_a_batch() -> None:
+def test_lengths_in_tokens_are_steps_of_a_batch() -> None:
     paper = ROOT / "configs/paper/dalle-12b.yaml"  # batches of 1,024, sequences of 256 + 1,024
     recipe = load_recipe(paper, ["run.tokens=1e9", "optim.warmup_tokens=1e8"])
     assert isinstance(recipe, DALLERecipe) and tokens_per_image(recipe) == 1280
-    per_update = 1024 * 1280
-    assert (recipe.run.updates - 1) * per_update < 1e9 <= recipe.run.updates * per_update
-    assert (recipe.optim.warmup - 1) * per_update < 1e8 <= recipe.optim.warmup * per_update
-    half = load_recipe(paper, ["run.tokens=1e9", "run.batch_size=512", "run.updates=3"])
-    assert isinstance(half, DALLERecipe) and half.run.updates == -(-(10**9) // (512 * 1280))
+    per_step = 1024 * 1280
+    assert (recipe.run.steps - 1) * per_step < 1e9 <= recipe.run.steps * per_step
+    assert (recipe.optim.warmup - 1) * per_step < 1e8 <= recipe.optim.warmup * per_step
+    half = load_recipe(paper, ["run.tokens=1e9", "run.batch_size=512", "run.steps=3"])
+    assert isinstance(half, DALLERecipe) and half.run.steps == -(-(10**9) // (512 * 1280))
     vqgan = load_recipe(ROOT / "tokenizers/emoji-vqgan/config.yaml", ["run.tokens=64e3", "run.batch_size=10"])
-    assert isinstance(vqgan, ImageTokenizerRecipe) and vqgan.run.updates == 25  # 16 x 16 codes
+    assert isinstance(vqgan, ImageTokenizerRecipe) and vqgan.run.steps == 25  # 16 x 16 codes
     clip = load_recipe(ROOT / "configs/emoji/clip.yaml")
     assert isinstance(clip, CLIPRecipe) and tokens_per_image(clip) == clip.model.text_length + 64
     with pytest.raises(ConfigError, match="tokens is -1"):

@@ -1,4 +1,4 @@
-"""Updates that nobody waits for: skipped on the device, told late, and no number is read meanwhile."""
+"""Steps that nobody waits for: skipped on the device, told late, and no number is read meanwhile."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 def test_between_log_points_nothing_waits(
     precision: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Updates 2 to 4 of 5, whole: from the batch's tensors to the averaged weights; 1 and 5 are logged."""
+    """Steps 2 to 4 of 5, whole: from the batch's tensors to the averaged weights; 1 and 5 are logged."""
     step_of, inputs_of = RunLog.step, DALLETask.inputs
     wire: dict[str, Any] = {"parts": 0}
 
     def begin(self: DALLETask, batch: Any) -> Any:
         wire["parts"] += 1
         made = inputs_of(self, batch)  # captions are read by the host, from the host
-        if wire["parts"] in (4, 6, 8):  # two an update
+        if wire["parts"] in (4, 6, 8):  # two a step
             wire["open"] = no_reading(monkeypatch)
             wire["open"].__enter__()
         return made
@@ -90,7 +90,7 @@ def test_between_log_points_nothing_waits(
 
     monkeypatch.setattr(DALLETask, "inputs", begin)
     monkeypatch.setattr(RunLog, "step", end)
-    run = {"dir": str(tmp_path / "run"), "updates": 5, "batch_size": 4, "device": "cpu", "tracker": "none"}
+    run = {"dir": str(tmp_path / "run"), "steps": 5, "batch_size": 4, "device": "cpu", "tracker": "none"}
     recipe = {
         "stage": "dalle",
         "model": DALLE_MODEL,
@@ -167,7 +167,7 @@ def test_clipping_is_torchs(fused: bool, largest: float | None) -> None:
         assert largest == 0.05 or torch.equal(value, wanted)
 
 
-def test_the_average_does_not_move_for_a_skipped_update() -> None:
+def test_the_average_does_not_move_for_a_skipped_step() -> None:
     module, _ = small()
     average, plain = EMA(module, 0.9), EMA(module, 0.9)
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_fp16_lowers_its_scale_for_an_overflow_and_skips_it() -> None:
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-7)
 
 
-def test_skipped_updates_are_told_late_with_their_numbers(tmp_path: Path) -> None:
+def test_skipped_steps_are_told_late_with_their_numbers(tmp_path: Path) -> None:
     told: list[tuple[int, str, int]] = []
     log = cast("RunLog", SimpleNamespace(skipped=lambda *what: told.append(what)))
     outcomes = SkippedStepMonitor(log, 3, tmp_path)
@@ -227,9 +227,9 @@ def test_skipped_updates_are_told_late_with_their_numbers(tmp_path: Path) -> Non
     assert not outcomes.settle(2) and len(told) == 1
     outcomes.add(4, {"generator": good})
     assert outcomes.settle(4) and told[1:] == [(3, "generator", 2)]
-    for update in (5, 6, 7):
-        outcomes.add(update, {"generator": bad})
-    with pytest.raises(ValueError, match="3 updates in a row were not finite"):
+    for step in (5, 6, 7):
+        outcomes.add(step, {"generator": bad})
+    with pytest.raises(ValueError, match="3 steps in a row were not finite"):
         outcomes.settle(7)
     assert told[2:] == [(5, "generator", 1), (6, "generator", 2), (7, "generator", 3)]
 

@@ -132,8 +132,8 @@ def test_wrong_inputs_are_one_line(name: str, capsys: pytest.CaptureFixture[str]
 def test_the_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(PAPER), "--gpus", "64", "--memory", "80GB"]) == 0
     assert capsys.readouterr().out == report(plan(paper(), A100), paper()) + "\n"
-    assert main(["plan", str(PAPER), "run.updates=1", "--gpus", "64", "optim.ema=null"]) == 0  # options anywhere
-    changed = paper("run.updates=1", "optim.ema=null")
+    assert main(["plan", str(PAPER), "run.steps=1", "--gpus", "64", "optim.ema=null"]) == 0  # options anywhere
+    changed = paper("run.steps=1", "optim.ema=null")
     assert capsys.readouterr().out == report(plan(changed, A100), changed) + "\n"
     with pytest.raises(SystemExit):
         main(["plan", str(PAPER), "--gpu-count", "3"])

@@ -24,13 +24,13 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _gradients(update: int) -> list[Tensor]:
-    random = torch.Generator().manual_seed(update)
+def _gradients(step: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(step)
     return [torch.randn(shape, generator=random) for shape in SHAPES]
 
 
-def _told(told: PowerSGD, update: int) -> list[Tensor]:
-    gradients = _gradients(update)
+def _told(told: PowerSGD, step: int) -> list[Tensor]:
+    gradients = _gradients(step)
     told.mean(gradients)
     return gradients
 
@@ -42,14 +42,14 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 def test_what_is_not_told_is_told_later() -> None:
     told = PowerSGD(PowerSGDConfig(rank=2, start=2))
     given, sent = torch.zeros(24 * 16 + 10 + 288), torch.zeros(24 * 16 + 10 + 288)
-    for update in range(6):
-        given += _flat(_gradients(update))
-        out = _told(told, update)
+    for step in range(6):
+        given += _flat(_gradients(step))
+        out = _told(told, step)
         sent += _flat(out)
-        if update < 2:
-            assert torch.equal(_flat(out), _flat(_gradients(update)))
+        if step < 2:
+            assert torch.equal(_flat(out), _flat(_gradients(step)))
         else:
-            assert torch.linalg.matrix_rank(out[0]) == 2 and torch.equal(out[1], _gradients(update)[1])
+            assert torch.linalg.matrix_rank(out[0]) == 2 and torch.equal(out[1], _gradients(step)[1])
     torch.testing.assert_close(sent + told.state()["error"], given, rtol=1e-4, atol=1e-5)
     # 24 x 16 and 8 x 36 numbers as two columns each of both sides, 10 as they are
     assert told.compression == pytest.approx((384 + 10 + 288) / (2 * (24 + 16) + 10 + 2 * (8 + 36)))
@@ -57,8 +57,8 @@ def test_what_is_not_told_is_told_later() -> None:
 
 def test_an_interrupted_run_goes_on_the_same(tmp_path: Path) -> None:
     whole = {"dalle": PowerSGD(PowerSGDConfig(rank=2, start=2))}
-    for update in range(4):
-        _told(whole["dalle"], update)
+    for step in range(4):
+        _told(whole["dalle"], step)
     powersgd.write(tmp_path, whole, 0)
     again = {"dalle": PowerSGD(PowerSGDConfig(rank=2, start=2))}
     powersgd.read(tmp_path, again, 0, 1, torch.device("cpu"))
@@ -72,9 +72,9 @@ def test_an_interrupted_run_goes_on_the_same(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_leaves_no_trace() -> None:
     told, other = (PowerSGD(PowerSGDConfig(rank=2, start=2)) for _ in range(2))
-    for update in range(3):
-        _told(told, update)
-        _told(other, update)
+    for step in range(3):
+        _told(told, step)
+        _told(other, step)
     broken = _gradients(3)
     broken[1][4] = float("inf")
     told.mean(broken)

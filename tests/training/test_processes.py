@@ -28,7 +28,7 @@ SHARED = {
     "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
     "bpe_dropout": 0.0,
     "run": {
-        "updates": 8,
+        "steps": 8,
         "batch_size": 8,
         "device": "cpu",
         "precision": "fp32",
@@ -82,8 +82,8 @@ def _figures(run: Path) -> dict[tuple[int, str], float]:
     found: dict[tuple[int, str], float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         figures = json.loads(line)
-        update = figures.pop("update")
-        found |= {(update, k): v for k, v in figures.items() if not k.endswith(("_per_s", "_gb", "data_wait"))}
+        step = figures.pop("step")
+        found |= {(step, k): v for k, v in figures.items() if not k.endswith(("_per_s", "_gb", "data_wait"))}
     return found
 
 
@@ -144,13 +144,13 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["dalle", "clip", "lora"])
 def test_going_on_with_another_number_of_processes(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
-    """Two, killed; then four, one, two whole, two sharded: from the checkpoints after 2, 4, 6 and 6 updates."""
+    """Two, killed; then four, one, two whole, two sharded: from the checkpoints after 2, 4, 6 and 6 steps."""
     if name == "lora":
         pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     recipe, run = recipes[name], tmp_path / "run"
     options = [recipe, f"run.dir={run}"]
     assert _several(2, [[*options, FSDP]], kill=(3, 1)) != 0
-    assert [folder.name for folder in checkpoint.folders(run)] == ["update-00000002"]
+    assert [folder.name for folder in checkpoint.folders(run)] == ["step-00000002"]
     assert _several(4, [[*options, FSDP, "resume=true"]]) == 0
     _same(run, recipe)
     _forget(run, 4)
@@ -168,9 +168,9 @@ def test_a_byte_that_has_flipped_in_what_one_process_wrote(recipes: dict[str, st
     low = ["run.powersgd={rank: 2, start: 2}", WHOLE]
     runs = {name: [recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("shares", "low")}
     both = [[*runs["shares"], FSDP], [*runs["low"], *low]]
-    assert _several(2, [[*options, "run.updates=4"] for options in both]) == 0
+    assert _several(2, [[*options, "run.steps=4"] for options in both]) == 0
     for name, file in (("shares", "shards/shard-00002-*"), ("low", "powersgd-00001.*")):
-        folder = tmp_path / name / "checkpoints/update-00000004"
+        folder = tmp_path / name / "checkpoints/step-00000004"
         (damaged,) = folder.glob(file)
         assert f"  {damaged.relative_to(folder)}\n" in (folder / "SHA256SUMS").read_text()
         content = bytearray(damaged.read_bytes())
@@ -179,21 +179,21 @@ def test_a_byte_that_has_flipped_in_what_one_process_wrote(recipes: dict[str, st
     assert _several(2, [[*options, "resume=true"] for options in both]) == 0
     for name in runs:
         found = sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir())
-        assert found == [f"update-0000000{n}" for n in ("2", "4", "4.damaged", "6", "8")]
+        assert found == [f"step-0000000{n}" for n in ("2", "4", "4.damaged", "6", "8")]
     _same(tmp_path / "shares", recipes["dalle"])
 
 
-def _forget(run: Path, update: int) -> None:
+def _forget(run: Path, step: int) -> None:
     for folder in checkpoint.folders(run):
-        if int(folder.name[-8:]) > update:
+        if int(folder.name[-8:]) > step:
             shutil.rmtree(folder)
 
 
 def test_gradients_of_low_rank(recipes: dict[str, str], tmp_path: Path) -> None:
     """Near to what whole gradients train, and interrupted the same as not."""
-    low = ["run.powersgd={rank: 2, start: 2}", "run.updates=30"]
+    low = ["run.powersgd={rank: 2, start: 2}", "run.steps=30"]
     whole, parts = ([recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("whole", "low"))
-    assert _several(2, [[*whole, "run.updates=30"], [*parts, *low]]) == 0
+    assert _several(2, [[*whole, "run.steps=30"], [*parts, *low]]) == 0
     found, wanted = _figures(tmp_path / "low"), _figures(tmp_path / "whole")
     first, last, near = wanted[1, "train/dalle_loss"], wanted[30, "train/dalle_loss"], found[30, "train/dalle_loss"]
     assert last < first - 0.3 and abs(near - last) < 0.1 * (first - last)

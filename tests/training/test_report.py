@@ -27,13 +27,13 @@ def run(tmp_path: Path) -> Path:
     """The folder of a run: 40 log lines, two validations, three pictures."""
     folder = tmp_path / "mine"
     (folder / "samples").mkdir(parents=True)
-    config = {"stage": "dalle", "prompts": PROMPTS, "run": {"dir": str(folder), "updates": 1000}}
+    config = {"stage": "dalle", "prompts": PROMPTS, "run": {"dir": str(folder), "steps": 1000}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     (folder / "origin.yaml").write_text("seed: 0\nparts_sha256: {image_tokenizer: abc123}\n")
     rng = random.Random(0)
     lines: list[dict[str, float]] = [
         {
-            "update": n * 20,
+            "step": n * 20,
             "train/dalle_loss": 7 * 0.9**n + rng.random(),
             "train/image": 8 * 0.9**n,
             "train/dalle_gradient": 10 ** rng.uniform(-3, 3),
@@ -43,10 +43,10 @@ def run(tmp_path: Path) -> Path:
         }
         for n in range(1, 41)
     ]
-    lines += [{"update": u, "validation/image_nats": 5 - u / 400, "validation/image_accuracy": 0.1} for u in (400, 800)]
+    lines += [{"step": u, "validation/image_nats": 5 - u / 400, "validation/image_accuracy": 0.1} for u in (400, 800)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for update in (10, 400, 800):
-        Image.new("RGB", (1500, 300), (update % 256, 80, 10)).save(folder / "samples" / f"{update:08d}.png")
+    for step in (10, 400, 800):
+        Image.new("RGB", (1500, 300), (step % 256, 80, 10)).save(folder / "samples" / f"{step:08d}.png")
     return folder
 
 
@@ -84,18 +84,18 @@ def drawn(svg: ET.Element) -> dict[str, list[tuple[float, float]]]:
 @pytest.mark.parametrize("kind", ["linear", "log"])
 def test_curves_are_the_numbers_of_the_log(run: Path, kind: str) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    names = {name for line in lines for name in line if name != "update"}
+    names = {name for line in lines for name in line if name != "step"}
     found: dict[str, list[tuple[float, float]]] = {}
     for svg in page(run).iter("svg"):
         if svg.get("class") == kind:
             found |= drawn(svg)
     assert found.keys() == (names if kind == "linear" else names - {"train/kl"})  # which has values below 0
     for name, points in found.items():
-        logged = [(line["update"], line[name]) for line in lines if name in line]
+        logged = [(line["step"], line[name]) for line in lines if name in line]
         assert len(points) == len(logged)
         span = max(abs(v) for _, v in logged)
-        for (x, y), (update, value) in zip(points, logged):
-            assert x == pytest.approx(update, abs=0.1)
+        for (x, y), (step, value) in zip(points, logged):
+            assert x == pytest.approx(step, abs=0.1)
             assert y == (pytest.approx(value, rel=1e-3) if kind == "log" else pytest.approx(value, abs=1e-3 * span))
 
 
@@ -104,11 +104,11 @@ def test_the_page_has_everything_and_needs_nothing(run: Path) -> None:
     text = text_of(root)
     for expected in (
         *PROMPTS,
-        "update 800 of 1000",
+        "step 800 of 1000",
         "no checkpoint yet",
         "abc123",
         "validation/image_nats",
-        "update 400",
+        "step 400",
     ):
         assert expected in text, expected
     assert all(text.count(name) >= 2 for name in ("train/of_my_own", "train/dalle_lr"))  # a legend and a row
@@ -124,37 +124,37 @@ def test_the_page_has_everything_and_needs_nothing(run: Path) -> None:
 
 def test_few_values_can_be_pointed_at(run: Path) -> None:
     titles = [text_of(title) for circle in page(run).iter("circle") for title in circle.iter("title")]
-    assert "validation/image_nats, update 400: 4" in titles
+    assert "validation/image_nats, step 400: 4" in titles
 
 
 def test_a_log_that_is_cut_or_broken(run: Path) -> None:
     log = run / "metrics.jsonl"
     with log.open("ab") as file:
-        file.write(b'{"update": 820, "train/image": NaN, "train/text": Infinity}\n[1]\n\xff\xfe\n{"upd')
+        file.write(b'{"step": 820, "train/image": NaN, "train/text": Infinity}\n[1]\n\xff\xfe\n{"upd')
     root = page(run)
     text = text_of(root)
     assert "cannot be read, and are left out: 3." in text and "not finite numbers, and are not drawn: 2." in text
-    assert "update 820 of 1000" in text
+    assert "step 820 of 1000" in text
     names = {line.attrib["data-name"] for line in root.iter("polyline")}
     assert "train/image" in names and "train/text" not in names
 
 
-@pytest.mark.parametrize("left", ["", '{"update": 20, "train/im', None])
+@pytest.mark.parametrize("left", ["", '{"step": 20, "train/im', None])
 def test_a_run_that_has_logged_nothing(run: Path, left: str | None) -> None:
     for file in (run / "metrics.jsonl", run / "origin.yaml", *(run / "samples").iterdir()):
         file.unlink()
     if left is not None:
         (run / "metrics.jsonl").write_text(left)
     root = page(run)
-    assert "Nothing is logged yet." in text_of(root) and "update 0 of 1000" in text_of(root)
+    assert "Nothing is logged yet." in text_of(root) and "step 0 of 1000" in text_of(root)
     assert not list(root.iter("svg"))
 
 
 def test_values_of_any_size_are_drawn(run: Path) -> None:
     rows = [
-        {"update": 1, "train/a": 0.0, "train/b": 1e30, "train/c": 1e-12, "train/d": -5.0, "train/e": 5e-4},
+        {"step": 1, "train/a": 0.0, "train/b": 1e30, "train/c": 1e-12, "train/d": -5.0, "train/e": 5e-4},
         {
-            "update": 2,
+            "step": 2,
             "train/a": 0.0,
             "train/b": 1e-30,
             "train/c": 1.0001e-12,
@@ -174,7 +174,7 @@ def test_a_picture_that_was_cut_is_named(run: Path) -> None:
     newest = run / "samples" / "00000800.png"
     newest.write_bytes(newest.read_bytes()[:60])
     root = page(run)
-    assert "update 800: 00000800.png cannot be read" in text_of(root)
+    assert "step 800: 00000800.png cannot be read" in text_of(root)
     assert len(list(root.iter("img"))) == 2
 
 
@@ -184,9 +184,9 @@ def test_many_points_are_thinned_to_the_extremes() -> None:
     values[33_333], values[12_345] = 100.0, -100.0
     thin = Curve("train/x", list(range(50_000)), values).thinned(800)
     assert 400 <= len(thin.values) <= 800
-    assert thin.updates == sorted(set(thin.updates)) and (thin.updates[0], thin.updates[-1]) == (0, 49_999)
-    assert all(values[u] == v for u, v in zip(thin.updates, thin.values))
-    assert (33_333, 100.0) in zip(thin.updates, thin.values) and (12_345, -100.0) in zip(thin.updates, thin.values)
+    assert thin.steps == sorted(set(thin.steps)) and (thin.steps[0], thin.steps[-1]) == (0, 49_999)
+    assert all(values[u] == v for u, v in zip(thin.steps, thin.values))
+    assert (33_333, 100.0) in zip(thin.steps, thin.values) and (12_345, -100.0) in zip(thin.steps, thin.values)
 
 
 def test_each_curve_is_in_one_chart(run: Path) -> None:

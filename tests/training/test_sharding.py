@@ -1,4 +1,4 @@
-"""Shares of a model on two processes: an update is that of the whole, and files of shares are the whole tensors."""
+"""Shares of a model on two processes: a step is that of the whole, and files of shares are the whole tensors."""
 
 from __future__ import annotations
 
@@ -61,21 +61,21 @@ def _loss(model: nn.Module) -> Tensor:
     return losses["text"] / 8 + losses["image"] * 7 / 8
 
 
-def _updated(model: nn.Module) -> dict[str, Tensor]:
-    """Loss, norm and ratio of two updates of two micro-batches each, and the averaged weights that come out."""
+def _stepped(model: nn.Module) -> dict[str, Tensor]:
+    """Loss, norm and ratio of two steps of two micro-batches each, and the averaged weights that come out."""
     options = OptimConfig(lr=1e-2, clip_norm=0.1)
     optimizer, average = adamw(model, options), EMA(model, 0.9)
     figures: dict[str, Tensor] = {}
-    for update in range(2):
+    for step in range(2):
         for _ in range(2):
             loss = _loss(model)
             loss.backward()
         norm = gradient_norm(model.parameters())
         clipped_step(optimizer, norm, options.clip_norm)
         optimizer.zero_grad()
-        average.update(update + 1)
-        figures |= {f"loss {update}": loss.detach(), f"norm {update}": norm.detach()}
-        figures[f"ratio {update}"] = torch.tensor(update_ratio(optimizer))
+        average.update(step + 1)
+        figures |= {f"loss {step}": loss.detach(), f"norm {step}": norm.detach()}
+        figures[f"ratio {step}"] = torch.tensor(update_ratio(optimizer))
     return figures | average.state
 
 
@@ -90,7 +90,7 @@ def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
     assert sum(local(p).numel() for p in model.parameters()) < 0.51 * numbers
     begun = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
     assert begun.keys() == whole.keys() and all(torch.equal(begun[name], value) for name, value in whole.items())
-    found = _updated(model)
+    found = _stepped(model)
     sharded_checkpoint.write(folder / "shards", found)
     dist.barrier()
     gathered = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in found.items()}
@@ -126,9 +126,9 @@ def _draws(model: DALLE, sharding: Sharding) -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # as it is in this process
 @pytest.mark.parametrize("kind", ["dalle", pytest.param("clip", marks=pytest.mark.slow)])
-def test_an_update_of_shares_is_that_of_the_whole_model(kind: str, tmp_path: Path) -> None:
+def test_a_step_of_shares_is_that_of_the_whole_model(kind: str, tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_worker, args=(2, kind, tmp_path), nprocs=2, start_method="fork")
-    whole = _updated(_model(kind))
+    whole = _stepped(_model(kind))
     there = sharded_checkpoint.open_shards(tmp_path / "shards")
     read = {name: torch.zeros_like(value) for name, value in whole.items()}
     sharded_checkpoint.read_into(tmp_path / "shards", read)  # by another number of processes: one
@@ -138,21 +138,21 @@ def test_an_update_of_shares_is_that_of_the_whole_model(kind: str, tmp_path: Pat
 
 
 def _in_half(model: nn.Module, world: int, poisoned: bool) -> dict[str, Tensor]:
-    """Losses, norms and loss scales of four updates in fp16; the third meets an infinite gradient."""
+    """Losses, norms and loss scales of four steps in fp16; the third meets an infinite gradient."""
     scaler, adam = torch.amp.GradScaler("cpu", init_scale=2.0**6), adamw(model, OptimConfig(lr=1e-2))
     accelerator = SimpleNamespace(scaler=scaler, num_processes=world, reduce=_mean)
     optimizer = SimpleNamespace(optimizer=adam, param_groups=adam.param_groups, zero_grad=adam.zero_grad)
     phase, found = Phase("clip", model, OptimConfig(lr=1e-2, warmup=0)), {}
-    for update in range(4):
+    for step in range(4):
         with torch.autocast("cpu", torch.float16):
             loss = _loss(model)
         scaler.scale(loss).backward()
-        if update == 2 and poisoned:  # the very last number, which is of the last process's share
+        if step == 2 and poisoned:  # the very last number, which is of the last process's share
             shares = [local(p.grad) for p in model.parameters() if p.grad is not None and p.ndim]
             shares[-1].view(-1)[-1:].fill_(torch.inf)
-        norm = optimizer_step(phase, loss.detach(), optimizer, accelerator, update, 10)  # type: ignore[arg-type]
-        found |= {f"loss {update}": loss.detach(), f"norm {update}": norm.nan_to_num(posinf=-1.0, nan=-1.0)}
-        found[f"scale {update}"] = torch.tensor(scaler.get_scale())
+        norm = optimizer_step(phase, loss.detach(), optimizer, accelerator, step, 10)  # type: ignore[arg-type]
+        found |= {f"loss {step}": loss.detach(), f"norm {step}": norm.nan_to_num(posinf=-1.0, nan=-1.0)}
+        found[f"scale {step}"] = torch.tensor(scaler.get_scale())
     return found
 
 
@@ -168,7 +168,7 @@ def _half_worker(rank: int, world: int, folder: Path) -> None:
     model = Sharding(torch.device("cpu"), torch.float16).build(lambda: _model("clip"), METHODS["clip"])
     found = _in_half(model, world, poisoned=rank == world - 1)
     sharded_checkpoint.write(folder / "shards", found)
-    scales = torch.stack([found[f"scale {update}"] for update in range(4)])
+    scales = torch.stack([found[f"scale {step}"] for step in range(4)])
     lowest = scales.clone()
     dist.all_reduce(lowest, dist.ReduceOp.MIN)
     assert torch.equal(lowest, scales)
@@ -179,7 +179,7 @@ def _half_worker(rank: int, world: int, folder: Path) -> None:
 def test_one_loss_scale_for_all_shares(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_half_worker, args=(2, tmp_path), nprocs=2, start_method="fork")
     whole = _in_half(_model("clip"), 1, poisoned=True)
-    assert [whole[f"scale {update}"].item() for update in range(4)] == [64, 64, 32, 32]
+    assert [whole[f"scale {step}"].item() for step in range(4)] == [64, 64, 32, 32]
     there = sharded_checkpoint.open_shards(tmp_path / "shards")
     for name, value in whole.items():
         torch.testing.assert_close(there[name](), value, rtol=1e-3, atol=1e-4, msg=name)
@@ -226,7 +226,7 @@ def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_single_process_shares_nothing() -> None:
     run = RunConfig(
-        dir=Path("x"), updates=1, batch_size=2, device="cpu", precision="fp32", tracker="none", sharding="fsdp"
+        dir=Path("x"), steps=1, batch_size=2, device="cpu", precision="fp32", tracker="none", sharding="fsdp"
     )
     assert start_sharding(run, start_accelerator(run)) is None
 
@@ -273,10 +273,10 @@ def test_several_processes_without_gpus_are_on_cpus(
 
     monkeypatch.setattr("dalle.training.run.log.Accelerator", accelerator)
     with pytest.raises(Asked):
-        start_accelerator(RunConfig(dir=Path("run"), updates=1, batch_size=2, device=told, precision="fp32"))
+        start_accelerator(RunConfig(dir=Path("run"), steps=1, batch_size=2, device=told, precision="fp32"))
     assert asked == [expected]
     if gpus:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
         if told == "auto":
             with pytest.raises(ValueError, match="3 processes on a machine with 2 GPUs: give --nproc_per_node 2"):
-                start_accelerator(RunConfig(dir=Path("run"), updates=1, batch_size=2, device=told, precision="fp32"))
+                start_accelerator(RunConfig(dir=Path("run"), steps=1, batch_size=2, device=told, precision="fp32"))

@@ -34,7 +34,7 @@ def recipe_of(parts: Path, folder: Path, **run: object) -> dict:
         "model": DALLE_MODEL,
         "data": {"kind": "shapes"},
         "optim": {"lr": 1e-3, "warmup": 2},
-        "run": {"dir": str(folder), "updates": 3, "batch_size": 4, "device": "cpu", "tracker": "none", "log_every": 1}
+        "run": {"dir": str(folder), "steps": 3, "batch_size": 4, "device": "cpu", "tracker": "none", "log_every": 1}
         | run,
         "text_tokenizer": str(parts / "text_tokenizer"),
         "image_tokenizer": str(parts / "image_tokenizer"),
@@ -42,7 +42,7 @@ def recipe_of(parts: Path, folder: Path, **run: object) -> dict:
 
 
 def trained(folder: Path, recipe: dict, *overrides: str) -> list[dict]:
-    """The lines that a run logs of its updates."""
+    """The lines that a run logs of its steps."""
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(json.dumps(recipe), encoding="utf-8")
     assert train.main([str(file), *overrides]) == 0
@@ -69,7 +69,7 @@ def test_auto_is_settled_recorded_and_kept(parts: Path, tmp_path: Path, monkeypa
 
 
 def test_fast_precision_is_what_the_device_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunConfig(dir=tmp_path, updates=1, batch_size=1)
+    run = RunConfig(dir=tmp_path, steps=1, batch_size=1)
     for gpu, wanted in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, gpu=gpu: gpu)
@@ -102,7 +102,7 @@ def test_without_a_compiler_training_goes_on(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert compiling._missing(torch.device("cpu")) == "there is no C++ compiler (g++, clang++, or what CXX names)"
-    trained(tmp_path / "run", recipe_of(parts, tmp_path / "run", updates=1, compile=True))
+    trained(tmp_path / "run", recipe_of(parts, tmp_path / "run", steps=1, compile=True))
     out = capsys.readouterr()
     assert (
         "run.compile: there is no C++ compiler (g++, clang++, or what CXX names); training goes on uncompiled"
@@ -119,8 +119,8 @@ def test_compiled_training_is_the_same(parts: Path, tmp_path: Path) -> None:
         recipe = recipe_of(parts, tmp_path / name, precision="fp32", compile=compiled) | {"prompts": ["a red circle"]}
         lines[name] = [line["train/dalle_loss"] for line in trained(tmp_path / name, recipe)]
     assert lines["compiled"] == pytest.approx(lines["plain"], rel=1e-4)
-    states = [torch.load(tmp_path / name / "checkpoints/update-00000003/state.pt") for name in lines]
-    assert states[0]["update"] == states[1]["update"]
+    states = [torch.load(tmp_path / name / "checkpoints/step-00000003/state.pt") for name in lines]
+    assert states[0]["step"] == states[1]["step"]
 
 
 @pytest.mark.slow

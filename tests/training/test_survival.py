@@ -40,7 +40,7 @@ VQGAN = {
     "optim": {"lr": 1e-3, "ema": 0.9},
     "run": {
         "dir": "run",
-        "updates": 6,
+        "steps": 6,
         "batch_size": 4,
         "validation_images": 2,
         "device": "cpu",
@@ -54,8 +54,8 @@ VQGAN = {
 
 
 @pytest.fixture(scope="module")
-def six_updates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that is done, with checkpoints after 2, 4 and 6 updates."""
+def six_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is done, with checkpoints after 2, 4 and 6 steps."""
     folder = tmp_path_factory.mktemp("done")
     (folder / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
     assert train.main([str(folder / "vqgan.yaml"), f"run.dir={folder / 'run'}"]) == 0
@@ -63,16 +63,16 @@ def six_updates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(six_updates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(six_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that run in the working folder, beside its recipe."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
-    return Path(shutil.copytree(six_updates, tmp_path / "run"))
+    return Path(shutil.copytree(six_steps, tmp_path / "run"))
 
 
 def losses(run: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {x["update"]: x["train/generator_loss"] for x in lines if "train/generator_loss" in x}
+    return {x["step"]: x["train/generator_loss"] for x in lines if "train/generator_loss" in x}
 
 
 def newest(run: Path) -> dict[str, torch.Tensor]:
@@ -81,41 +81,41 @@ def newest(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("gone", ["state.pt", "average.safetensors"])
 def test_resuming_passes_over_damaged_checkpoints_and_keeps_them(
-    gone: str, run: Path, six_updates: Path, caplog: pytest.LogCaptureFixture
+    gone: str, run: Path, six_steps: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cut, missing = (run / "checkpoints" / name for name in ("update-00000006", "update-00000004"))
+    cut, missing = (run / "checkpoints" / name for name in ("step-00000006", "step-00000004"))
     (cut / "weights.safetensors").write_bytes((cut / "weights.safetensors").read_bytes()[:-50])
     (missing / gone).unlink()
-    (run / "checkpoints" / "update-00000006.damaged").mkdir()  # of an earlier time
+    (run / "checkpoints" / "step-00000006.damaged").mkdir()  # of an earlier time
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     told = caplog.text
-    assert "update-00000006 is damaged" in told and "it is update-00000006.damaged-2 now" in told
-    assert "update-00000004 is damaged" in told and "going on from update 2" in told
+    assert "step-00000006 is damaged" in told and "it is step-00000006.damaged-2 now" in told
+    assert "step-00000004 is damaged" in told and "going on from step 2" in told
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
-        *("update-00000002", "update-00000004", "update-00000006"),
-        *("update-00000004.damaged", "update-00000006.damaged", "update-00000006.damaged-2"),
+        *("step-00000002", "step-00000004", "step-00000006"),
+        *("step-00000004.damaged", "step-00000006.damaged", "step-00000006.damaged-2"),
     }
-    assert losses(run) == losses(six_updates) and set(losses(run)) == {1, 2, 3, 4, 5, 6}
-    for name, value in newest(six_updates).items():
+    assert losses(run) == losses(six_steps) and set(losses(run)) == {1, 2, 3, 4, 5, 6}
+    for name, value in newest(six_steps).items():
         assert torch.equal(value, newest(run)[name]), name
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt", "SHA256SUMS"])
 def test_a_byte_that_has_flipped_is_noticed(
-    file: str, run: Path, six_updates: Path, caplog: pytest.LogCaptureFixture
+    file: str, run: Path, six_steps: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = run / "checkpoints" / "update-00000006"
+    folder = run / "checkpoints" / "step-00000006"
     flip(folder / file, 0.6)
     assert dalle(["export", str(folder), "exported"]) == 2
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     reason = "something else than digests|is not what was written|is missing" if file == "SHA256SUMS" else file
-    assert re.search(rf"update-00000006 is damaged \(.*({reason}).*\): it is update-00000006.damaged now", caplog.text)
-    assert "going on from update 4" in caplog.text
-    for name, value in newest(six_updates).items():
+    assert re.search(rf"step-00000006 is damaged \(.*({reason}).*\): it is step-00000006.damaged now", caplog.text)
+    assert "going on from step 4" in caplog.text
+    for name, value in newest(six_steps).items():
         assert torch.equal(value, newest(run)[name]), name
 
 
-def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: Path, six_updates: Path) -> None:
+def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: Path, six_steps: Path) -> None:
     folder = checkpoint.folders(run)[-1]
     digests = folder / "SHA256SUMS"
     names = {line.split()[1]: line.split()[0] for line in digests.read_text().splitlines()}
@@ -125,14 +125,14 @@ def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: P
     state = torch.load(folder / "state.pt", weights_only=True)
     assert state.pop("hashed")
     torch.save(state, folder / "state.pt")
-    assert load_newest(run).update == 6
+    assert load_newest(run).step == 6
     torch.save(state | {"hashed": True}, folder / "state.pt")
-    assert load_newest(run).update == 4
-    assert (run / "checkpoints" / "update-00000006.damaged").exists()
+    assert load_newest(run).step == 4
+    assert (run / "checkpoints" / "step-00000006.damaged").exists()
 
 
 def test_one_command_begins_a_run_and_goes_on_with_it(
-    run: Path, six_updates: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(run)
     command = ["vqgan.yaml", "resume=auto"]
@@ -147,18 +147,18 @@ def test_one_command_begins_a_run_and_goes_on_with_it(
         patch.setattr(RunLog, "step", interrupted)
         assert train.main(command) == 128 + signal.SIGTERM
     assert "a run that begins" in capfd.readouterr().out
-    assert load_newest(run).update == 3
+    assert load_newest(run).step == 3
     assert train.main(command) == 0
-    assert "goes on after update 3" in capfd.readouterr().out
-    assert losses(run) == losses(six_updates)
+    assert "goes on after step 3" in capfd.readouterr().out
+    assert losses(run) == losses(six_steps)
     assert train.main(command) == 0
-    assert "nothing to train: update 6 is done" in capfd.readouterr().out
+    assert "nothing to train: step 6 is done" in capfd.readouterr().out
 
 
 def test_going_on_by_itself_wants_the_same_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for changed, told in (
         (["optim.lr=2e-3"], "run holds a run of another config: optim.lr was 0.001, is now 0.002; choose"),
-        (["run.updates=8", "run.keep=3", "model.channels=16", "l1_weight=2"], "and 1 more; choose another run.dir="),
+        (["run.steps=8", "run.keep=3", "model.channels=16", "l1_weight=2"], "and 1 more; choose another run.dir="),
         (["run.precision=fp16"], "run.precision is fp16, which needs a GPU"),
     ):
         assert train.main(["vqgan.yaml", "resume=auto", *changed]) == 2
@@ -171,7 +171,7 @@ def test_going_on_by_itself_wants_the_same_config(run: Path, capfd: pytest.Captu
     assert train.main(["vqgan.yaml", "resume=auto"]) == 2
     assert "cannot be told (run/config.yaml: no such file); choose" in capfd.readouterr().err
     shutil.rmtree(run / "checkpoints")  # nothing is there to go on with, nor to lose
-    assert train.main(["vqgan.yaml", "resume=auto", "run.updates=1"]) == 0
+    assert train.main(["vqgan.yaml", "resume=auto", "run.steps=1"]) == 0
 
 
 def flip(file: Path, where: float) -> None:
@@ -182,23 +182,23 @@ def flip(file: Path, where: float) -> None:
 
 
 def test_broken_lines_of_the_log_are_dropped_and_told(
-    run: Path, six_updates: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = run / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
-    broken = [b'{"update": 1, "tra\n', b"\0\0\0\xff\n", b"[3]\n", b'{"loss": 3}\n', b"\n"]
-    log.write_bytes(b"".join([*lines[:2], *broken, *lines[2:], b'{"update": 5, "tr']))
-    shutil.rmtree(run / "checkpoints" / "update-00000006")
+    broken = [b'{"step": 1, "tra\n', b"\0\0\0\xff\n", b"[3]\n", b'{"loss": 3}\n', b"\n"]
+    log.write_bytes(b"".join([*lines[:2], *broken, *lines[2:], b'{"step": 5, "tr']))
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     assert "run/metrics.jsonl: 5 broken lines dropped" in capfd.readouterr().out
-    assert losses(run) == losses(six_updates)
+    assert losses(run) == losses(six_steps)
     assert len(log.read_text().splitlines()) == len(lines)
 
 
 def test_what_a_killed_process_left_half_written_is_cleared(run: Path) -> None:
     checkpoints = run / "checkpoints"
-    shutil.copytree(checkpoints / "update-00000002", checkpoints / ".update-00000008-ab_12xyz" / "new")
-    (checkpoints / ".update-00000010-abcdefgh").mkdir()
+    shutil.copytree(checkpoints / "step-00000002", checkpoints / ".step-00000008-ab_12xyz" / "new")
+    (checkpoints / ".step-00000010-abcdefgh").mkdir()
     other = run / ".mine-abcdefgh"
     (other / "of another kind").mkdir(parents=True)
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
@@ -229,13 +229,13 @@ def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.Captu
 
 
 def test_a_process_of_the_loader_that_dies_is_one_line(
-    run: Path, six_updates: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.rmtree(run / "checkpoints" / "update-00000006")
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
     trained = RunLog.train
 
-    def kill_a_worker(self: RunLog, update: int, figures: dict[str, float]) -> None:
-        trained(self, update, figures)
+    def kill_a_worker(self: RunLog, step: int, figures: dict[str, float]) -> None:
+        trained(self, step, figures)
         worker = multiprocessing.active_children()[0]
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
@@ -244,15 +244,15 @@ def test_a_process_of_the_loader_that_dies_is_one_line(
     options = ["vqgan.yaml", "resume=true", "run.workers=2"]
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "train", kill_a_worker)
-        assert train.main([*options, "run.updates=500"]) == 2
+        assert train.main([*options, "run.steps=500"]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.py: ")]
     assert len(lines) == 1 and "a process that prepares data is gone (DataLoader worker (pid" in lines[0]
     assert train.main(options) == 0
-    assert losses(run) == losses(six_updates)
+    assert losses(run) == losses(six_steps)
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_changes_nothing(run: Path, six_updates: Path, tmp_path: Path) -> None:
+def test_a_clock_that_jumps_changes_nothing(run: Path, six_steps: Path, tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler and Linux")
@@ -267,7 +267,7 @@ def test_a_clock_that_jumps_changes_nothing(run: Path, six_updates: Path, tmp_pa
     assert abs(float(told)) > 3600  # it does jump
     command = [sys.executable, "train.py", str(tmp_path / "vqgan.yaml"), f"run.dir={tmp_path / 'jumped'}"]
     command += ["run.tracker=tensorboard", "run.report=true", "run.workers=1"]
-    for options in (["run.updates=3"], ["run.updates=6", "resume=true"]):  # the second reads what is there
+    for options in (["run.steps=3"], ["run.steps=6", "resume=true"]):  # the second reads what is there
         subprocess.run(
             [*command, *options, "optim.final_lr=1", "optim.warmup=0"], cwd=ROOT, env=environment, check=True
         )
@@ -284,18 +284,18 @@ def test_the_log_has_the_use_of_codes_of_all_batches_since_its_last_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
-    counted, passes = CodebookUsage.update, []
+    counted, passes = CodebookUsage.step, []
 
     def noted(self: CodebookUsage, codes: torch.Tensor) -> None:
         counted(self, codes)
         passes.append(codes.flatten().tolist())
 
     monkeypatch.setattr(CodebookUsage, "update", noted)
-    options = ["run.log_every=2", "run.updates=4", "run.accumulation=2", "run.validate_every=9", "run.save_every=9"]
+    options = ["run.log_every=2", "run.steps=4", "run.accumulation=2", "run.validate_every=9", "run.save_every=9"]
     assert train.main(["vqgan.yaml", *options]) == 0
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    for update, first in ((2, 0), (4, 4)):
-        found = next(line for line in lines if line["update"] == update and "train/codebook_used" in line)
+    for step, first in ((2, 0), (4, 4)):
+        found = next(line for line in lines if line["step"] == step and "train/codebook_used" in line)
         counts = Counter(code for codes in passes[first : first + 4] for code in codes)
         size = VQGAN_MODEL["quantizer"]["codebook_size"]
         shares = [n / sum(counts.values()) for n in counts.values()]
@@ -320,10 +320,10 @@ def test_a_batch_of_nan_is_skipped_and_told(
 
     monkeypatch.setattr(ImageTokenizerTask, "inputs", nan_at_3)
     assert train.main(["vqgan.yaml", "run.save_every=1"]) == 0
-    assert "update 3: skipped, non-finite loss or gradient in generator (1 in a row)" in capfd.readouterr().out
+    assert "step 3: skipped, non-finite loss or gradient in generator (1 in a row)" in capfd.readouterr().out
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [x for x in lines if "train/skipped" in x] == [{"update": 3, "train/skipped": 1}]
+    assert [x for x in lines if "train/skipped" in x] == [{"step": 3, "train/skipped": 1}]
     assert set(losses(Path("run"))) == {1, 2, 4, 5, 6} and all(map(math.isfinite, losses(Path("run")).values()))
-    before, after = (load_file(f"run/checkpoints/update-0000000{n}/weights.safetensors") for n in (2, 3))
+    before, after = (load_file(f"run/checkpoints/step-0000000{n}/weights.safetensors") for n in (2, 3))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(value.isfinite().all() for value in newest(Path("run")).values())

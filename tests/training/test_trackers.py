@@ -24,7 +24,7 @@ VQGAN = {
     "optim": {"lr": 1e-3, "warmup": 0, "final_lr": 1},
     "run": {
         "dir": "run",
-        "updates": 4,
+        "steps": 4,
         "batch_size": 4,
         "validation_images": 2,
         "device": "cpu",
@@ -46,13 +46,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_tensorboard_has_figures_and_pictures_once_after_resuming(here: Path) -> None:
     assert train.main(["vqgan.yaml", "run.tracker=tensorboard"]) == 0
-    newest = Path("run/checkpoints/update-00000004")
-    (newest / "state.pt").write_bytes(b"")  # so that updates 3 and 4 are made and logged again
+    newest = Path("run/checkpoints/step-00000004")
+    (newest / "state.pt").write_bytes(b"")  # so that steps 3 and 4 are made and logged again
     assert train.main(["vqgan.yaml", "run.tracker=tensorboard", "resume=true"]) == 0
     shown = EventAccumulator(str(here / "run" / "run")).Reload()
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     for name in ("train/generator_loss", "train/peak_memory_gb", "validation/codebook_used"):
-        logged = [(x["update"], pytest.approx(x[name])) for x in lines if name in x]
+        logged = [(x["step"], pytest.approx(x[name])) for x in lines if name in x]
         assert [(event.step, event.value) for event in shown.Scalars(name)] == logged and logged
     pictures = shown.Images("samples")
     assert [picture.step for picture in pictures] == [2, 4]
@@ -71,16 +71,16 @@ def wandb_run(here: Path, *options: str, **environment: str) -> subprocess.Compl
 @pytest.mark.slow
 def test_wandb_offline_has_them_too_under_one_id(here: Path) -> None:
     pytest.importorskip("wandb")
-    first = wandb_run(here, "run.updates=2", WANDB_MODE="offline")
+    first = wandb_run(here, "run.steps=2", WANDB_MODE="offline")
     assert first.returncode == 0, first.stderr
     name = Path("run/wandb/id").read_text()
     again = wandb_run(here, "resume=true", WANDB_MODE="offline")
     assert again.returncode == 0 and Path("run/wandb/id").read_text() == name, again.stderr
     folders = sorted(Path("run/wandb").glob("offline-run-*"))
     assert len(folders) == 2 and all(folder.name.endswith(name) for folder in folders)
-    for folder, update in zip(folders, (2, 4)):
+    for folder, step in zip(folders, (2, 4)):
         (sent,) = (folder / "files/media/images").glob("samples_*.png")
-        with Image.open(sent) as theirs, Image.open(f"run/samples/{update:08d}.png") as own:
+        with Image.open(sent) as theirs, Image.open(f"run/samples/{step:08d}.png") as own:
             assert theirs.convert("RGB").tobytes() == own.convert("RGB").tobytes()
         (log,) = folder.glob("*.wandb")
         assert b"generator_loss" in log.read_bytes()

@@ -26,7 +26,7 @@ VQGAN = {
     "model": VQGAN_MODEL,
     "data": {"kind": "shapes", "size": 32},
     "optim": {"lr": 1e-3, "ema": 0.9},
-    "run": {"dir": "run", "updates": 1, "batch_size": 4, "validation_images": 2, "device": "cpu", "tracker": "none"},
+    "run": {"dir": "run", "steps": 1, "batch_size": 4, "validation_images": 2, "device": "cpu", "tracker": "none"},
 }
 DALLE = {
     "stage": "dalle",
@@ -64,7 +64,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_update(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of vqgan.yaml that is done, with one checkpoint."""
     folder = tmp_path_factory.mktemp("done")
     (folder / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
@@ -73,9 +73,9 @@ def one_update(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(one_update: Path, here: Path) -> Path:
+def run(one_step: Path, here: Path) -> Path:
     """A copy of that run in the working folder."""
-    return Path(shutil.copytree(one_update, here / "run"))
+    return Path(shutil.copytree(one_step, here / "run"))
 
 
 def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
@@ -109,7 +109,7 @@ WRONG = {
     "no value": (["vqgan.yaml", "resume"], "'resume': expected key.path=value"),
     "unknown key": (["vqgan.yaml", "optim.larning=1"], "optim.larning: unknown key"),
     "a near miss": (["vqgan.yaml", "optim.warmupp=1"], "did you mean optim.warmup?"),
-    "wrong type": (["vqgan.yaml", "run.updates=many"], "run.updates: expected an integer, got 'many'"),
+    "wrong type": (["vqgan.yaml", "run.steps=many"], "run.steps: expected an integer, got 'many'"),
     "another kind": (
         ["vqgan.yaml", "model.kind=vqvae"],
         "expected one of dvae, vqgan, discrete_vae, got 'vqvae'",
@@ -121,7 +121,7 @@ WRONG = {
     "an average that grows": (["vqgan.yaml", "optim.ema=1.5"], "optim: ema is 1.5"),
     "clip to nothing": (["vqgan.yaml", "optim.clip_norm=0"], "optim: clip_norm is 0.0"),
     "temperature 0": (
-        ["vqgan.yaml", "temperature={first: 1, last: 0, updates: 5}"],
+        ["vqgan.yaml", "temperature={first: 1, last: 0, steps: 5}"],
         "temperature goes from 1.0 to 0.0",
     ),
     "no latents": (["vqgan.yaml", "model.latent_channels=0"], "latent_channels 0"),
@@ -175,15 +175,15 @@ def test_several_mistakes_of_a_config_are_a_line_each(here: Path, capsys: pytest
 def test_a_damaged_checkpoint_that_is_the_only_one_is_named(
     file: str, left: int, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    damaged = run / "checkpoints" / "update-00000001" / file
+    damaged = run / "checkpoints" / "step-00000001" / file
     damaged.write_bytes(damaged.read_bytes()[:left])
-    line = refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
-    assert "no checkpoint in run/checkpoints is whole: update-00000001 (" in line and "bring one back" in line
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["update-00000001"]
+    line = refused(["vqgan.yaml", "resume=true", "run.steps=2"], capfd)
+    assert "no checkpoint in run/checkpoints is whole: step-00000001 (" in line and "bring one back" in line
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_a_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    resumed = ["vqgan.yaml", "resume=true", "run.updates=2"]
+    resumed = ["vqgan.yaml", "resume=true", "run.steps=2"]
     assert "model.latent_channels was 8, is now 16" in refused([*resumed, "model.latent_channels=16"], capfd)
     assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial={start: 0, layers: 1}"], capfd)
 
@@ -205,17 +205,17 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
     file: str, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    saved = run / "checkpoints" / "update-00000001"
+    saved = run / "checkpoints" / "step-00000001"
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with files_of_at_most(len(before[file]) - 1):  # the smaller file, weights, fits where only the state does not
-        options = ["run.updates=3", "run.save_every=2", "run.validate_every=100"]  # update 2 is saved, and not judged
+        options = ["run.steps=3", "run.save_every=2", "run.validate_every=100"]  # step 2 is saved, and not judged
         line = refused(["vqgan.yaml", "resume=true", *options], capfd)
-    assert "update 2 could not be saved in run" in line and "earlier checkpoints are whole; make room there" in line
-    assert [p.name for p in (run / "checkpoints").iterdir()] == ["update-00000001"]
+    assert "step 2 could not be saved in run" in line and "earlier checkpoints are whole; make room there" in line
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     dalle.load_image_tokenizer(run / "model")
-    assert train.main(["vqgan.yaml", "resume=true", "run.updates=2"]) == 0
-    assert load_newest(run).update == 2
+    assert train.main(["vqgan.yaml", "resume=true", "run.steps=2"]) == 0
+    assert load_newest(run).step == 2
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_a_full_disk(tracker: str, here: Path) -> None:
     commands = [
         f"mount -t tmpfs -o size={room}k none {disk}",
         f"cd {ROOT}",
-        f"{sys.executable} train.py {here}/vqgan.yaml run.dir={disk}/run run.updates=9 run.save_every=1 run.keep=9"
+        f"{sys.executable} train.py {here}/vqgan.yaml run.dir={disk}/run run.steps=9 run.save_every=1 run.keep=9"
         f" run.log_every=1 run.sample_every=1 run.tracker={tracker}",
         "code=$?",
         f"ls -a {disk}/run/checkpoints >&2",
@@ -243,23 +243,23 @@ def test_a_full_disk(tracker: str, here: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(lines) == 1 and "could not be saved" in lines[0] and "resume=true" in lines[0]
-    assert load_newest(here / "copy").update >= 1
+    assert load_newest(here / "copy").step >= 1
     assert not list((here / "copy" / "checkpoints").glob(".*"))
 
 
 def test_a_half_written_log_line_does_not_stop_a_resume(run: Path) -> None:
     log = run / "metrics.jsonl"
-    log.write_text(log.read_text() + '{"update": 2, "tr')
-    assert train.main(["vqgan.yaml", "run.log_every=1", "resume=true", "run.updates=2"]) == 0
-    assert len(log.read_text().splitlines()) == 4  # training and validation of two updates
+    log.write_text(log.read_text() + '{"step": 2, "tr')
+    assert train.main(["vqgan.yaml", "run.log_every=1", "resume=true", "run.steps=2"]) == 0
+    assert len(log.read_text().splitlines()) == 4  # training and validation of two steps
 
 
 def test_a_run_that_is_done_says_so(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
-    assert "nothing to train: update 1 is done" in capfd.readouterr().out
+    assert "nothing to train: step 1 is done" in capfd.readouterr().out
 
 
-def test_ctrl_c_before_the_first_update_is_one_line(
+def test_ctrl_c_before_the_first_step_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -282,7 +282,7 @@ def test_a_damaged_state_runs_no_code(run: Path, capfd: pytest.CaptureFixture[st
         def __reduce__(self) -> tuple:
             return (Path.touch, (run / "evil",))
 
-    torch.save(Evil(), run / "checkpoints" / "update-00000001" / "state.pt")
-    (run / "checkpoints" / "update-00000001" / "SHA256SUMS").unlink()
-    assert "state.pt holds something else than data" in refused(["vqgan.yaml", "resume=true", "run.updates=2"], capfd)
+    torch.save(Evil(), run / "checkpoints" / "step-00000001" / "state.pt")
+    (run / "checkpoints" / "step-00000001" / "SHA256SUMS").unlink()
+    assert "state.pt holds something else than data" in refused(["vqgan.yaml", "resume=true", "run.steps=2"], capfd)
     assert not (run / "evil").exists()

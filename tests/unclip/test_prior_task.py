@@ -42,7 +42,7 @@ RECIPE = {
     "sampling": {"samples": 2, "sampler": {"steps": 2}},
     "optim": {"lr": 1e-3, "warmup": 1, "ema": 0.9},
     "run": {
-        "updates": 2,
+        "steps": 2,
         "batch_size": 4,
         "device": "cpu",
         "precision": "fp32",
@@ -168,12 +168,12 @@ def test_figures_are_the_slow_loops() -> None:
 
 
 def test_a_prior_learns_what_the_caption_says(clip: str, tmp_path: Path) -> None:
-    """After some updates it knows more of held-out shapes than their mean, whose centered cosine is 0."""
+    """After some steps it knows more of held-out shapes than their mean, whose centered cosine is 0."""
     task = task_of(RECIPE | {"sampling": {"samples": 1, "sampler": {"steps": 4}}}, clip, tmp_path)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
     stream = batches(open_data(task.recipe.data, "train", 16), batch_size=32, seed=0)
-    for update in range(60):
-        loss, _ = task.loss(task.phases[0], task.inputs(next(stream)), update)
+    for step in range(60):
+        loss, _ = task.loss(task.phases[0], task.inputs(next(stream)), step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

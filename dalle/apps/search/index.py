@@ -234,11 +234,11 @@ class ImageIndex:
             raise ValueError("no query: give a text, a picture, or both")
         if not all(one.strip() for one in (*texts, *less, *parts)):
             raise ValueError("a text of the query is empty: say what is to be seen")
-        pictures = self._embedded([*images, *less_images])
+        seen = self._embedded([*images, *less_images])
         words = embed_texts(self.clip, [*texts, *less, *parts])
         factors = torch.tensor([1.0] * len(texts) + [-1.0] * len(less) + list(parts.values()))
         signs = torch.tensor([1.0] * len(images) + [-1.0] * len(less_images))
-        total = (factors[:, None] * words).sum(0) + (signs[:, None] * pictures).sum(0)
+        total = (factors[:, None] * words).sum(0) + (signs[:, None] * seen).sum(0)
         if total.norm() < 1e-3:
             raise ValueError("what the query adds and what it takes away are the same: nothing is left to look for")
         return F.normalize(total, dim=0)

@@ -144,7 +144,7 @@ def _cutouts(options: PaintOptions, clip: CLIP) -> Cutouts:
     side = clip.config.image_size
     return Cutouts(
         side,
-        options.views,
+        options.num_cutouts,
         options.cutout,
         options.cut_min,
         options.cut_power,

@@ -58,15 +58,15 @@ class Canvas(nn.Module, ABC):
             tensor.copy_(values)
 
     @torch.no_grad()
-    def after_update(self, decay: float, updates: int) -> None:
+    def on_step_end(self, decay: float, steps: int) -> None:
         """Bring the values back into their range, and let the average follow them.
 
         Args:
-            decay: of the average; smaller in the first updates, so that the start is soon forgotten.
-            updates: since the values were last set by a picture, this one included.
+            decay: of the average; smaller in the first steps, so that the start is soon forgotten.
+            steps: since the values were last set by a picture, this one included.
         """
         self.limit()
-        self.average.lerp_(self.values, 1 - min(decay, updates / (updates + 9)))
+        self.average.lerp_(self.values, 1 - min(decay, steps / (steps + 9)))
 
     def limit(self) -> None:
         """Bring the values back into their range; the spectrum has none."""
@@ -75,7 +75,7 @@ class Canvas(nn.Module, ABC):
 class LatentCanvas(Canvas):
     """Vectors in place of codes: drawn from the nearest code of each, the gradient passes straight through.
 
-    So does VQGAN-CLIP. It works for all image tokenizers, as each has vectors that its decoder reads. After each update
+    So does VQGAN-CLIP. It works for all image tokenizers, as each has vectors that its decoder reads. After each step
     every channel is brought back to where the codebook lies.
     """
 

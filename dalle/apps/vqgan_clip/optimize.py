@@ -56,7 +56,7 @@ class Painter:
         self.drawer, self.critics, self.options = drawer, list(critics), options
         self.kept, self.mask, self.models = kept, mask, models or {}
         self.step = 0
-        self.since_moved = 0  # updates since the values were last set by a picture
+        self.since_moved = 0  # steps since the values were last set by a picture
         self.optimizer = self._optimizer()
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class Painter:
 
     def run(self) -> Iterator[dict[str, float]]:
         """Paint until all steps are done; after each of them what `update` gives."""
-        while self.step < self.options.updates:
+        while self.step < self.options.num_steps:
             yield self.update()
 
     def update(self) -> dict[str, float]:
@@ -86,13 +86,13 @@ class Painter:
             cuts = [critic.cutouts(picture.to(critic.device)) for critic in self.critics]
         losses = self._own_losses(picture)
         phases = len(self.critics[0].targets)
-        phase = phase_of(self.step, options.updates, phases, options.change_every)
+        phase = phase_of(self.step, options.num_steps, phases, options.change_every)
         seen = [self._look(critic, cut, phase) for critic, cut in zip(self.critics, cuts, strict=True)]
         own = list(losses.values())
         torch.autograd.backward([*cuts, *own], [*(grad for _, grad in seen), *(None for _ in own)])
         self.optimizer.step()
         self.step, self.since_moved = self.step + 1, self.since_moved + 1
-        self.drawer.after_update(options.average, self.since_moved)
+        self.drawer.on_step_end(options.average, self.since_moved)
         figures = {"clip": sum(value for value, _ in seen) / len(seen)}
         figures |= {name: float(value.detach()) for name, value in losses.items()}
         return {"loss": sum(figures.values()), **figures}

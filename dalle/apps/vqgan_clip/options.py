@@ -22,7 +22,7 @@ class PaintOptions:
     preset: Literal["draft", "good", "best"] = "good"
     """How much work goes into it: steps and cutouts where these are not given."""
     steps: int | None = None
-    """Updates; the preset's if not given."""
+    """Steps; the preset's if not given."""
     cutouts: int | None = None
     """Cutouts of the picture that each CLIP looks at in a step; the preset's if not given."""
     seed: int = 0
@@ -136,13 +136,13 @@ class PaintOptions:
         self.extent  # noqa: B018
 
     @property
-    def updates(self) -> int:
-        """Steps."""
+    def num_steps(self) -> int:
+        """Steps: as given, else those of the preset."""
         return PRESETS[self.preset][0] if self.steps is None else self.steps
 
     @property
-    def views(self) -> int:
-        """Cutouts."""
+    def num_cutouts(self) -> int:
+        """Cutouts a step: as given, else those of the preset."""
         return PRESETS[self.preset][1] if self.cutouts is None else self.cutouts
 
     @property

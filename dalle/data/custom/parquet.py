@@ -95,8 +95,8 @@ class TableSource(Source):
         for chunk in part.iter(_CHUNK):  # by `iter`, as `__iter__` would share records among the loader's workers
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None else str(chunk[key][at])
-                picture, fault = (None, None) if image is None else picture_of(chunk[image][at])
-                yield Record(own, captions_of(captions, lines=caption == "txt"), picture, fault)
+                content, fault = (None, None) if image is None else picture_of(chunk[image][at])
+                yield Record(own, captions_of(captions, lines=caption == "txt"), content, fault)
                 row += 1
 
     def _image(self, names: list[str]) -> str:

@@ -262,10 +262,10 @@ class Encoding:
             told(sum(view == 0 for _, view, _ in batch), False)
         return write_shard(self.folder / piece.name, rows, np.concatenate(codes), self.making, list(broken))
 
-    def _codes(self, pictures: np.ndarray, mirror: bool) -> np.ndarray:
+    def _codes(self, pixels: np.ndarray, mirror: bool) -> np.ndarray:
         """uint8 [B, H, W, 3] to int64 [B, h * w]; with `mirror` [2 * B, h * w], each picture and its mirror image."""
         device = next(self.tokenizer.parameters()).device
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if mirror:
             images = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
         return self.tokenizer.encode(images.to(device).float().div_(255)).flatten(1).cpu().numpy()

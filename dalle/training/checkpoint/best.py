@@ -1,4 +1,4 @@
-"""Which update validates best, by the figure that a run names: its weights are kept, and training may end by it.
+"""Which step validates best, by the figure that a run names: its weights are kept, and training may end by it.
 
 What is known is read from the run's log, which a run that goes on cuts where its checkpoint stands: so it is what it
 would be without the interruption.
@@ -49,14 +49,14 @@ class NotANumber(ValueError):
 
     code = 3  # the exit code
 
-    def __init__(self, update: int, figure: str, run: Path):
+    def __init__(self, step: int, figure: str, run: Path):
         super().__init__(
-            f"update {update}: {figure} of the validation is NaN: its weights are not kept, the checkpoints in {run} "
+            f"step {step}: {figure} of the validation is NaN: its weights are not kept, the checkpoints in {run} "
             "are from before: go on from them with a lower optim.lr, a longer optim.warmup or run.precision=fp32"
         )
 
 
-def check_numbers(update: int, figures: Mapping[str, float], run: Path) -> None:
+def check_numbers(step: int, figures: Mapping[str, float], run: Path) -> None:
     """Refuse figures of a validation that are NaN.
 
     Raises:
@@ -64,7 +64,7 @@ def check_numbers(update: int, figures: Mapping[str, float], run: Path) -> None:
     """
     for name, value in figures.items():
         if math.isnan(value):
-            raise NotANumber(update, name, run)
+            raise NotANumber(step, name, run)
 
 
 def check_figure(stage: str, figure: str | None, stop_after: int | None) -> None:
@@ -85,54 +85,54 @@ class Best:
 
     Attributes:
         figure: by which; None: nobody asks.
-        update: when that was; None: before any validation.
+        step: when that was; None: before any validation.
         value: of the figure then.
         since: validations after it.
-        validated: the last update that was validated; 0: none.
+        validated: the last step that was validated; 0: none.
     """
 
     def __init__(self, stage: str, figure: str | None, stop_after: int | None = None):
         self.figure, self.stop_after = figure, stop_after
         self._higher = figure is not None and FIGURES[stage][figure]
-        self.update: int | None = None
+        self.step: int | None = None
         self.value = -math.inf if self._higher else math.inf
         self.since = 0
         self.validated = 0
 
-    def add(self, update: int, figures: Mapping[str, float]) -> bool:
+    def add(self, step: int, figures: Mapping[str, float]) -> bool:
         """Note a validation; returns whether it is the best so far."""
-        self.validated = update
+        self.validated = step
         if self.figure is None or self.figure not in figures:
             return False
         value = figures[self.figure]
         if value > self.value if self._higher else value < self.value:
-            self.update, self.value, self.since = update, value, 0
+            self.step, self.value, self.since = step, value, 0
             return True
         self.since += 1
         return False
 
     def forget(self) -> None:
         """The next validation is the best, as the weights of the best one are gone."""
-        self.update, self.value, self.since = None, -math.inf if self._higher else math.inf, 0
+        self.step, self.value, self.since = None, -math.inf if self._higher else math.inf, 0
 
     @property
     def over(self) -> bool:
         """Whether it is time to stop."""
-        return self.stop_after is not None and self.update is not None and self.since >= self.stop_after
+        return self.stop_after is not None and self.step is not None and self.since >= self.stop_after
 
-    def is_exported(self, update: int) -> bool:
-        """Whether the weights of this update, the newest, are those of the model folder."""
-        return self.figure is None or self.update in (None, update)
+    def is_exported(self, step: int) -> bool:
+        """Whether the weights of this step, the newest, are those of the model folder."""
+        return self.figure is None or self.step in (None, step)
 
     def __str__(self) -> str:
-        return f"{self.figure} {self.value:.4g} at update {self.update}"
+        return f"{self.figure} {self.value:.4g} at step {self.step}"
 
 
 def validations(log: Path) -> list[tuple[int, dict[str, float]]]:
-    """The validations in a metrics.jsonl: after which update, and the figures."""
+    """The validations in a metrics.jsonl: after which step, and the figures."""
     found = []
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         figures = logged(line)
         if figures is not None and any(name.startswith("validation/") for name in figures):
-            found.append((figures["update"], {name.removeprefix("validation/"): v for name, v in figures.items()}))
+            found.append((figures["step"], {name.removeprefix("validation/"): v for name, v in figures.items()}))
     return found

@@ -1,6 +1,6 @@
 """Checkpoints of a run: written whole or not at all, the newest few and the best kept, put back to the exact step.
 
-A folder `update-NNNNNNNN` is there only once all of it is: it is written under another name beside its place, by one
+A folder `step-NNNNNNNN` is there only once all of it is: it is written under another name beside its place, by one
 process or by all of a sharded run, and renamed by the first when all have written. It holds
 
     weights.safetensors, average.safetensors    the task's whole state; averaged weights, if there are any
@@ -38,7 +38,7 @@ from dalle.training.distributed.fsdp import is_sharded, shard_like
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.optim import EMA
 
-_NAME = re.compile(r"update-(\d{8})$")
+_NAME = re.compile(r"(?:step|update)-(\d{8})$")  # "update-" in runs begun before version 0.2
 _ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results
 
 
@@ -46,10 +46,10 @@ _ANY = ("checkpoint_activations",)  # options of a model that change neither wei
 class Checkpoint:
     """All that an interrupted run needs to go on as if it had not been.
 
-    Noise, data order and schedules are functions of (seed, update), so they need no state here.
+    Noise, data order and schedules are functions of (seed, step), so they need no state here.
     """
 
-    update: int  # updates done
+    step: int  # steps done
     weights: dict[str, Tensor]  # the task's whole state
     average: dict[str, Tensor] | None  # averaged weights of the exported module
     optimizers: dict[str, Any]  # one state dict for each phase
@@ -64,7 +64,7 @@ class Checkpoint:
     @classmethod
     def of(
         cls,
-        update: int,
+        step: int,
         state: nn.Module,
         average: EMA | None,
         optimizers: dict[str, AcceleratedOptimizer],
@@ -72,9 +72,9 @@ class Checkpoint:
         architecture: dict[str, Any],
         bad: list[str],
     ) -> Checkpoint:
-        """The state of a run after `update` updates."""
+        """The state of a run after `step` steps."""
         return cls(
-            update=update,
+            step=step,
             weights=state.state_dict(),
             average=None if average is None else average.state,
             optimizers={name: state_of(optimizer, state) for name, optimizer in optimizers.items()},
@@ -86,13 +86,14 @@ class Checkpoint:
 
 def folders(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    found = [p for p in (run / "checkpoints").glob("update-*") if _NAME.search(p.name)]
-    return sorted(found, key=lambda p: p.name)
+    found = [p for p in (run / "checkpoints").glob("*-*") if _NAME.fullmatch(p.name)]
+    return sorted(found, key=lambda p: p.name.rpartition("-")[2])
 
 
-def folder_of(run: Path, update: int) -> Path:
-    """Where the checkpoint of an update is."""
-    return run / "checkpoints" / f"update-{update:08d}"
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be written."""
+    known = (folder for folder in folders(run) if int(folder.name[-8:]) == step)
+    return next(known, run / "checkpoints" / f"step-{step:08d}")
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -108,12 +109,12 @@ def save(
     told: Mapping[str, PowerSGD] | None = None,
     best: int | None = None,
 ) -> Path:
-    """Write `checkpoint`, then remove all but the newest `keep` and that of update `best`. All processes call it.
+    """Write `checkpoint`, then remove all but the newest `keep` and that of step `best`. All processes call it.
 
     Raises:
         OSError: no space left; earlier checkpoints are untouched.
     """
-    target = folder_of(run, checkpoint.update)
+    target = folder_of(run, checkpoint.step)
     main, rank = accelerator.is_main_process, accelerator.process_index
     sharded = is_sharded(checkpoint.weights.values())
     with _folder_of_all(target, accelerator) as folder:
@@ -131,7 +132,7 @@ def save(
             own.append(folder / "state.pt")
             _save_state(
                 {
-                    "update": checkpoint.update,
+                    "step": checkpoint.step,
                     "optimizers": optimizers,
                     "scaler": checkpoint.scaler,
                     "architecture": checkpoint.architecture,
@@ -190,7 +191,7 @@ def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def as_value_error(run: Path, update: int) -> Iterator[None]:
+def as_value_error(run: Path, step: int) -> Iterator[None]:
     """Says what to do where a save in this block fails.
 
     Raises:
@@ -201,7 +202,7 @@ def as_value_error(run: Path, update: int) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(
-            f"update {update} could not be saved in {run} ({reason}): earlier checkpoints are whole; "
+            f"step {step} could not be saved in {run} ({reason}): earlier checkpoints are whole; "
             "make room there, then go on with resume=true"
         ) from error
 
@@ -222,7 +223,7 @@ def restore(
     scaler: torch.amp.GradScaler | None,
     model: Any,
 ) -> int:
-    """Put `saved` into the modules and optimisers of a run, whose recipe has this `model:`; returns the updates done.
+    """Put `saved` into the modules and optimisers of a run, whose recipe has this `model:`; returns the steps done.
 
     Raises:
         ValueError: the checkpoint is of another architecture, or of a recipe with other parts.
@@ -243,7 +244,7 @@ def restore(
         _take_whole(saved, state, average, optimizers)
     if scaler is not None and saved.scaler is not None:
         scaler.load_state_dict(saved.scaler)
-    return saved.update
+    return saved.step
 
 
 def _completed(architecture: dict[str, Any], model: Any) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def load_newest(run: Path, accelerator: Accelerator | None = None) -> Checkpoint
         aside = _put_aside(folder)
         log.warning("the checkpoint %s is damaged (%s): it is %s now", folder, reason, aside.name)
     if damaged and rank == 0:
-        log.warning("going on from update %d", saved.update)
+        log.warning("going on from step %d", saved.step)
     return saved
 
 
@@ -92,7 +92,8 @@ def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
 
 def _read_state(file: Path) -> dict[str, Any]:
     try:
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
+        state = dict(torch.load(file, map_location="cpu", weights_only=True))
+        return {"step" if key == "update" else key: value for key, value in state.items()}  # its name before 0.2
     except UnpicklingError as error:
         raise ValueError(f"{file.name} holds something else than data") from error
     except (ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:

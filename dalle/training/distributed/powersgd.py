@@ -24,7 +24,7 @@ class PowerSGDConfig:
     """Rank of what is told of a matrix's gradient; matrices of which that is not at most half are told whole, as are
     vectors."""
     start: int = 1000
-    """Updates before which gradients are told whole."""
+    """Steps before which gradients are told whole."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.start < 2:
@@ -54,7 +54,7 @@ class _Bucket:
 class PowerSGD:
     """Means of gradients over all processes, nearly.
 
-    What a process could not tell in one update (the error) it adds to its next gradient; so nothing is lost, only late.
+    What a process could not tell in one step (the error) it adds to its next gradient; so nothing is lost, only late.
     Beside the gradient that takes as much memory again.
     """
 
@@ -83,8 +83,8 @@ class PowerSGD:
         return float(self._state.compression_stats()[0])
 
     def state(self) -> dict[str, Tensor]:
-        """What the next update needs: the error, which is this process's own, and what all have."""
-        kept = {"updates": torch.tensor(self._state.iter)}
+        """What the next step needs: the error, which is this process's own, and what all have."""
+        kept = {"steps": torch.tensor(self._state.iter)}
         found = {"error": self._state.error_dict, "p": self._state.p_memory_dict, "q": self._state.q_memory_dict}
         return kept | {name: tensors[0] for name, tensors in found.items() if tensors}
 
@@ -93,7 +93,7 @@ class PowerSGD:
 
         Then each gets the mean of their errors: the mean over processes, which is what reaches the weights, stays.
         """
-        self._state.iter = int(states[0]["updates"])
+        self._state.iter = int(states[0]["steps"])
         if "error" in states[0]:
             self._state.error_dict[0] = torch.stack([state["error"] for state in states]).mean(0).to(device)
             self._state.p_memory_dict[0] = states[0]["p"].to(device)

@@ -18,7 +18,7 @@ class AdversarialConfig:
     weight: float = 0.8
     """Weight of the generator's loss, before the adaptive weight multiplies it (`disc_weight` of taming)."""
     start: int = 10_000
-    """Updates before the discriminator starts, so that it meets a tokenizer that reconstructs already."""
+    """Steps before the discriminator starts, so that it meets a tokenizer that reconstructs already."""
     channels: int = 64
     """Channels after the discriminator's first convolution; they double with every layer, up to eightfold."""
     layers: int = 3

@@ -1,4 +1,4 @@
-"""Bytes that one update of the transformer takes on one device, by formulas that the tests compare with measured peaks.
+"""Bytes that one step of the transformer takes on one device, by formulas that the tests compare with measured peaks.
 
 Letters: M tokens of a micro-batch (images times tokens of a sequence), C width, I = heads * head width, H hidden width.
 What a layer keeps for its backward pass is counted as PyTorch keeps it, with fused attention.
@@ -70,13 +70,13 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """How one update is made.
+    """How one step is made.
 
     Attributes:
         layout: "ddp" holds all of the model on each device; "fsdp" a share, and gathers block after block.
         devices: how many.
         images: of one micro-batch on one device.
-        accumulation: micro-batches of an update.
+        accumulation: micro-batches of a step.
         checkpointing: blocks are computed again in the backward pass.
         precision: of the forward and backward pass; weights and optimizer are float32.
         average: whether averaged weights are kept.
@@ -126,7 +126,7 @@ class Memory:
 
 
 def memory(size: ModelSize, how: TrainSetup) -> Memory:
-    """Bytes that an update takes: the most of some moments.
+    """Bytes that a step takes: the most of some moments.
 
     These are the end of the forward pass (losses, and gradients of the heads), the start of the backward pass, its end
     (gradients, and the first block's activations), and the optimizer's step; with fsdp also when what is no block is
@@ -267,7 +267,7 @@ def _copies(size: ModelSize, how: TrainSetup) -> tuple[int, int]:
 
 
 def room_for_drawing(size: ModelSize, how: TrainSetup, rows: int) -> int:
-    """Bytes for gathered blocks of a sharded model that draws, so that no more is taken than in an update.
+    """Bytes for gathered blocks of a sharded model that draws, so that no more is taken than in a step.
 
     Beside them are weights, moments and averages, the trained weights that averaged ones stand in for, in float32 what
     is no block, and keys and values of so many rows, those of the text twice.

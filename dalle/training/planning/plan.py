@@ -45,7 +45,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Option:
-    """One way to train: its memory on one device, and the seconds of an update."""
+    """One way to train: its memory on one device, and the seconds of a step."""
 
     how: TrainSetup
     memory: Memory
@@ -206,12 +206,12 @@ def _advice(found: Plan, recipe: DALLERecipe) -> list[str]:
     if found.best is None:
         return [_what_to_change(found)]
     run, machine, best = recipe.run, found.machine, found.best
-    rate, images = run.batch_size / best.seconds, run.updates * run.batch_size
+    rate, images = run.batch_size / best.seconds, run.steps * run.batch_size
     return [
         f"Best: {_name(best)}, micro-batches of {best.how.images} images: {_options(best)}",
         f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {machine.utilisation:.0%} of "
-        f"{machine.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s an update; {run.updates:,} updates "
-        f"({images:,} images) in {_time(run.updates * best.seconds)}",
+        f"{machine.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s a step; {run.steps:,} steps "
+        f"({images:,} images) in {_time(run.steps * best.seconds)}",
     ]
 
 

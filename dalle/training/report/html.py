@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from dalle.config import read_yaml
+from dalle.config import read_yaml, renamed
 from dalle.files import write_text
 from dalle.training.report.metrics_log import Curve, Figures, charts, read_figures
 from dalle.training.report.svg import can_be_log, colour, svg
@@ -62,7 +62,7 @@ def write_report(run: Path) -> Path:
 def _config(run: Path) -> dict[str, Any]:
     """config.yaml of a run's folder; the folders of models and tokenizers have one too, without `run:`."""
     file = run / "config.yaml"
-    config = read_yaml(file) if file.is_file() else {}
+    config = renamed(read_yaml(file)) if file.is_file() else {}
     if not isinstance(config.get("run"), dict):
         raise ValueError(f"{run}: not the folder of a run (run.dir of a training), which has a config.yaml with `run:`")
     return config
@@ -70,13 +70,13 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _head(run: Path, config: dict[str, Any], figures: Figures) -> str:
     """What it is and how far it is."""
-    told = [f"Stage {config.get('stage')}, update {figures.last} of {config['run'].get('updates')}"]
+    told = [f"Stage {config.get('stage')}, step {figures.last} of {config['run'].get('steps')}"]
     log = run / "metrics.jsonl"
     if log.exists():
         written = datetime.fromtimestamp(log.stat().st_mtime, timezone.utc)
         told.append(f"last logged {written:%Y-%m-%d %H:%M} UTC")
-    saved = sorted((run / "checkpoints").glob("update-????????"))
-    told.append(f"newest checkpoint: update {int(saved[-1].name[7:])}" if saved else "no checkpoint yet")
+    saved = sorted(int(path.name[-8:]) for path in (run / "checkpoints").glob("*-????????") if path.name[-8:].isdigit())
+    told.append(f"newest checkpoint: step {saved[-1]}" if saved else "no checkpoint yet")
     lines = [f"<h1>{escape(run.absolute().name)}</h1>", f"<p>{escape('; '.join(told))}.</p>"]
     if figures.unreadable:
         lines.append(_note(f"Lines of metrics.jsonl that cannot be read, and are left out: {figures.unreadable}."))
@@ -98,7 +98,7 @@ def _curves(figures: Figures) -> str:
     return (
         '<input type="checkbox" id="log"/> <label for="log">logarithmic upwards, where all values are above 0</label>\n'
         f"<main>\n{drawn}\n</main>\n<h2>Figures</h2>\n<table>\n"
-        "<tr><th>figure</th><th>last</th><th>lowest</th><th>at update</th><th>highest</th><th>at update</th></tr>\n"
+        "<tr><th>figure</th><th>last</th><th>lowest</th><th>at step</th><th>highest</th><th>at step</th></tr>\n"
         f"{rows}\n</table>"
     )
 
@@ -117,7 +117,7 @@ def _chart(title: str, curves: Sequence[Curve], last: int) -> str:
 def _row(curve: Curve) -> str:
     cells = [f"{curve.values[-1]:.6g}"]
     for value in (min(curve.values), max(curve.values)):
-        cells += [f"{value:.6g}", str(curve.updates[curve.values.index(value)])]
+        cells += [f"{value:.6g}", str(curve.steps[curve.values.index(value)])]
     return f"<tr><td>{escape(curve.name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -139,15 +139,15 @@ def _pictures(run: Path, config: dict[str, Any]) -> str:
 
 
 def _picture(file: Path) -> str:
-    told = f"update {int(file.stem)}" if file.stem.isdecimal() else file.name
+    told = f"step {int(file.stem)}" if file.stem.isdecimal() else file.name
     try:
         with Image.open(file) as opened:
-            picture = opened.convert("RGB")
+            small = opened.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # cut, as the run was killed; or no picture
         return f"<figure>{_note(f'{told}: {file.name} cannot be read ({error})')}</figure>"
-    picture.thumbnail((_WIDTH, 10 * _WIDTH))
+    small.thumbnail((_WIDTH, 10 * _WIDTH))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
+    small.save(buffer, "JPEG", quality=90)
     data = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img alt="{escape(told)}" src="data:image/jpeg;base64,{data}"/>'
     return f"<figure>{image}<figcaption>{escape(told)}</figcaption></figure>"

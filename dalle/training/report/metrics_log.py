@@ -28,7 +28,7 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Retrieval", ("image_to_text@1", "image_to_text@10", "text_to_image@1", "text_to_image@10")),
     ("CLIP: scale of similarities", ("scale",)),
     ("Gradient norm", ("_gradient",)),
-    ("Norm of an update over norm of the weights", ("_update_ratio",)),
+    ("Norm of a step over norm of the weights", ("_update_ratio",)),
     ("Learning rate", ("_lr",)),
     ("Tokens a second", ("tokens_per_s",)),
     ("Images a second", ("images_per_s",)),
@@ -36,16 +36,16 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Share of time waiting for data", ("data_wait",)),
     ("Peak memory, GB", ("peak_memory_gb",)),
     ("Loss scale (fp16)", ("loss_scale",)),
-    ("Updates skipped, in a row", ("skipped",)),
+    ("Steps skipped, in a row", ("skipped",)),
 )
 
 
 @dataclass
 class Curve:
-    """A figure over the updates of a run; all values are finite."""
+    """A figure over the steps of a run; all values are finite."""
 
     name: str
-    updates: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
     def thinned(self, most: int) -> Curve:
@@ -59,7 +59,7 @@ class Curve:
             stretch = range(number * count // stretches, (number + 1) * count // stretches)
             kept |= {min(stretch, key=self.values.__getitem__), max(stretch, key=self.values.__getitem__)}
         order = sorted(kept)
-        return Curve(self.name, [self.updates[i] for i in order], [self.values[i] for i in order])
+        return Curve(self.name, [self.steps[i] for i in order], [self.values[i] for i in order])
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Figures:
 
     Attributes:
         curves: by name, in the order of their first appearance.
-        last: the last update of which something is logged; 0 before any.
+        last: the last step of which something is logged; 0 before any.
         unreadable: lines that are no log lines: the last one of a run that was killed while it was written.
         not_finite: values that are infinite or NaN, which no curve has.
     """
@@ -92,12 +92,14 @@ def read_figures(file: Path) -> Figures:
 
 
 def logged(line: str) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says, its update among it; None: it is none."""
+    """What a line of metrics.jsonl says, its step among it; None: it is none."""
     try:
         content = json.loads(line)
     except ValueError:
         return None
-    return content if isinstance(content, dict) and type(content.get("update")) is int else None
+    if isinstance(content, dict) and "update" in content:  # the key of runs begun before version 0.2
+        content = {"step": content.pop("update")} | content
+    return content if isinstance(content, dict) and type(content.get("step")) is int else None
 
 
 def _add(found: Figures, line: str) -> None:
@@ -105,12 +107,12 @@ def _add(found: Figures, line: str) -> None:
     if figures is None:
         found.unreadable += 1
         return
-    update = figures.pop("update")
-    found.last = max(found.last, update)
+    step = figures.pop("step")
+    found.last = max(found.last, step)
     for name, value in figures.items():
         if isinstance(value, (int, float)) and math.isfinite(value):
             curve = found.curves.setdefault(name, Curve(name))
-            curve.updates.append(update)
+            curve.steps.append(step)
             curve.values.append(float(value))
         else:
             found.not_finite += 1

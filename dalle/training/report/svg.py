@@ -70,7 +70,7 @@ def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> st
     Args:
         title: what a reader that shows no pictures is told.
         curves: none of them empty.
-        last: the update at the right end, so that all charts of a run stand one below the other.
+        last: the step at the right end, so that all charts of a run stand one below the other.
         log: logarithmic upwards; all values must be above 0.
     """
     across = Axis.around([0, last], _LEFT, _WIDTH - _RIGHT)
@@ -93,12 +93,12 @@ def colour(number: int) -> str:
 
 
 def _line(curve: Curve, stroke: str, across: Axis, upwards: Axis) -> str:
-    places = [(across.place(u), upwards.place(v)) for u, v in zip(curve.updates, curve.values, strict=True)]
+    places = [(across.place(u), upwards.place(v)) for u, v in zip(curve.steps, curve.values, strict=True)]
     points = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
     line = f'<polyline data-name="{escape(curve.name)}" stroke="{stroke}" points="{points}"/>'
     if len(places) > _DOTTED:
         return line
-    told = [f"{curve.name}, update {u}: {v:.6g}" for u, v in zip(curve.updates, curve.values, strict=True)]
+    told = [f"{curve.name}, step {u}: {v:.6g}" for u, v in zip(curve.steps, curve.values, strict=True)]
     dots = (
         f'<circle cx="{x:.2f}" cy="{y:.2f}" r="2.5" fill="{stroke}"><title>{escape(text)}</title></circle>'
         for (x, y), text in zip(places, told, strict=True)

@@ -99,10 +99,10 @@ class RunLog:
         self.next_report = 0.0  # on that clock
         start_trackers(recipe, accelerator, start)
         self.bar = tqdm(
-            total=self.run.updates,
+            total=self.run.steps,
             initial=start,
             disable=not self.main,
-            unit="update",
+            unit="step",
             dynamic_ncols=True,
             mininterval=1,
         )
@@ -110,7 +110,7 @@ class RunLog:
             self._forget_from(start)
 
     def _forget_from(self, start: int) -> None:
-        """Drop lines of updates that a run which goes on from an earlier checkpoint will make again.
+        """Drop lines of steps that a run which goes on from an earlier checkpoint will make again.
 
         So are lines that are none: the last may be half of one, where the run was killed or the disk was full, and
         others damaged.
@@ -119,20 +119,20 @@ class RunLog:
             return
         lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
         half, read = lines[-1], [(line, logged(line)) for line in lines[:-1] if line.strip()]
-        kept = [line for line, figures in read if figures is not None and figures["update"] <= start]
+        kept = [line for line, figures in read if figures is not None and figures["step"] <= start]
         broken = sum(figures is None for _, figures in read) + bool(half.strip())
         if broken:
             self.say(f"{self.file}: {broken} broken line{'s' * (broken > 1)} dropped")
         write_text(self.file, "".join(f"{line}\n" for line in kept))
 
-    def train(self, update: int, figures: dict[str, float]) -> None:
-        """Figures of training after `update` updates, with the rate since the last call."""
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """Figures of training after `step` steps, with the rate since the last call."""
         now = time.perf_counter()
         spent = max(now - self.clock, 1e-9)
-        images = (update - self.since) * self.run.batch_size / spent
+        images = (step - self.since) * self.run.batch_size / spent
         rates = {"images_per_s": images, "tokens_per_s": images * self.tokens_per_image}
         rates["data_wait"] = self.waited / spent
-        self.clock, self.since, self.waited = now, update, 0.0
+        self.clock, self.since, self.waited = now, step, 0.0
         shown = {key: f"{value:.4g}" for key, value in list(figures.items())[:4]}
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
         figures = figures | rates
@@ -141,7 +141,7 @@ class RunLog:
         figures["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
         if self.accelerator.scaler is not None:
             figures["loss_scale"] = self.accelerator.scaler.get_scale()
-        self._write(update, {f"train/{key}": value for key, value in figures.items()})
+        self._write(step, {f"train/{key}": value for key, value in figures.items()})
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -150,25 +150,25 @@ class RunLog:
         yield
         self.waited += time.perf_counter() - begun
 
-    def validation(self, update: int, figures: dict[str, float]) -> None:
-        self.say(f"update {update}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-        self._write(update, {f"validation/{key}": value for key, value in figures.items()})
+    def validation(self, step: int, figures: dict[str, float]) -> None:
+        self.say(f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+        self._write(step, {f"validation/{key}": value for key, value in figures.items()})
 
-    def samples(self, update: int, samples: Samples) -> None:
-        """Sample pictures after `update` updates."""
+    def samples(self, step: int, samples: Samples) -> None:
+        """Sample pictures after `step` steps."""
         folder = self.run.dir / "samples"
-        with as_value_error(self.run.dir, update):
+        with as_value_error(self.run.dir, step):
             folder.mkdir(exist_ok=True)
-            with atomic_file(folder / f"{update:08d}.png") as part:
+            with atomic_file(folder / f"{step:08d}.png") as part:
                 samples.picture.save(part)
-        track_picture(self.accelerator, "samples", samples.picture, update)
+        track_picture(self.accelerator, "samples", samples.picture, step)
         if samples.figures:
-            self._write(update, {f"samples/{key}": value for key, value in samples.figures.items()})
+            self._write(step, {f"samples/{key}": value for key, value in samples.figures.items()})
 
-    def skipped(self, update: int, phase: str, in_a_row: int) -> None:
-        """Update `update` was not applied, as the loss or the gradient of a phase was not finite."""
-        self.say(f"update {update}: skipped, non-finite loss or gradient in {phase} ({in_a_row} in a row)")
-        self._write(update, {"train/skipped": in_a_row})
+    def skipped(self, step: int, phase: str, in_a_row: int) -> None:
+        """Step `step` was not applied, as the loss or the gradient of a phase was not finite."""
+        self.say(f"step {step}: skipped, non-finite loss or gradient in {phase} ({in_a_row} in a row)")
+        self._write(step, {"train/skipped": in_a_row})
 
     def step(self) -> None:
         self.bar.update()
@@ -178,12 +178,12 @@ class RunLog:
         if self.main:
             self.bar.write(line)
 
-    def _write(self, update: int, figures: dict[str, float]) -> None:
+    def _write(self, step: int, figures: dict[str, float]) -> None:
         if self.main:
-            with as_value_error(self.run.dir, update), self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"update": update} | figures) + "\n")
+            with as_value_error(self.run.dir, step), self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | figures) + "\n")
         if self.run.tracker != "none":
-            self.accelerator.log(figures, step=update)
+            self.accelerator.log(figures, step=step)
 
     def report(self, final: bool = False) -> None:
         """Write report.html, if it is time to; where that fails the run goes on without.

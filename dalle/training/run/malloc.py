@@ -11,7 +11,7 @@ _LARGEST = 2**31 - 1
 def keep_freed() -> bool:
     """Keep freed memory for what comes next; returns whether the C library can be told so (glibc's can).
 
-    Every update frees and takes the same gradients and activations. Given back, each page of them is cleared and
+    Every step frees and takes the same gradients and activations. Given back, each page of them is cleared and
     mapped anew by the system (docs/log.md). The process then holds what its highest moment took until it ends.
     """
     try:

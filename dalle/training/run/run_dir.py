@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, to_dict
+from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, renamed, to_dict
 from dalle.data import EncodedConfig, location
 from dalle.files import FileLock, remove_scratch, write_text
 from dalle.training.checkpoint import checkpoint
@@ -79,7 +79,7 @@ def _changes(recipe: LoopRecipe) -> list[str]:
     """The options in which a recipe differs from that of the run in its folder."""
     file = recipe.run.dir / "config.yaml"
     try:
-        content = read_yaml(file)
+        content = renamed(read_yaml(file))
         if content.get("stage") != recipe.stage:
             return [f"stage was {content.get('stage')}, is now {recipe.stage}"]
         before = from_dict(type(recipe), content, str(file))

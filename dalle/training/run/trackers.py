@@ -32,7 +32,7 @@ def check_tracker(run: RunConfig) -> None:
 
 
 def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> None:
-    """Begin the curves of a run, or go on with them after `start` updates.
+    """Begin the curves of a run, or go on with them after `start` steps.
 
     Raises:
         ValueError: Weights & Biases refuses, as without an account that it knows.
@@ -43,7 +43,7 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
     options: dict[str, Any] = {}
     refusal: type[Exception] = OSError
     if run.tracker == "tensorboard" and start:
-        options = {"purge_step": start + 1}  # what was logged of later updates will be logged again
+        options = {"purge_step": start + 1}  # what was logged of later steps will be logged again
     elif run.tracker == "wandb":
         from wandb.errors import Error
 
@@ -60,12 +60,12 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
         ) from error
 
 
-def track_picture(accelerator: Accelerator, name: str, picture: Image.Image, update: int) -> None:
+def track_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
     """Show a picture in the tracker, if there is one."""
     pixels = np.asarray(picture.convert("RGB"))[None]  # uint8 [1, H, W, 3]
     for tracker in accelerator.trackers:
         options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({name: pixels}, step=update, **options)
+        tracker.log_images({name: pixels}, step=step, **options)
 
 
 def _wandb_id(run: Path, start: int) -> str:

@@ -20,7 +20,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of one update: a module with its own optimiser. A GAN has two."""
+    """A part of one step: a module with its own optimiser. A GAN has two."""
 
     name: str
     module: nn.Module
@@ -41,12 +41,12 @@ class Task(ABC):
     Attributes:
         model: what is trained, averaged, validated and exported.
         state: all modules whose state a checkpoint keeps (the model, and perhaps a discriminator).
-        phases: the phases of an update, in order.
+        phases: the phases of a step, in order.
         image_size: side of the pictures that it takes.
         tokens_per_image: for the rate that the progress bar shows.
         operations_per_image: floating-point operations of training on one image, if they can be told.
-        gathers: whether `after_update` does something, or there are several phases: then the host waits in each update
-            to know whether it was applied.
+        needs_sync: whether the loop must know after each step if it was applied (EMA codebooks, several optimizers),
+            which costs one synchronization of host and device.
     """
 
     model: nn.Module
@@ -55,25 +55,25 @@ class Task(ABC):
     image_size: int
     tokens_per_image: int
     operations_per_image: float | None = None
-    gathers: bool = False
+    needs_sync: bool = False
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Any:
         """Move a micro-batch to the device and make of it what `loss` takes."""
 
     @abstractmethod
-    def loss(self, phase: Phase, inputs: Any, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: Phase, inputs: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, a mean over its images, and the figures to log."""
 
-    def active(self, update: int) -> list[Phase]:
-        """The phases that run at `update`."""
+    def active(self, step: int) -> list[Phase]:
+        """The phases that run at `step`."""
         return self.phases
 
-    def after_update(self, reduce: Reduce) -> None:
-        """Apply what the micro-batches of an update gathered; `reduce` sums a tensor over all processes."""
+    def on_step_end(self, reduce: Reduce) -> None:
+        """Apply what the micro-batches of a step gathered; `reduce` sums a tensor over all processes."""
 
-    def discard_update(self) -> None:
-        """Forget what the micro-batches of a skipped update gathered."""
+    def reset_statistics(self) -> None:
+        """Forget what the micro-batches of a skipped step gathered."""
 
     def figures(self, reduce: Reduce) -> dict[str, float]:
         """What is logged besides means, of all that was trained on since the last call; `reduce` as above."""
@@ -84,7 +84,7 @@ class Task(ABC):
         """Figures of `model` (the averaged weights) over validation batches."""
 
     @abstractmethod
-    def pictures(self, model: nn.Module, batch: Batch) -> Samples | None:
+    def sample_images(self, model: nn.Module, batch: Batch) -> Samples | None:
         """A sample picture; None where a stage has none."""
 
     @abstractmethod
@@ -106,5 +106,5 @@ class ContrastiveTask(Task):
     def batch_loss(self, embeds: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the embeddings of this process's whole batch, together with those of others, and figures to log."""
 
-    def loss(self, phase: Phase, inputs: Any, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: Phase, inputs: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.batch_loss(self.embed(inputs))

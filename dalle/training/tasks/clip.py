@@ -87,7 +87,7 @@ class CLIPTask(ContrastiveTask):
         assert isinstance(model, CLIP)
         return clip_figures(model, self.tokenizer, batches)
 
-    def pictures(self, model: nn.Module, batch: Batch) -> None:
+    def sample_images(self, model: nn.Module, batch: Batch) -> None:
         return None
 
     def export(self, folder: Path, weights: Tensors) -> None:

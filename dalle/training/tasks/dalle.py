@@ -121,13 +121,13 @@ class DALLETask(Task):
             return self.text_tokenizer.encode(captions, length)
         return self.text_tokenizer.encode(captions, length, dropout=dropout, seed=seed)
 
-    def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self.recipe
         losses = self.model.losses(
             inputs.text,
             inputs.codes,
             recipe.z_weight,
-            recipe.run.logs(update),
+            recipe.run.logs(step),
             smoothing=recipe.label_smoothing,
             read_ids=inputs.read,
         )
@@ -142,7 +142,7 @@ class DALLETask(Task):
         return dalle_figures(model, self.text_tokenizer, self.image_tokenizer, batches)
 
     @torch.no_grad()
-    def pictures(self, model: nn.Module, batch: Batch) -> Samples | None:
+    def sample_images(self, model: nn.Module, batch: Batch) -> Samples | None:
         """One row for each prompt of the recipe, 8 candidates each, and the mean of CLIP's scores of all."""
         assert isinstance(model, DALLE)
         prompts = list(self.recipe.prompts)
@@ -169,7 +169,7 @@ class DALLETask(Task):
             return generate(model, text, seeds, self.recipe.sampling, EngineOptions(batch_size=_DRAWN_AT_ONCE))
 
     def _training(self) -> TrainSetup:
-        """How a sharded run makes its updates, as a plan has it."""
+        """How a sharded run makes its steps, as a plan has it."""
         run, model = self.recipe.run, self.recipe.model
         assert run.precision != "auto", "settled before"
         world = torch.distributed.get_world_size()

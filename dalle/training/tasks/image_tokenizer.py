@@ -41,7 +41,7 @@ class Adversary(nn.Module):
     """The discriminator, and the adaptive weight (eq. 7 of arXiv 2012.09841) that its loss has for the generator.
 
     The weight is a ratio of gradient norms of a whole batch. So that micro-batches and processes do not change it,
-    the gradients of an update are summed over all of them, and the ratio serves the next update.
+    the gradients of a step are summed over all of them, and the ratio serves the next step.
     """
 
     adaptive: Tensor
@@ -52,7 +52,7 @@ class Adversary(nn.Module):
         self.register_buffer("adaptive", torch.zeros(()))
         self.gradients = torch.zeros(2, *last_layer.shape, device=last_layer.device)
 
-    def after_update(self, reduce: Reduce) -> None:
+    def on_step_end(self, reduce: Reduce) -> None:
         reconstruction, adversarial = reduce(self.gradients)
         self.adaptive.copy_(adaptive_weight(reconstruction, adversarial))
         self.gradients.zero_()
@@ -60,7 +60,7 @@ class Adversary(nn.Module):
 
 class ImageTokenizerTask(Task):
     model: ImageTokenizer
-    gathers = True
+    needs_sync = True
 
     def __init__(self, recipe: ImageTokenizerRecipe, device: torch.device):
         self.recipe, self.device = recipe, device
@@ -90,28 +90,28 @@ class ImageTokenizerTask(Task):
         self.tokens_per_image = height * width
         self.codes_per_value = height * width / (3 * self.model.image_size**2)
 
-    def active(self, update: int) -> list[Phase]:
-        return self.phases if self._adversarial_at(update) else self.phases[:1]
+    def active(self, step: int) -> list[Phase]:
+        return self.phases if self._adversarial_at(step) else self.phases[:1]
 
     def inputs(self, batch: Batch) -> Inputs:
         images = batch.unit_images(self.device)
         return Inputs(images.contiguous(memory_format=torch.channels_last))
 
-    def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if phase.name == "discriminator":
             return self._discriminator(inputs)
-        made = self.model(inputs.images, temperature=ramp(self.recipe.temperature, update))
+        made = self.model(inputs.images, temperature=ramp(self.recipe.temperature, step))
         self.use.update(made.codes)
         if "reconstruction" in made.losses:
-            return self._likelihood(made, update)
-        return self._vqgan(made, inputs, update)
+            return self._likelihood(made, step)
+        return self._vqgan(made, inputs, step)
 
-    def _likelihood(self, made: Reconstruction, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _likelihood(self, made: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative evidence lower bound a sub-pixel (eq. 1 of arXiv 2102.12092), its KL weighted."""
         figures = {"nll": made.losses["reconstruction"], "kl": made.losses["kl"]}
-        return figures["nll"] + self._kl_weight(update) * figures["kl"], figures
+        return figures["nll"] + self._kl_weight(step) * figures["kl"], figures
 
-    def _vqgan(self, made: Reconstruction, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _vqgan(self, made: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self.recipe
         figures = {"l1": (made.images - inputs.images).abs().mean()}
         reconstruction = recipe.l1_weight * figures["l1"]
@@ -124,8 +124,8 @@ class ImageTokenizerTask(Task):
             total = total + recipe.codebook_weight * figures["codebook"]
         if "kl" in made.losses:
             figures["kl"] = made.losses["kl"]
-            total = total + self._kl_weight(update) * figures["kl"]
-        if self._adversarial_at(update):
+            total = total + self._kl_weight(step) * figures["kl"]
+        if self._adversarial_at(step):
             assert recipe.adversarial is not None and self.adversary is not None
             self.adversary.discriminator.requires_grad_(False)
             figures["adversarial"] = generator_loss(self.adversary.discriminator(made.images))
@@ -146,23 +146,23 @@ class ImageTokenizerTask(Task):
         loss = discriminator_loss(real, fake)
         return loss, {"real": real.mean(), "fake": fake.mean()}
 
-    def _adversarial_at(self, update: int) -> bool:
-        return self.recipe.adversarial is not None and update >= self.recipe.adversarial.start
+    def _adversarial_at(self, step: int) -> bool:
+        return self.recipe.adversarial is not None and step >= self.recipe.adversarial.start
 
-    def _kl_weight(self, update: int) -> float:
+    def _kl_weight(self, step: int) -> float:
         """The paper's weight is of the KL of a whole image beside the likelihood of a whole image (appendix A.2):
 
         beside means over codes and over sub-pixels, it shrinks by codes per sub-pixel (1/192 at factor 8).
         """
-        return ramp(self.recipe.kl_weight, update) * self.codes_per_value
+        return ramp(self.recipe.kl_weight, step) * self.codes_per_value
 
-    def after_update(self, reduce: Reduce) -> None:
-        self.model.after_update(reduce)
+    def on_step_end(self, reduce: Reduce) -> None:
+        self.model.on_step_end(reduce)
         if self.adversary is not None and self.recipe.adversarial is not None and self.recipe.adversarial.adaptive:
-            self.adversary.after_update(reduce)
+            self.adversary.on_step_end(reduce)
 
-    def discard_update(self) -> None:
-        self.model.discard_gathered()
+    def reset_statistics(self) -> None:
+        self.model.reset_statistics()
         if self.adversary is not None:
             self.adversary.gradients.zero_()
 
@@ -178,7 +178,7 @@ class ImageTokenizerTask(Task):
         return image_tokenizer_figures(model, batches)
 
     @torch.no_grad()
-    def pictures(self, model: nn.Module, batch: Batch) -> Samples:
+    def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
         """Pictures above their reconstructions, 16 a row."""
         assert isinstance(model, ImageTokenizer)
         images = batch.unit_images(self.device)

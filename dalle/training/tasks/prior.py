@@ -105,7 +105,7 @@ class PriorTask(Task):
             to_device(self.device, torch.from_numpy(noise)),
         )
 
-    def loss(self, phase: Phase, inputs: Inputs, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the clean embedding, standardized; or cross-entropy of the components' buckets, in nats."""
         if isinstance(self.model, AutoregressivePrior):
             ids = self.model.tokens(inputs.embeds)
@@ -123,7 +123,7 @@ class PriorTask(Task):
         assert isinstance(model, (DiffusionPrior, AutoregressivePrior))
         return prior_figures(model, self.clip, batches, self.recipe.sampling)
 
-    def pictures(self, model: nn.Module, batch: Batch) -> None:
+    def sample_images(self, model: nn.Module, batch: Batch) -> None:
         return None
 
     def export(self, folder: Path, weights: Tensors) -> None:
