@@ -1,4 +1,4 @@
-"""Draw pictures for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+"""Draw images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
 
 The options are in dalle/cli/sample.py and dalle/generation/options.py; sampling is dalle/pipeline.py.
 """
@@ -17,7 +17,7 @@ from dalle.cli.threads import wait_briefly
 from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig
 
-_TOGETHER = 32  # candidates that are drawn before their pictures are written, where prompts are many
+_TOGETHER = 32  # candidates that are drawn before their images are written, where prompts are many
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return print_error("sample.py", error)
     except KeyboardInterrupt:
-        finished = "nothing was finished" if run is None or run.folder is None else f"finished pictures: {run.finish()}"
+        finished = "nothing was finished" if run is None or run.folder is None else f"finished images: {run.finish()}"
         print(f"sample.py: stopped; {finished}", file=sys.stderr)
         return 130
     return 0

@@ -31,7 +31,7 @@ def timed(owner, name, label):
         finally:
             marks[label] = marks.get(label, 0) + time.perf_counter() - begin
     setattr(owner, name, wrapper)
-import sample, dalle.pipeline, dalle.pictures
+import sample, dalle.pipeline, dalle.images
 marks["import"] = time.perf_counter() - start
 timed(dalle.pipeline, "load_components", "load")
 timed(dalle.pipeline, "generate", "draw codes")

@@ -64,8 +64,8 @@ def theirs(folder: Path, cutouts: int) -> Callable[[], object]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         nearest = there.vector_quantize(z.movedim(1, 3), codebook).movedim(3, 1)
-        picture = there.clamp_with_grad(tokenizer.from_vectors(nearest), 0, 1)
-        prompt(clip.encode_image(cut(picture)).float()).backward()
+        image = there.clamp_with_grad(tokenizer.from_vectors(nearest), 0, 1)
+        prompt(clip.encode_image(cut(image)).float()).backward()
         optimizer.step()
         with torch.inference_mode():
             z.copy_(z.maximum(lowest).minimum(highest))

@@ -2,7 +2,7 @@
 
 20 held-out captions (of test_pair, drawn by a fixed seed) are painted with the shipped CLIP. Another CLIP, which had no
 part in it, ranks 400 held-out captions by how well they fit each painting; the rank of a painting's own caption
-is the figure, and the same for the real pictures of the 20 captions. The judge is trained by
+is the figure, and the same for the real images of the 20 captions. The judge is trained by
 
     python train.py configs/emoji/clip.yaml run.dir=runs/emoji-clip-judge
 
@@ -35,23 +35,23 @@ CAPTIONS = 400
 
 
 def held_out(count: int, seed: int) -> tuple[list[str], list[Image.Image], list[str]]:
-    """Captions to paint, their real pictures, and the captions that they are told from (theirs among them)."""
+    """Captions to paint, their real images, and the captions that they are told from (theirs among them)."""
     pairs = Drawings(DrawingsData(sets=("emoji",)), "test_pair", 128)
     others = Drawings(DrawingsData(sets=("emoji",)), "test_block", 128)
     first = {pairs.canonical_caption(index): index for index in reversed(range(len(pairs)))}
     rest = [others.canonical_caption(index) for index in range(len(others))]
     captions = list(dict.fromkeys([*sorted(first, key=lambda caption: first[caption]), *rest]))[:CAPTIONS]
     chosen = random.Random(seed).sample([caption for caption in captions if caption in first], count)
-    pictures = [Image.fromarray(pairs.pair(first[caption], 0).image) for caption in chosen]
-    return chosen, pictures, captions
+    images = [Image.fromarray(pairs.pair(first[caption], 0).image) for caption in chosen]
+    return chosen, images, captions
 
 
 @torch.inference_mode()
-def ranks(judge: CLIP, pictures: list[Image.Image], own: list[str], captions: list[str]) -> list[int]:
-    """The place of each picture's own caption among all, 1 for the best."""
+def ranks(judge: CLIP, images: list[Image.Image], own: list[str], captions: list[str]) -> list[int]:
+    """The place of each image's own caption among all, 1 for the best."""
     side = judge.config.image_size
-    seen = judge.encode_image(torch.cat([to_tensor(picture, side, side) for picture in pictures]))
-    scores: Tensor = seen @ judge.encode_text(captions).T  # [pictures, captions]
+    seen = judge.encode_image(torch.cat([to_tensor(image, side, side) for image in images]))
+    scores: Tensor = seen @ judge.encode_text(captions).T  # [images, captions]
     places = torch.tensor([captions.index(caption) for caption in own])
     mine = scores.gather(1, places[:, None])
     better: list[int] = (scores > mine).sum(1).tolist()
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="captions to paint (%(default)s)")
     parser.add_argument("--choice", type=int, default=0, help="seed of the choice of captions (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/paint-quality"), help="where paintings are kept")
-    parser.add_argument("--sheet", type=Path, help="write a picture of all paintings, real ones beside them")
+    parser.add_argument("--sheet", type=Path, help="write an image of all paintings, real ones beside them")
     parser.add_argument("options", nargs="*", metavar="key=value", help="options of painting")
     args = parser.parse_args()
     options = apply_overrides({}, args.options)
@@ -87,17 +87,17 @@ def main() -> None:
     if args.judge is None:
         return
     judge, own = dalle.load_clip(args.judge), dalle.load_clip(CLIP_FOLDER)
-    found, of_real = (ranks(judge, pictures, chosen, captions) for pictures in (painted, real))
+    found, of_real = (ranks(judge, images, chosen, captions) for images in (painted, real))
     for caption, rank, beside in zip(chosen, found, of_real, strict=True):
-        print(f"{rank:4d}  (real picture {beside:3d})  {caption}")
+        print(f"{rank:4d}  (real image {beside:3d})  {caption}")
     print(told("painted", found))
-    print(told("real pictures", of_real))
+    print(told("real images", of_real))
     print(told("painted, by the CLIP that was optimised", ranks(own, painted, chosen, captions)))
     if args.sheet is not None:
         half = -(-len(chosen) // 2)
         rows = [
-            (caption, [painting, picture], [f"painted: {rank}", f"real: {beside}"])
-            for caption, painting, picture, rank, beside in zip(chosen, painted, real, found, of_real, strict=True)
+            (caption, [painting, image], [f"painted: {rank}", f"real: {beside}"])
+            for caption, painting, image, rank, beside in zip(chosen, painted, real, found, of_real, strict=True)
         ]
         sheets = [labelled_grid(part) for part in (rows[:half], rows[half:])]
         sheet = Image.new("RGB", (sum(s.width for s in sheets), max(s.height for s in sheets)), "white")

@@ -1,4 +1,4 @@
-"""An index of a million pictures against looking at all, and against another library: python benchmarks/search.py
+"""An index of a million images against looking at all, and against another library: python benchmarks/search.py
 
 Makes clustered unit vectors (a cluster's members have a cosine of about 0.6 with each other), writes them as `dalle
 index` does, and asks for the ten nearest of vectors of the same clusters that are not among them, one query at a time.
@@ -48,8 +48,8 @@ def batches(count: int, dimensions: int) -> Iterator[pa.RecordBatch]:
     for block in clustered(count, dimensions, 1, -(-count // _MEMBERS)):
         rows = [
             {
-                "path": f"pictures/{row:08d}.jpg",
-                "caption": f"picture {row}",
+                "path": f"images/{row:08d}.jpg",
+                "caption": f"image {row}",
                 "sha256": f"{row:064x}",
                 "file": "",
                 "stamp": "",

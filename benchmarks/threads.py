@@ -1,7 +1,7 @@
 """How threads should wait for work, on a quiet machine and on a busy one: python benchmarks/threads.py [--busy 2]
 
 GNU's OpenMP, which torch computes with on Linux, lets a thread that waits spin for milliseconds before it sleeps. So
-this draws pictures with an untrained transformer and makes training steps of it, in processes of their own whose
+this draws images with an untrained transformer and makes training steps of it, in processes of their own whose
 OpenMP spins as it does by default, not at all, or so many times; beside nothing else, or beside --busy processes that
 only compute. The ways take turns, and the median of some rounds counts, as other users of a machine come and go.
 """

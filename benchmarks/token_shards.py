@@ -1,7 +1,7 @@
 """What token shards save: python benchmarks/token_shards.py [RECIPE] [--steps 10]
 
 Encodes a small set of shapes with the recipe's image tokenizer, then trains the recipe's transformer by turns from the
-pictures and from the shards, in the same run. Last, how many rows a second are read from shards of 256 codes.
+images and from the shards, in the same run. Last, how many rows a second are read from shards of 256 codes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from dalle.training.optim import adamw
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.dalle import DALLETask
 
-PICTURES = 256
+IMAGES = 256
 ROWS = 65_536
 
 
 def encoded(recipe: DALLERecipe, folder: Path) -> float:
-    """Encode the shapes; returns pictures a second."""
+    """Encode the shapes; returns images a second."""
     tokenizer = load_image_tokenizer(recipe.image_tokenizer)
     sha256 = model_folder.folder_hash(Path(recipe.image_tokenizer))
-    encoding = Encoding(ShapesData(size=PICTURES), tokenizer, sha256, folder, EncodeOptions())
+    encoding = Encoding(ShapesData(size=IMAGES), tokenizer, sha256, folder, EncodeOptions())
     encoding.begin()
     start = time.perf_counter()
     found = encoding.run(0, 1, lambda *_: None)
@@ -86,10 +86,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         shards, random = Path(scratch) / "shards", Path(scratch) / "random"
         random.mkdir()
-        print(f"encoding: {encoded(recipe, shards):.0f} pictures a second, {torch.get_num_threads()} threads")
+        print(f"encoding: {encoded(recipe, shards):.0f} images a second, {torch.get_num_threads()} threads")
         task = DALLETask(recipe, torch.device("cpu"))
         optimizer = adamw(task.model, recipe.optim)
-        configs: dict[str, EncodedConfig] = {"pictures": ShapesData(size=PICTURES), "shards": TokensData(path=shards)}
+        configs: dict[str, EncodedConfig] = {"images": ShapesData(size=IMAGES), "shards": TokensData(path=shards)}
         size = recipe.run.batch_size
         data = {
             name: batches(open_data(config, "train", task.image_size), batch_size=size, seed=0)
@@ -102,7 +102,7 @@ def main() -> None:
         taken = {name: statistics.median(own[1:]) for name, own in times.items()}
         for name, own in taken.items():
             print(f"training from {name}: {own:.3f} s a step of {size}")
-        print(f"shards against pictures: {taken['pictures'] / taken['shards']:.2f} times as fast")
+        print(f"shards against images: {taken['images'] / taken['shards']:.2f} times as fast")
         print(f"reading: {read_rate(random):,.0f} rows a second")
 
 

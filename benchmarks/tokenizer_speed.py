@@ -1,6 +1,6 @@
-"""Pictures and captions a second through the tokenizers: python benchmarks/tokenizer_speed.py [--batches 1 16 64]
+"""Images and captions a second through the tokenizers: python benchmarks/tokenizer_speed.py [--batches 1 16 64]
 
-Encodes and decodes random pictures with the image tokenizer, captions of the emoji with the text tokenizer; and, where
+Encodes and decodes random images with the image tokenizer, captions of the emoji with the text tokenizer; and, where
 taming-transformers-rom1504 is installed (`make test-all` does it), the same VQGAN built of its modules beside ours.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
         codes = tokenizer.encode(images)
         encoded = rate(batch, lambda images=images: tokenizer.encode(images), args.rounds)
         decoded = rate(batch, lambda codes=codes: tokenizer.decode(codes), args.rounds)
-        print(f"batch {batch:>2}: {args.source} encodes {encoded:.0f}, decodes {decoded:.0f} pictures/s", end="")
+        print(f"batch {batch:>2}: {args.source} encodes {encoded:.0f}, decodes {decoded:.0f} images/s", end="")
         if theirs is not None:
             small = torch.rand(batch, 3, 64, 64)
             states = theirs[0](small)

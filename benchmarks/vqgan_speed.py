@@ -1,11 +1,11 @@
 """Training and encoding with VQGANs, beside taming's modules: python benchmarks/vqgan_speed.py [--shapes f16 small]
 
-Both have the same weights and get the same pictures; before anything is timed the script says how far losses and codes
+Both have the same weights and get the same images; before anything is timed the script says how far losses and codes
 are apart. A training step is a forward pass, mean absolute error and codebook loss, backward pass and Adam (the
-perceptual and adversarial losses are the same networks for both, and left out); encoding is pictures to codes. In
+perceptual and adversarial losses are the same networks for both, and left out); encoding is images to codes. In
 float32 both compute the same; in bfloat16 both run under autocast.
 
-"f16" is vqgan_imagenet_f16_16384, "small" has few channels for 64x64 pictures. taming's modules:
+"f16" is vqgan_imagenet_f16_16384, "small" has few channels for 64x64 images. taming's modules:
 pip install --no-deps taming-transformers-rom1504
 """
 
@@ -30,7 +30,7 @@ from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.malloc import keep_freed
 
 KINDS = ("float32", "bfloat16")
-# Channels, their multiples by level, blocks of a level, attention at, side of pictures, latent channels, codes
+# Channels, their multiples by level, blocks of a level, attention at, side of images, latent channels, codes
 SHAPES: dict[str, tuple[int, tuple[int, ...], int, list[int], int, int, int]] = {
     "f16": (128, (1, 1, 2, 2, 4), 2, [16], 256, 256, 16_384),
     "small": (32, (2, 2, 4), 1, [], 64, 64, 1024),
@@ -100,7 +100,7 @@ def trainer(module: Taming | Ours, kind: str, images: Tensor) -> Callable[[], Te
 
 
 def encoder(module: Taming | Ours, kind: str, images: Tensor) -> Callable[[], Tensor]:
-    """Pictures to codes."""
+    """Images to codes."""
 
     def encode() -> Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=kind == "bfloat16"):
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--batch", type=int, help="pictures (default: 1 of f16, 16 small ones)")
+    parser.add_argument("--batch", type=int, help="images (default: 1 of f16, 16 small ones)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile encoder and decoder (run.compile)")
@@ -161,7 +161,7 @@ def main() -> None:
                 for work, rate in rates.items()
             )
             print(
-                f"{shape}, {kind}, {found['batch']} pictures: {told}; {found['encode_same']:.1%} of the codes the "
+                f"{shape}, {kind}, {found['batch']} images: {told}; {found['encode_same']:.1%} of the codes the "
                 f"same, losses {found['train_same']:+.1e} apart",
                 flush=True,
             )

@@ -1,6 +1,6 @@
-"""TextToImage: a folder of weights and a prompt to ranked pictures. Knows nothing of command lines or picture files.
+"""TextToImage: a folder of weights and a prompt to ranked images. Knows nothing of command lines or image files.
 
-Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of a picture.
+Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of an image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dalle.text_tokenizers.t5 import T5Encoder
 
 logger = logging.getLogger(__name__)
 
-_DECODE_BATCH = 32  # pictures at a time through the image tokenizer and CLIP
+_DECODE_BATCH = 32  # images at a time through the image tokenizer and CLIP
 
 Progress = Callable[[int, int], None]
 """Called after each step with the image tokens drawn so far and in all, over all candidates."""
@@ -41,26 +41,26 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures of one prompt, best first if they were scored, else in the order of their seeds."""
+    """The images of one prompt, best first if they were scored, else in the order of their seeds."""
 
     prompt: str
     images: list[Image.Image]  # RGB, all of the model's size
     scores: list[float] | None  # CLIP's cosine with the prompt, or a SigLIP's probability that they fit; None without
     codes: Tensor  # int64 [K, h, w], on the CPU
-    seeds: list[int]  # each draws its picture again by itself: seed=..., n=1
+    seeds: list[int]  # each draws its image again by itself: seed=..., n=1
 
 
 class TextToImage:
-    """Draws pictures for prompts.
+    """Draws images for prompts.
 
     Attributes:
         model: the transformer.
         text_tokenizer: reads prompts.
-        image_tokenizer: turns codes into pixels, and pictures to go on from into codes.
+        image_tokenizer: turns codes into pixels, and images to go on from into codes.
         clip: ranks candidates; None if there is none.
         sampling: the sampling options where a call does not give them.
         model_hash: sha256 of the weights and of the parts they stand on; "" if not from a folder.
-        image_size: height and width of the pictures, in pixels.
+        image_size: height and width of the images, in pixels.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class TextToImage:
     ) -> list[Result]:
         """Draw `n` candidates for each prompt and keep the best `keep`.
 
-        Candidate i of every prompt has the seed `seed + i`: alone with that seed it is the same picture.
+        Candidate i of every prompt has the seed `seed + i`: alone with that seed it is the same image.
 
         Args:
             prompts: one or several; "" (or white space) draws what comes without a caption. Too long ones are cut,
@@ -162,7 +162,7 @@ class TextToImage:
             n: candidates of each prompt.
             keep: how many of them to return; None returns all. Fewer than `n` needs CLIP to choose them.
             seed: of the first candidate, 0 or more.
-            image: a picture to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's
+            image: an image to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's
                 size; where it is transparent it becomes white.
             keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
                 Their pixels come from the codes, so they are close to those of `image`, not equal.
@@ -260,7 +260,7 @@ class TextToImage:
         return _Start(original, codes, kept, redrawn)
 
     def _finish(self, codes: Tensor, prompts: list[str], start: _Start | None) -> tuple[Tensor, Tensor | None]:
-        """Codes [B, h, w] of B prompts -> pictures uint8 [B, H, W, 3] and, with CLIP, scores [B], on the CPU."""
+        """Codes [B, h, w] of B prompts -> images uint8 [B, H, W, 3] and, with CLIP, scores [B], on the CPU."""
         pixels, scores = [], []
         for first in range(0, len(codes), _DECODE_BATCH):
             part = slice(first, first + _DECODE_BATCH)
@@ -292,7 +292,7 @@ def _check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
 
 @dataclass(frozen=True)
 class _Start:
-    """What candidates keep of a given picture."""
+    """What candidates keep of a given image."""
 
     original: Tensor  # [3, H, W] in [0, 1]
     codes: Tensor  # int64 [h, w]
@@ -329,5 +329,5 @@ def _result(prompt: str, pixels: Tensor, scores: Tensor | None, codes: Tensor, s
     )
 
 
-def _size(picture: Image.Image) -> str:
-    return f"{picture.width}x{picture.height}"
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"

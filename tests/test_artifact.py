@@ -295,7 +295,7 @@ def test_the_hash_is_of_a_text_tokenizers_file_too(tmp_path: Path) -> None:
 def test_parts_are_copied_and_checked(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     (tmp_path / "clip" / "README.md").write_text("a card")
-    (tmp_path / "clip" / "samples.png").write_text("a picture")
+    (tmp_path / "clip" / "samples.png").write_text("an image")
     (tmp_path / "clip" / "model.safetensors").chmod(0o444)
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
     copied = ModelFolder(tmp_path / "a").component("clip").path

@@ -1,4 +1,4 @@
-"""Slow: a DALL-E learns pictures by heart and draws them back; the shapes recipes one after the other; every command.
+"""Slow: a DALL-E learns images by heart and draws them back; the shapes recipes one after the other; every command.
 
 The commands are those of the README, run as a user runs them; where they would train for long, with a few options more.
 """
@@ -153,7 +153,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """The user's own: dog.png, face.png and a mask for it."""
     for name in ("dog", "face"):
         Image.effect_noise((80, 80), 90).convert("RGB").save(tmp_path / f"{name}.png")
@@ -169,22 +169,22 @@ SAMPLE = [
         *("गुलाबी हात्ती", "a cat in noto style on a yellow background"),
         *("--guidance", "4", "--top-k", "256", "--temperature", "0.9"),
     ],
-    ["a dog", "--image", "PICTURES/dog.png", "--keep-rows", "0.5"],
-    ["a hat", "--image", "PICTURES/face.png", "--mask", "PICTURES/mask.png"],
+    ["a dog", "--image", "IMAGES/dog.png", "--keep-rows", "0.5"],
+    ["a hat", "--image", "IMAGES/face.png", "--mask", "IMAGES/mask.png"],
 ]
 
 
 @pytest.mark.parametrize("arguments", SAMPLE)
 @pytest.mark.parametrize("shipped", [False, True])
-def test_sample(arguments: list[str], shipped: bool, tiny: Path, pictures: Path) -> None:
+def test_sample(arguments: list[str], shipped: bool, tiny: Path, images: Path) -> None:
     if shipped and not (SHIPPED / "model.safetensors").is_file():
         pytest.skip("no model ships with this copy of the repository")
-    arguments = [argument.replace("PICTURES", str(pictures)) for argument in arguments]
-    arguments += ["--out", str(pictures / "out")] + ([] if shipped else ["--model", str(tiny / "model")])
+    arguments = [argument.replace("IMAGES", str(images)) for argument in arguments]
+    arguments += ["--out", str(images / "out")] + ([] if shipped else ["--model", str(tiny / "model")])
     grid = Path(python("sample.py", *arguments).strip())
     content = json.loads((grid.parent / "scores.json").read_text(encoding="utf-8"))
     prompts = [argument for argument in arguments[:2] if not argument.startswith("--")]
-    assert [p["prompt"] for p in content["pictures"]] == [prompt for prompt in prompts for _ in range(4)]
+    assert [p["prompt"] for p in content["images"]] == [prompt for prompt in prompts for _ in range(4)]
     assert Image.open(grid).width == 4 * (128 + 8) + 8
 
 
@@ -222,15 +222,15 @@ def test_train_the_text_tokenizer_and_clip(tmp_path: Path) -> None:
     assert 0 <= found["image_to_text@1"] <= found["image_to_text@10"] <= 1 and found["images"] == 20
 
 
-def test_train_on_a_folder_of_pictures(tiny: Path, pictures: Path) -> None:
-    mine = pictures / "my_pictures"
+def test_train_on_a_folder_of_images(tiny: Path, images: Path) -> None:
+    mine = images / "my_images"
     mine.mkdir()
     for index in range(12):
         Image.effect_noise((40, 30), 10 * index).convert("RGB").save(mine / f"{index}.jpg")
-        (mine / f"{index}.txt").write_text(f"picture number {index}\n")
-    command = ["train.py", "configs/folder/dalle.yaml", f"data.path={mine}/", f"run.dir={pictures / 'run'}"]
+        (mine / f"{index}.txt").write_text(f"image number {index}\n")
+    command = ["train.py", "configs/folder/dalle.yaml", f"data.path={mine}/", f"run.dir={images / 'run'}"]
     python(*command, *SHORT, *stands_on(tiny))
-    assert figures(pictures / "run")["step"] == 2
+    assert figures(images / "run")["step"] == 2
 
 
 def test_two_processes_by_accelerate(tiny: Path, tmp_path: Path) -> None:

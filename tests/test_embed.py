@@ -1,4 +1,4 @@
-"""Pictures and texts to vectors: those of the plain loop, however batched and read; broken ones are told of."""
+"""Images and texts to vectors: those of the plain loop, however batched and read; broken ones are told of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.apps.embed import as_record, embed_pictures, embed_texts, fingerprint
+from dalle.apps.embed import as_record, embed_images, embed_texts, fingerprint
 from dalle.data.base import read_image
 from dalle.data.custom.records import FileSpan, Record
 from dalle.models.clip import CLIP
@@ -34,9 +34,9 @@ def noise(seed: int, size: tuple[int, int] = (20, 14)) -> bytes:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_vectors_are_those_of_the_plain_loop(clip: CLIP, workers: int) -> None:
     files = [noise(seed) for seed in range(7)]
-    records = [Record(f"{number}", picture=file) for number, file in enumerate(files)]
-    records.insert(3, Record("bad", picture=b"\xff\xd8\xff"))
-    batches = list(embed_pictures(clip, records, batch_size=3, workers=workers))
+    records = [Record(f"{number}", image=file) for number, file in enumerate(files)]
+    records.insert(3, Record("bad", image=b"\xff\xd8\xff"))
+    batches = list(embed_images(clip, records, batch_size=3, workers=workers))
     assert [batch.numbers for batch in batches] == [[0, 1, 2], [4, 5], [6, 7]]
     assert [str(error)[:5] for batch in batches for error in batch.broken.values()] == ["bad: "]
     vectors = torch.cat([batch.vectors for batch in batches])
@@ -49,9 +49,9 @@ def test_vectors_are_those_of_the_plain_loop(clip: CLIP, workers: int) -> None:
 
 
 def test_a_batch_of_broken_ones_has_no_vectors(clip: CLIP) -> None:
-    (batch,) = embed_pictures(clip, [Record("a", picture=b""), Record("b", fault="there is no picture")])
+    (batch,) = embed_images(clip, [Record("a", image=b""), Record("b", fault="there is no image")])
     assert batch.vectors.shape == (0, 8) and not batch.numbers
-    assert [error.reason for error in batch.broken.values()] == ["the file is empty", "there is no picture"]
+    assert [error.reason for error in batch.broken.values()] == ["the file is empty", "there is no image"]
 
 
 def test_texts_do_not_depend_on_their_batch(clip: CLIP) -> None:
@@ -62,12 +62,12 @@ def test_texts_do_not_depend_on_their_batch(clip: CLIP) -> None:
     assert embed_texts(clip, []).shape == (0, 8)
 
 
-def test_pictures_may_be_given_in_any_way(tmp_path: Path) -> None:
+def test_images_may_be_given_in_any_way(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(noise(1))
-    assert as_record(tmp_path / "a.png").picture == FileSpan(str(tmp_path / "a.png"))
-    assert as_record(noise(1), "name") == Record("name", picture=noise(1))
+    assert as_record(tmp_path / "a.png").image == FileSpan(str(tmp_path / "a.png"))
+    assert as_record(noise(1), "name") == Record("name", image=noise(1))
     for mode in ("RGB", "RGBA", "P", "L", "1", "CMYK", "I;16"):
-        content = as_record(Image.new(mode, (9, 9))).picture
+        content = as_record(Image.new(mode, (9, 9))).image
         assert isinstance(content, bytes) and read_image(content, "", 4).shape == (4, 4, 3), mode
 
 
@@ -82,4 +82,4 @@ def test_a_fingerprint_is_of_weights_and_architecture(clip: CLIP, tmp_path: Path
 def test_numbers_out_of_range(clip: CLIP) -> None:
     for options in ({"batch_size": 0}, {"workers": -1}):
         with pytest.raises(ValueError, match="at least 1 and 0"):
-            list(embed_pictures(clip, [], **options))
+            list(embed_images(clip, [], **options))

@@ -1,4 +1,4 @@
-"""`python -m dalle encode`: shards train as pictures do; killed at any moment; every wrong input is one line."""
+"""`python -m dalle encode`: shards train as images do; killed at any moment; every wrong input is one line."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def figures(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("shuffle", [{"shift": 0.0, "size": 40}, {"shift": 0.05, "size": 80}])
-def test_shards_train_as_pictures_do(shuffle: dict, parts: Path, tmp_path: Path) -> None:
-    """Over epochs where nothing varies in a picture, else in the first epoch; dropouts of captions are on."""
+def test_shards_train_as_images_do(shuffle: dict, parts: Path, tmp_path: Path) -> None:
+    """Over epochs where nothing varies in an image, else in the first epoch; dropouts of captions are on."""
     config = str(recipe(parts, tmp_path, {"kind": "shapes"} | shuffle))
     assert main(["encode", config, str(tmp_path / "tokens"), "--shard-images", "32"]) == 0
-    assert train.main([config, f"run.dir={tmp_path / 'pictures'}"]) == 0
+    assert train.main([config, f"run.dir={tmp_path / 'images'}"]) == 0
     from_tokens = str(recipe(parts, tmp_path, {"kind": "tokens", "path": str(tmp_path / "tokens")}))
     assert train.main([from_tokens, f"run.dir={tmp_path / 'shards'}"]) == 0
-    expected = figures(tmp_path / "pictures")
+    expected = figures(tmp_path / "images")
     assert figures(tmp_path / "shards") == expected
     losses = [line["train/image"] for line in expected if "train/image" in line]
     assert len(losses) == 9 and len(set(losses)) == 9
@@ -86,7 +86,7 @@ def test_eval_takes_shards(parts: Path, tmp_path: Path, capsys: pytest.CaptureFi
         figures.append(json.loads(capsys.readouterr().out)["splits"])
     assert figures[0] == figures[1]
     assert main(["eval", str(parts / "image_tokenizer"), "kind=tokens", f"path={tokens}"]) == 2
-    assert "holds codes and no pictures" in capsys.readouterr().err
+    assert "holds codes and no images" in capsys.readouterr().err
 
 
 def test_a_model_of_another_tokenizer_is_refused(

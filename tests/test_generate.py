@@ -122,20 +122,20 @@ def test_kept_codes_are_kept_and_the_rest_follows_from_them(model: DALLE, option
         assert torch.equal(codes[row], alone.flatten())
 
 
-def test_rows_of_a_picture_are_gone_on_from(model: DALLE) -> None:
-    picture = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(0))
+def test_rows_of_a_image_are_gone_on_from(model: DALLE) -> None:
+    image = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(0))
     top = torch.zeros(3, 4, dtype=torch.bool)
     top[:2] = True
     calls: list[tuple[int, int]] = []
     codes = generate(
-        model, TEXT, SEEDS, forced=picture, forced_mask=top, progress=lambda done, total: calls.append((done, total))
+        model, TEXT, SEEDS, forced=image, forced_mask=top, progress=lambda done, total: calls.append((done, total))
     )
-    assert (codes[:, :2] == picture[:2]).all()
+    assert (codes[:, :2] == image[:2]).all()
     assert calls == [(6 * step, 24) for step in range(1, 5)]  # only the last row is drawn
-    alone = slow(model, TEXT[1], 7, picture.flatten(), top.flatten())
+    alone = slow(model, TEXT[1], 7, image.flatten(), top.flatten())
     assert torch.equal(codes[3], alone)
-    everything = generate(model, TEXT, SEEDS, forced=picture, forced_mask=torch.ones_like(top))
-    assert torch.equal(everything, picture.expand(6, 3, 4))
+    everything = generate(model, TEXT, SEEDS, forced=image, forced_mask=torch.ones_like(top))
+    assert torch.equal(everything, image.expand(6, 3, 4))
 
 
 def test_forced_codes_for_each_prompt(model: DALLE) -> None:

@@ -71,8 +71,8 @@ def test_classify_prints_what_the_classifier_gives(
     options = ["--labels", "दिल,star", "--clip", str(run / "clip"), "--template", "a {}", "--device", "cpu"]
     assert main(["classify", str(tmp_path), *options, "--json"]) == 0
     out, err = capsys.readouterr()
-    bad, *rest = json.loads(out)["pictures"][-1:] + json.loads(out)["pictures"][:-1]
-    assert bad["picture"] == str(tmp_path / "bad.jpg") and "error" in bad and "skipped" in err
+    bad, *rest = json.loads(out)["images"][-1:] + json.loads(out)["images"][:-1]
+    assert bad["image"] == str(tmp_path / "bad.jpg") and "error" in bad and "skipped" in err
     for number, found in enumerate(rest):
         (expected,) = classifier(tmp_path / f"{number}.png")
         assert [one["label"] for one in found["labels"]] == expected.labels
@@ -98,8 +98,8 @@ def test_eval_classify_prints_figures_and_writes_the_confusion(
 
 @pytest.fixture(scope="module")
 def index(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of five pictures with captions."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """An index of five images with captions."""
+    folder = tmp_path_factory.mktemp("images")
     for number in range(5):
         Image.effect_noise((9, 9), 30 * number + 1).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"दिल {number}\n", encoding="utf-8")
@@ -112,7 +112,7 @@ def test_index_and_search(index: Path, tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["index", "--out", str(index), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["pictures"], told["unchanged"], told["embedded"], told["broken"]) == (5, 5, 0, [])
+    assert (told["images"], told["unchanged"], told["embedded"], told["broken"]) == (5, 5, 0, [])
     assert main(["index", "--out", str(index), "--export", str(tmp_path / "out.parquet")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out.parquet'}: 5 vectors\n"
     assert main(["search", str(index), "दिल", "--minus", "a star", "--top", "3", "--json"]) == 0
@@ -162,20 +162,20 @@ WRONG = {
         "both",
     ),
     "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected a label a line"),
-    "empty folder": (["classify", "EMPTY", "--labels", "a,b"], "holds no pictures"),
-    "no picture there": (["classify", "./nowhere", "--labels", "a,b"], "no such file or folder"),
-    "an empty picture": (["classify", "FILE", "--labels", "a,b", "--clip", "CLIP"], "file: the file is empty"),
+    "empty folder": (["classify", "EMPTY", "--labels", "a,b"], "holds no images"),
+    "no image there": (["classify", "./nowhere", "--labels", "a,b"], "no such file or folder"),
+    "an empty image": (["classify", "FILE", "--labels", "a,b", "--clip", "CLIP"], "file: the file is empty"),
     "no CLIP": (["classify", "FILE", "--labels", "a,b", "--clip", "RUN"], "holds a DALL-E, expected a CLIP"),
     "no index": (["search", "./nowhere", "a"], "no index: make one with"),
-    "no query": (["search", "INDEX"], "no query: give a text, a picture, or both"),
+    "no query": (["search", "INDEX"], "no query: give a text, an image, or both"),
     "captions of nothing": (["search", "INDEX", "--captions"], "--captions goes with one --image"),
     "a filter that is none": (["search", "INDEX", "a", "--where", "colour=red"], "filter 'colour=red'"),
     "html and json": (["search", "INDEX", "a", "--html", "x", "--json"], "not allowed with"),
     "another CLIP": (["search", "INDEX", "a", "--clip", "models/emoji/clip"], "was made with another CLIP"),
-    "nothing to index": (["index", "--out", "OUT"], "say which pictures are to be indexed"),
-    "index of nothing": (["index", "EMPTY", "--out", "INDEX"], "holds no pictures"),
+    "nothing to index": (["index", "--out", "OUT"], "say which images are to be indexed"),
+    "index of nothing": (["index", "EMPTY", "--out", "INDEX"], "holds no images"),
     "index over other things": (["index", "EMPTY", "--out", "RUNS"], "holds other things than an index"),
-    "no classes": (["eval", "classify", "EMPTY"], "holds no pictures"),
+    "no classes": (["eval", "classify", "EMPTY"], "holds no images"),
     "no such split": (["eval", "classify", "emoji", "--split", "dev"], "split 'dev' is unknown"),
     "out is a file": (["export", "RUNS", "FILE/out"], "File exists"),
 }

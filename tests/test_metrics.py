@@ -11,14 +11,14 @@ from torch import Tensor
 from dalle.evaluation.metrics import CodebookUsage, accuracy, confusion, frechet_distance, psnr, retrieval, ssim
 
 
-def pictures(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def images(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     first = torch.rand(*shape, generator=generator)
     return first, (first + 0.2 * torch.randn(*shape, generator=generator)).clamp(0, 1)
 
 
-def test_psnr_is_that_of_each_picture() -> None:
-    x, y = pictures(3, 3, 8, 9)
+def test_psnr_is_that_of_each_image() -> None:
+    x, y = images(3, 3, 8, 9)
     for a, b, value in zip(x, y, psnr(x, y).tolist(), strict=True):
         errors = [(p - q) ** 2 for p, q in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)]
         assert value == pytest.approx(10 * math.log10(1 / (sum(errors) / len(errors))), rel=1e-5)
@@ -27,7 +27,7 @@ def test_psnr_is_that_of_each_picture() -> None:
 
 
 def slow_ssim(x: Tensor, y: Tensor) -> float:
-    """Wang et al. 2004, equations 13 to 17, window by window. One picture [C, H, W]."""
+    """Wang et al. 2004, equations 13 to 17, window by window. One image [C, H, W]."""
     window = torch.tensor([[math.exp(-(i * i + j * j) / 4.5) for j in range(-5, 6)] for i in range(-5, 6)])
     window = (window / window.sum()).double()
     total, count = 0.0, 0
@@ -44,14 +44,14 @@ def slow_ssim(x: Tensor, y: Tensor) -> float:
 
 
 def test_ssim_equals_a_slow_loop() -> None:
-    x, y = pictures(2, 3, 14, 17)
+    x, y = images(2, 3, 14, 17)
     expected = [slow_ssim(a, b) for a, b in zip(x, y, strict=True)]
     torch.testing.assert_close(ssim(x, y), torch.tensor(expected), rtol=1e-5, atol=0)
     torch.testing.assert_close(ssim(x, x), torch.ones(2))
     torch.testing.assert_close(ssim(x, y), ssim(y, x))
 
 
-def test_ssim_of_too_small_pictures_is_an_error() -> None:
+def test_ssim_of_too_small_images_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 11x11 pixels, got 8x16"):
         ssim(torch.rand(1, 3, 8, 16), torch.rand(1, 3, 8, 16))
 

@@ -1,4 +1,4 @@
-"""A candidate is the same alone or in a batch; what is kept of a picture is kept; wrong options are one line."""
+"""A candidate is the same alone or in a batch; what is kept of an image is kept; wrong options are one line."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def no_clip(pipe: TextToImage) -> TextToImage:
     return TextToImage(pipe.model, pipe.text_tokenizer, pipe.image_tokenizer)
 
 
-def pixels(picture: Image.Image) -> Tensor:
+def pixels(image: Image.Image) -> Tensor:
     """PIL -> int [H, W, 3]."""
-    return torch.tensor([picture.getpixel((x, y)) for y in range(picture.height) for x in range(picture.width)]).view(
-        picture.height, picture.width, -1
+    return torch.tensor([image.getpixel((x, y)) for y in range(image.height) for x in range(image.width)]).view(
+        image.height, image.width, -1
     )
 
 
@@ -93,11 +93,11 @@ def test_a_candidate_is_the_same_alone_and_in_any_batch(pipe: TextToImage) -> No
     assert len({tuple(c.flatten().tolist()) for c in together[1].codes}) > 1  # seeds do differ
 
 
-def test_pictures_and_scores_are_those_of_the_codes(pipe: TextToImage) -> None:
+def test_images_and_scores_are_those_of_the_codes(pipe: TextToImage) -> None:
     (result,) = pipe("a red heart", n=3, seed=1)
     decoded = pipe.image_tokenizer.decode(result.codes)
-    for tensor, picture in zip(decoded, result.images, strict=True):
-        assert torch.equal(pixels(picture), (tensor * 255).round().to(torch.int64).permute(1, 2, 0))
+    for tensor, image in zip(decoded, result.images, strict=True):
+        assert torch.equal(pixels(image), (tensor * 255).round().to(torch.int64).permute(1, 2, 0))
     assert pipe.clip is not None and result.scores is not None
     assert result.scores == pytest.approx(score(pipe.clip, decoded, ["a red heart"] * 3).tolist(), abs=1e-5)
 
@@ -114,11 +114,11 @@ def test_without_clip_all_are_kept_in_order(no_clip: TextToImage) -> None:
         no_clip("a red heart", n=3, keep=2)
 
 
-def test_kept_rows_are_those_of_the_picture(pipe: TextToImage) -> None:
-    picture = noise()
-    codes = pipe.image_tokenizer.encode(square_tensor(picture, IMAGE_SIZE)[None])[0]
+def test_kept_rows_are_those_of_the_image(pipe: TextToImage) -> None:
+    image = noise()
+    codes = pipe.image_tokenizer.encode(square_tensor(image, IMAGE_SIZE)[None])[0]
     for keep_rows, rows in ((0.5, 2), (1, 1), (3, 3)):
-        (result,) = pipe("a red heart", n=4, image=picture, keep_rows=keep_rows)
+        (result,) = pipe("a red heart", n=4, image=image, keep_rows=keep_rows)
         assert (result.codes[:, :rows] == codes[:rows]).all()
         assert len({tuple(c[rows:].flatten().tolist()) for c in result.codes}) > 1
 
@@ -149,10 +149,10 @@ def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
     assert redrawn_pixels(Image.new("L", (8, 8), 255), 16).all()
 
 
-def test_pictures_are_cut_and_transparency_becomes_white() -> None:
-    picture = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
-    picture.paste((0, 0, 255, 255), (2, 0, 4, 4))
-    tensor = square_tensor(picture, 4)
+def test_images_are_cut_and_transparency_becomes_white() -> None:
+    image = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (2, 0, 4, 4))
+    tensor = square_tensor(image, 4)
     assert torch.equal(tensor[:, :, :2], torch.tensor([0.0, 0, 1]).view(3, 1, 1).expand(3, 4, 2))
     assert torch.equal(tensor[:, :, 2:], torch.ones(3, 4, 2))
 

@@ -37,7 +37,7 @@ def model_without_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with a picture and a mask of its size."""
+    """An empty working folder, with an image and a mask of its size."""
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((IMAGE_SIZE, IMAGE_SIZE), 90).convert("RGB").save("face.png")
     mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
@@ -52,11 +52,11 @@ def test_draws_ranks_and_writes(model: Path, here: Path, capsys: pytest.CaptureF
     folder = here / "outputs" / "a-red-heart-7"
     assert capsys.readouterr().out.strip() == str(Path("outputs", "a-red-heart-7", "grid.png"))
     content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    assert [p["prompt"] for p in content["pictures"]] == ["a red heart"] * 2 + ["लाल दिल"] * 2
-    names = {p["file"] for p in content["pictures"]}
+    assert [p["prompt"] for p in content["images"]] == ["a red heart"] * 2 + ["लाल दिल"] * 2
+    names = {p["file"] for p in content["images"]}
     assert {p.name for p in folder.iterdir()} == names | {"grid.png", "scores.json"}
-    assert len(names) == 4 and all(7 <= p["seed"] < 12 for p in content["pictures"])
-    first, second = (p["score"] for p in content["pictures"][:2])
+    assert len(names) == 4 and all(7 <= p["seed"] < 12 for p in content["images"])
+    first, second = (p["score"] for p in content["images"][:2])
     assert 1 >= first >= second >= -1
     assert Image.open(folder / "grid.png").width > 2 * 128
     assert len(content["model"]) == 64
@@ -72,15 +72,15 @@ def test_a_png_can_be_drawn_again_from_its_metadata(model: Path, here: Path) -> 
     files = sorted(folder.glob("*.png"))
     assert len(files) == 3
     for file in files:
-        picture = Image.open(file)
-        texts = picture.text  # type: ignore[attr-defined]
+        image = Image.open(file)
+        texts = image.text  # type: ignore[attr-defined]
         assert texts["prompt"] == "लाल दिल" and texts["model"] == pipe.model_hash
         options = json.loads(texts["options"])
         assert options["image"]["file"] == "face.png" and len(options["mask"]["sha256"]) == 64
         names = ("temperature", "top_k", "top_p", "guidance", "keep_rows")
         given = {name: options[name] for name in names} | {n: Image.open(options[n]["file"]) for n in ("image", "mask")}
         (again,) = pipe(texts["prompt"], seed=int(texts["seed"]), **given)
-        assert ImageChops.difference(again.images[0], picture).getbbox() is None
+        assert ImageChops.difference(again.images[0], image).getbbox() is None
 
 
 def test_a_window_takes_fewer_steps_for_the_same_files(model: Path, here: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_window_takes_fewer_steps_for_the_same_files(model: Path, here: Path) 
         assert sample.main(["लाल दिल", *options, "--model", str(model)]) == 0
         (folder,) = (here / window).iterdir()
         content = json.loads((folder / "scores.json").read_text())
-        found.append((content["steps"], [(folder / p["file"]).read_bytes() for p in content["pictures"]]))
+        found.append((content["steps"], [(folder / p["file"]).read_bytes() for p in content["images"]]))
     assert found[0][1] == found[1][1]
     assert found[0][0] == 3 * 16 and 3 < found[1][0] < 3 * 16
 
@@ -104,8 +104,8 @@ def test_faster_ways_to_draw(model: Path, here: Path) -> None:
         assert sample.main(["a dog", "--n", "6", "--model", str(model), "--out", name, *options]) == 0
         (folder,) = (here / name).iterdir()
         content = json.loads((folder / "scores.json").read_text())
-        pictures = sorted(content["pictures"], key=lambda picture: picture["seed"])
-        found[name] = content["steps"], [Image.open(folder / p["file"]).tobytes() for p in pictures]
+        images = sorted(content["images"], key=lambda image: image["seed"])
+        found[name] = content["steps"], [Image.open(folder / p["file"]).tobytes() for p in images]
     assert found["little memory"] == (6 * 16, found["plain"][1])  # one after the other, the same
     assert found["all guided"] == found["guided"] != found["plain"]
     assert found["half guided"][1] not in (found["plain"][1], found["guided"][1])
@@ -117,17 +117,17 @@ def test_earlier_outputs_are_not_overwritten(model_without_clip: Path, here: Pat
         assert sample.main(["A dog?", "--n", "1", "--model", str(model_without_clip), "--out", "there"]) == 0
     assert sorted(p.name for p in (here / "there").iterdir()) == ["a-dog-0", "a-dog-0-2", "a-dog-0-3"]
     content = json.loads((here / "there" / "a-dog-0" / "scores.json").read_text())
-    assert content["pictures"][0]["score"] is None
+    assert content["images"][0]["score"] is None
 
 
 def test_many_prompts_are_drawn_in_groups_and_all_written(model: Path, here: Path) -> None:
     prompts = [f"{i} red hearts" for i in range(5)]
     assert sample.main([*prompts, "--n", "16", "--keep", "1", "--model", str(model)]) == 0
     content = json.loads((here / "outputs" / "0-red-hearts-0" / "scores.json").read_text())
-    assert [p["prompt"] for p in content["pictures"]] == prompts
+    assert [p["prompt"] for p in content["images"]] == prompts
 
 
-def test_from_the_top_of_a_picture(model: Path, here: Path) -> None:
+def test_from_the_top_of_a_image(model: Path, here: Path) -> None:
     assert sample.main(["a dog", "--image", "face.png", "--keep-rows", "0.5", "--n", "2", "--model", str(model)]) == 0
 
 
@@ -158,9 +158,9 @@ WRONG = {
         ["a", "--image", "face.png", "--keep-rows", "2", "--mask", "mask.png"],
         "either keep_rows or mask",
     ),
-    "a folder as picture": (["a", "--image", ".", "--keep-rows", "1"], "cannot be read"),
-    "half a picture": (["a", "--image", "cut.png", "--keep-rows", "1"], "cut.png: the picture cannot be decoded"),
-    "text as mask": (["a", "--image", "face.png", "--mask", "text.txt"], "text.txt: the file is text, not a picture"),
+    "a folder as image": (["a", "--image", ".", "--keep-rows", "1"], "cannot be read"),
+    "half an image": (["a", "--image", "cut.png", "--keep-rows", "1"], "cut.png: the image cannot be decoded"),
+    "text as mask": (["a", "--image", "face.png", "--mask", "text.txt"], "text.txt: the file is text, not an image"),
     "black mask": (["a", "--image", "face.png", "--mask", "black.png"], "no white pixel"),
     "an empty folder as model": (["a", "--model", "empty"], "empty cannot be loaded: it has no config.yaml"),
     "a file as model": (["a", "--model", "text.txt"], "text.txt is no file of torch.save, or a damaged one"),
@@ -169,8 +169,8 @@ WRONG = {
     "out under a file": (["a", "--out", "text.txt/out"], "text.txt is not a folder that can be written"),
     "out is a file": (["a", "--out", "text.txt"], "text.txt is not a folder that can be written"),
     "not a prompt": (["a\udcff"], "surrogate"),
-    "no such picture": (["a", "--image", "none.png", "--keep-rows", "1"], "none.png: no such picture"),
-    "text as picture": (["a", "--image", "text.txt", "--keep-rows", "1"], "text.txt: the file is text, not a picture"),
+    "no such image": (["a", "--image", "none.png", "--keep-rows", "1"], "none.png: no such image"),
+    "text as image": (["a", "--image", "text.txt", "--keep-rows", "1"], "text.txt: the file is text, not an image"),
     "mask of another size": (["a", "--image", "face.png", "--mask", "small.png"], "mask is 4x4 and image 16x16"),
     "mask without image": (["a", "--mask", "mask.png"], "mask needs an image"),
     "image alone": (["a", "--image", "face.png"], "either keep_rows or mask"),
@@ -183,7 +183,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_are_one_line(model: Path, here: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     arguments, message = WRONG[name]
-    (here / "text.txt").write_text("not a picture")
+    (here / "text.txt").write_text("not an image")
     (here / "empty").mkdir()
     (here / "cut.png").write_bytes((here / "face.png").read_bytes()[:200])
     Image.new("L", (4, 4), 255).save(here / "small.png")
@@ -250,17 +250,17 @@ def test_no_space_left_keeps_what_is_finished(
 ) -> None:
     write = dalle.images.png.write_png
 
-    def full(picture: Image.Image, path: Path, texts: dict[str, str]) -> None:
+    def full(image: Image.Image, path: Path, texts: dict[str, str]) -> None:
         if path.name.startswith("02-02"):
             raise OSError(28, "No space left on device", str(path))
-        write(picture, path, texts)
+        write(image, path, texts)
 
     monkeypatch.setattr(dalle.images.png, "write_png", full)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith("sample.py: ") and "No space left on device" in err
     folder = here / "outputs" / "a-dog-0"
-    assert len(json.loads((folder / "scores.json").read_text())["pictures"]) == 2
+    assert len(json.loads((folder / "scores.json").read_text())["images"]) == 2
     assert sorted(p.name[:5] for p in folder.glob("*.png")) == ["01-01", "01-02", "02-01"]
 
 
@@ -305,9 +305,9 @@ def test_ctrl_c_keeps_what_is_finished(
     monkeypatch.setattr(TextToImage, "__call__", interrupted)
     monkeypatch.setattr(sample, "_TOGETHER", 1)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 130
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished pictures: ")
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished images: ")
     folder = here / "outputs" / "a-dog-0"
-    assert len(json.loads((folder / "scores.json").read_text())["pictures"]) == 2
+    assert len(json.loads((folder / "scores.json").read_text())["images"]) == 2
     assert len(list(folder.glob("01-*.png"))) == 2 and (folder / "grid.png").exists()
     assert sample.main(["a dog", "--n", "2", "--model", str(model)]) == 0
     calls.clear()

@@ -52,7 +52,7 @@ def test_a_folder_of_weights(name: str, tmp_path: Path) -> None:
 
 
 def test_large_models_are_not_absurd() -> None:
-    """The paper's 12 billion parameters, ruDALL-E XXL, a picture of 8192 pixels a side, a CLIP of bigG size."""
+    """The paper's 12 billion parameters, ruDALL-E XXL, an image of 8192 pixels a side, a CLIP of bigG size."""
     DALLEConfig(
         transformer=TransformerConfig(width=3968, depth=64, heads=62), text_vocab=16384, text_length=256,
         image_vocab=8192, grid=(32, 32),

@@ -1,6 +1,6 @@
-"""Pictures and texts to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
+"""Images and texts to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
 
-Letters: N texts, B pictures of a batch, S side of CLIP's pictures, D dimensions of the vectors.
+Letters: N texts, B images of a batch, S side of CLIP's images, D dimensions of the vectors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dalle.models.clip import CLIP
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
 
 ImageLike = str | Path | bytes | Image.Image
-"""A picture as it may be given: the path or the bytes of a file, or one of Pillow's."""
+"""An image as it may be given: the path or the bytes of a file, or one of Pillow's."""
 
 
 class Records(Protocol):
@@ -42,7 +42,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of a picture file once it has been read."""
+    """What is known of an image file once it has been read."""
 
     width: int  # pixels
     height: int
@@ -67,16 +67,16 @@ class EmbeddingBatch:
 
 
 @torch.inference_mode()
-def embed_pictures(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[EmbeddingBatch]:
+def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[EmbeddingBatch]:
     """The vectors of all records, batch after batch, in their order.
 
-    A picture is read as in training: the largest square in its middle, at CLIP's size (`dalle.images.read`).
+    An image is read as in training: the largest square in its middle, at CLIP's size (`dalle.images.read`).
 
     Args:
         clip: Loaded by `dalle.load_clip`.
         records: What to read.
-        batch_size: Pictures at a time; the vectors do not depend on it.
-        workers: Processes that read pictures; 0 reads them in this one.
+        batch_size: Images at a time; the vectors do not depend on it.
+        workers: Processes that read images; 0 reads them in this one.
 
     Raises:
         ValueError: batch_size or workers is out of range.
@@ -134,16 +134,16 @@ def fingerprint(clip: CLIP) -> str:
     return digest.hexdigest()
 
 
-def as_record(picture: ImageLike, name: str = "picture") -> Record:
-    """A picture however it is given, as a record; `name` is what errors call one that is no file."""
-    if isinstance(picture, bytes):
-        return Record(name, picture=picture)
-    if isinstance(picture, Image.Image):
-        whole = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
+def as_record(image: ImageLike, name: str = "image") -> Record:
+    """An image however it is given, as a record; `name` is what errors call one that is no file."""
+    if isinstance(image, bytes):
+        return Record(name, image=image)
+    if isinstance(image, Image.Image):
+        whole = image if image.mode in _PNG_MODES else image.convert("RGB")
         buffer = io.BytesIO()
         whole.save(buffer, "PNG", compress_level=1)
-        return Record(name, picture=buffer.getvalue())
-    return Record(str(picture), picture=FileSpan(str(Path(picture).expanduser())))
+        return Record(name, image=buffer.getvalue())
+    return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
 
 
 class _Decoded(Dataset[tuple[np.ndarray, ImageInfo] | BadRecord]):

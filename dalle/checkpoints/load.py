@@ -70,7 +70,7 @@ def load_image_tokenizer(
         source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
         device: where its weights go.
         dtype: floating type of its weights; None: float32.
-        rows: of published ones, the rows of codes of its pictures; None: of those that it was trained on.
+        rows: of published ones, the rows of codes of its images; None: of those that it was trained on.
 
     Raises:
         ValueError: nothing is there, it is something else, or its weights do not fit its config.

@@ -50,7 +50,7 @@ def save(
         _write(tensors, folder, new, storage)
         recorded: dict[str, Any] = {}
         for name, source in (parts or {}).items():
-            # A card stays with what it is about: its pictures and links are not for another place.
+            # A card stays with what it is about: its images and links are not for another place.
             shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("README.md", "*.png"))
             recorded[name] = {"path": name, "sha256": folder_hash(new / name)}
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
@@ -169,7 +169,7 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
 
     `tensors` take the place of its weights, where they are given.
 
-    Cards (README.md) and pictures that are in `target` stay. So does its config.yaml where that is a recipe (it has
+    Cards (README.md) and images that are in `target` stay. So does its config.yaml where that is a recipe (it has
     `data:`), as in tokenizers/NAME: the recipe's file serves the loader too.
 
     Raises:

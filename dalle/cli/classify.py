@@ -1,4 +1,4 @@
-"""python -m dalle classify: pictures to labels that are only named."""
+"""python -m dalle classify: images to labels that are only named."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("classify", help="put pictures to labels that are only named, with CLIP")
-    command.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
+    command = commands.add_parser("classify", help="put images to labels that are only named, with CLIP")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     add_label_options(command)
-    command.add_argument("--top", type=int, default=5, help="labels shown for each picture (%(default)s)")
+    command.add_argument("--top", type=int, default=5, help="labels shown for each image (%(default)s)")
     command.add_argument(
         "--threshold",
         type=float,
@@ -44,20 +44,20 @@ def add_label_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--templates",
         metavar="SET",
-        help="sentences that ship: plain, pictures-en, -hi, -ne, emoji-en, ..., style-en, ...; several with commas "
-        "(default: emoji-en with the CLIP that ships, else pictures-en)",
+        help="sentences that ship: plain, images-en, -hi, -ne, emoji-en, ..., style-en, ...; several with commas "
+        "(default: emoji-en with the CLIP that ships, else images-en)",
     )
 
 
 def add_clip_options(command: argparse.ArgumentParser) -> None:
-    """The options of every command that reads pictures with a CLIP."""
+    """The options of every command that reads images with a CLIP."""
     command.add_argument(
         "--clip", metavar="SOURCE", help="file or folder of a CLIP, or a hub id (default: the one that ships)"
     )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
-    command.add_argument("--batch-size", type=int, default=64, help="pictures at a time (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     command.add_argument(
-        "--workers", type=int, default=0, help="processes that read pictures; 0: none beside (%(default)s)"
+        "--workers", type=int, default=0, help="processes that read images; 0: none beside (%(default)s)"
     )
     command.add_argument("--json", action="store_true", help="print JSON, not a table")
 
@@ -87,31 +87,31 @@ def _run(args: argparse.Namespace) -> None:
 
     from dalle.apps.zeroshot import ZeroShotClassifier
     from dalle.data.base import BadRecord
-    from dalle.data.custom.folder import picture_files
+    from dalle.data.custom.folder import image_files
 
     labels = labels_of(args)
     if labels is None:
         raise ValueError("no labels: give --labels cat,dog or --labels-file FILE")
-    records = [record for path in args.pictures for record in picture_files(path)]
+    records = [record for path in args.images for record in image_files(path)]
     classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []
     found = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold)
-    for result in tqdm(found, total=len(records), unit="picture", disable=None if len(records) > 1 else True):
+    for result in tqdm(found, total=len(records), unit="image", disable=None if len(records) > 1 else True):
         if isinstance(result, BadRecord):
             broken.append(result)
-            results.append({"picture": result.name, "error": result.reason})
+            results.append({"image": result.name, "error": result.reason})
             continue
         results.append(_plain(result))
         if not args.json:
             tqdm.write(_table(result), file=sys.stdout)
     if len(broken) == len(records):
-        more = f"; none of {len(records)} pictures can be read" if len(records) > 1 else ""
+        more = f"; none of {len(records)} images can be read" if len(records) > 1 else ""
         raise ValueError(f"{broken[0]}{more}")
     for error in broken:
         print(f"dalle classify: skipped {error}", file=sys.stderr)
     if args.json:
-        shown = {"labels": classifier.labels, "templates": classifier.templates, "pictures": results}
+        shown = {"labels": classifier.labels, "templates": classifier.templates, "images": results}
         print(json.dumps(shown, indent=2, ensure_ascii=False))
 
 
@@ -119,7 +119,7 @@ def _plain(result: Prediction) -> dict[str, Any]:
     rows = zip(result.labels, result.probabilities, strict=True)
     labels = [{"label": label, "probability": round(value, 6)} for label, value in rows]
     none = {} if result.none is None else {"none": round(result.none, 6)}
-    return {"picture": result.picture, "labels": labels, **none}
+    return {"image": result.image, "labels": labels, **none}
 
 
 def _table(result: Prediction) -> str:
@@ -127,4 +127,4 @@ def _table(result: Prediction) -> str:
     lines = [f"  {value:7.2%}  {label}" for label, value in rows]
     if not lines and result.none is not None:
         lines = [f"  {result.none:7.2%}  none of these"]
-    return "\n".join([result.picture, *lines])
+    return "\n".join([result.image, *lines])

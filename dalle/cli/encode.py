@@ -18,15 +18,15 @@ _EPILOG = "Several processes: torchrun --nproc_per_node N -m dalle encode CONFIG
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("encode", help="pictures and captions as token shards", epilog=_EPILOG)
+    command = commands.add_parser("encode", help="images and captions as token shards", epilog=_EPILOG)
     command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle: its data, its tokenizer")
     command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; train with data.kind=tokens")
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to change")
-    command.add_argument("--views", type=int, default=1, help="of each picture, as epochs would show it (%(default)s)")
+    command.add_argument("--views", type=int, default=1, help="of each image, as epochs would show it (%(default)s)")
     command.add_argument("--mirror", action="store_true", help="each view mirrored too; 'left of' turns false in it")
-    command.add_argument("--shard-images", type=int, default=8192, help="pictures of a shard (%(default)s)")
-    command.add_argument("--batch-size", type=int, default=64, help="pictures encoded at a time (%(default)s)")
-    command.add_argument("--workers", type=int, default=2, help="threads that read pictures (%(default)s)")
+    command.add_argument("--shard-images", type=int, default=8192, help="images of a shard (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="images encoded at a time (%(default)s)")
+    command.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""python -m dalle eval classify: how well a CLIP puts pictures to classes that it is only told the names of."""
+"""python -m dalle eval classify: how well a CLIP puts images to classes that it is only told the names of."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser("eval classify", help="top-1 and top-5 of zero-shot classification with a CLIP")
     command.add_argument(
-        "pictures",
-        metavar="PICTURES",
+        "images",
+        metavar="IMAGES",
         help="a folder with a subfolder for each class, parquet files, a data set of the hub, or emoji",
     )
     command.add_argument(
         "--by", metavar="COLUMN", help="column with the class (label); of the emoji style or group (style)"
     )
-    command.add_argument("--image", metavar="COLUMN", help="column with pictures (default: one of the usual names)")
+    command.add_argument("--image", metavar="COLUMN", help="column with images (default: one of the usual names)")
     command.add_argument("--split", help="of the data set (default: test_pair of the emoji, else train)")
     add_label_options(command)
     command.add_argument(
@@ -36,25 +36,25 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.zeroshot import ZeroShotClassifier
-    from dalle.apps.zeroshot.confusion import confusion_picture
-    from dalle.apps.zeroshot.labelled import accuracy_on, labelled_pictures
+    from dalle.apps.zeroshot.confusion import confusion_image
+    from dalle.apps.zeroshot.labelled import accuracy_on, labelled_images
     from dalle.images.png import write_png
 
-    data = labelled_pictures(args.pictures, args.by, args.split, args.image)
+    data = labelled_images(args.images, args.by, args.split, args.image)
     templates = templates_given(args) or data.templates
     classifier = ZeroShotClassifier.from_pretrained(labels_of(args) or data.labels, args.clip, templates, args.device)
-    with tqdm(total=len(data.records), unit="picture", disable=None) as bar:
+    with tqdm(total=len(data.records), unit="image", disable=None) as bar:
         found = accuracy_on(classifier, data, args.batch_size, args.workers, bar.update)
     for reason in found.broken:
         print(f"dalle eval classify: skipped {reason}", file=sys.stderr)
     if args.confusion is not None:
         args.confusion.parent.mkdir(parents=True, exist_ok=True)
-        write_png(confusion_picture(found.counts, classifier.labels), args.confusion, {})
+        write_png(confusion_image(found.counts, classifier.labels), args.confusion, {})
     if args.json:
         more = {"labels": classifier.labels, "confusion": found.counts.tolist(), "skipped": found.broken}
-        print(json.dumps({"source": args.pictures} | found.figures | more, indent=2, ensure_ascii=False))
+        print(json.dumps({"source": args.images} | found.figures | more, indent=2, ensure_ascii=False))
         return
-    print(f"{args.pictures}, {found.figures['images']} images, {len(classifier.labels)} labels")
+    print(f"{args.images}, {found.figures['images']} images, {len(classifier.labels)} labels")
     for name in (name for name in found.figures if name != "images"):
         print(f"  {name:<20} {found.figures[name]:10.4f}  {_MEANING[name]}")
 

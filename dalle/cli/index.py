@@ -1,4 +1,4 @@
-"""python -m dalle index: make a searchable index of pictures, or bring it up to date."""
+"""python -m dalle index: make a searchable index of images, or bring it up to date."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 from dalle.cli.classify import add_clip_options
 
-_SHOWN = 20  # broken pictures that are named, of many; --json names all
+_SHOWN = 20  # broken images that are named, of many; --json names all
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("index", help="make an index of pictures to search in, or bring it up to date")
+    command = commands.add_parser("index", help="make an index of images to search in, or bring it up to date")
     command.add_argument(
-        "pictures",
+        "images",
         nargs="*",
-        metavar="PICTURES",
-        help="folders (with those below), picture, .parquet or .tar files, patterns, ids of the hub; the index then "
+        metavar="IMAGES",
+        help="folders (with those below), image, .parquet or .tar files, patterns, ids of the hub; the index then "
         "holds just these (default: those of the last time)",
     )
     command.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
     command.add_argument("--split", default="train", help="of a data set of the hub (%(default)s)")
-    command.add_argument("--image", metavar="COLUMN", help="column with pictures (default: one of the usual names)")
+    command.add_argument("--image", metavar="COLUMN", help="column with images (default: one of the usual names)")
     command.add_argument(
         "--caption", metavar="COLUMN", help="column with captions (default: one of the usual names, if any)"
     )
@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         "--export",
         type=Path,
         metavar="FILE",
-        help="write the vectors as parquet for a vector database; without PICTURES nothing else is done",
+        help="write the vectors as parquet for a vector database; without IMAGES nothing else is done",
     )
     add_clip_options(command)
     command.set_defaults(run=_run)
@@ -47,9 +47,9 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search.store import Source
 
     told: dict[str, Any] = {"index": str(args.out)}
-    if args.pictures or args.export is None:
-        sources = [Source(path, args.split, args.image, args.caption) for path in args.pictures]
-        with tqdm(unit="picture", disable=None) as bar:
+    if args.images or args.export is None:
+        sources = [Source(path, args.split, args.image, args.caption) for path in args.images]
+        with tqdm(unit="image", disable=None) as bar:
 
             def show(done: int, total: int) -> None:
                 bar.total = total
@@ -78,9 +78,9 @@ def _run(args: argparse.Namespace) -> None:
 
 def _table(told: dict[str, Any]) -> str:
     lines = []
-    if "pictures" in told:
+    if "images" in told:
         counts = ("embedded", "unchanged", "dropped")
-        parts = [f"{told['pictures']} pictures", *(f"{told[name]} {name}" for name in counts)]
+        parts = [f"{told['images']} images", *(f"{told[name]} {name}" for name in counts)]
         lines.append(f"{told['index']}: {', '.join(parts)}, {len(told['broken'])} broken")
     if "exported" in told:
         lines.append(f"{told['file']}: {told['exported']} vectors")

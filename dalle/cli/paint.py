@@ -1,4 +1,4 @@
-"""python -m dalle paint: a picture for a prompt by VQGAN+CLIP, with its state, and perhaps a video of how it came."""
+"""python -m dalle paint: an image for a prompt by VQGAN+CLIP, with its state, and perhaps a video of how it came."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OWN = ("resume", "video", "fps", "save_every", "preview_every", "out", "device"
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("paint", help="paint a prompt: optimise a picture until CLIP finds the prompt in it")
+    command = commands.add_parser("paint", help="paint a prompt: optimise an image until CLIP finds the prompt in it")
     command.add_argument(
         "prompt", nargs="?", default=argparse.SUPPRESS, metavar="PROMPT", help=descriptions(PaintOptions)["prompt"]
     )
@@ -31,15 +31,15 @@ def add(commands: Any) -> None:
     command.add_argument("--resume", type=Path, metavar="STATE", help="state.safetensors to go on from, or its folder")
     command.add_argument("--video", type=Path, metavar="FILE", help="write a video of the steps: .mp4, .gif or .webp")
     command.add_argument("--fps", type=int, default=24, help="frames a second of the video (default: %(default)s)")
-    command.add_argument("--save-every", type=int, metavar="STEPS", help="keep a picture each so many steps")
+    command.add_argument("--save-every", type=int, metavar="STEPS", help="keep an image each so many steps")
     command.add_argument(
-        "--preview-every", type=int, default=10, metavar="STEPS", help="renew picture.png so often (%(default)s)"
+        "--preview-every", type=int, default=10, metavar="STEPS", help="renew image.png so often (%(default)s)"
     )
     command.add_argument(
         "--out", type=Path, default=Path("outputs"), help="where each painting gets a new folder (default: %(default)s)"
     )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
-    command.add_argument("--json", action="store_true", help="print JSON: picture, state, steps, losses, seconds")
+    command.add_argument("--json", action="store_true", help="print JSON: image, state, steps, losses, seconds")
     command.set_defaults(run=_run)
 
 
@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace) -> None:
         )
         raise SystemExit(130)
     if not args.json:
-        print(run.folder / "picture.png")
+        print(run.folder / "image.png")
 
 
 def _options(args: argparse.Namespace) -> tuple[PaintOptions, Any]:
@@ -110,7 +110,7 @@ def _options(args: argparse.Namespace) -> tuple[PaintOptions, Any]:
 
 
 class _Run:
-    """The files of one painting, in a folder of its own: picture.png, state.safetensors, frames and a video."""
+    """The files of one painting, in a folder of its own: image.png, state.safetensors, frames and a video."""
 
     def __init__(self, painter: Painter, folder: Path, args: argparse.Namespace) -> None:
         self.painter, self.folder, self.args = painter, folder, args
@@ -126,23 +126,23 @@ class _Run:
         if self.args.video is not None and step % options.frame_every == 0:
             self._frame()
         if self.args.save_every is not None and step % self.args.save_every == 0:
-            self._picture(f"step-{step:05d}.png")
+            self._image(f"step-{step:05d}.png")
             self._state()
         if step % self.args.preview_every == 0:
-            self._picture("picture.png")
+            self._image("image.png")
 
     def finish(self) -> None:
-        """Write the picture and the state, and put frames together."""
+        """Write the image and the state, and put frames together."""
         from dalle.apps.vqgan_clip.video import write_video
 
-        self._picture("picture.png")
+        self._image("image.png")
         self._state()
         if self.args.video is not None:
             write_video(sorted(self.frames.glob("*.png")), self.args.video, self.args.fps)
 
     def paths(self) -> dict[str, str]:
         """The files by what they are."""
-        paths = {"picture": str(self.folder / "picture.png"), "state": str(self.folder / "state.safetensors")}
+        paths = {"image": str(self.folder / "image.png"), "state": str(self.folder / "state.safetensors")}
         return paths if self.args.video is None else paths | {"video": str(self.args.video)}
 
     def _state(self) -> None:
@@ -151,17 +151,17 @@ class _Run:
         save_state(self.painter, self.folder / "state.safetensors")
 
     def _frame(self) -> None:
-        self._picture(f"frames/{self.painter.step:06d}.png")
+        self._image(f"frames/{self.painter.step:06d}.png")
 
-    def _picture(self, name: str) -> None:
+    def _image(self, name: str) -> None:
         from dalle.images.png import write_png
         from dalle.images.transforms import to_image
 
-        picture = to_image(self.painter.picture())
-        write_png(picture, self.folder / name, self.texts | {"step": str(self.painter.step)})
+        image = to_image(self.painter.image())
+        write_png(image, self.folder / name, self.texts | {"step": str(self.painter.step)})
 
     def _texts(self) -> dict[str, str]:
-        """Metadata: all that is needed to paint the same picture again."""
+        """Metadata: all that is needed to paint the same image again."""
         from dalle.apps.vqgan_clip.prompts import parse_images
         from dalle.cli.outputs import named
         from dalle.config import to_dict
@@ -181,7 +181,7 @@ class _Run:
 
 
 def _command(options: PaintOptions) -> str:
-    """The command line that paints the same picture: all options that differ from the defaults."""
+    """The command line that paints the same image: all options that differ from the defaults."""
     from dalle.config import to_dict
 
     words = ["python", "-m", "dalle", "paint", options.prompt]

@@ -1,4 +1,4 @@
-"""python -m dalle report: the curves and pictures of a run as one HTML file."""
+"""python -m dalle report: the curves and images of a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("report", help="curves and pictures of a run as one HTML file")
+    command = commands.add_parser("report", help="curves and images of a run as one HTML file")
     command.add_argument("folder", type=Path, metavar="RUN", help="folder of a run: run.dir of its training")
     command.set_defaults(run=_run)
 

@@ -19,7 +19,7 @@ from dalle.generation.options import SamplingConfig
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
 
-_DESCRIPTION = 'Draw pictures for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
+_DESCRIPTION = 'Draw images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
 _GIVEN = ("family", "heads", "convention", "grid")
 
 
@@ -32,15 +32,15 @@ class SampleConfig:
     keep: int | None = None
     """How many of them to keep, the best by CLIP; all if not given."""
     seed: int = 0
-    """Seed of the first candidate; candidate i has seed + i, and is the same picture if drawn alone with it."""
+    """Seed of the first candidate; candidate i has seed + i, and is the same image if drawn alone with it."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Options of `SamplingConfig`; the model's own where not given."""
     image: Path | None = None
-    """Picture to go on from, with --keep-rows or --mask; its middle square is used."""
+    """Image to go on from, with --keep-rows or --mask; its middle square is used."""
     keep_rows: float | None = None
     """Rows of codes to keep from the top of --image: below 1 a fraction of them, else a whole number."""
     mask: Path | None = None
-    """Picture of the size of --image, white where it is drawn anew."""
+    """Image of the size of --image, white where it is drawn anew."""
     model: str | None = None
     """Folder or file of the model (or a hub id), ours or as published; the one that ships with the repository if not
     given."""
@@ -57,18 +57,18 @@ class SampleConfig:
     out: Path = Path("outputs")
     """Folder in which each run makes a folder of its own."""
     grid: bool = True
-    """Write grid.png, all kept pictures with their prompts."""
+    """Write grid.png, all kept images with their prompts."""
     device: str = "auto"
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
     window: int = 1
-    """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The pictures do not depend
+    """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The images do not depend
     on it."""
     compiled: bool = False
     """On a GPU: have torch.compile make the steps faster, which takes a minute or so first."""
     batch_size: int | None = None
-    """Candidates at a time; as many as fit the memory if not given. The pictures do not depend on it."""
+    """Candidates at a time; as many as fit the memory if not given. The images do not depend on it."""
     max_memory: str | None = None
     """What a batch may take beside the weights, for example 2GB; half of the free memory if not given."""
 
@@ -93,25 +93,25 @@ def published_options(settings: SampleConfig) -> dict[str, Any]:
 
 
 class SampleFiles:
-    """The files of one run: a PNG for each kept picture, scores.json, grid.png; in a folder that is new."""
+    """The files of one run: a PNG for each kept image, scores.json, grid.png; in a folder that is new."""
 
     def __init__(self, settings: SampleConfig):
         self.settings = settings
-        self.folder: Path | None = None  # made with the first picture, so that an error leaves no empty folder
+        self.folder: Path | None = None  # made with the first image, so that an error leaves no empty folder
         self.model_hash = ""
         self.options = recorded_options(settings)
         self.steps = 0
         self.results: list[Result] = []
-        self.pictures: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []
 
     def add(self, result: Result) -> None:
-        """Write the pictures of one prompt."""
+        """Write the images of one prompt."""
         from dalle.images.png import write_png
 
         if self.folder is None:
             self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
         self.results.append(result)
-        for rank, (picture, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+        for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
             name = f"{len(self.results):02d}-{rank + 1:02d}-seed{seed}.png"
             score = None if result.scores is None else result.scores[rank]
             texts = {
@@ -121,13 +121,13 @@ class SampleFiles:
                 "model": self.model_hash,
                 "Software": f"dalle {__version__}",
             }
-            write_png(picture, self.folder / name, texts)
-            self.pictures.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
+            write_png(image, self.folder / name, texts)
+            self.images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
         content = {
             "model": self.model_hash,
             "options": self.options,
             "steps": self.steps,
-            "pictures": self.pictures,
+            "images": self.images,
         }
         write_text(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -149,7 +149,7 @@ class SampleFiles:
 
 
 def recorded_options(settings: SampleConfig) -> dict[str, Any]:
-    """What, beside prompt, seed and the model's hash, decides on a picture."""
+    """What, beside prompt, seed and the model's hash, decides on an image."""
     names = (
         "model",
         "image_tokenizer",

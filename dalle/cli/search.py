@@ -1,4 +1,4 @@
-"""python -m dalle search: pictures of an index by text, by picture, or by both."""
+"""python -m dalle search: images of an index by text, by image, or by both."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("search", help="find pictures of an index by text, by picture, or by both")
+    command = commands.add_parser("search", help="find images of an index by text, by image, or by both")
     command.add_argument("index", type=Path, metavar="INDEX", help="folder that `dalle index` made")
     command.add_argument(
         "text", nargs="*", metavar="TEXT", help="what is to be seen, in any language that the CLIP reads"
     )
     command.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="a picture to look for the like of"
+        "--image", action="append", default=[], metavar="FILE", help="an image to look for the like of"
     )
     command.add_argument("--minus", action="append", default=[], metavar="TEXT", help="a text to lead away from")
     command.add_argument(
-        "--minus-image", action="append", default=[], metavar="FILE", help="a picture to lead away from"
+        "--minus-image", action="append", default=[], metavar="FILE", help="an image to lead away from"
     )
     command.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="CONDITION",
-        help="only pictures for which it holds: width>=512, path~holiday, caption~dog; may be repeated",
+        help="only images for which it holds: width>=512, path~holiday, caption~dog; may be repeated",
     )
     command.add_argument("--top", type=int, default=20, help="how many (%(default)s)")
     command.add_argument(
         "--min-score",
         type=float,
         metavar="SCORE",
-        help="only pictures with at least this score (of a SigLIP and one text: with this probability)",
+        help="only images with at least this score (of a SigLIP and one text: with this probability)",
     )
     command.add_argument(
         "--distinct",
@@ -47,14 +47,14 @@ def add(commands: Any) -> None:
         nargs="?",
         const=0.97,
         metavar="COSINE",
-        help="of pictures that look the same only the nearest (%(const)s)",
+        help="of images that look the same only the nearest (%(const)s)",
     )
     command.add_argument(
         "--weights", metavar="TEXT:W,...", help="texts by how much they count: 'dog:1, snow:-0.5' is less snow"
     )
     what = command.add_mutually_exclusive_group()
     what.add_argument(
-        "--captions", action="store_true", help="captions of the index that fit --image, in place of pictures"
+        "--captions", action="store_true", help="captions of the index that fit --image, in place of images"
     )
     what.add_argument(
         "--duplicates",
@@ -62,7 +62,7 @@ def add(commands: Any) -> None:
         nargs="?",
         const=0.97,
         metavar="COSINE",
-        help="groups of pictures that look the same, in place of a query (%(const)s)",
+        help="groups of images that look the same, in place of a query (%(const)s)",
     )
     shown = command.add_mutually_exclusive_group()
     shown.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> None:
             distinct=args.distinct,
         )
         title, found = _title(args), [vars(hit) for hit in hits]
-        table = _table(hits) or "no picture fits"
+        table = _table(hits) or "no image fits"
     if args.json:
         print(json.dumps({"index": str(args.index), "query": title, "found": found}, indent=2, ensure_ascii=False))
     elif args.html is not None or args.show:
@@ -132,7 +132,7 @@ def _weights(told: str | None) -> dict[str, float]:
 
 def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
     if len(args.image) != 1 or args.text or args.html or args.show:
-        raise ValueError("--captions goes with one --image, and with --json: give the picture to be described")
+        raise ValueError("--captions goes with one --image, and with --json: give the image to be described")
     found = index.captions(args.image[0], args.top)
     if args.json:
         rows = [{"caption": caption, "score": score} for caption, score in found]

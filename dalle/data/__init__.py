@@ -1,4 +1,4 @@
-"""Captioned pictures: the embedded drawings, synthetic shapes, the user's own; and the token shards made of them."""
+"""Captioned images: the embedded drawings, synthetic shapes, the user's own; and the token shards made of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dalle.data.shapes import ShapesData, ShapesPairs
 from dalle.data.token_shards.dataset import TokenPairs, TokensData
 
 DataConfig = DrawingsData | ShapesData | PairsData
-EncodedConfig = DataConfig | TokensData  # of what takes codes in place of pictures too
+EncodedConfig = DataConfig | TokensData  # of what takes codes in place of images too
 
 
 def open_data(config: EncodedConfig, split: str, image_size: int) -> PairDataset:
-    """A split of a data set, its pictures [image_size, image_size, 3]; of a streamed set the first records.
+    """A split of a data set, its images [image_size, image_size, 3]; of a streamed set the first records.
 
     Token shards have codes in their place.
 

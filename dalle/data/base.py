@@ -1,4 +1,4 @@
-"""What every data set is to the rest: pairs of a picture and a caption, each determined by an index and a seed."""
+"""What every data set is to the rest: pairs of an image and a caption, each determined by an index and a seed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dalle.images.read import Crop, UnreadableImage, square_image
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and one of its captions.
+    """An image and one of its captions.
 
     Attributes:
-        image: uint8 [H, W, 3]; of token shards the picture's codes, int64 [h, w].
+        image: uint8 [H, W, 3]; of token shards the image's codes, int64 [h, w].
         caption: the one that is shown.
         captions: those that it was drawn from; none where a set makes captions up as it goes.
         key: name of the record, where it has one.

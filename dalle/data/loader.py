@@ -30,7 +30,7 @@ _AHEAD = 64  # records of a stream that may be broken in a row
 
 @dataclass
 class Batch:
-    """Pictures and captions of one step.
+    """Images and captions of one step.
 
     Attributes:
         images: uint8 [B, 3, H, W]; of token shards their codes, int64 [B, h, w].
@@ -65,7 +65,7 @@ class Batch:
 
 
 Key = tuple[int, int]  # index, seed
-Decoded = tuple[np.ndarray, str, int, list[str]]  # picture, caption, seed, broken records met on the way
+Decoded = tuple[np.ndarray, str, int, list[str]]  # image, caption, seed, broken records met on the way
 
 
 def batches(
@@ -85,7 +85,7 @@ def batches(
     they see what one process would. In place of a broken record stands the next good one.
 
     Starting late costs nothing where records can be had by number. A stream is read from the beginning of an epoch,
-    without decoding its pictures: at most two passes, the first to learn how long a pass is.
+    without decoding its images: at most two passes, the first to learn how long a pass is.
 
     Raises:
         ValueError: (at the first batch) there are no records, or none that can be used.
@@ -136,7 +136,7 @@ def evaluation_batches(
             yield _stacked(good)
             good = []
     if len(bad) == len(indices):
-        raise ValueError(f"no usable picture to evaluate on: {bad[0] if bad else 'the data set is empty'}")
+        raise ValueError(f"no usable image to evaluate on: {bad[0] if bad else 'the data set is empty'}")
 
 
 def _log_skipped(names: list[str]) -> None:
@@ -234,7 +234,7 @@ class _Records(Dataset[Decoded | ValueError]):
                 bad.append(str(error))
             else:
                 return pair.image, pair.caption, seed, bad
-        return ValueError(f"no usable picture in the data set: {bad[0]}")
+        return ValueError(f"no usable image in the data set: {bad[0]}")
 
 
 class _StreamBatches(IterableDataset[Batch | ValueError]):
@@ -286,7 +286,7 @@ class _StreamBatches(IterableDataset[Batch | ValueError]):
                 bad.append(str(error))
             else:
                 return pair.image, pair.caption, seed, bad
-        raise ValueError(f"no usable picture among {len(ahead)} records in a row: {bad[0]}")
+        raise ValueError(f"no usable image among {len(ahead)} records in a row: {bad[0]}")
 
 
 def _collate(records: list[Decoded | ValueError]) -> Batch | ValueError:
@@ -301,7 +301,7 @@ def _collate(records: list[Decoded | ValueError]) -> Batch | ValueError:
 
 def _stacked(records: list[Decoded]) -> Batch:
     images = torch.from_numpy(np.stack([image for image, _, _, _ in records]))
-    if images.ndim == 4:  # pictures [B, H, W, 3], not codes [B, h, w]
+    if images.ndim == 4:  # images [B, H, W, 3], not codes [B, h, w]
         images = images.permute(0, 3, 1, 2).contiguous()
     bad = [name for _, _, _, names in records for name in names]
     return Batch(images, [caption for _, caption, _, _ in records], [seed for _, _, seed, _ in records], bad)

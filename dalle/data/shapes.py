@@ -1,4 +1,4 @@
-"""Synthetic pictures of one coloured shape with exact captions: for tests and for trying things out, not for models."""
+"""Synthetic images of one coloured shape with exact captions: for tests and for trying things out, not for models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOURS = {
     "brown": (130, 85, 50),
     "black": (20, 20, 20),
 }
-# Where the middle lies, right and down in shares of the picture's side, and what the caption calls it.
+# Where the middle lies, right and down in shares of the image's side, and what the caption calls it.
 PLACES = {
     "": (0.50, 0.50),
     " on the left": (0.28, 0.50),
@@ -31,7 +31,7 @@ PLACES = {
     " at the top": (0.50, 0.28),
     " at the bottom": (0.50, 0.72),
 }
-RADIUS = 0.26  # of the picture's side
+RADIUS = 0.26  # of the image's side
 SPLITS = ("train", "validation")
 COMBINATIONS = tuple(product(SHAPES, COLOURS, PLACES))
 _FINE = 4  # a pixel's coverage is the mean of so many samples each way
@@ -47,7 +47,7 @@ class ShapesData:
     size: int = 512
     """Pairs in the training split; the validation split has an eighth as many, but no combination twice."""
     shift: float = 0.04
-    """Part of the picture's side by which a shape may lie off its place, at most."""
+    """Part of the image's side by which a shape may lie off its place, at most."""
     max_bad: int = 0
     """Broken records that are skipped before it is an error; shapes have none."""
 
@@ -67,7 +67,7 @@ class ShapesPairs:
         combinations: (shape, colour, place) of this split, shuffled the same way each time.
 
     Raises:
-        ValueError: the split is unknown, or pictures are smaller than 8 x 8.
+        ValueError: the split is unknown, or images are smaller than 8 x 8.
     """
 
     def __init__(self, config: ShapesData, split: str, image_size: int):
@@ -83,7 +83,7 @@ class ShapesPairs:
         held_out = len(shuffled) // 8
         self.combinations = shuffled[:held_out] if split == "validation" else shuffled[held_out:]
         self.length = config.size
-        if split == "validation":  # where every caption stands for one picture only, as retrieval needs it
+        if split == "validation":  # where every caption stands for one image only, as retrieval needs it
             self.length = min(max(1, config.size // 8), len(self.combinations))
 
     def __len__(self) -> int:

@@ -46,7 +46,7 @@ class Summary:
 def summary_of(training: PairDataset | PairStream, held_out: PairDataset) -> Summary:
     """Look at both splits; of a stream at its first record."""
     if isinstance(training, PairsStream):
-        record = next(iter(training.source.shards(pictures=False)[0].records()), None)
+        record = next(iter(training.source.shards(images=False)[0].records()), None)
         example = "none" if record is None else _shown(record.key, (record.captions or ("",))[0])
         return Summary(None, None, None, example, "")
     assert not isinstance(training, PairStream)

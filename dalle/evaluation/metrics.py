@@ -1,6 +1,6 @@
 """Figures of quality as pure functions of tensors. Knows nothing of the models that made them.
 
-Letters: B pictures, H W pixels, N samples, D features, K size of the codebook.
+Letters: B images, H W pixels, N samples, D features, K size of the codebook.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SSIM_WINDOW = 11
-"""Pixels a side of the window that `ssim` looks through, and so the least that a picture must have."""
+"""Pixels a side of the window that `ssim` looks through, and so the least that an image must have."""
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, in dB; infinite where they are equal.
+    """Peak signal-to-noise ratio of each image, in dB; infinite where they are equal.
 
     Averages over a data set are means of these, not the PSNR of the mean error.
 
@@ -33,10 +33,10 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity of each picture, in [-1, 1] (Wang et al. 2004, "Image quality assessment").
+    """Structural similarity of each image, in [-1, 1] (Wang et al. 2004, "Image quality assessment").
 
     The paper's variant: Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, the moments of the
-    population, only windows that lie wholly within the picture; each channel by itself, then the mean.
+    population, only windows that lie wholly within the image; each channel by itself, then the mean.
 
     Args:
         images: [B, C, H, W] in [0, 1], H and W at least 11.
@@ -47,7 +47,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     """
     if min(images.shape[-2:]) < SSIM_WINDOW:
         size = "x".join(str(n) for n in images.shape[-2:])
-        raise ValueError(f"ssim needs pictures of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {size}")
+        raise ValueError(f"ssim needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {size}")
     x, y = images.double(), references.double()
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=x.device) - SSIM_WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * 1.5**2))

@@ -1,4 +1,4 @@
-"""Figures of a prior of unCLIP: how near drawn embeddings are to those of the pictures, and how well they spread."""
+"""Figures of a prior of unCLIP: how near drawn embeddings are to those of the images, and how well they spread."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def prior_figures(
     Args:
         prior: in eval mode.
         clip: what it was trained with.
-        batches: pictures and captions.
+        batches: images and captions.
         options: how to draw.
         draws: embeddings for each caption whose mean is compared.
 
     Returns:
-        "cos" and "centered_cos", the mean cosine of the first draw with the picture's embedding, as they are and less
+        "cos" and "centered_cos", the mean cosine of the first draw with the image's embedding, as they are and less
         the training set's mean; "mean_cos" and "mean_centered_cos" of the mean of all draws; "frechet", the Frechet
-        distance of the first draws to the pictures' embeddings, standardized, where there are 2 pairs or more.
+        distance of the first draws to the images' embeddings, standardized, where there are 2 pairs or more.
     """
     device = device_of(prior)
     true: list[Tensor] = []

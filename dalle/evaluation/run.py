@@ -130,5 +130,5 @@ def frozen_features(device: str | torch.device) -> EfficientNetLite0 | None:
 def _check_tokens(data: TokensData, folder: Path, stage: object, source: str | Path) -> None:
     """Refuse token shards for what looks at images, and for a model with another image tokenizer."""
     if stage != "dalle":
-        raise ValueError(f"{data.path} holds codes and no pictures, and {source} is no DALL-E: give it pictures")
+        raise ValueError(f"{data.path} holds codes and no images, and {source} is no DALL-E: give it images")
     data.check_tokenizer(ModelFolder(folder).component("image_tokenizer").sha256, f"that of {source}")

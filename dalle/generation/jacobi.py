@@ -24,7 +24,7 @@ def jacobi_decode(
 ) -> None:
     """Fill in codes [B, N] from token `lead` on, with the tokens that drawing one after the other gives.
 
-    Jacobi's iteration (Song et al. 2021, arXiv 2002.03629; for pictures Teng et al. 2024, arXiv 2410.01699), with each
+    Jacobi's iteration (Song et al. 2021, arXiv 2002.03629; for images Teng et al. 2024, arXiv 2410.01699), with each
     token's uniform number held fast. A pass over guesses gives, at each place, the token that belongs there if all
     guesses before it are right. So what comes out is right up to and with the first place where it is not what was
     guessed: at least one token a pass. As one-by-one drawing with the same numbers has the same tokens, up to

@@ -1,4 +1,4 @@
-"""Draws image embeddings from a prior, of either kind. Knows nothing of pictures, words or files.
+"""Draws image embeddings from a prior, of either kind. Knows nothing of images, words or files.
 
 Letters: B candidates of all captions, D embedding, K components.
 """

@@ -1,6 +1,6 @@
-"""Random changes of the pictures that CLIP learns from: place, size, turn, colours, a hole, noise. Only torch.
+"""Random changes of the images that CLIP learns from: place, size, turn, colours, a hole, noise. Only torch.
 
-They are those that cutouts of a painting go through, so that a CLIP which is painted with has seen such pictures. Noise
+They are those that cutouts of a painting go through, so that a CLIP which is painted with has seen such images. Noise
 matters most: the gradients of networks that bear it look like things (Kaur et al. 2019, arXiv 1910.08640).
 """
 
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from dalle.device import to_device
 
-_NUMBERS = 16  # uniform numbers that the changes of a picture are made of
+_NUMBERS = 16  # uniform numbers that the changes of an image are made of
 
 
 def augmented(images: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
-    """Each picture changed at random, as its seed says: alone, in a batch, or on another process it comes out the same.
+    """Each image changed at random, as its seed says: alone, in a batch, or on another process it comes out the same.
 
     Args:
         images: float [B, 3, S, S] in [0, 1].
         seeds: B of them.
-        strength: of all changes, at least 0 and at most 1. At 1 a picture shows 70 to 120 % of its sides, is moved by
+        strength: of all changes, at least 0 and at most 1. At 1 an image shows 70 to 120 % of its sides, is moved by
             up to 10 %, turned by up to 15 degrees, slanted; one in five stays where it is; brightness, contrast and
             saturation change by up to 20 %; one in three has a hole; the noise's deviation is up to 0.5.
 
@@ -66,7 +66,7 @@ def _toned(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
 
 
 def _holed(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
-    """One picture in three (at strength 1) with a white rectangle of up to half the sides. Numbers [B, 6] in [0, 1)."""
+    """One image in three (at strength 1) with a white rectangle of up to half the sides. Numbers [B, 6] in [0, 1)."""
     side = images.shape[-1]
     at = (torch.arange(side, device=images.device) + 0.5) / side
     high, wide = 0.2 + 0.3 * numbers[:, 0:1], 0.2 + 0.3 * numbers[:, 1:2]

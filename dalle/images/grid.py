@@ -34,7 +34,7 @@ Font = ImageFont.FreeTypeFont
 
 
 def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
-    """Rows of images [N, 3, H, W] in [0, 1] as one picture on white."""
+    """Rows of images [N, 3, H, W] in [0, 1] as one image on white."""
     count = max(len(row) for row in rows)
     height, width = rows[0].shape[-2:]
     sheet = torch.ones(3, len(rows) * (height + gap) + gap, count * (width + gap) + gap)
@@ -47,14 +47,14 @@ def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
 
 
 def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:
-    """One picture of all: each row a label, pictures of one size, and a caption below each of them.
+    """One image of all: each row a label, images of one size, and a caption below each of them.
 
-    Small pictures are enlarged to about 128 pixels. A label for which this machine has no font is replaced by the row's
+    Small images are enlarged to about 128 pixels. A label for which this machine has no font is replaced by the row's
     number, and the log says so.
     """
-    side = max(picture.width for _, pictures, _ in rows for picture in pictures)
+    side = max(image.width for _, images, _ in rows for image in images)
     cell = side * max(1, _CELL // side)
-    columns = max(len(pictures) for _, pictures, _ in rows)
+    columns = max(len(images) for _, images, _ in rows)
     width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)
     line = round(1.6 * _TEXT)
     labels = [_label(label, number, width - 2 * _GAP) for number, (label, _, _) in enumerate(rows, 1)]
@@ -63,13 +63,13 @@ def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]
     draw = ImageDraw.Draw(sheet)
     small = _latin(_TEXT - 3)
     top = _GAP
-    for (lines, font), (_, pictures, captions) in zip(labels, rows, strict=True):
+    for (lines, font), (_, images, captions) in zip(labels, rows, strict=True):
         for text in lines:
             draw.text((_GAP, top), text, fill="black", font=font)
             top += line
-        for column, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
             left = _GAP + column * (cell + _GAP)
-            sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (left, top))
+            sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (left, top))
             draw.text((left, top + cell + 2), caption, fill="dimgrey", font=small)
         top += cell + line + _GAP
     return sheet

@@ -10,10 +10,10 @@ from PIL import Image, PngImagePlugin
 from dalle.files import atomic_file
 
 
-def write_png(picture: Image.Image, path: Path, texts: Mapping[str, str]) -> None:
+def write_png(image: Image.Image, path: Path, texts: Mapping[str, str]) -> None:
     """Write a PNG whole or not at all, with `texts` as metadata: iTXt chunks, so that any script is kept."""
     metadata = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         metadata.add_itxt(name, text)
     with atomic_file(path) as part:
-        picture.save(part, "PNG", pnginfo=metadata)
+        image.save(part, "PNG", pnginfo=metadata)

@@ -69,11 +69,11 @@ def read_image(path: Path) -> Image.Image:
         with _opened(path.read_bytes()) as image:
             return _loaded(image)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such picture") from None
+        raise ValueError(f"{path}: no such image") from None
     except UnreadableImage as error:
         raise ValueError(f"{path}: {error}") from error
     except OSError as error:
-        raise ValueError(f"{path}: the picture cannot be read ({error})") from error
+        raise ValueError(f"{path}: the image cannot be read ({error})") from error
 
 
 def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -133,7 +133,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise UnreadableImage(_what_is(data)) from error
     except (Image.DecompressionBombError, *_BROKEN) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnreadableImage(f"the picture cannot be decoded ({reason})") from error
+        raise UnreadableImage(f"the image cannot be decoded ({reason})") from error
 
 
 def _loaded(image: Image.Image) -> Image.Image:
@@ -158,7 +158,7 @@ def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:
 
 
 def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
-    """The same in pixels of the decoded picture."""
+    """The same in pixels of the decoded image."""
     width, height = extent
     side = part * min(width, height)
     left, upper = x * (width - side), y * (height - side)
@@ -178,5 +178,5 @@ def _what_is(data: bytes) -> str:
         return "the file is empty"
     if not re.search(rb"[\x00-\x08\x0e-\x1f]", data[:512]):
         lines = data[:200].decode("utf-8", "replace").split("\n")
-        return f"the file is text, not a picture: {lines[0][:40].strip()!r}"
-    return "the file is not a picture of a known kind"
+        return f"the file is text, not an image: {lines[0][:40].strip()!r}"
+    return "the file is not an image of a known kind"

@@ -43,7 +43,7 @@ def to_tensor(image: Image.Image, width: int, height: int) -> Tensor:
 def square_tensor(image: Image.Image, size: int) -> Tensor:
     """The middle square of an image as float [3, size, size] in [0, 1]; what is transparent becomes white."""
     if image.width != image.height:
-        log.warning("picture of %dx%d cut to its middle square", *image.size)
+        log.warning("image of %dx%d cut to its middle square", *image.size)
     return to_tensor(image, size, size)[0]
 
 
@@ -60,8 +60,7 @@ def to_mask(mask: Image.Image, image: Image.Image, width: int, height: int) -> T
     """
     if mask.size != image.size:
         raise ValueError(
-            f"mask is {mask.width}x{mask.height} and init {image.width}x{image.height}: "
-            "give a mask of the picture's size"
+            f"mask is {mask.width}x{mask.height} and init {image.width}x{image.height}: give a mask of the image's size"
         )
     box = _middle(mask.size, width / height)
     white = _values(_luminance(mask).resize((width, height), Image.Resampling.BOX, box))[None]

@@ -41,7 +41,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     few = x.dtype == torch.bfloat16 and width > count
     if few or not (differentiable(x) and usable(len(x), width, x.dtype)):
         return F.linear(x, weight, bias)
-    y = F.conv2d(_picture(x), weight.view(count, width, 1, 1), bias)
+    y = F.conv2d(_image(x), weight.view(count, width, 1, 1), bias)
     return y.permute(0, 2, 3, 1).reshape(-1, count)
 
 
@@ -50,12 +50,12 @@ def backward(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     count, width = weight.shape
     if not (differentiable(gradient) and usable(len(gradient), width, gradient.dtype)):
         return gradient @ weight
-    pictures = _picture(gradient), _picture(x), weight.view(count, width, 1, 1)
+    images = _image(gradient), _image(x), weight.view(count, width, 1, 1)
     options = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False])
-    to: Tensor = torch.ops.aten.convolution_backward(*pictures, *options)[0]
+    to: Tensor = torch.ops.aten.convolution_backward(*images, *options)[0]
     return to.permute(0, 2, 3, 1).reshape(-1, width)
 
 
-def _picture(rows: Tensor) -> Tensor:
-    """Rows [M, K] as a picture [1, K, 1, M], channels_last: the same memory."""
+def _image(rows: Tensor) -> Tensor:
+    """Rows [M, K] as an image [1, K, 1, M], channels_last: the same memory."""
     return rows.contiguous().view(1, 1, *rows.shape).permute(0, 3, 1, 2)

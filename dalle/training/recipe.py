@@ -34,7 +34,7 @@ Resume = bool | Literal["auto"]
 @config
 class RunConfig:
     dir: Path
-    """Folder of the run: config, log, checkpoints, sample pictures, and the newest weights under model/."""
+    """Folder of the run: config, log, checkpoints, sample images, and the newest weights under model/."""
     steps: int
     """Optimiser steps in all; 0 trains nothing."""
     tokens: float | None = None
@@ -62,9 +62,9 @@ class RunConfig:
     validate_every: int = 500
     """Steps between two validations."""
     validation_images: int = 256
-    """Pictures that a validation looks at, at most; spread evenly over the split."""
+    """Images that a validation looks at, at most; spread evenly over the split."""
     sample_every: int = 500
-    """Steps between two sample pictures."""
+    """Steps between two sample images."""
     save_every: int = 500
     """Steps between two checkpoints."""
     keep: int = 2
@@ -79,7 +79,7 @@ class RunConfig:
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves go besides the run's metrics.jsonl."""
     report: bool = True
-    """Write report.html, curves and pictures in one file, after validations and at the end."""
+    """Write report.html, curves and images in one file, after validations and at the end."""
     peak_tflops: float | None = None
     """What one device can do in `precision`, in TFLOP/s; the log then has the share of it that the model's operations
     take (stage dalle, all weights trained)."""
@@ -170,12 +170,12 @@ class CLIPRecipe:
     lock: Literal["image", "text"] | None = None
     """The tower that stays as it is: with `image` only the text tower learns to fit it (LiT, arXiv 2111.07991)."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: which caption of the batch is a picture's, and the other way round (CLIP). sigmoid: of each pair alone,
+    """softmax: which caption of the batch is an image's, and the other way round (CLIP). sigmoid: of each pair alone,
     whether it is one (SigLIP, arXiv 2303.15343); scores are then probabilities, and `model.sigmoid` is set."""
     bpe_dropout: float = 0.0
     """Chance of dropping a BPE merge in training."""
     augment: float = 0.0
-    """Strength, up to 1, of random changes of the pictures: place, size, turn, colours, a hole, noise; 0: none."""
+    """Strength, up to 1, of random changes of the images: place, size, turn, colours, a hole, noise; 0: none."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
@@ -242,9 +242,9 @@ class DALLERecipe:
     caption_dropout: float = 0.1
     """Chance that a caption is replaced by padding, for classifier-free guidance."""
     prompts: tuple[str, ...] = ()
-    """Prompts of the sample pictures; always drawn with the same seeds."""
+    """Prompts of the sample images; always drawn with the same seeds."""
     sampling: SamplingConfig = SamplingConfig(guidance=2.0)
-    """How the sample pictures are drawn, and what the model folder is drawn with if nothing else is said."""
+    """How the sample images are drawn, and what the model folder is drawn with if nothing else is said."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
@@ -274,7 +274,7 @@ class PriorRecipe:
     clip: str
     """Folder of the CLIP whose embeddings are learnt (or a hub id); copied into the model folder."""
     statistics_images: int = 2048
-    """Pictures of the training set, spread evenly over it, that statistics of the embeddings are taken of at the start:
+    """Images of the training set, spread evenly over it, that statistics of the embeddings are taken of at the start:
     mean and deviation, of the autoregressive prior also principal components and buckets."""
     bpe_dropout: float = 0.0
     """Chance of dropping a BPE merge in training."""
@@ -335,7 +335,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
 
 
 def tokens_per_image(recipe: LoopRecipe) -> int:
-    """Tokens that one pair is to a stage: of its caption (padding too) and of its picture."""
+    """Tokens that one pair is to a stage: of its caption (padding too) and of its image."""
     if isinstance(recipe, DALLERecipe):
         return recipe.model.text_length + recipe.model.grid[0] * recipe.model.grid[1]
     if isinstance(recipe, CLIPRecipe):

@@ -242,7 +242,7 @@ class Run:
         return dict(broadcast_object_list([figures])[0])  # so that all agree on the best
 
     def sample(self) -> None:
-        """Log the stage's sample pictures."""
+        """Log the stage's sample images."""
         if self.participates:
             with evaluated(self.task.model, self.ema) as model:
                 batch = next(iter(evaluation_batches(self.held_out, 32, limit=32, report=self.bad.add)))

@@ -1,4 +1,4 @@
-"""Reading pictures of every kind, each against the same conversion worked out by hand."""
+"""Reading images of every kind, each against the same conversion worked out by hand."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def test_first_frame_of_an_animation() -> None:
     assert (got == (0x20, 0x40, 0x60)).all()
 
 
-def test_first_picture_of_a_stereo_jpeg() -> None:
+def test_first_image_of_a_stereo_jpeg() -> None:
     """Cameras and phones write these under the name .jpg; Pillow calls them MPO."""
-    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("#808080", "#ff0000")]
-    got = read_image(saved(pictures[0], "mpo", save_all=True, append_images=pictures[1:]), "x", 8)
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("#808080", "#ff0000")]
+    got = read_image(saved(images[0], "mpo", save_all=True, append_images=images[1:]), "x", 8)
     assert difference(got, np.full((8, 8, 3), 0x80)) <= 1
 
 
@@ -195,7 +195,7 @@ def test_pad_of_a_line_is_refused() -> None:
 
 
 def test_random_crop_lies_anywhere_and_shows_enough() -> None:
-    """Of a picture that codes its columns and rows in red and green, the corners tell where a crop was."""
+    """Of an image that codes its columns and rows in red and green, the corners tell where a crop was."""
     y, x = np.mgrid[:100, :200]
     data = saved(Image.fromarray(np.stack((x, y, 0 * x), -1).astype(np.uint8)))
     seen = []
@@ -210,7 +210,7 @@ def test_random_crop_lies_anywhere_and_shows_enough() -> None:
     assert left.max() > 90 and left.min() < 15 and upper.max() > 15 and np.ptp(side) > 15
 
 
-def test_huge_pictures_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_huge_images_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(Image.new("1", (9000, 8000)))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(BadRecord, match="9000 x 8000 pixels"):
@@ -240,13 +240,13 @@ def test_truncated(kind: str, share: float) -> None:
 
 def test_a_broken_avif() -> None:
     """Its reader raises RuntimeError, as no other does."""
-    data = saved(photo(64, 64), "avif").replace(b"pitm", b"xitm")  # what tells which of its items is the picture
-    with pytest.raises(BadRecord, match=r"x: the picture cannot be decoded \(Failed to decode"):
+    data = saved(photo(64, 64), "avif").replace(b"pitm", b"xitm")  # what tells which of its items is the image
+    with pytest.raises(BadRecord, match=r"x: the image cannot be decoded \(Failed to decode"):
         read_image(data, "x", 8)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
+def test_flipped_bytes_are_a_image_or_a_bad_pair(kind: str) -> None:
     """Whatever is broken, no other exception comes out."""
     rng = np.random.default_rng(1)
     for _ in range(40):
@@ -261,17 +261,17 @@ def test_flipped_bytes_are_a_picture_or_a_bad_pair(kind: str) -> None:
     "data, reason",
     [
         (b"", "the file is empty"),
-        (b"<html>404</html>\nmore", "the file is text, not a picture: '<html>404</html>'"),
-        ("रातो मुटु".encode(), "the file is text, not a picture: 'रातो मुटु'"),
-        (b"\x00\x01\x02\x03", "the file is not a picture of a known kind"),
+        (b"<html>404</html>\nmore", "the file is text, not an image: '<html>404</html>'"),
+        ("रातो मुटु".encode(), "the file is text, not an image: 'रातो मुटु'"),
+        (b"\x00\x01\x02\x03", "the file is not an image of a known kind"),
         (
             b"BLP2\7\0\0\0\1\1\1\1\10\0\0\0\10\0\0\0" + bytes(2000),
-            "the file is not a picture of a known kind",
+            "the file is not an image of a known kind",
         ),
-        (saved(Image.new("RGB", (8, 8)), "eps"), "the file is text, not a picture: '%!PS-Adobe-3.0 EPSF-3.0'"),
+        (saved(Image.new("RGB", (8, 8)), "eps"), "the file is text, not an image: '%!PS-Adobe-3.0 EPSF-3.0'"),
     ],
 )
-def test_what_is_no_picture(data: bytes, reason: str) -> None:
+def test_what_is_no_image(data: bytes, reason: str) -> None:
     with pytest.raises(BadRecord) as caught:
         read_image(data, "a.jpg", 8)
     assert str(caught.value) == f"a.jpg: {reason}"

@@ -23,7 +23,7 @@ from PIL import Image
 from dalle.apps.search.sources import Item, items_of
 from dalle.apps.search.store import Source
 from dalle.data.custom.dataset import Pairs, PairsData, PairsStream
-from dalle.data.custom.folder import picture_files
+from dalle.data.custom.folder import image_files
 from dalle.data.custom.records import captions_of
 from dalle.data.custom.walk import described, name_of, walk
 
@@ -35,18 +35,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
-def picture(kind: str = "png") -> bytes:
+def image(kind: str = "png") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (9, 90, 200)).save(file, kind)
     return file.getvalue()
 
 
 def put(root: Path, **texts: str | bytes | None) -> Path:
-    """Files by their names (two underscores: a folder, one: a dot); None is a picture."""
+    """Files by their names (two underscores: a folder, one: a dot); None is an image."""
     for name, content in texts.items():
         file = root / name.replace("__", "/").replace("_", ".")
         file.parent.mkdir(parents=True, exist_ok=True)
-        content = picture() if content is None else content
+        content = image() if content is None else content
         file.write_bytes(content.encode() if isinstance(content, str) else content)
     return root
 
@@ -96,14 +96,14 @@ def test_the_shards_of_img2dataset(tmp_path: Path, caplog: pytest.LogCaptureFixt
             f"{shard}{i}.{kind}": text
             for i in "012"
             for kind, text in (
-                ("jpg", picture("jpeg")),
+                ("jpg", image("jpeg")),
                 ("txt", f"{shard} {i}"),
                 ("json", '{"caption": "no", "status": "success"}'),
             )
         }
         tar(tmp_path / f"{shard}.tar", **members)
     assert captions(tmp_path) == [f"{shard} {i}" for shard in ("00000", "00001") for i in "012"]
-    assert told(caplog) == ["2 tables without pictures (.parquet)"]
+    assert told(caplog) == ["2 tables without images (.parquet)"]
 
 
 def test_the_files_of_img2dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +111,7 @@ def test_the_files_of_img2dataset(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     for i in "012":
         put(tmp_path, **{f"00000__{i}_png": None, f"00000__{i}_txt": f"c {i}", f"00000__{i}_json": '{"caption": "no"}'})
     assert captions(tmp_path) == ["c 0", "c 1", "c 2"]
-    assert told(caplog) == ["2 tables beside pictures (.parquet)"]
+    assert told(caplog) == ["2 tables beside images (.parquet)"]
 
 
 def test_the_folders_of_kohya(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_folders_of_kohya(tmp_path: Path) -> None:
     assert captions(tmp_path) == ["cat", "sks dog"]
 
 
-def test_captions_in_json_beside_pictures(tmp_path: Path) -> None:
+def test_captions_in_json_beside_images(tmp_path: Path) -> None:
     put(tmp_path, a_png=None, a_json='{"caption": ["one", "two"], "title": "t"}')
     assert captions(tmp_path) == ["one", "two"]
     assert captions(tmp_path, caption="json.title") == ["t"]
@@ -130,7 +130,7 @@ def test_captions_in_json_beside_pictures(tmp_path: Path) -> None:
 
 
 def test_what_datasets_save(tmp_path: Path) -> None:
-    rows = {"image": [{"bytes": picture(), "path": None}] * 2, "text": ["one", "two"]}
+    rows = {"image": [{"bytes": image(), "path": None}] * 2, "text": ["one", "two"]}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     saved = datasets.Dataset.from_dict(rows, features=features)
     saved.save_to_disk(tmp_path / "alone")
@@ -185,9 +185,9 @@ def test_folders_of_classes_are_no_splits(tmp_path: Path) -> None:
 
 def test_tables_of_which_some_are_named_for_a_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("train", "extra", "more"):
-        table(tmp_path / f"{name}.parquet", image=picture(), caption=name)
+        table(tmp_path / f"{name}.parquet", image=image(), caption=name)
     assert captions(tmp_path) == ["extra"] * 3 + ["more"] * 3 + ["train"] * 3
-    table(tmp_path / "test-00000-of-00001.parquet", image=picture(), caption="t")
+    table(tmp_path / "test-00000-of-00001.parquet", image=image(), caption="t")
     assert len(captions(tmp_path)) == 9 and captions(tmp_path, split="test") == ["t"] * 3
     assert "1 file of other splits (test)" in told(caplog)
     with pytest.raises(ValueError, match="has no split 'validation': there are train, test; set data.split to one"):
@@ -196,7 +196,7 @@ def test_tables_of_which_some_are_named_for_a_split(tmp_path: Path, caplog: pyte
 
 def test_options_that_a_layout_cannot_honour(tmp_path: Path) -> None:
     put(tmp_path, a_png=None, a_txt="one")
-    tar(tmp_path / "shard.tar", **{"0.png": picture(), "0.txt": "one"})
+    tar(tmp_path / "shard.tar", **{"0.png": image(), "0.txt": "one"})
     for path, options, message in (
         ("", {"image": "photo"}, "data.image=photo is for tables and tar files"),
         ("", {"key": "id"}, "data.key=id is for tables and tar files"),
@@ -211,35 +211,35 @@ def test_options_that_a_layout_cannot_honour(tmp_path: Path) -> None:
 # ---- what lies beside
 
 
-def test_an_archive_beside_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_archive_beside_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i in "012":
-        put(tmp_path, **{f"{i}_png": None, f"{i}_txt": f"picture {i}"})
+        put(tmp_path, **{f"{i}_png": None, f"{i}_txt": f"image {i}"})
     tar(tmp_path / "backup.tar", **{"notes.md": "x"})
-    assert captions(tmp_path) == ["picture 0", "picture 1", "picture 2"]
-    assert told(caplog) == ["1 archive beside pictures (.tar)"]
+    assert captions(tmp_path) == ["image 0", "image 1", "image 2"]
+    assert told(caplog) == ["1 archive beside images (.tar)"]
 
 
 def test_endings_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("jpg", "JPEG", "jfif", "jpe"):
-        put(tmp_path, **{f"{kind}_{kind}": picture("jpeg"), f"{kind}_txt": kind})
+        put(tmp_path, **{f"{kind}_{kind}": image("jpeg"), f"{kind}_txt": kind})
     put(tmp_path, a_heic="x", b_heic="x", c_heic="x", a_svg="x", b_svg="x", a_txt="x", e_zip="x")
     assert captions(tmp_path) == ["JPEG", "jfif", "jpe", "jpg"]
     assert told(caplog) == [
         "3 .heic (convert them, as by pillow-heif), 2 .svg (draw them at some size, as by cairosvg), "
         "1 .zip (unpack them)"
     ]
-    for read in (lambda: list(items_of(Source(str(tmp_path)))), lambda: picture_files(tmp_path)):
+    for read in (lambda: list(items_of(Source(str(tmp_path)))), lambda: image_files(tmp_path)):
         caplog.clear()
         assert len(read()) == 4
         assert told(caplog)[0].startswith("3 .heic (convert them, as by pillow-heif), 2 .svg")
 
 
-def test_pictures_without_captions_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_captions_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, a_png=None, a_txt="one", b_png=None, c_txt="of nothing")
     data = Pairs(PairsData(path=str(tmp_path), validation_share=0), "train", 8)
     assert [data.rows.record(row).fault for row in range(2)] == [
         None, "there is no caption: expected it in b.txt or b.caption or b.json"]  # fmt: skip
-    assert told(caplog) == ["1 picture without a caption, 1 text without a picture"]
+    assert told(caplog) == ["1 image without a caption, 1 text without an image"]
 
 
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links here")
@@ -259,7 +259,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path, caplog: pytest.Log
     assert captions(root) == ["a0", "a1", "a2", "b0", "b1", "b2", "b3", "b4"]
     assert told(caplog) == ["2 links to folders that are read already, 1 link to what is not there"]
     assert len([item for item in items_of(Source(str(root))) if isinstance(item, Item)]) == 8
-    assert len(picture_files(root)) == 8
+    assert len(image_files(root)) == 8
 
 
 def test_folders_of_runs_are_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -282,20 +282,20 @@ def test_folders_of_runs_are_no_data(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_endings_in_capitals(tmp_path: Path) -> None:
     for i in range(4):
-        put(tmp_path, **{f"IMG={i}_JPG": picture("jpeg"), f"IMG={i}_TXT": f"picture {i}"})
-    assert captions(tmp_path) == [f"picture {i}" for i in range(4)]
+        put(tmp_path, **{f"IMG={i}_JPG": image("jpeg"), f"IMG={i}_TXT": f"image {i}"})
+    assert captions(tmp_path) == [f"image {i}" for i in range(4)]
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "IMG=0.jpg", "text": "one"}\n')
     assert captions(tmp_path) == ["one"]
 
 
-@pytest.mark.parametrize("pictures, texts", [(NFD, NFC), (NFC, NFD)])
-def test_names_that_are_composed_otherwise(pictures: str, texts: str, tmp_path: Path) -> None:
-    (tmp_path / f"{pictures}.png").write_bytes(picture())
+@pytest.mark.parametrize("images, texts", [(NFD, NFC), (NFC, NFD)])
+def test_names_that_are_composed_otherwise(images: str, texts: str, tmp_path: Path) -> None:
+    (tmp_path / f"{images}.png").write_bytes(image())
     (tmp_path / f"{texts}.txt").write_text("beside")
     assert captions(tmp_path) == ["beside"]
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": f"{texts}.png", "text": "listed"}))
     assert captions(tmp_path) == ["listed"]
-    tar(tmp_path / "s.tar", **{f"{pictures}.png": picture(), f"{texts}.txt": "in a tar"})
+    tar(tmp_path / "s.tar", **{f"{images}.png": image(), f"{texts}.txt": "in a tar"})
     assert captions(tmp_path / "s.tar") == ["in a tar"]
 
 
@@ -312,20 +312,20 @@ def test_names_as_they_are_compared() -> None:
 
 def test_dots_within_names_of_a_tar(tmp_path: Path) -> None:
     members = {
-        f"photo 1.{i}.{kind}": text for i in range(6) for kind, text in (("png", picture()), ("txt", f"photo {i}"))
+        f"photo 1.{i}.{kind}": text for i in range(6) for kind, text in (("png", image()), ("txt", f"photo {i}"))
     }
     tar(tmp_path / "a.tar", **members)
     assert captions(tmp_path / "a.tar") == [f"photo {i}" for i in range(6)]
-    views = {"0.left.png": picture(), "0.right.png": picture(), "0.title.txt": "two views"}
+    views = {"0.left.png": image(), "0.right.png": image(), "0.title.txt": "two views"}
     tar(tmp_path / "b.tar", **views)
     (record,) = PairsStream(PairsData(path=str(tmp_path / "b.tar"), stream=True, validation_share=0), 8).records(0, 0)
-    assert record.fault is not None and "left.png, right.png are pictures of one record" in record.fault
+    assert record.fault is not None and "left.png, right.png are images of one record" in record.fault
     assert captions(tmp_path / "b.tar", image="left.png", caption="title.txt") == ["two views"]
     tar(
         tmp_path / "c.tar",
-        **{"0.seg.png": picture(), "0.png": picture(), "0.txt": "one", "1.a.png": picture(), "1.a.txt": "2"},
+        **{"0.seg.png": image(), "0.png": image(), "0.txt": "one", "1.a.png": image(), "1.a.txt": "2"},
     )
-    assert captions(tmp_path / "c.tar") == ["2", "one"], "the plain name is the picture"
+    assert captions(tmp_path / "c.tar") == ["2", "one"], "the plain name is the image"
 
 
 # ---- captions
@@ -347,11 +347,11 @@ WRITERS: dict[str, Callable[[Path, Any], None]] = {
         put(root, a_png=None, metadata_jsonl=json.dumps({"file_name": "a.png", "text": text})) and None
     ),
     "csv": lambda root, text: put(root, a_png=None, metadata_csv=f'file_name,text\na.png,"{text}"') and None,
-    "tar": lambda root, text: tar(root / "s.tar", **{"0.png": picture(), "0.txt": text}),
+    "tar": lambda root, text: tar(root / "s.tar", **{"0.png": image(), "0.txt": text}),
     "tar of JSON": lambda root, text: tar(
-        root / "s.tar", **{"0.png": picture(), "0.json": json.dumps({"caption": text})}
+        root / "s.tar", **{"0.png": image(), "0.json": json.dumps({"caption": text})}
     ),
-    "table": lambda root, text: table(root / "t.parquet", 1, image=picture(), caption=text),
+    "table": lambda root, text: table(root / "t.parquet", 1, image=image(), caption=text),
 }
 
 
@@ -368,14 +368,14 @@ def test_marks_of_byte_order_in_files(mark: str, tmp_path: Path) -> None:
     put(tmp_path / "c", a_png=None, metadata_jsonl=f'{mark}{{"file_name": "a.png", "text": "one"}}')
     put(tmp_path / "d", a_png=None, a_txt="one".encode("utf-16"))
     (tmp_path / "e").mkdir()
-    tar(tmp_path / "e" / "s.tar", **{"0.png": picture(), "0.json": f'{mark}{{"caption": "one"}}'})
+    tar(tmp_path / "e" / "s.tar", **{"0.png": image(), "0.json": f'{mark}{{"caption": "one"}}'})
     for name in "abcde":
         assert captions(tmp_path / name) == ["one"], name
 
 
 def test_captions_that_are_numbers(tmp_path: Path) -> None:
     put(tmp_path / "a", a_png=None, metadata_jsonl='{"file_name": "a.png", "text": 0}')
-    table(tmp_path / "b" / "t.parquet", 1, image=picture(), caption=7)
+    table(tmp_path / "b" / "t.parquet", 1, image=image(), caption=7)
     assert captions(tmp_path / "a") == ["0"] and captions(tmp_path / "b") == ["7"]
 
 
@@ -412,9 +412,9 @@ def test_a_data_set_of_the_hub_is_asked_for_once(tmp_path: Path) -> None:
     )
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": root}
-    command = [sys.executable, "-c", program, "owner/name", "data/my_pictures", "runs/x"]
+    command = [sys.executable, "-c", program, "owner/name", "data/my_images", "runs/x"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     first, *others = done.stdout.splitlines()
     assert first.startswith("owner/name (no folder here, so taken as a hub id) cannot be loaded: ")
-    assert others == [f"there is no folder or file {path}: set data.path to your pictures" for path in command[4:]]
+    assert others == [f"there is no folder or file {path}: set data.path to your images" for path in command[4:]]
     assert "Retry" not in done.stderr and done.returncode == 0

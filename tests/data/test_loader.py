@@ -27,7 +27,7 @@ from dalle.training.checkpoint.latest import load_newest
 
 
 class Numbers:
-    """Pair i is a grey picture of i; some are broken."""
+    """Pair i is a grey image of i; some are broken."""
 
     def __init__(self, length: int, broken: tuple[int, ...] = ()):
         self.length, self.broken = length, broken
@@ -170,7 +170,7 @@ def test_no_global_randomness(kind: Kind, slow: Callable) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_usable(kind: Kind, slow: Callable, workers: int) -> None:
-    with pytest.raises(ValueError, match=r"^no usable picture [^\n]*: number \d: broken$"):
+    with pytest.raises(ValueError, match=r"^no usable image [^\n]*: number \d: broken$"):
         next(batches(kind(4, (0, 1, 2, 3)), batch_size=2, seed=0, workers=workers))
 
 
@@ -221,7 +221,7 @@ def test_a_limited_evaluation_sees_all_parts_of_a_sorted_set() -> None:
 
 
 def test_evaluation_of_nothing_usable() -> None:
-    with pytest.raises(ValueError, match="no usable picture to evaluate on: number 0: broken"):
+    with pytest.raises(ValueError, match="no usable image to evaluate on: number 0: broken"):
         list(evaluation_batches(Numbers(2, (0, 1)), 4))
 
 

@@ -1,4 +1,4 @@
-"""The user's own pictures in every layout, by number and streamed, whole and broken."""
+"""The user's own images in every layout, by number and streamed, whole and broken."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     return cache
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A grey square that tells its number."""
     file = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (number,) * 3).save(file, "png")
@@ -60,14 +60,14 @@ def captions(number: int) -> list[str]:
     return [f"number {number}", f"संख्या {number}"][: 1 + number % 2]
 
 
-# One function for each layout: writes COUNT pictures with their captions, and returns data.path.
+# One function for each layout: writes COUNT images with their captions, and returns data.path.
 
 
 def with_texts(root: Path) -> Path:
     for number in range(COUNT):
         file = root / f"{number % 3}/{number}.png"
         file.parent.mkdir(exist_ok=True)
-        file.write_bytes(picture(number))
+        file.write_bytes(image(number))
         file.with_suffix(".txt").write_text("\n".join(captions(number)) + "\n\n", encoding="utf-8")
     return root
 
@@ -75,7 +75,7 @@ def with_texts(root: Path) -> Path:
 def with_jsonl(root: Path) -> Path:
     rows = []
     for number in range(COUNT):
-        (root / f"{number}.png").write_bytes(picture(number))
+        (root / f"{number}.png").write_bytes(image(number))
         own = captions(number)
         rows.append({"file_name": f"{number}.png", "text": own if len(own) > 1 else own[0]})
     text = "\n".join(json.dumps(row, ensure_ascii=number % 2 == 0) for number, row in enumerate(rows))
@@ -84,23 +84,23 @@ def with_jsonl(root: Path) -> Path:
 
 
 def with_csv(root: Path) -> Path:
-    (root / "pictures").mkdir()
+    (root / "images").mkdir()
     with (root / "metadata.csv").open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "caption"])
         for number in range(COUNT):
-            (root / f"pictures/{number}.png").write_bytes(picture(number))
-            writer.writerows([f"pictures/{number}.png", caption] for caption in captions(number))
+            (root / f"images/{number}.png").write_bytes(image(number))
+            writer.writerows([f"images/{number}.png", caption] for caption in captions(number))
     return root
 
 
 def with_parquet(root: Path) -> Path:
-    """As pyarrow writes it: a struct without any mark of being a picture."""
+    """As pyarrow writes it: a struct without any mark of being an image."""
     for shard in range(3):
         own = range(shard * SHARD, (shard + 1) * SHARD)
         table = {
             "id": [f"record {number}" for number in own],
-            "image": [{"bytes": picture(number), "path": None} for number in own],
+            "image": [{"bytes": image(number), "path": None} for number in own],
             "captions": [captions(number) for number in own],
         }
         parquet.write_table(pyarrow.table(table), root / f"part-{shard}.parquet", row_group_size=3)
@@ -112,7 +112,7 @@ def with_hub_layout(root: Path) -> Path:
     features = datasets.Features({"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))})
     (root / "data").mkdir()
     for split, numbers in (("train", range(COUNT)), ("test", range(100, 110))):
-        rows = {"image": [{"bytes": picture(n), "path": None} for n in numbers], "text": [captions(n) for n in numbers]}
+        rows = {"image": [{"bytes": image(n), "path": None} for n in numbers], "text": [captions(n) for n in numbers]}
         table = datasets.Dataset.from_dict(rows, features=features)
         table.to_parquet(root / f"data/{split}-00000-of-00001.parquet")
     return root
@@ -128,7 +128,7 @@ def with_tars(root: Path) -> Path:
     for shard in range(3):
         with tarfile.open(root / f"shard-{shard:03}.tar", "w") as tar:
             for number in range(shard * SHARD, (shard + 1) * SHARD):
-                add(tar, f"a/{number:04}.png", picture(number))
+                add(tar, f"a/{number:04}.png", image(number))
                 add(tar, f"a/{number:04}.txt", "\n".join(captions(number)).encode())
     return root
 
@@ -138,7 +138,7 @@ def with_json_tars(root: Path) -> Path:
         for number in range(COUNT):
             content = {"caption": captions(number), "title": f"title {number}"}
             add(tar, f"{number:04}.json", json.dumps(content).encode())
-            add(tar, f"{number:04}.{'jpg' if number % 3 else 'png'}", picture(number))
+            add(tar, f"{number:04}.{'jpg' if number % 3 else 'png'}", image(number))
     return root
 
 
@@ -172,7 +172,7 @@ def passed(config: PairsData, size: int = SIDE) -> dict[int, set[str]]:
 
 @EVERY
 @STREAM
-def test_every_picture_with_all_its_captions(layout: Layout, stream: bool, tmp_path: Path) -> None:
+def test_every_image_with_all_its_captions(layout: Layout, stream: bool, tmp_path: Path) -> None:
     config = PairsData(path=str(layout(tmp_path)), stream=stream, validation_share=0)
     assert passed(config) == {number: set(captions(number)) for number in range(COUNT)}
 
@@ -245,7 +245,7 @@ def test_patterns(pattern: str, tmp_path: Path) -> None:
 def test_hidden_files_do_not_count(tmp_path: Path) -> None:
     for name in ("a", ".b", ".cache/c", "d/._d"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.png").write_bytes(picture(1))
+        (tmp_path / f"{name}.png").write_bytes(image(1))
         (tmp_path / f"{name}.txt").write_text("one")
     assert Pairs(PairsData(path=str(tmp_path)), "train", SIDE).rows.keys == ["a.png"]
 
@@ -285,7 +285,7 @@ def test_tar_files_of_the_hub(stream: bool, tmp_path: Path) -> None:
         records = [record for shard in source.shards() for record in shard.records()]
     assert [record.key for record in records] == [f"a/{number:04}" for number in range(COUNT)]
     assert [list(record.captions) for record in records] == [captions(number) for number in range(COUNT)]
-    assert [record.picture for record in records] == [picture(number) for number in range(COUNT)]
+    assert [record.image for record in records] == [image(number) for number in range(COUNT)]
 
 
 def test_the_hub_cannot_be_reached(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_the_hub_cannot_be_reached(tmp_path: Path) -> None:
         Pairs(PairsData(path="owner/name"), "train", SIDE)
 
 
-def test_pictures_that_lie_elsewhere(tmp_path: Path) -> None:
+def test_images_that_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
     assert FileSpan(str(tmp_path / "a.bin"), 2, 3).read() == b"234"
     assert FileSpan((tmp_path / "a.bin").as_uri()).read() == b"0123456789"
@@ -303,7 +303,7 @@ def test_pictures_that_lie_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [with_parquet, with_tars, with_jsonl, with_hub_layout])
 @STREAM
-def test_nothing_is_written_beside_the_pictures(
+def test_nothing_is_written_beside_the_images(
     layout: Layout, stream: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = layout(tmp_path)
@@ -346,7 +346,7 @@ def _gradient() -> bytes:
 
 
 def test_columns_by_name(tmp_path: Path) -> None:
-    table = {"a": ["one"], "text": ["two"], "photo": [picture(3)], "image": [picture(4)], "id": ["x"]}
+    table = {"a": ["one"], "text": ["two"], "photo": [image(3)], "image": [image(4)], "id": ["x"]}
     parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     path = str(tmp_path / "t.parquet")
     pair = Pairs(PairsData(path=path), "train", SIDE).pair(0, 0)
@@ -373,7 +373,7 @@ def test_separate_validation(tmp_path: Path) -> None:
 
 
 def test_held_out_share_is_about_right_and_stable() -> None:
-    keys = [f"pictures/{number}.jpg" for number in range(4000)]
+    keys = [f"images/{number}.jpg" for number in range(4000)]
     apart = {key for key in keys if held_out(key, 0.1)}
     assert 320 < len(apart) < 480
     assert apart <= {key for key in keys if held_out(key, 0.2)}  # a larger share only adds
@@ -381,10 +381,10 @@ def test_held_out_share_is_about_right_and_stable() -> None:
 
 
 @STREAM
-def test_a_handful_of_pictures(stream: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handful_of_images(stream: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Fewer than a batch, and none that the hash holds out."""
     for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / f"{number}.png").write_bytes(image(number))
         (tmp_path / f"{number}.txt").write_text(f"number {number}")
     config = PairsData(path=str(tmp_path), stream=stream)
     assert len(next(batches(open_training(config, SIDE), batch_size=32, seed=0)).captions) == 32
@@ -395,7 +395,7 @@ def test_a_handful_of_pictures(stream: bool, tmp_path: Path, caplog: pytest.LogC
 
 
 def test_a_set_that_is_held_out_whole_still_trains(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.png").write_bytes(image(1))
     (tmp_path / "a.txt").write_text("one")
     config = PairsData(path=str(tmp_path), validation_share=0.9999999)
     assert len(Pairs(config, "train", SIDE)) == len(Pairs(config, "validation", SIDE)) == 1
@@ -429,18 +429,18 @@ def test_shards_of_a_stream_are_opened_as_others_end(monkeypatch: pytest.MonkeyP
 
 def spoil(root: Path) -> dict[str, str]:
     """Records that cannot be used, and why."""
-    (root / "text.jpg").write_text("not a picture")
+    (root / "text.jpg").write_text("not an image")
     (root / "text.txt").write_text("a caption")
-    (root / "cut.png").write_bytes(picture(200)[:-30])
+    (root / "cut.png").write_bytes(image(200)[:-30])
     (root / "cut.txt").write_text("a caption")
-    (root / "empty.png").write_bytes(picture(201))
+    (root / "empty.png").write_bytes(image(201))
     (root / "empty.txt").write_text(" \n")
-    (root / "alone.png").write_bytes(picture(202))
-    (root / "latin.png").write_bytes(picture(203))
+    (root / "alone.png").write_bytes(image(202))
+    (root / "latin.png").write_bytes(image(203))
     (root / "latin.txt").write_bytes("é".encode("latin-1"))
     return {
-        "text.jpg": "the file is text, not a picture: 'not a picture'",
-        "cut.png": "the picture cannot be decoded",
+        "text.jpg": "the file is text, not an image: 'not an image'",
+        "cut.png": "the image cannot be decoded",
         "empty.png": "its caption is empty",
         "alone.png": "there is no caption: expected it in alone.txt",
         "latin.png": "latin.txt cannot be read",
@@ -462,14 +462,14 @@ def test_broken_records_are_replaced_and_named(stream: bool, tmp_path: Path) -> 
 
 
 def test_broken_tables(tmp_path: Path) -> None:
-    table = {"image": [picture(1), None, b"", picture(2)], "text": ["one", "two", "three", None]}
+    table = {"image": [image(1), None, b"", image(2)], "text": ["one", "two", "three", None]}
     parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     for stream in (False, True):
         config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
         batch = next(batches(open_training(config, SIDE), batch_size=64, seed=0))
         assert set(batch.captions) == {"one"}
         assert set(batch.bad) == {
-            "t.parquet/1: there is no picture",
+            "t.parquet/1: there is no image",
             "t.parquet/2: the file is empty",
             "t.parquet/3: its caption is empty",
         }
@@ -477,7 +477,7 @@ def test_broken_tables(tmp_path: Path) -> None:
 
 def test_a_table_of_addresses(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"image": ["https://x/y.jpg"], "text": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(BadRecord, match=r"t.parquet/0: expected a picture's bytes, got str 'https://x/y.jpg'"):
+    with pytest.raises(BadRecord, match=r"t.parquet/0: expected an image's bytes, got str 'https://x/y.jpg'"):
         Pairs(PairsData(path=str(tmp_path)), "train", SIDE).pair(0, 0)
 
 
@@ -487,9 +487,9 @@ def test_broken_tars(tmp_path: Path) -> None:
     (tmp_path / "shard-002.tar").write_bytes(b"no tar at all" * 100)
     with tarfile.open(tmp_path / "shard-003.tar", "w") as tar:
         add(tar, "alone.txt", b"a caption")
-        add(tar, "bare.png", picture(1))
+        add(tar, "bare.png", image(1))
         add(tar, "odd.json", b"{")
-        add(tar, "odd.png", picture(1))
+        add(tar, "odd.png", image(1))
     for stream in (False, True):
         config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
         named: set[str] = set()
@@ -507,14 +507,14 @@ def test_broken_tars(tmp_path: Path) -> None:
             "shard-003.tar/odd",
         }
         assert reasons["shard-001.tar"].startswith("the tar file is not whole")
-        assert reasons["shard-003.tar/alone"] == "there is no picture among txt"
+        assert reasons["shard-003.tar/alone"] == "there is no image among txt"
 
 
 @pytest.mark.parametrize("damage", ["header", "cut in a header", "cut between files", "cut in a file"])
 def test_no_record_of_a_damaged_tar_is_lost_silently(damage: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "whole.tar", "w") as tar:
         for i in range(20):
-            add(tar, f"{i:04d}.png", picture(i))
+            add(tar, f"{i:04d}.png", image(i))
             add(tar, f"{i:04d}.txt", f"number {i}".encode())
     data = bytearray((tmp_path / "whole.tar").read_bytes())
     header = data.index(b"0010.png")
@@ -532,7 +532,7 @@ def test_no_record_of_a_damaged_tar_is_lost_silently(damage: str, tmp_path: Path
 def test_a_link_at_the_end_of_a_tar_is_no_damage(tmp_path: Path) -> None:
     """Some programs give the size of its target to a link, though nothing of it follows."""
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
-        add(tar, "0.png", picture(1))
+        add(tar, "0.png", image(1))
         add(tar, "0.txt", b"one")
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname, link.size = tarfile.LNKTYPE, "0.png", 50_000
@@ -552,7 +552,7 @@ def test_a_tar_without_members(stream: bool, tmp_path: Path) -> None:
 @STREAM
 def test_names_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
     for name in (b"caf\xe9", b"ok"):
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".png")).write_bytes(picture(1))
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".png")).write_bytes(image(1))
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".txt")).write_text("a cup")
     config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
     batch = next(batches(open_training(config, SIDE), batch_size=4, seed=0))
@@ -564,7 +564,7 @@ def test_names_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
 def test_names_in_tars_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name in (b"ok", b"caf\xe9"):
-            add(tar, os.fsdecode(name + b".png"), picture(1))
+            add(tar, os.fsdecode(name + b".png"), image(1))
             add(tar, os.fsdecode(name + b".txt"), b"a cup")
         add(tar, os.fsdecode(b"alone.\xe9.txt"), b"a cup")
         last = tar.offset
@@ -574,7 +574,7 @@ def test_names_in_tars_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
     assert batch.captions == ["a cup"] * 8
     assert set(batch.bad) == {
         "t.tar/caf\\udce9: its name is not UTF-8: rename it",
-        "t.tar/alone: there is no picture among \\udce9.txt",
+        "t.tar/alone: there is no image among \\udce9.txt",
         "t.tar: the tar file is not whole: it ends or is damaged after record 'alone'",
     }
 
@@ -583,7 +583,7 @@ def test_names_in_tars_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
 def test_a_folder_whose_name_is_not_utf_8(stream: bool, tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     folder.mkdir()
-    (folder / "a.png").write_bytes(picture(1))
+    (folder / "a.png").write_bytes(image(1))
     for name, text in (("a.txt", "a cup"), ("metadata.csv", "file_name,text\na.png,a cup\n")):
         (folder / name).write_text(text)
         config = PairsData(path=str(folder), stream=stream, validation_share=0)
@@ -599,11 +599,11 @@ def test_half_a_character_in_a_caption(kind: str, stream: bool, tmp_path: Path) 
     if kind == "tar":
         with tarfile.open(tmp_path / "t.tar", "w") as tar:
             for name, text in texts.items():
-                add(tar, f"{name}.png", picture(1))
+                add(tar, f"{name}.png", image(1))
                 add(tar, f"{name}.json", json.dumps({"text": text}).encode())
     else:
         for name in texts:
-            (tmp_path / f"{name}.png").write_bytes(picture(1))
+            (tmp_path / f"{name}.png").write_bytes(image(1))
         rows = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in texts.items()]
         (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
@@ -621,13 +621,13 @@ def test_a_path_that_looks_like_a_pattern(path: str, stream: bool, tmp_path: Pat
         file = tmp_path / folder / (path or "a.png")
         file.parent.mkdir(parents=True)
         if path.endswith(".parquet"):
-            parquet.write_table(pyarrow.table({"image": [picture(1)], "text": [text]}), file)
+            parquet.write_table(pyarrow.table({"image": [image(1)], "text": [text]}), file)
         elif path:
             with tarfile.open(file, "w") as tar:
-                add(tar, "0.png", picture(1))
+                add(tar, "0.png", image(1))
                 add(tar, "0.txt", text.encode())
         else:
-            file.write_bytes(picture(1))
+            file.write_bytes(image(1))
             file.with_suffix(".txt").write_text(text)
     for root in {tmp_path / "a[1]", tmp_path / "a[1]" / path}:
         config = PairsData(path=str(root), stream=stream, validation_share=0)
@@ -652,7 +652,7 @@ def test_a_path_that_looks_like_a_pattern(path: str, stream: bool, tmp_path: Pat
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_forms_of_csv(text: str, expected: str | None, end: str, mark: str, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(picture(1))
+        (tmp_path / name).write_bytes(image(1))
     whole = mark + "\n".join(["file_name,text", text, "", "b.png,last", ""])
     (tmp_path / "metadata.csv").write_bytes(whole.replace("\n", end).encode())
     rows = Pairs(PairsData(path=str(tmp_path), validation_share=0), "train", SIDE).rows
@@ -660,7 +660,7 @@ def test_forms_of_csv(text: str, expected: str | None, end: str, mark: str, tmp_
     assert rows.captions(1) == ("last",)
 
 
-def test_a_picture_that_vanished(tmp_path: Path) -> None:
+def test_a_image_that_vanished(tmp_path: Path) -> None:
     data = Pairs(PairsData(path=str(with_jsonl(tmp_path)), validation_share=0), "train", SIDE)
     (tmp_path / "0.png").unlink()
     with pytest.raises(BadRecord, match=r"0.png: its file cannot be read"):
@@ -668,12 +668,10 @@ def test_a_picture_that_vanished(tmp_path: Path) -> None:
 
 
 @STREAM
-def test_nothing_but_broken_pictures(stream: bool, tmp_path: Path) -> None:
+def test_nothing_but_broken_images(stream: bool, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
     (tmp_path / "a.txt").write_text("a caption")
-    with pytest.raises(
-        ValueError, match=r"^no usable picture [^\n]*: a.jpg: the file is text, not a picture: 'hello'$"
-    ):
+    with pytest.raises(ValueError, match=r"^no usable image [^\n]*: a.jpg: the file is text, not an image: 'hello'$"):
         next(batches(open_training(PairsData(path=str(tmp_path), stream=stream), SIDE), batch_size=2, seed=0))
 
 
@@ -684,7 +682,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
     """data.path, and what is said of it."""
     for name in ("quote", "comma", "empty", "bare", "missing", "json", "list", "columns", "nofile", "blank", "mixed"):
         (tmp_path / name).mkdir()
-    (tmp_path / "bare/a.png").write_bytes(picture(1))
+    (tmp_path / "bare/a.png").write_bytes(image(1))
     (tmp_path / "missing/metadata.jsonl").write_text('{"file_name": "no.png", "text": "x"}\n')
     (tmp_path / "json/metadata.jsonl").write_text('{"file_name": "a.png"}\n{oops\n')
     (tmp_path / "list/metadata.jsonl").write_text("[1]\n")
@@ -703,21 +701,21 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
         "nowhere": "there is no folder or file",
         "nowhere/at/all": "there is no folder or file",
         "none-*.tar": "no file matches data.path",
-        "empty": "holds no pictures: expected .jpg",
-        "bare": "holds pictures but no captions: expected metadata.jsonl, metadata.csv or NAME.txt beside NAME.png",
-        "missing": "line 1: there is no picture",
+        "empty": "holds no images: expected .jpg",
+        "bare": "holds images but no captions: expected metadata.jsonl, metadata.csv or NAME.txt beside NAME.png",
+        "missing": "line 1: there is no image",
         "json": "line 2 is not JSON",
         "list": "line 1: expected {",
         "columns": "with captions would be: there are title; set data.caption",
         "nofile": "has no column 'file_name': there are name, text",
         "comma": "line 3 has more fields than the first line names: a caption with a comma stands in quotes",
         "quote": "line 2: unexpected end of data; is a quote left open there?",
-        "blank": "is empty: expected a row for each picture",
+        "blank": "is empty: expected a row for each image",
         "cut.parquet": "is not a whole parquet file",
         "notes.txt": "expected a folder, or files that end in .parquet or in .tar",
-        "odd.parquet": "with pictures would be: there are a, b; set data.image",
+        "odd.parquet": "with images would be: there are a, b; set data.image",
         "none.parquet": "there are no rows in it",
-        "bare.tar": "holds no pictures among its first 100 records",
+        "bare.tar": "holds no images among its first 100 records",
     }
 
 
@@ -770,11 +768,11 @@ def test_options_out_of_range(options: dict) -> None:
         PairsData(**{"path": "x"} | options)
 
 
-def test_pictures_that_metadata_leaves_out_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (with_jsonl(tmp_path) / "extra.png").write_bytes(picture(1))
+def test_images_that_metadata_leaves_out_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (with_jsonl(tmp_path) / "extra.png").write_bytes(image(1))
     with caplog.at_level(logging.WARNING):
         assert len(Pairs(PairsData(path=str(tmp_path), validation_share=0), "train", SIDE)) == COUNT
-    assert "not used: 1 picture that no metadata file names" in caplog.text
+    assert "not used: 1 image that no metadata file names" in caplog.text
 
 
 # The whole way
@@ -799,9 +797,9 @@ def test_recipes_fit_the_tokenizers_that_ship() -> None:
 @pytest.mark.skipif(
     not (ROOT / "tokenizers/emoji-vqgan/model.safetensors").exists(), reason="the tokenizer's weights are not here"
 )
-def test_training_on_a_handful_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The README's command with five pictures, one of them broken."""
-    mine = tmp_path / "my_pictures"
+def test_training_on_a_handful_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's command with five images, one of them broken."""
+    mine = tmp_path / "my_images"
     mine.mkdir()
     for number in range(4):
         Image.new("RGB", (100, 80), (60 * number, 20, 90)).save(mine / f"{number}.jpg")

@@ -33,7 +33,7 @@ def test_coverage_is_the_share_of_a_pixel_inside(shape: str) -> None:
     assert got.max() == 1
 
 
-def test_pictures_show_what_captions_say() -> None:
+def test_images_show_what_captions_say() -> None:
     pairs = ShapesPairs(ShapesData(), "train", 32)
     for index in range(0, len(pairs), 7):
         pair = pairs.pair(index, seed=index)

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_pictures_in_a_folder(folder: Path) -> None:
+def test_images_in_a_folder(folder: Path) -> None:
     config = PairsData(path=str(folder), validation_path=str(folder / "held"))
     assert str(summary(config)) == (
         "data: 4 images with 5 captions to train on, 1 to validate on; one of them is b.png: one"

@@ -1,4 +1,4 @@
-"""Token shards: what is in them against the pictures, reading them in order and in parts, and every kind of damage."""
+"""Token shards: what is in them against the images, reading them in order and in parts, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def tokenizer(parts: Path) -> ImageTokenizer:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of noise, wider than high, each with one to three captions, in Nepali now and then."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(COUNT):
         pixels = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -58,14 +58,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def table(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as parquet files."""
     root = tmp_path_factory.mktemp("table")
     numbers = [range(25), range(25, 26), range(26, COUNT)]
     for part, own in enumerate(numbers):
         rows = {
-            "image": [(pictures / f"{n:02}.png").read_bytes() for n in own],
-            "caption": [(pictures / f"{n:02}.txt").read_text(encoding="utf-8").splitlines() for n in own],
+            "image": [(images / f"{n:02}.png").read_bytes() for n in own],
+            "caption": [(images / f"{n:02}.txt").read_text(encoding="utf-8").splitlines() for n in own],
         }
         parquet.write_table(datasets.Dataset.from_dict(rows).data.table, root / f"part-{part}.parquet")
     return root
@@ -97,11 +97,9 @@ def rows_of(folder: Path, split: str = "train") -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["pairs", "drawings", "shapes"])
-def test_rows_are_the_pictures_of_their_split(
-    kind: str, pictures: Path, tokenizer: ImageTokenizer, tmp_path: Path
-) -> None:
+def test_rows_are_the_images_of_their_split(kind: str, images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     config: DataConfig = {
-        "pairs": PairsData(path=str(pictures), validation_share=0.2),
+        "pairs": PairsData(path=str(images), validation_share=0.2),
         "drawings": DrawingsData(sets=("emoji",), styles=("blob",)),
         "shapes": ShapesData(size=40),
     }[kind]
@@ -120,8 +118,8 @@ def test_rows_are_the_pictures_of_their_split(
                     assert tokens.pair(index, seed).caption == source.pair(index, seed).caption
 
 
-def test_views_are_crops_and_mirror_images(pictures: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    config = PairsData(path=str(pictures), validation_share=0.2, crop="random", crop_share=0.5)
+def test_views_are_crops_and_mirror_images(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    config = PairsData(path=str(images), validation_share=0.2, crop="random", crop_share=0.5)
     encode(config, tokenizer, tmp_path, views=3, mirror=True)
     source = open_data(config, "train", IMAGE_SIZE)
     rows = rows_of(tmp_path)
@@ -165,8 +163,8 @@ def test_it_goes_on_where_it_was_killed(table: Path, tokenizer: ImageTokenizer, 
         assert kept == {name: (folder / name).stat().st_ino for name in kept}
 
 
-def test_another_making_is_refused(pictures: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    config = PairsData(path=str(pictures))
+def test_another_making_is_refused(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    config = PairsData(path=str(images))
     encode(config, tokenizer, tmp_path, sha256="aaa")
     for options, told in (
         ({"sha256": "bbb"}, "image tokenizer was aaa, is now bbb"),
@@ -182,17 +180,17 @@ def test_another_making_is_refused(pictures: Path, tokenizer: ImageTokenizer, tm
         EncodeOptions(views=0)
 
 
-def test_broken_pictures_are_left_out_and_counted(
-    pictures: Path, tokenizer: ImageTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_broken_images_are_left_out_and_counted(
+    images: Path, tokenizer: ImageTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = tmp_path / "pictures"
-    shutil.copytree(pictures, root)
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
     (root / "07.png").write_text("<html>")
     (root / "30.txt").write_text(" ")
     index = encode(PairsData(path=str(root), validation_share=0), tokenizer, tmp_path / "out", views=2)
     assert index.shards is not None
     bad = [name for own in index.shards["train"] for name in own.bad]
-    assert sorted(name[:6] for name in bad) == ["07.png", "30.png"] and "is text, not a picture" in caplog.text
+    assert sorted(name[:6] for name in bad) == ["07.png", "30.png"] and "is text, not an image" in caplog.text
     assert len(rows_of(tmp_path / "out")) == 2 * (COUNT - 2)
     config = PairsData(path=str(root), max_bad=1, validation_share=0)
     for world in (1, 4):  # each process meets one
@@ -200,8 +198,8 @@ def test_broken_pictures_are_left_out_and_counted(
             encode(config, tokenizer, tmp_path / f"strict-{world}", world=world)
 
 
-def test_datasets_streams_the_folder(pictures: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    encode(PairsData(path=str(pictures), validation_share=0.2), tokenizer, tmp_path)
+def test_datasets_streams_the_folder(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    encode(PairsData(path=str(images), validation_share=0.2), tokenizer, tmp_path)
     streamed = datasets.load_dataset(str(tmp_path), streaming=True)
     for split in ("train", "validation"):
         assert list(streamed[split]) == rows_of(tmp_path, split)
@@ -239,12 +237,12 @@ def test_any_batch_comes_at_once_and_the_same(large: Path) -> None:
         assert batch == tuple(list(itertools.chain(*own)) for own in zip(*split))
 
 
-def test_a_set_that_fits_the_buffer_comes_in_the_order_of_pictures(large: Path) -> None:
-    pictures, tokens = ShapesData(size=150), TokensData(path=large, shuffle_buffer=150)
-    for of_pictures, of_tokens in zip(
-        seen(open_data(pictures, "train", IMAGE_SIZE), 20), seen(open_data(tokens, "train", 0), 20)
+def test_a_set_that_fits_the_buffer_comes_in_the_order_of_images(large: Path) -> None:
+    images, tokens = ShapesData(size=150), TokensData(path=large, shuffle_buffer=150)
+    for of_images, of_tokens in zip(
+        seen(open_data(images, "train", IMAGE_SIZE), 20), seen(open_data(tokens, "train", 0), 20)
     ):
-        assert of_pictures[1:] == of_tokens[1:]
+        assert of_images[1:] == of_tokens[1:]
 
 
 def damaged(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a folder of weights equal what slow loops over single pictures give."""
+"""Figures of a folder of weights equal what slow loops over single images give."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pairs() -> list[Pair]:
 
 
 def tensor(pair: Pair) -> torch.Tensor:
-    """The picture of a pair, [1, 3, H, W] in [0, 1]."""
+    """The image of a pair, [1, 3, H, W] in [0, 1]."""
     return torch.tensor(pair.image / 255, dtype=torch.float32).permute(2, 0, 1)[None]
 
 
@@ -139,7 +139,7 @@ def test_frechet_distance_of_reconstructions(folder: Path, pairs: list[Pair]) ->
 
 def test_figures_of_a_clip(folder: Path, pairs: list[Pair]) -> None:
     clip = dalle.load_clip(folder / "clip")
-    held_out = open_data(DATA, "validation", 8)  # this CLIP looks at smaller pictures
+    held_out = open_data(DATA, "validation", 8)  # this CLIP looks at smaller images
     images = [clip.encode_image(tensor(held_out.pair(index, 0)))[0].detach() for index in range(len(pairs))]
     texts = [clip.encode_text([pair.caption])[0].detach() for pair in pairs]
     expected: dict[str, float] = {"images": len(pairs)}

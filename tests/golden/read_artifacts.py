@@ -32,5 +32,5 @@ def _index() -> dict[str, float]:
 def _painting() -> list[int]:
     """The picture's pixels, [16 * 16 * 3]."""
     assert main(["paint", "--resume", "state.safetensors", "--steps", "4", "--device", "cpu", "--out", "painted"]) == 0
-    with Image.open(next(Path("painted").iterdir()) / "picture.png") as picture:
+    with Image.open(next(Path("painted").iterdir()) / "image.png") as picture:
         return list(picture.convert("RGB").tobytes())

@@ -104,7 +104,7 @@ def test_impossible_shapes(options: dict[str, int]) -> None:
 
 
 @pytest.mark.slow
-def test_learns_four_pictures() -> None:
+def test_learns_four_images() -> None:
     colours = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     images = F.interpolate(colours, scale_factor=4.0)
     model = tiny(hidden=32, codebook_size=64, code_channels=32)

@@ -29,7 +29,7 @@ def test_parameters_of_the_dall_e_package() -> None:
     assert model.config.residual_gain == 1 / 64
 
 
-def test_factor_eight_for_small_pictures() -> None:
+def test_factor_eight_for_small_images() -> None:
     with torch.device("meta"):
         assert DVAE(DVAEConfig(image_size=64)).grid == (8, 8)
 
@@ -115,7 +115,7 @@ def test_impossible_shapes(options: dict[str, int]) -> None:
 
 
 @pytest.mark.slow
-def test_learns_four_pictures() -> None:
+def test_learns_four_images() -> None:
     colours = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     images = torch.nn.functional.interpolate(colours, scale_factor=4.0)
     model = tiny(hidden=16, codebook_size=64)

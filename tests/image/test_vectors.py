@@ -21,9 +21,9 @@ def test_decoding_codes_is_decoding_their_vectors_cell_by_cell(kind: str) -> Non
     rows = tokenizer.codebook_vectors()
     by_hand = torch.stack([torch.stack([torch.stack([rows[c] for c in row]) for row in grid]) for grid in codes])
     assert torch.equal(tokenizer.vectors(codes).float(), by_hand.permute(0, 3, 1, 2))
-    pictures = tokenizer.decode(codes)
-    assert pictures.shape == (2, 3, 3 * tokenizer.factor, 5 * tokenizer.factor)
-    assert torch.allclose(tokenizer.from_vectors(by_hand.permute(0, 3, 1, 2)).clamp(0, 1), pictures, atol=1e-5)
+    images = tokenizer.decode(codes)
+    assert images.shape == (2, 3, 3 * tokenizer.factor, 5 * tokenizer.factor)
+    assert torch.allclose(tokenizer.from_vectors(by_hand.permute(0, 3, 1, 2)).clamp(0, 1), images, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

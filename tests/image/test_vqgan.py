@@ -31,7 +31,7 @@ def tiny(**options: object) -> VQGAN:
     return model
 
 
-def pictures(batch: int = 3, side: int = 16) -> Tensor:
+def random_images(batch: int = 3, side: int = 16) -> Tensor:
     return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(5))
 
 
@@ -64,7 +64,7 @@ def test_shapes_ranges_and_gradients(quantizer: VQConfig | GumbelConfig | FSQCon
     model = tiny(quantizer=quantizer, patch=patch)
     side = 16 // 2 // patch
     assert (model.grid, model.codebook_size, model.image_size) == ((side, side), 32, 16)
-    images = pictures()
+    images = random_images()
     made = model(images, temperature=0.7)
     assert made.images.shape == images.shape
     assert made.codes.shape == (3, side, side)
@@ -91,7 +91,7 @@ def test_images_that_are_not_square() -> None:
 
 def test_codes_do_not_depend_on_the_batch() -> None:
     model = tiny().eval()
-    images = pictures(6)
+    images = random_images(6)
     codes = model.encode(images)
     for index in range(6):
         assert torch.equal(model.encode(images[index : index + 1])[0], codes[index])
@@ -99,7 +99,7 @@ def test_codes_do_not_depend_on_the_batch() -> None:
 
 
 def test_memory_format_changes_nothing() -> None:
-    model, images = tiny(), pictures()
+    model, images = tiny(), random_images()
     plain = model(images).images
     last = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last)).images
     torch.testing.assert_close(last, plain, atol=1e-5, rtol=1e-4)
@@ -187,7 +187,7 @@ def test_impossible_shapes(options: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-def test_overfits_four_pictures() -> None:
+def test_overfits_four_images() -> None:
     colours = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     images = F.interpolate(colours, scale_factor=4.0)
     model = tiny(channels=16, latent_channels=16, quantizer=VQConfig(codebook_size=64, code_channels=8))

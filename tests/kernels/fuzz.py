@@ -120,12 +120,12 @@ def convolution() -> None:
     kind, channels, count = dtype(), 32 * pick.randint(1, 3), 32 * pick.randint(1, 3)
     height, width = pick.choice([1, 2, 3, 4, 5, 13, 31, 33]), pick.choice([1, 3, 4, 7, 29, 32, 35])
     squares = -(-height // 4) * -(-width // 4)
-    pictures = pick.choice([-(-64 // squares), 1, 2])
-    x = torch.randn(pictures, channels, height, width).to(kind).contiguous(memory_format=LAST).requires_grad_()
+    images = pick.choice([-(-64 // squares), 1, 2])
+    x = torch.randn(images, channels, height, width).to(kind).contiguous(memory_format=LAST).requires_grad_()
     weight = torch.randn(count, channels, 3, 3).to(kind).requires_grad_()
     bias = torch.randn(count).to(kind).requires_grad_() if pick.random() < 0.5 else None
     made = conv3x3(x, weight, bias)
-    assert (made is not None) == (pictures * squares >= {torch.float32: 32, torch.bfloat16: 64}[kind])
+    assert (made is not None) == (images * squares >= {torch.float32: 32, torch.bfloat16: 64}[kind])
     if made is not None:
         made.backward(torch.randn_like(made))
     assert conv3x3(x, weight[:, 1:], None) is None and conv3x3(x, weight, torch.randn(count - 1).to(kind)) is None

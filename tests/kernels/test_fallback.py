@@ -95,11 +95,11 @@ def test_other_defaults_of_type_and_device(dtype: torch.dtype) -> None:
 @torch.enable_grad()
 def test_what_is_trained_knows_no_default_type_or_device() -> None:
     qkv, ids = torch.randn(3, 2, 3, 16, 32).bfloat16().requires_grad_(), torch.arange(5)
-    pictures, weight = torch.randn(2, 32, 3, 3).contiguous(memory_format=torch.channels_last), torch.ones(32)
+    images, weight = torch.randn(2, 32, 3, 3).contiguous(memory_format=torch.channels_last), torch.ones(32)
     logits = torch.randn(5, 64)
 
     def results() -> list[torch.Tensor | None]:
-        made = [group_norm(pictures, weight, weight, 32, 1e-6, True)]
+        made = [group_norm(images, weight, weight, 32, 1e-6, True)]
         made += cross_entropy_slopes(logits.clone(), ids, 0.1, None) or ()
         if attention.usable(qkv):
             attended = attention.attend_sequences(qkv, None, True)

@@ -41,10 +41,10 @@ def test_values_and_gradients_are_torchs(
 
 def test_what_it_does_not_take_is_left_to_torch() -> None:
     weight = torch.ones(32)
-    pictures = torch.randn(2, 32, 4, 4)
-    assert group_norm(pictures, weight, weight, 32, 1e-6, False) is None  # not channels_last
-    assert group_norm(pictures.to(memory_format=LAST).double(), weight, weight, 32, 1e-6, False) is None
+    images = torch.randn(2, 32, 4, 4)
+    assert group_norm(images, weight, weight, 32, 1e-6, False) is None  # not channels_last
+    assert group_norm(images.to(memory_format=LAST).double(), weight, weight, 32, 1e-6, False) is None
     few = torch.randn(2, 8, 4, 4).to(memory_format=LAST)
     assert group_norm(few, weight[:8], weight[:8], 8, 1e-6, False) is None
     with switches.forced(native="off"):
-        assert group_norm(pictures.to(memory_format=LAST), weight, weight, 32, 1e-6, False) is None
+        assert group_norm(images.to(memory_format=LAST), weight, weight, 32, 1e-6, False) is None

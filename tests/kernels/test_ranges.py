@@ -178,11 +178,11 @@ def test_vectors_that_do_not_fit_are_left_to_torch_which_refuses_them() -> None:
     for bias in (torch.zeros(6), torch.zeros(7, dtype=torch.float64)):
         assert native_linear.linear(x, weight, bias) is None
         assert native_linear.linear(x, eight.weight, None, bias) is None
-    pictures = torch.randn(1, 48, 3, 3).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(1, 48, 3, 3).contiguous(memory_format=torch.channels_last)
     one = torch.ones(48)
-    assert group_norm(pictures, one, one, 3, 1e-6, False) is not None
+    assert group_norm(images, one, one, 3, 1e-6, False) is not None
     for groups, scale, shift in ((0, one, one), (49, one, one), (5, one, one), (3, one[:32], one), (3, one, one[:47])):
-        assert group_norm(pictures, scale, shift, groups, 1e-6, False) is None
+        assert group_norm(images, scale, shift, groups, 1e-6, False) is None
 
 
 def test_masks_of_trained_attention() -> None:

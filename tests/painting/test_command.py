@@ -41,23 +41,23 @@ def test_files_metadata_and_the_same_again(parts: Path, tmp_path: Path, capsys: 
     assert main(line(parts, tmp_path / "a", "--save-every", "2", "--seed", "3", "--saturation", "-0.5")) == 0
     folder = only(tmp_path / "a")
     assert folder.name == "लाल-दिल-text-0-3-3"
-    assert capsys.readouterr().out == f"{folder / 'picture.png'}\n"
+    assert capsys.readouterr().out == f"{folder / 'image.png'}\n"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "picture.png",
+        "image.png",
         "state.safetensors",
         "step-00002.png",
         "step-00004.png",
     ]
-    picture = Image.open(folder / "picture.png")
-    texts: dict[str, str] = picture.text  # type: ignore[attr-defined]
+    image = Image.open(folder / "image.png")
+    texts: dict[str, str] = image.text  # type: ignore[attr-defined]
     assert (texts["prompt"], texts["seed"], texts["step"]) == ("लाल दिल | text:-0.3", "3", "4")
     assert json.loads(texts["options"])["saturation"] == -0.5
     assert set(json.loads(texts["models"])) == {"image tokenizer", "CLIP 1"}
     words = shlex.split(texts["command"])
     assert words[:4] == ["python", "-m", "dalle", "paint"]
     assert main([*words[3:], "--device", "cpu", "--out", str(tmp_path / "b")]) == 0
-    again = Image.open(only(tmp_path / "b") / "picture.png")
-    assert again.tobytes() == picture.tobytes()
+    again = Image.open(only(tmp_path / "b") / "image.png")
+    assert again.tobytes() == image.tobytes()
 
 
 def test_json_for_scripts_and_videos(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,7 @@ def test_json_for_scripts_and_videos(parts: Path, tmp_path: Path, capsys: pytest
         assert main(line(parts, tmp_path / str(number), *more)) == 0
         told = json.loads(capsys.readouterr().out)
         assert told["video"] == str(film) and told["steps"] == 4 and set(told["losses"]) == {"loss", "clip"}
-        assert Path(told["picture"]).is_file() and Path(told["state"]).is_file()
+        assert Path(told["image"]).is_file() and Path(told["state"]).is_file()
         if format_ is not None:
             with Image.open(film) as animation:
                 assert (animation.format, getattr(animation, "n_frames", 1)) == (format_, 3)
@@ -78,7 +78,7 @@ def test_json_for_scripts_and_videos(parts: Path, tmp_path: Path, capsys: pytest
     assert not list(tmp_path.glob(".*"))
 
 
-def test_interrupted_it_keeps_the_picture_and_goes_on(
+def test_interrupted_it_keeps_the_image_and_goes_on(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(line(parts, tmp_path / "whole")) == 0
@@ -97,10 +97,10 @@ def test_interrupted_it_keeps_the_picture_and_goes_on(
     said = capsys.readouterr().err
     assert "stopped at step 2 of 4; go on with: python -m dalle paint --resume" in said
     folder = only(tmp_path / "cut")
-    assert Image.open(folder / "picture.png").text["step"] == "2"  # type: ignore[attr-defined]
+    assert Image.open(folder / "image.png").text["step"] == "2"  # type: ignore[attr-defined]
     assert main(["paint", "--resume", str(folder), "--device", "cpu", "--out", str(tmp_path / "rest")]) == 0
-    pictures = [Image.open(only(tmp_path / name) / "picture.png") for name in ("whole", "rest")]
-    assert pictures[0].tobytes() == pictures[1].tobytes()
+    images = [Image.open(only(tmp_path / name) / "image.png") for name in ("whole", "rest")]
+    assert images[0].tobytes() == images[1].tobytes()
     assert main(["paint", "--resume", str(folder), "--steps", "2", "--out", str(tmp_path / "none")]) == 2
     assert "has done all 2 steps: give more with --steps" in capsys.readouterr().err
 
@@ -120,9 +120,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no multiple": (["--size", "30x17"], "size is 30x17: this image tokenizer paints multiples of 4; give 32x16"),
     "no size": (["--size", "large"], "size is 'large': give WIDTHxHEIGHT"),
     "huge": (["--size", "90000x90000"], "give from 1 to 67,108,864 pixels"),
-    "huge init": (["--init", "BIG"], "the picture cannot be decoded (Image size (400000000 pixels)"),
-    "video as init": (["--init", "FILM"], "is not a picture of a known kind"),
-    "no init": (["--init", "nowhere.png"], "nowhere.png: no such picture"),
+    "huge init": (["--init", "BIG"], "the image cannot be decoded (Image size (400000000 pixels)"),
+    "video as init": (["--init", "FILM"], "is not an image of a known kind"),
+    "no init": (["--init", "nowhere.png"], "nowhere.png: no such image"),
     "mask of another size": (["--init", "DOT", "--mask", "GIF"], "mask is 9x7 and init 1x1"),
     "mask alone": (["--mask", "DOT"], "mask needs init"),
     "black mask": (["--init", "DOT", "--mask", "BLACK"], "mask has no white pixel"),
@@ -134,7 +134,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "seed": (["--seed", "-1"], "seed is -1"),
     "optimizer": (["--optimizer", "sgd"], "invalid choice: 'sgd'"),
     "unknown option": (["--cut", "3"], "see --help"),
-    "image prompt": (["--image-prompt", "nowhere.png:0.5"], "nowhere.png: no such picture"),
+    "image prompt": (["--image-prompt", "nowhere.png:0.5"], "nowhere.png: no such image"),
     "noise prompt": (["--noise-prompt", "x"], "has the seed 'x'"),
     "tokenizer that is none": (["--image-tokenizer", "CLIP"], "holds a CLIP"),
     "tokenizer without use": (["--drawer", "pixels"], "the drawer pixels uses none"),
@@ -173,7 +173,7 @@ def test_wrong_inputs_are_one_line(parts: Path, name: str, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("kind", ["dot", "gif", "transparent", "thin"])
-def test_odd_pictures_are_good_starts(parts: Path, kind: str, tmp_path: Path) -> None:
+def test_odd_images_are_good_starts(parts: Path, kind: str, tmp_path: Path) -> None:
     made = {
         "dot": Image.new("RGB", (1, 1), "red"),
         "gif": Image.new("P", (9, 7)),
@@ -184,12 +184,12 @@ def test_odd_pictures_are_good_starts(parts: Path, kind: str, tmp_path: Path) ->
     assert main(line(parts, tmp_path / "out", "--init", str(tmp_path / "init"), "--steps", "1")) == 0
 
 
-def test_negative_prompts_alone_go_with_a_picture(parts: Path, tmp_path: Path) -> None:
+def test_negative_prompts_alone_go_with_a_image(parts: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "init.png")
     assert main(line(parts, tmp_path / "out", "--init", str(tmp_path / "init.png"), prompt="red:-1")) == 0
 
 
-def test_a_full_disk_is_one_line_and_the_last_picture_stays(
+def test_a_full_disk_is_one_line_and_the_last_image_stays(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, count = Image.Image.save, [0]

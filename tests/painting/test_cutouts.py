@@ -15,22 +15,22 @@ from dalle.apps.vqgan_clip.options import AUGMENTS
 @pytest.mark.parametrize("kinds", [("random",), ("pool",), ("whole",), ("random", "pool", "whole")])
 @pytest.mark.parametrize("extent", [(16, 16), (24, 40), (8, 6)])
 def test_shapes_ranges_and_gradients(kinds: tuple[str, ...], extent: tuple[int, int]) -> None:
-    picture = torch.rand(1, 3, *extent, requires_grad=True)
-    cut = Cutouts(12, 5, kinds, smallest=0.5)(picture)
+    image = torch.rand(1, 3, *extent, requires_grad=True)
+    cut = Cutouts(12, 5, kinds, smallest=0.5)(image)
     assert cut.shape == (5, 3, 12, 12)
     assert cut.min() >= 0 and cut.max() <= 1
     cut.sum().backward()
-    assert picture.grad is not None and picture.grad.abs().sum() > 0
+    assert image.grad is not None and image.grad.abs().sum() > 0
 
 
-def test_random_cutouts_are_squares_of_the_picture() -> None:
-    """Of a picture whose channels are the coordinates, a cutout shows where it lies."""
+def test_random_cutouts_are_squares_of_the_image() -> None:
+    """Of an image whose channels are the coordinates, a cutout shows where it lies."""
     height, width = 40, 60
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    picture = torch.stack([y, x, torch.zeros_like(x)])[None]
+    image = torch.stack([y, x, torch.zeros_like(x)])[None]
     torch.manual_seed(0)
     sides = []
-    for cut in Cutouts(10, 60, smallest=0.25)(picture):
+    for cut in Cutouts(10, 60, smallest=0.25)(image):
         across = (cut[1, 0, -1] - cut[1, 0, 0]) / 9 * 10
         down = (cut[0, -1, 0] - cut[0, 0, 0]) / 9 * 10
         assert float(across) == pytest.approx(float(down), rel=0.1)
@@ -39,35 +39,35 @@ def test_random_cutouts_are_squares_of_the_picture() -> None:
     assert max(sides) - min(sides) > 15
 
 
-def test_whole_and_pool_see_all_of_the_picture() -> None:
-    picture = torch.rand(1, 3, 20, 40)
-    whole = Cutouts(10, 1, ("whole",))(picture)
-    assert torch.allclose(whole.mean((2, 3)), picture.mean((2, 3)), atol=0.02)
-    blocks = picture.reshape(1, 3, 10, 2, 10, 4)
+def test_whole_and_pool_see_all_of_the_image() -> None:
+    image = torch.rand(1, 3, 20, 40)
+    whole = Cutouts(10, 1, ("whole",))(image)
+    assert torch.allclose(whole.mean((2, 3)), image.mean((2, 3)), atol=0.02)
+    blocks = image.reshape(1, 3, 10, 2, 10, 4)
     expected = (blocks.mean((3, 5)) + blocks.amax((3, 5))) / 2
-    assert torch.allclose(Cutouts(10, 1, ("pool",))(picture), expected, atol=1e-6)
-    assert torch.equal(resized(picture[..., :20], 20), picture[..., :20])
+    assert torch.allclose(Cutouts(10, 1, ("pool",))(image), expected, atol=1e-6)
+    assert torch.equal(resized(image[..., :20], 20), image[..., :20])
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_augmentations_differ_from_cutout_to_cutout_and_pass_gradients(name: str) -> None:
-    picture = torch.rand(1, 3, 16, 16, requires_grad=True)
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
     torch.manual_seed(1)
-    cut = Cutouts(16, 12, ("whole",), augments=(name,))(picture)
-    changed = (cut - picture).abs().amax((1, 2, 3)) > 1e-4
+    cut = Cutouts(16, 12, ("whole",), augments=(name,))(image)
+    changed = (cut - image).abs().amax((1, 2, 3)) > 1e-4
     assert changed.any(), name
     assert len({tuple(c.flatten().tolist()) for c in cut[changed]}) > 1
     cut.sum().backward()
-    assert picture.grad is not None and torch.isfinite(picture.grad).all() and picture.grad.abs().sum() > 0
+    assert image.grad is not None and torch.isfinite(image.grad).all() and image.grad.abs().sum() > 0
 
 
 def test_the_same_random_numbers_make_the_same_cutouts() -> None:
-    picture = torch.rand(1, 3, 16, 16)
+    image = torch.rand(1, 3, 16, 16)
     cutouts = Cutouts(16, 4, augments=AUGMENTS)
     made = []
     for _ in range(2):
         torch.manual_seed(7)
-        made.append(cutouts(picture))
+        made.append(cutouts(image))
     assert torch.equal(*made)
 
 

@@ -1,4 +1,4 @@
-"""Latents, pixels and spectra: pictures of values and values of pictures, straight-through gradients, ranges, tiles."""
+"""Latents, pixels and spectra: images of values and values of images, straight-through gradients, ranges, tiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_tokenizers import TOKENIZERS
 
-from dalle.apps.vqgan_clip.canvas import FourierCanvas, LatentCanvas, PixelCanvas, start_picture, within
+from dalle.apps.vqgan_clip.canvas import FourierCanvas, LatentCanvas, PixelCanvas, start_image, within
 from dalle.apps.vqgan_clip.tiles import decode_in_tiles, starts
 from dalle.image_tokenizers import ImageTokenizer, build
 
@@ -29,22 +29,22 @@ def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_th
     flat = values.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
     by_hand = torch.stack([(codebook - cell).square().sum(1).argmin() for cell in flat]).view(1, 4, 6)
     assert torch.equal(drawer.codes(values), by_hand)
-    picture = drawer.draw(drawer.values)
-    assert torch.allclose(picture, tokenizer.decode(by_hand), atol=1e-5)
+    image = drawer.draw(drawer.values)
+    assert torch.allclose(image, tokenizer.decode(by_hand), atol=1e-5)
     nearest = tokenizer.vectors(by_hand).float().requires_grad_()
-    weights = torch.rand_like(picture)
+    weights = torch.rand_like(image)
     (within(tokenizer.from_vectors(nearest), 0, 1) * weights).sum().backward()
-    (picture * weights).sum().backward()
+    (image * weights).sum().backward()
     assert drawer.values.grad is not None and nearest.grad is not None
     assert torch.allclose(drawer.values.grad, nearest.grad, atol=1e-4)
 
 
-def test_a_latent_starts_from_the_codes_of_a_picture_and_stays_in_the_range_of_the_codebook() -> None:
+def test_a_latent_starts_from_the_codes_of_a_image_and_stays_in_the_range_of_the_codebook() -> None:
     tokenizer = tokenizer_of("vq")
-    picture = torch.rand(1, 3, 16, 24)
+    image = torch.rand(1, 3, 16, 24)
     drawer = LatentCanvas(tokenizer, torch.zeros(1, 4, 8, 12), tile=512)
-    drawer.restart(picture)
-    assert torch.equal(drawer.codes(drawer.values), tokenizer.encode(picture))
+    drawer.restart(image)
+    assert torch.equal(drawer.codes(drawer.values), tokenizer.encode(image))
     assert torch.equal(drawer.start, drawer.values) and torch.equal(drawer.average, drawer.values)
     with torch.no_grad():
         drawer.values.add_(100)
@@ -65,10 +65,10 @@ def test_the_average_follows_and_forgets_the_start() -> None:
 
 
 @pytest.mark.parametrize("extent", [(16, 16), (9, 14), (1, 1)])
-def test_spectra_give_pictures_back(extent: tuple[int, int]) -> None:
-    picture = 0.05 + 0.9 * torch.rand(1, 3, *extent)
-    drawer = FourierCanvas(picture)
-    assert torch.allclose(drawer.draw(drawer.values), picture, atol=1e-4)
+def test_spectra_give_images_back(extent: tuple[int, int]) -> None:
+    image = 0.05 + 0.9 * torch.rand(1, 3, *extent)
+    drawer = FourierCanvas(image)
+    assert torch.allclose(drawer.draw(drawer.values), image, atol=1e-4)
 
 
 def test_the_limit_lets_the_gradient_back_into_the_range() -> None:
@@ -79,8 +79,8 @@ def test_the_limit_lets_the_gradient_back_into_the_range() -> None:
 
 
 @pytest.mark.parametrize("kind", ["codes", "noise", "gradient", "grey", "white"])
-def test_starts_are_pictures_and_come_from_the_seed(kind: str) -> None:
-    one, same = (start_picture(kind, 24, 40, torch.Generator().manual_seed(3)) for _ in range(2))
+def test_starts_are_images_and_come_from_the_seed(kind: str) -> None:
+    one, same = (start_image(kind, 24, 40, torch.Generator().manual_seed(3)) for _ in range(2))
     assert one.shape == (1, 3, 24, 40) and torch.equal(one, same)
     assert one.min() >= 0 and one.max() <= 1
 
@@ -114,7 +114,7 @@ def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() ->
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_small_pictures_are_decoded_at_once() -> None:
+def test_small_images_are_decoded_at_once() -> None:
     tokenizer = tokenizer_of("vq")
     vectors = torch.randn(1, 4, 8, 8)
     assert torch.equal(decode_in_tiles(tokenizer, vectors, tile=16), tokenizer.from_vectors(vectors))

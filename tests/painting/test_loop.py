@@ -45,7 +45,7 @@ def painted(settings: PaintOptions) -> torch.Tensor:
     painter = begin(settings, "cpu")
     for _ in painter.run():
         pass
-    return painter.picture()
+    return painter.image()
 
 
 @pytest.mark.parametrize("drawer", ["vqgan", "pixels", "fft"])
@@ -64,7 +64,7 @@ def test_the_same_seed_paints_the_same_whatever_was_drawn_before(folder: Path, d
     before = torch.get_rng_state()
     for _ in painter.run():
         pass
-    assert torch.equal(painter.picture(), first)
+    assert torch.equal(painter.image(), first)
     assert torch.equal(torch.get_rng_state(), before)  # and it leaves others' random numbers alone
     assert not torch.equal(painted(replace(settings, seed=1)), first)
 
@@ -122,13 +122,13 @@ def test_every_optimizer_moves(folder: Path, name: str) -> None:
     assert not torch.equal(painter.drawer.values, start)
 
 
-def picture_file(path: Path, colour: str = "green", size: tuple[int, int] = (30, 20)) -> Path:
+def image_file(path: Path, colour: str = "green", size: tuple[int, int] = (30, 20)) -> Path:
     Image.new("RGB", size, colour).save(path)
     return path
 
 
 def test_only_white_parts_of_the_mask_are_painted(folder: Path, tmp_path: Path) -> None:
-    init = picture_file(tmp_path / "init.png", size=(16, 16))
+    init = image_file(tmp_path / "init.png", size=(16, 16))
     mask = Image.new("L", (16, 16), 0)
     mask.paste(255, (8, 0, 16, 16))
     mask.save(tmp_path / "mask.png")
@@ -139,15 +139,15 @@ def test_only_white_parts_of_the_mask_are_painted(folder: Path, tmp_path: Path) 
 
 
 def test_a_strong_pull_keeps_the_start(folder: Path, tmp_path: Path) -> None:
-    init = picture_file(tmp_path / "init.png")
+    init = image_file(tmp_path / "init.png")
     free = options(folder, drawer="pixels", init=init, steps=20)
-    start = begin(free, "cpu").picture()
+    start = begin(free, "cpu").image()
     held = replace(free, init_weight=1000.0, init_decay=0)
     assert (painted(held) - start).abs().mean() < 0.5 * (painted(free) - start).abs().mean()
 
 
-def test_picture_and_noise_prompts_are_embeddings(folder: Path, tmp_path: Path) -> None:
-    reference = picture_file(tmp_path / "ref.png", "red", (9, 9))
+def test_image_and_noise_prompts_are_embeddings(folder: Path, tmp_path: Path) -> None:
+    reference = image_file(tmp_path / "ref.png", "red", (9, 9))
     given = {"prompt": "a heart ^ a star", "image_prompt": (f"{reference}:0.4",), "noise_prompt": ("5:0.1",)}
     critic = begin(options(folder, **given), "cpu").critics[0]
     assert [len(phase) for phase in critic.targets] == [3, 3]
@@ -179,7 +179,7 @@ def test_going_on_from_a_state_paints_what_was_painted_at_once(
 ) -> None:
     if given.pop("mask", False):
         Image.linear_gradient("L").resize((16, 16)).save(tmp_path / "mask.png")
-        given |= {"init": picture_file(tmp_path / "init.png", size=(16, 16)), "mask": tmp_path / "mask.png"}
+        given |= {"init": image_file(tmp_path / "init.png", size=(16, 16)), "mask": tmp_path / "mask.png"}
     settings = options(folder, **given)
     expected = painted(settings)
     first = begin(settings, "cpu")
@@ -193,7 +193,7 @@ def test_going_on_from_a_state_paints_what_was_painted_at_once(
     assert again.step == 3
     for _ in again.run():
         pass
-    assert torch.equal(again.picture(), expected)
+    assert torch.equal(again.image(), expected)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -225,16 +225,16 @@ def test_a_state_of_others_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_motion_of_whole_pixels_and_quarter_turns_is_exact() -> None:
-    picture = torch.rand(1, 3, 8, 8)
-    assert torch.allclose(moved(picture, 1, 0, 0, 0), picture, atol=1e-5)
-    right = moved(picture, 1, 0, 2, 1)
-    assert torch.allclose(right[..., 1:, 2:], picture[..., :-1, :-2], atol=1e-5)
-    assert torch.allclose(moved(picture, 1, 90, 0, 0), picture.rot90(1, (2, 3)), atol=1e-5)
+    image = torch.rand(1, 3, 8, 8)
+    assert torch.allclose(moved(image, 1, 0, 0, 0), image, atol=1e-5)
+    right = moved(image, 1, 0, 2, 1)
+    assert torch.allclose(right[..., 1:, 2:], image[..., :-1, :-2], atol=1e-5)
+    assert torch.allclose(moved(image, 1, 90, 0, 0), image.rot90(1, (2, 3)), atol=1e-5)
     flat = moved(torch.full((1, 3, 6, 10), 0.25), 1.3, 25, 3, -2)
     assert torch.allclose(flat, torch.full_like(flat, 0.25), atol=1e-6)
 
 
-def test_zoom_enlarges_the_middle_on_pictures_that_are_no_squares() -> None:
+def test_zoom_enlarges_the_middle_on_images_that_are_no_squares() -> None:
     y, x = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 81), indexing="ij")
     ball = ((x * 2).square() + y.square() < 0.25).float()[None, None].expand(1, 3, 41, 81)
     grown, turned = moved(ball, 1.5, 0, 0, 0), moved(ball, 1, 40, 0, 0)

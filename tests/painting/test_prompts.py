@@ -49,7 +49,7 @@ def test_what_says_nothing_is_refused(prompt: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_pictures_and_noise(tmp_path: Path) -> None:
+def test_images_and_noise(tmp_path: Path) -> None:
     assert parse_images(["ref.png:0.4", "other.png"]) == [
         Prompt("image", "ref.png", 0.4),
         Prompt("image", "other.png", 1.0),
@@ -62,11 +62,11 @@ def test_pictures_and_noise(tmp_path: Path) -> None:
         parse_noise(["seven:0.2"])
 
 
-def test_nothing_wanted_is_refused_unless_a_picture_is_there() -> None:
+def test_nothing_wanted_is_refused_unless_a_image_is_there() -> None:
     phases = parse_text("fog:-1 | rain:0")
     with pytest.raises(ValueError, match="no prompt has a weight above 0"):
-        check_weights(phases, from_picture=False)
-    check_weights(phases, from_picture=True)
+        check_weights(phases, from_image=False)
+    check_weights(phases, from_image=True)
 
 
 def test_phases_share_the_steps_or_take_turns() -> None:

@@ -1,4 +1,4 @@
-"""Files of DALLE-pytorch's train_vae.py, and the Gumbel VQGAN of ruDALL-E: codes and pictures of their own code."""
+"""Files of DALLE-pytorch's train_vae.py, and the Gumbel VQGAN of ruDALL-E: codes and images of their own code."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def write(file: Path, case: str, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("case", VERSIONS)
-def test_codes_and_pictures_of_their_own_code(case: str, tmp_path: Path) -> None:
+def test_codes_and_images_of_their_own_code(case: str, tmp_path: Path) -> None:
     _, expected = reference(case)
     tokenizer = dalle.load_image_tokenizer(write(tmp_path / "vae.pt", case))
     assert isinstance(tokenizer, DiscreteVAE)
     assert (tokenizer.codebook_size, tokenizer.factor, tokenizer.image_size) == (CODES, 2, 2 * ROWS)
     codes = tokenizer.encode(pixels())
     assert torch.equal(codes.flatten(1), expected["codes"]) and len(codes.unique()) > 2
-    pictures = tokenizer.decode(inputs()[1].view(2, ROWS, ROWS))
+    images = tokenizer.decode(inputs()[1].view(2, ROWS, ROWS))
     wanted = ((expected["pictures"] + 1) / 2).clamp(0, 1)
-    torch.testing.assert_close(pictures, wanted, rtol=0, atol=2e-5)
+    torch.testing.assert_close(images, wanted, rtol=0, atol=2e-5)
     assert wanted.std() > 0.05
 
 
 def test_converted_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "vae.pt", VERSIONS[0])
     assert main(["inspect", str(file)]) == 0
-    assert "- pictures: 8x8 to 4x4 codes of 13\n" in capsys.readouterr().out
+    assert "- images: 8x8 to 4x4 codes of 13\n" in capsys.readouterr().out
     assert main(["convert", str(file), str(tmp_path / "ours")]) == 0
     codes = dalle.load_image_tokenizer(file).encode(pixels())
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "ours").encode(pixels()), codes)
@@ -113,7 +113,7 @@ def test_the_gumbel_vqgan_of_rudalle(tmp_path: Path) -> None:
     file = Path(__file__).parent / "references" / "rudalle_vq.safetensors"
     with safe_open(file, framework="pt") as held:
         shapes = json.loads(held.metadata()["shapes"])
-        codes, pictures = held.get_tensor("codes"), held.get_tensor("pictures")
+        codes, images = held.get_tensor("codes"), held.get_tensor("pictures")
     state = {name: weight(name, shape, rudalle_vq.GAIN) for name, shape in shapes.items()}
     loss = {"loss.discriminator.main.0.weight": torch.zeros(2), "loss.perceptual_loss.lin0.model.1.weight": codes}
     source = tmp_path / "vqgan.gumbelf8-sber.model.ckpt"
@@ -122,7 +122,7 @@ def test_the_gumbel_vqgan_of_rudalle(tmp_path: Path) -> None:
     assert isinstance(tokenizer, VQGAN) and isinstance(tokenizer.config.quantizer, GumbelConfig)
     assert (tokenizer.codebook_size, tokenizer.factor, tokenizer.image_size) == (rudalle_vq.CODES, 4, 256)
     assert torch.equal(tokenizer.encode(rudalle_vq.images()), codes) and len(codes.unique()) > 20
-    torch.testing.assert_close(tokenizer.decode(codes), pictures, rtol=0, atol=2e-4)
+    torch.testing.assert_close(tokenizer.decode(codes), images, rtol=0, atol=2e-4)
     inside = {
         f"vae.model.{name}": value for name, value in state.items()
     }  # as VQGanVAE stands in DALLE-pytorch's files

@@ -1,4 +1,4 @@
-"""Published image tokenizers give the codes and pictures that their own code gives.
+"""Published image tokenizers give the codes and images that their own code gives.
 
 Needs the projects' packages: pip install --no-deps dall-e attrs requests taming-transformers-rom1504
 """
@@ -125,7 +125,7 @@ def test_vqgans_of_taming(gumbel: bool, tmp_path: Path, capsys: pytest.CaptureFi
     capsys.readouterr()  # what the reference prints
     assert main(["inspect", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "- pictures: 64x64 to 32x32 codes of 48\n" in told and "- left out: 1 tensors of its training" in told
+    assert "- images: 64x64 to 32x32 codes of 48\n" in told and "- left out: 1 tensors of its training" in told
     parameters = sum(p.numel() for p in theirs.parameters())
     assert f"- parameters: {parameters:,}, 0.00 GB" in told
     assert main(["convert", str(tmp_path), str(tmp_path / "ours")]) == 0

@@ -47,7 +47,7 @@ def test_drawn_converted_and_drawn_again(family: str, tmp_path: Path, capsys: py
     source = made(family, tmp_path / "theirs")
     pipe = dalle.TextToImage.from_pretrained(source, device="cpu", **GIVEN[family])
     (result,) = pipe(PROMPTS[family], n=3, seed=5)
-    assert [picture.size for picture in result.images] == [(2 * ROWS, 2 * ROWS)] * 3
+    assert [image.size for image in result.images] == [(2 * ROWS, 2 * ROWS)] * 3
     assert len(pipe.model_hash) == 64 and len(result.codes.unique()) > 2 and int(result.codes.max()) < CODES
     (other,) = pipe("b" if family == "mindalle" else "3" if family == "llamagen" else "сала", n=3, seed=5)
     assert not torch.equal(result.codes, other.codes)  # the prompt counts
@@ -91,7 +91,7 @@ def test_sample_py_draws_with_it(family: str, tmp_path: Path, capsys: pytest.Cap
     assert sample.main(arguments) == 0
     (folder,) = (tmp_path / "out").iterdir()
     scores = json.loads((folder / "scores.json").read_text())
-    assert len(scores["pictures"]) == 2 and len(scores["model"]) == 64
+    assert len(scores["images"]) == 2 and len(scores["model"]) == 64
     expected = read_model(source, None, GIVEN[family]).sampling
     assert (scores["options"]["top_k"], scores["options"]["guidance"]) == (expected.top_k, expected.guidance)
 
@@ -124,8 +124,8 @@ def test_the_image_tokenizer_inside_a_file_of_dalle_pytorch(case: str, tmp_path:
     _, expected = reference(case)
     codes = tokenizer.encode(pixels())
     assert torch.equal(codes.flatten(1), expected["codes"]) and len(codes.unique()) > 2
-    pictures = tokenizer.decode(inputs()[1].view(2, ROWS, ROWS))
-    torch.testing.assert_close(pictures, ((expected["pictures"] + 1) / 2).clamp(0, 1), rtol=0, atol=2e-5)
+    images = tokenizer.decode(inputs()[1].view(2, ROWS, ROWS))
+    torch.testing.assert_close(images, ((expected["pictures"] + 1) / 2).clamp(0, 1), rtol=0, atol=2e-5)
 
 
 def test_an_image_tokenizer_that_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +226,7 @@ def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     assert "family is 'dall-e'; expected one of mindalle" in wrong(lambda: dalle.load_model(file, family="dall-e"))
     assert "nonsense is not known here; what can be given is heads" in wrong(lambda: dalle.load_model(file, nonsense=1))
     llama = reference("llamagen-c2i")[0]
-    assert "it does not tell the size of its pictures: give grid=16" in told({"model": llama}, heads=2)
+    assert "it does not tell the size of its images: give grid=16" in told({"model": llama}, heads=2)
     torch.save({"model": llama}, file)
     assert dalle.load_model(file, heads=2, grid=4).config.grid == (4, 4)
     tree = {"hparams": folders.CASES["dalle-pytorch-1.6.6"], "vae_params": None}

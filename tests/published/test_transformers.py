@@ -95,7 +95,7 @@ def test_one_by_one_with_the_cache_as_in_one_go(case: str, tmp_path: Path) -> No
         steps = [logits]
         for i in range(3):
             steps.append(model.extend(image[:, i : i + 1], cache))
-        steps.append(model.extend(image[:, 3:10], cache))  # several at once, as a picture to go on from
+        steps.append(model.extend(image[:, 3:10], cache))  # several at once, as an image to go on from
         for i in range(10, ROWS**2 - 1):
             steps.append(model.extend(image[:, i : i + 1], cache))
     seen = [0, 1, 2, 3, *range(10, ROWS**2)]

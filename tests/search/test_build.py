@@ -50,7 +50,7 @@ def test_a_second_call_embeds_only_what_changed(clip: CLIP, photos: Path, tmp_pa
     before = contents(first)
     (photos / "0.png").write_bytes(png(100))
     os.utime(photos / "0.png", ns=(1, 1))  # as an older copy has it: what counts is that it is another time
-    (photos / "1.txt").write_text("no picture is called so")
+    (photos / "1.txt").write_text("no image is called so")
     (photos / "a" / "1.txt").write_text("a caption that came later")
     (photos / "2.png").unlink()
     (photos / "new.gif").write_bytes(png(101))
@@ -58,7 +58,7 @@ def test_a_second_call_embeds_only_what_changed(clip: CLIP, photos: Path, tmp_pa
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     told: list[tuple[int, int]] = []
     second, report = ImageIndex.build(tmp_path / "index", clip=clip, progress=lambda *counts: told.append(counts))
-    assert (report.pictures, report.embedded, report.unchanged, report.dropped) == (8, 2, 6, 1)
+    assert (report.images, report.embedded, report.unchanged, report.dropped) == (8, 2, 6, 1)
     assert [reason.partition(":")[0] for reason in report.broken] == [str(photos / "broken.jpg")]
     assert told == [(3, 3)]
     after = contents(second)
@@ -87,7 +87,7 @@ def test_what_a_run_that_was_stopped_had_embedded_is_taken_up(
     (tmp_path / "index" / piece.name.replace("1.arrow", "2.arrow")).write_bytes(piece.read_bytes()[:-50])
     told: list[tuple[int, int]] = []
     index, report = ImageIndex.build(tmp_path / "index", photos, clip=clip, progress=lambda *c: told.append(c))
-    assert told == [(4, 4)] and (report.pictures, report.embedded) == (8, 8)
+    assert told == [(4, 4)] and (report.images, report.embedded) == (8, 8)
     assert not list((tmp_path / "index").glob("piece-*"))
     fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=clip)
     assert contents(fresh) == contents(index)
@@ -155,7 +155,7 @@ def as_parquet(folder: Path) -> None:
 
 def as_parquet_without_captions(folder: Path) -> None:
     parquet.write_table(pyarrow.table({"jpg": [png(number) for number in range(3)]}), folder / "0.parquet")
-    parquet.write_table(pyarrow.table({"name": ["no picture"]}), folder / "1.parquet")
+    parquet.write_table(pyarrow.table({"name": ["no image"]}), folder / "1.parquet")
 
 
 def as_metadata(folder: Path) -> None:
@@ -170,7 +170,7 @@ def test_every_kind_of_source(clip: CLIP, tmp_path: Path, make: Callable[[Path],
     folder.mkdir()
     make(folder)
     index, report = ImageIndex.build(tmp_path / "index", folder, clip=clip, workers=1)
-    assert report.pictures == 3
+    assert report.images == 3
     assert len(report.broken) == (make is as_parquet_without_captions)
     for hit in index.search("a"):
         number = next(n for n in range(3) if png(n) == index.read(hit))
@@ -187,12 +187,12 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"")
     (tmp_path / "film.mp4").write_bytes(b"\0")
-    parquet.write_table(pyarrow.table({"name": ["no picture"]}), tmp_path / "table.parquet")
+    parquet.write_table(pyarrow.table({"name": ["no image"]}), tmp_path / "table.parquet")
     for source, message in (
-        ("empty", "holds no pictures"),
+        ("empty", "holds no images"),
         ("nowhere", "there is no folder or file"),
-        ("broken", "none of 1 pictures can be read: .*a.jpg: the file is empty"),
-        ("film.mp4", "expected a folder, pictures, or files that end"),
+        ("broken", "none of 1 images can be read: .*a.jpg: the file is empty"),
+        ("film.mp4", "expected a folder, images, or files that end"),
         ("table.parquet", r"none of its columns.*set image \(--image\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -201,13 +201,13 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
     with pytest.raises(ValueError, match="there is no folder or file"):
         ImageIndex.build(tmp_path / "index", clip=clip)
     assert contents(ImageIndex(tmp_path / "index")) == contents(index)
-    with pytest.raises(ValueError, match="say which pictures"):
+    with pytest.raises(ValueError, match="say which images"):
         ImageIndex.build(tmp_path / "new", clip=clip)
     with pytest.raises(ValueError, match="holds other things than an index"):
         ImageIndex.build(tmp_path / "elsewhere", tmp_path / "elsewhere", clip=clip)
 
 
-def test_many_pictures_without_the_extra_are_told_of(
+def test_many_images_without_the_extra_are_told_of(
     clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(update, "EXACT", 4)

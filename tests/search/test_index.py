@@ -1,4 +1,4 @@
-"""ImageIndex: exact answers, queries of texts and pictures, filters, duplicates, captions, few of many, export."""
+"""ImageIndex: exact answers, queries of texts and images, filters, duplicates, captions, few of many, export."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def patches(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty pictures, the last a copy of the first; every third has captions."""
+    """Thirty images, the last a copy of the first; every third has captions."""
     root = tmp_path_factory.mktemp("photos")
     for number in range(30):
         folder = root / ("holiday" if number % 2 else "work")
         folder.mkdir(exist_ok=True)
         patches(number, (12 + number, 10)).save(folder / f"{number:02d}.png")
         if number % 3 == 0:
-            (folder / f"{number:02d}.txt").write_text(f"picture {number}\nलाल दिल {number}\n", encoding="utf-8")
+            (folder / f"{number:02d}.txt").write_text(f"image {number}\nलाल दिल {number}\n", encoding="utf-8")
     (root / "copy.png").write_bytes((root / "work" / "00.png").read_bytes())
     return root
 
@@ -59,7 +59,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def index(photos: Path, clip: CLIP, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     made, report = ImageIndex.build(tmp_path_factory.mktemp("out") / "photos.index", photos, clip=clip)
-    assert (report.pictures, report.embedded, report.broken) == (31, 31, [])
+    assert (report.images, report.embedded, report.broken) == (31, 31, [])
     return made
 
 
@@ -87,7 +87,7 @@ def test_queries_are_sums_and_differences(index: ImageIndex, clip: CLIP) -> None
     torch.testing.assert_close(both, expected / expected.norm(), rtol=0, atol=1e-5)
 
 
-def test_a_picture_finds_itself_and_its_copy(index: ImageIndex, photos: Path) -> None:
+def test_a_image_finds_itself_and_its_copy(index: ImageIndex, photos: Path) -> None:
     hits = index.search(image=photos / "copy.png", top=2)
     assert {Path(hit.path).name for hit in hits} == {"copy.png", "00.png"}
     assert hits[0].score == pytest.approx(1, abs=1e-3) and hits[0].sha256 == hits[1].sha256
@@ -125,7 +125,7 @@ def test_near_duplicates_are_those_of_a_slow_loop(index: ImageIndex) -> None:
         index.near_duplicates(1.5)
 
 
-def test_captions_for_a_picture_are_ranked_by_the_text_tower(index: ImageIndex, clip: CLIP) -> None:
+def test_captions_for_a_image_are_ranked_by_the_text_tower(index: ImageIndex, clip: CLIP) -> None:
     found = index.captions(patches(77), top=20)
     assert len(found) == 20 and [score for _, score in found] == sorted((score for _, score in found), reverse=True)
     image = index.query(image=patches(77))
@@ -148,10 +148,10 @@ def test_blocks_and_chosen_rows_change_nothing() -> None:
         assert torch.equal(found, products.topk(17).indices)
 
 
-def test_many_pictures_are_found_by_looking_at_few(
+def test_many_images_are_found_by_looking_at_few(
     index: ImageIndex, clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is lowered, so that 31 pictures are many; cells and candidates then take in all of them."""
+    """The limit is lowered, so that 31 images are many; cells and candidates then take in all of them."""
     pytest.importorskip("faiss")
     for module in (update, index_module):
         monkeypatch.setattr(module, "EXACT", 10)
@@ -208,7 +208,7 @@ def test_wrong_queries(index: ImageIndex) -> None:
         ({"text": " "}, "a text of the query is empty"),
         ({"text": "a", "minus": "a"}, "nothing is left to look for"),
         ({"text": "a", "top": 0}, "top is 0"),
-        ({"image": b"GIF89a"}, "picture 1: "),
+        ({"image": b"GIF89a"}, "image 1: "),
         ({"image": "nowhere.png"}, "nowhere.png: its file cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -241,7 +241,7 @@ def test_damaged_indexes(index: ImageIndex, tmp_path: Path) -> None:
             ImageIndex(folder)
 
 
-def test_one_picture_of_one_pixel_is_an_index(clip: CLIP, tmp_path: Path) -> None:
+def test_one_image_of_one_pixel_is_an_index(clip: CLIP, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
     (tmp_path / "one.png").write_bytes(buffer.getvalue())

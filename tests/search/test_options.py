@@ -43,7 +43,7 @@ def test_options_of_a_search(made: Path, capsys: pytest.CaptureFixture[str]) -> 
     apart = [str(hit["path"])[-5:] for hit in found(made, capsys, "a red heart", "--distinct", "0.99999")]
     assert not {"c.png", "d.png"} <= set(apart) and len(apart) < 4
     assert main(["search", str(made / "photos.index"), "a", "--min-score", "0.9999", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == "no picture fits\n"
+    assert capsys.readouterr().out == "no image fits\n"
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_wrong_options_are_one_line(
 
 
 def test_none_of_these(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture, clip = str(made / "photos/a.png"), str(made / "parts/clip")
-    given = ["classify", picture, "--labels", "heart,star", "--clip", clip, "--device", "cpu"]
+    image, clip = str(made / "photos/a.png"), str(made / "parts/clip")
+    given = ["classify", image, "--labels", "heart,star", "--clip", clip, "--device", "cpu"]
     assert main([*given, "--threshold", "1"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(picture) and out.endswith("%  none of these\n") and "heart" not in out
+    assert out.startswith(image) and out.endswith("%  none of these\n") and "heart" not in out
     assert main([*given, "--threshold", "0", "--json"]) == 0
-    (one,) = json.loads(capsys.readouterr().out)["pictures"]
+    (one,) = json.loads(capsys.readouterr().out)["images"]
     assert one["none"] + sum(label["probability"] for label in one["labels"]) == pytest.approx(1, abs=1e-5)
     assert main([*given, "--threshold", "7"]) == 2
     assert "give a probability, from 0 to 1" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The discriminator judges each picture alone; losses and the adaptive weight equal their formulas."""
+"""The discriminator judges each image alone; losses and the adaptive weight equal their formulas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def small() -> PatchDiscriminator:
 def test_has_the_geometry_of_tamings_discriminator() -> None:
     assert small()(torch.rand(2, 3, 256, 256)).shape == (2, 1, 30, 30)
     model = PatchDiscriminator(AdversarialConfig())
-    # pix2pix prints 2.769 M for pairs of pictures (6 channels); GroupNorm has as many parameters as BatchNorm
+    # pix2pix prints 2.769 M for pairs of images (6 channels); GroupNorm has as many parameters as BatchNorm
     assert sum(p.numel() for p in model.parameters()) == 2_768_705 - 3 * 64 * 4 * 4
 
 
@@ -104,7 +104,7 @@ def test_too_small_images_are_named() -> None:
     assert small()(torch.rand(1, 3, 24, 24)).shape == (1, 1, 1, 1)
 
 
-def test_learns_to_tell_two_kinds_of_pictures_apart() -> None:
+def test_learns_to_tell_two_kinds_of_images_apart() -> None:
     model = small()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     real, fake = torch.rand(4, 3, 24, 24), torch.rand(4, 3, 1, 1).expand(-1, -1, 24, 24)

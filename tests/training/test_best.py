@@ -170,7 +170,7 @@ def test_a_validation_that_is_nan_ends_the_run(
 
 def test_a_validation_that_fails_loses_no_step(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
-        raise ValueError("no usable picture")
+        raise ValueError("no usable image")
 
     monkeypatch.setattr(ImageTokenizerTask, "validate", fails)
     assert run(tmp_path / "a") == 2

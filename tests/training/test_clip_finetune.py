@@ -26,15 +26,15 @@ def source(tmp_path: Path) -> Path:
 
 
 def recipe(folder: Path, source: Path, **changes: Any) -> str:
-    pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
     for color in ("red", "blue", "green", "black"):
-        Image.new("RGB", (8, 8), color).save(pictures / f"{color}.png")
-        (pictures / f"{color}.txt").write_text(f"a {color} square")
+        Image.new("RGB", (8, 8), color).save(images / f"{color}.png")
+        (images / f"{color}.txt").write_text(f"a {color} square")
     content: dict[str, Any] = {
         "stage": "clip",
         "init_from": str(source),
-        "data": {"kind": "pairs", "path": str(pictures), "validation_share": 0.25},
+        "data": {"kind": "pairs", "path": str(images), "validation_share": 0.25},
         "optim": {"lr": 1e-2, "warmup": 1, "ema": None},
         "run": {"dir": str(folder / "run"), "steps": 2, "batch_size": 2, "tracker": "none", "device": "cpu"},
     }

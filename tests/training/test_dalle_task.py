@@ -95,7 +95,7 @@ def test_what_is_learnt_is_smoothed_and_read_with_noise_but_logged_as_it_is(
     assert set(parts) == {"text", "image", "image_accuracy"}
 
 
-def test_sample_pictures_are_scored_against_their_own_prompts(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_images_are_scored_against_their_own_prompts(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, clip = ("a red circle", "निलो वर्ग"), str(Path(task.recipe.text_tokenizer).parent / "clip")
     monkeypatch.setattr(task, "recipe", replace(task.recipe, prompts=prompts))
     nothing = Batch(torch.zeros(0), [], [], [])
@@ -103,12 +103,12 @@ def test_sample_pictures_are_scored_against_their_own_prompts(task: DALLETask, m
     assert unscored is not None and unscored.figures == {}
     monkeypatch.setattr(task, "recipe", replace(task.recipe, clip=clip))
     samples = task.sample_images(task.model, nothing)
-    assert samples is not None and samples.picture.tobytes() == unscored.picture.tobytes()
+    assert samples is not None and samples.image.tobytes() == unscored.image.tobytes()
     critic, scores, step = load_clip(clip), [], IMAGE_SIZE + 2
     for row, prompt in enumerate(prompts):
         for column in range(8):
             left, top = 2 + column * step, 2 + row * step
-            cell = np.asarray(samples.picture.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
+            cell = np.asarray(samples.image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
             image = torch.tensor(cell).permute(2, 0, 1)[None] / 255
             scores.append(score(critic, image, [prompt]).item())
     assert samples.figures["clip_score"] == pytest.approx(np.mean(scores), abs=1e-3)

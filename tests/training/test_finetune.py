@@ -31,7 +31,7 @@ SMALL = DALLEConfig(
 )
 
 
-def pictures(folder: Path, size: int) -> Path:
+def images(folder: Path, size: int) -> Path:
     folder.mkdir()
     for name, caption in (("red", "a"), ("blue", "ab c"), ("green", "b"), ("black", "c c")):
         Image.new("RGB", (size, size), name).save(folder / f"{name}.png")
@@ -43,7 +43,7 @@ def recipe(folder: Path, source: Path, **changes: Any) -> str:
     content: dict[str, Any] = {
         "stage": "dalle",
         "init_from": str(source),
-        "data": {"kind": "pairs", "path": str(pictures(folder / "pictures", 16)), "validation_share": 0.25},
+        "data": {"kind": "pairs", "path": str(images(folder / "images", 16)), "validation_share": 0.25},
         "optim": {"lr": 1e-2, "warmup": 1, "ema": None},
         "run": {"dir": str(folder / "run"), "steps": 2, "batch_size": 2, "workers": 0, "tracker": "none"},
     }

@@ -84,7 +84,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("pieces", [2, 16])
 def test_pieces_have_the_gradients_of_the_batch(words: Path, pieces: int) -> None:
-    """16 x 64 and 2 x 512 are 1 x 1,024, each picture changed at random and merges dropped."""
+    """16 x 64 and 2 x 512 are 1 x 1,024, each image changed at random and merges dropped."""
     batch = batch_of(1024)
     loss, wanted, _ = gradients(recipe(words, 1024, 1), batch)
     again, found, _ = gradients(recipe(words, 1024, pieces), batch)

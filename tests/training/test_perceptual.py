@@ -72,7 +72,7 @@ def reference(tensors: dict[str, Tensor], a: Tensor, b: Tensor) -> float:
     return total / len(a)
 
 
-def pictures() -> tuple[Tensor, Tensor]:
+def images() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     a = torch.rand(2, 3, 24, 16, generator=generator)
     return a, (a + 0.3 * torch.randn(2, 3, 24, 16, generator=generator)).clamp(0, 1)
@@ -94,7 +94,7 @@ def as_lpips_package(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.usefixtures("narrow")
 def test_lpips_equals_a_slow_loop_in_every_layout(tmp_path: Path) -> None:
     tensors = random_weights()
-    a, b = pictures()
+    a, b = images()
     expected = reference(tensors, a, b)
     assert expected > 0.01
     package = as_lpips_package(tensors)
@@ -173,12 +173,12 @@ def test_clip_distance_equals_its_definition() -> None:
 
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("kind", ["lpips", "clip"])
-def test_network_is_frozen_and_pictures_get_gradients(kind: str) -> None:
+def test_network_is_frozen_and_images_get_gradients(kind: str) -> None:
     loss = LPIPS() if kind == "lpips" else CLIPPerceptual(small_clip())
     loss.train()
     assert not any(m.training for m in loss.modules())
     a, b = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    a[0] = 0  # a flat picture too
+    a[0] = 0  # a flat image too
     a.requires_grad_(True)
     loss(a, b).backward()
     assert a.grad is not None and torch.isfinite(a.grad).all() and a.grad.abs().sum() > 0

@@ -24,7 +24,7 @@ PROMPTS = ["एउटा रातो घर", "<b>a & b</b>", "красный �
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a run: 40 log lines, two validations, three pictures."""
+    """The folder of a run: 40 log lines, two validations, three images."""
     folder = tmp_path / "mine"
     (folder / "samples").mkdir(parents=True)
     config = {"stage": "dalle", "prompts": PROMPTS, "run": {"dir": str(folder), "steps": 1000}}
@@ -170,7 +170,7 @@ def test_values_of_any_size_are_drawn(run: Path) -> None:
                 assert all(0 <= x <= 460 and 0 <= y <= 240 for x, y in places), line.attrib["data-name"]
 
 
-def test_a_picture_that_was_cut_is_named(run: Path) -> None:
+def test_a_image_that_was_cut_is_named(run: Path) -> None:
     newest = run / "samples" / "00000800.png"
     newest.write_bytes(newest.read_bytes()[:60])
     root = page(run)

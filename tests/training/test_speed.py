@@ -113,7 +113,7 @@ def test_without_a_compiler_training_goes_on(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_training_is_the_same(parts: Path, tmp_path: Path) -> None:
-    """Losses, drawn pictures and names of weights: the folder that comes out loads as any other."""
+    """Losses, drawn images and names of weights: the folder that comes out loads as any other."""
     lines = {}
     for name, compiled in (("plain", False), ("compiled", True)):
         recipe = recipe_of(parts, tmp_path / name, precision="fp32", compile=compiled) | {"prompts": ["a red circle"]}

@@ -284,7 +284,7 @@ def test_the_log_has_the_use_of_codes_of_all_batches_since_its_last_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(VQGAN))
-    counted, passes = CodebookUsage.step, []
+    counted, passes = CodebookUsage.update, []
 
     def noted(self: CodebookUsage, codes: torch.Tensor) -> None:
         counted(self, codes)

@@ -1,4 +1,4 @@
-"""What TensorBoard and Weights & Biases get of a run: the figures of metrics.jsonl, and the sample pictures."""
+"""What TensorBoard and Weights & Biases get of a run: the figures of metrics.jsonl, and the sample images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_tensorboard_has_figures_and_pictures_once_after_resuming(here: Path) -> None:
+def test_tensorboard_has_figures_and_images_once_after_resuming(here: Path) -> None:
     assert train.main(["vqgan.yaml", "run.tracker=tensorboard"]) == 0
     newest = Path("run/checkpoints/step-00000004")
     (newest / "state.pt").write_bytes(b"")  # so that steps 3 and 4 are made and logged again
@@ -54,10 +54,10 @@ def test_tensorboard_has_figures_and_pictures_once_after_resuming(here: Path) ->
     for name in ("train/generator_loss", "train/peak_memory_gb", "validation/codebook_used"):
         logged = [(x["step"], pytest.approx(x[name])) for x in lines if name in x]
         assert [(event.step, event.value) for event in shown.Scalars(name)] == logged and logged
-    pictures = shown.Images("samples")
-    assert [picture.step for picture in pictures] == [2, 4]
+    images = shown.Images("samples")
+    assert [image.step for image in images] == [2, 4]
     with Image.open("run/samples/00000004.png") as own:
-        assert (pictures[1].width, pictures[1].height) == own.size
+        assert (images[1].width, images[1].height) == own.size
 
 
 def wandb_run(here: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

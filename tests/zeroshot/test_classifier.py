@@ -54,31 +54,31 @@ def test_probabilities_are_those_of_the_papers_formula(clip: CLIP) -> None:
     assert result.probabilities == sorted(result.probabilities, reverse=True)
 
 
-def test_a_picture_is_classified_alike_in_any_batch(clip: CLIP, tmp_path: Path) -> None:
-    pictures = [Image.effect_noise((20, 20), 10 * n).convert("RGB") for n in range(1, 6)]
-    pictures[0].save(tmp_path / "a.png")
+def test_a_image_is_classified_alike_in_any_batch(clip: CLIP, tmp_path: Path) -> None:
+    images = [Image.effect_noise((20, 20), 10 * n).convert("RGB") for n in range(1, 6)]
+    images[0].save(tmp_path / "a.png")
     classifier = ZeroShotClassifier(clip, LABELS)
-    together = classifier([tmp_path / "a.png", *pictures[1:]], top=2, batch_size=4)
-    for picture, result in zip(pictures, together, strict=True):
-        (alone,) = classifier(picture, top=2)
+    together = classifier([tmp_path / "a.png", *images[1:]], top=2, batch_size=4)
+    for image, result in zip(images, together, strict=True):
+        (alone,) = classifier(image, top=2)
         assert alone.labels == result.labels and len(alone.labels) == 2
         assert alone.probabilities == pytest.approx(result.probabilities, abs=1e-5)
-    assert together[0].picture == str(tmp_path / "a.png")
+    assert together[0].image == str(tmp_path / "a.png")
 
 
-def test_one_pixel_is_a_picture_and_broken_ones_stand_in_their_place(clip: CLIP) -> None:
+def test_one_pixel_is_a_image_and_broken_ones_stand_in_their_place(clip: CLIP) -> None:
     classifier = ZeroShotClassifier(clip, LABELS)
     (result,) = classifier(Image.new("RGB", (1, 1)))
     assert sum(result.probabilities) == pytest.approx(1)
-    good = Record("good", picture=bytes(open_png()))
-    found = list(classifier.predict([Record("bad", picture=b"x"), good, Record("worse", fault="gone")]))
+    good = Record("good", image=bytes(open_png()))
+    found = list(classifier.predict([Record("bad", image=b"x"), good, Record("worse", fault="gone")]))
     assert [isinstance(one, BadRecord) for one in found] == [True, False, True]
-    with pytest.raises(BadRecord, match=r"^picture 1: the file is text"):
+    with pytest.raises(BadRecord, match=r"^image 1: the file is text"):
         classifier(b"hello")
 
 
 def open_png() -> bytes:
-    content = as_record(Image.new("RGB", (3, 3))).picture
+    content = as_record(Image.new("RGB", (3, 3))).image
     assert isinstance(content, bytes)
     return content
 

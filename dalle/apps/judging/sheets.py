@@ -18,7 +18,7 @@ _ROWS = 24  # prompts that a sheet shows, the first ones
 def write_sheet(file: Path, prompts: Sequence[str], columns: Mapping[str, Tensor]) -> None:
     """A row for each prompt, with one image [N, 3, H, W] of each column."""
     rows = [
-        (prompt, [picture(images[row]) for images in columns.values()], list(columns))
+        (prompt, [pil_image(images[row]) for images in columns.values()], list(columns))
         for row, prompt in enumerate(prompts[:_ROWS])
     ]
     write_png(_beside(rows, 2), file, {})
@@ -32,7 +32,7 @@ def write_neighbors(
     rows = [
         (
             f"{prompts[row]} | {captions[row]}",
-            [picture(images[row]), picture(near[row])],
+            [pil_image(images[row]), pil_image(near[row])],
             ["drawn", f"RMSE {found.errors[row]:.0f}"],
         )
         for row in order
@@ -44,7 +44,7 @@ def write_images(folder: Path, images: Tensor) -> None:
     """Each of [N, 3, H, W] as a PNG in a folder, for tools that compare folders (torch-fidelity)."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
-        write_png(picture(image), folder / f"{number:04d}.png", {})
+        write_png(pil_image(image), folder / f"{number:04d}.png", {})
 
 
 def _beside(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], parts: int) -> Image.Image:
@@ -59,6 +59,6 @@ def _beside(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], pa
     return sheet
 
 
-def picture(image: Tensor) -> Image.Image:
-    """[3, H, W] in [0, 1] as a picture."""
+def pil_image(image: Tensor) -> Image.Image:
+    """[3, H, W] in [0, 1] as an image."""
     return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())

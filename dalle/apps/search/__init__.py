@@ -1,4 +1,4 @@
-"""Search of pictures by text, by picture, or by both: an index of CLIP's vectors in a folder."""
+"""Search of images by text, by image, or by both: an index of CLIP's vectors in a folder."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _COLUMNS = ("path", "caption", "width", "height", "sha256")
 
 
 def export(table: Table, path: Path, dimensions: int) -> int:
-    """Write `id` (int64, the row), `vector` (list of float32, unit length) and what is known of each picture.
+    """Write `id` (int64, the row), `vector` (list of float32, unit length) and what is known of each image.
 
     Args:
         table: the rows.

@@ -1,4 +1,4 @@
-"""Conditions on what is known of a picture: width>=512, path~holiday, caption=a dog."""
+"""Conditions on what is known of an image: width>=512, path~holiday, caption=a dog."""
 
 from __future__ import annotations
 

@@ -35,17 +35,17 @@ def write_page(path: Path, index: ImageIndex, title: str, hits: Sequence[Hit]) -
 
 def _figure(index: ImageIndex, hit: Hit) -> str:
     try:
-        picture = f'<img alt="" src="{thumbnail(index.read(hit), hit.path)}">'
+        image = f'<img alt="" src="{thumbnail(index.read(hit), hit.path)}">'
     except BadRecord as error:
-        picture = f'<div class="gone">{escape(error.reason)}</div>'
+        image = f'<div class="gone">{escape(error.reason)}</div>'
     if Path(hit.path).is_file():
-        picture = f'<a href="{escape(Path(hit.path).absolute().as_uri())}">{picture}</a>'
+        image = f'<a href="{escape(Path(hit.path).absolute().as_uri())}">{image}</a>'
     told = f"<b>{hit.score:.3f}</b> {escape(hit.caption)}<br><b>{escape(hit.path)}</b>"
-    return f"<figure>{picture}<figcaption>{told}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{told}</figcaption></figure>"
 
 
 def thumbnail(content: bytes, name: str) -> str:
-    """A picture file as a small one, as the address of an image: all of the picture, with white beside it.
+    """An image file as a small one, as the address of an image: all of the image, with white beside it.
 
     Raises:
         BadRecord: it cannot be read.

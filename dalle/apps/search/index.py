@@ -1,6 +1,6 @@
-"""ImageIndex: pictures by text, by picture, or by both. Knows nothing of command lines.
+"""ImageIndex: images by text, by image, or by both. Knows nothing of command lines.
 
-Letters: N pictures, D dimensions, K wanted.
+Letters: N images, D dimensions, K wanted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, as_record, embed_pictures, embed_texts, fingerprint
+from dalle.apps.embed import ImageLike, as_record, embed_images, embed_texts, fingerprint
 from dalle.apps.search import exact, store
 from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.filters import Filter
@@ -35,7 +35,7 @@ _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wan
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found."""
+    """An image that was found."""
 
     path: str  # of its file; FILE.tar/NAME, FILE.parquet/ROW, owner/name/SPLIT/ROW where it is one of many in a file
     score: float  # cosine with the query, in [-1, 1]
@@ -53,7 +53,7 @@ class Hit:
 
 
 class ImageIndex:
-    """Pictures' vectors in a folder, and searches in them.
+    """Images' vectors in a folder, and searches in them.
 
     It is a state of the index: bringing the folder up to date does not change what is open.
 
@@ -84,7 +84,7 @@ class ImageIndex:
                 break
             except FileNotFoundError as error:  # the index has just been brought up to date: look again
                 if last:
-                    raise ValueError(f"{error.filename} is not there: index the pictures anew") from error
+                    raise ValueError(f"{error.filename} is not there: index the images anew") from error
         self._given = clip
         self._clip: CLIP | None = None
 
@@ -92,24 +92,24 @@ class ImageIndex:
     def build(
         cls,
         folder: str | Path,
-        *pictures: str | Path | Source,
+        *images: str | Path | Source,
         clip: CLIP | str | Path | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: Progress | None = None,
         device: str = "auto",
     ) -> tuple[ImageIndex, Report]:
-        """Make an index or bring it up to date: new and changed pictures are embedded, those that are gone dropped.
+        """Make an index or bring it up to date: new and changed images are embedded, those that are gone dropped.
 
         Args:
             folder: of the index.
-            pictures: folders (with those below them), picture, parquet or tar files, patterns, or ids of the hub; the
+            images: folders (with those below them), image, parquet or tar files, patterns, or ids of the hub; the
                 index holds just these. None: those of the last time.
             clip: a CLIP, or where it is; None: the one that made the index, or the one that ships.
-            batch_size: pictures at a time.
-            workers: processes that read pictures; 0 reads them in this one.
+            batch_size: images at a time.
+            workers: processes that read images; 0 reads them in this one.
             progress: told of each batch.
-            device: where pictures are embedded.
+            device: where images are embedded.
 
         Returns:
             The index, and what has changed.
@@ -118,7 +118,7 @@ class ImageIndex:
             ValueError: see `dalle.apps.search.update.update`.
         """
         place = Path(folder).expanduser()
-        sources = [source if isinstance(source, Source) else Source(str(source)) for source in pictures]
+        sources = [source if isinstance(source, Source) else Source(str(source)) for source in images]
         name = "" if clip is None or isinstance(clip, CLIP) else _lasting(clip)
         if clip is None and (place / store.NAME).exists():
             name = store.read_manifest(place).clip
@@ -127,7 +127,7 @@ class ImageIndex:
         return cls(place, own, device), report
 
     def __len__(self) -> int:
-        return self.manifest.pictures
+        return self.manifest.images
 
     @property
     def clip(self) -> CLIP:
@@ -157,27 +157,27 @@ class ImageIndex:
         min_score: float | None = None,
         distinct: float | None = None,
     ) -> list[Hit]:
-        """The pictures that are nearest to a query, the nearest first.
+        """The images that are nearest to a query, the nearest first.
 
-        The query is the sum of the unit vectors of all texts and pictures, without those that are taken away.
+        The query is the sum of the unit vectors of all texts and images, without those that are taken away.
         Where a SigLIP made the index and the query is one text, hits say how probable it is that they fit.
 
         Args:
             text: one or several, in any language that the CLIP reads.
-            image: one or several pictures: paths, files' bytes, or Pillow's.
+            image: one or several images: paths, files' bytes, or Pillow's.
             minus: texts to lead away from.
-            minus_image: pictures to lead away from.
+            minus_image: images to lead away from.
             top: how many.
             where: conditions that must hold, such as "width>=512", "path~holiday", "caption~dog".
             weights: text -> how much of it, below 0 to lead away; beside the texts, which count as 1.
-            min_score: only pictures with at least this score; where hits have a probability, with this probability.
-            distinct: only the nearest of pictures whose cosine with each other is at least this, such as 0.97.
+            min_score: only images with at least this score; where hits have a probability, with this probability.
+            distinct: only the nearest of images whose cosine with each other is at least this, such as 0.97.
 
         Raises:
-            ValueError: no query, a picture that cannot be read, a number out of range, or a condition that is none.
+            ValueError: no query, an image that cannot be read, a number out of range, or a condition that is none.
         """
         if top < 1:
-            raise ValueError(f"top is {top}: ask for 1 picture at least")
+            raise ValueError(f"top is {top}: ask for 1 image at least")
         if distinct is not None and not 0 < distinct <= 1:
             raise ValueError(f"distinct is {distinct:g}: give a cosine, from above 0 to 1")
         if min_score is not None and not -1 <= min_score <= 1:
@@ -231,7 +231,7 @@ class ImageIndex:
         if not all(math.isfinite(weight) and weight for weight in parts.values()):
             raise ValueError(f"weights are {parts}: each must be a number other than 0")
         if not (texts or images or less or less_images or parts):
-            raise ValueError("no query: give a text, a picture, or both")
+            raise ValueError("no query: give a text, an image, or both")
         if not all(one.strip() for one in (*texts, *less, *parts)):
             raise ValueError("a text of the query is empty: say what is to be seen")
         seen = self._embedded([*images, *less_images])
@@ -244,7 +244,7 @@ class ImageIndex:
         return F.normalize(total, dim=0)
 
     def nearest(self, query: Tensor, top: int, kept: np.ndarray | None = None) -> list[Hit]:
-        """The pictures whose vectors are nearest to a unit vector.
+        """The images whose vectors are nearest to a unit vector.
 
         Args:
             query: float32 [D].
@@ -256,11 +256,11 @@ class ImageIndex:
         return [self._hit(row, value) for value, row in found if row >= 0]
 
     def near_duplicates(self, least: float = 0.97) -> list[list[Hit]]:
-        """Groups of pictures that look the same to CLIP, the largest group first.
+        """Groups of images that look the same to CLIP, the largest group first.
 
-        Each picture of a group has a cosine of at least `least` with another of it; a hit's score is that with the
+        Each image of a group has a cosine of at least `least` with another of it; a hit's score is that with the
         first.
-        Beyond `dalle.apps.search.update.EXACT` pictures, only the 20 nearest of each are looked at.
+        Beyond `dalle.apps.search.update.EXACT` images, only the 20 nearest of each are looked at.
 
         Raises:
             ValueError: `least` is not in (0, 1].
@@ -278,31 +278,31 @@ class ImageIndex:
         return shown
 
     def captions(self, image: ImageLike, top: int = 5, among: int = 1000) -> list[tuple[str, float]]:
-        """Captions of the index that fit a picture, the best first, each with its cosine.
+        """Captions of the index that fit an image, the best first, each with its cosine.
 
-        They are those of the pictures that are nearest to it, ranked by CLIP's text tower.
+        They are those of the images that are nearest to it, ranked by CLIP's text tower.
 
         Args:
-            image: the picture.
+            image: the image.
             top: how many captions.
-            among: how many of the nearest pictures to take captions from.
+            among: how many of the nearest images to take captions from.
 
         Raises:
-            ValueError: no picture in the index has a caption, or the picture cannot be read.
+            ValueError: no image in the index has a caption, or the image cannot be read.
         """
         if top < 1 or among < 1:
             raise ValueError(f"top is {top} and among {among}: at least 1")
         query = self.query(image=image)
         lines = [line for hit in self.nearest(query, among) for line in hit.caption.split("\n") if line]
         if not lines:
-            raise ValueError(f"none of the nearest pictures in {self.folder} has a caption")
+            raise ValueError(f"none of the nearest images in {self.folder} has a caption")
         distinct = list(dict.fromkeys(lines))
         scores = embed_texts(self.clip, distinct) @ query
         order = scores.argsort(descending=True, stable=True)[:top].tolist()
         return [(distinct[number], float(scores[number])) for number in order]
 
     def read(self, hit: Hit) -> bytes:
-        """The file of a picture that was found.
+        """The file of an image that was found.
 
         Raises:
             BadRecord: it is not there any more, or cannot be read.
@@ -310,7 +310,7 @@ class ImageIndex:
         return content_of(self.record(hit))
 
     def record(self, hit: Hit) -> Record:
-        """Where a picture that was found lies."""
+        """Where an image that was found lies."""
         row = self.table.row(hit.number)
         return read_item(row, self.manifest.sources[row["source"]])
 
@@ -327,11 +327,11 @@ class ImageIndex:
         candidates = self._near.candidates(queries.numpy(), count, kept)
         return exact.rescored(self.table, queries, candidates, k)
 
-    def _embedded(self, pictures: Sequence[ImageLike]) -> Tensor:
-        """float32 [len(pictures), D]."""
-        records = [as_record(picture, f"picture {number}") for number, picture in enumerate(pictures, 1)]
+    def _embedded(self, images: Sequence[ImageLike]) -> Tensor:
+        """float32 [len(images), D]."""
+        records = [as_record(image, f"image {number}") for number, image in enumerate(images, 1)]
         vectors = torch.empty(0, self.manifest.dimensions)
-        for batch in embed_pictures(self.clip, records):
+        for batch in embed_images(self.clip, records):
             for error in batch.broken.values():
                 raise error
             vectors = torch.cat([vectors, batch.vectors])

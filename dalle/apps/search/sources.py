@@ -1,4 +1,4 @@
-"""The pictures of a folder, of files or of a data set of the hub: what each is called, where it is, when it changed."""
+"""The images of a folder, of files or of a data set of the hub: what each is called, where it is, when it changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 from dalle.apps.search.store import Source
 from dalle.data.custom.dataset import is_hub_id, matching
 from dalle.data.custom.folder import FolderSource, unread
-from dalle.data.custom.parquet import hub_source, parquet_source, picture_of
+from dalle.data.custom.parquet import hub_source, image_of, parquet_source
 from dalle.data.custom.records import FileSpan, Record, Rows, image_column
 from dalle.data.custom.walk import tell, walk
 from dalle.data.custom.webdataset import TarSource
@@ -23,7 +23,7 @@ from dalle.images.read import EXTENSIONS
 
 @dataclass(frozen=True)
 class Item:
-    """A picture that is there, before anything of it is read.
+    """An image that is there, before anything of it is read.
 
     Attributes:
         path: what it is called: its file, FILE.tar/NAME, FILE.parquet/ROW or owner/name/ROW.
@@ -50,7 +50,7 @@ class Item:
 
 
 def identity(file: str, offset: int, row: int) -> str:
-    """What tells a picture from all others."""
+    """What tells an image from all others."""
     return f"{file}\0{offset}\0{row}"
 
 
@@ -61,14 +61,14 @@ def absolute(source: Source) -> Source:
 
 
 def items_of(source: Source, number: int = 0) -> Iterator[Item | str]:
-    """All pictures of a source, in an order that is the same each time; a str names what was passed over, and why.
+    """All images of a source, in an order that is the same each time; a str names what was passed over, and why.
 
     Args:
         source: the source.
         number: what its items call it.
 
     Raises:
-        ValueError: nothing is there, or no pictures are in it.
+        ValueError: nothing is there, or no images are in it.
     """
     try:
         for item in _items(source):
@@ -94,16 +94,16 @@ def _items(source: Source) -> Iterator[Item | str]:
             raise ValueError(f"there is no folder or file {source.path}")
         other = next((file for file in files if file.suffix.lower() not in (".parquet", ".tar", *EXTENSIONS)), None)
         if other is not None:
-            raise ValueError(f"{other}: expected a folder, pictures, or files that end in .parquet or in .tar")
+            raise ValueError(f"{other}: expected a folder, images, or files that end in .parquet or in .tar")
         for file in files:
             yield from _of_file(file, source)
 
 
 def read_item(row: dict[str, object], source: Source) -> Record:
-    """The record of a row of an index, to read its picture again."""
+    """The record of a row of an index, to read its image again."""
     path, file, number = str(row["path"]), str(row["file"]), int(str(row["row"]))
     if number < 0:
-        return Record(path, picture=FileSpan(file, int(str(row["offset"])), int(str(row["size"]))))
+        return Record(path, image=FileSpan(file, int(str(row["offset"])), int(str(row["size"]))))
     if is_hub_id(file):
         return hub_source(file, source.split, source.image, source.caption, None, False).rows().record(number)
     try:
@@ -113,8 +113,8 @@ def read_item(row: dict[str, object], source: Source) -> Record:
                 count = table.metadata.row_group(group).num_rows
                 if number < count:
                     found = table.read_row_group(group, [column]).column(column)[number].as_py()
-                    picture, fault = picture_of(found)
-                    return Record(path, picture=picture, fault=fault)
+                    image, fault = image_of(found)
+                    return Record(path, image=image, fault=fault)
                 number -= count
     except (OSError, ValueError) as error:  # gone, or no longer the table that it was
         return Record(path, fault=f"its file cannot be read ({error})")
@@ -125,11 +125,11 @@ def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
     found = walk(root)
     files = found.files
     by_ending = {ending: [file for file in files if file.suffix.lower() == ending] for ending in (".parquet", ".tar")}
-    pictures = any(file.suffix.lower() in EXTENSIONS for file in files)
-    if not pictures and not any(by_ending.values()):
-        raise ValueError(f"{root} holds no pictures: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
+    images = any(file.suffix.lower() in EXTENSIONS for file in files)
+    if not images and not any(by_ending.values()):
+        raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
     tell(root, found.passed + unread(files, ".parquet", ".tar"))
-    if pictures:
+    if images:
         yield from _of_places(FolderSource(root, files, source.caption, captioned=False).rows())
     for file in (*by_ending[".parquet"], *by_ending[".tar"]):
         try:
@@ -155,7 +155,7 @@ def _of_places(rows: Rows) -> Iterator[Item | str]:
         if record.fault is not None:
             yield f"{key}: {record.fault}"
             continue
-        place = record.picture
+        place = record.image
         assert isinstance(place, FileSpan)
         inside = place.offset > 0  # of a tar file, whose records are called FILE/NAME
         path = f"{place.file}/{key.partition('/')[2]}" if inside else place.file

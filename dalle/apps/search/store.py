@@ -1,4 +1,4 @@
-"""The folder of an index: one table of pictures with their vectors, mapped into memory, and index.json that names it.
+"""The folder of an index: one table of images with their vectors, mapped into memory, and index.json that names it.
 
 A change writes new files beside the old ones and then replaces index.json, so a reader has all of the old state or all
 of the new one. What a run that was stopped had embedded is kept in pieces, which the next run takes up.
@@ -25,12 +25,12 @@ NAME, LOCK = "index.json", ".lock"
 BLOCK = 1 << 16  # rows that are written, and looked through, at a time
 FACTS = ("path", "caption", "width", "height", "sha256", "file", "offset", "size", "row", "source", "stamp")
 _FORMAT = 1
-_NOT_THERE = "no index: make one with `python -m dalle index PICTURES --out {}`"
+_NOT_THERE = "no index: make one with `python -m dalle index IMAGES --out {}`"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures come from: a folder, files, or a data set of the hub, and the names of its columns."""
+    """Where images come from: a folder, files, or a data set of the hub, and the names of its columns."""
 
     path: str
     split: str = "train"
@@ -46,7 +46,7 @@ class Manifest:
         clip: where the CLIP that made the vectors came from; "" is the one that ships.
         clip_hash: `dalle.apps.embed.fingerprint` of it.
         dimensions: of a vector.
-        pictures: how many there are.
+        images: how many there are.
         sources: what was indexed.
         table: file of the table, and its size in bytes.
         near: file of the approximate index and its size; None while there are few vectors.
@@ -56,7 +56,7 @@ class Manifest:
     clip: str
     clip_hash: str
     dimensions: int
-    pictures: int
+    images: int
     sources: list[Source]
     table: tuple[str, int]
     near: tuple[str, int] | None
@@ -64,7 +64,7 @@ class Manifest:
 
 
 def schema(dimensions: int) -> pa.Schema:
-    """Columns of the table: what a picture is, where it is, and its vector."""
+    """Columns of the table: what an image is, where it is, and its vector."""
     texts = [(name, pa.string()) for name in ("path", "caption", "sha256", "file", "stamp")]
     numbers = [("width", pa.int32()), ("height", pa.int32())]
     places = [(name, pa.int64()) for name in ("offset", "size", "row", "source")]
@@ -144,22 +144,18 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: {_NOT_THERE.format(folder)}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{folder / NAME} is damaged ({error}): remove {folder} and index the pictures anew"
-        ) from error
+        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images anew") from error
     if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
-        raise ValueError(
-            f"{folder / NAME} is not of format {_FORMAT}, which this version reads: index the pictures anew"
-        )
+        raise ValueError(f"{folder / NAME} is not of format {_FORMAT}, which this version reads: index the images anew")
     try:
         content["sources"] = [Source(**source) for source in content["sources"]]
         content["table"] = tuple(content["table"])
         content["near"] = content["near"] and tuple(content["near"])
+        if "pictures" in content:  # the name of `images` before version 0.2
+            content["images"] = content.pop("pictures")
         return Manifest(**content)
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / NAME} is damaged ({error}): remove {folder} and index the pictures anew"
-        ) from error
+        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images anew") from error
 
 
 def open_table(folder: Path, manifest: Manifest) -> Table:
@@ -176,7 +172,7 @@ def whole(folder: Path, file: tuple[str, int]) -> Path:
     """A file of the index, which must be as long as it was when it was written."""
     path, size = folder / file[0], (folder / file[0]).stat().st_size
     if size != file[1]:
-        raise ValueError(f"{path} is cut short or damaged: {size} bytes, expected {file[1]}; index the pictures anew")
+        raise ValueError(f"{path} is cut short or damaged: {size} bytes, expected {file[1]}; index the images anew")
     return path
 
 
@@ -236,7 +232,7 @@ def _opened(folder: Path, file: tuple[str, int]) -> Table:
         return Table(path)
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged ({reason}): index the pictures anew") from error
+        raise ValueError(f"{path} is damaged ({reason}): index the images anew") from error
 
 
 def _vectors(batch: pa.RecordBatch) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dalle.apps.embed import embed_pictures, fingerprint
+from dalle.apps.embed import embed_images, fingerprint
 from dalle.apps.search import ann, store
 from dalle.apps.search.sources import Item, absolute, identity, items_of
 from dalle.apps.search.store import Manifest, Source, Table
@@ -25,14 +25,14 @@ EXACT = 100_000  # up to so many vectors a search looks at all of them
 _PIECE_ROWS, _PIECE_SECONDS = 16_384, 30.0  # what a kill can lose at most
 
 Progress = Callable[[int, int], None]
-"""Called after each batch with the pictures embedded so far and in all."""
+"""Called after each batch with the images embedded so far and in all."""
 
 
 @dataclass(frozen=True)
 class Report:
     """What bringing an index up to date has changed."""
 
-    pictures: int  # that are in it now
+    images: int  # that are in it now
     embedded: int  # new or changed, and taken up from a run that was stopped
     unchanged: int
     dropped: int  # whose file is gone, or can no longer be read
@@ -48,23 +48,23 @@ def update(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Report:
-    """Make `folder` the index of the pictures in `sources`, embedding only those that it does not know.
+    """Make `folder` the index of the images in `sources`, embedding only those that it does not know.
 
     Args:
         folder: of the index; made if it is not there.
-        sources: where pictures come from; empty: those of the last time.
+        sources: where images come from; empty: those of the last time.
         clip: makes the vectors; it must be the one that made those which are there.
         clip_name: where it came from, so that a search finds it again; "" is the one that ships.
-        batch_size: pictures at a time.
-        workers: processes that read pictures; 0 reads them in this one.
+        batch_size: images at a time.
+        workers: processes that read images; 0 reads them in this one.
         progress: told of each batch.
 
     Raises:
-        ValueError: a source is not there or holds no pictures (the index is then left as it was), another CLIP made the
+        ValueError: a source is not there or holds no images (the index is then left as it was), another CLIP made the
             index, or another process writes to it.
     """
     if not sources and not (folder / store.NAME).exists():
-        raise ValueError(f"{folder} is not there yet: say which pictures are to be indexed")
+        raise ValueError(f"{folder} is not there yet: say which images are to be indexed")
     with store.locked(folder):
         there = store.read_manifest(folder) if (folder / store.NAME).exists() else None
         old = store.open_table(folder, there) if there is not None else None
@@ -80,7 +80,7 @@ def update(
         known = _Known(old, store.pieces(folder, clip_hash))
         kept = [item for item in items if item in known]
         if not kept:
-            raise ValueError(f"none of {len(items) or len(broken)} pictures can be read: {broken[0]}")
+            raise ValueError(f"none of {len(items) or len(broken)} images can be read: {broken[0]}")
         made = Manifest(clip_name, clip_hash, clip.config.embed_dim, len(kept), wanted, ("", 0), None, 1)
         if there is not None:
             made = replace(made, clip=clip_name or there.clip, generation=there.generation + 1)
@@ -95,12 +95,12 @@ def other_clip(folder: Path, manifest: Manifest, given: str) -> str:
     name = manifest.clip or "the one that ships"
     return (
         f"{folder} was made with another CLIP ({name}, {manifest.clip_hash[:12]}) than the one given ({given[:12]}): "
-        "give that one, or index the pictures into another folder"
+        "give that one, or index the images into another folder"
     )
 
 
 def _listed(sources: Sequence[Source], broken: list[str]) -> Iterator[Item]:
-    """The pictures of all sources; one that two of them hold is there once. What was passed over goes to `broken`."""
+    """The images of all sources; one that two of them hold is there once. What was passed over goes to `broken`."""
     seen: set[str] = set()
     for number, source in enumerate(sources):
         for item in items_of(source, number):
@@ -136,7 +136,7 @@ class _Known:
         return bool(self.before) and self.places[item.identity][1] == 0
 
     def facts(self, item: Item) -> tuple[dict[str, Any], np.ndarray]:
-        """What was found out about a picture, and its vector, float16 [D]."""
+        """What was found out about an image, and its vector, float16 [D]."""
         _, number, row = self.places[item.identity]
         return self.tables[number].row(row, ("width", "height", "sha256")), self.tables[number].vector(row)
 
@@ -163,7 +163,7 @@ def _embed(
     workers: int,
     progress: Progress | None,
 ) -> list[str]:
-    """Embed pictures into pieces, the last of them even when it is stopped; gives what could not be read."""
+    """Embed images into pieces, the last of them even when it is stopped; gives what could not be read."""
     clip_hash, broken = fingerprint(clip), []
     rows: list[dict[str, Any]] = []
     vectors: list[np.ndarray] = []
@@ -176,7 +176,7 @@ def _embed(
 
     since, done = time.monotonic(), 0
     try:
-        for batch in embed_pictures(clip, _Items(items), batch_size, workers):
+        for batch in embed_images(clip, _Items(items), batch_size, workers):
             broken += [str(error) for error in batch.broken.values()]
             rows += [
                 row_of(items[number], asdict(facts)) for number, facts in zip(batch.numbers, batch.facts, strict=True)
@@ -194,7 +194,7 @@ def _embed(
 
 
 def row_of(item: Item, facts: dict[str, Any], source: int = 0) -> dict[str, Any]:
-    """The row of a table that tells of a picture, with its captions as they are now."""
+    """The row of a table that tells of an image, with its captions as they are now."""
     captions = "\n".join(item.rows.captions(item.number))
     places = {name: getattr(item, name) for name in ("path", "file", "offset", "size", "row", "stamp")}
     return places | facts | {"caption": captions, "source": source}
@@ -202,7 +202,7 @@ def row_of(item: Item, facts: dict[str, Any], source: int = 0) -> dict[str, Any]
 
 def _write(folder: Path, made: Manifest, items: Sequence[Item], known: _Known, there: Manifest | None) -> None:
     """Write the files of an index, and make them the index."""
-    table, approximate = f"pictures-{made.generation:06d}.arrow", f"near-{made.generation:06d}.faiss"
+    table, approximate = f"images-{made.generation:06d}.arrow", f"near-{made.generation:06d}.faiss"
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(items), store.BLOCK):
@@ -215,7 +215,7 @@ def _write(folder: Path, made: Manifest, items: Sequence[Item], known: _Known, t
     made = replace(made, table=(table, size))
     if len(items) > EXACT and ann.library() is None:
         logger.warning(
-            "%d pictures: searches look at all of them. With `%s` they look at few, which is faster",
+            "%d images: searches look at all of them. With `%s` they look at few, which is faster",
             len(items),
             ann.EXTRA,
         )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.apps.vqgan_clip.canvas import Canvas, FourierCanvas, LatentCanvas, PixelCanvas, start_picture
+from dalle.apps.vqgan_clip.canvas import Canvas, FourierCanvas, LatentCanvas, PixelCanvas, start_image
 from dalle.apps.vqgan_clip.cutouts import Cutouts
 from dalle.apps.vqgan_clip.objective import Critic
 from dalle.apps.vqgan_clip.optimize import Painter
@@ -39,7 +39,7 @@ class Painted:
 
     image: Image.Image  # RGB
     losses: list[dict[str, float]]  # of each step
-    painter: Painter  # its drawer and options; `painter.picture()` is the image as a tensor
+    painter: Painter  # its drawer and options; `painter.image()` is the image as a tensor
 
 
 def paint(
@@ -49,7 +49,7 @@ def paint(
     progress: Progress | None = None,
     **options: Any,
 ) -> Painted:
-    """Paint a prompt: optimise a picture until CLIP finds the prompt in it (VQGAN+CLIP, arXiv 2204.08583).
+    """Paint a prompt: optimise an image until CLIP finds the prompt in it (VQGAN+CLIP, arXiv 2204.08583).
 
     Args:
         prompt: what to paint, as `PaintOptions.prompt` tells.
@@ -58,7 +58,7 @@ def paint(
         options: fields of `dalle.apps.vqgan_clip.options.PaintOptions`, for example steps=100, seed=1, size="128x128".
 
     Raises:
-        ValueError: an option is unknown or out of range, a picture cannot be read, or a model cannot be loaded.
+        ValueError: an option is unknown or out of range, an image cannot be read, or a model cannot be loaded.
     """
     painter = begin(from_dict(PaintOptions, {"prompt": prompt, **options}, "paint"), device)
     losses = []
@@ -66,7 +66,7 @@ def paint(
         losses.append(figures)
         if progress is not None:
             progress(painter, figures)
-    return Painted(to_image(painter.picture()), losses, painter)
+    return Painted(to_image(painter.image()), losses, painter)
 
 
 def begin(options: PaintOptions, device: str | torch.device = "auto", state: State | None = None) -> Painter:
@@ -75,7 +75,7 @@ def begin(options: PaintOptions, device: str | torch.device = "auto", state: Sta
     Raises:
         ValueError: as `paint`; or the state does not fit.
     """
-    phases = _phases(options, from_picture=options.init is not None)
+    phases = _phases(options, from_image=options.init is not None)
     init = None if options.init is None or state is not None else read_image(options.init)
     mask = None if options.mask is None or state is not None else read_image(options.mask)
     place = pick_device(device)
@@ -100,12 +100,12 @@ def begin(options: PaintOptions, device: str | torch.device = "auto", state: Sta
     return painter
 
 
-def _phases(options: PaintOptions, from_picture: bool) -> list[list[Prompt]]:
-    """All prompts, phase by phase: pictures and noise hold in each of them."""
+def _phases(options: PaintOptions, from_image: bool) -> list[list[Prompt]]:
+    """All prompts, phase by phase: images and noise hold in each of them."""
     always = [*parse_images(options.image_prompt), *parse_noise(options.noise_prompt)]
     texts = parse_text(options.prompt) if options.prompt.strip() or not always else [[]]
     phases = [[*phase, *always] for phase in texts]
-    check_weights(phases, from_picture)
+    check_weights(phases, from_image)
     return phases
 
 
@@ -128,15 +128,15 @@ def _drawer(
     """What is optimised, set to the start."""
     generator = torch.Generator().manual_seed(options.seed)
     if tokenizer is None:
-        picture = start_picture(options.start, height, width, generator) if init is None else init
-        return PixelCanvas(picture) if options.drawer == "pixels" else FourierCanvas(picture)
+        image = start_image(options.start, height, width, generator) if init is None else init
+        return PixelCanvas(image) if options.drawer == "pixels" else FourierCanvas(image)
     device = tokenizer.last_layer.device
     if init is None and options.start == "codes":
         shape = (1, height // tokenizer.factor, width // tokenizer.factor)
         codes = torch.randint(tokenizer.codebook_size, shape, generator=generator).to(device)
     else:
-        picture = start_picture(options.start, height, width, generator) if init is None else init
-        codes = tokenizer.encode(picture.to(device))
+        image = start_image(options.start, height, width, generator) if init is None else init
+        codes = tokenizer.encode(image.to(device))
     return LatentCanvas(tokenizer, tokenizer.vectors(codes).float(), options.tile)
 
 

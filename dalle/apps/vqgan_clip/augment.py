@@ -33,7 +33,7 @@ def _by_kornia(names: Sequence[str], s: float) -> list[nn.Module]:
         raise ValueError(
             'these augmentations need kornia: pip install "dalle[paint]", or paint with augment=training or none'
         ) from None
-    share = min(s, 2.0)  # twice as large, an erased part may be nearly all of the picture
+    share = min(s, 2.0)  # twice as large, an erased part may be nearly all of the image
     makers: dict[str, Callable[[], nn.Module]] = {
         "affine": lambda: kornia.RandomAffine(
             degrees=15 * s, translate=(0.1 * s, 0.1 * s), shear=5 * s, p=0.7, padding_mode="border"
@@ -52,7 +52,7 @@ def _by_kornia(names: Sequence[str], s: float) -> list[nn.Module]:
 
 
 class _Training(nn.Module):
-    """What pictures go through when CLIP is trained with `augment`."""
+    """What images go through when CLIP is trained with `augment`."""
 
     def __init__(self, strength: float) -> None:
         super().__init__()

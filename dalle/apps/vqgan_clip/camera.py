@@ -1,4 +1,4 @@
-"""A picture enlarged, turned and shifted, for videos."""
+"""An image enlarged, turned and shifted, for videos."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def moved(picture: Tensor, zoom: float, rotate: float, shift_x: float, shift_y: float) -> Tensor:
-    """A picture [1, 3, H, W] about its middle enlarged and turned, then shifted; what was outside is mirrored.
+def moved(image: Tensor, zoom: float, rotate: float, shift_x: float, shift_y: float) -> Tensor:
+    """An image [1, 3, H, W] about its middle enlarged and turned, then shifted; what was outside is mirrored.
 
     Args:
-        picture: [1, 3, H, W] in [0, 1].
+        image: [1, 3, H, W] in [0, 1].
         zoom: above 1 enlarges.
         rotate: degrees, counter-clockwise.
         shift_x: pixels to the right.
         shift_y: pixels down.
     """
-    height, width = picture.shape[2:]
+    height, width = image.shape[2:]
     angle = math.radians(rotate)
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     # Where a pixel comes from: the motion backwards, in units of half a side as grid_sample counts.
@@ -27,5 +27,5 @@ def moved(picture: Tensor, zoom: float, rotate: float, shift_x: float, shift_y: 
     ratio = height / width
     rows = [[cos, -sin * ratio], [sin / ratio, cos]]
     matrix = [[*row, -(row[0] * x + row[1] * y)] for row in rows]
-    grid = F.affine_grid(torch.tensor([matrix], device=picture.device), list(picture.shape), align_corners=False)
-    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(torch.tensor([matrix], device=image.device), list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -1,4 +1,4 @@
-"""What is optimised, and how a picture comes of it: vectors of codes, pixels, or a Fourier spectrum.
+"""What is optimised, and how an image comes of it: vectors of codes, pixels, or a Fourier spectrum.
 
 Shapes: H W pixels, h w cells, C channels of a code's vector, K codes.
 """
@@ -22,11 +22,11 @@ _SCORES = 2**25  # cells x codes compared at a time: 128 MiB of float32
 
 
 class Canvas(nn.Module, ABC):
-    """Values that gradients change, and the picture of any such values.
+    """Values that gradients change, and the image of any such values.
 
     Attributes:
         values: what is optimised.
-        average: its moving average, which the finished picture is drawn from.
+        average: its moving average, which the finished image is drawn from.
         start: what it was at the beginning, for a pull back to it.
         rate: the learning rate that suits it.
     """
@@ -44,16 +44,16 @@ class Canvas(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, values: Tensor) -> Tensor:
-        """The picture [1, 3, H, W] in [0, 1] of some values, with gradients to them."""
+        """The image [1, 3, H, W] in [0, 1] of some values, with gradients to them."""
 
     @abstractmethod
-    def values_of(self, picture: Tensor) -> Tensor:
-        """The values of a picture [1, 3, H, W] in [0, 1], as near as can be."""
+    def values_of(self, image: Tensor) -> Tensor:
+        """The values of an image [1, 3, H, W] in [0, 1], as near as can be."""
 
     @torch.no_grad()
-    def restart(self, picture: Tensor) -> None:
-        """Go on from a picture [1, 3, H, W]: it becomes the start, too."""
-        values = self.values_of(picture)
+    def restart(self, image: Tensor) -> None:
+        """Go on from an image [1, 3, H, W]: it becomes the start, too."""
+        values = self.values_of(image)
         for tensor in (self.values, self.average, self.start):
             tensor.copy_(values)
 
@@ -63,7 +63,7 @@ class Canvas(nn.Module, ABC):
 
         Args:
             decay: of the average; smaller in the first steps, so that the start is soon forgotten.
-            steps: since the values were last set by a picture, this one included.
+            steps: since the values were last set by an image, this one included.
         """
         self.limit()
         self.average.lerp_(self.values, 1 - min(decay, steps / (steps + 9)))
@@ -98,8 +98,8 @@ class LatentCanvas(Canvas):
         straight = values + (nearest - values).detach()
         return within(decode_in_tiles(self.tokenizer[0], straight, self.tile), 0.0, 1.0)
 
-    def values_of(self, picture: Tensor) -> Tensor:
-        return self.tokenizer[0].vectors(self.tokenizer[0].encode(picture)).float()
+    def values_of(self, image: Tensor) -> Tensor:
+        return self.tokenizer[0].vectors(self.tokenizer[0].encode(image)).float()
 
     @torch.no_grad()
     def codes(self, values: Tensor) -> Tensor:
@@ -115,22 +115,22 @@ class LatentCanvas(Canvas):
 
 
 class PixelCanvas(Canvas):
-    """The picture itself."""
+    """The image itself."""
 
     rate = 0.02
 
     def draw(self, values: Tensor) -> Tensor:
         return values
 
-    def values_of(self, picture: Tensor) -> Tensor:
-        return picture
+    def values_of(self, image: Tensor) -> Tensor:
+        return image
 
     def limit(self) -> None:
         self.values.clamp_(0, 1)
 
 
 class FourierCanvas(Canvas):
-    """The spectrum of the picture before a sigmoid, low frequencies scaled up, colours apart from brightness.
+    """The spectrum of the image before a sigmoid, low frequencies scaled up, colours apart from brightness.
 
     Olah et al. 2017, "Feature Visualization", on preconditioning. Values are [1, 3, H, W // 2 + 1, 2], the real and
     the imaginary part.
@@ -140,16 +140,16 @@ class FourierCanvas(Canvas):
     colours: Tensor
     rate = 0.05
 
-    def __init__(self, picture: Tensor) -> None:
-        height, width = picture.shape[2:]
-        down = torch.fft.fftfreq(height, device=picture.device)[:, None]
-        across = torch.fft.rfftfreq(width, device=picture.device)[None]
+    def __init__(self, image: Tensor) -> None:
+        height, width = image.shape[2:]
+        down = torch.fft.fftfreq(height, device=image.device)[:, None]
+        across = torch.fft.rfftfreq(width, device=image.device)[None]
         least = 1 / max(height, width)
         scale = 1 / (down.square() + across.square()).sqrt().clamp(min=least)  # [H, W // 2 + 1]
         basis = [[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]  # brightness, warm to cold, green to purple
-        strength = torch.tensor([1.0, 0.4, 0.3], device=picture.device)[:, None]
-        colours = F.normalize(torch.tensor(basis, device=picture.device), dim=1) * strength
-        super().__init__(_spectrum(picture, scale, colours))
+        strength = torch.tensor([1.0, 0.4, 0.3], device=image.device)[:, None]
+        colours = F.normalize(torch.tensor(basis, device=image.device), dim=1) * strength
+        super().__init__(_spectrum(image, scale, colours))
         self.extent = (height, width)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("colours", colours, persistent=False)
@@ -159,12 +159,12 @@ class FourierCanvas(Canvas):
         x = torch.fft.irfft2(spectrum, s=self.extent, norm="ortho")
         return torch.einsum("bkhw,kc->bchw", x, self.colours).sigmoid()
 
-    def values_of(self, picture: Tensor) -> Tensor:
-        return _spectrum(picture, self.scale, self.colours)
+    def values_of(self, image: Tensor) -> Tensor:
+        return _spectrum(image, self.scale, self.colours)
 
 
-def _spectrum(picture: Tensor, scale: Tensor, colours: Tensor) -> Tensor:
-    x = picture.clamp(0.01, 0.99).logit()
+def _spectrum(image: Tensor, scale: Tensor, colours: Tensor) -> Tensor:
+    x = image.clamp(0.01, 0.99).logit()
     x = torch.einsum("bchw,ck->bkhw", x, colours.inverse())
     return torch.view_as_real(torch.fft.rfft2(x, norm="ortho") / scale)
 
@@ -189,8 +189,8 @@ class _Within(torch.autograd.Function):
         return grad.masked_fill(outwards, 0), None, None
 
 
-def start_picture(kind: str, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """A picture [1, 3, height, width] to start from: noise, gradient, grey, white, else smooth random colours."""
+def start_image(kind: str, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """An image [1, 3, height, width] to start from: noise, gradient, grey, white, else smooth random colours."""
     makers: dict[str, Callable[[], Tensor]] = {
         "grey": lambda: torch.full((1, 3, height, width), 0.5),
         "white": lambda: torch.ones(1, 3, height, width),

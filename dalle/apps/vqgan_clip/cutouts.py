@@ -1,4 +1,4 @@
-"""Cutouts of a picture, each as large as CLIP's input: of several kinds, changed at random."""
+"""Cutouts of an image, each as large as CLIP's input: of several kinds, changed at random."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 class Cutouts:
     """Cuts `count` squares of `side` pixels, the kinds taking turns, and changes them at random.
 
-    Random numbers come from the global generator of the CPU and of the picture's device, as kornia's do.
+    Random numbers come from the global generator of the CPU and of the image's device, as kornia's do.
     """
 
     def __init__(
@@ -33,28 +33,28 @@ class Cutouts:
 
             self.augment = augmentation(augments, strength)
 
-    def __call__(self, picture: Tensor) -> Tensor:
-        """A picture [1, 3, H, W] in [0, 1] to [count, 3, side, side], with gradients. Noise may leave [0, 1]."""
-        whole = {kind: self._whole(picture, kind) for kind in set(self.kinds) - {"random"}}
-        cut = torch.cat([self._random(picture) if kind == "random" else whole[kind] for kind in self.kinds])
+    def __call__(self, image: Tensor) -> Tensor:
+        """An image [1, 3, H, W] in [0, 1] to [count, 3, side, side], with gradients. Noise may leave [0, 1]."""
+        whole = {kind: self._whole(image, kind) for kind in set(self.kinds) - {"random"}}
+        cut = torch.cat([self._random(image) if kind == "random" else whole[kind] for kind in self.kinds])
         return cut if self.augment is None else self.augment(cut)
 
-    def _whole(self, picture: Tensor, kind: str) -> Tensor:
-        """All of the picture, squeezed to a square."""
+    def _whole(self, image: Tensor, kind: str) -> Tensor:
+        """All of the image, squeezed to a square."""
         if kind == "whole":
-            return resized(picture, self.side)
-        means, maxima = F.adaptive_avg_pool2d(picture, self.side), F.adaptive_max_pool2d(picture, self.side)
+            return resized(image, self.side)
+        means, maxima = F.adaptive_avg_pool2d(image, self.side), F.adaptive_max_pool2d(image, self.side)
         return (means + maxima) / 2
 
-    def _random(self, picture: Tensor) -> Tensor:
+    def _random(self, image: Tensor) -> Tensor:
         """A square of random size and place."""
-        height, width = picture.shape[2:]
+        height, width = image.shape[2:]
         longest = min(height, width)
         share = self.smallest + (1 - self.smallest) * float(torch.rand(())) ** self.power
         side = max(1, min(longest, round(share * longest)))
         top = int(torch.randint(height - side + 1, ()))
         left = int(torch.randint(width - side + 1, ()))
-        return resized(picture[:, :, top : top + side, left : left + side], self.side)
+        return resized(image[:, :, top : top + side, left : left + side], self.side)
 
 
 def resized(images: Tensor, side: int) -> Tensor:

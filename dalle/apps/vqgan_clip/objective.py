@@ -42,8 +42,8 @@ class Critic:
             return self.clip.encode_text([prompt.content])
         if prompt.kind == "image":
             side = self.clip.config.image_size
-            picture = to_tensor(read_image(Path(prompt.content)), side, side)
-            return self.clip.encode_image(picture.to(self.device))
+            image = to_tensor(read_image(Path(prompt.content)), side, side)
+            return self.clip.encode_image(image.to(self.device))
         generator = torch.Generator().manual_seed(int(prompt.content))
         noise = torch.randn(1, self.clip.config.embed_dim, generator=generator)
         return F.normalize(noise, dim=1).to(self.device)

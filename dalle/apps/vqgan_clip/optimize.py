@@ -1,4 +1,4 @@
-"""Painting, step by step: the picture is cut, looked at, and changed. Knows nothing of files.
+"""Painting, step by step: the image is cut, looked at, and changed. Knows nothing of files.
 
 Algorithm 1 of Crowson et al. 2022 (arXiv 2204.08583), with accumulation, a moving average, masks and motion.
 """
@@ -39,7 +39,7 @@ class Painter:
         step: how many steps are done.
         drawer: what is optimised.
         critics: the CLIPs that look at it.
-        kept: the picture [1, 3, H, W] that shows where `mask` is black; None: all is painted.
+        kept: the image [1, 3, H, W] that shows where `mask` is black; None: all is painted.
         mask: [1, 1, H, W], 1 where it is painted.
         models: hashes of the weights by what they are.
     """
@@ -56,11 +56,11 @@ class Painter:
         self.drawer, self.critics, self.options = drawer, list(critics), options
         self.kept, self.mask, self.models = kept, mask, models or {}
         self.step = 0
-        self.since_moved = 0  # steps since the values were last set by a picture
+        self.since_moved = 0  # steps since the values were last set by an image
         self.optimizer = self._optimizer()
 
     @torch.no_grad()
-    def picture(self) -> Tensor:
+    def image(self) -> Tensor:
         """What has been painted so far, [1, 3, H, W] in [0, 1]."""
         return self._shown(self.drawer.draw(self.drawer.average))
 
@@ -79,12 +79,12 @@ class Painter:
         if options.moves and self.step and self.step % options.frame_every == 0:
             self._move()
         self.optimizer.zero_grad(set_to_none=True)
-        picture = self._shown(self.drawer.draw(self.drawer.values))
-        devices = [picture.device] if picture.device.type == "cuda" else []
+        image = self._shown(self.drawer.draw(self.drawer.values))
+        devices = [image.device] if image.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed((options.seed * 1_000_003 + self.step) % 2**63)
-            cuts = [critic.cutouts(picture.to(critic.device)) for critic in self.critics]
-        losses = self._own_losses(picture)
+            cuts = [critic.cutouts(image.to(critic.device)) for critic in self.critics]
+        losses = self._own_losses(image)
         phases = len(self.critics[0].targets)
         phase = phase_of(self.step, options.num_steps, phases, options.change_every)
         seen = [self._look(critic, cut, phase) for critic, cut in zip(self.critics, cuts, strict=True)]
@@ -111,20 +111,20 @@ class Painter:
         assert leaf.grad is not None
         return total, leaf.grad
 
-    def _own_losses(self, picture: Tensor) -> dict[str, Tensor]:
-        """What pulls at the picture beside CLIP, as far as it is asked for; scalars."""
+    def _own_losses(self, image: Tensor) -> dict[str, Tensor]:
+        """What pulls at the image beside CLIP, as far as it is asked for; scalars."""
         options, losses = self.options, {}
         if options.tv:
-            losses["tv"] = options.tv * total_variation(picture)
+            losses["tv"] = options.tv * total_variation(image)
         if options.saturation:
-            losses["saturation"] = -options.saturation * colourfulness(picture)
+            losses["saturation"] = -options.saturation * colourfulness(image)
         if options.init_weight:
             away = pull(self.drawer.values, self.drawer.start, self.step, options.init_decay)
             losses["init"] = options.init_weight * away
         return losses
 
     def _shown(self, drawn: Tensor) -> Tensor:
-        """The picture with what stays of another."""
+        """The image with what stays of another."""
         if self.kept is None or self.mask is None:
             return drawn
         return self.mask * drawn + (1 - self.mask) * self.kept
@@ -132,7 +132,7 @@ class Painter:
     def _move(self) -> None:
         """The next frame begins from this one, enlarged, turned and shifted; the optimiser forgets."""
         options = self.options
-        self.drawer.restart(moved(self.picture(), options.zoom, options.rotate, options.shift_x, options.shift_y))
+        self.drawer.restart(moved(self.image(), options.zoom, options.rotate, options.shift_x, options.shift_y))
         self.since_moved = 0
         self.optimizer = self._optimizer()
 

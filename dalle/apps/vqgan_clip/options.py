@@ -11,7 +11,7 @@ from dalle.config import config
 
 PRESETS = {"draft": (100, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
 AUGMENTS = ("training", "affine", "perspective", "jitter", "sharpness", "noise", "erasing")
-LARGEST = 2**26  # pixels of a picture
+LARGEST = 2**26  # pixels of an image
 
 
 @config
@@ -24,9 +24,9 @@ class PaintOptions:
     steps: int | None = None
     """Steps; the preset's if not given."""
     cutouts: int | None = None
-    """Cutouts of the picture that each CLIP looks at in a step; the preset's if not given."""
+    """Cutouts of the image that each CLIP looks at in a step; the preset's if not given."""
     seed: int = 0
-    """The same seed and options paint the same picture."""
+    """The same seed and options paint the same image."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels, multiples of the tokenizer's factor; what the tokenizer was made for if not given."""
     drawer: Literal["vqgan", "pixels", "fft"] = "vqgan"
@@ -36,48 +36,48 @@ class PaintOptions:
     clip: tuple[str, ...] = ()
     """Folder, file or hub id of the CLIP; the emoji CLIP that ships if not given; several look together."""
     image_prompt: tuple[str, ...] = ()
-    """FILE:WEIGHT, a picture that the painting shall resemble to CLIP; may be repeated."""
+    """FILE:WEIGHT, an image that the painting shall resemble to CLIP; may be repeated."""
     noise_prompt: tuple[str, ...] = ()
     """SEED:WEIGHT, a random direction to lean to; may be repeated."""
     change_every: int | None = None
     """Steps after which the next of the prompts between ^ holds; all for the same time if not given."""
     init: Path | None = None
-    """Picture to start from; it is cut to the painting's shape and resized."""
+    """Image to start from; it is cut to the painting's shape and resized."""
     start: Literal["codes", "noise", "gradient", "grey", "white"] = "white"
-    """What to start from without --init: random codes (a smooth random picture for the other drawers), coloured noise,
+    """What to start from without --init: random codes (a smooth random image for the other drawers), coloured noise,
     a gradient of random colours, or one tone (the emoji are on white; VQGAN-CLIP starts from codes)."""
     init_weight: float = 0.0
     """Pull back towards the start."""
     init_decay: int = 50
     """Steps in which that pull halves; 0: it stays."""
     mask: Path | None = None
-    """Picture of the size of --init, white where it is painted; all else stays as it is."""
+    """Image of the size of --init, white where it is painted; all else stays as it is."""
     optimizer: Literal["adam", "adamw", "adamax", "adagrad", "nadam", "radam", "rmsprop"] = "adam"
     """Of torch.optim."""
     lr: float | None = None
     """Learning rate; if not given 0.02 for pixels, 0.05 for fft, and for vqgan a share of the size of its codes."""
     average: float = 0.95
-    """Moving average of what is optimised, which is what the picture shows; 0: none."""
+    """Moving average of what is optimised, which is what the image shows; 0: none."""
     cutout: tuple[Literal["random", "pool", "whole"], ...] = ("random",)
-    """Kinds of cutouts, which share their number: squares of random size and place, or all of the picture squeezed to
+    """Kinds of cutouts, which share their number: squares of random size and place, or all of the image squeezed to
     a square by means and maxima (pool) or by means (whole); may be repeated."""
     cut_min: float = 1.0
     """Smallest random cutout, as a share of the shorter side; "training" enlarges by itself."""
     cut_power: float = 1.0
     """Above 1: smaller cutouts more often."""
     augment: str = "training"
-    """What is done to cutouts, by commas: training (as CLIP's pictures are changed when it is trained with `augment`),
+    """What is done to cutouts, by commas: training (as CLIP's images are changed when it is trained with `augment`),
     affine, perspective, jitter, sharpness, noise, erasing (by kornia, as in VQGAN-CLIP); or none."""
     augment_strength: float = 1.0
     """Strength of these changes; 1 is that of training, which may not be exceeded, or of VQGAN-CLIP."""
     cutout_batch: int | None = None
-    """Cutouts that CLIP sees at a time, to save memory; all if not given. The picture does not depend on it."""
+    """Cutouts that CLIP sees at a time, to save memory; all if not given. The image does not depend on it."""
     tv: float = 0.0
     """Weight of the total variation: smooths."""
     saturation: float = 0.0
     """Weight of the saturation: above 0 more colourful, below 0 less."""
     tile: int = 512
-    """Larger pictures than this many pixels a side are decoded in overlapping tiles."""
+    """Larger images than this many pixels a side are decoded in overlapping tiles."""
     frame_every: int = 1
     """Steps from one frame of the video to the next."""
     zoom: float = 1.0
@@ -132,7 +132,7 @@ class PaintOptions:
         if not self.cutout:
             raise ValueError("cutout is empty: give random, pool or whole")
         if self.mask is not None and self.init is None:
-            raise ValueError("mask needs init: the picture of which something stays")
+            raise ValueError("mask needs init: the image of which something stays")
         self.extent  # noqa: B018
 
     @property
@@ -169,5 +169,5 @@ class PaintOptions:
 
     @property
     def moves(self) -> bool:
-        """Whether the picture is moved from frame to frame."""
+        """Whether the image is moved from frame to frame."""
         return (self.zoom, self.rotate, self.shift_x, self.shift_y) != (1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Prompts of a painting: weighted texts, pictures and noise, and when each of them holds. Knows nothing of CLIP."""
+"""Prompts of a painting: weighted texts, images and noise, and when each of them holds. Knows nothing of CLIP."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def parse_text(prompt: str) -> list[list[Prompt]]:
 
 
 def parse_images(given: Sequence[str]) -> list[Prompt]:
-    """Pictures as FILE or FILE:WEIGHT."""
+    """Images as FILE or FILE:WEIGHT."""
     prompts = []
     for text in given:
-        whole = Path(text).is_file()  # a file may itself be called picture:2
+        whole = Path(text).is_file()  # a file may itself be called image:2
         file, weight = (text, 1.0) if whole else _weighted(text, f"the image prompt {text!r}")
         prompts.append(Prompt("image", file, weight))
     return prompts
@@ -60,17 +60,17 @@ def parse_noise(given: Sequence[str]) -> list[Prompt]:
     return prompts
 
 
-def check_weights(phases: Sequence[Sequence[Prompt]], from_picture: bool) -> None:
-    """Refuse phases in which nothing is asked for, unless a picture is there to begin with.
+def check_weights(phases: Sequence[Sequence[Prompt]], from_image: bool) -> None:
+    """Refuse phases in which nothing is asked for, unless an image is there to begin with.
 
     Raises:
         ValueError: no weight of a phase is above 0.
     """
     for phase in phases:
-        if not any(prompt.weight > 0 for prompt in phase) and not from_picture:
+        if not any(prompt.weight > 0 for prompt in phase) and not from_image:
             texts = " | ".join(prompt.content for prompt in phase)
             raise ValueError(
-                f"no prompt has a weight above 0 ({texts}): say what to paint, or give a picture to start from (init)"
+                f"no prompt has a weight above 0 ({texts}): say what to paint, or give an image to start from (init)"
             )
 
 

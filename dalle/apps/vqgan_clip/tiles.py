@@ -1,4 +1,4 @@
-"""Decoding large pictures in overlapping tiles, one in memory at a time."""
+"""Decoding large images in overlapping tiles, one in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dalle.image_tokenizers import ImageTokenizer
 
 
 def decode_in_tiles(tokenizer: ImageTokenizer, vectors: Tensor, tile: int) -> Tensor:
-    """`tokenizer.from_vectors` of [1, C, h, w], in tiles where the picture is larger than `tile` pixels a side.
+    """`tokenizer.from_vectors` of [1, C, h, w], in tiles where the image is larger than `tile` pixels a side.
 
     Neighbours share a quarter of a tile, over which one fades into the other. What a tile needs for its gradient is
-    computed again in the backward pass, so memory grows with the tile, not with the picture.
+    computed again in the backward pass, so memory grows with the tile, not with the image.
     """
     height, width = vectors.shape[2:]
     factor = tokenizer.factor

@@ -29,7 +29,7 @@ def check_video(path: Path) -> None:
 
 
 def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
-    """Write picture files of one size as a video, whole or not at all.
+    """Write image files of one size as a video, whole or not at all.
 
     Args:
         frames: at least one.
@@ -52,11 +52,11 @@ def _write_mp4(frames: Sequence[Path], path: Path, fps: int) -> None:
     with _av().open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "17"})
         for number, frame in enumerate(frames):
-            picture = Image.open(frame).convert("RGB")
+            image = Image.open(frame).convert("RGB")
             if number == 0:  # H.264 halves colours across and down: sides must be even
-                stream.width, stream.height = picture.width - picture.width % 2, picture.height - picture.height % 2
+                stream.width, stream.height = image.width - image.width % 2, image.height - image.height % 2
                 stream.pix_fmt = "yuv420p"
-            file.mux(stream.encode(_av().VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))))
+            file.mux(stream.encode(_av().VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))))
         file.mux(stream.encode())
 
 

@@ -1,4 +1,4 @@
-"""Classification by names alone: CLIP takes the label whose text is nearest to the picture."""
+"""Classification by names alone: CLIP takes the label whose text is nearest to the image."""
 
 from __future__ import annotations
 

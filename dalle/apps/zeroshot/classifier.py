@@ -1,6 +1,6 @@
-"""Pictures to labels: CLIP's image tower against a text vector for each label (CLIP paper, section 3.1).
+"""Images to labels: CLIP's image tower against a text vector for each label (CLIP paper, section 3.1).
 
-Letters: L labels, K templates, B pictures, D dimensions.
+Letters: L labels, K templates, B images, D dimensions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, Records, as_record, embed_pictures, embed_texts
+from dalle.apps.embed import ImageLike, Records, as_record, embed_images, embed_texts
 from dalle.apps.zeroshot.labels import Labels, words_of
 from dalle.apps.zeroshot.templates import templates_of
 from dalle.checkpoints.hub import SHIPPED
@@ -32,16 +32,16 @@ NULL_WORDS = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a picture shows, the likeliest first."""
+    """What an image shows, the likeliest first."""
 
-    picture: str  # its path, or what it is called
+    image: str  # its path, or what it is called
     labels: list[str]  # with a threshold those that reach it, perhaps none
     probabilities: list[float]  # in [0, 1]; of all labels together they are 1, but of a SigLIP each stands alone
     none: float | None = None  # with a threshold: how likely it is that no label fits
 
 
 class ZeroShotClassifier:
-    """Puts pictures to labels that are only named.
+    """Puts images to labels that are only named.
 
     A label's vector is the mean of the unit vectors of its sentences, normalised again: the prompt ensembling of the
     CLIP paper (Radford et al. 2021, section 3.1.4). The sentences are every template filled with every word that the
@@ -55,7 +55,7 @@ class ZeroShotClassifier:
         label_embeds: float32 [L, D], unit length.
     """
 
-    def __init__(self, clip: CLIP, labels: Labels, templates: str | Sequence[str] = "pictures-en"):
+    def __init__(self, clip: CLIP, labels: Labels, templates: str | Sequence[str] = "images-en"):
         words = words_of(labels)
         self.clip, self.labels, self.templates = clip, list(words), templates_of(templates)
         self.label_embeds = label_embeds(clip, list(words.values()), self.templates)
@@ -74,38 +74,38 @@ class ZeroShotClassifier:
             labels: at least two names, in any language that the CLIP reads; or name -> words that it goes by.
             source: file or folder of a CLIP, or hub id, ours or as published; None is the one that ships.
             templates: name of a set (`dalle.apps.zeroshot.TEMPLATES`), several with commas, or sentences with {} for
-                the label; None: "emoji-en" with the CLIP that ships, "pictures-en" with another.
+                the label; None: "emoji-en" with the CLIP that ships, "images-en" with another.
             device: "auto" takes an accelerator if there is one.
 
         Raises:
             ValueError: no such CLIP or set, or labels or templates that are not what they should be.
         """
         words_of(labels)  # before the loading, which takes longer
-        chosen = templates_of(templates or ("emoji-en" if source is None else "pictures-en"))
+        chosen = templates_of(templates or ("emoji-en" if source is None else "images-en"))
         clip = load_clip(SHIPPED / "clip" if source is None else source, pick_device(device))
         return cls(clip, labels, chosen)
 
     def __call__(
         self,
-        pictures: ImageLike | Sequence[ImageLike],
+        images: ImageLike | Sequence[ImageLike],
         top: int | None = None,
         batch_size: int = 64,
         threshold: float | None = None,
     ) -> list[Prediction]:
-        """Classify pictures: paths, files' bytes, or Pillow's.
+        """Classify images: paths, files' bytes, or Pillow's.
 
         Args:
-            pictures: one or several.
+            images: one or several.
             top: how many labels each; None: all.
-            batch_size: pictures at a time.
+            batch_size: images at a time.
             threshold: see `predict`.
 
         Raises:
-            ValueError: `top` is below 1, `threshold` is no probability, or a picture cannot be read
+            ValueError: `top` is below 1, `threshold` is no probability, or an image cannot be read
                 (`dalle.data.base.BadRecord`).
         """
-        several = [pictures] if isinstance(pictures, ImageLike) else list(pictures)
-        records = [as_record(picture, f"picture {number}") for number, picture in enumerate(several, 1)]
+        several = [images] if isinstance(images, ImageLike) else list(images)
+        records = [as_record(image, f"image {number}") for number, image in enumerate(several, 1)]
         results = []
         for result in self.predict(records, top, batch_size, threshold=threshold):
             if isinstance(result, BadRecord):
@@ -124,10 +124,10 @@ class ZeroShotClassifier:
         """Classify many records as they are read, each to a prediction, or to why it could not be read.
 
         Args:
-            records: what to read, for example `dalle.data.custom.folder.picture_files("photos/")`.
+            records: what to read, for example `dalle.data.custom.folder.image_files("photos/")`.
             top: how many labels each; None: all.
-            batch_size: pictures at a time.
-            workers: processes that read pictures; 0 reads them in this one.
+            batch_size: images at a time.
+            workers: processes that read images; 0 reads them in this one.
             threshold: only labels of at least this probability, in [0, 1], perhaps none. A SigLIP's labels are judged
                 one by one. The softmax of another CLIP knows only which of the labels fits best, so `NULL_WORDS` then
                 stand beside them, and what they get is the probability of none.
@@ -139,7 +139,7 @@ class ZeroShotClassifier:
             raise ValueError(f"top is {top}: ask for 1 label at least")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold:g}: give a probability, from 0 to 1")
-        for batch in embed_pictures(self.clip, records, batch_size, workers):
+        for batch in embed_images(self.clip, records, batch_size, workers):
             results: dict[int, Prediction | BadRecord] = dict(batch.broken)
             whole = self.probabilities(batch.vectors, beside_none=threshold is not None)
             best = whole[:, : len(self.labels)].sort(dim=-1, descending=True, stable=True)
@@ -156,7 +156,7 @@ class ZeroShotClassifier:
         """How likely each label is.
 
         Args:
-            image_embeds: Unit vectors of pictures [B, D].
+            image_embeds: Unit vectors of images [B, D].
             beside_none: Whether one column more, the last, says how likely it is that none of them fits.
 
         Returns:
@@ -177,7 +177,7 @@ class ZeroShotClassifier:
 
     @cached_property
     def _null_embeds(self) -> Tensor:
-        """Vectors of what a picture may show besides; float32 [number of words, D]."""
+        """Vectors of what an image may show besides; float32 [number of words, D]."""
         names = {name.casefold() for name in self.labels}
         words = [(word,) for word in NULL_WORDS if word not in names]
         return label_embeds(self.clip, words, self.templates)

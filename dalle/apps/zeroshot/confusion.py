@@ -1,4 +1,4 @@
-"""A table of which class was taken for which, as a picture."""
+"""A table of which class was taken for which, as an image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dalle.images.grid import font_for
 _TEXT = 14  # size of the letters
 _GAP = 8
 _LARGEST = 2000  # pixels a side of the squares of all classes together, and at least 2 a class
-_SHADE = (32, 84, 160)  # of a class whose pictures all went there
+_SHADE = (32, 84, 160)  # of a class whose images all went there
 
 
-def confusion_picture(counts: Tensor, labels: list[str]) -> Image.Image:
-    """Rows are classes, columns the labels that their pictures were given; the darker, the larger the share of the row.
+def confusion_image(counts: Tensor, labels: list[str]) -> Image.Image:
+    """Rows are classes, columns the labels that their images were given; the darker, the larger the share of the row.
 
     Numbers are written into the squares where there is room, and names beside them (a number stands for a name that
     this machine has no font for).

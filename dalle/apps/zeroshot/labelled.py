@@ -1,6 +1,6 @@
-"""Pictures whose class is known, and how many of them a classifier puts there.
+"""Images whose class is known, and how many of them a classifier puts there.
 
-Letters: N pictures, L labels.
+Letters: N images, L labels.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.apps.embed import Records, as_record, embed_pictures
+from dalle.apps.embed import Records, as_record, embed_images
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 from dalle.apps.zeroshot.labels import Labels
 from dalle.data.custom.dataset import PairsData, open_source
-from dalle.data.custom.folder import picture_files
+from dalle.data.custom.folder import image_files
 from dalle.data.custom.records import Record, Rows
 from dalle.data.drawings import Drawings, DrawingsData
 from dalle.data.drawings.captions import GROUPS, STYLES
@@ -36,10 +36,10 @@ _SETS = {"style": "style-en", "group": "emoji-en"}
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with their classes.
+    """Images with their classes.
 
     Attributes:
-        records: N pictures.
+        records: N images.
         classes: class of each; None where the data does not say.
         labels: the classes that there are, with the words that they go by.
         templates: name of the set of templates that suits them.
@@ -58,7 +58,7 @@ class Accuracy:
     Attributes:
         figures: "top_1", "top_5" (of more than 5 labels) and "mean_per_class", the mean of the classes' own shares that
             are found, all in [0, 1]; and "images", how many were looked at.
-        counts: int64 [L, L], pictures of each class (row) by the label that they were given (column).
+        counts: int64 [L, L], images of each class (row) by the label that they were given (column).
         broken: what could not be used, with the reason.
     """
 
@@ -67,17 +67,15 @@ class Accuracy:
     broken: list[str]
 
 
-def labelled_pictures(
-    source: str, by: str | None = None, split: str | None = None, image: str | None = None
-) -> Labelled:
-    """Pictures with their classes.
+def labelled_images(source: str, by: str | None = None, split: str | None = None, image: str | None = None) -> Labelled:
+    """Images with their classes.
 
     Args:
         source: a folder with a subfolder for each class; parquet files or a data set of the hub; or "emoji", the
-            embedded pictures.
+            embedded images.
         by: of a table the column with the class, a name or a number that has one; of the emoji "style" or "group".
         split: of the hub's sets ("train" if None), or of the emoji ("test_pair").
-        image: of a table the column with pictures; None: one of the usual names.
+        image: of a table the column with images; None: one of the usual names.
 
     Raises:
         ValueError: nothing is there, or it does not tell classes.
@@ -97,24 +95,24 @@ def accuracy_on(
     workers: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Accuracy:
-    """Classify pictures whose classes are known.
+    """Classify images whose classes are known.
 
     Args:
         classifier: its labels must be the classes of the data, and may be more.
-        data: the pictures.
-        batch_size: pictures at a time; the figures do not depend on it.
-        workers: processes that read pictures.
-        progress: told after each batch of how many pictures it was.
+        data: the images.
+        batch_size: images at a time; the figures do not depend on it.
+        workers: processes that read images.
+        progress: told after each batch of how many images it was.
 
     Raises:
-        ValueError: a class is no label of the classifier, or no picture can be used.
+        ValueError: a class is no label of the classifier, or no image can be used.
     """
     number_of = {label: number for number, label in enumerate(classifier.labels)}
     missing = [name for name in dict.fromkeys(data.classes) if name is not None and name not in number_of]
     if missing:
         raise ValueError(f"class {missing[0]!r} is not among the {len(number_of)} labels: name every class of the data")
     scores, targets, broken = [], [], []
-    for batch in embed_pictures(classifier.clip, data.records, batch_size, workers):
+    for batch in embed_images(classifier.clip, data.records, batch_size, workers):
         broken += [str(error) for error in batch.broken.values()]
         probabilities = classifier.probabilities(batch.vectors)
         for number, row in zip(batch.numbers, probabilities, strict=True):
@@ -127,7 +125,7 @@ def accuracy_on(
         if progress is not None:
             progress(len(batch.numbers) + len(batch.broken))
     if not scores:
-        raise ValueError(f"no usable picture to classify: {broken[0] if broken else 'there are none'}")
+        raise ValueError(f"no usable image to classify: {broken[0] if broken else 'there are none'}")
     of_all, right = torch.stack(scores), torch.tensor(targets)  # [N, L], [N]
     counts = metrics.confusion(of_all.argmax(1), right, len(number_of))
     there = counts.sum(1) > 0
@@ -149,19 +147,19 @@ def _emoji(by: str, split: str) -> Labelled:
 
 
 def _folder(root: Path) -> Labelled:
-    records = picture_files(root)
+    records = image_files(root)
     parts = [Path(record.key).relative_to(root).parts for record in records]
     loose = next((record.key for record, own in zip(records, parts, strict=True) if len(own) == 1), None)
     if loose is not None:
-        raise ValueError(f"{loose} lies in no subfolder: expected {root}/CLASS/PICTURE, a subfolder for each class")
+        raise ValueError(f"{loose} lies in no subfolder: expected {root}/CLASS/IMAGE, a subfolder for each class")
     return _labelled(records, [own[0] for own in parts])
 
 
 def _labelled(records: Records, classes: list[str | None]) -> Labelled:
     names = sorted(Counter(name for name in classes if name is not None))
     if not names:
-        raise ValueError("no picture has a class: expected a name, or a number of a class that has one")
-    return Labelled(records, classes, {name: (name.replace("_", " "),) for name in names}, "pictures-en")
+        raise ValueError("no image has a class: expected a name, or a number of a class that has one")
+    return Labelled(records, classes, {name: (name.replace("_", " "),) for name in names}, "images-en")
 
 
 class _Numbered:

@@ -39,7 +39,7 @@ def words_of(labels: Labels) -> dict[str, tuple[str, ...]]:
     names = [label.strip() for label in labels]
     check_distinct(names, "labels")
     if len(names) < 2:
-        raise ValueError(f"{len(names)} label: give 2 at least, as a picture is put to one of them")
+        raise ValueError(f"{len(names)} label: give 2 at least, as an image is put to one of them")
     if not isinstance(labels, Mapping):
         return {name: (name,) for name in names}
     words = {name: tuple(own) for name, own in zip(names, labels.values(), strict=True)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
-    "pictures-en": (
+    "images-en": (
         "a photo of a {}.",
         "a photo of the {}.",
         "a close-up photo of a {}.",
@@ -18,7 +18,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "a drawing of a {}.",
         "a painting of a {}.",
     ),
-    "pictures-hi": (
+    "images-hi": (
         "{} की तस्वीर",
         "{} का फ़ोटो",
         "एक {} की तस्वीर",
@@ -28,7 +28,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "बड़े {} की तस्वीर",
         "{} का चित्र",
     ),
-    "pictures-ne": (
+    "images-ne": (
         "{}को तस्बिर",
         "{}को फोटो",
         "एउटा {}को तस्बिर",
@@ -46,7 +46,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "style-hi": ("{} शैली", "{} शैली में इमोजी", "{} शैली में चित्र"),
     "style-ne": ("{} शैली", "{} शैलीमा इमोजी", "{} शैलीमा चित्र"),
 }
-"""Sets by name: for photographs and other pictures, for emoji by what they show, for emoji by how they are drawn."""
+"""Sets by name: for photographs and other images, for emoji by what they show, for emoji by how they are drawn."""
 
 
 def templates_of(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -260,9 +260,9 @@ def _settings(source: Path) -> dict[str, Any]:
 
 def _pixels(folder: Path) -> dict[str, Any]:
     """How images are normalized, where the folder tells."""
-    picture = _json(folder / "preprocessor_config.json")
+    image = _json(folder / "preprocessor_config.json")
     names = (("mean", "image_mean"), ("std", "image_std"))
-    return {ours: picture[theirs] for ours, theirs in names if theirs in picture}
+    return {ours: image[theirs] for ours, theirs in names if theirs in image}
 
 
 def _check_open_clip(part: str, options: dict[str, Any], file: Path) -> None:

@@ -27,7 +27,7 @@ def read(options: Any, tensors: Mapping[str, Tensor]) -> Published:
     """A discrete VAE.
 
     Args:
-        options: what it was built with; only the size of its pictures and their normalisation are in no shape.
+        options: what it was built with; only the size of its images and their normalisation are in no shape.
         tensors: under their published names, which are ours.
 
     Raises:

@@ -80,7 +80,7 @@ def of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -> Publishe
 
 
 def sized(found: Published, rows: int) -> Published:
-    """The same tokenizer for pictures of `rows` rows of codes: its convolutions take any size."""
+    """The same tokenizer for images of `rows` rows of codes: its convolutions take any size."""
     config = found.config
     size = rows * without_weights(found).factor
     if size == config.image_size:

@@ -52,7 +52,7 @@ def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given
     Args:
         published: under their published names.
         options: of its training, where the checkpoint holds them.
-        name: of the file: the side of its pictures in pixels stands there.
+        name: of the file: the side of its images in pixels stands there.
         given: `heads` and `grid` (rows of image tokens), where nothing tells them.
 
     Raises:
@@ -111,7 +111,7 @@ def _rows(options: dict[str, Any], name: str, given: dict[str, Any]) -> int:
     if pixels is None and (match := re.search(r"_(256|384|512)(?!\d)", name)):
         pixels = int(match[1])
     if not isinstance(pixels, int) or not isinstance(factor, int):
-        raise ValueError("it does not tell the size of its pictures: give grid=16 (256 pixels), 24 (384) or 32 (512)")
+        raise ValueError("it does not tell the size of its images: give grid=16 (256 pixels), 24 (384) or 32 (512)")
     return pixels // factor
 
 

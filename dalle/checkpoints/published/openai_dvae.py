@@ -13,7 +13,7 @@ from dalle.image_tokenizers.dvae import DVAEConfig
 
 FAMILY = "OpenAI's dVAE"
 LICENCE = "modified MIT (github.com/openai/DALL-E, LICENSE)"
-_IMAGE_SIZE = 256  # of the pictures it was trained on
+_IMAGE_SIZE = 256  # of the images it was trained on
 _RULES = (
     (r"blocks\.input\.(\w)", r"input.\1"),
     (r"blocks\.group_(\d+)\.block_(\d+)\.res_path\.conv_(\d+)\.(\w)", r"groups.\1.\2.convs.\3.\4"),

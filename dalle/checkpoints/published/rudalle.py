@@ -1,7 +1,7 @@
 """ruDALL-E of Sber (Malevich, Emojich, Surrealist, Kandinsky): state dicts of one architecture in two conventions.
 
 v3: 128 text tokens, then 1,024 of the image. v2 puts token 2 in front of the text, but its masks still count 128, so
-that the image grid they see lies one token off; and its convolutional mask goes round the edges of the picture.
+that the image grid they see lies one token off; and its convolutional mask goes round the edges of the image.
 """
 
 from __future__ import annotations

@@ -148,14 +148,14 @@ def _form(config: Any, module: nn.Module) -> dict[str, str]:
         if config.text_features is not None:
             words = f"features of {config.text_features:,} channels"
         lines["text"] = f"{config.text_length} {words}"
-        lines["pictures"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
+        lines["images"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
     elif isinstance(config, CLIPConfig):
-        lines["pictures"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
+        lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
         lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
     elif isinstance(module, ImageTokenizer):
         rows, columns = module.grid
         size = module.image_size
-        lines["pictures"] = f"{size}x{size} to {rows}x{columns} codes of {module.codebook_size:,}"
+        lines["images"] = f"{size}x{size} to {rows}x{columns} codes of {module.codebook_size:,}"
     count = sum(parameter.numel() for parameter in module.parameters())
     memory = f"{count * 4 / 1e9:.2f} GB in float32, {count * 2 / 1e9:.2f} GB in bfloat16"
     return lines | {"parameters": f"{count:,}, {memory}"}

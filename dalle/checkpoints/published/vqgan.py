@@ -71,7 +71,7 @@ def read(tensors: dict[str, Tensor], image_size: int, options: Mapping[str, Any]
 
     Args:
         tensors: under their published names.
-        image_size: of the pictures it was trained on, which nothing in the file tells.
+        image_size: of the images it was trained on, which nothing in the file tells.
         options: of its training, where the checkpoint holds them.
 
     Raises:

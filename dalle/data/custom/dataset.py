@@ -1,4 +1,4 @@
-"""The user's own captioned pictures: a folder, parquet files, tar shards, or a data set of the hub."""
+"""The user's own captioned images: a folder, parquet files, tar shards, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 @config
 class PairsData:
-    """Your own pictures with captions; docs/data.md shows every layout."""
+    """Your own images with captions; docs/data.md shows every layout."""
 
     kind: Literal["pairs"] = "pairs"
-    """Captioned pictures of your own."""
+    """Captioned images of your own."""
     path: str
-    """A folder of captioned pictures; parquet or tar files (a file, a folder, a pattern); or a hub id, owner/name."""
+    """A folder of captioned images; parquet or tar files (a file, a folder, a pattern); or a hub id, owner/name."""
     stream: bool = False
     """Read in order through a shuffle buffer, for sets that are too large to index or to copy to this machine."""
     split: str = "train"
     """Split to train on, where a hub data set or a folder in its layout has splits."""
     image: str | None = None
-    """Column with pictures (tar: the ending of their names); null takes image, jpg, png, webp, ..."""
+    """Column with images (tar: the ending of their names); null takes image, jpg, png, webp, ..."""
     caption: str | None = None
     """Column with captions (tar: an ending, or json.ENTRY); null takes caption, captions, text, texts or txt."""
     key: str | None = None
@@ -63,11 +63,11 @@ class PairsData:
     shuffle_buffer: int = 2000
     """Records that a stream mixes at a time."""
     crop: Crop = "centre"
-    """centre: the largest square in the middle. random: any square. pad: all of the picture, with white beside it."""
+    """centre: the largest square in the middle. random: any square. pad: all of the image, with white beside it."""
     crop_share: float = 0.7
     """Smallest share of the largest square's area that a random crop takes."""
     max_bad: int = 100
-    """Broken records (an unreadable picture, no caption) that are skipped before it is an error."""
+    """Broken records (an unreadable image, no caption) that are skipped before it is an error."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():
@@ -123,7 +123,7 @@ class Pairs:
         return len(self.members)
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Pair `index`, its picture uint8 [image_size, image_size, 3]."""
+        """Pair `index`, its image uint8 [image_size, image_size, 3]."""
         record = self.rows.record(int(self.members[index]))
         return decoded(record, self.config, self.image_size, seed if self.split == "train" else None)
 
@@ -156,12 +156,12 @@ class PairsStream:
             yield buffer[slot]
 
     def pair(self, record: Record, seed: int) -> Pair:
-        """A record's pair, its picture uint8 [image_size, image_size, 3]."""
+        """A record's pair, its image uint8 [image_size, image_size, 3]."""
         return decoded(record, self.config, self.image_size, seed)
 
     def captions(self) -> Iterator[str]:
         """Every caption of the training split, in the order of the shards."""
-        for shard in self.source.shards(pictures=False):
+        for shard in self.source.shards(images=False):
             for record in shard.records():
                 if not self.config.holds_out(record.key):
                     yield from record.captions
@@ -233,7 +233,7 @@ def open_source(config: PairsData, path: str, split: str) -> Source:
     if set(path) & set("*?[{"):
         raise ValueError(f"no file matches data.path {path}")
     if not is_hub_id(path):
-        raise ValueError(f"there is no folder or file {path}: set data.path to your pictures")
+        raise ValueError(f"there is no folder or file {path}: set data.path to your images")
     return hub_source(path, split, config.image, config.caption, config.key)
 
 
@@ -241,13 +241,13 @@ def _of_folder(config: PairsData, root: Path, split: str) -> Source:
     layout = layout_of(root, split, config.image, config.caption)
     if layout.kind == "saved":
         return saved_source(root, split, config.image, config.caption, config.key)
-    if layout.kind != "pictures":
+    if layout.kind != "images":
         _tell_once(str(root), described(layout.passed))
         return _of_files(config, layout.files)
     for name in ("image", "key"):
         if getattr(config, name) is not None:
             raise ValueError(
-                f"data.{name}={getattr(config, name)} is for tables and tar files, and {root} is of pictures"
+                f"data.{name}={getattr(config, name)} is for tables and tar files, and {root} is of images"
             )
     source = FolderSource(root, layout.files, config.caption)
     _tell_once(str(root), described(layout.passed + source.passed))
@@ -298,7 +298,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def decoded(record: Record, config: PairsData, image_size: int, seed: int | None) -> Pair:
-    """A record's picture and caption; without a seed the first caption and no random crop.
+    """A record's image and caption; without a seed the first caption and no random crop.
 
     Raises:
         BadRecord: the record cannot be used.
@@ -323,7 +323,7 @@ def _known(split: str) -> str:
 
 def _tell_none_held_out(config: PairsData) -> None:
     log.warning(
-        "%s: no record is held out (data.validation_share=%g), so validation looks at training pictures",
+        "%s: no record is held out (data.validation_share=%g), so validation looks at training images",
         config.path,
         config.validation_share,
     )

@@ -11,8 +11,8 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.custom.folder import METADATA, captioned_pictures
-from dalle.data.custom.records import PICTURES
+from dalle.data.custom.folder import METADATA, captioned_images
+from dalle.data.custom.records import IMAGES
 from dalle.data.custom.walk import by_endings, ending, walk
 from dalle.images.read import EXTENSIONS
 
@@ -25,7 +25,7 @@ _NAMES = {
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 _NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?:[^a-z]|$)")
 _STATISTICS = "_stats.json"
-Kind = Literal["pictures", "parquet", "tar", "saved"]
+Kind = Literal["images", "parquet", "tar", "saved"]
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Layout:
     """What is to be read of a folder.
 
     Attributes:
-        kind: pictures with captions beside or in metadata files; tables; tar shards; or a data set that
+        kind: images with captions beside or in metadata files; tables; tar shards; or a data set that
             `save_to_disk` of Hugging Face datasets wrote, whose splits it knows itself.
         files: those that count.
         passed: how many do not, by the reason.
@@ -47,12 +47,12 @@ class Layout:
 def layout_of(root: Path, split: str, image: str | None = None, caption: str | None = None) -> Layout:
     """What a folder holds of a split.
 
-    Metadata files come first, then tables with pictures, pictures with captions beside them, and tar files.
+    Metadata files come first, then tables with images, images with captions beside them, and tar files.
 
     Args:
         root: the folder.
         split: by one of its names.
-        image: column with pictures, of tables; None: one of the usual names.
+        image: column with images, of tables; None: one of the usual names.
         caption: ending of the files with captions; None: one of the usual ones.
 
     Raises:
@@ -70,26 +70,26 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
         files = own
     tables = [file for file in files if ending(file) == ".parquet" and file.name not in METADATA]
     tars = [file for file in files if ending(file) == ".tar"]
-    with_pictures = [file for file in tables if _has_pictures(file, image)]
+    with_images = [file for file in tables if _has_images(file, image)]
     if any(file.name in METADATA for file in files):
-        kind: Kind = "pictures"
-    elif with_pictures:
-        kind, chosen = "parquet", with_pictures
-    elif captioned_pictures(files, caption) or not (tars or tables):
-        kind = "pictures"
+        kind: Kind = "images"
+    elif with_images:
+        kind, chosen = "parquet", with_images
+    elif captioned_images(files, caption) or not (tars or tables):
+        kind = "images"
     else:
         kind, chosen = ("tar", tars) if tars else ("parquet", tables)
-    if kind == "pictures":
+    if kind == "images":
         if not folders and _canonical(split) != "train":
             raise ValueError(
-                f"{root} has no split {split!r}: expected folders train/, {split}/, ... with pictures in them"
+                f"{root} has no split {split!r}: expected folders train/, {split}/, ... with images in them"
             )
         return Layout(kind, files, +passed)
     if not folders:
         chosen, others = _of_split(root, chosen, split)
         passed += others
     rest = [file for file in files if ending(file) not in (f".{kind}",) and not file.name.endswith(_STATISTICS)]
-    return Layout(kind, chosen, +(passed + _beside(rest, kind) + _without_pictures(tables, with_pictures, kind)))
+    return Layout(kind, chosen, +(passed + _beside(rest, kind) + _without_images(tables, with_images, kind)))
 
 
 def _split_folders(root: Path, files: list[Path]) -> dict[str, str]:
@@ -143,13 +143,13 @@ def _records(files: list[Path]) -> int:
     return sum(_is_data(file) and file.name not in METADATA for file in files)
 
 
-def _has_pictures(file: Path, image: str | None) -> bool:
-    """Whether a table has a column that is called as one of pictures would be, or cannot be read: then it is told."""
+def _has_images(file: Path, image: str | None) -> bool:
+    """Whether a table has a column that is called as one of images would be, or cannot be read: then it is told."""
     try:
         names = parquet.read_schema(file).names
     except (OSError, pyarrow.ArrowException):
         return True
-    return image in names if image is not None else not set(PICTURES).isdisjoint(names)
+    return image in names if image is not None else not set(IMAGES).isdisjoint(names)
 
 
 def _beside(files: list[Path], kind: str) -> Counter[str]:
@@ -157,11 +157,11 @@ def _beside(files: list[Path], kind: str) -> Counter[str]:
     what = {"parquet": "tables", "tar": "archives"}[kind]
     known = {".parquet", ".tar", *EXTENSIONS}
     counts = by_endings(file for file in files if ending(file) not in known)
-    counts[f"pictures beside {what}"] += sum(ending(file) in EXTENSIONS for file in files)
+    counts[f"images beside {what}"] += sum(ending(file) in EXTENSIONS for file in files)
     counts[f"archives beside {what} (.tar)"] += sum(ending(file) == ".tar" for file in files)
     return counts
 
 
-def _without_pictures(tables: list[Path], with_pictures: list[Path], kind: str) -> Counter[str]:
-    reason = "tables without pictures (.parquet)"
-    return Counter({reason: len(tables) - len(with_pictures) if with_pictures or kind != "parquet" else 0})
+def _without_images(tables: list[Path], with_images: list[Path], kind: str) -> Counter[str]:
+    reason = "tables without images (.parquet)"
+    return Counter({reason: len(tables) - len(with_images) if with_images or kind != "parquet" else 0})

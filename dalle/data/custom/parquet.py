@@ -31,7 +31,7 @@ _KEY = "__key__"  # of the WebDataset layout
 
 
 class TableSource(Source):
-    """A table with a column of pictures and one of captions (a text, or a list of texts).
+    """A table with a column of images and one of captions (a text, or a list of texts).
 
     A record's key is what its column data.key holds; else FILE/ROW, or only ROW for a data set of the hub.
 
@@ -72,14 +72,14 @@ class TableSource(Source):
             keys = [str(row) for row in range(len(table))]
         return TableRows(table, keys, self._image(names), self._caption(names))
 
-    def shards(self, pictures: bool = True) -> list[Shard]:
+    def shards(self, images: bool = True) -> list[Shard]:
         with explained(self.where):
             stream = self.load(True)
             names = list(stream.features or next(iter(stream)))
         image, caption, key = self._image(names), self._caption(names), self._key(names)
         assert caption is not None, "streams are for training, which needs captions"
         stream = self._undecoded(stream)
-        if not pictures:
+        if not images:
             stream = stream.select_columns(list(dict.fromkeys([caption] + ([key] if key else []))))
         count = stream.num_shards
         named = [file.name for file in self.files]
@@ -87,7 +87,7 @@ class TableSource(Source):
             named = [str(number) for number in range(count)]
 
         parts = [stream.shard(num_shards=count, index=number) for number in range(count)]
-        read = partial(self._records, image=image if pictures else None, caption=caption, key=key)
+        read = partial(self._records, image=image if images else None, caption=caption, key=key)
         return [Shard(name, partial(read, part, name)) for name, part in zip(named, parts, strict=True)]
 
     def _records(self, part: Any, name: str, image: str | None, caption: str, key: str | None) -> Iterator[Record]:
@@ -95,7 +95,7 @@ class TableSource(Source):
         for chunk in part.iter(_CHUNK):  # by `iter`, as `__iter__` would share records among the loader's workers
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None else str(chunk[key][at])
-                content, fault = (None, None) if image is None else picture_of(chunk[image][at])
+                content, fault = (None, None) if image is None else image_of(chunk[image][at])
                 yield Record(own, captions_of(captions, lines=caption == "txt"), content, fault)
                 row += 1
 
@@ -118,7 +118,7 @@ class TableSource(Source):
         return self.key
 
     def _undecoded(self, table: Any) -> Any:
-        """With pictures as bytes, so that a broken one is met where it can be skipped, and passing by costs little."""
+        """With images as bytes, so that a broken one is met where it can be skipped, and passing by costs little."""
         import datasets
 
         for name, feature in (table.features or {}).items():
@@ -138,8 +138,8 @@ class TableRows(Rows):
 
     def record(self, row: int) -> Record:
         found = self.table[row]
-        picture, fault = picture_of(found[self.image])
-        return Record(self.keys[row], self._captions(found), picture, fault)
+        image, fault = image_of(found[self.image])
+        return Record(self.keys[row], self._captions(found), image, fault)
 
     def captions(self, row: int) -> tuple[str, ...]:
         return () if self.texts is None else self._captions(self.texts[row])
@@ -153,15 +153,15 @@ class TableRows(Rows):
         return captions_of(value, lines=self.caption == "txt")
 
 
-def picture_of(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
-    """What a column of pictures holds, or why it is no picture."""
+def image_of(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
+    """What a column of images holds, or why it is no image."""
     if isinstance(value, dict):
         value = value.get("bytes") or (FileSpan(value["path"]) if value.get("path") else None)
     if isinstance(value, (bytes, FileSpan)):
         return value, None
     if value is None:
-        return None, "there is no picture"
-    return None, f"expected a picture's bytes, got {type(value).__name__} {str(value)[:40]!r}"
+        return None, "there is no image"
+    return None, f"expected an image's bytes, got {type(value).__name__} {str(value)[:40]!r}"
 
 
 def parquet_source(

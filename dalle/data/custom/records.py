@@ -16,14 +16,14 @@ from dalle.data.base import BadRecord
 
 @dataclass(frozen=True)
 class FileSpan:
-    """Bytes in a file, so that a record can be passed by without reading its picture."""
+    """Bytes in a file, so that a record can be passed by without reading its image."""
 
     file: str
     offset: int = 0
     size: int = -1  # to the end
 
     def read(self) -> bytes:
-        if "://" in self.file:  # pictures that lie singly in a repository of the hub
+        if "://" in self.file:  # images that lie singly in a repository of the hub
             import fsspec  # which datasets brings
 
             with fsspec.open(self.file, "rb") as remote:
@@ -36,39 +36,39 @@ class FileSpan:
 
 @dataclass(frozen=True)
 class Record:
-    """An undecoded picture with its captions.
+    """An undecoded image with its captions.
 
     Attributes:
         key: decides the split that the record belongs to, and names it in the log.
         captions: as they stand in the data; blank ones do not count.
-        picture: the file's bytes, or where they are.
+        image: the file's bytes, or where they are.
         fault: why the record cannot be used.
     """
 
     key: str
     captions: tuple[str, ...] = ()
-    picture: bytes | FileSpan | None = None
+    image: bytes | FileSpan | None = None
     fault: str | None = None
 
 
 def content_of(record: Record) -> bytes:
-    """The bytes of a record's picture file.
+    """The bytes of a record's image file.
 
     Raises:
         BadRecord: the record has a fault, or the file cannot be read.
     """
     if record.fault is not None:
         raise BadRecord(record.key, record.fault)
-    assert record.picture is not None
+    assert record.image is not None
     try:
-        return record.picture if isinstance(record.picture, bytes) else record.picture.read()
+        return record.image if isinstance(record.image, bytes) else record.image.read()
     except OSError as error:
         raise BadRecord(record.key, f"its file cannot be read ({error})") from error
 
 
 def in_utf8(record: Record) -> Record:
     """The record, or a fault where a name or a caption of it is not UTF-8: no log, table or tokenizer could hold it."""
-    file = record.picture.file if isinstance(record.picture, FileSpan) else ""
+    file = record.image.file if isinstance(record.image, FileSpan) else ""
     key, fault = _escaped(record.key), record.fault
     if key != record.key:
         fault = "its name is not UTF-8: rename it"
@@ -110,7 +110,7 @@ class Rows(ABC):
 
     @abstractmethod
     def captions(self, row: int) -> tuple[str, ...]:
-        """Those of a record, without touching its picture."""
+        """Those of a record, without touching its image."""
 
 
 class Source(ABC):
@@ -120,12 +120,12 @@ class Source(ABC):
     def rows(self) -> Rows: ...
 
     @abstractmethod
-    def shards(self, pictures: bool = True) -> list[Shard]:
-        """The same records for reading in order; their pictures may be left out where only captions are wanted."""
+    def shards(self, images: bool = True) -> list[Shard]:
+        """The same records for reading in order; their images may be left out where only captions are wanted."""
 
 
 class Index(Rows):
-    """Captions, and the places of pictures that stay where they are; lean in memory, shared by forked processes."""
+    """Captions, and the places of images that stay where they are; lean in memory, shared by forked processes."""
 
     def __init__(self, records: Iterable[Record]):
         from datasets import Dataset  # takes a second to import
@@ -133,7 +133,7 @@ class Index(Rows):
         self.keys = []
         columns: dict[str, list[Any]] = {name: [] for name in ("captions", "file", "offset", "size", "fault")}
         for record in records:
-            place = record.picture if isinstance(record.picture, FileSpan) else FileSpan("")
+            place = record.image if isinstance(record.image, FileSpan) else FileSpan("")
             self.keys.append(record.key)
             values = (list(record.captions), place.file, place.offset, place.size, record.fault)
             for column, value in zip(columns.values(), values, strict=True):
@@ -192,7 +192,7 @@ def _text(value: Any) -> str | None:
 
 
 CAPTIONS = ("caption", "captions", "text", "texts", "txt")
-PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture")
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image")
 
 
 def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
@@ -210,8 +210,8 @@ def has_captions(wanted: str | None, names: Iterable[str]) -> bool:
 
 
 def image_column(wanted: str | None, names: Iterable[str], where: str) -> str:
-    """The column that holds pictures, likewise."""
-    return _column("image", "pictures", wanted, names, PICTURES, where)
+    """The column that holds images, likewise."""
+    return _column("image", "images", wanted, names, IMAGES, where)
 
 
 def _column(

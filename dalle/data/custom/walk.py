@@ -42,7 +42,7 @@ def walk(root: Path) -> Found:
     """Files below a folder, those behind links too, each folder once.
 
     What has a name that begins with a dot, or lies in such a folder, does not count; nor do the folders of runs
-    (`run.dir`), whose pictures are samples.
+    (`run.dir`), whose images are samples.
     """
     found, seen = Found(root, []), set[tuple[int, int]]()
     waiting, links = [root], list[Path]()

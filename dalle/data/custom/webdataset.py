@@ -1,6 +1,6 @@
 """Tar files in the WebDataset layout: neighbours of one name, 000012.jpg and 000012.txt, are one record.
 
-Only headers and captions are read on the way; pictures stay where they are until they are wanted.
+Only headers and captions are read on the way; images stay where they are until they are wanted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Group:
 
     name: str
     texts: dict[str, bytes] = field(default_factory=dict)
-    pictures: dict[str, FileSpan] = field(default_factory=dict)
+    images: dict[str, FileSpan] = field(default_factory=dict)
 
 
 class TarSource(Source):
@@ -41,17 +41,17 @@ class TarSource(Source):
     another ending ("title.txt") or another entry of the JSON ("json.title").
 
     Raises:
-        ValueError: the first shard holds no pictures, or not the captions that were asked for.
+        ValueError: the first shard holds no images, or not the captions that were asked for.
     """
 
     def __init__(self, files: list[Path], image: str | None, caption: str | None):
         self.files, self.image, self.caption = files, image, caption
         first = [group for group in islice(_groups(files[0]), _PEEK) if isinstance(group, _Group)]
-        if first and not any(group.pictures for group in first):
+        if first and not any(group.images for group in first):
             raise ValueError(
-                f"{files[0]} holds no pictures among its first {_PEEK} records: expected 000.jpg, 000.txt, ..."
+                f"{files[0]} holds no images among its first {_PEEK} records: expected 000.jpg, 000.txt, ..."
             )
-        columns = dict.fromkeys(column for group in first for column in (*group.pictures, *_columns(group)))
+        columns = dict.fromkeys(column for group in first for column in (*group.images, *_columns(group)))
         if image is not None and image not in columns:
             raise ValueError(f"{files[0]} has no NAME.{image}: there are {', '.join(columns)}; set data.image to one")
         if first and caption is not None:
@@ -60,7 +60,7 @@ class TarSource(Source):
     def rows(self) -> Index:
         return Index(record for shard in self.shards() for record in shard.records())
 
-    def shards(self, pictures: bool = True) -> list[Shard]:
+    def shards(self, images: bool = True) -> list[Shard]:
         return [Shard(file.name, partial(self._records_in_utf8, file)) for file in self.files]
 
     def _records_in_utf8(self, file: Path) -> Iterator[Record]:
@@ -71,22 +71,22 @@ class TarSource(Source):
             if isinstance(group, str):
                 yield Record(file.name, fault=group)
                 continue
-            for own in [group] if self.image in group.pictures else _apart(group):
+            for own in [group] if self.image in group.images else _apart(group):
                 yield self._record(f"{file.name}/{own.name}", own)
 
     def _record(self, key: str, group: _Group) -> Record:
-        if not group.pictures:
-            return Record(key, fault=f"there is no picture among {', '.join(group.texts)}")
-        plain = [ending for ending in group.pictures if "." not in ending] or list(group.pictures)
-        if "." in plain[0] and len(plain) > 1 and self.image not in group.pictures:
+        if not group.images:
+            return Record(key, fault=f"there is no image among {', '.join(group.texts)}")
+        plain = [ending for ending in group.images if "." not in ending] or list(group.images)
+        if "." in plain[0] and len(plain) > 1 and self.image not in group.images:
             return Record(
                 key,
-                fault=f"{', '.join(plain[:3])} are pictures of one record, as a name ends at its first dot: choose one "
+                fault=f"{', '.join(plain[:3])} are images of one record, as a name ends at its first dot: choose one "
                 "by data.image, or name the files otherwise",
             )
         try:
-            picture = group.pictures[self.image if self.image in group.pictures else plain[0]]
-            return Record(key, self._captions(group), picture)
+            image = group.images[self.image if self.image in group.images else plain[0]]
+            return Record(key, self._captions(group), image)
         except ValueError as error:  # JSON or UTF-8 that is none
             return Record(key, fault=f"its captions cannot be read ({error})")
 
@@ -116,11 +116,11 @@ def _groups(file: Path) -> Iterator[_Group | str]:
                     continue
                 name, ending = normalize("NFC", named[1]), named[2].lower()
                 if name != group.name:
-                    if group.texts or group.pictures:
+                    if group.texts or group.images:
                         yield group
                     group = _Group(name)
                 if "." + ending.rsplit(".")[-1] in EXTENSIONS:
-                    group.pictures[ending] = FileSpan(str(file), member.offset_data, member.size)
+                    group.images[ending] = FileSpan(str(file), member.offset_data, member.size)
                 elif ending.rsplit(".")[-1] in (*_TEXTS, "json"):
                     content = tar.extractfile(member)
                     assert content is not None
@@ -130,7 +130,7 @@ def _groups(file: Path) -> Iterator[_Group | str]:
     except (tarfile.TarError, OSError) as error:
         fault = f"the tar file is not whole or not an uncompressed one ({error})"
     cut = fault is not None and end > file.stat().st_size  # within the last file of the group
-    if (group.texts or group.pictures) and not cut:
+    if (group.texts or group.images) and not cut:
         yield group
     if fault is not None:
         yield fault
@@ -139,12 +139,12 @@ def _groups(file: Path) -> Iterator[_Group | str]:
 def _apart(group: _Group) -> list[_Group]:
     """The records that a group is, where dots within names have put several together: "a 1.0.png", "a 1.1.png".
 
-    By WebDataset's rule a name ends at its first dot. But where each picture has a text of its own, it is a record.
+    By WebDataset's rule a name ends at its first dot. But where each image has a text of its own, it is a record.
     """
-    if any("." not in ending for ending in group.pictures):
+    if any("." not in ending for ending in group.images):
         return [group]
-    parts = {ending.rpartition(".")[0]: _Group("") for ending in group.pictures}
-    for of_part, of_group in (("pictures", group.pictures), ("texts", group.texts)):
+    parts = {ending.rpartition(".")[0]: _Group("") for ending in group.images}
+    for of_part, of_group in (("images", group.images), ("texts", group.texts)):
         for ending, content in of_group.items():
             before, _, kind = ending.rpartition(".")
             if before in parts:

@@ -1,4 +1,4 @@
-"""Training from token shards (`python -m dalle encode`): captions, and codes in place of pictures."""
+"""Training from token shards (`python -m dalle encode`): captions, and codes in place of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TokensData:
     """Token shards, which `python -m dalle encode` makes of any other data set."""
 
     kind: Literal["tokens"] = "tokens"
-    """Token shards: codes in place of pictures."""
+    """Token shards: codes in place of images."""
     path: Path
     """Folder of the shards."""
     shuffle_buffer: int = 2**17
@@ -48,14 +48,14 @@ class TokensData:
         if made_with != sha256:
             raise ValueError(
                 f"the codes in {self.path} are of the image tokenizer with sha256 {made_with}, but {name} has "
-                f"{sha256}: take the one that they were made with, or encode the pictures again"
+                f"{sha256}: take the one that they were made with, or encode the images again"
             )
 
 
 class TokenPairs:
     """Pairs of one split, in any order; cheap where one place is near the next in the order that it gives.
 
-    In "train" the caption (of several) comes from the pair's seed, as it does with pictures; in "validation" it is
+    In "train" the caption (of several) comes from the pair's seed, as it does with images; in "validation" it is
     always the first.
 
     Attributes:
@@ -74,7 +74,7 @@ class TokenPairs:
         self.making = index.making
         self.shards = _whole(config.path, index, split)
         if split == "validation" and not any(shard.rows for shard in self.shards):
-            log.warning("%s holds no validation shards, so validation looks at training pictures", config.path)
+            log.warning("%s holds no validation shards, so validation looks at training images", config.path)
             self.shards = _whole(config.path, index, "train")
         counts = [-(-shard.rows // GROUP_ROWS) for shard in self.shards]
         self.files = np.repeat(np.arange(len(counts)), counts)  # shard of each group, [G]
@@ -88,7 +88,7 @@ class TokenPairs:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def order(self, seed: int, epoch: int) -> Order:
-        """The order of an epoch; of a set that fits the buffer that of pictures by number."""
+        """The order of an epoch; of a set that fits the buffer that of images by number."""
         if len(self) <= self.config.shuffle_buffer:
             return shuffled(len(self), seed, epoch)
         return WindowShuffle(self.sizes, self.config.shuffle_buffer, seed, epoch)

@@ -1,4 +1,4 @@
-"""Writing token shards: the pictures of any data set through an image tokenizer, once, shared among processes."""
+"""Writing token shards: the images of any data set through an image tokenizer, once, shared among processes."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ _BATCHES_AHEAD = 4
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What is made of each picture, and by how much at a time."""
+    """What is made of each image, and by how much at a time."""
 
     seed: int = 0
-    """Of what is left to chance in a picture: view v is what epoch v of a training with this seed begins with."""
+    """Of what is left to chance in an image: view v is what epoch v of a training with this seed begins with."""
     views: int = 1
-    """Views of each picture: random crops of it, or whatever its data set varies."""
+    """Views of each image: random crops of it, or whatever its data set varies."""
     mirror: bool = False
     """Each view is there a second time, mirrored; captions that tell left from right turn false."""
     shard_images: int = 8192
-    """Pictures of one shard: what a kill can lose."""
+    """Images of one shard: what a kill can lose."""
     batch_size: int = 64
-    """Pictures that go through the tokenizer at a time."""
+    """Images that go through the tokenizer at a time."""
     workers: int = 2
-    """Threads that read pictures."""
+    """Threads that read images."""
 
     def __post_init__(self) -> None:
         for name in ("views", "shard_images", "batch_size", "workers"):
@@ -69,7 +69,7 @@ class EncodeOptions:
 
 
 class _Piece(NamedTuple):
-    """Pictures that become one shard."""
+    """Images that become one shard."""
 
     name: str
     images: int | None  # where that is known before they are read
@@ -77,7 +77,7 @@ class _Piece(NamedTuple):
 
 
 class _Numbered:
-    """A split by number: shard n is of pictures [n * size, (n + 1) * size)."""
+    """A split by number: shard n is of images [n * size, (n + 1) * size)."""
 
     def __init__(self, data: PairDataset, split: str):
         self.data, self.split = data, split
@@ -181,7 +181,7 @@ class Encoding:
         Args:
             rank: this process.
             world: how many there are.
-            told: is called with a number of pictures, and whether they were there already.
+            told: is called with a number of images, and whether they were there already.
 
         Raises:
             ValueError: more records are broken than the data set allows, or there is no room.
@@ -201,7 +201,7 @@ class Encoding:
         return found
 
     def images(self, rank: int, world: int) -> int | None:
-        """Pictures of a process, where that is known before they are read."""
+        """Images of a process, where that is known before they are read."""
         size, total = self.options.shard_images, 0
         for source in self.splits.values():
             if isinstance(source, _Streamed):
@@ -236,7 +236,7 @@ class Encoding:
         bad: BadRecordCounter,
         told: Callable[[int, bool], None],
     ) -> ShardFile:
-        """Encode the pictures of one shard, and write it."""
+        """Encode the images of one shard, and write it."""
         options, source = self.options, self.splits[split]
         views, sides = (1, (False,)) if split == "validation" else (options.views, _SIDES[: 1 + options.mirror])
         rows: dict[str, list[Any]] = {"key": [], "view": [], "mirrored": [], "captions": []}
@@ -263,7 +263,7 @@ class Encoding:
         return write_shard(self.folder / piece.name, rows, np.concatenate(codes), self.making, list(broken))
 
     def _codes(self, pixels: np.ndarray, mirror: bool) -> np.ndarray:
-        """uint8 [B, H, W, 3] to int64 [B, h * w]; with `mirror` [2 * B, h * w], each picture and its mirror image."""
+        """uint8 [B, H, W, 3] to int64 [B, h * w]; with `mirror` [2 * B, h * w], each image and its mirror image."""
         device = next(self.tokenizer.parameters()).device
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if mirror:

@@ -1,6 +1,6 @@
 """Token shards on disk: parquet files of captions and codes, and tokens.json, which says what they are and how many.
 
-A row is one view of a picture: `key` (text), `view` (number), `mirrored` (whether it is), `captions`
+A row is one view of an image: `key` (text), `view` (number), `mirrored` (whether it is), `captions`
 (list of texts), `codes` (list of integers).
 """
 
@@ -34,10 +34,10 @@ class Provenance:
         grid: rows and columns of codes.
         data: options of the data set that they were made from.
         records: hash of what the data set held.
-        seed: of what is left to chance in a picture.
-        views: of each picture; one in validation.
+        seed: of what is left to chance in an image.
+        views: of each image; one in validation.
         mirror: whether each view is there mirrored too.
-        shard_images: pictures of one shard.
+        shard_images: images of one shard.
     """
 
     image_tokenizer: str
@@ -52,7 +52,7 @@ class Provenance:
 
     @property
     def codes(self) -> int:
-        """Codes of a picture."""
+        """Codes of an image."""
         return self.grid[0] * self.grid[1]
 
 

@@ -1,4 +1,4 @@
-"""GroupNorm of channels_last pictures, with swish if wanted, by compiled code: forward and backward."""
+"""GroupNorm of channels_last images, with swish if wanted, by compiled code: forward and backward."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
 class _Normal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, swish: bool) -> Tensor:
-        pictures, channels, height, width = x.shape
+        images, channels, height, width = x.shape
         scale, shift = (t.detach().float().contiguous() for t in (weight, bias))
-        mean, inverse = torch.empty(2, pictures, groups, dtype=torch.float32, device="cpu").unbind()
+        mean, inverse = torch.empty(2, images, groups, dtype=torch.float32, device="cpu").unbind()
         y = torch.empty_like(x, memory_format=torch.channels_last)
         function = bindings.functions()[f"normal_forward_{bindings.TYPES[x.dtype]}"]
         tensors = (x, scale, shift, mean, inverse, y)
-        shape = (pictures, height * width, channels, groups)
+        shape = (images, height * width, channels, groups)
         function(*(t.data_ptr() for t in tensors), *shape, epsilon, swish, bindings.threads(8 * x.numel()))
         ctx.save_for_backward(x, scale, shift, mean, inverse)
         ctx.shape, ctx.swish, ctx.dtype = shape, swish, weight.dtype

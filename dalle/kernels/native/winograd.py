@@ -1,4 +1,4 @@
-"""3x3 convolutions of channels_last pictures by compiled code (csrc/winograd.h): forward and backward."""
+"""3x3 convolutions of channels_last images by compiled code (csrc/winograd.h): forward and backward."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
 
 def _known(x: Tensor) -> bool:
-    """Whether x is a batch of pictures of a type that there is code for."""
+    """Whether x is a batch of images of a type that there is code for."""
     return x.ndim == 4 and x.dtype in _FEW and bool(bindings.functions())
 
 
@@ -63,14 +63,14 @@ def _squares(x: Tensor) -> int:
 
 def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """x [B, K, H, W] channels_last, kernel [3, 3, K, N], bias [N], both float32 -> [B, N, H, W]."""
-    pictures, channels, height, width = x.shape
+    images, channels, height, width = x.shape
     count = kernel.shape[3]
     weights = torch.empty(_NUMBERS * channels * count, dtype=torch.float32, device="cpu")
-    y = torch.empty((pictures, count, height, width), dtype=x.dtype, device="cpu", memory_format=LAST)
+    y = torch.empty((images, count, height, width), dtype=x.dtype, device="cpu", memory_format=LAST)
     tensors = (x, kernel, bias, weights, y)
     bindings.functions()[f"winograd_forward_{bindings.TYPES[x.dtype]}"](
         *(None if t is None else t.data_ptr() for t in tensors),
-        *(pictures, height, width, channels, count),
+        *(images, height, width, channels, count),
         torch.get_num_threads(),
     )
     return y

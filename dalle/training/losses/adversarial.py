@@ -40,8 +40,8 @@ class PatchDiscriminator(nn.Module):
     """PatchGAN: one logit for each overlapping patch, positive where it looks real (section 3.2.2 of arXiv 1611.07004).
 
     The geometry is `NLayerDiscriminator` of taming-transformers. That one normalises over the batch, which makes the
-    logits of a picture depend on its neighbours: two micro-batches of 4 would not equal a batch of 8, nor two
-    processes one. Here GroupNorm normalises within a picture.
+    logits of an image depend on its neighbours: two micro-batches of 4 would not equal a batch of 8, nor two
+    processes one. Here GroupNorm normalises within an image.
     """
 
     def __init__(self, config: AdversarialConfig):
@@ -74,7 +74,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def check_image_size(config: AdversarialConfig, height: int, width: int) -> None:
-    """Refuse pictures that are too small for the discriminator.
+    """Refuse images that are too small for the discriminator.
 
     Raises:
         ValueError: they are.
@@ -93,7 +93,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """What the decoder lowers: minus the mean logit of its own pictures."""
+    """What the decoder lowers: minus the mean logit of its own images."""
     return -fake_logits.mean()
 
 

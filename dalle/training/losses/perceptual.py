@@ -1,6 +1,6 @@
-"""Perceptual losses: distances of pictures in the features of a frozen network, chosen by `kind`. Trains none of them.
+"""Perceptual losses: distances of images in the features of a frozen network, chosen by `kind`. Trains none of them.
 
-Letters: B pictures, C channels, H W pixels, h w positions of a feature map.
+Letters: B images, C channels, H W pixels, h w positions of a feature map.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PerceptualConfig = NonePerceptual | LPIPSConfig | CLIPPerceptualConfig | Efficie
 def build_perceptual(config: PerceptualConfig) -> nn.Module | None:
     """The loss of `config`: a module that takes two batches [B, 3, H, W] in [0, 1] and gives the mean over B, a scalar.
 
-    Its network is frozen and stays in eval mode; gradients reach the pictures. None where `kind` is none.
+    Its network is frozen and stays in eval mode; gradients reach the images. None where `kind` is none.
 
     Raises:
         ValueError: a weights file is missing, damaged or of another network.
@@ -116,7 +116,7 @@ class LPIPS(_Frozen):
             self.outputs.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
         self.linear = nn.ModuleList(nn.Conv2d(stage[-1], 1, 1, bias=False) for stage in self.CHANNELS)
-        # LPIPS' own constants, for pictures in [-1, 1]: nearly, but not quite, the mean and deviation of ImageNet
+        # LPIPS' own constants, for images in [-1, 1]: nearly, but not quite, the mean and deviation of ImageNet
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
         self.freeze()
@@ -143,7 +143,7 @@ class LPIPS(_Frozen):
 class CLIPPerceptual(_Frozen):
     """Distance in the token maps of CLIP's image tower: as in LPIPS, without learnt weights, averaged over the blocks.
 
-    It needs no weights from elsewhere: CLIP is trained on the same pictures as the tokenizer.
+    It needs no weights from elsewhere: CLIP is trained on the same images as the tokenizer.
     """
 
     def __init__(self, clip: CLIP):

@@ -1,4 +1,4 @@
-"""A run as one HTML file that opens from the disk: curves, sample pictures, config, versions. Reads the folder only."""
+"""A run as one HTML file that opens from the disk: curves, sample images, config, versions. Reads the folder only."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dalle.training.report.svg import can_be_log, colour, svg
 
 NAME = "report.html"
 _POINTS = 800  # of a curve, at most
-_PICTURES = 6  # the newest, and earlier ones at equal distances
-_WIDTH = 720  # pixels of a picture, at most
+_IMAGES = 6  # the newest, and earlier ones at equal distances
+_WIDTH = 720  # pixels of an image, at most
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.4 sans-serif;margin:2em auto;max-width:1460px;padding:0 1em}
-main,.pictures{display:flex;flex-wrap:wrap;gap:16px}
+main,.images{display:flex;flex-wrap:wrap;gap:16px}
 .chart{width:460px;margin:0}.chart svg{width:100%;display:block}
 .chart h3{font-size:14px;margin:0 0 4px}.key{font-size:12px;margin:0 0 0 58px}
 .key span{display:inline-block;margin-right:1em}.key i{display:inline-block;width:14px;height:3px;margin-right:4px;
@@ -32,7 +32,7 @@ vertical-align:middle}
 polyline{fill:none;stroke-width:1.5}.axis{fill:none;stroke:currentColor}.grid{stroke:currentColor;opacity:.13}
 text{font:10px sans-serif;fill:currentColor}
 svg.log,#log:checked~main .both svg.linear{display:none}#log:checked~main .both svg.log{display:block}
-.pictures figure{margin:0}.pictures img{max-width:100%;display:block}figcaption{font-size:13px}
+.images figure{margin:0}.images img{max-width:100%;display:block}figcaption{font-size:13px}
 table{border-collapse:collapse;font-size:13px}td,th{padding:2px 12px 2px 0;text-align:right}
 td:first-child,th:first-child{text-align:left}
 pre{font-size:12px;overflow-x:auto;border:1px solid #8884;padding:8px}.note{opacity:.75}
@@ -50,7 +50,7 @@ def write_report(run: Path) -> Path:
     """
     config = _config(run)
     figures = read_figures(run / "metrics.jsonl")
-    body = "\n".join([_head(run, config, figures), _curves(figures), _pictures(run, config), *_origins(run)])
+    body = "\n".join([_head(run, config, figures), _curves(figures), _images(run, config), *_origins(run)])
     page = (
         '<!DOCTYPE html>\n<html>\n<head><meta charset="utf-8"/>'
         f"<title>{escape(run.absolute().name)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
@@ -121,29 +121,29 @@ def _row(curve: Curve) -> str:
     return f"<tr><td>{escape(curve.name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _pictures(run: Path, config: dict[str, Any]) -> str:
-    """Sample pictures, the newest first, and the prompts of their rows."""
+def _images(run: Path, config: dict[str, Any]) -> str:
+    """Sample images, the newest first, and the prompts of their rows."""
     files = sorted((run / "samples").glob("[!.]*.png"), reverse=True)  # not what is being written
     if not files:
         return ""
-    count = min(_PICTURES, len(files))
+    count = min(_IMAGES, len(files))
     chosen = dict.fromkeys(files[round(n * (len(files) - 1) / max(1, count - 1))] for n in range(count))
-    figures = "\n".join(_picture(file) for file in chosen)
+    figures = "\n".join(_image(file) for file in chosen)
     prompts = [str(prompt) for prompt in config.get("prompts") or ()]
     if prompts:
         items = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
         told = f"<p>A row for each prompt, from the top, with the same seeds each time:</p>\n<ol>{items}</ol>"
     else:
-        told = "<p>Rows in turn: pictures of the validation split, and below them their reconstructions.</p>"
-    return f'<h2>Samples</h2>\n{told}\n<div class="pictures">\n{figures}\n</div>'
+        told = "<p>Rows in turn: images of the validation split, and below them their reconstructions.</p>"
+    return f'<h2>Samples</h2>\n{told}\n<div class="images">\n{figures}\n</div>'
 
 
-def _picture(file: Path) -> str:
+def _image(file: Path) -> str:
     told = f"step {int(file.stem)}" if file.stem.isdecimal() else file.name
     try:
         with Image.open(file) as opened:
             small = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # cut, as the run was killed; or no picture
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # cut, as the run was killed; or no image
         return f"<figure>{_note(f'{told}: {file.name} cannot be read ({error})')}</figure>"
     small.thumbnail((_WIDTH, 10 * _WIDTH))
     buffer = io.BytesIO()

@@ -68,7 +68,7 @@ def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> st
     """The drawing.
 
     Args:
-        title: what a reader that shows no pictures is told.
+        title: what a reader that shows no images is told.
         curves: none of them empty.
         last: the step at the right end, so that all charts of a run stand one below the other.
         log: logarithmic upwards; all values must be above 0.

@@ -22,7 +22,7 @@ from dalle.training.distributed.fsdp import Sharding, asked_of_launcher
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report.html import write_report
 from dalle.training.report.metrics_log import logged
-from dalle.training.run.trackers import check_tracker, start_trackers, track_picture
+from dalle.training.run.trackers import check_tracker, start_trackers, track_image
 from dalle.training.tasks import Samples, Task
 
 
@@ -155,13 +155,13 @@ class RunLog:
         self._write(step, {f"validation/{key}": value for key, value in figures.items()})
 
     def samples(self, step: int, samples: Samples) -> None:
-        """Sample pictures after `step` steps."""
+        """Sample images after `step` steps."""
         folder = self.run.dir / "samples"
         with as_value_error(self.run.dir, step):
             folder.mkdir(exist_ok=True)
             with atomic_file(folder / f"{step:08d}.png") as part:
-                samples.picture.save(part)
-        track_picture(self.accelerator, "samples", samples.picture, step)
+                samples.image.save(part)
+        track_image(self.accelerator, "samples", samples.image, step)
         if samples.figures:
             self._write(step, {f"samples/{key}": value for key, value in samples.figures.items()})
 

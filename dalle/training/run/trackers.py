@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases beside metrics.jsonl: the same figures, and the sample pictures."""
+"""TensorBoard and Weights & Biases beside metrics.jsonl: the same figures, and the sample images."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
         ) from error
 
 
-def track_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
-    """Show a picture in the tracker, if there is one."""
-    pixels = np.asarray(picture.convert("RGB"))[None]  # uint8 [1, H, W, 3]
+def track_image(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
+    """Show an image in the tracker, if there is one."""
+    pixels = np.asarray(image.convert("RGB"))[None]  # uint8 [1, H, W, 3]
     for tracker in accelerator.trackers:
         options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         tracker.log_images({name: pixels}, step=step, **options)

@@ -1,4 +1,4 @@
-"""What every stage of training is to the loop: phases with losses, figures, pictures, and a folder that comes out."""
+"""What every stage of training is to the loop: phases with losses, figures, images, and a folder that comes out."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures that show how far the training is, drawn with fixed seeds, and figures of them."""
+    """Images that show how far the training is, drawn with fixed seeds, and figures of them."""
 
-    picture: Image.Image
+    image: Image.Image
     figures: dict[str, float]
 
 
@@ -42,7 +42,7 @@ class Task(ABC):
         model: what is trained, averaged, validated and exported.
         state: all modules whose state a checkpoint keeps (the model, and perhaps a discriminator).
         phases: the phases of a step, in order.
-        image_size: side of the pictures that it takes.
+        image_size: side of the images that it takes.
         tokens_per_image: for the rate that the progress bar shows.
         operations_per_image: floating-point operations of training on one image, if they can be told.
         needs_sync: whether the loop must know after each step if it was applied (EMA codebooks, several optimizers),
@@ -85,7 +85,7 @@ class Task(ABC):
 
     @abstractmethod
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples | None:
-        """A sample picture; None where a stage has none."""
+        """A sample image; None where a stage has none."""
 
     @abstractmethod
     def export(self, folder: Path, weights: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""Training CLIP: a loss over all pairs of one batch of captions and pictures, of all processes together."""
+"""Training CLIP: a loss over all pairs of one batch of captions and images, of all processes together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training the transformer over captions and the codes of their pictures."""
+"""Training the transformer over captions and the codes of their images."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class DALLETask(Task):
                 raise ValueError(f"model.{key} is {have}, but {owner} needs {want}: set model.{key}={want}")
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Captions become ids with BPE dropout, some become the null caption; pictures become codes, with noise."""
+        """Captions become ids with BPE dropout, some become the null caption; images become codes, with noise."""
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
@@ -205,7 +205,7 @@ def with_noise(codes: Tensor, share: float, vocabulary: int, seeds: list[int]) -
     """A share of the codes [B, N] replaced by others, each as likely, that come from the seed of their pair alone.
 
     What a model draws has errors that the codes it learns from have not; read with noise, they are less of a surprise
-    (word dropout of Bowman et al. 2016, arXiv 1511.06349, section 3.1.1, with random words), and a picture is harder to
+    (word dropout of Bowman et al. 2016, arXiv 1511.06349, section 3.1.1, with random words), and an image is harder to
     look up by its first codes.
     """
     if not share:

@@ -179,7 +179,7 @@ class ImageTokenizerTask(Task):
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
-        """Pictures above their reconstructions, 16 a row."""
+        """Images above their reconstructions, 16 a row."""
         assert isinstance(model, ImageTokenizer)
         images = batch.unit_images(self.device)
         again = model.decode(model.encode(images))

@@ -1,4 +1,4 @@
-"""Training a prior of unCLIP: from captions to the embeddings that a frozen CLIP gives their pictures."""
+"""Training a prior of unCLIP: from captions to the embeddings that a frozen CLIP gives their images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CHANCE = 2  # so that a pair's seed gives its noise other numbers than its comp
 
 @dataclass
 class Inputs:
-    embeds: Tensor  # [B, D], of the pictures, raw
+    embeds: Tensor  # [B, D], of the images, raw
     text: TextStates
     dropped: Tensor  # bool [B]
     place: Tensor  # [B] in [0, 1), where among the steps of diffusion
@@ -78,7 +78,7 @@ class PriorTask(Task):
 
     @torch.no_grad()
     def _embeddings(self) -> tuple[Tensor, Tensor]:
-        """Raw embeddings of pictures and captions of the training set, [N, D] each, for its statistics."""
+        """Raw embeddings of images and captions of the training set, [N, D] each, for its statistics."""
         data = open_data(self.recipe.data, "train", self.clip.config.image_size)
         images: list[Tensor] = []
         texts: list[Tensor] = []

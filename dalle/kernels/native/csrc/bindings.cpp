@@ -1,6 +1,6 @@
 // What dalle/kernels/native/__init__.py compiles for the machine that it runs on, and calls: products of few rows with a matrix,
 // attention of few tokens a row to those in the cache, the blocks of a transformer made of both, and drawing a token;
-// normalisation and convolution of pictures.
+// normalisation and convolution of images.
 //
 // The first three are bound by reading, the weights or the keys and values, once. What they compute is dalle/kernels/linear.py and
 // dalle/models/transformer.py, which is what they are tested against.

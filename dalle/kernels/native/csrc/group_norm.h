@@ -1,6 +1,6 @@
-// GroupNorm over channels_last pictures, and swish of it, with gradients: each reads what it is given twice.
+// GroupNorm over channels_last images, and swish of it, with gradients: each reads what it is given twice.
 //
-// B pictures, P cells, C channels in G groups. torch's own kernel for channels_last is slow, and one for the other layout
+// B images, P cells, C channels in G groups. torch's own kernel for channels_last is slow, and one for the other layout
 // takes two copies.
 
 #pragma once
@@ -20,13 +20,13 @@ struct Normal {
     const X* x;                       // [B, P, C]
     const float *weight, *bias;       // [C]
     float *mean, *inverse;            // [B, G], of the deviation
-    int64_t pictures, cells, channels, groups;
+    int64_t images, cells, channels, groups;
     float epsilon;
     bool swish;
 
     // Sums over the cells of each channel of two vectors that `values` gives for a place: [2, C].
     template <class F>
-    void sums(int64_t picture, int threads, double* total, F values) const {
+    void sums(int64_t image, int threads, double* total, F values) const {
         std::vector<double> partial(threads * 2 * channels);
 #pragma omp parallel num_threads(threads)
         {
@@ -38,7 +38,7 @@ struct Normal {
                 for (int64_t cell = block * CELLS; cell < std::min(cells, (block + 1) * CELLS); cell++)
                     for (int64_t c = 0; c < channels; c += LANES) {
                         Floats one, other;
-                        values((picture * cells + cell) * channels + c, c, one, other);
+                        values((image * cells + cell) * channels + c, c, one, other);
                         save(&near[c], load(&near[c]) + one);
                         save(&near[channels + c], load(&near[channels + c]) + other);
                     }
@@ -57,10 +57,10 @@ struct Normal {
         int64_t size = channels / groups;
         std::vector<double> total(2 * channels);
         std::vector<float> scale(channels), shift(channels), origin(channels);
-        for (int64_t picture = 0; picture < pictures; picture++) {
+        for (int64_t image = 0; image < images; image++) {
             // Squares of differences to some value of the channel, lest they vanish beside a large mean
-            for (int64_t c = 0; c < channels; c++) origin[c] = to_float(x[picture * cells * channels + c]);
-            sums(picture, threads, total.data(), [&](int64_t at, int64_t c, Floats& one, Floats& other) {
+            for (int64_t c = 0; c < channels; c++) origin[c] = to_float(x[image * cells * channels + c]);
+            sums(image, threads, total.data(), [&](int64_t at, int64_t c, Floats& one, Floats& other) {
                 one = load(x + at) - load(&origin[c]);
                 other = one * one;
             });
@@ -71,14 +71,14 @@ struct Normal {
                     double own = total[c] / cells, away = origin[c] + own - middle;
                     spread += (total[channels + c] / cells - own * own + away * away) / size;
                 }
-                mean[picture * groups + group] = middle;
-                inverse[picture * groups + group] = 1 / std::sqrt(std::max(spread, 0.0) + epsilon);
+                mean[image * groups + group] = middle;
+                inverse[image * groups + group] = 1 / std::sqrt(std::max(spread, 0.0) + epsilon);
             }
-            factors(picture, scale.data(), shift.data());
+            factors(image, scale.data(), shift.data());
 #pragma omp parallel for num_threads(threads) schedule(static)
             for (int64_t cell = 0; cell < cells; cell++)
                 for (int64_t c = 0; c < channels; c += LANES) {
-                    int64_t at = (picture * cells + cell) * channels + c;
+                    int64_t at = (image * cells + cell) * channels + c;
                     Floats made = load(x + at) * load(&scale[c]) + load(&shift[c]);
                     save(y + at, swish ? made * sigmoid(made) : made);
                 }
@@ -90,19 +90,19 @@ struct Normal {
         int64_t size = channels / groups;
         std::vector<double> total(2 * channels);
         std::vector<float> scale(channels), shift(channels), middle(channels), narrow(channels), first(channels), second(channels);
-        for (int64_t picture = 0; picture < pictures; picture++) {
-            factors(picture, scale.data(), shift.data());
+        for (int64_t image = 0; image < images; image++) {
+            factors(image, scale.data(), shift.data());
             for (int64_t c = 0; c < channels; c++) {
-                middle[c] = mean[picture * groups + c / size];
-                narrow[c] = inverse[picture * groups + c / size];
+                middle[c] = mean[image * groups + c / size];
+                narrow[c] = inverse[image * groups + c / size];
             }
-            auto slope = [&](int64_t at, int64_t c, Floats value) {  // of the normalised picture, weighed and shifted
+            auto slope = [&](int64_t at, int64_t c, Floats value) {  // of the normalised image, weighed and shifted
                 Floats incoming = load(given + at);
                 if (!swish) return incoming;
                 Floats made = value * load(&scale[c]) + load(&shift[c]), share = sigmoid(made);
                 return incoming * share * (1.0f + made * (1.0f - share));
             };
-            sums(picture, threads, total.data(), [&](int64_t at, int64_t c, Floats& one, Floats& other) {
+            sums(image, threads, total.data(), [&](int64_t at, int64_t c, Floats& one, Floats& other) {
                 Floats value = load(x + at);
                 one = slope(at, c, value);
                 other = one * (value - load(&middle[c])) * load(&narrow[c]);
@@ -123,7 +123,7 @@ struct Normal {
 #pragma omp parallel for num_threads(threads) schedule(static)
             for (int64_t cell = 0; cell < cells; cell++)
                 for (int64_t c = 0; c < channels; c += LANES) {
-                    int64_t at = (picture * cells + cell) * channels + c;
+                    int64_t at = (image * cells + cell) * channels + c;
                     Floats value = load(x + at), tight = load(&narrow[c]);
                     Floats normal = (value - load(&middle[c])) * tight;
                     Floats made = load(weight + c) * slope(at, c, value) - load(&first[c]) - normal * load(&second[c]);
@@ -133,9 +133,9 @@ struct Normal {
     }
 
     // y = scale x + shift
-    void factors(int64_t picture, float* scale, float* shift) const {
+    void factors(int64_t image, float* scale, float* shift) const {
         for (int64_t c = 0; c < channels; c++) {
-            int64_t at = picture * groups + c / (channels / groups);
+            int64_t at = image * groups + c / (channels / groups);
             scale[c] = weight[c] * inverse[at];
             shift[c] = bias[c] - mean[at] * scale[c];
         }

@@ -1,11 +1,11 @@
-// 3x3 convolutions of channels_last pictures with a quarter of the multiplications (Winograd's F(4x4, 3x3); Lavin and
+// 3x3 convolutions of channels_last images with a quarter of the multiplications (Winograd's F(4x4, 3x3); Lavin and
 // Gray 2015, arXiv 1509.09308), and their gradients.
 //
-// Each 4x4 cells of the result come from 6x6 of the picture, which become 36 numbers whose products with the kernel's 36
+// Each 4x4 cells of the result come from 6x6 of the image, which become 36 numbers whose products with the kernel's 36
 // are added up over the channels: 36 products of matrices [cells / 16, K] x [K, N]. Around 0, +-1/sqrt(2), +-sqrt(2) and
 // infinity the polynomials lose about half a digit less than around Lavin's integers.
 //
-// B pictures, H rows, W columns, K channels in, N channels out; K and N are multiples of 2 * LANES. Sums are in float32.
+// B images, H rows, W columns, K channels in, N channels out; K and N are multiples of 2 * LANES. Sums are in float32.
 
 #pragma once
 
@@ -53,7 +53,7 @@ __attribute__((always_inline)) inline void at_points(Floats even_a, Floats odd_a
 
 // Each of the following makes of a few numbers in a line some others; `both` does it along columns, then along rows.
 
-struct OfPicture {
+struct OfImage {
     static constexpr int FROM = SIDE, TO = SIDE;
     static __attribute__((always_inline)) inline void line(const Floats* x, Floats* to) {
         const Floats even_a = x[4] - B2 * x[2], odd_a = A1 * x[3] - (A1 * B2) * x[1];
@@ -173,14 +173,14 @@ inline void tiles(int64_t m, const float* x, int64_t row, const float* panel, in
 
 template <class X>
 struct Convolution {
-    int64_t pictures, height, width, k, n;
+    int64_t images, height, width, k, n;
 
     int64_t down() const { return (height + TILE - 1) / TILE; }
     int64_t across() const { return (width + TILE - 1) / TILE; }
-    int64_t count() const { return pictures * down() * across(); }
+    int64_t count() const { return images * down() * across(); }
 
     struct Corner {
-        int64_t picture, top, left;
+        int64_t image, top, left;
     };
 
     // Where the result's cells of a tile begin.
@@ -194,7 +194,7 @@ struct Convolution {
     void numbers(const X* x, int64_t channels, int64_t tile, int before, float* to, int64_t apart) const {
         const Corner first = corner(tile);
         const int64_t top = first.top - before, left = first.left - before;
-        const X* from = x + ((first.picture * height + top) * width + left) * channels;
+        const X* from = x + ((first.image * height + top) * width + left) * channels;
         const auto write = [&](int row, int column, Floats value) { save(to + (row * SIDE + column) * apart, value); };
         if (top >= 0 && left >= 0 && top + Way::FROM <= height && left + Way::FROM <= width)
             both<Way>(
@@ -242,7 +242,7 @@ struct Convolution {
                 const int64_t begin = count() * part / parts, size = count() * (part + 1) / parts - begin;
                 for (int64_t t = 0; t < size; t++)
                     for (int64_t c = 0; c < k; c += LANES)
-                        numbers<OfPicture>(x + c, k, begin + t, 1, given.start + t * row + c, apart);
+                        numbers<OfImage>(x + c, k, begin + t, 1, given.start + t * row + c, apart);
                 for (int64_t panel = 0; panel < n / PANEL; panel++) {
                     for (int place = 0; place < PLACES; place++) {
                         const float* own = weights + (panel * PLACES + place) * k * PANEL;
@@ -263,7 +263,7 @@ struct Convolution {
     // One vector of channels of one tile of the result.
     void put(const float* sums, int64_t apart, Floats bias, int64_t tile, X* y) const {
         const Corner first = corner(tile);
-        X* to = y + ((first.picture * height + first.top) * width + first.left) * n;
+        X* to = y + ((first.image * height + first.top) * width + first.left) * n;
         const auto read = [&](int row, int column) { return load(sums + (row * SIDE + column) * apart); };
         const auto write = [&](int row, int column, Floats value) { save(to + (row * width + column) * n, value + bias); };
         if (first.top + TILE <= height && first.left + TILE <= width)
@@ -287,7 +287,7 @@ struct Convolution {
 #pragma omp for schedule(static)
                 for (int64_t t = 0; t < size; t++) {
                     for (int64_t c = 0; c < k; c += LANES)
-                        numbers<OfPicture>(x + c, k, begin + t, 1, ours.start + t * xs + c, ours_apart);
+                        numbers<OfImage>(x + c, k, begin + t, 1, ours.start + t * xs + c, ours_apart);
                     for (int64_t c = 0; c < n; c += LANES)
                         numbers<OfResult>(given + c, n, begin + t, 0, theirs.start + t * ys + c, theirs_apart);
                 }

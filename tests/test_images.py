@@ -1,4 +1,4 @@
-"""Pictures are read whatever their kind, PNGs carry their metadata, every row of a grid has a readable label."""
+"""Images are read whatever their kind, PNGs carry their metadata, every row of a grid has a readable label."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image, ImageChops, ImageFont
 
-from dalle.images import grid as pictures
+from dalle.images import grid as images
 from dalle.images.grid import font_for, labelled_grid
 from dalle.images.png import write_png
 from dalle.images.read import read_image, square_image
 
 
 def test_metadata_in_any_script_comes_back(tmp_path: Path) -> None:
-    picture = Image.effect_noise((8, 8), 50).convert("RGB")
+    image = Image.effect_noise((8, 8), 50).convert("RGB")
     texts = {"prompt": "गुलाबी हात्ती 🐘\nsecond line", "seed": "7", "empty": ""}
-    write_png(picture, tmp_path / "a.png", texts)
+    write_png(image, tmp_path / "a.png", texts)
     with Image.open(tmp_path / "a.png") as file:
         assert file.text == texts  # type: ignore[attr-defined]
-        assert ImageChops.difference(file, picture).getbbox() is None
+        assert ImageChops.difference(file, image).getbbox() is None
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -38,7 +38,7 @@ def test_a_png_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_pictures_are_read_upright_and_in_8_bits(tmp_path: Path) -> None:
+def test_images_are_read_upright_and_in_8_bits(tmp_path: Path) -> None:
     wide = Image.new("RGB", (6, 2), "red")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -55,7 +55,7 @@ def test_a_program_named_as_an_image_is_not_run(tmp_path: Path, monkeypatch: pyt
     """PostScript named .png: Pillow, asked for any format, would hand it to Ghostscript."""
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", "eps")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("run"))
-    with pytest.raises(ValueError, match=r"x\.png: the file is text, not a picture: '%!PS-Adobe"):
+    with pytest.raises(ValueError, match=r"x\.png: the file is text, not an image: '%!PS-Adobe"):
         read_image(tmp_path / "x.png")
 
 
@@ -74,21 +74,21 @@ def test_broken_metadata_do_not_keep_pixels_from_being_read(tmp_path: Path, exif
     assert square_image((tmp_path / "a.png").read_bytes(), 16).shape == (16, 16, 3)
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.png: no such picture"):
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.png: no such image"):
         read_image(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"text\.png: the file is text, not a picture"):
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"text\.png: the file is text, not an image"):
         read_image(tmp_path / "text.png")
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"cut\.png: the picture cannot be decoded"):
+    with pytest.raises(ValueError, match=r"cut\.png: the image cannot be decoded"):
         read_image(tmp_path / "cut.png")
     with pytest.raises(ValueError, match="cannot be read"):
         read_image(tmp_path)
 
 
-def test_grid_shows_every_picture_under_its_label() -> None:
+def test_grid_shows_every_image_under_its_label() -> None:
     colours = [["red", "lime"], ["blue"]]
     rows = [("a prompt", [Image.new("RGB", (64, 64), c) for c in row], ["seed 1"] * len(row)) for row in colours]
     grid = labelled_grid(rows)
@@ -101,8 +101,8 @@ def test_grid_shows_every_picture_under_its_label() -> None:
 
 
 def test_long_labels_are_wrapped() -> None:
-    picture = Image.new("RGB", (64, 64), "red")
-    short, long = (labelled_grid([(text, [picture], [""])]) for text in ("a dog", "a dog and " * 20))
+    image = Image.new("RGB", (64, 64), "red")
+    short, long = (labelled_grid([(text, [image], [""])]) for text in ("a dog", "a dog and " * 20))
     assert long.width == short.width and long.height > short.height + 50
 
 
@@ -116,25 +116,25 @@ def test_a_label_without_font_becomes_the_rows_number(
             raise OSError("cannot open resource")
         return original(font, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pictures.shutil, "which", lambda name: None)
+    monkeypatch.setattr(images.shutil, "which", lambda name: None)
     monkeypatch.setattr(ImageFont, "truetype", built_in_only)
-    picture = Image.new("RGB", (64, 64), "red")
+    image = Image.new("RGB", (64, 64), "red")
     with caplog.at_level(logging.WARNING):
-        drawn = labelled_grid([("a dog", [picture], [""]), ("हात्ती", [picture], [""])])
-        numbered = labelled_grid([("a dog", [picture], [""]), ("prompt 2", [picture], [""])])
+        drawn = labelled_grid([("a dog", [image], [""]), ("हात्ती", [image], [""])])
+        numbered = labelled_grid([("a dog", [image], [""]), ("prompt 2", [image], [""])])
     assert ImageChops.difference(drawn, numbered).getbbox() is None
     assert [r.getMessage() for r in caplog.records] == [
         "no font found for 'हात्ती': its row of the grid is labelled by number"
     ]
     assert font_for("a red heart, 3d style!", 12) is not None  # Pillow's own
-    labelled_grid([("", [picture], [""])])
+    labelled_grid([("", [image], [""])])
 
 
 def test_devanagari_is_shaped_where_this_machine_has_a_font_for_it() -> None:
     font = font_for("पृष्ठभूमि", 40)
     if font is None:
         pytest.skip("no font with Devanagari, or no layout engine, on this machine")
-    assert pictures._covers(font, "पृष्ठभूमि")
+    assert images._covers(font, "पृष्ठभूमि")
     # Shaped, a conjunct is one glyph, narrower than its letters side by side
     assert font.getlength("ष्ठ") < font.getlength("ष") + font.getlength("ठ")
 
@@ -142,5 +142,5 @@ def test_devanagari_is_shaped_where_this_machine_has_a_font_for_it() -> None:
 def test_an_unknown_glyph_is_told_from_a_known_one() -> None:
     font = ImageFont.load_default(15)
     assert isinstance(font, ImageFont.FreeTypeFont)
-    assert pictures._covers(font, "abc XYZ, 0-9!")
-    assert not pictures._covers(font, "a ह")
+    assert images._covers(font, "abc XYZ, 0-9!")
+    assert not images._covers(font, "a ह")
