@@ -1,6 +1,6 @@
 # What one runs here. Every target sets up what it needs in $(VENV); a second call finds it there.
 #   make demo | test | test-all | lint | format | bench | lock | clean
-#   make test ARGS=tests/text     PYTHON=python3.12 make test     VENV=/tmp/venv make test
+#   make test ARGS=tests/data     PYTHON=python3.12 make test     VENV=/tmp/venv make test
 
 VENV ?= .venv
 PYTHON ?= python3

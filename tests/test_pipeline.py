@@ -18,7 +18,7 @@ from dalle.device import pick_device
 from dalle.generation.rerank import score
 from dalle.images.transforms import redrawn_pixels, square_tensor
 from dalle.pipeline import Result, TextToImage, whole_rows
-from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 
 @pytest.fixture(scope="module")

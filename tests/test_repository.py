@@ -43,7 +43,7 @@ RECIPES = sorted(
     str(file.relative_to(ROOT))
     for folder in ("configs", "tokenizers")
     for file in (ROOT / folder).rglob("*.yaml")
-    if file.parent.name != "accelerate"  # what its launcher reads: tests/training/test_sharding.py
+    if file.parent.name != "accelerate"  # what its launcher reads: tests/training/distributed/test_fsdp.py
 )
 SHIPPED = sorted(
     str(file.parent.relative_to(ROOT))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data.test_layouts import put
+from data.custom.test_layouts import put
 
 from dalle.data import open_data, open_training
 from dalle.data.custom.dataset import PairsData

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published import folders
 
 import dalle
 from dalle.data import Pair, ShapesData, open_data
@@ -19,7 +18,8 @@ from dalle.evaluation.metrics import frechet_distance, psnr
 from dalle.evaluation.run import evaluate, frozen_features
 from dalle.evaluation.table import table
 from dalle.image_tokenizers.vq import VQConfig
-from tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
+from support.published import folders
+from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 DATA = ShapesData(size=80)  # 10 of them held out
 

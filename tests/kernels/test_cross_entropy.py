@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.linear import Int8Linear, Linear
-from peaks import peak_of
+from support.memory_peaks import peak_of
 
 ROWS, WIDTH, CODES = 23, 12, 37
 

@@ -17,7 +17,7 @@ from dalle.kernels.pattern import Pattern, SparseMask, blocks
 from dalle.kernels.sparse import blocked, flex
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from with_options import generate
+from support.generation import generate
 
 KINDS: list[Kind] = ["row", "column", "conv"]
 SHAPES = [(6, 4, 4, 3), (0, 5, 3, 3), (1, 3, 7, 5), (3, 12, 9, 5), (2, 4, 4, 11), (4, 1, 1, 1), (5, 11, 13, 3)]

@@ -80,8 +80,9 @@ def test_the_package_lives_without_native_code(tmp_path: Path) -> None:
     (line,) = re.findall(r"^from dalle.kernels.native import operations.*\n", text, flags=re.MULTILINE)
     init.write_text(text.replace(line, "operations: dict = {}\n"), encoding="utf-8")
     assert not [file for file in (tmp_path / "dalle").rglob("*.py") if "kernels.native" in file.read_text()]
-    tests = ["image", "text", "test_model.py", "test_transformer.py", "test_generate.py", "test_jacobi.py"]
-    tests += ["test_sampling.py", "test_pipeline.py", "test_clip.py", "training/test_dalle_task.py"]
+    tests = ["image_tokenizers", "text_tokenizers", "test_pipeline.py", "training/tasks/test_dalle.py"]
+    tests += [f"models/test_{name}.py" for name in ("clip", "dalle", "transformer")]
+    tests += [f"generation/test_{name}.py" for name in ("generate", "jacobi", "sampling")]
     tests += ["kernels/test_attention.py", "kernels/test_cross_entropy.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in tests)],

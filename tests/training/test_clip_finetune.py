@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from checkpoints.published.test_clip import hub_folder
 from PIL import Image
-from published.test_clip import hub_folder
 
 import dalle
 import train
 from dalle.__main__ import main
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.training.optim import OptimConfig, adamw, set_learning_rate
-from tiny_model import TOWER, make_tiny_model
+from support.tiny_model import TOWER, make_tiny_model
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dalle.training.recipe import CLIPRecipe, parse_recipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.train_step import accumulate, seed_noise
-from peaks import peak_of
+from support.memory_peaks import peak_of
 
 COLORS, THINGS = ("red", "blue", "green", "black"), ("heart", "star", "circle", "square", "house")
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ import yaml
 
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.latest import load_newest
-from tiny_model import VQGAN_MODEL
+from support.tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]
 ONE = [sys.executable, "train.py"]

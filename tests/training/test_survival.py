@@ -30,7 +30,7 @@ from dalle.training.checkpoint.latest import load_newest
 from dalle.training.run.log import RunLog
 from dalle.training.run.run_dir import lock_run
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
-from tiny_model import VQGAN_MODEL
+from support.tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {

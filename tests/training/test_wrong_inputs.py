@@ -18,7 +18,7 @@ import yaml
 import dalle
 import train
 from dalle.training.checkpoint.latest import load_newest
-from tiny_model import VQGAN_MODEL, make_tiny_model
+from support.tiny_model import VQGAN_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 VQGAN = {

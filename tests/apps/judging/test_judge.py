@@ -1,0 +1,154 @@
+"""The judge learns what it is shown; its ranks equal a slow loop; who may not judge is refused."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from dalle.apps.judging.classifier import Classifier, load_classifier, save_classifier
+from dalle.apps.judging.drawings import Drawings, beside, chosen, images_of, open_plain
+from dalle.apps.judging.judge import CAPTIONS, Asked, Judge, Verdict, verdict_metrics
+from dalle.apps.judging.train import JudgeOptions, changed, train_judge
+from dalle.data import Pair
+from dalle.data.drawings import DrawingsData
+from dalle.images.transforms import resize_batch
+from support.tiny_model import make_tiny_model
+
+DATA = DrawingsData(sets=("emoji",), styles=("twemoji", "fluent-mono"))
+
+
+@pytest.fixture(scope="module")
+def everything() -> Drawings:
+    return open_plain(DATA, "all", 16)
+
+
+@pytest.fixture(scope="module")
+def judge(everything: Drawings) -> Judge:
+    """Random weights, but for heads that are not all alike."""
+    torch.manual_seed(0)
+    concepts = sorted({concept.phrase for concept in everything.concepts})
+    classifier = Classifier(concepts, sorted(set(everything.styles)))
+    for head in (classifier.concept_head, classifier.style_head):
+        torch.nn.init.normal_(head.bias)
+    return Judge(classifier.eval(), everything)
+
+
+def test_ranks_equal_a_slow_loop(judge: Judge, everything: Drawings) -> None:
+    indices = chosen(everything, 6, seed=0)
+    asked = [
+        Asked(everything.concepts[i].phrase, everything.styles[i], everything.canonical_caption(i)) for i in indices
+    ]
+    images = images_of(everything, indices)
+    network = judge.classifier
+    shown: dict[str, tuple[str, str]] = {}
+    for index in range(len(everything)):
+        caption = everything.canonical_caption(index)
+        shown.setdefault(caption, (everything.concepts[index].phrase, everything.styles[index]))
+    rivals = random.Random(0).sample(sorted(shown), CAPTIONS - 1)
+    for image, one, found in zip(images, asked, judge.verdicts(images, asked), strict=True):
+        with torch.no_grad():
+            logits, style_logits = network(resize_batch(image[None], 64))
+        concepts = dict(zip(network.concepts, logits[0].double().softmax(0).tolist(), strict=True))
+        styles = dict(zip(network.styles, style_logits[0].double().softmax(0).tolist(), strict=True))
+        assert found.concept_rank == sum(value >= concepts[one.concept] for value in concepts.values())
+        assert found.style_rank == sum(value >= styles[one.style] for value in styles.values())
+        own = concepts[one.concept] * styles[one.style]
+        better = [
+            concepts[shown[other][0]] * styles[shown[other][1]] >= own for other in rivals if other != one.caption
+        ]
+        assert abs(found.caption_rank - (1 + sum(better))) <= 1  # float32 ties here and there
+
+
+def test_a_judge_learns_what_it_is_shown(everything: Drawings, tmp_path: Path) -> None:
+    """On 24 drawings, moved and blurred, all are right in the end; what is saved judges alike; a seed is a judge."""
+
+    class Few:
+        concepts, styles = list(everything.concepts[:24]), list(everything.styles[:12]) + ["other"] * 12
+        canonical_caption = staticmethod(everything.canonical_caption)
+
+        def __len__(self) -> int:
+            return 24
+
+        def pair(self, index: int, seed: int) -> Pair:
+            return open_64.pair(index, seed)
+
+    open_64, few = open_plain(DATA, "all", 64), cast(Drawings, Few())
+    options = JudgeOptions(epochs=30, batch_size=8)
+    losses: list[float] = []
+    trained = train_judge(few, options, progress=lambda step, loss: losses.append(loss))
+    assert len(losses) == 90 and losses[-1] < 0.5 * losses[0]
+    images = images_of(few, range(24))
+    of_concept, of_style = trained.chances(images)
+    right = [trained.concepts[place] for place in of_concept.argmax(1).tolist()]
+    assert right == [concept.phrase for concept in few.concepts]
+    assert [trained.styles[place] for place in of_style.argmax(1).tolist()] == list(few.styles)
+    save_classifier(trained, tmp_path / "judge")
+    loaded = load_classifier(tmp_path / "judge")
+    torch.testing.assert_close(loaded.chances(images)[0], of_concept, atol=1e-5, rtol=1e-5)
+    short = JudgeOptions(epochs=1, batch_size=8)
+    first, again = (train_judge(few, short).chances(images[:4])[0] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_changes_keep_what_an_image_shows() -> None:
+    image = torch.ones(64, 3, 64, 64)
+    image[:, :, 20:44, 20:44] = 0
+    made = changed(image, torch.Generator().manual_seed(0))
+    assert made.shape == image.shape and made.min() >= 0 and made.max() <= 1
+    assert (made[:, :, 28:36, 28:36].mean((1, 2, 3)) < 0.1).all() and (made[:, :, :6, :6].mean((1, 2, 3)) > 0.9).all()
+    assert len({round(float(one.sum())) for one in made}) > 50  # each otherwise
+
+
+def test_shares_are_counted_from_ranks() -> None:
+    verdicts = [Verdict(1, 1, 1), Verdict(5, 2, 10), Verdict(6, 1, 11), Verdict(900, 7, 400)]
+    assert verdict_metrics(verdicts) == {
+        "concept_top1": 0.25,
+        "concept_top5": 0.5,
+        "style": 0.5,
+        "caption_top1": 0.25,
+        "caption_top10": 0.5,
+        "caption_median_rank": 10,
+    }
+
+
+def test_who_may_not_judge_is_refused(tmp_path: Path, everything: Drawings, judge: Judge) -> None:
+    model = make_tiny_model(tmp_path / "one")
+    with pytest.raises(ValueError, match="stage is clip, expected a judge"):
+        load_classifier(model.parent / "clip")
+    stranger = Classifier(judge.classifier.concepts[1:], judge.classifier.styles)
+    with pytest.raises(ValueError, match="the judge does not know"):
+        Judge(stranger, everything)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        JudgeOptions(epochs=0)
+
+
+def test_what_stands_beside_an_image_is_the_same_concept_in_another_style(everything: Drawings) -> None:
+    known, held_out = open_plain(DATA, "train", 16), open_plain(DATA, "test_pair", 16)
+    indices = chosen(held_out, 20, seed=0)
+    assert indices == chosen(held_out, 20, seed=0) != chosen(held_out, 20, seed=1)
+    found = beside(held_out, indices, known, seed=0)
+    assert any(other is not None for other in found.other_style) and len(found.random) == len(indices)
+    for index, other in zip(indices, found.other_style, strict=True):
+        if other is not None:
+            assert known.concepts[other].phrase == held_out.concepts[index].phrase
+            assert known.styles[other] != held_out.styles[index]
+
+
+def test_plain_training_images_are_alone_on_white(everything: Drawings) -> None:
+    known = open_plain(DATA, "train", 64)
+    assert [image.split for image in everything.drawings].count("train") == len(known)  # type: ignore[attr-defined]
+    for index in (0, 500, 1500):
+        image = known.pair(index, 7).image
+        assert (image[0, 0] == 255).all() and (image == known.pair(index, 8).image).all()
+    assert known.caption_in(0, "hi") != known.canonical_caption(0) == known.caption_in(0, "en")
+
+
+def test_data_without_concepts_is_refused() -> None:
+    from dalle.data.shapes import ShapesData
+
+    with pytest.raises(ValueError, match="names no concepts and styles"):
+        open_plain(ShapesData(), "validation", 16)

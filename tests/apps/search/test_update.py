@@ -1,0 +1,216 @@
+"""Bringing an index up to date: only what changed is embedded, whole or not at all, from any kind of source."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from PIL import Image
+
+import dalle
+from dalle.apps.search import ImageIndex, store, update
+from dalle.models.clip import CLIP
+from support.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
+    return dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = torch.randint(0, 256, (9, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    Image.fromarray(pixels.numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(8):
+        file = tmp_path / "photos" / ("a" if number % 2 else "") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(number))
+    return tmp_path / "photos"
+
+
+def contents(index: ImageIndex) -> dict[str, list[float]]:
+    return {index.table.row(n)["path"]: index.table.vector(n).tolist() for n in range(len(index))}
+
+
+def test_a_second_call_embeds_only_what_changed(clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    first, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    before = contents(first)
+    (photos / "0.png").write_bytes(png(100))
+    os.utime(photos / "0.png", ns=(1, 1))  # as an older copy has it: what counts is that it is another time
+    (photos / "1.txt").write_text("no image is called so")
+    (photos / "a" / "1.txt").write_text("a caption that came later")
+    (photos / "2.png").unlink()
+    (photos / "new.gif").write_bytes(png(101))
+    (photos / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    told: list[tuple[int, int]] = []
+    second, report = ImageIndex.build(tmp_path / "index", clip=clip, progress=lambda *counts: told.append(counts))
+    assert (report.images, report.embedded, report.unchanged, report.dropped) == (8, 2, 6, 1)
+    assert [reason.partition(":")[0] for reason in report.broken] == [str(photos / "broken.jpg")]
+    assert told == [(3, 3)]
+    after = contents(second)
+    changed = {path for path in after if before.get(path) != after[path]}
+    assert changed == {str(photos / "0.png"), str(photos / "new.gif")}
+    fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=clip)
+    assert contents(fresh) == after
+    captions = {hit.path: hit.caption for hit in second.search("a")}
+    assert captions[str(photos / "a" / "1.png")] == "a caption that came later"
+    assert contents(first) == before  # what was open stays what it was
+
+
+def test_what_a_run_that_was_stopped_had_embedded_is_taken_up(
+    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ImageIndex.build(tmp_path / "index", photos, clip=clip, batch_size=2, progress=stop)
+    with pytest.raises(ValueError, match="no index"):
+        ImageIndex(tmp_path / "index")
+    (tmp_path / "index" / ".part-1-piece.arrow").write_bytes(b"killed while it was written")
+    piece = next((tmp_path / "index").glob("piece-*.arrow"))
+    (tmp_path / "index" / piece.name.replace("1.arrow", "2.arrow")).write_bytes(piece.read_bytes()[:-50])
+    told: list[tuple[int, int]] = []
+    index, report = ImageIndex.build(tmp_path / "index", photos, clip=clip, progress=lambda *c: told.append(c))
+    assert told == [(4, 4)] and (report.images, report.embedded) == (8, 8)
+    assert not list((tmp_path / "index").glob("piece-*"))
+    fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=clip)
+    assert contents(fresh) == contents(index)
+
+
+def test_a_reader_sees_all_of_one_state_whenever_it_comes(
+    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is opened at each step of a change, which then fails at its last one."""
+    ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    (photos / "more.png").write_bytes(png(50))
+    seen = []
+    write, replace = store.write_table, os.replace
+
+    def writing(*arguments: object) -> int:
+        size: int = write(*arguments)  # type: ignore[arg-type]
+        seen.append(len(ImageIndex(tmp_path / "index", clip).search("a")))
+        return size
+
+    def replacing(old: Path, new: Path) -> None:
+        seen.append(len(ImageIndex(tmp_path / "index", clip).search("a")))
+        if Path(new).name == store.NAME:
+            raise OSError("no space left on device")
+        replace(old, new)
+
+    monkeypatch.setattr(store, "write_table", writing)
+    monkeypatch.setattr(os, "replace", replacing)
+    with pytest.raises(OSError, match="no space"):
+        ImageIndex.build(tmp_path / "index", clip=clip)
+    assert len(seen) > 3 and set(seen) == {8}
+    monkeypatch.undo()
+    index, report = ImageIndex.build(tmp_path / "index", clip=clip)
+    assert len(index) == 9 and report.embedded == 1
+
+
+def test_a_reader_that_comes_between_looks_again(
+    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    old = store.read_manifest(tmp_path / "index")
+    ImageIndex.build(tmp_path / "index", clip=clip)
+    manifests: Iterator[store.Manifest] = iter([old, store.read_manifest(tmp_path / "index")])
+    monkeypatch.setattr(store, "read_manifest", lambda folder: next(manifests))
+    assert len(ImageIndex(tmp_path / "index")) == 8
+
+
+def test_only_one_process_writes(clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    with store.locked(tmp_path / "index"), pytest.raises(ValueError, match="is being written by another process"):
+        ImageIndex.build(tmp_path / "index", photos, clip=clip)
+
+
+def as_tar(folder: Path) -> None:
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number in range(3):
+            for ending, content in (("png", png(number)), ("txt", f"caption {number}".encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def as_parquet(folder: Path) -> None:
+    rows = {"image": [png(number) for number in range(3)], "caption": [f"caption {number}" for number in range(3)]}
+    parquet.write_table(pyarrow.table(rows), folder / "0.parquet", row_group_size=2)
+
+
+def as_parquet_without_captions(folder: Path) -> None:
+    parquet.write_table(pyarrow.table({"jpg": [png(number) for number in range(3)]}), folder / "0.parquet")
+    parquet.write_table(pyarrow.table({"name": ["no image"]}), folder / "1.parquet")
+
+
+def as_metadata(folder: Path) -> None:
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(png(number))
+    (folder / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "caption 1"}\n')
+
+
+@pytest.mark.parametrize("make", [as_tar, as_parquet, as_parquet_without_captions, as_metadata])
+def test_every_kind_of_source(clip: CLIP, tmp_path: Path, make: Callable[[Path], None]) -> None:
+    folder = tmp_path / "data [1]"
+    folder.mkdir()
+    make(folder)
+    index, report = ImageIndex.build(tmp_path / "index", folder, clip=clip, workers=1)
+    assert report.images == 3
+    assert len(report.broken) == (make is as_parquet_without_captions)
+    for hit in index.search("a"):
+        number = next(n for n in range(3) if png(n) == index.read(hit))
+        assert hit.caption in ("", f"caption {number}") and hit.path.startswith(str(folder))
+    assert sum(bool(hit.caption) for hit in index.search("a")) == (
+        {as_metadata: 1, as_parquet_without_captions: 0}.get(make, 3)
+    )
+    assert ImageIndex.build(tmp_path / "index", clip=clip)[1].unchanged == 3
+
+
+def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    index, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"")
+    (tmp_path / "film.mp4").write_bytes(b"\0")
+    parquet.write_table(pyarrow.table({"name": ["no image"]}), tmp_path / "table.parquet")
+    for source, message in (
+        ("empty", "holds no images"),
+        ("nowhere", "there is no folder or file"),
+        ("broken", "none of 1 images can be read: .*a.jpg: the file is empty"),
+        ("film.mp4", "expected a folder, images, or files that end"),
+        ("table.parquet", r"none of its columns.*set image \(--image\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ImageIndex.build(tmp_path / "index", tmp_path / source, clip=clip)
+    photos.rename(tmp_path / "elsewhere")  # as a disk that is not there
+    with pytest.raises(ValueError, match="there is no folder or file"):
+        ImageIndex.build(tmp_path / "index", clip=clip)
+    assert contents(ImageIndex(tmp_path / "index")) == contents(index)
+    with pytest.raises(ValueError, match="say which images"):
+        ImageIndex.build(tmp_path / "new", clip=clip)
+    with pytest.raises(ValueError, match="holds other things than an index"):
+        ImageIndex.build(tmp_path / "elsewhere", tmp_path / "elsewhere", clip=clip)
+
+
+def test_many_images_without_the_extra_are_told_of(
+    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(update, "EXACT", 4)
+    monkeypatch.setattr(update.ann, "library", lambda: None)
+    index, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    assert 'pip install "dalle[search]"' in caplog.text and len(index.search("a")) == 8

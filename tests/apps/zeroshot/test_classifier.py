@@ -1,0 +1,178 @@
+"""Zero-shot classification: the paper's formula, ensembles, labels in any script, every wrong input."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import dalle
+from dalle.apps.embed import as_record
+from dalle.apps.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
+from dalle.apps.zeroshot.classifier import NULL_WORDS
+from dalle.apps.zeroshot.labels import words_of
+from dalle.apps.zeroshot.templates import templates_of
+from dalle.data.base import BadRecord
+from dalle.data.custom.records import Record
+from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.transformer import TransformerConfig
+from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
+from support.tiny_model import make_tiny_model
+
+LABELS = ["heart", "star", "लाल दिल"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
+    return dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
+
+
+def unit(vector: torch.Tensor) -> torch.Tensor:
+    return vector / vector.square().sum().sqrt()
+
+
+def test_probabilities_are_those_of_the_papers_formula(clip: CLIP) -> None:
+    """Section 3.1.4, written out label by label and sentence by sentence."""
+    words = {"heart": ["heart", "red heart"], "star": ["star"]}
+    templates = ["a {}", "two {}s", "{}"]
+    classifier = ZeroShotClassifier(clip, words, templates)
+    image = Image.new("RGB", (8, 8), "red")
+    vector = clip.encode_image(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))[0].detach()
+    logits = []
+    for own in words.values():
+        sentences = [template.replace("{}", word) for word in own for template in templates]
+        mean = sum(unit(clip.encode_text([sentence])[0].detach()) for sentence in sentences) / len(sentences)
+        logits.append(float(clip.scale.detach()) * float(vector @ unit(mean)))
+    expected = torch.tensor(logits).softmax(0)
+    (result,) = classifier(image)
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    for name, value in zip(words, expected.tolist(), strict=True):
+        assert got[name] == pytest.approx(value, abs=1e-5)
+    assert result.probabilities == sorted(result.probabilities, reverse=True)
+
+
+def test_a_image_is_classified_alike_in_any_batch(clip: CLIP, tmp_path: Path) -> None:
+    images = [Image.effect_noise((20, 20), 10 * n).convert("RGB") for n in range(1, 6)]
+    images[0].save(tmp_path / "a.png")
+    classifier = ZeroShotClassifier(clip, LABELS)
+    together = classifier([tmp_path / "a.png", *images[1:]], top=2, batch_size=4)
+    for image, result in zip(images, together, strict=True):
+        (alone,) = classifier(image, top=2)
+        assert alone.labels == result.labels and len(alone.labels) == 2
+        assert alone.probabilities == pytest.approx(result.probabilities, abs=1e-5)
+    assert together[0].image == str(tmp_path / "a.png")
+
+
+def test_one_pixel_is_a_image_and_broken_ones_stand_in_their_place(clip: CLIP) -> None:
+    classifier = ZeroShotClassifier(clip, LABELS)
+    (result,) = classifier(Image.new("RGB", (1, 1)))
+    assert sum(result.probabilities) == pytest.approx(1)
+    good = Record("good", image=bytes(open_png()))
+    found = list(classifier.predict([Record("bad", image=b"x"), good, Record("worse", fault="gone")]))
+    assert [isinstance(one, BadRecord) for one in found] == [True, False, True]
+    with pytest.raises(BadRecord, match=r"^image 1: the file is text"):
+        classifier(b"hello")
+
+
+def open_png() -> bytes:
+    content = as_record(Image.new("RGB", (3, 3))).image
+    assert isinstance(content, bytes)
+    return content
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_set_of_templates_holds(name: str) -> None:
+    assert templates_of(list(TEMPLATES[name])) == TEMPLATES[name]
+
+
+def test_sets_can_be_joined() -> None:
+    joined = templates_of("emoji-en,emoji-hi")
+    assert set(joined) == {*TEMPLATES["emoji-en"], *TEMPLATES["emoji-hi"]} and len(joined) == len(set(joined))
+
+
+def test_labels_files(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_text("\ufeffcat\n\nकुकुर\ndog\thound\tpuppy\n", encoding="utf-8")
+    assert read_labels(file) == {"cat": ("cat",), "कुकुर": ("कुकुर",), "dog": ("hound", "puppy")}
+    for content, message in (
+        (b"", "is empty: expected a label a line"),
+        (b"\n \n", "is empty: expected a label a line"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        ("é\ne\u0301\n".encode(), "is there twice"),
+        (b"a\n\tb\n", "label 2 is empty"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_labels(file)
+    with pytest.raises(ValueError, match="no such file"):
+        read_labels(tmp_path / "nowhere")
+
+
+def test_mistakes_are_one_line(clip: CLIP) -> None:
+    for labels, message in (
+        ([], "0 label"),
+        (["a"], "1 label: give 2"),
+        (["a", " "], "label 2 is empty"),
+        (["a", "b", "a "], "label 'a' is there twice"),
+        ({"a": [], "b": ["b"]}, "label 'a' goes by an empty word"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            words_of(labels)
+    for templates, message in (
+        ("photo", "there is no set of templates 'photo'"),
+        ("a {}", "a sentence of your own"),
+        ([], "no template"),
+        (["a photo"], "expected {} once"),
+        (["{} {}"], "expected {} once"),
+        (["{} {x}"], "expected {} once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            templates_of(templates)
+    with pytest.raises(ValueError, match="top is 0"):
+        ZeroShotClassifier(clip, LABELS)(Image.new("RGB", (2, 2)), top=0)
+
+
+def test_none_of_these_is_an_answer(clip: CLIP) -> None:
+    """A softmax over the labels and words for everything else, written out; what these get is the share of none."""
+    classifier = ZeroShotClassifier(clip, ["heart", "Animal"], ["a {}"])
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    words = ["heart", "Animal", *(word for word in NULL_WORDS if word != "animal")]
+    texts = clip.encode_text([f"a {word}" for word in words]).detach()
+    logits = clip.scale.detach() * (texts @ clip.encode_image(red)[0].detach())
+    wanted = logits.softmax(0)
+    (result,) = classifier(Image.new("RGB", (8, 8), "red"), threshold=0.0)
+    assert result.none == pytest.approx(wanted[2:].sum().item(), abs=1e-5)
+    assert sum(result.probabilities) + result.none == pytest.approx(1)
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    assert got == pytest.approx({"heart": wanted[0].item(), "Animal": wanted[1].item()}, abs=1e-5)
+    between = (result.probabilities[0] + result.probabilities[1]) / 2
+    (best,) = classifier(Image.new("RGB", (8, 8), "red"), threshold=between)
+    assert best.labels == result.labels[:1]
+    (neither,) = classifier(Image.new("RGB", (8, 8), "red"), threshold=1.0)
+    assert neither.labels == neither.probabilities == [] and neither.none == result.none
+    (plain,) = classifier(Image.new("RGB", (8, 8), "red"))
+    assert plain.none is None and sum(plain.probabilities) == pytest.approx(1)
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="give a probability, from 0 to 1"):
+            classifier(Image.new("RGB", (8, 8)), threshold=wrong)
+
+
+def test_a_siglip_judges_each_label_by_itself() -> None:
+    torch.manual_seed(0)
+    tower = TransformerConfig(width=16, depth=1, heads=2)
+    config = CLIPConfig(image_size=8, patch_size=4, vision=tower, text=tower, text_vocab=300, embed_dim=8, sigmoid=True)
+    siglip = CLIP(config).eval()
+    siglip.tokenizer = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=280), ["a heart", "two stars"] * 8)
+    assert siglip.logit_bias is not None
+    with torch.no_grad():
+        siglip.logit_bias.fill_(-1.0)
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    cosines = siglip.encode_text(["heart", "star"]).detach() @ siglip.encode_image(red)[0].detach()
+    wanted = [1 / (1 + math.exp(-(10 * cosine - 1))) for cosine in cosines.tolist()]
+    (result,) = ZeroShotClassifier(siglip, ["heart", "star"], ["{}"])(Image.new("RGB", (8, 8), "red"), threshold=0.0)
+    got = dict(zip(result.labels, result.probabilities, strict=True))
+    assert got == pytest.approx({"heart": wanted[0], "star": wanted[1]}, abs=1e-5)
+    assert result.none == pytest.approx((1 - wanted[0]) * (1 - wanted[1]), abs=1e-5)

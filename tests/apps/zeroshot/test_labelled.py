@@ -1,0 +1,106 @@
+"""Accuracy on labelled images: folders, tables with names or numbers of classes, the emoji; the confusion image."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dalle
+from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot.confusion import confusion_image
+from dalle.apps.zeroshot.labelled import accuracy_on, labelled_images
+from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings.captions import GROUPS
+from dalle.models.clip import CLIP
+from support.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
+    return dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(9):
+        file = tmp_path / "photos" / ("red_heart", "star", "दिल")[number % 3] / "deep" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((12, 12), 20 * number + 1).convert("RGB").save(file)
+    return tmp_path / "photos"
+
+
+def test_a_folder_with_a_subfolder_for_each_class(clip: CLIP, photos: Path) -> None:
+    (photos / "star" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    data = labelled_images(str(photos))
+    assert data.labels == {"red_heart": ("red heart",), "star": ("star",), "दिल": ("दिल",)}
+    classifier = ZeroShotClassifier(clip, data.labels, ["a {}"])
+    told: list[int] = []
+    found = accuracy_on(classifier, data, batch_size=4, progress=told.append)
+    hits = []
+    for file in sorted(photos.rglob("*.png")):
+        (result,) = classifier(file)
+        hits.append(result.labels[0] == file.relative_to(photos).parts[0])
+    assert found.figures["top_1"] == pytest.approx(np.mean(hits)) and found.figures["images"] == 9
+    assert found.counts.sum() == 9 and found.counts.diagonal().sum() == sum(hits)
+    assert found.counts.sum(1).tolist() == [3, 3, 3]
+    assert sum(told) == 10 and len(found.broken) == 1 and "broken.jpg" in found.broken[0]
+
+
+def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
+    import datasets
+
+    images = []
+    for number in range(4):
+        buffer = io.BytesIO()
+        Image.new("RGB", (5, 5), (number, 0, 0)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    columns = {"image": images, "kind": ["a", "b", "b", "a"], "label": [1, 0, -1, 1]}
+    features = datasets.Features(
+        image=datasets.Image(), kind=datasets.Value("string"), label=datasets.ClassLabel(names=["cat", "dog"])
+    )
+    file = tmp_path / "table.parquet"
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(file)
+    assert labelled_images(str(file), by="kind").classes == ["a", "b", "b", "a"]
+    assert labelled_images(str(file)).classes == ["dog", "cat", None, "dog"]
+    with pytest.raises(ValueError, match="has no column 'sort'"):
+        labelled_images(str(file), by="sort")
+
+
+def test_the_emoji_by_style_and_by_group() -> None:
+    pairs = Drawings(DrawingsData(sets=("emoji",)), "test_block", 128)
+    assert set(pairs.groups) <= set(GROUPS)
+    by_style, by_group = (labelled_images("emoji", by, "test_block") for by in ("style", "group"))
+    assert by_style.classes == pairs.styles and by_group.classes == pairs.groups
+    assert len(by_style.labels) == 7 and len(by_group.labels) == 8
+    with pytest.raises(ValueError, match="not told apart by 'colour'"):
+        labelled_images("emoji", "colour")
+
+
+def test_what_cannot_be_classified(clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    classifier = ZeroShotClassifier(clip, ["star", "दिल"])
+    with pytest.raises(ValueError, match="class 'red_heart' is not among the 2 labels"):
+        accuracy_on(classifier, labelled_images(str(photos)))
+    (photos / "loose.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="lies in no subfolder"):
+        labelled_images(str(photos))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no images"):
+        labelled_images(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("classes", [2, 8, 300])
+def test_the_confusion_image_is_darkest_where_most_went(classes: int) -> None:
+    counts = torch.eye(classes, dtype=torch.int64) * 9
+    counts[0] = 0
+    counts[0, 1] = 5
+    image = np.asarray(confusion_image(counts, [f"दिल {n}" if n % 2 else f"class {n}" for n in range(classes)]))
+    rows, columns = np.nonzero((image == (32, 84, 160)).all(-1))
+    side = rows.max() - rows.min() + 1  # of all classes
+    cell = round(side / classes)
+    assert abs(columns.max() - columns.min() + 1 - (side - cell)) <= 3  # its column
+    assert columns[rows == rows.min()].max() < columns.min() + cell

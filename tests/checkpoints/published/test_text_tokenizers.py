@@ -1,0 +1,103 @@
+"""Text tokenizers of others are told apart by what their files hold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from dalle.checkpoints.load import load_text_tokenizer
+from dalle.checkpoints.published import text_tokenizers
+from dalle.checkpoints.published.text_tokenizers import read_text_tokenizer
+from dalle.text_tokenizers import CharTokenizer, CLIPTokenizer, TextTokenizer, YTTMTokenizer
+from support.published import folders
+
+MERGES = "#version: 0.2\na b\nab c</w>\n"
+NUMBERS = {"[UNK]": 0, "a": 1, "b": 2, "b</w>": 3, "ab</w>": 4}
+
+
+def clip(folder: Path, name: str = "merges.txt") -> Path:
+    content = MERGES.encode()
+    (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return folder / name
+
+
+def char(folder: Path, prefix: str) -> Path:
+    (folder / f"{prefix}vocab.json").write_text(json.dumps(NUMBERS))
+    (folder / f"{prefix}merges.txt").write_text("#version: 0.2\na b</w>\n")
+    return folder
+
+
+def yttm(folder: Path, name: str = "bpe.model") -> Path:
+    (folder / name).write_text(folders.YTTM)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "bpe_simple_vocab_16e6.txt", "bpe_simple_vocab_16e6.txt.gz"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_clip(name: str, whole: bool, tmp_path: Path) -> None:
+    file = clip(tmp_path, name)
+    tokenizer = read_text_tokenizer(tmp_path if whole else file)
+    assert isinstance(tokenizer, CLIPTokenizer) and tokenizer.vocab_size == 516
+    merged = tokenizer.vocabulary["abc</w>"]
+    assert merged == 513 and tokenizer.rows(["ABC"]) == [[514, merged, 515]]
+    assert read_text_tokenizer(file, ends=False).rows(["abc"]) == [[merged]]
+
+
+def test_clip_beside_its_numbers(tmp_path: Path) -> None:
+    tokenizer = read_text_tokenizer(clip(tmp_path))
+    assert isinstance(tokenizer, CLIPTokenizer)
+    (tmp_path / "vocab.json").write_text(json.dumps(tokenizer.vocabulary))
+    assert isinstance(read_text_tokenizer(tmp_path), CLIPTokenizer)
+    swapped = tokenizer.vocabulary | {"a": tokenizer.vocabulary["b"], "b": tokenizer.vocabulary["a"]}
+    (tmp_path / "vocab.json").write_text(json.dumps(swapped))
+    refused(tmp_path, "they are of another model")
+    (tmp_path / "vocab.json").write_text("{")
+    refused(tmp_path, "is no JSON")
+
+
+@pytest.mark.parametrize("prefix", ["bpe-16k-", ""])
+def test_mindalle(prefix: str, tmp_path: Path) -> None:
+    tokenizer = read_text_tokenizer(char(tmp_path, prefix))
+    assert isinstance(tokenizer, CharTokenizer) and tokenizer.pad_id == 5 and tokenizer.vocab_size == 6
+    assert tokenizer.encode(["AB q"], 4).tolist() == [[4, 0, 5, 5]]
+
+
+def test_rudalle_under_any_name(tmp_path: Path) -> None:
+    for source in (yttm(tmp_path), tmp_path, yttm(tmp_path, "russian.txt")):
+        assert isinstance(read_text_tokenizer(source), YTTMTokenizer)
+    assert read_text_tokenizer(tmp_path).rows([""]) == [[2, 3]]
+    assert read_text_tokenizer(tmp_path, ends=False).rows([""]) == [[]]
+
+
+@pytest.mark.parametrize("make", [clip, lambda folder: char(folder, "bpe-16k-"), yttm])
+def test_loaded_and_saved_it_stays_what_it_is(make: object, tmp_path: Path) -> None:
+    theirs = load_text_tokenizer(make(tmp_path), ends=False)  # type: ignore[operator]
+    theirs.save(tmp_path / "ours")
+    again: TextTokenizer = load_text_tokenizer(tmp_path / "ours")
+    assert type(again) is type(theirs) and again.config == theirs.config
+    assert again.encode(["ab abc"]).tolist() == theirs.encode(["ab abc"]).tolist()
+
+
+def refused(source: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_text_tokenizer(source)
+    assert "\n" not in str(caught.value) and str(source) in str(caught.value)
+
+
+def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(tmp_path, "it holds no text tokenizer: expected bpe.model")
+    file = tmp_path / "file"
+    for content, message in (
+        (b"", "the file of merges is empty"),
+        (b"\x89PNG\r\n\x1a\n\x00", "are not text"),
+        (b"# A card\n\nOf a model.\n", "expected two tokens that are known"),
+        (b"12 monkeys", "no model of YouTokenToMe"),
+    ):
+        file.write_bytes(content)
+        refused(file, message)
+    monkeypatch.setattr(text_tokenizers, "_MOST_BYTES", 100)
+    file.write_bytes(bytes(101))
+    refused(file, "has 101 bytes, which no text tokenizer has")

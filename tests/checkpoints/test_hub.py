@@ -1,0 +1,218 @@
+"""Sources of weights: local ones stay, ids of the hub and archives are fetched once, all else is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from dalle.checkpoints import hub
+from dalle.checkpoints.hub import resolve, wanted
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def one_line(source: str | Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        resolve(source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+OFFLINE: list[Exception] = [ConnectionError("no network"), httpx2.ConnectError("[Errno -2] Name or service not known")]
+
+
+def lists(monkeypatch: pytest.MonkeyPatch, files: list[str] | Exception) -> None:
+    """Have the hub list such files of every repository, or fail."""
+
+    def info(name: str, timeout: float) -> SimpleNamespace:
+        assert timeout <= 10
+        if isinstance(files, Exception):
+            raise files
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+    monkeypatch.setattr(huggingface_hub, "model_info", info)
+
+
+def test_what_is_here_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(tmp_path) == tmp_path and resolve(str(tmp_path)) == tmp_path
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "file.pt").write_text("")
+    assert resolve(tmp_path / "file.pt") == tmp_path / "file.pt"
+    monkeypatch.chdir(tmp_path)
+    assert resolve("owner/name") == Path("owner/name")  # not asked of the hub
+
+
+def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    files = ["config.json", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"]
+    monkeypatch.chdir(tmp_path)
+    lists(monkeypatch, files)
+
+    def snapshot(name: str, **options: object) -> str:
+        asked.append((name, options))
+        return str(tmp_path / "got")
+
+    def download(name: str, file: str) -> str:
+        asked.append((name, file))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert resolve("owner/name") == tmp_path / "got"
+    assert resolve("owner/name/a/b.pt") == tmp_path / "a" / "b.pt"
+    assert resolve("ai-forever/rudalle-Malevich") == tmp_path / "pytorch_model_v3.bin"  # not all three models in it
+    assert asked == [
+        ("owner/name", {"allow_patterns": ["config.json", "model.safetensors"]}),
+        ("owner/name", "a/b.pt"),
+        ("ai-forever/rudalle-Malevich", "pytorch_model_v3.bin"),
+    ]
+
+    for error in OFFLINE:
+        lists(monkeypatch, error)
+        assert resolve("owner/name") == tmp_path / "got"
+        assert asked[-1] == ("owner/name", {"local_files_only": True})
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: f"{tmp_path}/kept/{file}")
+    assert resolve("owner/name/a/b.pt") == tmp_path / "kept" / "a" / "b.pt"
+
+
+def test_a_repository_of_several_models_is_not_fetched_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    lists(monkeypatch, ["README.md", "c2i_B_256.pt", "c2i_L_256.pt"])
+    message = one_line("some/models")
+    assert "holds 2 files of weights" in message and message.endswith("some/models/c2i_B_256.pt")
+
+
+def test_which_files_are_fetched() -> None:
+    assert wanted(["a.bin", "b.msgpack", "merges.txt"]) == ["a.bin", "merges.txt"]
+    assert wanted(["a.bin", "a.safetensors"]) == ["a.safetensors"]
+
+
+def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def fail(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("nothing is kept")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    for error in (
+        LocalEntryNotFoundError("no network\nat all"),
+        HFValidationError("bad name"),
+        OSError("broken"),
+        *OFFLINE,
+    ):
+        lists(monkeypatch, error)
+        reason = str(error).splitlines()[0]
+        for name in ("owner/name", "owner/name/a.pt"):
+            wanted = f"{name}: no such file or folder, and it cannot be had from the hub ({reason})"
+            assert one_line(name) == wanted
+
+
+def test_without_a_network_it_is_one_try(tmp_path: Path) -> None:
+    """By the hub's own client: nothing listens where it is told the hub is."""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    program = (
+        "from dalle.checkpoints import hub\ntry: hub.resolve('owner/name')\nexcept ValueError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.stdout.startswith("owner/name: no such file or folder, and it cannot be had from the hub (")
+    assert done.stdout.count("\n") == 1 and "Retry" not in done.stderr and done.returncode == 0
+
+
+def test_fetching_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    lists(monkeypatch, ["config.yaml"])
+    folder = tmp_path / "cache" / "models--owner--name"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    resolve("owner/name")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"owner/name is fetched from the Hugging Face hub, and kept in {folder}"
+    ]
+    folder.mkdir(parents=True)
+    caplog.clear()
+    resolve("owner/name")
+    assert not caplog.records
+
+
+LOCAL = ["models/emojj", "runs/no-such-run/model", "tokenizers/emoji-bqe", "here/model", "a\\b/c", "owner/name/model"]
+
+
+@pytest.mark.parametrize("source", LOCAL)
+def test_what_looks_like_a_path_here_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "modle").mkdir(parents=True)
+    monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("asked the hub"))
+    assert one_line(source).startswith(f"{source}: no such file or folder")
+    assert one_line("here/model").startswith("here/model: no such file or folder (did you mean here/modle?)")
+    assert "(there is no folder runs/no-such-run)" in one_line("runs/no-such-run/model")
+    monkeypatch.setattr(hub, "_fetch", lambda repository, file: Path(repository, file))
+    assert resolve("hf://here/model") == Path("here/model")  # as it is told so
+
+
+def test_paths_of_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("tokenizers/emoji-bpe") == ROOT / "tokenizers" / "emoji-bpe"
+    (tmp_path / "tokenizers" / "emoji-bpe").mkdir(parents=True)
+    assert resolve("tokenizers/emoji-bpe") == Path("tokenizers/emoji-bpe")  # what is here comes first
+    assert one_line("docs/architecture.md").startswith("docs/architecture.md: no such file")
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./a/b", "/a/b", "../b", "~/b", "a/../b", "a//b"])
+def test_what_can_be_no_id_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("asked the hub"))
+    assert one_line(source).startswith(f"{source}: no such file or folder")
+
+
+def archive(file: Path, names: list[str]) -> str:
+    """Write a .tar.gz with these files; returns its MD5."""
+    with tarfile.open(file, "w:gz") as tar:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size = 2
+            tar.addfile(entry, io.BytesIO(b"hi"))
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+def test_an_archive_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    md5 = archive(tmp_path / "a.tar.gz", ["1.3B/config.yaml", "1.3B/tokenizer/vocab.json"])
+    monkeypatch.setitem(hub.ARCHIVES, "some/model/1B", ((tmp_path / "a.tar.gz").as_uri(), md5))
+    folder = resolve("some/model/1B")
+    assert folder.name == "1.3B" and (folder / "tokenizer" / "vocab.json").read_text() == "hi"
+    (tmp_path / "a.tar.gz").unlink()
+    assert resolve("some/model/1B") == folder
+
+
+def test_an_archive_that_is_not_what_was_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    address = (tmp_path / "a.tar.gz").as_uri()
+    md5 = archive(tmp_path / "a.tar.gz", ["../outside"])
+    monkeypatch.setitem(hub.ARCHIVES, "some/model/1B", (address, md5))
+    assert "fetch and unpack it by hand" in one_line("some/model/1B")
+    assert not (tmp_path / "home" / "outside").exists() and not list((tmp_path / "home" / "dalle").iterdir())
+    monkeypatch.setitem(hub.ARCHIVES, "some/model/1B", (address, "0" * 32))
+    assert f"its MD5 is {md5}, expected 0000" in one_line("some/model/1B")
+    monkeypatch.setitem(hub.ARCHIVES, "some/model/1B", ((tmp_path / "none").as_uri(), md5))
+    assert "some/model/1B cannot be had from" in one_line("some/model/1B")

@@ -1,0 +1,78 @@
+"""`dalle search` and `dalle classify` on the command line: weights, floors, near-duplicates, none of these."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import dalle
+from dalle.__main__ import main
+from dalle.apps.search import ImageIndex
+from support.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with clip/, photos/ (the last two alike) and photos.index."""
+    root = tmp_path_factory.mktemp("made")
+    make_tiny_model(root / "parts")
+    (root / "photos").mkdir()
+    for name, color in {"a": "red", "b": "blue", "c": "white", "d": "white"}.items():
+        Image.new("RGB", (9, 9), color).save(root / "photos" / f"{name}.png")
+    clip = dalle.load_clip(root / "parts/clip")
+    ImageIndex.build(root / "photos.index", root / "photos", clip=root / "parts/clip")
+    assert not clip.config.sigmoid
+    return root
+
+
+def found(made: Path, capsys: pytest.CaptureFixture[str], *options: str) -> list[dict[str, object]]:
+    assert main(["search", str(made / "photos.index"), *options, "--json", "--device", "cpu"]) == 0
+    hits: list[dict[str, object]] = json.loads(capsys.readouterr().out)["found"]
+    return hits
+
+
+def test_options_of_a_search(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = found(made, capsys, "a red heart")
+    assert len(every) == 4 and every[0]["probability"] is None
+    assert found(made, capsys, "--weights", "a red heart: 2") == every
+    floor = (float(str(every[0]["score"])) + float(str(every[-1]["score"]))) / 2
+    assert 0 < len(found(made, capsys, "a red heart", "--min-score", str(floor))) < 4
+    apart = [str(hit["path"])[-5:] for hit in found(made, capsys, "a red heart", "--distinct", "0.99999")]
+    assert not {"c.png", "d.png"} <= set(apart) and len(apart) < 4
+    assert main(["search", str(made / "photos.index"), "a", "--min-score", "0.9999", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "no image fits\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "dog"], "expected a text and a number"),
+        (["--weights", "dog:much"], "expected a text and a number"),
+        (["--weights", "dog:1, dog:2"], "'dog' twice"),
+        (["--weights", "dog:0"], "each must be a number other than 0"),
+        (["a", "--distinct", "2"], "give a cosine"),
+        (["a", "--min-score", "30"], "scores are from -1 to 1"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    options: list[str], message: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(made / "photos.index"), *options, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_none_of_these(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, clip = str(made / "photos/a.png"), str(made / "parts/clip")
+    given = ["classify", image, "--labels", "heart,star", "--clip", clip, "--device", "cpu"]
+    assert main([*given, "--threshold", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(image) and out.endswith("%  none of these\n") and "heart" not in out
+    assert main([*given, "--threshold", "0", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["images"]
+    assert one["none"] + sum(label["probability"] for label in one["labels"]) == pytest.approx(1, abs=1e-5)
+    assert main([*given, "--threshold", "7"]) == 2
+    assert "give a probability, from 0 to 1" in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""Steps of drawing that a GPU could repeat alone: the tokens of the plain way, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints.published.test_transformers import built, read, reference
+from torch import Tensor
+
+from dalle.generation import cuda_graph
+from dalle.kernels import switches
+from dalle.models.dalle import DALLE
+from support.generation import generate
+from support.published.references.transformers import CASES, features, inputs
+from support.tiny_transformers import KINDS, OPTIONS, SEEDS, TEXT, tiny
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Makes `generate` draw by recorded steps, played back in Python; a list of the reaches that were recorded."""
+    reaches: list[int] = []
+
+    def drawing(model: DALLE, choose: cuda_graph.Choose, compiled: bool) -> cuda_graph.CudaGraphDecoder:
+        def record(trial: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
+            cache = next(reversed(made.made.values())).step.cache
+            reach = cache.reach
+            reaches.append(reach)
+            trial()
+            trial()
+
+            def replay() -> None:
+                cache.reach = reach
+                run()
+
+            return replay
+
+        made = cuda_graph.CudaGraphDecoder(model, choose, compiled, record)
+        return made
+
+    monkeypatch.setattr(cuda_graph, "cuda_graph_decoder", drawing)
+    return reaches
+
+
+def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """What recorded steps draw, and the plain way."""
+    drawn = generate(*args, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_graph, "cuda_graph_decoder", lambda *_: None)
+        return drawn, generate(*args, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokens_of_the_plain_way(kind: dict, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_REACH", 4)
+    drawn, plain = both(monkeypatch, tiny(kind), TEXT, SEEDS, guidance=2.0)
+    assert torch.equal(drawn, plain)
+    assert len(recorded) > 1 and recorded == sorted(set(recorded))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("lead", [0, 5])
+def test_options_and_batches(
+    options: dict[str, Any], lead: int, recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = torch.zeros(3, 4, dtype=torch.bool)
+    mask.view(-1)[:lead] = True
+    mask[2, 1] = True
+    forced = torch.arange(12).view(3, 4) % 11
+    drawn, plain = both(monkeypatch, tiny({}), TEXT, SEEDS, forced=forced, forced_mask=mask, **options)
+    assert torch.equal(drawn, plain) and recorded
+    assert torch.equal(drawn[:, mask], forced[mask].expand(len(drawn), -1))
+
+
+def test_a_batch_of_the_same_size_needs_no_recording(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, plain = both(monkeypatch, tiny({}), TEXT[:1], [[1, 2, 3, 4]], batch_size=2)
+    assert torch.equal(drawn, plain) and len(recorded) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_models(case: str, tmp_path: Path, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built(read(case, reference(case)[0], tmp_path)).double()
+    text = inputs()[0]
+    if case.startswith("llamagen"):
+        text = features().double() if case == "llamagen-t2i" else torch.tensor([[3], [7]])
+    drawn, plain = both(monkeypatch, model, text, [[0, 1], [1]], guidance=2.0, temperature=0.7, batch_size=2)
+    assert torch.equal(drawn, plain) and recorded
+
+
+@pytest.mark.parametrize("kind", [KINDS[4], KINDS[5]])
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "top_k": 5, "top_p": 0.9}, {"temperature": 0}])
+def test_nothing_waits_for_the_device(
+    kind: dict, options: dict[str, Any], recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as one graph: a number that Python had to know of the device would have cut it, which is an error."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with switches.forced(native="off"):
+        drawn, plain = both(monkeypatch, tiny(kind), TEXT[:1], [[1, 2]], compiled=True, **options)
+    assert torch.equal(drawn, plain) and recorded
+
+
+@pytest.mark.slow
+def test_compiled_steps(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_REACH", 4)
+    with switches.forced(native="off"):
+        drawn, plain = both(monkeypatch, tiny(KINDS[4]), TEXT, SEEDS, compiled=True, guidance=2.0, batch_size=3)
+    assert torch.equal(drawn, plain) and recorded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu(kind: dict, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(kind).to("cuda")
+    options = {"guidance": 2.5, "guidance_until": 5, "batch_size": 2, "compiled": compiled}
+    drawn, plain = both(monkeypatch, model, TEXT, SEEDS, **options)
+    assert torch.equal(drawn, plain)

@@ -1,0 +1,198 @@
+"""DALL-E: what predicts what, padding, losses, cached = uncached, the paper's size, and that it can learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dalle.kernels.masks import Kind
+from dalle.models.dalle import DALLE, DALLEConfig, parameter_count
+from dalle.models.transformer import TransformerConfig
+from support.generation import generate
+
+SMALL = DALLEConfig(
+    transformer=TransformerConfig(width=16, depth=4, heads=2),
+    text_vocab=20,
+    text_length=5,
+    image_vocab=11,
+    grid=(3, 4),
+    conv_kernel=3,
+)
+KINDS: list[Kind] = ["full", "row", "column", "conv"]
+QK_NORM = TransformerConfig(width=16, depth=4, heads=2, qk_norm=True)
+VARIANTS = [
+    *(replace(SMALL, attention=(kind,), positions=positions) for kind in KINDS for positions in ("learned", "rope")),
+    replace(SMALL, attention=("row", "column", "row", "row"), last_attention="conv", transformer=QK_NORM),
+    replace(SMALL, transformer=QK_NORM, positions="rope"),
+]
+
+
+def build(config: DALLEConfig = SMALL) -> DALLE:
+    """With weights large enough that every part counts."""
+    torch.manual_seed(0)
+    model = DALLE(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def pairs(batch: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randint(1, 20, (batch, 5), generator=generator)
+    text[0, 2:] = 0
+    return text, torch.randint(0, 11, (batch, 12), generator=generator)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", VARIANTS)
+def test_cached_equals_uncached(config: DALLEConfig) -> None:
+    model, (text, image_ids) = build(config), pairs()
+    expected = model(text, image_ids)
+    first, cache = model.prefill(text)
+    whole = model.new_cache(3)
+    whole.fill([cache.row(row) for row in range(3)])
+    steps = [first] + [model.extend(image_ids[:, i : i + 1], whole) for i in range(11)]
+    torch.testing.assert_close(torch.stack(steps, 1), expected, atol=1e-4, rtol=1e-4)
+    assert whole.position == whole.keys.shape[3]  # its size is exact
+    whole.fill([cache.row(row) for row in range(3)])
+    torch.testing.assert_close(model.extend(image_ids[:, :7], whole), expected[:, 7], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.extend(image_ids[:, 7:9], whole), expected[:, 9], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", VARIANTS)
+def test_no_logit_depends_on_its_own_or_a_later_token(config: DALLEConfig) -> None:
+    model, (text, image_ids) = build(config), pairs()
+    plain = model(text, image_ids)
+    for i in range(12):
+        changed = image_ids.clone()
+        changed[:, i] = (changed[:, i] + 1) % 11
+        logits = model(text, changed)
+        torch.testing.assert_close(logits[:, : i + 1], plain[:, : i + 1])
+        if i < 11:
+            assert not torch.allclose(logits[:, i + 1 :], plain[:, i + 1 :])
+    changed = text.clone()
+    changed[:, 0] = changed[:, 0] % 19 + 1
+    assert (model(changed, image_ids) != plain).any(-1).all()  # the whole image sees the text
+
+
+@torch.no_grad()
+def test_fewer_image_tokens_give_the_same_first_logits() -> None:
+    model, (text, image_ids) = build(), pairs()
+    whole = model(text, image_ids)
+    assert whole.shape == (3, 12, 11)
+    for count in (0, 1, 7, 11):
+        part = model(text, image_ids[:, :count])
+        torch.testing.assert_close(part, whole[:, : count + 1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_losses_equal_the_log_probabilities_one_by_one() -> None:
+    model, (text, image_ids) = build(), pairs()
+    losses = model.losses(text, image_ids, accuracy=True)
+    log_probabilities = model(text, image_ids).log_softmax(-1)
+    right = [int(log_probabilities[b, i].argmax()) == image_ids[b, i] for b in range(3) for i in range(12)]
+    assert losses["image_accuracy"].item() == pytest.approx(sum(map(int, right)) / 36)
+    nats = [-log_probabilities[b, i, image_ids[b, i]] for b in range(3) for i in range(12)]
+    torch.testing.assert_close(losses["image"], torch.stack(nats).mean())
+    words = text.clone()
+    words[0, 2:] = torch.tensor([20 + 2, 20 + 3, 20 + 4])  # each position's own padding token
+    x = model.text_embedding(words) + model.text_position
+    x = model.transformer(x, torch.ones(5, 5, dtype=torch.bool).tril())
+    expected = F.cross_entropy(model.text_head(x[:, :-1]).transpose(1, 2), words[:, 1:])
+    torch.testing.assert_close(losses["text"], expected)
+
+
+@torch.no_grad()
+def test_padding_is_learnt_for_each_position_and_short_text_is_padded() -> None:
+    model, (_, image_ids) = build(), pairs()
+    text = torch.tensor([[4, 9, 0, 0, 0]])
+    plain = model(text, image_ids[:1])
+    torch.testing.assert_close(model(text[:, :2], image_ids[:1]), plain)
+    model.text_embedding.weight[20 + 1] += 1  # the padding of position 1, where there is a word
+    torch.testing.assert_close(model(text, image_ids[:1]), plain)
+    model.text_embedding.weight[20 + 3] += 1
+    assert not torch.allclose(model(text, image_ids[:1]), plain)
+
+
+@torch.no_grad()
+def test_image_positions_are_row_plus_column() -> None:
+    """Moving every row's or every column's embedding by the same vector is one and the same change."""
+    model, (text, image_ids) = build(), pairs()
+    model.row_position += 0.7
+    by_rows = model(text, image_ids)
+    model.row_position -= 0.7
+    model.column_position += 0.7
+    torch.testing.assert_close(model(text, image_ids), by_rows, atol=1e-4, rtol=1e-4)
+
+
+def test_too_many_tokens_are_refused() -> None:
+    model, (text, image_ids) = build(), pairs()
+    with pytest.raises(ValueError, match="the text has 6 tokens and the model 5 text positions"):
+        model(F.pad(text, (0, 1)), image_ids)
+    with pytest.raises(ValueError, match="the image has 13 tokens and the model 12 image positions"):
+        model(text, F.pad(image_ids, (0, 1)))
+
+
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        ({"attention": ()}, "attention is empty"),
+        ({"conv_kernel": 4}, "conv_kernel is 4"),
+        ({"image_vocab": 0}, "image_vocab is 0"),
+        ({"grid": (0, 4)}, "grid is"),
+        ({"positions": "rope", "transformer": TransformerConfig(width=12, depth=1, heads=2)}, "head width"),
+    ],
+)
+def test_wrong_shapes_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **wrong)
+
+
+def paper(depth: int) -> DALLEConfig:
+    """Ramesh et al. 2021, section 2.2 and appendix B.1."""
+    return DALLEConfig(
+        transformer=TransformerConfig(width=3968, depth=depth, heads=62),
+        text_vocab=16384,
+        text_length=256,
+        image_vocab=8192,
+        grid=(32, 32),
+        attention=("row", "column", "row", "row"),
+        last_attention="conv",
+    )
+
+
+def test_the_papers_shape_has_12_billion_parameters() -> None:
+    per_layer = parameter_count(paper(2)) - parameter_count(paper(1))
+    count = parameter_count(paper(1)) + 63 * per_layer  # as 64 layers, and quicker
+    assert 12.0e9 < count < 12.5e9
+    assert per_layer == 12 * 3968**2 + (3 + 1 + 4 + 1 + 4) * 3968  # weights; biases and two norms
+    kinds = paper(64).kinds
+    for i in range(1, 64):  # the paper counts layers from 1
+        assert kinds[i - 1] == ("column" if (i - 2) % 4 == 0 else "row")
+    assert kinds[63] == "conv"
+
+
+@pytest.mark.slow
+def test_overfits_16_pairs_and_draws_them_back() -> None:
+    torch.manual_seed(0)
+    shape = TransformerConfig(width=64, depth=2, heads=4)
+    config = DALLEConfig(
+        transformer=shape, text_vocab=50, text_length=6, image_vocab=32, grid=(4, 4), attention=("row", "column")
+    )
+    model = DALLE(config)
+    text, image_ids = torch.randint(1, 50, (16, 6)), torch.randint(0, 32, (16, 16))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        losses = model.losses(text, image_ids)
+        optimiser.zero_grad()
+        (losses["text"] / 8 + losses["image"] * 7 / 8).backward()
+        optimiser.step()
+    drawn = generate(model, text, [[0]] * 16, temperature=0)
+    assert torch.equal(drawn.flatten(1), image_ids)
+    sampled = generate(model, text, [[seed] for seed in range(16)], guidance=1.5, top_p=0.9)
+    assert (sampled.flatten(1) == image_ids).float().mean() > 0.95

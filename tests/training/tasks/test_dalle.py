@@ -1,0 +1,115 @@
+"""What the transformer's stage makes of captions: some are dropped whole, and some of the others' merges are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dalle.checkpoints.load import load_clip
+from dalle.config import from_dict
+from dalle.data.loader import Batch
+from dalle.generation.rerank import score
+from dalle.training.recipe import DALLERecipe
+from dalle.training.tasks.dalle import DALLETask, with_noise
+from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
+    folder = make_tiny_model(tmp_path_factory.mktemp("parts")).parent
+    recipe = {
+        "stage": "dalle",
+        "model": {
+            "transformer": {"width": 16, "depth": 1, "heads": 2},
+            "text_vocab": 300,
+            "text_length": TEXT_LENGTH,
+            "image_vocab": CODES,
+            "grid": list(GRID),
+        },
+        "data": {"kind": "shapes"},
+        "optim": {},
+        "run": {"dir": str(folder / "run"), "steps": 1, "batch_size": 1},
+        "text_tokenizer": str(folder / "text_tokenizer"),
+        "image_tokenizer": str(folder / "image_tokenizer"),
+        "bpe_dropout": 0.2,
+        "caption_dropout": 0.3,
+    }
+    return DALLETask(from_dict(DALLERecipe, recipe, "test"), torch.device("cpu"))
+
+
+def test_captions_and_merges_are_dropped_independently(task: DALLETask) -> None:
+    count = 1000
+    images = torch.zeros(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    text = task.inputs(Batch(images, ["a"] * count, list(range(count)), [])).text  # [1000, T]
+    whole = task.text_tokenizer.encode(["a"], TEXT_LENGTH)
+    assert int((whole != 0).sum()) == 2  # the piece of a space and an a, and EOS: one merge
+    dropped = (text == 0).all(1)
+    assert dropped.double().mean() == pytest.approx(0.3, abs=0.05)
+    kept = text[~dropped]
+    assert (kept != whole).any(1).double().mean() == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_pair_is_the_same_in_any_batch(task: DALLETask) -> None:
+    images = torch.zeros(8, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    captions = ["a red heart", "लाल दिल"] * 4
+    together = task.inputs(Batch(images, captions, list(range(8)), [])).text
+    alone = [task.inputs(Batch(images[i : i + 1], captions[i : i + 1], [i], [])).text for i in range(8)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_some_codes_are_read_as_others(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 600
+    images = torch.randint(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    batch = Batch(images, ["a"] * count, list(range(count)), [])
+    plain = task.inputs(batch)
+    assert torch.equal(plain.read, plain.codes)
+    monkeypatch.setattr(task, "recipe", replace(task.recipe, code_noise=0.3))
+    noisy, again = task.inputs(batch), task.inputs(Batch(images[5:9], ["a"] * 4, [5, 6, 7, 8], []))
+    assert torch.equal(noisy.codes, plain.codes)
+    assert torch.equal(noisy.read[5:9], again.read)  # whatever the batch around
+    other = noisy.read != noisy.codes
+    expected = 0.3 * (1 - 1 / CODES)  # one of all codes is the right one
+    assert other.double().mean() == pytest.approx(expected, abs=4 * (0.25 / other.numel()) ** 0.5)
+    drawn = torch.bincount(with_noise(plain.codes, 0.999, CODES, list(range(count))).flatten(), minlength=CODES)
+    assert drawn.min() > 0.8 * drawn.double().mean() and len(drawn) == CODES
+    assert other.double().mean(0).std() < 0.05 and not torch.equal(other[0], other[1])
+
+
+def test_what_is_learnt_is_smoothed_and_read_with_noise_but_logged_as_it_is(
+    task: DALLETask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(task.recipe, label_smoothing=0.2, code_noise=0.5, text_weight=0.0, image_weight=1.0)
+    monkeypatch.setattr(task, "recipe", recipe)
+    images = torch.randint(0, 256, (4, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    inputs = task.inputs(Batch(images, ["a red heart"] * 4, [1, 2, 3, 4], []))
+    total, parts = task.loss(task.phases[0], inputs, 0)
+    with torch.no_grad():
+        logits = task.model(inputs.text, inputs.read[:, :-1]).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, inputs.codes.flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(total.detach(), expected)
+    torch.testing.assert_close(parts["image"], torch.nn.functional.cross_entropy(logits, inputs.codes.flatten()))
+    assert set(parts) == {"text", "image", "image_accuracy"}
+
+
+def test_sample_images_are_scored_against_their_own_prompts(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, clip = ("a red circle", "निलो वर्ग"), str(Path(task.recipe.text_tokenizer).parent / "clip")
+    monkeypatch.setattr(task, "recipe", replace(task.recipe, prompts=prompts))
+    nothing = Batch(torch.zeros(0), [], [], [])
+    unscored = task.sample_images(task.model.eval(), nothing)
+    assert unscored is not None and unscored.figures == {}
+    monkeypatch.setattr(task, "recipe", replace(task.recipe, clip=clip))
+    samples = task.sample_images(task.model, nothing)
+    assert samples is not None and samples.image.tobytes() == unscored.image.tobytes()
+    critic, scores, step = load_clip(clip), [], IMAGE_SIZE + 2
+    for row, prompt in enumerate(prompts):
+        for column in range(8):
+            left, top = 2 + column * step, 2 + row * step
+            cell = np.asarray(samples.image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
+            image = torch.tensor(cell).permute(2, 0, 1)[None] / 255
+            scores.append(score(critic, image, [prompt]).item())
+    assert samples.figures["clip_score"] == pytest.approx(np.mean(scores), abs=1e-3)
+    assert abs(np.mean(scores[:8]) - np.mean(scores[8:])) > 5e-3  # so that prompts in another order would be noticed

@@ -1,0 +1,177 @@
+"""Training that goes on from weights that are there: ours and published ones, all of them or low-rank changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+import dalle
+import train
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.tensors import pack, read_tensors, unpack
+from dalle.config import to_dict
+from dalle.kernels.pattern import Pattern
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
+from dalle.training.init_from import fill_initial, with_initial
+from dalle.training.lora import LoRAConfig, add_lora, changes, merged
+from support.published import folders
+from support.tiny_model import make_tiny_model
+
+SMALL = DALLEConfig(
+    transformer=TransformerConfig(width=16, depth=2, heads=2), text_vocab=9, text_length=4, image_vocab=7, grid=(2, 2)
+)
+
+
+def images(folder: Path, size: int) -> Path:
+    folder.mkdir()
+    for name, caption in (("red", "a"), ("blue", "ab c"), ("green", "b"), ("black", "c c")):
+        Image.new("RGB", (size, size), name).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
+def recipe(folder: Path, source: Path, **changes: Any) -> str:
+    content: dict[str, Any] = {
+        "stage": "dalle",
+        "init_from": str(source),
+        "data": {"kind": "pairs", "path": str(images(folder / "images", 16)), "validation_share": 0.25},
+        "optim": {"lr": 1e-2, "warmup": 1, "ema": None},
+        "run": {"dir": str(folder / "run"), "steps": 2, "batch_size": 2, "workers": 0, "tracker": "none"},
+    }
+    file = folder / "finetune.yaml"
+    file.write_text(yaml.safe_dump(content | changes))
+    return str(file)
+
+
+def moved(before: nn.Module, after: nn.Module) -> dict[str, bool]:
+    old = before.state_dict()
+    return {name: not torch.equal(value, old[name]) for name, value in after.state_dict().items()}
+
+
+def test_no_step_leaves_the_weights_as_they_were(tmp_path: Path) -> None:
+    source = make_tiny_model(tmp_path)
+    assert train.main([recipe(tmp_path, source), "optim.lr=0", "optim.weight_decay=0"]) == 0
+    assert not any(moved(dalle.load_model(source), dalle.load_model(tmp_path / "run" / "model")).values())
+    assert dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")("a")[0].images
+
+
+def test_all_weights_go_on_from_what_is_there_and_resume(tmp_path: Path) -> None:
+    source = make_tiny_model(tmp_path)
+    file = recipe(tmp_path, source)
+    assert train.main([file, "run.steps=2", "run.save_every=1", "run.keep=2"]) == 0
+    whole = dalle.load_model(tmp_path / "run" / "model")
+    assert sum(moved(dalle.load_model(source), whole).values()) > 20
+    assert train.main([file, "run.steps=1", f"run.dir={tmp_path / 'again'}"]) == 0
+    assert train.main([file, "run.steps=2", f"run.dir={tmp_path / 'again'}", "resume=true"]) == 0
+    # the cosine of the learning rate is of another length in the first part, so weights are near, not equal
+    again = dalle.load_model(tmp_path / "again" / "model")
+    assert all(moved(dalle.load_model(source), again)[name] for name in ("image_head.weight", "text_head.weight"))
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
+def test_published_models_are_tuned(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    if lora is not None:
+        pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    source = folders.mindalle(tmp_path / "theirs")
+    arguments = [recipe(tmp_path, source, lora=lora), "model.transformer.checkpoint_activations=true"]
+    assert train.main(arguments) == 0
+    before, after = dalle.load_model(source), dalle.load_model(tmp_path / "run" / "model")
+    changed = moved(before, after)
+    assert after.config.transformer.checkpoint_activations and after.config.padding == "word"
+    expected = {name for name in changed if ".attention." in name or ".feed_forward." in name}
+    if lora is None:
+        assert len([name for name, is_new in changed.items() if is_new]) > 30
+    else:
+        assert {name for name, is_new in changed.items() if is_new} == {n for n in expected if n.endswith("weight")}
+        (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+        kept = read_tensors(checkpoint / "weights.safetensors")
+        assert kept and all("lora_" in name for name in kept)
+        assert train.main([*arguments, "resume=true", "run.steps=3"]) == 0
+    pipe = dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert pipe.sampling.top_k == 256 and pipe("ab c")[0].images
+    assert (tmp_path / "run" / "initial" / "README.md").is_file()
+
+
+def test_merged_changes_give_the_same_logits() -> None:
+    pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    torch.manual_seed(0)
+    model, plain = DALLE(SMALL), DALLE(SMALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = LoRAConfig(rank=3, alpha=6, targets=("qkv", "down"))
+    add_lora(model, options)
+    trained = changes(model)
+    assert len(trained) == 2 * 2 * 2 and all(parameter.requires_grad for parameter in trained.values())
+    assert {p.requires_grad for n, p in model.named_parameters() if "lora_" not in n} == {False}
+    plain.load_state_dict(unpack(pack(merged(model.state_dict(), options), None)))
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())  # it begins with nothing
+    for parameter in trained.values():
+        nn.init.normal_(parameter, std=0.3)
+    state = unpack(pack(merged(model.state_dict(), options), None))
+    beside = unpack(pack(merged({**before, **trained}, options), None))  # as a sharded run has them
+    assert state.keys() == beside.keys() and all(torch.equal(state[name], beside[name]) for name in state)
+    plain.load_state_dict(state)
+    layer = "transformer.blocks.0.attention.qkv"
+    low, high = (trained[f"{layer}.lora_{kind}.default.weight".replace(".", "/")] for kind in "AB")
+    torch.testing.assert_close(state[f"{layer}.weight"], before[f"{layer}.weight"] + 2 * high @ low)
+    text, image = torch.randint(1, 9, (2, 4)), torch.randint(0, 7, (2, 4))
+    with torch.no_grad():
+        torch.testing.assert_close(model(text, image), plain(text, image))
+
+
+def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    assert train.main(arguments) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_wrong_inputs_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = make_tiny_model(tmp_path)
+    file = recipe(tmp_path, source)
+    capfd.readouterr()
+    assert "expected a DALL-E" in refused([file, f"init_from={tmp_path / 'clip'}"], capfd)
+    assert "no such file or folder" in refused([file, "init_from=./nowhere"], capfd)
+    assert "does not fit this architecture" in refused([file, "model.transformer.depth=1"], capfd)
+    assert "set optim.ema=null" in refused([file, "lora.rank=2", "optim.ema=0.9"], capfd)
+    if dalle_has_peft():
+        assert "lora.targets has queries" in refused([file, "lora={targets: [queries]}"], capfd)
+
+
+def dalle_has_peft() -> bool:
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def test_what_a_recipe_leaves_out_is_the_models(tmp_path: Path) -> None:
+    source = make_tiny_model(tmp_path)
+    data = {"stage": "dalle", "init_from": str(source), "model": {"transformer": {"dropout": 0.1}}, "clip": None}
+    settled = with_initial(data)
+    assert (
+        settled["model"]["transformer"] | {"dropout": 0.0}
+        == with_initial({**data, "model": {}})["model"]["transformer"]
+    )
+    assert settled["text_tokenizer"] == str(source / "text_tokenizer") and settled["clip"] is None
+    assert with_initial({"stage": "clip"}) == {"stage": "clip"}
+
+
+def test_masks_of_a_known_kind_are_recognised_before_training(tmp_path: Path) -> None:
+    stored = replace(SMALL, transformer=replace(SMALL.transformer, depth=1), stored_masks=(0,))
+    model = DALLE(stored)
+    length, text = stored.prefix_length + stored.image_length - 1, stored.prefix_length
+    model.get_buffer("masks").copy_(Pattern("column", text, 2, 3).mask(length))
+    model_folder.save(tmp_path / "theirs", {"stage": "dalle", "model": to_dict(stored)}, model.state_dict())
+    tuned = DALLE(stored)
+    fill_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs")))  # type: ignore[arg-type]
+    assert tuned.patterns == {0: Pattern("column", text, 2, stored.conv_kernel)}
