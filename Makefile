@@ -1,5 +1,5 @@
 # What one runs here. Every target sets up what it needs in $(VENV); a second call finds it there.
-#   make demo | test | test-all | lint | format | bench | lock | clean
+#   make demo | test | test-all | lint | format | bench | wheel | docs | lock | clean
 #   make test ARGS=tests/data     PYTHON=python3.12 make test     VENV=/tmp/venv make test
 
 VENV ?= .venv
@@ -19,7 +19,7 @@ export UV_LINK_MODE ?= copy
 recent = $(shell $(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 10)))' 2>&1)
 check_python = $(if $(filter 1,$(recent)),,$(error dalle needs Python 3.10 or newer, and PYTHON=$(PYTHON) is not: try make PYTHON=python3.11))
 
-.PHONY: demo test test-all lint format bench lock clean
+.PHONY: demo test test-all lint format bench wheel docs lock clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -51,6 +51,9 @@ format: $(STAMP)
 bench: $(STAMP)
 	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+wheel: $(STAMP)
+	$(BIN)/python -m hatchling build -t wheel
+
 # uv if it is there or comes with pip (an environment in 20 seconds), else pip (a minute).
 $(STAMP): pyproject.toml constraints.txt
 	$(check_python)
@@ -67,7 +70,7 @@ $(STAMP): pyproject.toml constraints.txt
 # torch for one machine only, no host and no folder.
 lock: $(STAMP)
 	printf 'torch==$(TORCH)\nsetuptools\nuv\n' | UV_FIND_LINKS= PATH="$$PATH:$(BIN)" uv pip compile -q --universal \
-		--python-version 3.10 --extra dev --extra lora --extra t5 --extra wandb --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--python-version 3.10 --extra dev --extra docs --extra lora --extra t5 --extra wandb --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		pyproject.toml - > $(VENV)/constraints.new
 	sed -n '/^#/p' constraints.txt | cat - $(VENV)/constraints.new > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt

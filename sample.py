@@ -20,13 +20,13 @@ from dalle.generation.options import SamplingConfig
 _TOGETHER = 32  # candidates that are drawn before their images are written, where prompts are many
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw; what a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
-    logging.basicConfig(format="sample.py: %(message)s")
+def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
+    """Sample; `dalle sample` too. What a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
+    logging.basicConfig(format=f"{program}: %(message)s")
     wait_briefly()
     run = None
     try:
-        values = vars(command_line().parse_args(argv))
+        values = vars(command_line(program).parse_args(argv))
         show = values.pop("print_config")
         values["sampling"] = {f.name: values.pop(f.name) for f in fields(SamplingConfig) if f.name in values}
         settings: SampleConfig = from_dict(SampleConfig, values, "command line")
@@ -42,15 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         short = out_of_memory(error)
         if short is not None:
             finished = "" if run is None or run.folder is None else f"; finished images: {run.finish()}"
-            return print_error(
-                "sample.py", f"{short}: give a smaller --batch-size, or --dtype bfloat16 or int8{finished}"
-            )
+            return print_error(program, f"{short}: give a smaller --batch-size, or --dtype bfloat16 or int8{finished}")
         if isinstance(error, RuntimeError):
             raise
-        return print_error("sample.py", error)
+        return print_error(program, error)
     except KeyboardInterrupt:
         finished = "nothing was finished" if run is None or run.folder is None else f"finished images: {run.finish()}"
-        print(f"sample.py: stopped; {finished}", file=sys.stderr)
+        print(f"{program}: stopped; {finished}", file=sys.stderr)
         return 130
     return 0
 

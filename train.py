@@ -76,9 +76,9 @@ def train(recipe: LoopRecipe) -> int:
     return 0 if run.finish() else signals.code
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandLine("train.py", description=(__doc__ or "").partition("\n")[0], add_help=False)
-    parser.add_argument("config", nargs="?", type=Path, help="a YAML under configs/ or tokenizers/")
+def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = CommandLine(program, description=(__doc__ or "").partition("\n")[0], add_help=False)
+    parser.add_argument("config", nargs="?", type=Path, help="a YAML, or the name of one that ships: emoji/dalle")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the YAML to change")
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
@@ -88,15 +88,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         print(f"{parser.format_help()}\n{describe_recipes(args.config)}")
         raise SystemExit(0)
     if args.config is None:
-        parser.error("which config? for example: python train.py configs/emoji/dalle.yaml")
+        parser.error("which config? for example emoji/dalle, or the path of a YAML")
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, validate, train. What a user can cause is one line (a line each for a config) and exit code 2."""
+def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
+    """Parse, validate, train; `dalle train` too. What a user can cause is one line (of a config, more), code 2."""
     show_traceback = False
     try:
-        args = parse(argv)
+        args = parse(argv, program)
         show_traceback = args.traceback
         recipe = resolve_recipe(args.config, args.overrides)
         if args.print_config:
@@ -108,20 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_freed()
         return train(recipe)
     except NotANumber as error:
-        print_error("train.py", error)
+        print_error(program, error)
         return error.code
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if show_traceback:
             raise
         short = out_of_memory(error)
         if short is not None:
-            return print_error("train.py", f"{short}: {_SMALLER}")
+            return print_error(program, f"{short}: {_SMALLER}")
         reported = lost_worker(error) if isinstance(error, RuntimeError) else error
         if reported is None:
             raise
-        return print_error("train.py", reported)
+        return print_error(program, reported)
     except KeyboardInterrupt:  # before the first step, or a second one while a checkpoint was written
-        print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
+        print(f"{program}: stopped; checkpoints that are there are whole", file=sys.stderr)
         return 130
 
 

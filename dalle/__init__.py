@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_prior, load_text_tokenizer
     from dalle.pipeline import TextToImage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ImageIndex",

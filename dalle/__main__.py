@@ -1,4 +1,4 @@
-"""The `dalle` command: python -m dalle COMMAND. The commands are in dalle/cli/."""
+"""The `dalle` command: python -m dalle COMMAND. The commands are in dalle/cli/; sample and train are the scripts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from dalle import __version__
+from dalle.cli import scripts
 from dalle.cli.parser import CommandLine, print_error
 from dalle.cli.threads import wait_briefly
 
@@ -22,7 +24,10 @@ _PAIRS = ("overrides", "data", "given")  # what the commands call their key=valu
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
     wait_briefly()
-    args = _parsed(list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in scripts.SCRIPTS:
+        return scripts.run_script(words[0], words[1:])
+    args = _parsed(words)
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)
@@ -68,8 +73,10 @@ def _parsed(words: list[str]) -> argparse.Namespace:
 
 
 def _parser() -> CommandLine:
-    parser = CommandLine("dalle", description="Figures of trained weights, folders to share them, and painting.")
+    parser = CommandLine("dalle", description="Text-to-image: sample, train, measure, share, search, paint.")
+    parser.add_argument("--version", action="version", version=f"dalle {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    scripts.add(commands)
     for name in COMMANDS:
         importlib.import_module(f"dalle.cli.{name}").add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, hashes of files, and locks between processes."""
+"""Where the files are that ship; files written whole or not at all, hashes of files, and locks between processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary, finalize
 
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
+"""Folder of train.py, sample.py, configs/, models/ and tokenizers/: the checkout, or in a wheel what it holds of it."""
 _BLOCK = 1 << 20  # bytes that are hashed at a time
 _PART = ".part-"  # how the name of a half-written file begins
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems without them

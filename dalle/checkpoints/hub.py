@@ -14,8 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from dalle import remote
+from dalle.files import ROOT
 
-SHIPPED = Path(__file__).resolve().parents[2] / "models" / "emoji"  # the model that ships, with its CLIP
+SHIPPED = ROOT / "models" / "emoji"  # the model that ships, with its CLIP
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def resolve(source: str | Path) -> Path:
     path, name = Path(source), str(source)
     if path.exists():
         return path
-    shipped = _checkout() / path
+    shipped = ROOT / path  # recipes name what ships by relative paths
     if path.parts[:1] and path.parts[0] in remote.SHIPPED and shipped.exists():
         return shipped
     asked = name.startswith(_HUB)
@@ -72,11 +73,6 @@ def resolve(source: str | Path) -> Path:
         raise ValueError(
             f"{source}: no such file or folder, and it cannot be had from the hub ({reason:.200})"
         ) from error
-
-
-def _checkout() -> Path:
-    """The folder of the package's checkout, whose recipes name what it holds by relative paths."""
-    return Path(__file__).resolve().parents[2]
 
 
 def _meant(path: Path) -> str:

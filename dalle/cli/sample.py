@@ -73,9 +73,9 @@ class SampleConfig:
     """What a batch may take beside the weights, for example 2GB; half of the free memory if not given."""
 
 
-def command_line() -> argparse.ArgumentParser:
+def command_line(program: str = "sample.py") -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
-    parser = CommandLine("sample.py", description=_DESCRIPTION)
+    parser = CommandLine(program, description=_DESCRIPTION)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
     add_options(parser, SampleConfig, skip=("prompts", "sampling"))
     add_options(parser, SamplingConfig, default="the model's own")

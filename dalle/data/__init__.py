@@ -8,7 +8,7 @@ from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
 from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamValidation
 from dalle.data.drawings import Drawings, DrawingsData
 from dalle.data.drawings.dataset import TESTS
-from dalle.data.drawings.sets import ROOT
+from dalle.data.drawings.sets import DRAWINGS
 from dalle.data.shapes import ShapesData, ShapesPairs
 from dalle.data.token_shards.dataset import TokenPairs, TokensData
 
@@ -50,7 +50,7 @@ def location(config: EncodedConfig) -> Path | None:
     if isinstance(config, TokensData):
         return config.path
     if isinstance(config, DrawingsData):
-        return config.root or ROOT
+        return config.root or DRAWINGS
     if isinstance(config, PairsData) and Path(config.path).expanduser().exists():
         return Path(config.path).expanduser()
     return None

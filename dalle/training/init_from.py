@@ -21,6 +21,7 @@ from dalle.config import apply_overrides, read_yaml, to_dict
 from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, Recipe, parse_recipe
+from dalle.training.shipped_recipes import find_recipe
 
 FOLDER = "initial"
 
@@ -32,7 +33,7 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: as `load_recipe`.
         ValueError: as `with_initial`.
     """
-    return parse_recipe(with_initial(apply_overrides(read_yaml(path), overrides)), str(path))
+    return parse_recipe(with_initial(apply_overrides(read_yaml(find_recipe(path)), overrides)), str(path))
 
 
 def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from dalle.training.lora import LoRAConfig
 from dalle.training.losses.adversarial import AdversarialConfig
 from dalle.training.losses.perceptual import NonePerceptual, PerceptualConfig
 from dalle.training.optim import CosineSchedule, OptimConfig
+from dalle.training.shipped_recipes import find_recipe
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resume = bool | Literal["auto"]
@@ -311,12 +312,12 @@ STAGES: dict[str, type] = {
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate the recipe in `path`, with `key.path=value` overrides on top. Opens no weights.
+    """Read and validate a recipe, with `key.path=value` overrides on top; `find_recipe` finds it. Opens no weights.
 
     Raises:
         ConfigError: every mistake of the file and of the overrides, one a line, each with its full path.
     """
-    return parse_recipe(apply_overrides(read_yaml(path), overrides), str(path))
+    return parse_recipe(apply_overrides(read_yaml(find_recipe(path)), overrides), str(path))
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
@@ -365,7 +366,7 @@ def _in_steps(recipe: LoopRecipe) -> LoopRecipe:
 def describe_recipes(path: Path | None = None) -> str:
     """Every option with type, default and meaning: of the stage of `path`, or of all stages."""
     if path is not None:
-        data = read_yaml(path)
+        data = read_yaml(find_recipe(path))
         return describe(stage_schema(data, str(path)), data)
     return "\n\n".join(f"stage: {stage}\n{describe(schema)}" for stage, schema in STAGES.items())
 

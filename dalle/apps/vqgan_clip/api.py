@@ -21,12 +21,13 @@ from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.config import from_dict
 from dalle.device import pick_device
+from dalle.files import ROOT
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.read import read_image
 from dalle.images.transforms import to_image, to_mask, to_tensor
 from dalle.models.clip import CLIP
 
-TOKENIZER = SHIPPED.parents[1] / "tokenizers" / "emoji-vqgan"
+TOKENIZER = ROOT / "tokenizers" / "emoji-vqgan"
 CLIP_FOLDER = SHIPPED / "clip"
 
 Progress = Callable[[Painter, dict[str, float]], None]

@@ -27,7 +27,7 @@ from dalle.data.drawings.composition import (
     scene_boxes,
 )
 from dalle.data.drawings.render import BLACK, Color
-from dalle.data.drawings.sets import ROOT, Drawing, SetName, read_set
+from dalle.data.drawings.sets import DRAWINGS, Drawing, SetName, read_set
 
 TESTS = ("test_pair", "test_block", "test_concept")
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -140,7 +140,12 @@ class Drawings:
             raise ValueError(f"drawings of {image_size} pixels cannot be told apart: image_size must be 8 or more")
         self.config, self.split, self.image_size = config, split, image_size
         self.composed = split == "train" and config.composed
-        root = config.root or ROOT
+        root = config.root or DRAWINGS
+        if config.root is None and not root.is_dir():
+            raise ValueError(
+                "the embedded drawings are in the repository's data folder and not in the wheel: give "
+                "data.root=CHECKOUT/data, or images of your own by 'data={kind: pairs, path: FOLDER}'"
+            )
         if not root.is_dir():
             raise ValueError(f"there is no folder {root}: data.root must be the repository's data or a copy of it")
         wanted = SPLITS["all" if split == "train" and config.include_test else split]

@@ -13,8 +13,9 @@ import pyarrow.parquet as parquet
 
 from dalle.data.drawings.captions import FAMILIES, STYLES, Concept, Words
 from dalle.data.drawings.render import Art, Raster, Vector
+from dalle.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[3] / "data"
+DRAWINGS = ROOT / "data"  # in the repository; too large for a wheel
 SetName = Literal["emoji", "icons"]
 _MONO_STYLE = "fluent-mono"
 _SYMBOLS = ("symbols", "flags")

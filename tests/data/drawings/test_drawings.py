@@ -28,7 +28,7 @@ from dalle.data.drawings.captions import (
 )
 from dalle.data.drawings.composition import hidden, kept_inside, lay, paint, scene_boxes
 from dalle.data.drawings.render import Raster, Vector
-from dalle.data.drawings.sets import ROOT
+from dalle.data.drawings.sets import DRAWINGS as ROOT
 
 SIDE = 64
 FEW = ("twemoji", "fluent-mono", "solid", "cartoon")
