@@ -127,6 +127,7 @@ def test_samples_of_the_shipped_model(seed: int, fast: bool, tmp_path: Path, mon
         assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2
         texts, known = (dict(image.text) for image in (found, expected))  # type: ignore[attr-defined]
         assert json.loads(texts.pop("options")) == json.loads(known.pop("options"))
+        assert texts.pop("Software") == f"dalle {dalle.__version__}" and known.pop("Software").startswith("dalle ")
         assert texts == known
 
 
