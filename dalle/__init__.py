@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from dalle.apps.search import ImageIndex
     from dalle.apps.vqgan_clip.api import paint
     from dalle.apps.zeroshot import ZeroShotClassifier
-    from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_prior, load_text_tokenizer
+    from dalle.checkpoints.load import (
+        load_clip,
+        load_diffusion,
+        load_image_tokenizer,
+        load_model,
+        load_prior,
+        load_text_tokenizer,
+    )
     from dalle.pipeline import TextToImage
 
 __version__ = "0.1.0"
@@ -20,6 +27,7 @@ __all__ = [
     "ZeroShotClassifier",
     "__version__",
     "load_clip",
+    "load_diffusion",
     "load_image_tokenizer",
     "load_model",
     "load_prior",
@@ -32,6 +40,7 @@ _HOMES = {
     "TextToImage": "dalle.pipeline",
     "ZeroShotClassifier": "dalle.apps.zeroshot",
     "load_clip": "dalle.checkpoints.load",
+    "load_diffusion": "dalle.checkpoints.load",
     "load_image_tokenizer": "dalle.checkpoints.load",
     "load_model": "dalle.checkpoints.load",
     "load_prior": "dalle.checkpoints.load",
