@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         load_text_tokenizer,
     )
     from dalle.pipeline import TextToImage
+    from dalle.unclip import UnCLIP
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ImageIndex",
     "TextToImage",
+    "UnCLIP",
     "ZeroShotClassifier",
     "__version__",
     "load_clip",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "ImageIndex": "dalle.apps.search",
     "TextToImage": "dalle.pipeline",
+    "UnCLIP": "dalle.unclip",
     "ZeroShotClassifier": "dalle.apps.zeroshot",
     "load_clip": "dalle.checkpoints.load",
     "load_diffusion": "dalle.checkpoints.load",

@@ -9,6 +9,7 @@ Letters: B images, C channels, H W pixels, E width of the vector, S context toke
 from __future__ import annotations
 
 from dataclasses import field
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
 
 _EPS = 1e-5
+_Linear = TypeVar("_Linear", bound=nn.Module)
 
 
 @config
@@ -127,8 +129,7 @@ class UNet(nn.Module):
             if level:
                 self.up.append(ResidualBlock(config, before, before, "up"))
         self.norm_out = Norm(before, _EPS)
-        self.conv_out = Conv3x3(before, channels_out)
-        nn.init.zeros_(self.conv_out.weight)
+        self.conv_out = _zeroed(Conv3x3(before, channels_out))
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """Denoise.
@@ -184,8 +185,7 @@ class ResidualBlock(nn.Module):
         self.vector = nn.Linear(config.vector_width, 2 * width if config.scale_shift else width)
         self.norm_out = Norm(width, _EPS)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv_out = Conv3x3(width, width)
-        nn.init.zeros_(self.conv_out.weight)  # a block begins as the identity
+        self.conv_out = _zeroed(Conv3x3(width, width))  # a block begins as the identity
         self.shortcut = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None = None, real: Tensor | None = None) -> Tensor:
@@ -218,8 +218,7 @@ class AttentionBlock(nn.Module):
         self.norm = Norm(width, _EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.context = None if context_width is None else nn.Linear(context_width, 2 * width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
+        self.out = _zeroed(nn.Linear(width, width))
 
     def forward(self, x: Tensor, context: Tensor | None, real: Tensor | None) -> Tensor:
         height, pixels = x.shape[2], x.shape[2] * x.shape[3]
@@ -234,3 +233,10 @@ class AttentionBlock(nn.Module):
                 mask = F.pad(real, (0, pixels), value=True)[:, None, None]  # [B, 1, 1, S + H W]
         mixed = self.out(rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)"))
         return x + rearrange(mixed, "b (h w) c -> b c h w", h=height)
+
+
+def _zeroed(module: _Linear) -> _Linear:
+    """A linear map that gives zeros at first."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
     x, steps, embeds = arguments()
     gradients = []
     for again in (False, True):
-        shape = UNetConfig(8, [1, 2], 1, [1], 8, checkpoint_activations=again)
+        shape = replace(SHAPE, checkpoint_activations=again)
         model = decoder(unet=shape).train()
         model(x, steps, embeds, captions(3, 8, 5, 6, 5)).square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -159,7 +160,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
 
 @torch.no_grad()
 def test_an_upsampler_sees_the_small_image() -> None:
-    config = UpsamplerConfig(image_size=8, low_size=4, unet=UNetConfig(8, [1, 2], 1, []))
+    config = UpsamplerConfig(image_size=8, low_size=4, unet=replace(SHAPE, attention_levels=[]))
     model, (x, steps, _) = randomized(Upsampler(config)), arguments()
     low = torch.rand(3, 3, 4, 4) * 2 - 1
     found = model(x, steps, enlarged(low, 8))

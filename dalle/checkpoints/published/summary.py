@@ -136,6 +136,8 @@ def _own(folder: Path) -> str:
     """What a folder made by train.py or `convert` is."""
     content = model_folder.read_config(folder)
     stage = content.get("stage")
+    if stage == "unclip":
+        return "\n".join(["unclip", *(f"{name}: {_own(folder / name)}" for name in content.get("parts") or {})])
     if stage not in _SCHEMAS:
         raise ValueError(f"{folder / 'config.yaml'} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")
     config = from_dict(_SCHEMAS[stage], content.get("model") or {}, str(folder / "config.yaml"))
