@@ -9,13 +9,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from dalle.cli.outputs import check_folder
 from dalle.cli.parser import parse_size, print_error
-from dalle.cli.sample import SampleConfig, SampleFiles, command_line, progress_meter, published_options
+from dalle.cli.sample import SampleConfig, SampleFiles, check_unclip, command_line, progress_meter, published_options
 from dalle.cli.threads import wait_briefly
 from dalle.config import dump, from_dict, to_dict
-from dalle.generation.options import SamplingConfig
+from dalle.generation.options import SamplingConfig, UnCLIPOptions
+
+if TYPE_CHECKING:  # torch takes a second to import: not for --help
+    from dalle.pipeline import TextToImage
 
 _TOGETHER = 32  # candidates that are drawn before their images are written, where prompts are many
 
@@ -28,7 +32,8 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
     try:
         values = vars(command_line(program).parse_args(argv))
         show = values.pop("print_config")
-        values["sampling"] = {f.name: values.pop(f.name) for f in fields(SamplingConfig) if f.name in values}
+        for name, schema in (("sampling", SamplingConfig), ("diffusion", UnCLIPOptions)):
+            values[name] = {f.name: values.pop(f.name) for f in fields(schema) if f.name in values}
         settings: SampleConfig = from_dict(SampleConfig, values, "command line")
         if show:
             print(dump(settings), end="")
@@ -58,14 +63,58 @@ def draw(settings: SampleConfig, run: SampleFiles) -> None:
     import torch
     from tqdm import tqdm
 
+    from dalle.checkpoints.unclip import is_unclip
     from dalle.images.read import read_image
-    from dalle.pipeline import TextToImage
+    from dalle.unclip import UnCLIP
 
     check_folder(settings.out)
-    limit = None if settings.max_memory is None else int(parse_size(settings.max_memory, "B", "max-memory"))
-    image = None if settings.image is None else read_image(settings.image)
-    mask = None if settings.mask is None else read_image(settings.mask)
-    pipe = TextToImage.from_pretrained(
+    options: dict[str, Any] = {
+        "image": None if settings.image is None else read_image(settings.image),
+        "mask": None if settings.mask is None else read_image(settings.mask),
+    }
+    pipe: TextToImage | UnCLIP
+    if settings.model is not None and not settings.given and is_unclip(settings.model):
+        check_unclip(settings)
+        pipe = UnCLIP.from_pretrained(
+            settings.model, settings.prior, settings.device, getattr(torch, settings.dtype), settings.clip
+        )
+        options |= settings.sampling | settings.diffusion
+    else:
+        pipe = _open_tokens(settings)
+        sampling = to_dict(pipe.sampling.updated(**settings.sampling))
+        run.options |= sampling
+        options |= sampling | _engine(settings)
+    run.model_hash = pipe.model_hash
+    prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
+    # The delay keeps the bar away until the first step is done, so that a wrong option is one line and no more
+    pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
+    unit = " passes" if isinstance(pipe, UnCLIP) else " codes"
+    with tqdm(unit=unit, desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
+        for first in range(0, len(prompts), size):
+            group = prompts[first : first + size]
+            results = pipe(
+                group,
+                n=settings.n,
+                keep=settings.keep,
+                seed=settings.seed,
+                **options,
+                progress=progress_meter(run, bar, len(prompts) / len(group)),
+            )
+            for result in results:
+                run.add(result)
+
+
+def _open_tokens(settings: SampleConfig) -> TextToImage:
+    """A model that samples tokens."""
+    import torch
+
+    from dalle.pipeline import TextToImage
+
+    for name in settings.diffusion:
+        raise ValueError(f"--{name.replace('_', '-')} is for an unCLIP, and this model samples tokens: leave it out")
+    if settings.prior is not None:
+        raise ValueError("--prior is for an unCLIP, and this model samples tokens: leave it out")
+    return TextToImage.from_pretrained(
         settings.model,
         settings.device,
         getattr(torch, settings.dtype),
@@ -75,32 +124,13 @@ def draw(settings: SampleConfig, run: SampleFiles) -> None:
         text_encoder=settings.text_encoder,
         **published_options(settings),
     )
-    sampling = to_dict(pipe.sampling.updated(**settings.sampling))
-    run.model_hash = pipe.model_hash
-    run.options |= sampling
-    prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
-    # The delay keeps the bar away until the first code is drawn, so that a wrong option is one line and no more
-    pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
-    with tqdm(unit=" codes", desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
-        for first in range(0, len(prompts), size):
-            group = prompts[first : first + size]
-            results = pipe(
-                group,
-                n=settings.n,
-                keep=settings.keep,
-                seed=settings.seed,
-                **sampling,
-                image=image,
-                keep_rows=settings.keep_rows,
-                mask=mask,
-                window=settings.window,
-                compiled=settings.compiled,
-                batch_size=settings.batch_size,
-                max_memory=limit,
-                progress=progress_meter(run, bar, len(prompts) / len(group)),
-            )
-            for result in results:
-                run.add(result)
+
+
+def _engine(settings: SampleConfig) -> dict[str, Any]:
+    """Options of such a model alone."""
+    limit = None if settings.max_memory is None else int(parse_size(settings.max_memory, "B", "max-memory"))
+    names = ("keep_rows", "window", "compiled", "batch_size")
+    return {name: getattr(settings, name) for name in names} | {"max_memory": limit}
 
 
 if __name__ == "__main__":

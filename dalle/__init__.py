@@ -9,17 +9,27 @@ if TYPE_CHECKING:
     from dalle.apps.search import ImageIndex
     from dalle.apps.vqgan_clip.api import paint
     from dalle.apps.zeroshot import ZeroShotClassifier
-    from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_prior, load_text_tokenizer
+    from dalle.checkpoints.load import (
+        load_clip,
+        load_diffusion,
+        load_image_tokenizer,
+        load_model,
+        load_prior,
+        load_text_tokenizer,
+    )
     from dalle.pipeline import TextToImage
+    from dalle.unclip import UnCLIP
 
 __version__ = "0.2.0"
 
 __all__ = [
     "ImageIndex",
     "TextToImage",
+    "UnCLIP",
     "ZeroShotClassifier",
     "__version__",
     "load_clip",
+    "load_diffusion",
     "load_image_tokenizer",
     "load_model",
     "load_prior",
@@ -30,8 +40,10 @@ __all__ = [
 _HOMES = {
     "ImageIndex": "dalle.apps.search",
     "TextToImage": "dalle.pipeline",
+    "UnCLIP": "dalle.unclip",
     "ZeroShotClassifier": "dalle.apps.zeroshot",
     "load_clip": "dalle.checkpoints.load",
+    "load_diffusion": "dalle.checkpoints.load",
     "load_image_tokenizer": "dalle.checkpoints.load",
     "load_model": "dalle.checkpoints.load",
     "load_prior": "dalle.checkpoints.load",

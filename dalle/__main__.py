@@ -16,7 +16,7 @@ from dalle.cli.threads import wait_briefly
 # Modules of dalle/cli, in the order of --help.
 COMMANDS = (
     *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "judge", "export", "convert", "inspect"),
-    *("classify", "index", "search", "paint"),
+    *("classify", "index", "search", "paint", "assemble", "vary", "blend", "edit"),
 )
 _PAIRS = ("overrides", "data", "given")  # what the commands call their key=value
 

@@ -46,7 +46,7 @@ class Result:
     prompt: str
     images: list[Image.Image]  # RGB, all of the model's size
     scores: list[float] | None  # CLIP's cosine with the prompt, or a SigLIP's probability that they fit; None without
-    codes: Tensor  # int64 [K, h, w], on the CPU
+    codes: Tensor | None  # int64 [K, h, w], on the CPU; None of a diffusion
     seeds: list[int]  # each draws its image again by itself: seed=..., n=1
 
 
@@ -180,7 +180,7 @@ class TextToImage:
             ValueError: an option is out of range, or options do not go together.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        keep = self._check(prompts, n, keep, seed)
+        keep = check_request(prompts, n, keep, seed, self.clip is not None)
         engine = EngineOptions(
             **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
         )
@@ -198,26 +198,9 @@ class TextToImage:
         )  # [B, h, w]
         pixels, scores = self._finish(codes, [prompt for prompt in prompts for _ in range(n)], start)
         return [
-            _result(prompt, pixels[part], None if scores is None else scores[part], codes[part].cpu(), seed, keep)
+            ranked(prompt, pixels[part], None if scores is None else scores[part], codes[part].cpu(), seed, keep)
             for prompt, part in ((prompt, slice(i * n, (i + 1) * n)) for i, prompt in enumerate(prompts))
         ]
-
-    def _check(self, prompts: list[str], n: int, keep: int | None, seed: int) -> int:
-        """How many candidates to keep, after refusing what cannot be drawn."""
-        if not prompts:
-            raise ValueError("no prompt given: give at least one")
-        if n < 1:
-            raise ValueError(f"n is {n}: draw at least 1 candidate")
-        if not 0 <= seed <= 2**63 - n:
-            raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")
-        keep = n if keep is None else keep
-        if not 1 <= keep <= n:
-            raise ValueError(f"keep is {keep} of n={n} candidates: keep from 1 to {n}")
-        if keep < n and self.clip is None:
-            raise ValueError(
-                f"this model has no CLIP to choose {keep} of {n} candidates: give one (clip), or keep all {n}"
-            )
-        return keep
 
     def _read(self, prompts: list[str]) -> Tensor:
         """Prompts to ids [P, T], or features [P, T, C]; those that are cut are named in the log.
@@ -274,6 +257,22 @@ class TextToImage:
         return torch.cat(pixels), torch.cat(scores) if scores else None
 
 
+def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:
+    """How many candidates to keep, after refusing what cannot be sampled; `ranks`: whether there is a CLIP."""
+    if not prompts:
+        raise ValueError("no prompt given: give at least one")
+    if n < 1:
+        raise ValueError(f"n is {n}: draw at least 1 candidate")
+    if not 0 <= seed <= 2**63 - n:
+        raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")
+    keep = n if keep is None else keep
+    if not 1 <= keep <= n:
+        raise ValueError(f"keep is {keep} of n={n} candidates: keep from 1 to {n}")
+    if keep < n and not ranks:
+        raise ValueError(f"this model has no CLIP to choose {keep} of {n} candidates: give one (clip), or keep all {n}")
+    return keep
+
+
 def _check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
     """Refuse a text tokenizer or encoder that the model was not trained with."""
     config = model.config
@@ -317,14 +316,14 @@ def whole_rows(keep_rows: float, rows: int) -> int:
     return count
 
 
-def _result(prompt: str, pixels: Tensor, scores: Tensor | None, codes: Tensor, seed: int, keep: int) -> Result:
+def ranked(prompt: str, pixels: Tensor, scores: Tensor | None, codes: Tensor | None, seed: int, keep: int) -> Result:
     """The best `keep` of a prompt's candidates, uint8 [n, H, W, 3] with codes [n, h, w]."""
     order = best(scores, keep) if scores is not None else list(range(keep))
     return Result(
         prompt=prompt,
         images=[Image.fromarray(pixels[i].numpy()) for i in order],
         scores=None if scores is None else [float(scores[i]) for i in order],
-        codes=codes[order],
+        codes=None if codes is None else codes[order],
         seeds=[seed + i for i in order],
     )
 

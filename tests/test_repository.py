@@ -19,7 +19,7 @@ import yaml
 
 import dalle
 from dalle.checkpoints import load
-from dalle.checkpoints.load import prior_of
+from dalle.checkpoints.load import diffusion_of, prior_of
 from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
 from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml
@@ -30,6 +30,7 @@ from dalle.training.init_from import resolve_recipe, with_initial
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,
+    DiffusionRecipe,
     ImageTokenizerRecipe,
     PriorRecipe,
     Recipe,
@@ -83,6 +84,8 @@ def parameters(recipe: Recipe) -> int:
             model = DALLE(recipe.model)
         elif isinstance(recipe, PriorRecipe):
             model = prior_of(recipe.model)
+        elif isinstance(recipe, DiffusionRecipe):
+            model = diffusion_of(recipe.model)
         else:
             return 0
     return sum(parameter.numel() for parameter in model.parameters())
@@ -128,7 +131,7 @@ def test_recipes_that_stand_on_each_other_agree() -> None:
                 assert isinstance(clip, CLIPRecipe), path
                 assert clip.model.image_size == tokenizer.image_size, path
             compared += 1
-        if isinstance(recipe, PriorRecipe) and recipe.clip in made:
+        if isinstance(recipe, (PriorRecipe, DiffusionRecipe)) and recipe.clip in made:
             clip = made[recipe.clip]
             assert isinstance(clip, CLIPRecipe), path
             assert recipe.model.embed_dim == clip.model.embed_dim, path

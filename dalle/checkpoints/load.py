@@ -26,7 +26,9 @@ from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from dalle.models.upsampler import Upsampler, UpsamplerConfig
 from dalle.text_tokenizers import TextTokenizer
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -41,6 +43,8 @@ _STAGES = {
     "clip": ("a CLIP", "dalle.load_clip"),
     "dalle": ("a DALL-E", "dalle.load_model"),
     "prior": ("a prior of unCLIP", "dalle.load_prior"),
+    "diffusion": ("a decoder or an upsampler of unCLIP", "dalle.load_diffusion"),
+    "unclip": ("an unCLIP with all its parts", "dalle.UnCLIP.from_pretrained"),
 }
 
 
@@ -175,6 +179,33 @@ def load_prior(
 def prior_of(config: DiffusionPriorConfig | AutoregressivePriorConfig) -> DiffusionPrior | AutoregressivePrior:
     """The prior that a config describes, of either kind."""
     return DiffusionPrior(config) if isinstance(config, DiffusionPriorConfig) else AutoregressivePrior(config)
+
+
+def load_diffusion(
+    source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None
+) -> DiffusionDecoder | Upsampler:
+    """Load a decoder or an upsampler of unCLIP in evaluation mode; the CLIP of a decoder is its component `clip`.
+
+    Args:
+        source: local folder or hub id, ours.
+        device: where its weights go.
+        dtype: floating type of its weights; None: float32.
+
+    Raises:
+        ValueError: nothing is there, it is something else, or its weights do not fit its config.
+    """
+    folder = open_source(source)
+    if isinstance(folder, Path):
+        raise ValueError(f"{source} has no config.yaml: give the folder of a diffusion made by train.py")
+    _check_stage(folder, "diffusion")
+    with skip_init():
+        module = diffusion_of(from_dict(DecoderConfig | UpsamplerConfig, folder.config["model"], folder.origin))
+    return _fill(module, folder, device, dtype)
+
+
+def diffusion_of(config: DecoderConfig | UpsamplerConfig) -> DiffusionDecoder | Upsampler:
+    """The diffusion that a config describes, of either kind."""
+    return DiffusionDecoder(config) if isinstance(config, DecoderConfig) else Upsampler(config)
 
 
 def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:

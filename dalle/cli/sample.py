@@ -14,7 +14,7 @@ from dalle.cli.outputs import named, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options
 from dalle.config import apply_overrides, config, descriptions
 from dalle.files import write_text
-from dalle.generation.options import SamplingConfig
+from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -35,6 +35,8 @@ class SampleConfig:
     """Seed of the first candidate; candidate i has seed + i, and is the same image if drawn alone with it."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Options of `SamplingConfig`; the model's own where not given."""
+    diffusion: dict[str, Any] = field(default_factory=dict)
+    """Options of `UnCLIPOptions`, of an unCLIP; the model's own where not given."""
     image: Path | None = None
     """Image to go on from, with --keep-rows or --mask; its middle square is used."""
     keep_rows: float | None = None
@@ -44,6 +46,8 @@ class SampleConfig:
     model: str | None = None
     """Folder or file of the model (or a hub id), ours or as published; the one that ships with the repository if not
     given."""
+    prior: str | None = None
+    """Prior of an unCLIP in place of its own: a folder, or a hub id."""
     image_tokenizer: str | None = None
     """Image tokenizer of a published model whose files do not hold it."""
     text_tokenizer: str | None = None
@@ -77,8 +81,9 @@ def command_line(program: str = "sample.py") -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
     parser = CommandLine(program, description=_DESCRIPTION)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
-    add_options(parser, SampleConfig, skip=("prompts", "sampling"))
+    add_options(parser, SampleConfig, skip=("prompts", "sampling", "diffusion"))
     add_options(parser, SamplingConfig, default="the model's own")
+    add_options(parser, UnCLIPOptions, default="the model's own")
     parser.add_argument("--print-config", action="store_true", help="print all options as YAML and draw nothing")
     return parser
 
@@ -90,6 +95,18 @@ def published_options(settings: SampleConfig) -> dict[str, Any]:
         if name not in _GIVEN:
             raise ValueError(f"--given {name}: nothing of that name can be given; known here: {', '.join(_GIVEN)}")
     return given
+
+
+def check_unclip(settings: SampleConfig) -> None:
+    """Refuse options that are for models that sample tokens."""
+    names = ("keep_rows", "image_tokenizer", "text_tokenizer", "text_encoder", "max_memory", "batch_size")
+    for name in names:
+        if getattr(settings, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for models that sample tokens, not for an unCLIP")
+    if settings.window != 1 or settings.compiled:
+        raise ValueError("--window and --compiled are for models that sample tokens, not for an unCLIP")
+    if settings.dtype == "int8":
+        raise ValueError("--dtype int8 is for models that sample tokens: give float32 or bfloat16")
 
 
 class SampleFiles:
@@ -159,7 +176,8 @@ def recorded_options(settings: SampleConfig) -> dict[str, Any]:
         "keep_rows",
         "dtype",
     )
-    options = {name: getattr(settings, name) for name in names} | settings.sampling
+    options = {name: getattr(settings, name) for name in names} | settings.sampling | settings.diffusion
+    options |= {} if settings.prior is None else {"prior": settings.prior}
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
             options[name] = named(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Literal
 
 from dalle.config import config
 
@@ -70,3 +71,25 @@ class SamplingConfig:
     def guides(self, token: int) -> bool:
         """Whether this image token is drawn with guidance."""
         return self.guidance != 1 and (self.guidance_until is None or token < self.guidance_until)
+
+
+@config
+class UnCLIPOptions:
+    """How an unCLIP samples, beside its guidance: what is not given is as its parts say."""
+
+    steps: int | None = None
+    """Diffusion: passes of the decoder."""
+    sampler: Literal["ddpm", "ddim", "dpm++"] | None = None
+    """Diffusion: sampler of the decoder."""
+    eta: float | None = None
+    """Diffusion: with ddim, from 0, which draws nothing but the start, to 1, as ddpm."""
+    prior_steps: int | None = None
+    """Diffusion: passes of a diffusion prior."""
+    prior_guidance: float | None = None
+    """Diffusion: guidance scale of the prior; 1 is none, and the paper found that more hurts."""
+    prior_samples: int | None = None
+    """Diffusion: embeddings that a diffusion prior samples of each candidate, to keep the one that fits best."""
+    upsampler_steps: int | None = None
+    """Diffusion: passes of the upsampler."""
+    resample: int | None = None
+    """Diffusion: how often each step is taken where a mask says what is new (RePaint); 1 if not given."""

@@ -7,7 +7,6 @@ The adversarial and perceptual losses are training's business, not the model's. 
 
 from __future__ import annotations
 
-import math
 from dataclasses import field
 from typing import Literal
 
@@ -21,7 +20,7 @@ from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfi
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.kernels.conv import Conv3x3, image_layout
-from dalle.kernels.group_norm import group_norm
+from dalle.kernels.group_norm import Norm
 
 
 @config
@@ -290,13 +289,3 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class Norm(nn.GroupNorm):
-    """taming's GroupNorm of 32 groups, or as many as divide both 32 and a smaller width; swish follows if wanted."""
-
-    def __init__(self, width: int):
-        super().__init__(math.gcd(32, width), width, eps=1e-6)
-
-    def forward(self, x: Tensor, swish: bool = False) -> Tensor:
-        return group_norm(x, self.weight, self.bias, self.num_groups, self.eps, swish)

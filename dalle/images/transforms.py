@@ -6,6 +6,7 @@ Shapes: B images, H W their height and width in pixels.
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,15 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
     resized = F.interpolate(images.float(), new, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
     return resized[..., top : top + size, left : left + size]
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Images [B, C, H, W] blurred by a Gaussian of 3x3 pixels; edges go on as they are."""
+    weight = torch.tensor([math.exp(-0.5 / sigma**2), 1.0, math.exp(-0.5 / sigma**2)], device=images.device)
+    kernel = (weight[:, None] * weight).to(images.dtype) / weight.sum() ** 2
+    channels = images.shape[1]
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernel.expand(channels, 1, 3, 3), groups=channels)
 
 
 def _middle(extent: tuple[int, int], shape: float) -> Box:

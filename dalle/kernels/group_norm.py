@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle.kernels.dispatch import accelerated
 
@@ -30,3 +32,14 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
     else:
         y = F.group_norm(x, groups, weight, bias, epsilon)
     return F.silu(y) if swish else y
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm of 32 groups, or as many as divide both 32 and a smaller width; swish follows if wanted."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__(math.gcd(32, width), width, eps=eps)
+
+    def forward(self, x: Tensor, swish: bool = False) -> Tensor:
+        """Images [B, width, H, W] normalized, each group over all its channels and pixels."""
+        return group_norm(x, self.weight, self.bias, self.num_groups, self.eps, swish)

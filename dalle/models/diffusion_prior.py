@@ -5,7 +5,6 @@ Letters as in `dalle.models.prior`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import field
 from typing import Literal
 
@@ -17,6 +16,7 @@ from dalle.config import config
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import CosineConfig, ScheduleConfig
 from dalle.models.prior import Prior, PriorShape, causal_mask
+from dalle.models.time_embedding import TimeEmbedding
 from dalle.models.transformer import Transformer
 
 
@@ -71,22 +71,3 @@ class DiffusionPrior(Prior):
         x = F.dropout(x + places, self.config.transformer.dropout, self.training)
         predicted: Tensor = self.out(self.transformer(x, causal_mask(real, x.shape[1]))[:, -1])
         return predicted.float()
-
-
-class TimeEmbedding(nn.Module):
-    """A step as sinusoids (Vaswani et al. 2017, section 3.5; arXiv 2006.11239, appendix B) through two linear maps."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.up = nn.Linear(2 * (channels // 2), width)
-        self.down = nn.Linear(width, width)
-
-    def forward(self, steps: Tensor) -> Tensor:
-        """Steps int64 [B] to [B, width]."""
-        half = self.channels // 2
-        frequencies = torch.exp(torch.arange(half, device=steps.device) * (-math.log(10_000) / half))
-        angles = steps[:, None].float() * frequencies
-        waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        embedded: Tensor = self.down(F.silu(self.up(waves.to(self.up.weight.dtype))))
-        return embedded

@@ -14,7 +14,7 @@ from dalle.config import config
 from dalle.models.clip import TextStates
 from dalle.models.transformer import TransformerConfig
 
-_LEAST = 1e-6  # of a deviation: a dimension that never changes stays where it is
+LEAST_DEVIATION = 1e-6  # a dimension that never changes stays where it is
 
 
 @config
@@ -67,7 +67,7 @@ class Prior(nn.Module):
             raise ValueError(f"a prior needs 2 or more embeddings to take statistics of, got {len(images)}")
         for name, embeds in (("image", images), ("text", texts)):
             self.get_buffer(f"{name}_mean").copy_(embeds.mean(0))
-            self.get_buffer(f"{name}_deviation").copy_(embeds.std(0).clamp(min=_LEAST))
+            self.get_buffer(f"{name}_deviation").copy_(embeds.std(0).clamp(min=LEAST_DEVIATION))
 
     def standardize(self, images: Tensor) -> Tensor:
         """Raw image embeddings [B, D] to the space of the prior."""

@@ -12,13 +12,16 @@ import torch
 
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
 from dalle.data import DataConfig, EncodedConfig
+from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.options import SamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle.models.clip import CLIPConfig
 from dalle.models.dalle import DALLEConfig
+from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.diffusion_prior import DiffusionPriorConfig
+from dalle.models.upsampler import UpsamplerConfig
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.checkpoint.best import check_figure
 from dalle.training.distributed.powersgd import PowerSGDConfig
@@ -299,8 +302,87 @@ class PriorRecipe:
             )
 
 
-Recipe = TextTokenizerRecipe | ImageTokenizerRecipe | CLIPRecipe | DALLERecipe | PriorRecipe
-LoopRecipe = ImageTokenizerRecipe | CLIPRecipe | DALLERecipe | PriorRecipe
+@config
+class DiffusionRecipe:
+    stage: Literal["diffusion"]
+    model: DecoderConfig | UpsamplerConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    clip: str | None = None
+    """Decoder: folder of the CLIP whose embeddings are decoded (or a hub id); copied into the model folder."""
+    statistics_images: int = 2048
+    """Decoder: images of the training set, spread evenly over it, that mean and deviation of the embeddings are taken
+    of at the start."""
+    bpe_dropout: float = 0.0
+    """Decoder: chance of dropping a BPE merge in training."""
+    embedding_dropout: float = 0.1
+    """Decoder: chance that the embedding is replaced by a learnt one, for classifier-free guidance."""
+    caption_dropout: float = 0.5
+    """Decoder: chance that the caption is replaced by the empty one."""
+    embedding_noise: float = 0.1
+    """Decoder: deviation of the noise that is added to standardized embeddings, as a prior's guesses are not exact."""
+    blur: float = 0.6
+    """Upsampler: sigma, in pixels, of the Gaussian that small images are blurred by in training; 0 does not."""
+    crop: float = 0.25
+    """Upsampler: side of the random crops that it is trained on, over that of the images."""
+    loss_weight: Literal["uniform", "min_snr"] = "uniform"
+    """How squared errors of the steps are weighted; min_snr as arXiv 2303.09556."""
+    snr_gamma: float = 5.0
+    """min_snr: signal-to-noise ratio above which steps weigh no more."""
+    bound_weight: float = 1e-3
+    """Weight of the variational bound, in bits a dimension, where the variance is learnt (arXiv 2102.09672)."""
+    sampling: DiffusionSamplingConfig = field(default_factory=DiffusionSamplingConfig)
+    """How validations sample, and what the model folder is sampled with if nothing else is said."""
+    resume: Resume = False
+    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
+
+    def __post_init__(self) -> None:
+        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        other = "psnr" if isinstance(self.model, DecoderConfig) else "centered_cos"
+        if self.run.keep_best == other:
+            raise ValueError(f"run.keep_best is {other}, which the validation of a {self.model.kind} has not: take mse")
+        for name in ("embedding_dropout", "caption_dropout", "bpe_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        for name in ("embedding_noise", "blur", "bound_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.snr_gamma <= 0:
+            raise ValueError(f"snr_gamma is {self.snr_gamma}; it must be above 0")
+        if self.sampling.sampler.variance == "learned" and not self.model.learned_variance:
+            raise ValueError("sampling.sampler.variance is learned: set model.learned_variance=true, or take small")
+        if isinstance(self.model, DecoderConfig):
+            self._check_decoder()
+        else:
+            self._check_upsampler(self.model)
+
+    def _check_decoder(self) -> None:
+        if self.clip is None:
+            raise ValueError("clip is missing: a decoder is trained on the embeddings of a CLIP, name its folder")
+        if self.statistics_images < 2:
+            raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
+        if self.sampling.guidance != 1 and not self.embedding_dropout:
+            raise ValueError(
+                f"sampling.guidance is {self.sampling.guidance} but embedding_dropout is 0: guidance needs embeddings "
+                "that were dropped in training; set one of them (guidance 1 is none)"
+            )
+
+    def _check_upsampler(self, model: UpsamplerConfig) -> None:
+        if self.clip is not None:
+            raise ValueError(f"clip is {self.clip}: an upsampler reads no embeddings, leave it out")
+        if self.sampling.guidance != 1:
+            raise ValueError(f"sampling.guidance is {self.sampling.guidance}: an upsampler has none, set it to 1")
+        side = round(model.image_size * self.crop) if 0 < self.crop <= 1 else 0
+        if not side or side % model.unet.factor:
+            raise ValueError(
+                f"crop is {self.crop}: it must be above 0 and at most 1, and of {model.image_size} pixels leave a "
+                f"multiple of {model.unet.factor}"
+            )
+
+
+Recipe = TextTokenizerRecipe | ImageTokenizerRecipe | CLIPRecipe | DALLERecipe | PriorRecipe | DiffusionRecipe
+LoopRecipe = ImageTokenizerRecipe | CLIPRecipe | DALLERecipe | PriorRecipe | DiffusionRecipe
 
 STAGES: dict[str, type] = {
     "text_tokenizer": TextTokenizerRecipe,
@@ -308,6 +390,7 @@ STAGES: dict[str, type] = {
     "clip": CLIPRecipe,
     "dalle": DALLERecipe,
     "prior": PriorRecipe,
+    "diffusion": DiffusionRecipe,
 }
 
 
@@ -336,7 +419,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
 
 
 def tokens_per_image(recipe: LoopRecipe) -> int:
-    """Tokens that one pair is to a stage: of its caption (padding too) and of its image."""
+    """Tokens that one pair is to a stage: of its caption (padding too) and of its image; of a diffusion its pixels."""
     if isinstance(recipe, DALLERecipe):
         return recipe.model.text_length + recipe.model.grid[0] * recipe.model.grid[1]
     if isinstance(recipe, CLIPRecipe):
@@ -345,6 +428,8 @@ def tokens_per_image(recipe: LoopRecipe) -> int:
         model = recipe.model
         own = 3 if isinstance(model, DiffusionPriorConfig) else model.components or 0
         return model.text_length + 1 + own
+    if isinstance(recipe, DiffusionRecipe):
+        return recipe.model.image_size**2
     with torch.device("meta"):
         height, width = build(recipe.model).grid
     return height * width

@@ -106,6 +106,40 @@ PRIOR_AR = PRIOR | {
     "sampling": {},
 }
 del PRIOR_AR["model"]["schedule"]
+DECODER = {
+    "stage": "diffusion",
+    "model": {
+        "kind": "decoder",
+        "image_size": 8,
+        "unet": {"channels": 8, "channel_multipliers": [1, 2], "attention_levels": [1], "head_channels": 8},
+        "embed_dim": 16,
+        "text_width": 32,
+        "text_length": 16,
+        "context_width": 16,
+        "learned_variance": True,
+        "schedule": {"kind": "cosine", "steps": 50},
+    },
+    "data": {"kind": "shapes"},
+    "statistics_images": 64,
+    "bpe_dropout": 0.1,
+    "sampling": {"guidance": 2.0, "sampler": {"steps": 3}},
+    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
+    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
+}
+UPSAMPLER = {
+    "stage": "diffusion",
+    "model": {
+        "kind": "upsampler",
+        "image_size": 16,
+        "low_size": 8,
+        "unet": {"channels": 8, "channel_multipliers": [1, 2], "attention_levels": []},
+    },
+    "data": {"kind": "shapes"},
+    "crop": 0.5,
+    "sampling": {"sampler": {"steps": 3}},
+    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
+    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
+}
 
 
 NO_DROPOUT = ["model.transformer.dropout=0.0", "model.transformer.attention_dropout=0.0"]
@@ -162,6 +196,10 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _recipe(stage: str, tokenizers: dict[str, str], clip: str = "") -> dict:
+    if stage == "upsampler":
+        return UPSAMPLER
+    if stage == "decoder":
+        return DECODER | {"clip": clip}
     if stage in ("prior", "prior_ar"):
         return (PRIOR if stage == "prior" else PRIOR_AR) | {"clip": clip}
     if stage in ("vqgan", "dvae"):
@@ -173,7 +211,7 @@ def _recipe(stage: str, tokenizers: dict[str, str], clip: str = "") -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", ["vqgan", "dvae", "clip", "dalle", "prior", "prior_ar"])
+@pytest.mark.parametrize("stage", ["vqgan", "dvae", "clip", "dalle", "prior", "prior_ar", "decoder", "upsampler"])
 def test_resumed_equals_uninterrupted(
     stage: str, precision: str, tokenizers: dict[str, str], clip: str, tmp_path: Path
 ) -> None:
@@ -201,7 +239,7 @@ def test_resumed_equals_uninterrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vqgan", "dalle", "prior", "prior_ar"])
+@pytest.mark.parametrize("stage", ["vqgan", "dalle", "prior", "prior_ar", "decoder", "upsampler"])
 def test_two_micro_batches_equal_one_batch(stage: str, tokenizers: dict[str, str], clip: str, tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers, clip)))
     off = _without_dropout(stage)
@@ -211,7 +249,7 @@ def test_two_micro_batches_equal_one_batch(stage: str, tokenizers: dict[str, str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle", "prior", "prior_ar"])
+@pytest.mark.parametrize("stage", ["vqgan", "clip", "dalle", "prior", "prior_ar", "decoder", "upsampler"])
 def test_two_processes_equal_one(stage: str, tokenizers: dict[str, str], clip: str, tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe(stage, tokenizers, clip)))
     off = _without_dropout(stage)
@@ -226,6 +264,8 @@ def _without_dropout(stage: str) -> list[str]:
     """Options that leave out what depends on the process or on the order of calls."""
     if stage == "vqgan":
         return []
+    if stage in ("decoder", "upsampler"):
+        return ["bpe_dropout=0.0"]
     return ["bpe_dropout=0.0", *(NO_DROPOUT if stage == "dalle" else NO_DROPOUT[:1] if stage != "clip" else [])]
 
 

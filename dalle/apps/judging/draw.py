@@ -90,6 +90,7 @@ def _drawn(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) ->
     """Codes int32 [p, n, h, w] and, with a CLIP, scores [p, n], in the order of the seeds."""
     codes, scores = [], []
     for result in pipe(prompts, n=candidates, seed=seed):
+        assert result.codes is not None
         order = torch.tensor(result.seeds).argsort()
         codes.append(result.codes[order].int())
         if result.scores is not None:

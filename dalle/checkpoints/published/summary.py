@@ -23,7 +23,9 @@ from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from dalle.models.upsampler import Upsampler, UpsamplerConfig
 
 Stage = Literal["image_tokenizer", "clip", "dalle"]
 _SCHEMAS: dict[str, Any] = {
@@ -31,6 +33,7 @@ _SCHEMAS: dict[str, Any] = {
     "clip": CLIPConfig,
     "dalle": DALLEConfig,
     "prior": DiffusionPriorConfig | AutoregressivePriorConfig,
+    "diffusion": DecoderConfig | UpsamplerConfig,
 }
 
 
@@ -122,6 +125,10 @@ def without_weights(config: Any) -> nn.Module:
             return DiffusionPrior(config)
         if isinstance(config, AutoregressivePriorConfig):
             return AutoregressivePrior(config)
+        if isinstance(config, DecoderConfig):
+            return DiffusionDecoder(config)
+        if isinstance(config, UpsamplerConfig):
+            return Upsampler(config)
         return CLIP(config) if isinstance(config, CLIPConfig) else build(config)
 
 
@@ -129,6 +136,8 @@ def _own(folder: Path) -> str:
     """What a folder made by train.py or `convert` is."""
     content = model_folder.read_config(folder)
     stage = content.get("stage")
+    if stage == "unclip":
+        return "\n".join(["unclip", *(f"{name}: {_own(folder / name)}" for name in content.get("parts") or {})])
     if stage not in _SCHEMAS:
         raise ValueError(f"{folder / 'config.yaml'} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")
     config = from_dict(_SCHEMAS[stage], content.get("model") or {}, str(folder / "config.yaml"))

@@ -82,6 +82,14 @@ def denoised(kind: Predicts, alpha_bar: float, x: Tensor, output: Tensor) -> Den
     return Denoised(output, (x - signal * output) / sigma)
 
 
+def denoised_rows(kind: Predicts, schedule: Schedule, steps: Tensor, x: Tensor, output: Tensor) -> Tensor:
+    """The data of x_t, each sample [B, ...] at a step of its own, int64 [B]."""
+    if kind == "sample":
+        return output
+    signal, sigma = schedule.shares(steps, x)
+    return (x - sigma * output) / signal if kind == "epsilon" else signal * x - sigma * output
+
+
 def make_denoiser(
     network: Network,
     schedule: Schedule,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle.config import config
-from dalle.generation.diffusion.prediction import Denoiser
+from dalle.generation.diffusion.prediction import Denoised, Denoiser
 from dalle.generation.diffusion.spacing import Spacing, spaced_steps
 from dalle.generation.diffusion.steps import Variance, ddim_step, ddpm_step, dpm_solver_step
 from dalle.models.noise_schedule import Schedule
@@ -44,6 +44,11 @@ class SamplerConfig:
             raise ValueError(f"eta is {self.eta}; it must be from 0 (draws nothing) to 1 (as DDPM)")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta}, which is an option of sampler=ddim; sampler is {self.sampler}")
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws noise in each step."""
+        return self.sampler == "ddpm" or self.eta > 0
 
     def updated(self, **given: Any) -> SamplerConfig:
         """These options where they are given (not None), its own elsewhere."""
@@ -93,24 +98,35 @@ def sample_from(
 ) -> Tensor:
     """`sample` from a start x_T [B, ...] that is given; noise is needed by ddpm, and by ddim where eta is above 0."""
     steps = spaced_steps(len(schedule), options.steps, options.spacing)
-    draws = options.sampler == "ddpm" or options.eta > 0
-    if draws and noise is None:
+    if options.draws and noise is None:
         raise ValueError(f"sampler {options.sampler} with eta {options.eta} draws noise in each step: give some")
     x, before = start, None
     for done, (now, then) in enumerate(zip(steps, [*steps[1:], -1], strict=True)):
         found = denoise(x, now)
         a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)
-        drawn = noise() if draws and noise is not None and then >= 0 else None
-        if options.sampler == "ddim":
-            x = ddim_step(found, a, b, options.eta, drawn)
-        elif options.sampler == "ddpm":
-            x = ddpm_step(x, found, a, b, torch.zeros_like(x) if drawn is None else drawn, options.variance)
-        else:
-            x = dpm_solver_step(x, found, a, b, before)
-            before = found.x0, a
+        drawn = noise() if options.draws and noise is not None and then >= 0 else None
+        x = sampler_step(options, x, found, a, b, drawn, before)
+        before = found.x0, a
         if progress is not None:
             progress(done + 1, len(steps))
     return x
+
+
+def sampler_step(
+    options: SamplerConfig,
+    x: Tensor,
+    found: Denoised,
+    now: float,
+    then: float,
+    noise: Tensor | None,
+    before: tuple[Tensor, float] | None,
+) -> Tensor:
+    """One step of the sampler that the options name; arguments as those of `dalle.generation.diffusion.steps`."""
+    if options.sampler == "ddim":
+        return ddim_step(found, now, then, options.eta, noise)
+    if options.sampler == "ddpm":
+        return ddpm_step(x, found, now, then, torch.zeros_like(x) if noise is None else noise, options.variance)
+    return dpm_solver_step(x, found, now, then, before)
 
 
 @torch.no_grad()

@@ -40,6 +40,11 @@ FIGURES: dict[str, dict[str, bool]] = {
         "mean_centered_cos": _HIGHER,
         "frechet": _LOWER,
     },
+    "diffusion": {
+        "mse": _LOWER,
+        "centered_cos": _HIGHER,
+        "psnr": _HIGHER,
+    },
 }
 """Of each stage the figures of a validation, and whether more of one is better."""
 

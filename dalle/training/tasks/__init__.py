@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.training.distributed.fsdp import Sharding
-from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, LoopRecipe, PriorRecipe
+from dalle.training.recipe import (
+    CLIPRecipe,
+    DALLERecipe,
+    DiffusionRecipe,
+    ImageTokenizerRecipe,
+    LoopRecipe,
+    PriorRecipe,
+)
 from dalle.training.tasks.base import ContrastiveTask, Phase, Samples, Task
 from dalle.training.tasks.clip import CLIPTask
 from dalle.training.tasks.dalle import DALLETask
+from dalle.training.tasks.diffusion import DecoderTask, UpsamplerTask
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from dalle.training.tasks.prior import PriorTask
 
@@ -29,6 +38,10 @@ def build_task(recipe: LoopRecipe, device: torch.device, sharding: Sharding | No
         if sharding is not None:
             raise ValueError("fsdp is for stages clip and dalle: set run.sharding=none")
         return PriorTask(recipe, device)
+    if isinstance(recipe, DiffusionRecipe):
+        if sharding is not None:
+            raise ValueError("fsdp is for stages clip and dalle: set run.sharding=none")
+        return (DecoderTask if isinstance(recipe.model, DecoderConfig) else UpsamplerTask)(recipe, device)
     if isinstance(recipe, CLIPRecipe):
         return CLIPTask(recipe, device, sharding)
     assert isinstance(recipe, DALLERecipe)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import load_clip, prior_of
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
-from dalle.data import open_data
-from dalle.data.loader import Batch, evaluation_batches
+from dalle.data.loader import Batch
 from dalle.device import to_device
 from dalle.evaluation.priors import prior_figures
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for
@@ -27,6 +25,8 @@ from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
 from dalle.training.recipe import PriorRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Task
+from dalle.training.tasks.chance import PairRandom
+from dalle.training.tasks.clip_space import check_clip, training_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class PriorTask(Task):
     def __init__(self, recipe: PriorRecipe, device: torch.device):
         self.recipe, self.device = recipe, device
         self.clip = load_clip(recipe.clip, device).requires_grad_(False)
-        self._check_clip()
+        check_clip(recipe.model, self.clip, recipe.clip)
         images, texts = self._embeddings()
         config = recipe.model
         if isinstance(config, AutoregressivePriorConfig) and config.components is None:
@@ -64,28 +64,9 @@ class PriorTask(Task):
         self.image_size = self.clip.config.image_size
         self.tokens_per_image = tokens_per_image(replace(recipe, model=config))
 
-    def _check_clip(self) -> None:
-        model, clip = self.recipe.model, self.clip.config
-        if self.clip.tokenizer is None:
-            raise ValueError(f"{self.recipe.clip} has no text tokenizer: a prior is trained on captions")
-        for key, have, want in (
-            ("embed_dim", model.embed_dim, clip.embed_dim),
-            ("text_width", model.text_width, clip.text.width),
-            ("text_length", model.text_length, clip.text_length),
-        ):
-            if have != want:
-                raise ValueError(f"model.{key} is {have}, but {self.recipe.clip} needs {want}: set model.{key}={want}")
-
-    @torch.no_grad()
     def _embeddings(self) -> tuple[Tensor, Tensor]:
-        """Raw embeddings of images and captions of the training set, [N, D] each, for its statistics."""
-        data = open_data(self.recipe.data, "train", self.clip.config.image_size)
-        images: list[Tensor] = []
-        texts: list[Tensor] = []
-        for batch in evaluation_batches(data, 64, limit=self.recipe.statistics_images):
-            images.append(self.clip.encode_image(batch.unit_images(self.device), normalize=False))
-            texts.append(self.clip.encode_text(batch.captions, normalize=False))
-        return torch.cat(images), torch.cat(texts)
+        """Raw embeddings of images and captions, [N, D] each, that statistics are taken of."""
+        return training_embeddings(self.clip, self.recipe.data, self.recipe.statistics_images, self.device)
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:
@@ -93,16 +74,14 @@ class PriorTask(Task):
         recipe, tokenizer = self.recipe, self.clip.tokenizer
         assert tokenizer is not None
         ids = tokenizer.encode(batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds)
-        random = [np.random.default_rng((seed, _CHANCE)) for seed in batch.seeds]
-        chance = torch.from_numpy(np.stack([one.random(2, dtype=np.float32) for one in random]))
-        noise = np.stack([one.standard_normal(recipe.model.embed_dim, dtype=np.float32) for one in random])
-        dropped, place = to_device(self.device, chance).unbind(1)
+        random = PairRandom(batch.seeds, _CHANCE, self.device)
+        dropped, place = random.uniform(2).unbind(1)
         return Inputs(
             self.clip.encode_image(batch.unit_images(self.device), normalize=False),
             self.clip.text_states(to_device(self.device, ids)),
             dropped < recipe.caption_dropout,
             place,
-            to_device(self.device, torch.from_numpy(noise)),
+            random.normal(recipe.model.embed_dim),
         )
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:

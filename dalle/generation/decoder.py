@@ -1,0 +1,104 @@
+"""Images from embeddings, larger ones from small: how the diffusions of unCLIP are sampled. Knows no files, no words.
+
+Images are float [B, 3, H, W] in [-1, 1] here, as the networks have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+import torch
+from torch import Tensor
+
+from dalle.config import config
+from dalle.generation.diffusion.prediction import Denoiser, Limit, make_denoiser
+from dalle.generation.diffusion.sample import SamplerConfig
+from dalle.models.clip import TextStates
+from dalle.models.diffusion_decoder import DiffusionDecoder
+from dalle.models.noise_schedule import make_schedule
+from dalle.models.upsampler import Upsampler, enlarged
+
+
+@config
+class DiffusionSamplingConfig:
+    """How images are sampled."""
+
+    guidance: float = 1.0
+    """Classifier-free guidance scale of a decoder; 1 is none. Upsamplers have none."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Sampler and its steps."""
+    percentile: float | None = None
+    """Dynamic thresholding (arXiv 2205.11487, section 2.3): this share of the values, such as 0.995, is not clipped;
+    null clips predicted images at [-1, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance is {self.guidance}; it must be 0 or more (1 is no guidance)")
+        self.limit()  # raises where the percentile is out of range
+
+    def limit(self) -> Limit:
+        """Bounds of predicted images."""
+        return Limit(1.0) if self.percentile is None else Limit(float("inf"), self.percentile)
+
+
+def repeated(text: TextStates, count: int) -> TextStates:
+    """One caption `count` times."""
+    return TextStates(*(part.expand(count, *part.shape[1:]) for part in text))
+
+
+def decoder_denoiser(
+    decoder: DiffusionDecoder,
+    embeds: Tensor,
+    text: TextStates,
+    empty: TextStates,
+    guidance: float = 1.0,
+    limit: Limit | None = None,
+) -> Denoiser:
+    """A decoder as samplers call it.
+
+    Args:
+        decoder: in eval mode.
+        embeds: raw image embeddings [B, D].
+        text: of B captions; the empty one where there is nothing to be said.
+        empty: the caption "", of one row or of B.
+        guidance: classifier-free guidance scale. Without condition it knows neither embedding nor caption.
+        limit: bounds of predicted images; None leaves them, as inversion needs it.
+    """
+    standard, nobody = decoder.standardize(embeds), torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
+    nothing = repeated(empty, len(embeds)) if len(empty.states) == 1 else empty
+    return make_denoiser(
+        lambda x, steps: decoder(x, steps, standard, text),
+        make_schedule(decoder.config.schedule),
+        decoder.config.predicts,
+        unconditional=lambda x, steps: decoder(x, steps, standard, nothing, nobody),
+        guidance=guidance,
+        limit=limit,
+        learned_variance=decoder.config.learned_variance,
+    )
+
+
+def upsampler_denoiser(upsampler: Upsampler, low: Tensor, limit: Limit | None = None) -> Denoiser:
+    """An upsampler of small images [B, 3, h, h] as samplers call it."""
+    large = enlarged(low.clamp(-1, 1), upsampler.config.image_size)
+    return make_denoiser(
+        lambda x, steps: upsampler(x, steps, large),
+        make_schedule(upsampler.config.schedule),
+        upsampler.config.predicts,
+        limit=limit,
+        learned_variance=upsampler.config.learned_variance,
+    )
+
+
+def image_shape(model: DiffusionDecoder | Upsampler) -> tuple[int, int, int]:
+    """Shape of the images that a diffusion makes: what its noise has."""
+    return 3, model.config.image_size, model.config.image_size
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """From [-1, 1] to [0, 1], with what lies outside brought in."""
+    return ((images + 1) / 2).clamp(0, 1)
+
+
+def from_unit(images: Tensor) -> Tensor:
+    """And back."""
+    return 2 * images - 1

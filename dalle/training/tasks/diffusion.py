@@ -1,0 +1,243 @@
+"""Training the diffusions of unCLIP: the decoder from CLIP's embeddings to images, and the upsampler.
+
+Letters: B batch, H pixels a side.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dalle.checkpoints import model_folder
+from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.load import load_clip
+from dalle.checkpoints.tensors import Tensors
+from dalle.config import to_dict
+from dalle.data.loader import Batch
+from dalle.device import to_device
+from dalle.evaluation.metrics import psnr
+from dalle.generation.decoder import (
+    decoder_denoiser,
+    from_unit,
+    image_shape,
+    repeated,
+    to_unit,
+    upsampler_denoiser,
+)
+from dalle.generation.diffusion.prediction import Denoiser, denoised_rows, target
+from dalle.generation.diffusion.sample import candidate_noise, sample
+from dalle.images.grid import image_grid
+from dalle.images.transforms import gaussian_blur, resize_batch
+from dalle.models.clip import TextStates
+from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
+from dalle.models.noise_schedule import make_schedule
+from dalle.models.upsampler import Upsampler, UpsamplerConfig, enlarged
+from dalle.training.losses.diffusion import min_snr_weights, variational_bound
+from dalle.training.recipe import DiffusionRecipe, tokens_per_image
+from dalle.training.tasks.base import Phase, Samples, Task
+from dalle.training.tasks.chance import PairRandom
+from dalle.training.tasks.clip_space import check_clip, training_embeddings
+
+_CHANCE = 3  # so that a pair's seed gives its noise other numbers than its composition
+_SAMPLED = 16  # images of a validation that are sampled, which takes many passes each
+_GOLDEN = 0.6180339887498949  # its multiples modulo 1 lie evenly, however many there are
+
+
+@dataclass
+class Inputs:
+    images: Tensor  # [B, 3, H, H] in [-1, 1]
+    place: Tensor  # [B] in [0, 1), where among the steps
+    noise: Tensor  # as images
+    given: tuple[Any, ...]  # what else the network reads
+
+
+class DiffusionTask(Task):
+    """What both have in common: noise, losses, figures of sampled images."""
+
+    model: DiffusionDecoder | Upsampler
+
+    def __init__(self, recipe: DiffusionRecipe, model: DiffusionDecoder | Upsampler, device: torch.device):
+        self.recipe, self.device, self.model = recipe, device, model.to(device)
+        self.schedule = make_schedule(model.config.schedule)
+        self.state = nn.ModuleDict({"model": self.model})
+        self.phases = [Phase("diffusion", self.model, recipe.optim)]
+        self.tokens_per_image = tokens_per_image(recipe)
+
+    @abstractmethod
+    def _condition(self, batch: Batch) -> tuple[Tensor, tuple[Any, ...]]:
+        """Images [B, 3, H, H] in [-1, 1] as they are, and what the network reads of them, with nothing left out."""
+
+    @abstractmethod
+    def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
+        """Rows of images in [0, 1], those that are sampled last, and figures of them."""
+
+    def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of what is predicted, weighted; and the variational bound for a learnt variance."""
+        config = self.model.config
+        steps = (inputs.place * len(self.schedule)).long()
+        noised = self.schedule.add_noise(inputs.images, inputs.noise, steps)
+        output = self.model(noised, steps, *inputs.given)
+        mean, variance = output.chunk(2, dim=1) if config.learned_variance else (output, None)
+        wanted = target(config.predicts, self.schedule, inputs.images, inputs.noise, steps)
+        errors = (mean - wanted).square().flatten(1).mean(1)
+        figures = {"mse": errors.mean()}
+        if self.recipe.loss_weight == "min_snr":
+            errors = errors * min_snr_weights(self.schedule, steps, config.predicts, self.recipe.snr_gamma)
+        total = errors.mean()
+        if variance is not None:
+            # The bound teaches the variance alone (arXiv 2102.09672, section 3.1)
+            known = denoised_rows(config.predicts, self.schedule, steps, noised, mean.detach())
+            bound = variational_bound(self.schedule, inputs.images, noised, steps, known, variance).mean()
+            figures["bits"] = bound * len(self.schedule)
+            total = total + self.recipe.bound_weight * figures["bits"]
+        return total, figures
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Mean squared error over all images, each at a step and with noise of its own; figures of sampled ones."""
+        errors: list[Tensor] = []
+        figures: dict[str, float] = {}
+        for batch in batches:
+            first = len(errors)
+            count = len(batch.captions)
+            images, given = self._condition(batch)
+            place = (torch.arange(first, first + count) + 1) * _GOLDEN % 1
+            noise = candidate_noise(range(first, first + count), images.shape[1:], self.device)()
+            steps = (place.to(self.device) * len(self.schedule)).long()
+            output = model(self.schedule.add_noise(images, noise, steps), steps, *given)[:, :3]
+            wanted = target(self.model.config.predicts, self.schedule, images, noise, steps)
+            errors += (output - wanted).square().flatten(1).mean(1).unbind()
+            if not first:
+                figures = self._sampled(model, _first(batch, _SAMPLED))[1]
+        return {"mse": torch.stack(errors).mean().item()} | figures
+
+    @torch.no_grad()
+    def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
+        rows, figures = self._sampled(model, _first(batch, _SAMPLED))
+        return Samples(image_grid(rows), figures)
+
+    def _drawn(self, denoise: Denoiser, count: int) -> Tensor:
+        """`count` images in [0, 1] with the same seeds each time."""
+        noise = candidate_noise(range(count), image_shape(self.model), self.device)
+        return to_unit(sample(denoise, self.schedule, self.recipe.sampling.sampler, noise))
+
+    def _config(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {"stage": recipe.stage, "model": to_dict(recipe.model), "sampling": to_dict(recipe.sampling)}
+
+
+class DecoderTask(DiffusionTask):
+    model: DiffusionDecoder
+
+    def __init__(self, recipe: DiffusionRecipe, device: torch.device):
+        assert isinstance(recipe.model, DecoderConfig) and recipe.clip is not None
+        self.clip = load_clip(recipe.clip, device).requires_grad_(False)
+        check_clip(recipe.model, self.clip, recipe.clip)
+        super().__init__(recipe, DiffusionDecoder(recipe.model), device)
+        self.image_size = max(self.clip.config.image_size, recipe.model.image_size)
+        self.model.fit(training_embeddings(self.clip, recipe.data, recipe.statistics_images, device)[0])
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """What is left to chance comes from each pair's seed, whatever process has it."""
+        recipe, random = self.recipe, PairRandom(batch.seeds, _CHANCE, self.device)
+        place, dropped, silent = random.uniform(3).unbind(1)
+        noise = random.normal(*image_shape(self.model))
+        captions = [
+            "" if empty else caption
+            for caption, empty in zip(batch.captions, (silent < recipe.caption_dropout).tolist(), strict=True)
+        ]
+        images, (embeds, text) = self._condition(replace(batch, captions=captions), recipe.bpe_dropout)
+        # A prior's guesses are not exact
+        embeds = embeds + recipe.embedding_noise * random.normal(embeds.shape[1])
+        return Inputs(images, place, noise, (embeds, text, dropped < recipe.embedding_dropout))
+
+    @torch.no_grad()
+    def _condition(self, batch: Batch, bpe_dropout: float = 0.0) -> tuple[Tensor, tuple[Any, ...]]:
+        images = batch.unit_images(self.device)
+        embeds = self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
+        text = self._text(batch.captions, bpe_dropout, batch.seeds)
+        return from_unit(resize_batch(images, self.model.config.image_size)), (self.model.standardize(embeds), text)
+
+    def _text(self, captions: list[str], dropout: float = 0.0, seeds: list[int] | None = None) -> TextStates:
+        tokenizer = self.clip.tokenizer
+        assert tokenizer is not None
+        ids = tokenizer.encode(captions, self.clip.config.text_length, dropout=dropout, seed=seeds)
+        return self.clip.text_states(to_device(self.device, ids))
+
+    def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
+        """From the images' own embeddings: how far the decoded image has the embedding that it was made of."""
+        assert isinstance(model, DiffusionDecoder)
+        count = len(batch.captions)
+        large = resize_batch(batch.unit_images(self.device), self.clip.config.image_size)
+        embeds = self.clip.encode_image(large, normalize=False)
+        empty = repeated(self._text([""]), count)
+        options = self.recipe.sampling
+        text = self._text(batch.captions)
+        denoise = decoder_denoiser(model, embeds, text, empty, options.guidance, options.limit())
+        drawn = self._drawn(denoise, count)
+        again = self.clip.encode_image(resize_batch(drawn, self.clip.config.image_size), normalize=False)
+        cosine = F.cosine_similarity(embeds - model.image_mean, again - model.image_mean, dim=-1).mean().item()
+        return [resize_batch(large, model.config.image_size), drawn], {"centered_cos": cosine}
+
+    def export(self, folder: Path, weights: Tensors) -> None:
+        assert self.recipe.clip is not None
+        model_folder.save(folder, self._config(), weights, parts={"clip": resolve(self.recipe.clip)})
+
+
+class UpsamplerTask(DiffusionTask):
+    model: Upsampler
+
+    def __init__(self, recipe: DiffusionRecipe, device: torch.device):
+        assert isinstance(recipe.model, UpsamplerConfig)
+        super().__init__(recipe, Upsampler(recipe.model), device)
+        self.image_size = recipe.model.image_size
+
+    @torch.no_grad()
+    def inputs(self, batch: Batch) -> Inputs:
+        """Crops of images beside the same crops of their small versions, which are blurred (section 2.1)."""
+        random, size = PairRandom(batch.seeds, _CHANCE, self.device), self.model.config.image_size
+        place, top, left = random.uniform(3).unbind(1)
+        images, (large,) = self._condition(batch, self.recipe.blur)
+        side = round(size * self.recipe.crop)
+        pairs = crops(torch.cat((images, large), dim=1), top, left, side)
+        images, large = pairs.chunk(2, dim=1)
+        return Inputs(images, place, random.normal(3, side, side), (large,))
+
+    def _condition(self, batch: Batch, blur: float = 0.0) -> tuple[Tensor, tuple[Any, ...]]:
+        images = from_unit(batch.unit_images(self.device))
+        low = self._low(images)
+        return images, (enlarged(gaussian_blur(low, blur) if blur else low, self.image_size),)
+
+    def _low(self, images: Tensor) -> Tensor:
+        return from_unit(resize_batch(to_unit(images), self.model.config.low_size))
+
+    def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
+        """From the images in small: how near they come, and how near plain resizing does."""
+        assert isinstance(model, Upsampler)
+        images, (large,) = self._condition(batch)
+        drawn = self._drawn(upsampler_denoiser(model, self._low(images), self.recipe.sampling.limit()), len(images))
+        unit, plain = to_unit(images), to_unit(large)
+        figures = {"psnr": psnr(unit, drawn).mean().item(), "bicubic_psnr": psnr(unit, plain).mean().item()}
+        return [unit, plain, drawn], figures
+
+    def export(self, folder: Path, weights: Tensors) -> None:
+        model_folder.save(folder, self._config(), weights)
+
+
+def crops(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """Squares of images [B, C, H, H] at places in [0, 1), float [B] each, evenly over all that lie within."""
+    room = images.shape[-1] - side + 1
+    rows, columns = (top * room).long().tolist(), (left * room).long().tolist()
+    cut = [image[:, y : y + side, x : x + side] for image, y, x in zip(images, rows, columns, strict=True)]
+    return torch.stack(cut)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    return Batch(batch.images[:count], batch.captions[:count], batch.seeds[:count], [])
