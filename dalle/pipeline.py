@@ -6,7 +6,7 @@ Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of an ima
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import SHIPPED
 from dalle.device import pick_device
-from dalle.generation.generate import generate
+from dalle.generation.generate import Progress, Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.rerank import best, score
 from dalle.image_tokenizers import ImageTokenizer
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 _DECODE_BATCH = 32  # images at a time through the image tokenizer and CLIP
 
-Progress = Callable[[int, int], None]
-"""Called after each step with the image tokens drawn so far and in all, over all candidates."""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -48,6 +45,38 @@ class Result:
     scores: list[float] | None  # CLIP's cosine with the prompt, or a SigLIP's probability that they fit; None without
     codes: Tensor | None  # int64 [K, h, w], on the CPU; None of a diffusion
     seeds: list[int]  # each draws its image again by itself: seed=..., n=1
+
+    def best(self, keep: int) -> Result:
+        """The `keep` images with the highest scores, best first; without scores the first ones."""
+        order = best(self.scores, keep) if self.scores is not None else list(range(keep))
+        return Result(
+            prompt=self.prompt,
+            images=[self.images[i] for i in order],
+            scores=None if self.scores is None else [self.scores[i] for i in order],
+            codes=None if self.codes is None else self.codes[order],
+            seeds=[self.seeds[i] for i in order],
+        )
+
+
+@dataclass(frozen=True)
+class Start:
+    """What candidates keep of a given image."""
+
+    codes: Tensor  # int64 [h, w], or [K, h, w] for each of K candidates
+    kept: Tensor  # bool [h, w], on the CPU: codes that are not drawn
+    original: Tensor | None = None  # [3, H, W] in [0, 1], the pixels that are pasted back
+    redrawn: Tensor | None = None  # bool [H, W]: pixels that are not pasted back; None: no pixel is
+
+
+@dataclass(frozen=True)
+class Request:
+    """Candidates of one prompt, with options of their own."""
+
+    prompt: str
+    seeds: tuple[int, ...]  # K of them, at least one; each is a candidate
+    sampling: SamplingConfig
+    start: Start | None = None  # made by `TextToImage.start`
+    scored: bool = True  # whether CLIP, if there is one, scores them
 
 
 class TextToImage:
@@ -185,22 +214,48 @@ class TextToImage:
             **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
         )
         sampling = self.sampling.updated(**options)
-        start = self._start(image, keep_rows, mask)
+        start = self.start(image, keep_rows, mask)
+        seeds = tuple(range(seed, seed + n))
+        requests = [Request(prompt, seeds, sampling, start) for prompt in prompts]
+        return [result.best(keep) for result in self.draw(requests, engine, progress=progress)]
+
+    @torch.no_grad()
+    def draw(
+        self,
+        requests: Sequence[Request],
+        engine: EngineOptions = EngineOptions(),
+        *,
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+    ) -> list[Result]:
+        """Draw requests with different options together, each candidate as it is alone.
+
+        Args:
+            requests: at least one. Requests that keep equally many tokens at the start of their images are best drawn
+                together: what all keep is run at once.
+            engine: speed and memory, on which no image depends.
+            progress: called after each step.
+            watch: called after each step with the codes so far; what it raises ends the work.
+
+        Returns:
+            A result for each request, its candidates in the order of their seeds.
+
+        Raises:
+            ValueError: there is no request, or one without seeds.
+        """
+        forced, kept = self._forced(requests)
         codes = generate(
             self.model,
-            self._read(prompts),
-            [list(range(seed, seed + n))] * len(prompts),
-            sampling,
+            self._read([request.prompt for request in requests]),
+            [request.seeds for request in requests],
+            [request.sampling for request in requests],
             engine,
-            forced=None if start is None else start.codes,
-            forced_mask=None if start is None else start.kept,
+            forced=forced,
+            forced_mask=kept,
             progress=progress,
+            watch=watch,
         )  # [B, h, w]
-        pixels, scores = self._finish(codes, [prompt for prompt in prompts for _ in range(n)], start)
-        return [
-            ranked(prompt, pixels[part], None if scores is None else scores[part], codes[part].cpu(), seed, keep)
-            for prompt, part in ((prompt, slice(i * n, (i + 1) * n)) for i, prompt in enumerate(prompts))
-        ]
+        return self._finish(codes, requests)
 
     def _read(self, prompts: list[str]) -> Tensor:
         """Prompts to ids [P, T], or features [P, T, C]; those that are cut are named in the log.
@@ -219,8 +274,13 @@ class TextToImage:
             rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
         return tokenizer.padded(rows, length)
 
-    def _start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> _Start | None:
-        """What candidates keep of `image`."""
+    @torch.no_grad()
+    def start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> Start | None:
+        """What candidates keep of `image`, given as for a call; None without an image.
+
+        Raises:
+            ValueError: the three do not go together.
+        """
         if image is None:
             if keep_rows is not None or mask is not None:
                 raise ValueError(f"{'mask' if keep_rows is None else 'keep_rows'} needs an image to keep something of")
@@ -240,21 +300,50 @@ class TextToImage:
             kept = F.adaptive_max_pool2d(redrawn[None].float(), (rows, columns))[0] == 0
         original = square_tensor(image, self.image_size).to(self.image_tokenizer.last_layer.device)
         codes = self.image_tokenizer.encode(original[None])[0]
-        return _Start(original, codes, kept, redrawn)
+        return Start(codes, kept, original, redrawn)
 
-    def _finish(self, codes: Tensor, prompts: list[str], start: _Start | None) -> tuple[Tensor, Tensor | None]:
-        """Codes [B, h, w] of B prompts -> images uint8 [B, H, W, 3] and, with CLIP, scores [B], on the CPU."""
-        pixels, scores = [], []
+    def _forced(self, requests: Sequence[Request]) -> tuple[Tensor | None, Tensor | None]:
+        """Codes int64 [B, h, w], and bool which of them are kept, on the CPU; None if no request has any."""
+        if all(request.start is None for request in requests):
+            return None, None
+        none = torch.zeros(self.image_tokenizer.grid, dtype=torch.int64)
+        starts = [request.start or Start(none, none.bool()) for request in requests]
+        counts = [len(request.seeds) for request in requests]
+        codes = [start.codes.cpu().expand(count, -1, -1) for start, count in zip(starts, counts, strict=True)]
+        kept = [start.kept.expand(count, -1, -1) for start, count in zip(starts, counts, strict=True)]
+        return torch.cat(codes), torch.cat(kept)
+
+    def _finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
+        """Codes [B, h, w] of all requests' candidates as images with scores."""
+        owners = [request for request in requests for _ in request.seeds]  # [B]
+        pixels: list[Tensor] = []
+        scores: list[float | None] = []
         for first in range(0, len(codes), _DECODE_BATCH):
-            part = slice(first, first + _DECODE_BATCH)
-            images = self.image_tokenizer.decode(codes[part]).float()
-            if start is not None and start.redrawn is not None:
-                images = torch.where(start.redrawn.to(images.device), images, start.original)
-            pixels.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
-            if self.clip is not None:
-                cosines = score(self.clip, images, prompts[part])
-                scores.append(self.clip.probabilities(cosines) if self.clip.config.sigmoid else cosines)
-        return torch.cat(pixels), torch.cat(scores) if scores else None
+            own = owners[first : first + _DECODE_BATCH]
+            images = self.image_tokenizer.decode(codes[first : first + _DECODE_BATCH]).float()
+            images = torch.stack([_pasted(image, owner.start) for image, owner in zip(images, own, strict=True)])
+            pixels.extend((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            scores.extend(self._scores(images, own))
+        results, at = [], 0
+        for request in requests:
+            part = slice(at, at + len(request.seeds))
+            at = part.stop
+            given = [value for value in scores[part] if value is not None]
+            drawn = [Image.fromarray(one.numpy()) for one in pixels[part]]
+            results.append(Result(request.prompt, drawn, given or None, codes[part].cpu(), list(request.seeds)))
+        return results
+
+    def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
+        """CLIP's score of each image [B, 3, H, W] that wants one."""
+        rows = [i for i, owner in enumerate(owners) if owner.scored]
+        found: list[float | None] = [None] * len(owners)
+        if self.clip is None or not rows:
+            return found
+        cosines = score(self.clip, images[rows], [owners[i].prompt for i in rows])
+        values = self.clip.probabilities(cosines) if self.clip.config.sigmoid else cosines
+        for i, value in zip(rows, values.tolist(), strict=True):
+            found[i] = value
+        return found
 
 
 def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:
@@ -289,14 +378,11 @@ def _check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What candidates keep of a given image."""
-
-    original: Tensor  # [3, H, W] in [0, 1]
-    codes: Tensor  # int64 [h, w]
-    kept: Tensor  # bool [h, w]: codes that are not drawn
-    redrawn: Tensor | None  # bool [H, W]: pixels that are not pasted back; None: no pixel is
+def _pasted(image: Tensor, start: Start | None) -> Tensor:
+    """A decoded image [3, H, W], with the pixels of the original where nothing was to change."""
+    if start is None or start.redrawn is None or start.original is None:
+        return image
+    return torch.where(start.redrawn.to(image.device), image, start.original.to(image.device))
 
 
 def whole_rows(keep_rows: float, rows: int) -> int:
@@ -314,18 +400,6 @@ def whole_rows(keep_rows: float, rows: int) -> int:
             f"or a whole number of rows from 1 to {rows - 1}"
         )
     return count
-
-
-def ranked(prompt: str, pixels: Tensor, scores: Tensor | None, codes: Tensor | None, seed: int, keep: int) -> Result:
-    """The best `keep` of a prompt's candidates, uint8 [n, H, W, 3] with codes [n, h, w]."""
-    order = best(scores, keep) if scores is not None else list(range(keep))
-    return Result(
-        prompt=prompt,
-        images=[Image.fromarray(pixels[i].numpy()) for i in order],
-        scores=None if scores is None else [float(scores[i]) for i in order],
-        codes=None if codes is None else codes[order],
-        seeds=[seed + i for i in order],
-    )
 
 
 def _size(image: Image.Image) -> str:

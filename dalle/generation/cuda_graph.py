@@ -19,6 +19,9 @@ from dalle.models.dalle import DALLE
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 
+Expand = Callable[[Tensor, int], Tensor]
+"""Ids of the candidates [B, n] and a number of rows -> ids of the batch's rows."""
+
 Record = Callable[[Callable[[], None], Callable[[], None]], Callable[[], object]]
 """From a function that may be tried, and the one to record, to what repeats the latter without Python."""
 
@@ -105,21 +108,30 @@ class StaticDecodeStep:
         codes: int64 [B, N], what is drawn is written in.
     """
 
-    def __init__(self, model: DALLE, choose: Choose, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor):
+    def __init__(
+        self,
+        model: DALLE,
+        choose: Choose,
+        expand: Expand,
+        cache: KVCache,
+        codes: Tensor,
+        keep: Tensor,
+        uniform: Tensor,
+    ) -> None:
         """Prepare for batches like this one.
 
         Args:
             model: what draws.
             choose: from logits [rows, 1, V] and uniform numbers [B, 1] to codes [B, 1]; may not wait for the device.
-            cache: of `rows` rows, B or 2 B with guidance; its memory is written on.
+            expand: from ids of B candidates to those of `rows` rows.
+            cache: of `rows` rows, B and the guided ones once more; its memory is written on.
             codes: int64 [B, N].
             keep: bool [B, N], True where the code is given.
             uniform: [B, N] in [0, 1).
         """
-        self.model, self.choose = model, choose
+        self.model, self.choose, self.expand = model, choose, expand
         self.cache = StaticCache(cache)
         self.codes, self.keep, self.uniform = codes.clone(), keep.clone(), uniform.clone()
-        self.guided = cache.keys.shape[1] > len(codes)
 
     def load(self, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor) -> None:
         """Begin another batch in the same cache: what it holds, and codes up to that, are there."""
@@ -131,7 +143,7 @@ class StaticDecodeStep:
         """Add the code before to the cache, and draw the next."""
         at = self.cache.index - (self.model.config.prefix_length - 1)  # of the code that is drawn
         ids = self.codes.index_select(1, at - 1)
-        logits = self.model.extend_each(torch.cat((ids, ids)) if self.guided else ids, self.cache)
+        logits = self.model.extend_each(self.expand(ids, self.cache.keys.shape[1]), self.cache)
         drawn = self.choose(logits, self.uniform.index_select(1, at))
         self.codes.index_copy_(1, at, torch.where(self.keep.index_select(1, at), self.codes.index_select(1, at), drawn))
 
@@ -192,35 +204,37 @@ class CudaGraphDecoder:
         uniform: Tensor,
         lead: int,
         step: Callable[[int], None],
+        expand: Expand,
     ) -> None:
         """Fill in codes [B, N] from `lead` on where `keep` [B, N] is False.
 
         Args:
-            cache: holds all before `lead`; of B rows, or 2 B with guidance.
+            cache: holds all before `lead`; of B rows, and the guided ones once more.
             logits: of token `lead`, [rows, 1, V].
             codes: int64, written.
             keep: bool, True where the code is given.
             uniform: [B, N] in [0, 1).
             lead: the first token to draw, below N.
             step: called with B after each token.
+            expand: from ids of B candidates to those of the cache's rows.
         """
         first = slice(lead, lead + 1)
         drawn = self.choose(logits, uniform[:, first])
         codes[:, first] = torch.where(keep[:, first], codes[:, first], drawn)
         step(len(codes))
-        repeated = self._step(cache, codes, keep, uniform)
+        repeated = self._step(cache, codes, keep, uniform, expand)
         for held in range(cache.position, cache.position + codes.shape[1] - lead - 1):
             repeated.draw(held)
+            codes.copy_(repeated.step.codes)  # who is told of the step may look at them
             step(len(codes))
-        codes.copy_(repeated.step.codes)
 
-    def _step(self, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor) -> GraphedStep:
+    def _step(self, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor, expand: Expand) -> GraphedStep:
         """The step for such a batch, which begins with this one."""
         if cache.keys.data_ptr() != self.memory:
             self.memory, self.made = cache.keys.data_ptr(), {}
         key = cache.keys.shape[1], codes.shape[1]
         if key not in self.made:
-            static = StaticDecodeStep(self.model, self.choose, cache, codes, keep, uniform)
+            static = StaticDecodeStep(self.model, self.choose, expand, cache, codes, keep, uniform)
             self.made[key] = GraphedStep(static, self.record, self.compiled)
         self.made[key].step.load(cache, codes, keep, uniform)
         return self.made[key]

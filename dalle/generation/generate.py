@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dalle.generation import cuda_graph
 from dalle.generation.batching import plan_batches
+from dalle.generation.choice import Choice
 from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.jacobi import jacobi_decode
 from dalle.generation.options import EngineOptions, SamplingConfig
-from dalle.generation.sampling import guide, sample
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import packed
 from dalle.models.dalle import DALLE
@@ -25,18 +24,23 @@ from dalle.models.dalle import DALLE
 Progress = Callable[[int, int], None]
 """Called after each step with the image tokens drawn so far and in all, over all candidates."""
 
+Watch = Callable[[Tensor, int], None]
+"""Called after each step with the codes [B, N] of the batch at work, and how many of the first N are drawn; read only.
+What it raises ends the work."""
+
 
 @torch.no_grad()
 def generate(
     model: DALLE,
     text: Tensor,
     seeds: Sequence[Sequence[int]],
-    sampling: SamplingConfig = SamplingConfig(),
+    sampling: SamplingConfig | Sequence[SamplingConfig] = SamplingConfig(),
     engine: EngineOptions = EngineOptions(),
     *,
     forced: Tensor | None = None,
     forced_mask: Tensor | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Draw one image's codes for each seed.
 
@@ -49,13 +53,15 @@ def generate(
         text: the prompts' ids, int [P, <= T], or features, float [P, <= T, C].
         seeds: for each prompt the seeds of its candidates, at least one.
         sampling: how codes are drawn from logits. Guidance is classifier-free, on the image logits, `u + guidance *
-            (c - u)` with u from the null caption (`DALLE.null_text`); 1 runs no null caption, 0 is that alone.
+            (c - u)` with u from the null caption (`DALLE.null_text`); 1 runs no null caption, 0 is that alone. One
+            for all, or one for each prompt.
         engine: speed and memory, on which the codes do not depend.
         forced: int codes to keep, for all candidates, for each prompt's or for each candidate: [N], [P, N] or [B, N]
             (or with h, w in place of N).
         forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
             rows of an image, mark these rows.
         progress: called after each step, so that its calls count the steps.
+        watch: called after each step with the codes so far.
 
     Returns:
         int64 codes [B, h, w] on the model's device: the first prompt's candidates in the order of its seeds, then the
@@ -68,115 +74,123 @@ def generate(
     if len(seeds) != len(text) or not seeds or not all(seeds):
         counts = [len(one) for one in seeds]
         raise ValueError(f"{len(text)} prompts with {counts} seeds; give each prompt at least one seed")
+    own = [sampling] * len(text) if isinstance(sampling, SamplingConfig) else list(sampling)
+    if len(own) != len(text):
+        raise ValueError(f"{len(own)} options of sampling for {len(text)} prompts; give one for all, or one for each")
     height, width = model.config.grid
-    prompts = [prompt for prompt, own in enumerate(seeds) for _ in own]  # [B] whose candidate
+    length = height * width
+    prompts = [prompt for prompt, candidates in enumerate(seeds) for _ in candidates]  # [B] whose candidate
     given, keep, lead = _forced(model, forced, forced_mask, len(text), prompts)
     uniform = torch.stack(
-        [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
+        [torch.rand(length, generator=torch.Generator().manual_seed(seed)) for several in seeds for seed in several]
     )
     device = model.image_head.weight.device
-    window = min(engine.window, height * width)
-    options = _Choice(sampling, torch.zeros((), dtype=torch.bool, device=device))
-    steps = cuda_graph.cuda_graph_decoder(model, options.choose, engine.compiled)
-    blocks = FusedBlocks(model.transformer) if device.type == "cpu" else None
-    batch_size, pack = plan_batches(
-        model, len(prompts), lead, sampling.guides(lead), engine.batch_size, engine.max_memory, window
-    )
-    rows = batch_size * window * (2 if sampling.guides(lead) else 1)
-    done, total = 0, len(prompts) * (height * width - lead)
+    window = min(engine.window, length)
+    failed = torch.zeros((), dtype=torch.bool, device=device)
+    samplings = [own[prompt] for prompt in prompts]
+    guided = any(one.guides(lead) for one in own)
+    batch_size, pack = plan_batches(model, len(prompts), lead, guided, engine.batch_size, engine.max_memory, window)
+    run = _Run(model, engine, window, FusedBlocks(model.transformer) if device.type == "cpu" else None)
+    done, total = 0, len(prompts) * (length - lead)
 
-    def step(count: int) -> None:
+    def step(codes: Tensor, settled: int, count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
             progress(done, total)
+        if watch is not None:
+            watch(codes, settled)
 
     training = model.training
     model.eval()
     try:
         states = _TextStates(model, text.to(device))
         batches = []
-        with packed(model, rows) if pack else nullcontext():
+        with packed(model, batch_size * window * (2 if guided else 1)) if pack else nullcontext():
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
                 codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
-                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, window, step, steps, blocks)
-                options.check()
+                choice = Choice(samplings[part], lead, length, failed)
+                run.batch(states, prompts[part], codes, kept, numbers, lead, choice, step)
+                choice.check()
                 batches.append(codes)
     finally:
         model.train(training)
     return torch.cat(batches).view(-1, height, width)
 
 
-class _Choice(NamedTuple):
-    """Codes from logits."""
-
-    sampling: SamplingConfig
-    failed: Tensor
-    """Bool scalar on the model's device: some logits were no distribution."""
-
-    def check(self) -> None:
-        """Refuse what was drawn from logits that are not finite; this waits for the device."""
-        if self.failed:
-            raise ValueError(
-                "the model's logits are nan or infinite, so no code can be drawn from them: its training has diverged, "
-                "or it overflows in float16 (then draw in float32 or bfloat16)"
-            )
-
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Codes [B, n] that uniform numbers [B, n] draw from logits [B, n, V], or from [2 B, n, V] with guidance."""
-        own = logits.float()
-        if len(own) > len(uniform):
-            conditional, unconditional = own.chunk(2)
-            own = guide(conditional, unconditional, self.sampling.guidance)
-        drawn = sample(own.flatten(0, 1), uniform.flatten(), self.sampling, self.failed)
-        return drawn.view(uniform.shape)
+Step = Callable[[Tensor, int, int], None]
+"""Told of codes [B, N], how many of the first N are drawn, and how many have come over all candidates in this step."""
 
 
-def _draw(
-    model: DALLE,
-    states: _TextStates,
-    prompts: list[int],
-    codes: Tensor,
-    keep: Tensor,
-    uniform: Tensor,
-    lead: int,
-    options: _Choice,
-    window: int,
-    step: Callable[[int], None],
-    steps: cuda_graph.CudaGraphDecoder | None,
-    blocks: FusedBlocks | None,
-) -> None:
-    """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
-    sampling, length = options.sampling, codes.shape[1]
-    guided = sampling.guides(lead)
-    cache, first = states.start(prompts, guided)
-    logits = first[:, None]  # [rows, 1, V]
+class _Run:
+    """Draws batch after batch with one model."""
 
-    def both(ids: Tensor) -> Tensor:
-        return torch.cat((ids, ids)) if guided else ids
+    def __init__(self, model: DALLE, engine: EngineOptions, window: int, blocks: FusedBlocks | None) -> None:
+        self.model, self.engine, self.window, self.blocks = model, engine, window, blocks
+        self.recorded: tuple[SamplingConfig, cuda_graph.CudaGraphDecoder | None] | None = None
 
-    def run(ids: Tensor, start: int) -> Tensor:
-        cache.position = model.config.prefix_length + start
-        return model.extend_each(both(ids), cache, blocks)
+    def batch(
+        self,
+        states: _TextStates,
+        prompts: list[int],
+        codes: Tensor,
+        keep: Tensor,
+        uniform: Tensor,
+        lead: int,
+        choice: Choice,
+        step: Step,
+    ) -> None:
+        """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
+        length = codes.shape[1]
+        cache, first = states.start(prompts, choice.guided.tolist())
+        logits = first[:, None]  # [rows, 1, V]
+        graphs = self._graphs(choice)
 
-    if 0 < lead < length:
-        logits = model.extend(both(codes[:, :lead]), cache, blocks)[:, None]
-    change = lead if not guided else length if sampling.guidance_until is None else min(sampling.guidance_until, length)
-    for begin, end in ((lead, change), (change, length)):  # with guidance, without it
-        if begin == end:
-            continue
-        if guided and not sampling.guides(begin):
-            guided, cache = False, cache.rows(0, len(codes))
-        if begin > lead:
-            logits = run(codes[:, begin - 1 : begin], begin - 1)
-        part = codes[:, :end], keep[:, :end], uniform[:, :end]
-        if window > 1:
-            jacobi_decode(run, options.choose, logits, *part, begin, window, step)
-        elif steps is not None:
-            steps.draw(cache, logits, *part, begin, step)
-        else:
-            _one_by_one(run, options.choose, logits, *part, begin, step)
+        def run(ids: Tensor, start: int) -> Tensor:
+            cache.position = self.model.config.prefix_length + start
+            return self.model.extend_each(choice.expand(ids, cache.keys.shape[1]), cache, self.blocks)
+
+        if 0 < lead < length:
+            ids = choice.expand(codes[:, :lead], cache.keys.shape[1])
+            logits = self.model.extend(ids, cache, self.blocks)[:, None]
+        ends = [*choice.ends, length]
+        for begin, end in zip([lead, *ends], ends, strict=False):  # with fewer guided candidates from one to the next
+            if begin == end:
+                continue
+            if begin > lead:
+                cache = cache.rows(0, choice.rows(begin))
+                logits = run(codes[:, begin - 1 : begin], begin - 1)
+            part = codes[:, :end], keep[:, :end], uniform[:, :end]
+
+            def told(count: int, settled: int) -> None:
+                step(codes, settled, count)
+
+            if self.window > 1:
+                jacobi_decode(run, choice.choose, logits, *part, begin, self.window, _counted(told, begin, len(codes)))
+            elif graphs is not None:
+                graphs.draw(cache, logits, *part, begin, _counted(told, begin, len(codes)), choice.expand)
+            else:
+                _one_by_one(run, choice.choose, logits, *part, begin, _counted(told, begin, len(codes)))
+
+    def _graphs(self, choice: Choice) -> cuda_graph.CudaGraphDecoder | None:
+        """How recorded steps draw such a batch: what is recorded has the options in it."""
+        sampling = choice.samplings[0]
+        if self.recorded is None or not choice.uniform or self.recorded[0] != sampling:
+            self.recorded = sampling, cuda_graph.cuda_graph_decoder(self.model, choice.choose, self.engine.compiled)
+        return self.recorded[1]
+
+
+def _counted(told: Callable[[int, int], None], begin: int, batch: int) -> Callable[[int], None]:
+    """Told of counts over all candidates, tells of them and of how many tokens each candidate has by then."""
+    settled = begin
+
+    def step(count: int) -> None:
+        nonlocal settled
+        settled += count // batch
+        told(count, settled)
+
+    return step
 
 
 def _one_by_one(
@@ -209,12 +223,12 @@ class _TextStates:
         self.held: dict[int, tuple[KVCache, Tensor]] = {}  # row of `texts` -> cache of one row, logits [V]
         self.whole: KVCache | None = None
 
-    def start(self, prompts: list[int], guided: bool) -> tuple[KVCache, Tensor]:
-        """A full-size cache that holds these candidates' text (and as many null captions), and logits [rows, V].
+    def start(self, prompts: list[int], guided: list[int]) -> tuple[KVCache, Tensor]:
+        """A full-size cache that holds these candidates' text, and a null caption for each one of `guided`.
 
-        It is the one of the batch before, where that had as many rows.
+        With logits [rows, V]. It is the cache of the batch before, where that had as many rows.
         """
-        rows = prompts + ([self.nulls[prompt] for prompt in prompts] if guided else [])
+        rows = prompts + [self.nulls[prompts[candidate]] for candidate in guided]
         self.held = {row: state for row, state in self.held.items() if row in rows}
         fresh = sorted(set(rows) - set(self.held))
         if fresh:

@@ -11,7 +11,7 @@ from dalle.generation.options import SamplingConfig
 from dalle.kernels.sample import note_failure, sample_tokens
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance on logits (Ho & Salimans 2022, arXiv 2207.12598): `u + scale * (c - u)`."""
     return unconditional + scale * (conditional - unconditional)
 

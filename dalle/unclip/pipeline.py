@@ -22,7 +22,7 @@ from dalle.generation.prior import draw_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import redrawn_pixels, square_tensor
-from dalle.pipeline import Progress, Result, check_request, ranked
+from dalle.pipeline import Progress, Result, check_request
 from dalle.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
 from dalle.unclip.sampling import Meter, Start, stage_seeds
 
@@ -113,7 +113,13 @@ class UnCLIP(EmbeddingDecoder):
         every, ranks = torch.cat(pixels), torch.cat(scores)
         parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
         return [
-            ranked(prompt, every[part], ranks[part], None, seed, keep)
+            Result(
+                prompt=prompt,
+                images=[Image.fromarray(pixels.numpy()) for pixels in every[part]],
+                scores=ranks[part].tolist(),
+                codes=None,
+                seeds=list(range(seed, seed + n)),
+            ).best(keep)
             for prompt, part in zip(prompts, parts, strict=True)
         ]
 
