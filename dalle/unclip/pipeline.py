@@ -18,11 +18,12 @@ from PIL import Image
 
 from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
+from dalle.generation.generate import Progress
 from dalle.generation.prior import draw_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import redrawn_pixels, square_tensor
-from dalle.pipeline import Progress, Result, check_request
+from dalle.pipeline import Result, check_request
 from dalle.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
 from dalle.unclip.sampling import Meter, Start, stage_seeds
 

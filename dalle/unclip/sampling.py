@@ -13,10 +13,10 @@ from torch import Tensor
 from dalle.generation.decoder import DiffusionSamplingConfig, from_unit
 from dalle.generation.diffusion.inpaint import Known
 from dalle.generation.diffusion.sample import Noise
+from dalle.generation.generate import Progress
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.images.transforms import resize_batch
-from dalle.pipeline import Progress
 
 Stage = Literal["prior", "decoder", "upsampler"]
 PlayedNoise = Callable[[Stage, tuple[int, ...]], Tensor]
