@@ -13,17 +13,17 @@ from dataclasses import fields
 from dalle.cli.outputs import check_folder
 from dalle.cli.parser import parse_size, print_error
 from dalle.cli.sample import SampleConfig, SampleFiles, command_line, progress_meter, published_options
-from dalle.cli.threads import wait_briefly
+from dalle.cli.threads import limit_openmp_spinning
 from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig
 
-_TOGETHER = 32  # candidates that are drawn before their images are written, where prompts are many
+_MAX_CANDIDATES = 32  # candidates that are drawn before their images are written, where prompts are many
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw; what a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
     logging.basicConfig(format="sample.py: %(message)s")
-    wait_briefly()
+    limit_openmp_spinning()
     run = None
     try:
         values = vars(command_line().parse_args(argv))
@@ -34,16 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(dump(settings), end="")
             return 0
         run = SampleFiles(settings)
-        draw(settings, run)
+        sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         from dalle.device import out_of_memory  # here, as torch takes a second to import
 
-        short = out_of_memory(error)
-        if short is not None:
+        shortage = out_of_memory(error)
+        if shortage is not None:
             finished = "" if run is None or run.folder is None else f"; finished images: {run.finish()}"
             return print_error(
-                "sample.py", f"{short}: give a smaller --batch-size, or --dtype bfloat16 or int8{finished}"
+                "sample.py", f"{shortage}: give a smaller --batch-size, or --dtype bfloat16 or int8{finished}"
             )
         if isinstance(error, RuntimeError):
             raise
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(settings: SampleConfig, run: SampleFiles) -> None:
+def sample(settings: SampleConfig, run: SampleFiles) -> None:
     """Load the model, draw the prompts and hand the results to `run` as they are finished."""
     import torch
     from tqdm import tqdm
@@ -80,7 +80,7 @@ def draw(settings: SampleConfig, run: SampleFiles) -> None:
     sampling = to_dict(pipe.sampling.updated(**settings.sampling))
     run.model_hash = pipe.model_hash
     run.options |= sampling
-    prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
+    prompts, size = settings.prompts, max(1, _MAX_CANDIDATES // max(1, settings.n))
     # The delay keeps the bar away until the first code is drawn, so that a wrong option is one line and no more
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
     with tqdm(unit=" codes", desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:

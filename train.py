@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from dalle.cli.threads import wait_briefly
+from dalle.cli.threads import limit_openmp_spinning
 
-wait_briefly()  # before torch is imported
+limit_openmp_spinning()  # before torch is imported
 
 # isort: split
 from torch import Tensor
@@ -26,15 +26,15 @@ from dalle.cli.parser import CommandLine, print_error
 from dalle.config import dump
 from dalle.data.loader import lost_worker
 from dalle.device import out_of_memory
-from dalle.training.checkpoint.best import NotANumber
+from dalle.training.checkpoint.best import NaNMetricError
 from dalle.training.init_from import resolve_recipe
 from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe, describe_recipes
-from dalle.training.run.malloc import keep_freed
+from dalle.training.run.malloc import keep_freed_memory
 from dalle.training.state import Run
 from dalle.training.tasks.text_tokenizer import train_text_tokenizer
-from dalle.training.train_step import accumulate, mean_figures, optimizer_step, step_figures
+from dalle.training.train_step import accumulate, mean_metrics, optimizer_step, step_metrics
 
-_SMALLER = (
+_OUT_OF_MEMORY_HINT = (
     "set run.accumulation larger or run.batch_size smaller (python -m dalle find-batch tells what fits), or "
     "model.transformer.checkpoint_activations=true; checkpoints are whole, go on with resume=true"
 )
@@ -49,7 +49,7 @@ def train(recipe: LoopRecipe) -> int:
         for step in run.steps():
             batch = run.next_batch()
             micro = [task.inputs(part) for part in batch.split(run.options.accumulation)]
-            figures: dict[str, float] = {}
+            metrics: dict[str, float] = {}
             norms: dict[str, Tensor] = {}  # of the gradient of each phase, on the device
             for phase in task.active(step):  # one, or a generator and its discriminator
                 loss, losses = accumulate(task, phase, micro, accelerator, step)
@@ -60,10 +60,10 @@ def train(recipe: LoopRecipe) -> int:
                 if task.needs_sync and not norm.isfinite():
                     break
                 if run.logs(step):
-                    figures |= mean_figures(losses, accelerator) | {phase.name + "_gradient": norm.item()}
-                    figures |= step_figures(phase, optimizer, compressor)
-            run.finish_step(norms, figures)
-            stop = run.told_to_stop(signals.signal is not None)
+                    metrics |= mean_metrics(losses, accelerator) | {phase.name + "_gradient": norm.item()}
+                    metrics |= step_metrics(phase, optimizer, compressor)
+            run.finish_step(norms, metrics)
+            stop = run.should_stop(signals.signal is not None)
             improved = (run.last or (run.due("validate") and not stop)) and run.validate()
             if run.due("save") or run.last or stop or improved:
                 run.save()
@@ -105,17 +105,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(recipe, TextTokenizerRecipe):
             train_text_tokenizer(recipe)
             return 0
-        keep_freed()
+        keep_freed_memory()
         return train(recipe)
-    except NotANumber as error:
+    except NaNMetricError as error:
         print_error("train.py", error)
         return error.code
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if show_traceback:
             raise
-        short = out_of_memory(error)
-        if short is not None:
-            return print_error("train.py", f"{short}: {_SMALLER}")
+        shortage = out_of_memory(error)
+        if shortage is not None:
+            return print_error("train.py", f"{shortage}: {_OUT_OF_MEMORY_HINT}")
         reported = lost_worker(error) if isinstance(error, RuntimeError) else error
         if reported is None:
             raise

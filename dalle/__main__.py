@@ -9,20 +9,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dalle.cli.parser import CommandLine, print_error
-from dalle.cli.threads import wait_briefly
+from dalle.cli.threads import limit_openmp_spinning
 
 # Modules of dalle/cli, in the order of --help.
 COMMANDS = (
     *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "judge", "export", "convert", "inspect"),
     *("classify", "index", "search", "paint"),
 )
-_PAIRS = ("overrides", "data", "given")  # what the commands call their key=value
+_KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # what the commands call their key=value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
-    wait_briefly()
-    args = _parsed(list(sys.argv[1:] if argv is None else argv))
+    limit_openmp_spinning()
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         from dalle.device import out_of_memory  # here, as torch takes a second to import
 
-        short = out_of_memory(error)
-        if short is not None:
-            return print_error(f"dalle {args.command}", f"{short}: {_smaller(args)}")
+        shortage = out_of_memory(error)
+        if shortage is not None:
+            return print_error(f"dalle {args.command}", f"{shortage}: {_out_of_memory_hint(args)}")
         if isinstance(error, RuntimeError):
             raise
         return print_error(f"dalle {args.command}", error)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _smaller(args: argparse.Namespace) -> str:
+def _out_of_memory_hint(args: argparse.Namespace) -> str:
     """What to change where there is too little memory."""
     if hasattr(args, "cutout_batch"):
         return "give a smaller --size, fewer --cutouts or a smaller --cutout-batch"
@@ -53,13 +53,13 @@ def _smaller(args: argparse.Namespace) -> str:
     return "it takes a machine with more memory, or a higher limit (ulimit -v)"
 
 
-def _parsed(words: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> argparse.Namespace:
     """Arguments, in which key=value may stand anywhere; argparse takes positional ones only together."""
     if words[:2] == ["eval", "classify"]:  # a command of two words: a folder of that name is ./classify
         words[:2] = ["eval classify"]
     parser = _parser()
     args, rest = parser.parse_known_args(words)
-    pairs: list[str] | None = next((getattr(args, name) for name in _PAIRS if hasattr(args, name)), None)
+    pairs: list[str] | None = next((getattr(args, name) for name in _KEY_VALUE_ARGUMENTS if hasattr(args, name)), None)
     if rest and (pairs is None or any(text.startswith("-") or "=" not in text for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if pairs is not None:

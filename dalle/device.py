@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 _CGROUP, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-_SIGNS = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"out of memory|alloc_cpu\.cpp|bad_alloc|(cannot|can't|could not|unable to|failed to) allocate|(re|m)alloc of size"
     r"|_ALLOC_FAILED",
     re.IGNORECASE,
@@ -82,26 +82,26 @@ def free_memory(device: torch.device) -> int:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux: half of the machine's memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return max(0, min([free, *_left_by_groups(), *_left_by_limits()]))
+    return max(0, min([free, *_cgroup_headroom(), *_rlimit_headroom()]))
 
 
-def _left_by_groups() -> list[int]:
+def _cgroup_headroom() -> list[int]:
     """What each control group, of the process and above, leaves; files that are kept in memory can be let go."""
-    left = []
-    for folder, names in _groups():
+    headroom = []
+    for folder, names in _memory_cgroups():
         try:
             limit, used = ((folder / name).read_text().strip() for name in names)
         except OSError:  # none, or not to be read
             continue
         stat = folder / "memory.stat"
         lines = stat.read_text().splitlines() if stat.is_file() else []
-        kept = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+        reclaimable = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
         if limit.isdecimal():  # else "max"
-            left.append(int(limit) - int(used) + kept)
-    return left
+            headroom.append(int(limit) - int(used) + reclaimable)
+    return headroom
 
 
-def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
+def _memory_cgroups() -> Iterator[tuple[Path, tuple[str, str]]]:
     """Folders of control groups of memory, and the names of limit and use there: of version 2, and of version 1."""
     new, old = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
     yield _CGROUP, new
@@ -119,7 +119,7 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
                 yield root.joinpath(*parts[:depth]), names
 
 
-def _left_by_limits() -> list[int]:
+def _rlimit_headroom() -> list[int]:
     """What limits of the process leave."""
     pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
     used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
@@ -130,9 +130,9 @@ def _left_by_limits() -> list[int]:
 
 def out_of_memory(error: BaseException) -> str | None:
     """A line on an error that is, or came of, a lack of memory; None: it is another error."""
-    for one in _causes(error):
-        if _is_out_of_memory(one):
-            return f"out of memory{_asked(str(one))}"
+    for cause in _causes(error):
+        if _is_out_of_memory(cause):
+            return f"out of memory{_requested(str(cause))}"
     return None
 
 
@@ -147,12 +147,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     # torch's on accelerators, its allocator's, and those of the libraries that read files, are of many classes
-    return not isinstance(error, ValueError) and _SIGNS.search(str(error)) is not None
+    return not isinstance(error, ValueError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def _asked(told: str) -> str:
+def _requested(message: str) -> str:
     """How much was asked for, where the error says it."""
-    found = _BYTES.search(told)
+    found = _BYTES.search(message)
     if found is None:
         return ""
     count = float(found[1].rstrip(".")) * _UNITS[(found[2] or "b")[0].lower()]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary, finalize
 
-_BLOCK = 1 << 20  # bytes that are hashed at a time
+_HASH_BLOCK = 1 << 20  # bytes that are hashed at a time
 _PART = ".part-"  # how the name of a half-written file begins
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems without them
 
@@ -90,7 +90,7 @@ def remove_scratch(parent: Path) -> None:
 
 def sha256(file: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), bytearray(_BLOCK)
+    digest, buffer = hashlib.sha256(), bytearray(_HASH_BLOCK)
     with file.open("rb", buffering=0) as handle:
         while count := handle.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
@@ -110,7 +110,7 @@ class FileLock:
             BlockingIOError: another process has it; its argument says which.
         """
         self._file = str(file.resolve())
-        if self._file in _held:
+        if self._file in _locks:
             raise BlockingIOError("this process")
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         self._release = finalize(self, os.close, handle)  # also where an error comes before `with`
@@ -125,14 +125,14 @@ class FileLock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise BlockingIOError(holder) from error
-        _held[self._file] = self
+        _locks[self._file] = self
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def close(self) -> None:
         """Let go of it."""
-        if _held.get(self._file) is self:
-            del _held[self._file]
+        if _locks.get(self._file) is self:
+            del _locks[self._file]
         self._release()
 
     def __enter__(self) -> FileLock:
@@ -143,7 +143,7 @@ class FileLock:
 
 
 # The locks of this process by their files: the system would give it a record lock twice
-_held: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
+_locks: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
 
 
 def _flush(path: Path) -> None:

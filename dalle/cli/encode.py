@@ -73,7 +73,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
         dynamic_ncols=True,
     )
 
-    def told(images: int, there: bool) -> None:
+    def on_progress(images: int, there: bool) -> None:
         if there:  # of no account for the rate
             bar.initial, bar.n = bar.initial + images, bar.n + images
             bar.refresh()
@@ -82,7 +82,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
 
     try:
         with bar:
-            found = [encoding.run(rank, world, told)]
+            found = [encoding.run(rank, world, on_progress)]
     except KeyboardInterrupt:
         if rank == 0:
             print(f"the shards in {encoding.folder} are whole; the same command goes on", file=sys.stderr)

@@ -45,10 +45,10 @@ def _run(args: argparse.Namespace) -> None:
     data = from_dict(EncodedConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     if (args.draw is None) != (args.judge is None):
         raise ValueError("--draw and --judge go together: how many prompts, and who judges the drawings")
-    tables = {"": _measured(args, data)} if args.draw is None else _judged(args, data)
+    tables = {"": _evaluate(args, data)} if args.draw is None else _evaluate_samples(args, data)
     if args.json:
-        told: dict[str, Any] = {"source": args.source, "data": data.kind}
-        print(json.dumps(told | ({"splits": tables[""]} if args.draw is None else {"drawn": tables}), indent=2))
+        header: dict[str, Any] = {"source": args.source, "data": data.kind}
+        print(json.dumps(header | ({"splits": tables[""]} if args.draw is None else {"drawn": tables}), indent=2))
         return
     from dalle.evaluation.table import table
 
@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> None:
         print(f"{args.source}{', ' if name else ''}{name}\n{table(found)}")
 
 
-def _measured(args: argparse.Namespace, data: Any) -> dict[str, Any]:
+def _evaluate(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     """Measures by split."""
     from tqdm import tqdm
 
@@ -68,7 +68,7 @@ def _measured(args: argparse.Namespace, data: Any) -> dict[str, Any]:
         return dict(evaluate(args.source, data, args.split, args.batch_size, args.limit, device, bar.update))
 
 
-def _judged(args: argparse.Namespace, data: Any) -> dict[str, Any]:
+def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     """Measures of drawings by split and language, and of scenes."""
     from tqdm import tqdm
 

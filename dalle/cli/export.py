@@ -12,8 +12,8 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser("export", help="write the weights of a run as a folder to share")
-    told = "folder of a run (run.dir of its config), or RUN/checkpoints/step-... for the weights of that step"
-    command.add_argument("run_folder", type=Path, metavar="RUN", help=told)
+    run_help = "folder of a run (run.dir of its config), or RUN/checkpoints/step-... for the weights of that step"
+    command.add_argument("run_folder", type=Path, metavar="RUN", help=run_help)
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write; its README.md and recipe are kept")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
     command.add_argument(

@@ -36,11 +36,11 @@ def _run(args: argparse.Namespace) -> None:
     recipe = resolve_recipe(args.config, args.overrides)
     if isinstance(recipe, TextTokenizerRecipe):
         raise ValueError(f"{args.config} is of stage text_tokenizer, which is trained without batches")
-    found = find_batch(recipe, limit, args.processes, _tell)
+    found = find_batch(recipe, limit, args.processes, _print_trial)
     print(found.options)
 
 
-def _tell(trial: Trial) -> None:
+def _print_trial(trial: Trial) -> None:
     """A line of progress, beside the result."""
     images = f"{trial.images} image{'s' * (trial.images > 1)} at a time"
-    print(f"{images}: {'fits' if trial.fits else 'does not fit'} ({trial.told})", file=sys.stderr, flush=True)
+    print(f"{images}: {'fits' if trial.fits else 'does not fit'} ({trial.detail})", file=sys.stderr, flush=True)

@@ -46,12 +46,12 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search.export import export
     from dalle.apps.search.store import Source
 
-    told: dict[str, Any] = {"index": str(args.out)}
+    result: dict[str, Any] = {"index": str(args.out)}
     if args.images or args.export is None:
         sources = [Source(path, args.split, args.image, args.caption) for path in args.images]
         with tqdm(unit="image", disable=None) as bar:
 
-            def show(done: int, total: int) -> None:
+            def on_progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
@@ -61,10 +61,10 @@ def _run(args: argparse.Namespace) -> None:
                 clip=args.clip,
                 batch_size=args.batch_size,
                 workers=args.workers,
-                progress=show,
+                progress=on_progress,
                 device=args.device,
             )
-        told |= vars(report)
+        result |= vars(report)
         for reason in report.broken[:_SHOWN]:
             print(f"dalle index: skipped {reason}", file=sys.stderr)
         if len(report.broken) > _SHOWN:
@@ -72,16 +72,16 @@ def _run(args: argparse.Namespace) -> None:
     else:
         index = ImageIndex(args.out)
     if args.export is not None:
-        told |= {"exported": export(index.table, args.export, index.manifest.dimensions), "file": str(args.export)}
-    print(json.dumps(told, indent=2, ensure_ascii=False) if args.json else _table(told))
+        result |= {"exported": export(index.table, args.export, index.manifest.dimensions), "file": str(args.export)}
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _table(result))
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(result: dict[str, Any]) -> str:
     lines = []
-    if "images" in told:
+    if "images" in result:
         counts = ("embedded", "unchanged", "dropped")
-        parts = [f"{told['images']} images", *(f"{told[name]} {name}" for name in counts)]
-        lines.append(f"{told['index']}: {', '.join(parts)}, {len(told['broken'])} broken")
-    if "exported" in told:
-        lines.append(f"{told['file']}: {told['exported']} vectors")
+        parts = [f"{result['images']} images", *(f"{result[name]} {name}" for name in counts)]
+        lines.append(f"{result['index']}: {', '.join(parts)}, {len(result['broken'])} broken")
+    if "exported" in result:
+        lines.append(f"{result['file']}: {result['exported']} vectors")
     return "\n".join(lines)

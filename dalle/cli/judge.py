@@ -41,11 +41,11 @@ def _run(args: argparse.Namespace) -> None:
     steps = options.epochs * max(1, len(drawings) // options.batch_size)
     with tqdm(total=steps, unit="step") as bar:
 
-        def told(step: int, loss: float) -> None:
+        def on_step(step: int, loss: float) -> None:
             bar.update()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss:.3f}")
 
-        judge = train_judge(drawings, options, pick_device(args.device), told)
+        judge = train_judge(drawings, options, pick_device(args.device), on_step)
     save_classifier(judge, args.out)
     print(f"{args.out}: {len(judge.concepts)} concepts, {len(judge.styles)} styles, {len(drawings)} images")

@@ -36,11 +36,11 @@ def new_folder(parent: Path, name: str) -> Path:
 
 def slug(prompt: str) -> str:
     """The start of a prompt as a file name: letters, their signs and digits of any script, else hyphens."""
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt.lower())
-    short = "-".join(kept.split()).encode()[:60].decode(errors="ignore")
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt.lower())
+    short = "-".join(words.split()).encode()[:60].decode(errors="ignore")
     return short.strip("-") or "empty"
 
 
-def named(file: Path) -> dict[str, str]:
+def file_record(file: Path) -> dict[str, str]:
     """A file of the user for metadata: its name and the hash of its bytes."""
     return {"file": file.name, "sha256": sha256(file)}

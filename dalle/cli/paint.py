@@ -18,7 +18,7 @@ from dalle.config import descriptions
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.apps.vqgan_clip.optimize import Painter
 
-_OWN = ("resume", "video", "fps", "save_every", "preview_every", "out", "device", "json")
+_COMMAND_OPTIONS = ("resume", "video", "fps", "save_every", "preview_every", "out", "device", "json")
 
 
 def add(commands: Any) -> None:
@@ -62,8 +62,8 @@ def _run(args: argparse.Namespace) -> None:
     painter = begin(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
-    run = _Run(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
-    start, figures, first = time.perf_counter(), {}, painter.step
+    run = _PaintingFiles(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
+    start, metrics, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
     with (
         SignalHandler() as interrupt,
@@ -76,8 +76,8 @@ def _run(args: argparse.Namespace) -> None:
             mininterval=pause,
         ) as bar,
     ):
-        for figures in painter.run():
-            bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
+        for metrics in painter.run():
+            bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
             bar.update()
             run.after_step()
             if interrupt.signal is not None:
@@ -85,7 +85,7 @@ def _run(args: argparse.Namespace) -> None:
     run.finish()
     if args.json:
         seconds = round(time.perf_counter() - start, 2)
-        print(json.dumps(run.paths() | {"steps": painter.step, "losses": figures, "seconds": seconds}))
+        print(json.dumps(run.paths() | {"steps": painter.step, "losses": metrics, "seconds": seconds}))
     if painter.step < options.num_steps:
         command = f"python -m dalle paint --resume {shlex.quote(str(run.folder))}"
         print(
@@ -102,14 +102,14 @@ def _options(args: argparse.Namespace) -> tuple[PaintOptions, Any]:
     from dalle.apps.vqgan_clip.state import changed, read_state
     from dalle.config import from_dict
 
-    given = {name: value for name, value in vars(args).items() if name not in (*_OWN, "run", "command")}
+    given = {name: value for name, value in vars(args).items() if name not in (*_COMMAND_OPTIONS, "run", "command")}
     if args.resume is None:
         return from_dict(PaintOptions, given, "command line"), None
     state = read_state(args.resume / "state.safetensors" if args.resume.is_dir() else args.resume)
     return changed(state, given), state
 
 
-class _Run:
+class _PaintingFiles:
     """The files of one painting, in a folder of its own: image.png, state.safetensors, frames and a video."""
 
     def __init__(self, painter: Painter, folder: Path, args: argparse.Namespace) -> None:
@@ -163,7 +163,7 @@ class _Run:
     def _texts(self) -> dict[str, str]:
         """Metadata: all that is needed to paint the same image again."""
         from dalle.apps.vqgan_clip.prompts import parse_images
-        from dalle.cli.outputs import named
+        from dalle.cli.outputs import file_record
         from dalle.config import to_dict
 
         options = self.painter.options
@@ -173,7 +173,7 @@ class _Run:
             "prompt": options.prompt,
             "seed": str(options.seed),
             "options": json.dumps(to_dict(options), ensure_ascii=False),
-            "files": json.dumps([named(file) for file in files], ensure_ascii=False),
+            "files": json.dumps([file_record(file) for file in files], ensure_ascii=False),
             "models": json.dumps(self.painter.models),
             "command": _command(options),
             "Software": f"dalle {__version__}",

@@ -28,8 +28,8 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.training.recipe import DALLERecipe
 
     memory, peak = parse_size(args.memory, "B", "memory"), parse_size(args.peak, "FLOPS", "peak")
-    machine = Cluster(args.gpus, memory, args.spare, peak, args.utilisation)
+    cluster = Cluster(args.gpus, memory, args.spare, peak, args.utilisation)
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
-    print(report(plan(recipe, machine), recipe))
+    print(report(plan(recipe, cluster), recipe))

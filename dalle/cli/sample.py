@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dalle import __version__
-from dalle.cli.outputs import named, new_folder, slug
+from dalle.cli.outputs import file_record, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options
 from dalle.config import apply_overrides, config, descriptions
 from dalle.files import write_text
@@ -162,7 +162,7 @@ def recorded_options(settings: SampleConfig) -> dict[str, Any]:
     options = {name: getattr(settings, name) for name in names} | settings.sampling
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
-            options[name] = named(file)
+            options[name] = file_record(file)
     return options
 
 

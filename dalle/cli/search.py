@@ -109,14 +109,14 @@ def _run(args: argparse.Namespace) -> None:
         print(table)
 
 
-def _weights(told: str | None) -> dict[str, float]:
+def _weights(option: str | None) -> dict[str, float]:
     """ "dog:1, snow:-0.5" as texts and numbers.
 
     Raises:
         ValueError: it is nothing of the kind.
     """
     weights: dict[str, float] = {}
-    for part in told.split(",") if told is not None else []:
+    for part in option.split(",") if option is not None else []:
         text, colon, number = part.strip().rpartition(":")
         try:
             weight = float(number)

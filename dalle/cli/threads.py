@@ -12,7 +12,7 @@ _SPINS = 1000
 _SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
-def wait_briefly() -> None:
+def limit_openmp_spinning() -> None:
     """Let threads spin only for a moment before they sleep, unless the environment says how they wait.
 
     Where torch has been imported already, it is too late, and nothing is done.

@@ -17,7 +17,7 @@ from dalle.training.tasks import ContrastiveTask
 
 
 def accumulate_contrastive(
-    task: ContrastiveTask, pieces: list[Any], accelerator: Accelerator
+    task: ContrastiveTask, micro: list[Any], accelerator: Accelerator
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Leave the gradient of the loss that compares all pieces.
 
@@ -26,32 +26,38 @@ def accumulate_contrastive(
 
     Args:
         task: embeds a piece, and compares embeddings.
-        pieces: inputs of this process's share of the batch, in order.
+        micro: inputs of this process's share of the batch, in order.
         accelerator: of the loop.
 
     Returns:
         The loss, detached, and what is logged of it.
     """
     device = accelerator.device
-    states, made = [], []
-    for piece in pieces:
+    states, per_micro = [], []
+    for inputs in micro:
         states.append(_random_state(device))
         with torch.no_grad(), accelerator.autocast():
-            made.append(task.embed(piece))
-    after = _random_state(device)
-    embeds = [torch.cat(parts).requires_grad_() for parts in zip(*made, strict=True)]
+            per_micro.append(task.embed(inputs))
+    final_state = _random_state(device)
+    embeds = [torch.cat(parts).requires_grad_() for parts in zip(*per_micro, strict=True)]
     with accelerator.autocast():
-        loss, figures = task.batch_loss(tuple(embeds))
+        loss, metrics = task.batch_loss(tuple(embeds))
     accelerator.backward(loss)  # of what no tower has, such as the temperature, this is all; fp16's scale is in it
-    cut = [_gradient(whole).split([len(piece[kind]) for piece in made]) for kind, whole in enumerate(embeds)]
-    for piece, state, *gradients in zip(pieces, states, *cut, strict=True):
+    gradient_parts = [
+        _gradient(whole).split([len(inputs[kind]) for inputs in per_micro]) for kind, whole in enumerate(embeds)
+    ]
+    for inputs, state, *gradients in zip(micro, states, *gradient_parts, strict=True):
         _set_random_state(device, state)
         with accelerator.autocast():
-            again = task.embed(piece)
-        taught = [(one, gradient) for one, gradient in zip(again, gradients, strict=True) if one.requires_grad]
-        torch.autograd.backward([one for one, _ in taught], [gradient for _, gradient in taught])
-    _set_random_state(device, after)
-    return loss.detach(), figures
+            recomputed = task.embed(inputs)
+        trained = [
+            (embedding, gradient)
+            for embedding, gradient in zip(recomputed, gradients, strict=True)
+            if embedding.requires_grad
+        ]
+        torch.autograd.backward([embedding for embedding, _ in trained], [gradient for _, gradient in trained])
+    _set_random_state(device, final_state)
+    return loss.detach(), metrics
 
 
 def _gradient(embeds: Tensor) -> Tensor:

@@ -32,10 +32,10 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: as `load_recipe`.
         ValueError: as `with_initial`.
     """
-    return parse_recipe(with_initial(apply_overrides(read_yaml(path), overrides)), str(path))
+    return parse_recipe(with_initial_config(apply_overrides(read_yaml(path), overrides)), str(path))
 
 
-def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
+def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's data with the architecture and the tokenizers of what its `init_from` names, unless it says others.
 
     Raises:
@@ -105,7 +105,7 @@ def prepare_initial(recipe: DALLERecipe | CLIPRecipe) -> None:
         convert(path, place, "float32")
 
 
-def fill_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
+def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
     """Give a model the weights that a run goes on from; a CLIP with another loss learns its scale and bias anew.
 
     Raises:

@@ -13,7 +13,7 @@ from dalle.config import config
 from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
-_DECIDES = {"cpu", "cuda"}  # those whose kernel looks at `found_inf`
+_READS_FOUND_INF = {"cpu", "cuda"}  # those whose kernel looks at `found_inf`
 
 
 @runtime_checkable
@@ -78,11 +78,10 @@ class CosineSchedule:
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}; it must be at least 0")
 
-
-def ramp(schedule: CosineSchedule, step: int) -> float:
-    """The value of `schedule` at `step`."""
-    done = min(1.0, step / schedule.steps) if schedule.steps else 1.0
-    return schedule.last + (schedule.first - schedule.last) * 0.5 * (1 + math.cos(math.pi * done))
+    def at(self, step: int) -> float:
+        """The value at `step`."""
+        progress = min(1.0, step / self.steps) if self.steps else 1.0
+        return self.last + (self.first - self.last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
@@ -90,7 +89,7 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
     decay = CosineSchedule(first=optim.lr, last=optim.lr * optim.final_lr, steps=max(1, steps - optim.warmup))
-    return ramp(decay, step - optim.warmup)
+    return decay.at(step - optim.warmup)
 
 
 def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
@@ -120,7 +119,7 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         eps=optim.eps,
         fused={p.device.type for p in parameters} <= _FUSED,
     )
-    optimizer.register_load_state_dict_pre_hook(_step_as_made)
+    optimizer.register_load_state_dict_pre_hook(_keep_fused_flag)
     return optimizer
 
 
@@ -159,7 +158,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float 
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     divisor = None if largest is None else ((norm + 1e-6) / largest).clamp(min=1.0)
-    if not (optimizer.defaults["fused"] and {p.device.type for p in parameters} <= _DECIDES):
+    if not (optimizer.defaults["fused"] and {p.device.type for p in parameters} <= _READS_FOUND_INF):
         if norm.isfinite():
             if divisor is not None:
                 torch._foreach_div_([local(p.grad) for p in parameters if p.grad is not None], divisor)
@@ -173,7 +172,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float 
         del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
 
 
-def _step_as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+def _keep_fused_flag(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a run with another kernel, which would bring that kernel along, for this one's."""
     groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
@@ -218,27 +217,29 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> float:
     """
     squares: list[Tensor] = []  # of step, of weights: [2] each, read once for all
     sharded = is_sharded(weight for group in optimizer.param_groups for weight in group["params"])
-    of_all: list[Tensor] = []  # the same of scalars that all processes of a sharded run have
+    replicated: list[Tensor] = []  # the same of scalars that all processes of a sharded run have
     for group in optimizer.param_groups:
         rate, (first, second) = group["lr"], group["betas"]
         for weight in group["params"]:
             state = optimizer.state.get(weight)
             if not state:
                 continue
-            done, decay = state["step"], rate * group["weight_decay"]
+            steps_taken, decay = state["step"], rate * group["weight_decay"]
             average, square, own = (local(t) for t in (state["exp_avg"], state["exp_avg_sq"], weight))
-            spread = (square / (1 - second**done)).sqrt_().add_(group["eps"])
-            moved = (average / spread).mul_(rate / (1 - first**done))
-            moved.add_(own, alpha=decay).div_(1 - decay)  # of the weights before, which decayed before Adam's step
-            whole = sharded and not is_sharded([weight])
-            (of_all if whole else squares).append(torch.stack([moved.square().sum(), own.square().sum()]).float())
+            denominator = (square / (1 - second**steps_taken)).sqrt_().add_(group["eps"])
+            step_taken = (average / denominator).mul_(rate / (1 - first**steps_taken))
+            step_taken.add_(own, alpha=decay).div_(1 - decay)  # weights decay before Adam's step
+            is_replicated = sharded and not is_sharded([weight])
+            (replicated if is_replicated else squares).append(
+                torch.stack([step_taken.square().sum(), own.square().sum()]).float()
+            )
     if not squares:
         return 0.0
     total = torch.stack(squares).sum(0)
     if sharded:
         torch.distributed.all_reduce(total)
-    of_step, of_weights = torch.stack([total, *of_all]).sum(0).sqrt().tolist()
-    return of_step / of_weights if of_weights else 0.0
+    step_norm, weight_norm = torch.stack([total, *replicated]).sum(0).sqrt().tolist()
+    return step_norm / weight_norm if weight_norm else 0.0
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -20,7 +20,7 @@ from dalle.models.clip import CLIPConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.text_tokenizers import TextTokenizerConfig
-from dalle.training.checkpoint.best import check_figure
+from dalle.training.checkpoint.best import check_metric
 from dalle.training.distributed.powersgd import PowerSGDConfig
 from dalle.training.lora import LoRAConfig
 from dalle.training.losses.adversarial import AdversarialConfig
@@ -148,7 +148,7 @@ class ImageTokenizerRecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if min(self.temperature.first, self.temperature.last) <= 0:
             raise ValueError(
                 f"temperature goes from {self.temperature.first} to {self.temperature.last}; both must be above 0"
@@ -180,7 +180,7 @@ class CLIPRecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         locked = {"image": self.model.vision, "text": self.model.text}.get(self.lock or "")
         if locked is not None and self.init_from is None:
             raise ValueError(f"lock={self.lock} keeps a tower that is trained: name it by init_from, or set lock=null")
@@ -249,7 +249,7 @@ class DALLERecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if self.lora is not None and self.optim.ema is not None:
             raise ValueError("lora trains without an average of weights: set optim.ema=null")
         if self.z_weight < 0:
@@ -286,7 +286,7 @@ class PriorRecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if self.statistics_images < 2:
             raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
         if not 0 <= self.caption_dropout <= 1:

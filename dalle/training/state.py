@@ -14,9 +14,9 @@ from dalle.data.bad_records import BadRecordCounter
 from dalle.data.loader import Batch, batches, evaluation_batches
 from dalle.data.summary import Summary, changed, summary_of
 from dalle.training.checkpoint import checkpoint
-from dalle.training.checkpoint.best import Best, check_numbers, validations
+from dalle.training.checkpoint.best import BestTracker, check_not_nan, validations
 from dalle.training.checkpoint.checkpoint import Checkpoint
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.latest import load_latest
 from dalle.training.distributed import powersgd
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.init_from import prepare_initial
@@ -24,8 +24,8 @@ from dalle.training.optim import EMA, adamw
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.log import RunLog, start_accelerator, start_sharding
-from dalle.training.run.precision import settle_precision
-from dalle.training.run.run_dir import describe, open_folder
+from dalle.training.run.precision import resolve_precision
+from dalle.training.run.run_dir import describe, open_run_dir
 from dalle.training.skipped_steps import SkippedStepMonitor, StopSignal
 from dalle.training.tasks import build_task
 from dalle.training.train_step import evaluated, seed_noise
@@ -52,7 +52,7 @@ class Run:
         Raises:
             ValueError: something of the recipe cannot be had, or its folder holds another run.
         """
-        self.recipe = recipe = settle_precision(recipe)
+        self.recipe = recipe = resolve_precision(recipe)
         self.options = run = recipe.run
         self.accelerator = start_accelerator(run)
         self.sharding = start_sharding(run, self.accelerator)
@@ -70,14 +70,14 @@ class Run:
         # Whether this process takes part in what a single one could do alone: of sharded weights all have to
         self.participates = self.accelerator.is_main_process or self.sharding is not None
         data = open_training(recipe.data, task.image_size)
-        self.held_out = open_data(recipe.data, "validation", task.image_size)
+        self.validation_data = open_data(recipe.data, "validation", task.image_size)
         self.bad = BadRecordCounter(recipe.data.max_bad)
-        self.lock, self._resumes = open_folder(recipe, self.accelerator)
+        self.lock, self._resumes = open_run_dir(recipe, self.accelerator)
         self.start = self.step = self._restore() if self._resumes else 0
         if self.accelerator.is_main_process:
             describe(recipe)
         self.accelerator.wait_for_everyone()
-        self.best = Best(recipe.stage, run.keep_best, run.stop_after)
+        self.best = BestTracker(recipe.stage, run.keep_best, run.stop_after)
         self._batches = batches(
             data,
             batch_size=run.batch_size,
@@ -88,14 +88,14 @@ class Run:
             workers=run.workers,
         )
         self.log = RunLog(recipe, self.accelerator, self.start, task)
-        self._announce(summary_of(data, self.held_out) if self.accelerator.is_main_process else None)
+        self._announce(summary_of(data, self.validation_data) if self.accelerator.is_main_process else None)
         self._skipped = SkippedStepMonitor(self.log, run.max_skipped, run.dir)
-        self.told_to_stop = StopSignal(self.accelerator)
+        self.should_stop = StopSignal(self.accelerator)
         task.model.train()
 
     def _restore(self) -> int:
         """Put the newest checkpoint back; returns its step."""
-        saved = load_newest(self.options.dir, self.accelerator)
+        saved = load_latest(self.options.dir, self.accelerator)
         step = checkpoint.restore(
             saved, self.task.state, self.ema, self.optimizers, self.accelerator.scaler, self.recipe.model
         )
@@ -119,12 +119,12 @@ class Run:
         """Take up what is known of the best weights of a run that goes on, and the validation that it still owes."""
         if not self._resumes:
             return
-        for number, figures in broadcast_object_list([validations(self.log.file)])[0]:
-            self.best.add(number, figures)
+        for number, metrics in broadcast_object_list([validations(self.log.file)])[0]:
+            self.best.add(number, metrics)
         if self.best.step is not None:
             self._export_best()
         # It was told to end before it could validate
-        if self.due("validate") and self.best.validated < self.start and (self.validate() or self.best.over):
+        if self.due("validate") and self.best.validated < self.start and (self.validate() or self.best.should_stop):
             self.save()
 
     def _export_best(self) -> None:
@@ -133,21 +133,21 @@ class Run:
         folder = checkpoint.folder_of(self.options.dir, self.best.step)
         if not folder.is_dir():
             self.log.say(f"the checkpoint of the best weights ({self.best}) is gone: the next validation is the best")
-            self.best.forget()
+            self.best.reset()
         elif self.accelerator.is_main_process:
-            kept = checkpoint.export_weights(folder)
-            weights = kept if self.sharding else {**self.task.model.state_dict(), **kept}
+            stored = checkpoint.export_weights(folder)
+            weights = stored if self.sharding else {**self.task.model.state_dict(), **stored}
             self.task.export(self.options.dir / "model", weights)
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, by how many were done before; each with random numbers of its own."""
-        while self.step < self.options.steps and not self.best.over:
+        while self.step < self.options.steps and not self.best.should_stop:
             seed_noise(self.options.seed, self.step, self.rank)
             yield self.step
 
     def next_batch(self) -> Batch:
         """This process's share of the next batch."""
-        with self.log.waiting():
+        with self.log.waiting_for_data():
             batch = next(self._batches)
         self.bad.add(batch.bad)
         return batch
@@ -156,12 +156,12 @@ class Run:
         """Whether the step that follows `step` others has a line in the log."""
         return self.options.logs(step)
 
-    def finish_step(self, norms: Mapping[str, Tensor], figures: dict[str, float]) -> None:
+    def finish_step(self, norms: Mapping[str, Tensor], metrics: dict[str, float]) -> None:
         """What follows the optimizers: codebook statistics, EMA, skipped steps, a line in the log.
 
         Args:
             norms: of each phase that ran the norm of its gradient, on the device.
-            figures: what is logged of this step.
+            metrics: logged values of this step.
         """
         to_log = self.logs(self.step)
         self.step += 1
@@ -174,10 +174,10 @@ class Run:
             self.ema.update(self.step, applied)
         self._skipped.add(self.step, norms)
         # Other steps are reported one step late: meanwhile the device has the next one to do
-        taken = self._skipped.settle(self.step if to_log else self.step - 1)
+        taken = self._skipped.flush(self.step if to_log else self.step - 1)
         self.log.step()
         if to_log and taken:
-            self.log.train(self.step, figures | self.task.figures(self._sum))
+            self.log.train(self.step, metrics | self.task.metrics(self._sum))
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
@@ -190,12 +190,12 @@ class Run:
     @property
     def last(self) -> bool:
         """Whether the last step is done."""
-        return self.step == self.options.steps or self.best.over
+        return self.step == self.options.steps or self.best.should_stop
 
     def save(self) -> None:
         """Write a checkpoint, and the newest weights as a folder that `dalle` loads, unless others were better."""
         run, accelerator = self.options, self.accelerator
-        self._skipped.settle(self.step)
+        self._skipped.flush(self.step)
         self.bad.merge(gather_object(list(self.bad.names)))
         now = Checkpoint.of(
             self.step,
@@ -222,30 +222,30 @@ class Run:
             NotANumber: a figure is NaN.
         """
         try:
-            figures = self._figures()
+            metrics = self._metrics()
         except Exception:
             if self.world == 1:  # elsewhere the others wait
                 self.save()
             raise
-        check_numbers(self.step, figures, self.options.dir)
-        return self.best.add(self.step, figures)
+        check_not_nan(self.step, metrics, self.options.dir)
+        return self.best.add(self.step, metrics)
 
-    def _figures(self) -> dict[str, float]:
-        figures: dict[str, float] = {}
+    def _metrics(self) -> dict[str, float]:
+        metrics: dict[str, float] = {}
         if self.participates:
             with evaluated(self.task.model, self.ema) as model:
                 limit = self.options.validation_images
-                figures = self.task.validate(
-                    model, evaluation_batches(self.held_out, 32, limit=limit, report=self.bad.add)
+                metrics = self.task.validate(
+                    model, evaluation_batches(self.validation_data, 32, limit=limit, report=self.bad.add)
                 )
-                self.log.validation(self.step, figures)
-        return dict(broadcast_object_list([figures])[0])  # so that all agree on the best
+                self.log.validation(self.step, metrics)
+        return dict(broadcast_object_list([metrics])[0])  # so that all agree on the best
 
     def sample(self) -> None:
         """Log the stage's sample images."""
         if self.participates:
             with evaluated(self.task.model, self.ema) as model:
-                batch = next(iter(evaluation_batches(self.held_out, 32, limit=32, report=self.bad.add)))
+                batch = next(iter(evaluation_batches(self.validation_data, 32, limit=32, report=self.bad.add)))
                 samples = self.task.sample_images(model, batch)
             if samples is not None and self.accelerator.is_main_process:
                 self.log.samples(self.step, samples)
@@ -256,7 +256,7 @@ class Run:
         run = self.options
         if self.bad.names:
             self.log.say(self.bad.report())
-        if self.best.over:
+        if self.best.should_stop:
             since = f"{self.best.since} validations since the best, {self.best}"
             self.log.say(f"run.stop_after: {since}; ended at step {self.step}")
         elif self.step < run.steps:

@@ -41,18 +41,18 @@ def accumulate(
     if isinstance(task, ContrastiveTask) and len(micro) > 1:
         loss, parts = accumulate_contrastive(task, micro, accelerator)
         return loss, [{phase.name + "_loss": loss} | parts]
-    noted: list[dict[str, Tensor]] = []
+    logs: list[dict[str, Tensor]] = []
     total = torch.zeros((), device=accelerator.device)
     for inputs in micro:
         with accelerator.autocast():
             loss, parts = task.loss(phase, inputs, step)
         accelerator.backward(loss / len(micro))
         total += loss.detach()
-        noted.append({phase.name + "_loss": loss} | parts)
-    return total, noted
+        logs.append({phase.name + "_loss": loss} | parts)
+    return total, logs
 
 
-def average_gradients(module: nn.Module, accelerator: Accelerator, told: PowerSGD | None = None) -> None:
+def average_gradients(module: nn.Module, accelerator: Accelerator, compressor: PowerSGD | None = None) -> None:
     """Replace every gradient by its mean over all processes: one call a step, whatever the micro-batches.
 
     Shares of gradients are means already: FSDP makes them in each backward pass.
@@ -60,8 +60,8 @@ def average_gradients(module: nn.Module, accelerator: Accelerator, told: PowerSG
     gradients = [p.grad for p in module.parameters() if p.grad is not None and not is_sharded([p.grad])]
     if accelerator.num_processes == 1 or not gradients:
         return
-    if told is not None:
-        told.mean(gradients)
+    if compressor is not None:
+        compressor.mean(gradients)
         return
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -75,7 +75,7 @@ def optimizer_step(
     accelerator: Accelerator,
     step: int,
     steps: int,
-    told: PowerSGD | None = None,
+    compressor: PowerSGD | None = None,
 ) -> Tensor:
     """Clip and apply the gradients that the micro-batches left; `loss` is the sum of their losses.
 
@@ -89,7 +89,7 @@ def optimizer_step(
     # 0 * loss is 0, or NaN where the loss is not finite: so every process and the loss scaler see it in the gradient
     gradients = (local(p.grad) for p in phase.module.parameters() if p.grad is not None)
     next(gradient for gradient in gradients if gradient.numel()).add_(0 * loss.detach())
-    average_gradients(phase.module, accelerator, told)
+    average_gradients(phase.module, accelerator, compressor)
     scaler = accelerator.scaler
     if scaler is not None:
         unscale(scaler, optimizer.optimizer)
@@ -102,19 +102,19 @@ def optimizer_step(
     return norm
 
 
-def step_figures(phase: Phase, optimizer: AcceleratedOptimizer, told: PowerSGD | None = None) -> dict[str, float]:
+def step_metrics(phase: Phase, optimizer: AcceleratedOptimizer, compressor: PowerSGD | None = None) -> dict[str, float]:
     """What is logged of the step that was taken last: its learning rate, and how far it moved the weights.
 
     Of gradients that are compressed also how many numbers stand for one that is told.
     """
     rate: float = max(group["lr"] for group in optimizer.param_groups)
-    figures = {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
-    if told is not None and told.compression:
-        figures[phase.name + "_compression"] = told.compression
-    return figures
+    metrics = {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
+    if compressor is not None and compressor.compression:
+        metrics[phase.name + "_compression"] = compressor.compression
+    return metrics
 
 
-def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
+def mean_metrics(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
     """Means of logged figures over micro-batches and processes."""
     means = torch.stack([torch.stack([m[name].detach().float() for m in micro]).mean() for name in micro[0]])
     if accelerator.num_processes > 1:
@@ -123,16 +123,16 @@ def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> di
 
 
 @contextmanager
-def evaluated(model: nn.Module, average: EMA | None) -> Iterator[nn.Module]:
+def evaluated(model: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
     """The model in eval mode with its averaged weights, put back as it was afterwards.
 
     Of a sharded one all processes must call it with the same, as each gathers what the others hold. It then computes
     by torch's own functions: the others look at weights where they are, and only shares are there.
     """
     sharded = is_sharded(model.parameters())
-    trained = {} if average is None else {name: value.clone() for name, value in model.state_dict().items()}
-    if average is not None:
-        model.load_state_dict(average.state)
+    trained_weights = {} if ema is None else {name: value.clone() for name, value in model.state_dict().items()}
+    if ema is not None:
+        model.load_state_dict(ema.state)
     model.eval()
     try:
         # Batches and caches of a validation would all be compiled anew
@@ -140,6 +140,6 @@ def evaluated(model: nn.Module, average: EMA | None) -> Iterator[nn.Module]:
             yield model
     finally:
         reshard(model)
-        if average is not None:
-            model.load_state_dict(trained)
+        if ema is not None:
+            model.load_state_dict(trained_weights)
         model.train()

@@ -69,8 +69,8 @@ def gradients(told: CLIPRecipe, batch: Batch) -> tuple[Tensor, dict[str, Tensor]
     task.model.train()
     seed_noise(0, 3, 0)
     micro = [task.inputs(part) for part in batch.split(told.run.accumulation)]
-    loss, figures = accumulate(task, task.phases[0], micro, start_accelerator(told.run), 3)
-    assert [set(one) for one in figures] == [{"clip_loss", "scale"}] and not loss.requires_grad
+    loss, metrics = accumulate(task, task.phases[0], micro, start_accelerator(told.run), 3)
+    assert [set(one) for one in metrics] == [{"clip_loss", "scale"}] and not loss.requires_grad
     found = {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
     assert len(found) == len(list(task.model.parameters()))
     return loss, found, torch.rand(1)

@@ -26,9 +26,9 @@ from dalle.data.loader import Batch
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
 from dalle.training.checkpoint import checkpoint
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.latest import load_latest
 from dalle.training.run.log import RunLog
-from dalle.training.run.run_dir import lock_run
+from dalle.training.run.run_dir import lock_run_dir
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 from support.tiny_model import VQGAN_MODEL
 
@@ -125,9 +125,9 @@ def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: P
     state = torch.load(folder / "state.pt", weights_only=True)
     assert state.pop("hashed")
     torch.save(state, folder / "state.pt")
-    assert load_newest(run).step == 6
+    assert load_latest(run).step == 6
     torch.save(state | {"hashed": True}, folder / "state.pt")
-    assert load_newest(run).step == 4
+    assert load_latest(run).step == 4
     assert (run / "checkpoints" / "step-00000006.damaged").exists()
 
 
@@ -147,7 +147,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it(
         patch.setattr(RunLog, "step", interrupted)
         assert train.main(command) == 128 + signal.SIGTERM
     assert "a run that begins" in capfd.readouterr().out
-    assert load_newest(run).step == 3
+    assert load_latest(run).step == 3
     assert train.main(command) == 0
     assert "goes on after step 3" in capfd.readouterr().out
     assert losses(run) == losses(six_steps)
@@ -225,7 +225,7 @@ def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.Captu
         assert f"process {holder.pid} on " in (error := capfd.readouterr().err) and "is training in run" in error
         holder.kill()
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
-    lock_run(run).close()
+    lock_run_dir(run).close()
 
 
 def test_a_process_of_the_loader_that_dies_is_one_line(
@@ -234,8 +234,8 @@ def test_a_process_of_the_loader_that_dies_is_one_line(
     shutil.rmtree(run / "checkpoints" / "step-00000006")
     trained = RunLog.train
 
-    def kill_a_worker(self: RunLog, step: int, figures: dict[str, float]) -> None:
-        trained(self, step, figures)
+    def kill_a_worker(self: RunLog, step: int, metrics: dict[str, float]) -> None:
+        trained(self, step, metrics)
         worker = multiprocessing.active_children()[0]
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ import yaml
 
 import dalle
 import train
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.latest import load_latest
 from support.tiny_model import VQGAN_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -215,7 +215,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     dalle.load_image_tokenizer(run / "model")
     assert train.main(["vqgan.yaml", "resume=true", "run.steps=2"]) == 0
-    assert load_newest(run).step == 2
+    assert load_latest(run).step == 2
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_a_full_disk(tracker: str, here: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(lines) == 1 and "could not be saved" in lines[0] and "resume=true" in lines[0]
-    assert load_newest(here / "copy").step >= 1
+    assert load_latest(here / "copy").step >= 1
     assert not list((here / "copy" / "checkpoints").glob(".*"))
 
 

@@ -32,14 +32,14 @@ from dalle.checkpoints.tensors import LazyTensor, load_into, open_tensors, write
 from dalle.config import ConfigError, flat, from_dict, to_dict
 from dalle.files import atomic_folder
 from dalle.training.checkpoint import checksums
-from dalle.training.checkpoint.optimizer_state import by_name, load_moments, state_of
+from dalle.training.checkpoint.optimizer_state import load_moments, moments_by_name, optimizer_state_dict
 from dalle.training.distributed import powersgd, sharded_checkpoint
 from dalle.training.distributed.fsdp import is_sharded, shard_like
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.optim import EMA
 
 _NAME = re.compile(r"(?:step|update)-(\d{8})$")  # "update-" in runs begun before version 0.2
-_ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results
+_RESULT_NEUTRAL = ("checkpoint_activations",)  # options of a model that change neither weights nor results
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Checkpoint:
 
     step: int  # steps done
     weights: dict[str, Tensor]  # the task's whole state
-    average: dict[str, Tensor] | None  # averaged weights of the exported module
+    ema: dict[str, Tensor] | None  # averaged weights of the exported module
     optimizers: dict[str, Any]  # one state dict for each phase
     scaler: dict[str, Any] | None  # loss scale of fp16
     architecture: dict[str, Any]  # the recipe's `model:`
@@ -66,7 +66,7 @@ class Checkpoint:
         cls,
         step: int,
         state: nn.Module,
-        average: EMA | None,
+        ema: EMA | None,
         optimizers: dict[str, AcceleratedOptimizer],
         scaler: torch.amp.GradScaler | None,
         architecture: dict[str, Any],
@@ -76,8 +76,8 @@ class Checkpoint:
         return cls(
             step=step,
             weights=state.state_dict(),
-            average=None if average is None else average.state,
-            optimizers={name: state_of(optimizer, state) for name, optimizer in optimizers.items()},
+            ema=None if ema is None else ema.state,
+            optimizers={name: optimizer_state_dict(optimizer, state) for name, optimizer in optimizers.items()},
             scaler=None if scaler is None else scaler.state_dict(),
             architecture=architecture,
             bad=bad,
@@ -106,7 +106,7 @@ def save(
     checkpoint: Checkpoint,
     keep: int,
     accelerator: Accelerator,
-    told: Mapping[str, PowerSGD] | None = None,
+    compressors: Mapping[str, PowerSGD] | None = None,
     best: int | None = None,
 ) -> Path:
     """Write `checkpoint`, then remove all but the newest `keep` and that of step `best`. All processes call it.
@@ -117,7 +117,7 @@ def save(
     target = folder_of(run, checkpoint.step)
     main, rank = accelerator.is_main_process, accelerator.process_index
     sharded = is_sharded(checkpoint.weights.values())
-    with _folder_of_all(target, accelerator) as folder:
+    with _shared_atomic_folder(target, accelerator) as folder:
         own: list[Path] = []  # files that this process wrote
         if sharded:
             optimizers = _write_shards(checkpoint, folder / "shards")
@@ -125,9 +125,9 @@ def save(
         else:
             optimizers = checkpoint.optimizers
             if main:
-                own += _write_whole(checkpoint, folder)
-        if told:
-            own.append(powersgd.write(folder, told, rank))
+                own += _write_full(checkpoint, folder)
+        if compressors:
+            own.append(powersgd.write(folder, compressors, rank))
         if main:
             own.append(folder / "state.pt")
             _save_state(
@@ -138,7 +138,7 @@ def save(
                     "architecture": checkpoint.architecture,
                     "bad": checkpoint.bad,
                     "shares": len(sharded_checkpoint.files(folder / "shards")),
-                    "averaged": not sharded and checkpoint.average is not None,
+                    "averaged": not sharded and checkpoint.ema is not None,
                     "hashed": True,
                 },
                 own[-1],
@@ -154,7 +154,7 @@ def save(
 
 
 @contextmanager
-def _folder_of_all(target: Path, accelerator: Accelerator) -> Iterator[Path]:
+def _shared_atomic_folder(target: Path, accelerator: Accelerator) -> Iterator[Path]:
     """`artifact.atomic_folder` for all processes: the first makes it, and moves it to its place when all are done."""
     if accelerator.num_processes == 1:
         with atomic_folder(target) as folder:
@@ -168,9 +168,9 @@ def _folder_of_all(target: Path, accelerator: Accelerator) -> Iterator[Path]:
     accelerator.wait_for_everyone()
 
 
-def _write_whole(checkpoint: Checkpoint, folder: Path) -> list[Path]:
+def _write_full(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     """Write weights and averaged weights in one piece each; the files."""
-    parts = {"weights.safetensors": checkpoint.weights, "average.safetensors": checkpoint.average}
+    parts = {"weights.safetensors": checkpoint.weights, "average.safetensors": checkpoint.ema}
     written = {folder / name: tensors for name, tensors in parts.items() if tensors is not None}
     for file, tensors in written.items():
         write_tensors(tensors, file)
@@ -180,7 +180,7 @@ def _write_whole(checkpoint: Checkpoint, folder: Path) -> list[Path]:
 def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     """Write each process's shares; returns of the optimizers what is no share: the steps, by the weights' names."""
     tensors = {f"weights:{name}": value for name, value in checkpoint.weights.items()}
-    tensors |= {f"average:{name}": value for name, value in (checkpoint.average or {}).items()}
+    tensors |= {f"average:{name}": value for name, value in (checkpoint.ema or {}).items()}
     steps: dict[str, dict[str, float]] = {}
     for phase, moments in checkpoint.optimizers.items():
         steps[phase] = {name: float(state["step"]) for name, state in moments.items()}
@@ -218,7 +218,7 @@ def _save_state(state: dict[str, Any], file: Path) -> None:
 def restore(
     saved: Checkpoint,
     state: nn.Module,
-    average: EMA | None,
+    ema: EMA | None,
     optimizers: dict[str, AcceleratedOptimizer],
     scaler: torch.amp.GradScaler | None,
     model: Any,
@@ -228,26 +228,26 @@ def restore(
     Raises:
         ValueError: the checkpoint is of another architecture, or of a recipe with other parts.
     """
-    was, now = flat(_completed(saved.architecture, model)), flat(to_dict(model))
-    differ = [key for key in was | now if was.get(key) != now.get(key) and not key.endswith(_ANY)]
-    if differ:
-        told = ", ".join(f"model.{key} was {was.get(key)}, is now {now.get(key)}" for key in differ)
-        raise ValueError(f"the checkpoint is of another architecture: {told}")
+    old, new = flat(_with_defaults(saved.architecture, model)), flat(to_dict(model))
+    changed = [key for key in old | new if old.get(key) != new.get(key) and not key.endswith(_RESULT_NEUTRAL)]
+    if changed:
+        compressors = ", ".join(f"model.{key} was {old.get(key)}, is now {new.get(key)}" for key in changed)
+        raise ValueError(f"the checkpoint is of another architecture: {compressors}")
     if set(saved.optimizers) != set(optimizers):
         raise ValueError(
             f"the checkpoint has the phases {', '.join(saved.optimizers)}, the recipe {', '.join(optimizers)}: "
             "resume with the recipe that began the run"
         )
     if not saved.weights and saved.folder is not None:
-        _read_shards(saved, saved.folder / "shards", state, average, optimizers)
+        _load_shards(saved, saved.folder / "shards", state, ema, optimizers)
     else:
-        _take_whole(saved, state, average, optimizers)
+        _load_full(saved, state, ema, optimizers)
     if scaler is not None and saved.scaler is not None:
         scaler.load_state_dict(saved.scaler)
     return saved.step
 
 
-def _completed(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
+def _with_defaults(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
     """An architecture with the options that it was saved without, as there were none then, at their defaults."""
     try:
         return to_dict(from_dict(type(model), architecture, "checkpoint"))
@@ -255,10 +255,10 @@ def _completed(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
         return architecture
 
 
-def _take_whole(
+def _load_full(
     saved: Checkpoint,
     state: nn.Module,
-    average: EMA | None,
+    ema: EMA | None,
     optimizers: dict[str, AcceleratedOptimizer],
 ) -> None:
     """Put whole tensors into modules and optimizers, of which each process may hold a share."""
@@ -266,36 +266,36 @@ def _take_whole(
     load_into(state, {n: shard_like(t, own[n]) if n in own else t for n, t in saved.weights.items()}, "checkpoint")
     for name, optimizer in optimizers.items():
         if is_sharded(own.values()):
-            load_moments(optimizer, state, by_name(saved.optimizers[name], optimizer, state))
+            load_moments(optimizer, state, moments_by_name(saved.optimizers[name], optimizer, state))
         else:
             optimizer.load_state_dict(saved.optimizers[name])
-    if average is not None:
-        averaged = _of_model(saved.weights) if saved.average is None else saved.average
-        average.load({name: shard_like(averaged[name], value) for name, value in average.state.items()})
+    if ema is not None:
+        averaged = _model_weights(saved.weights) if saved.ema is None else saved.ema
+        ema.load({name: shard_like(averaged[name], value) for name, value in ema.state.items()})
 
 
-def _read_shards(
+def _load_shards(
     saved: Checkpoint,
     folder: Path,
     state: nn.Module,
-    average: EMA | None,
+    ema: EMA | None,
     optimizers: dict[str, AcceleratedOptimizer],
 ) -> None:
     """Read into modules and optimizers, whole or shared, what each process needs of shards."""
-    there = sharded_checkpoint.open_shards(folder)
+    stored = sharded_checkpoint.open_shards(folder)
     wanted = {f"weights:{name}": value for name, value in state.state_dict().items()}
-    averaged = any(name.startswith("average:") for name in there)
-    if average is not None and averaged:
-        wanted |= {f"average:{name}": value for name, value in average.state.items()}
+    averaged = any(name.startswith("average:") for name in stored)
+    if ema is not None and averaged:
+        wanted |= {f"average:{name}": value for name, value in ema.state.items()}
     parameters = dict(state.named_parameters())
     moments: dict[str, dict[str, Tensor]] = {}
     for name in [name for steps in saved.optimizers.values() for name in steps]:
-        keys = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}:{name}" in there]
+        keys = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}:{name}" in stored]
         moments[name] = {key: torch.zeros_like(parameters[name]).detach() for key in keys}
         wanted |= {f"{key}:{name}": value for key, value in moments[name].items()}
     sharded_checkpoint.read_into(folder, wanted)
-    if average is not None and not averaged:
-        average.load(_of_model(state.state_dict()))
+    if ema is not None and not averaged:
+        ema.load(_model_weights(state.state_dict()))
     for phase, optimizer in optimizers.items():
         steps = saved.optimizers[phase]
         load_moments(optimizer, state, {name: moments[name] | {"step": torch.tensor(steps[name])} for name in steps})
@@ -308,15 +308,15 @@ def export_weights(folder: Path) -> dict[str, Tensor | LazyTensor]:
         ValueError: a file is missing or damaged.
     """
     if (folder / "shards").is_dir():
-        there = sharded_checkpoint.open_shards(folder / "shards")
-        first = "average:" if any(name.startswith("average:") for name in there) else "weights:model."
-        return {name.removeprefix(first): made for name, made in there.items() if name.startswith(first)}
+        stored = sharded_checkpoint.open_shards(folder / "shards")
+        first = "average:" if any(name.startswith("average:") for name in stored) else "weights:model."
+        return {name.removeprefix(first): tensor for name, tensor in stored.items() if name.startswith(first)}
     if (folder / "average.safetensors").exists():
         return open_tensors(folder / "average.safetensors")
     whole = open_tensors(folder / "weights.safetensors")
     return {name.removeprefix("model."): value for name, value in whole.items() if name.startswith("model.")}
 
 
-def _of_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _model_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The exported module's share of a task's state."""
     return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}

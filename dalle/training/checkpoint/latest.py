@@ -20,7 +20,7 @@ from dalle.training.distributed import sharded_checkpoint
 log = logging.getLogger(__name__)
 
 
-def load_newest(run: Path, accelerator: Accelerator | None = None) -> Checkpoint:
+def load_latest(run: Path, accelerator: Accelerator | None = None) -> Checkpoint:
     """Read the newest checkpoint of a run that is whole. All processes call it, each checks some of the digests.
 
     Newer ones that are damaged are renamed to NAME.damaged, and the log says so.
@@ -38,17 +38,17 @@ def load_newest(run: Path, accelerator: Accelerator | None = None) -> Checkpoint
     for folder in reversed(found):
         saved = _load(folder, rank, world)
         reasons = [saved if isinstance(saved, str) else None]
-        wrong = [reason for reason in (reasons if world == 1 else gather_object(reasons)) if reason is not None]
-        if not wrong and not isinstance(saved, str):
+        problems = [reason for reason in (reasons if world == 1 else gather_object(reasons)) if reason is not None]
+        if not problems and not isinstance(saved, str):
             break
-        damaged[folder] = wrong[0]
+        damaged[folder] = problems[0]
     else:
-        told = "; ".join(f"{folder.name} ({reason})" for folder, reason in damaged.items())
+        summary = "; ".join(f"{folder.name} ({reason})" for folder, reason in damaged.items())
         raise ValueError(
-            f"no checkpoint in {found[0].parent} is whole: {told}; bring one back, or train anew in another run.dir"
+            f"no checkpoint in {found[0].parent} is whole: {summary}; bring one back, or train anew in another run.dir"
         )
     for folder, reason in damaged.items() if rank == 0 else ():
-        aside = _put_aside(folder)
+        aside = _set_aside(folder)
         log.warning("the checkpoint %s is damaged (%s): it is %s now", folder, reason, aside.name)
     if damaged and rank == 0:
         log.warning("going on from step %d", saved.step)
@@ -67,15 +67,15 @@ def check(folder: Path) -> None:
 
 def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
     """A checkpoint, or what is wrong with it; each of `world` processes checks some of the digests."""
-    average, sharded = folder / "average.safetensors", (folder / "shards").is_dir()
+    ema_file, sharded = folder / "average.safetensors", (folder / "shards").is_dir()
     try:
-        if summed := (folder / checksums.SUMS).exists():
+        if has_checksums := (folder / checksums.SUMS).exists():
             checksums.check(folder, rank, world)
         if sharded:
             sharded_checkpoint.open_shards(folder / "shards")  # looks at headers and lengths of the files
         found = Checkpoint(
             weights={} if sharded else read_tensors(folder / "weights.safetensors"),
-            average=read_tensors(average) if average.exists() else None,
+            ema=read_tensors(ema_file) if ema_file.exists() else None,
             folder=folder,
             **_read_state(folder / "state.pt"),
         )
@@ -85,9 +85,9 @@ def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
         return str(error)
     if len(sharded_checkpoint.files(folder / "shards")) != found.shares:
         return f"of {found.shares} shards {len(sharded_checkpoint.files(folder / 'shards'))} are there"
-    if found.averaged and found.average is None:
-        return f"{average.name} is missing"
-    return f"{checksums.SUMS} is missing" if found.hashed and not summed else found
+    if found.averaged and found.ema is None:
+        return f"{ema_file.name} is missing"
+    return f"{checksums.SUMS} is missing" if found.hashed and not has_checksums else found
 
 
 def _read_state(file: Path) -> dict[str, Any]:
@@ -99,11 +99,11 @@ def _read_state(file: Path) -> dict[str, Any]:
     except (ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
         if out_of_memory(error) is not None:  # which is no damage
             raise
-        told = str(error).partition("\n")[0] or "it is empty"
-        raise ValueError(f"{file.name}: {told}") from error
+        summary = str(error).partition("\n")[0] or "it is empty"
+        raise ValueError(f"{file.name}: {summary}") from error
 
 
-def _put_aside(folder: Path) -> Path:
+def _set_aside(folder: Path) -> Path:
     """Rename a damaged checkpoint, so that none of its files is lost and it is not taken for one; the new folder."""
     aside, number = folder.with_name(f"{folder.name}.damaged"), 1
     while aside.exists():

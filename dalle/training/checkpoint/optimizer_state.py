@@ -12,16 +12,16 @@ from dalle.training.distributed.fsdp import is_sharded, shard_like
 Moments = dict[str, dict[str, Tensor]]  # of each weight: exp_avg, exp_avg_sq, step
 
 
-def state_of(optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, Any]:
+def optimizer_state_dict(optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, Any]:
     """torch's own state dict; of shares the moments and step of each weight, by its name."""
     if not is_sharded(state.parameters()):
         return optimizer.state_dict()
     names = {id(parameter): name for name, parameter in state.named_parameters()}
-    held = optimizer.optimizer.state
-    return {names[id(p)]: dict(held[p]) for group in optimizer.param_groups for p in group["params"] if p in held}
+    entry = optimizer.optimizer.state
+    return {names[id(p)]: dict(entry[p]) for group in optimizer.param_groups for p in group["params"] if p in entry}
 
 
-def by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Module) -> Moments:
+def moments_by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Module) -> Moments:
     """Moments and steps of a state dict of whole weights, by the names of the weights, in shares as these are.
 
     `adamw` puts what decays into the first group, the rest in the module's order behind it; shares and scalars of the
@@ -33,8 +33,8 @@ def by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Mo
     found: Moments = {}
     for number, (_, name, parameter) in enumerate(numbered):
         if number in saved["state"]:
-            held = saved["state"][number]
-            found[name] = {k: v if k == "step" else shard_like(v, parameter) for k, v in held.items()}
+            entry = saved["state"][number]
+            found[name] = {k: v if k == "step" else shard_like(v, parameter) for k, v in entry.items()}
     return found
 
 
@@ -42,5 +42,5 @@ def load_moments(optimizer: AcceleratedOptimizer, state: nn.Module, moments: Mom
     """Give an optimizer moments and steps by the names of its weights; its options stay those of the recipe."""
     names = {id(parameter): name for name, parameter in state.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    held = {i: moments[names[id(p)]] for i, p in enumerate(parameters) if names[id(p)] in moments}
-    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+    entry = {i: moments[names[id(p)]] for i, p in enumerate(parameters) if names[id(p)] in moments}
+    optimizer.load_state_dict({"state": entry, "param_groups": optimizer.state_dict()["param_groups"]})

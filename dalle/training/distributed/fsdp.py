@@ -26,7 +26,7 @@ from dalle.training.distributed.sharded_init import sharded_init
 Model = TypeVar("Model", bound=nn.Module)
 
 # What a config of `accelerate config` may ask of FSDP that the code here does not do, and what to do instead.
-_REFUSED = {
+_UNSUPPORTED = {
     "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params: this trains on the devices only; set it to false",
     "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing: set it to false, and here "
     "model.transformer.checkpoint_activations=true",
@@ -61,16 +61,16 @@ class Sharding:
         # Nothing here adds to what a unit returned in place, of which torch warns
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.device.type, (distributed.get_world_size(),))
-        with sharded_init(mesh.get_local_rank(), mesh.size(), self.device) as cut:
+        with sharded_init(mesh.get_local_rank(), mesh.size(), self.device) as shards:
             model = make()
-        shares = {name: (cut[parameter], parameter) for name, parameter in model.named_parameters()}
-        gathered = MixedPrecisionPolicy(self.compute, torch.float32, cast_forward_inputs=False)
+        local_shards = {name: (shards[parameter], parameter) for name, parameter in model.named_parameters()}
+        block_policy = MixedPrecisionPolicy(self.compute, torch.float32, cast_forward_inputs=False)
         for unit in fsdp_units(model):
-            fully_shard(unit, mesh=mesh, mp_policy=gathered)
+            fully_shard(unit, mesh=mesh, mp_policy=block_policy)
         scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
-        whole = MixedPrecisionPolicy(cast_forward_inputs=False)
-        fully_shard(model, mesh=mesh, mp_policy=whole, ignored_params=scalars)
-        state = {name: _distributed(share, of, mesh) for name, (share, of) in shares.items()}
+        full = MixedPrecisionPolicy(cast_forward_inputs=False)
+        fully_shard(model, mesh=mesh, mp_policy=full, ignored_params=scalars)
+        state = {name: _to_dtensor(shard, parameter, mesh) for name, (shard, parameter) in local_shards.items()}
         model.load_state_dict(state, strict=False, assign=True)  # strict would ask for buffers
         model.to(self.device)  # buffers
         for name in methods:
@@ -80,11 +80,13 @@ class Sharding:
         return model
 
 
-def _distributed(share: Tensor, of: Tensor, mesh: DeviceMesh) -> Tensor:
+def _to_dtensor(shard: Tensor, parameter: Tensor, mesh: DeviceMesh) -> Tensor:
     """The tensor that has this share on this process; of a scalar itself."""
-    if not of.ndim:
-        return share
-    return DTensor.from_local(share, mesh, [Shard(0)], run_check=False, shape=of.shape, stride=of.stride())
+    if not parameter.ndim:
+        return shard
+    return DTensor.from_local(
+        shard, mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
 def fsdp_units(model: nn.Module) -> list[nn.Module]:
@@ -98,7 +100,7 @@ def build(make: Callable[[], Model], device: torch.device, sharding: Sharding | 
     return make().to(device) if sharding is None else sharding.build(make, methods)
 
 
-def asked_of_launcher() -> bool:
+def fsdp_requested() -> bool:
     """Whether `accelerate launch` was given a config with FSDP, which it tells its processes by their environment.
 
     Raises:
@@ -111,9 +113,9 @@ def asked_of_launcher() -> bool:
         return False
     if os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("the config of accelerate asks for FSDP 1: set fsdp_version: 2 under fsdp_config")
-    for variable, told in _REFUSED.items():
+    for variable, advice in _UNSUPPORTED.items():
         if _set(variable):
-            raise ValueError(f"the config of accelerate has {told}")
+            raise ValueError(f"the config of accelerate has {advice}")
     return True
 
 
@@ -131,16 +133,16 @@ def is_sharded(tensors: Iterable[Tensor]) -> bool:
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
-def shard_like(whole: Tensor, like: Tensor) -> Tensor:
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
     """Of a whole tensor that every process has, what `like` is a share of; itself, where `like` is whole."""
     if not isinstance(like, DTensor):
-        return whole
-    placed = whole.to(like.device)
+        return full
+    placed = full.to(like.device)
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
 @dataclass(frozen=True)
-class _Some:
+class _ParamGroups:
     """Some of the parameters of an optimizer, as far as a loss scaler looks at it."""
 
     param_groups: list[dict[str, list[Tensor]]]
@@ -155,21 +157,23 @@ def unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> N
     if not is_sharded(parameters):
         scaler.unscale_(optimizer)
         return
-    parts = [_Some([{"params": [p for p in parameters if is_sharded([p]) == shared]}]) for shared in (True, False)]
+    parts = [
+        _ParamGroups([{"params": [p for p in parameters if is_sharded([p]) == shared]}]) for shared in (True, False)
+    ]
     for part in parts:
         scaler.unscale_(part)  # type: ignore[arg-type]
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Sum of the squares of all numbers of some shares, and of some whole tensors that all processes have."""
-    shares = [tensor.to_local() for tensor in tensors if isinstance(tensor, DTensor)]
-    whole = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
-    total = _squares(shares, tensors[0].device)
+    local_shards = [tensor.to_local() for tensor in tensors if isinstance(tensor, DTensor)]
+    full = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
+    total = _sum_of_squares(local_shards, tensors[0].device)
     distributed.all_reduce(total)
-    return total + _squares(whole, tensors[0].device)
+    return total + _sum_of_squares(full, tensors[0].device)
 
 
-def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+def _sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
     if not tensors:  # torch's 0 would be on the CPU, and copying it waits for the device
         return torch.zeros((), device=device)
     norm: Any = nn.utils.get_total_norm(tensors)
@@ -177,30 +181,30 @@ def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
 
 
 @contextmanager
-def keep_unsharded(model: nn.Module, sharding: Sharding, room: int) -> Iterator[int]:
+def keep_unsharded(model: nn.Module, sharding: Sharding, max_bytes: int) -> Iterator[int]:
     """Gather units once for many passes without gradient, rather than in each pass; all processes must call it alike.
 
     Args:
         model: of `Sharding.build`.
         sharding: how it was built.
-        room: bytes that they may take; those that find none are gathered in each pass as ever.
+        max_bytes: bytes that they may take; those that find none are gathered in each pass as ever.
 
     Yields:
         How many are held.
     """
-    kept: list[FSDPModule] = []
+    units: list[FSDPModule] = []
     for unit in fsdp_units(model):
-        room -= sum(parameter.numel() for parameter in unit.parameters()) * sharding.compute.itemsize
-        if room < 0:
+        max_bytes -= sum(parameter.numel() for parameter in unit.parameters()) * sharding.compute.itemsize
+        if max_bytes < 0:
             break
-        kept.append(cast(FSDPModule, unit))
-    for part in kept:
+        units.append(cast(FSDPModule, unit))
+    for part in units:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield len(kept)
+        yield len(units)
     finally:
-        for part in kept:
+        for part in units:
             part.reshard()
             part.set_reshard_after_forward(True, recurse=False)
 

@@ -84,9 +84,9 @@ class PowerSGD:
 
     def state(self) -> dict[str, Tensor]:
         """What the next step needs: the error, which is this process's own, and what all have."""
-        kept = {"steps": torch.tensor(self._state.iter)}
+        state = {"steps": torch.tensor(self._state.iter)}
         found = {"error": self._state.error_dict, "p": self._state.p_memory_dict, "q": self._state.q_memory_dict}
-        return kept | {name: tensors[0] for name, tensors in found.items() if tensors}
+        return state | {name: tensors[0] for name, tensors in found.items() if tensors}
 
     def load(self, states: list[dict[str, Tensor]], device: torch.device) -> None:
         """Go on from this process's own state, or from those of all processes of a run with more or fewer of them.
@@ -100,25 +100,29 @@ class PowerSGD:
             self._state.q_memory_dict[0] = states[0]["q"].to(device)
 
 
-def write(folder: Path, told: Mapping[str, PowerSGD], rank: int) -> Path:
+def write(folder: Path, compressors: Mapping[str, PowerSGD], rank: int) -> Path:
     """Write the state of one process's compressions, one for each phase; the file."""
-    tensors = {f"{phase}:{name}": value for phase, own in told.items() for name, value in own.state().items()}
+    tensors = {
+        f"{phase}:{name}": value
+        for phase, compressor in compressors.items()
+        for name, value in compressor.state().items()
+    }
     file = folder / f"powersgd-{rank:05d}.safetensors"
     write_tensors(tensors, file)
     return file
 
 
-def read(folder: Path | None, told: Mapping[str, PowerSGD], rank: int, world: int, device: torch.device) -> None:
+def read(folder: Path | None, compressors: Mapping[str, PowerSGD], rank: int, world: int, device: torch.device) -> None:
     """Go on from what `write` left of an earlier run's processes; of a run without compression there is nothing.
 
     Raises:
         ValueError: a file is damaged.
     """
-    files = sorted(folder.glob("powersgd-*.safetensors")) if folder and told else []
+    files = sorted(folder.glob("powersgd-*.safetensors")) if folder and compressors else []
     if not files:
         return
     stored = [read_tensors(file) for file in ([files[rank]] if len(files) == world else files)]
-    for phase, own in told.items():
+    for phase, compressor in compressors.items():
         first = f"{phase}:"
         states = [{n.removeprefix(first): t for n, t in one.items() if n.startswith(first)} for one in stored]
-        own.load(states, device)
+        compressor.load(states, device)

@@ -34,22 +34,22 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(exist_ok=True)
     rank, world = distributed.get_rank(), distributed.get_world_size()
     own: dict[str, Tensor] = {}
-    begins: dict[str, dict[str, list[int]]] = {}
+    offsets: dict[str, dict[str, list[int]]] = {}
     for name, tensor in tensors.items():
-        share = local(tensor.detach())
-        if share.numel() if is_sharded([tensor]) else rank == 0:
-            own[name] = share
+        shard = local(tensor.detach())
+        if shard.numel() if is_sharded([tensor]) else rank == 0:
+            own[name] = shard
             first = rank * -(-tensor.shape[0] // world) if is_sharded([tensor]) else 0
-            begins[name] = {"saved_offsets": [first, *[0] * (tensor.ndim - 1)][: tensor.ndim]}
-    told: list[tuple[int, str] | None] = [None] * world
+            offsets[name] = {"saved_offsets": [first, *[0] * (tensor.ndim - 1)][: tensor.ndim]}
+    errors: list[tuple[int, str] | None] = [None] * world
     try:
         file = folder / f"shard-{rank + 1:05d}-of-{world:05d}.safetensors"
-        write_tensors(own, file, metadata={_SHARDING: json.dumps(begins)})
+        write_tensors(own, file, metadata={_SHARDING: json.dumps(offsets)})
         error = None
     except OSError as failed:
         error = failed.errno or 0, failed.strerror or str(failed)
-    distributed.all_gather_object(told, error)
-    for process, problem in enumerate(told):
+    distributed.all_gather_object(errors, error)
+    for process, problem in enumerate(errors):
         if problem is not None:
             raise OSError(problem[0], f"process {process}: {problem[1]}")
 
@@ -61,13 +61,13 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         ValueError: the files hold other tensors, or are damaged.
         OSError: they cannot be read.
     """
-    found = open_shards(folder)
+    stored_shards = open_shards(folder)
     for name, tensor in tensors.items():
-        if name not in found or found[name].shape != tensor.shape:
-            there = "not there" if name not in found else list(found[name].shape)
+        if name not in stored_shards or stored_shards[name].shape != tensor.shape:
+            there = "not there" if name not in stored_shards else list(stored_shards[name].shape)
             raise ValueError(f"{name} is {there}, expected {list(tensor.shape)}")
         if not tensor.ndim:  # torch's reader takes slices, and a scalar has none
-            tensor.detach().copy_(found[name]())
+            tensor.detach().copy_(stored_shards[name]())
     wanted = {name: tensor.detach() for name, tensor in tensors.items() if tensor.ndim}
     alone = not distributed.is_initialized()
     try:
@@ -89,34 +89,34 @@ def open_shards(folder: Path) -> dict[str, LazyTensor]:
     """
     if not files(folder):
         raise ValueError(f"{folder} has no shards")
-    shares: dict[str, list[tuple[list[int], Tensor]]] = {}
+    shards: dict[str, list[tuple[list[int], Tensor]]] = {}
     for file in files(folder):
         stored = stored_tensors(file)
         try:
             with safe_open(file, framework="pt") as handle:
-                begins = json.loads((handle.metadata() or {})[_SHARDING])
-                for name, share in stored.items():
-                    shares.setdefault(name, []).append((begins[name]["saved_offsets"], share))
+                offsets = json.loads((handle.metadata() or {})[_SHARDING])
+                for name, shard in stored.items():
+                    shards.setdefault(name, []).append((offsets[name]["saved_offsets"], shard))
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{file} is damaged, or no shard ({error})") from error
-    return {name: _joined(name, own, folder) for name, own in shares.items()}
+    return {name: _assemble(name, own, folder) for name, own in shards.items()}
 
 
-def _joined(name: str, shares: list[tuple[list[int], Tensor]], folder: Path) -> LazyTensor:
+def _assemble(name: str, shards: list[tuple[list[int], Tensor]], folder: Path) -> LazyTensor:
     """A whole tensor of shares that begin at these places."""
-    first = shares[0][1]
-    ends = [[b + size for b, size in zip(begin, share.shape, strict=True)] for begin, share in shares]
+    first = shards[0][1]
+    ends = [[b + size for b, size in zip(offset, shard.shape, strict=True)] for offset, shard in shards]
     shape = torch.Size([max(sizes) for sizes in zip(*ends, strict=True)])
-    if sum(share.numel() for _, share in shares) != shape.numel():
+    if sum(shard.numel() for _, shard in shards) != shape.numel():
         raise ValueError(f"{folder}: a share of {name} is missing")
 
     def make() -> Tensor:
-        whole = torch.empty(shape, dtype=first.dtype)
-        for begin, share in shares:
-            place = tuple(slice(b, b + size) for b, size in zip(begin, share.shape, strict=True))
-            whole[place] = share
-            drop_pages(share)
-        return whole
+        full = torch.empty(shape, dtype=first.dtype)
+        for offset, shard in shards:
+            place = tuple(slice(b, b + size) for b, size in zip(offset, shard.shape, strict=True))
+            full[place] = shard
+            drop_pages(shard)
+        return full
 
     return LazyTensor(shape, first.dtype, make)
 

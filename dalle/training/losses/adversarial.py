@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dalle.config import config
 
-_SCALE = 1024.0  # of losses, lest a mean's gradient at one pixel be lost in float16
+_GRADIENT_SCALE = 1024.0  # of losses, lest a mean's gradient at one pixel be lost in float16
 
 
 @config
@@ -60,7 +60,7 @@ class PatchDiscriminator(nn.Module):
             width = wider
         blocks.append(nn.Conv2d(width, 1, 4, stride=1, padding=1))
         self.blocks = nn.Sequential(*blocks)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] -> logits float32 [B, 1, h, w]; 64x64 gives 6x6 with 3 layers.
@@ -105,9 +105,9 @@ def last_layer_gradients(
     They add up over micro-batches and processes, as their norms do not: sum them first, then call `adaptive_weight`.
     The graph is kept for the backward pass that follows.
     """
-    (reconstruction,) = torch.autograd.grad(_SCALE * reconstruction_loss, last_layer, retain_graph=True)
-    (adversarial,) = torch.autograd.grad(_SCALE * adversarial_loss, last_layer, retain_graph=True)
-    return reconstruction / _SCALE, adversarial / _SCALE
+    (reconstruction,) = torch.autograd.grad(_GRADIENT_SCALE * reconstruction_loss, last_layer, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(_GRADIENT_SCALE * adversarial_loss, last_layer, retain_graph=True)
+    return reconstruction / _GRADIENT_SCALE, adversarial / _GRADIENT_SCALE
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tenso
     return weight
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

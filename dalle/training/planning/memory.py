@@ -118,96 +118,96 @@ class Memory:
     gradients: int
     moments: int
     average: int
-    copies: int
+    cast_weights: int
     activations: int
     heads: int
-    exchange: int
+    allreduce_buffer: int
     peak: int
 
 
-def memory(size: ModelSize, how: TrainSetup) -> Memory:
+def memory(size: ModelSize, setup: TrainSetup) -> Memory:
     """Bytes that a step takes: the most of some moments.
 
     These are the end of the forward pass (losses, and gradients of the heads), the start of the backward pass, its end
     (gradients, and the first block's activations), and the optimizer's step; with fsdp also when what is no block is
     gathered, and when its gradients are cut.
     """
-    sharded = how.layout == "fsdp" and how.devices > 1
-    share = how.devices if sharded else 1
+    sharded = setup.layout == "fsdp" and setup.devices > 1
+    share = setup.devices if sharded else 1
     state = _FLOAT * size.parameters // share
-    static = state * (3 + how.average)  # weights, two moments, perhaps the average
-    heads, exchange = _heads(size, how), state if how.layout == "ddp" and how.devices > 1 else 0
-    parts = _activations(size, how)
-    before = state if how.accumulation > 1 else 0  # gradients of earlier micro-batches
+    static = state * (3 + setup.average)  # weights, two moments, perhaps the average
+    heads, allreduce_buffer = _heads(size, setup), state if setup.layout == "ddp" and setup.devices > 1 else 0
+    parts = _activations(size, setup)
+    accumulated = state if setup.accumulation > 1 else 0  # gradients of earlier micro-batches
     if sharded:
-        copies, moments = _moments_of_shares(size, how, before, heads, parts)
+        cast_weights, moments = _fsdp_moments(size, setup, accumulated, heads, parts)
     else:
-        forward, copies = _copies(size, how)
-        late = before or state - _FLOAT * (size.block + size.embeddings)  # all but the last that come
+        forward, cast_weights = _cast_weights(size, setup)
+        late_gradients = accumulated or state - _FLOAT * (size.block + size.embeddings)  # all but the last that come
         working = parts.hidden + parts.inputs  # gradients of the feed-forward part and the residual stream
         moments = (
-            before + forward + parts.all + heads.forward,
-            before + copies + parts.all + max(heads.backward, parts.again + working),
-            late + copies + parts.all // size.config.transformer.depth + parts.again + working,
+            accumulated + forward + parts.all + heads.forward,
+            accumulated + cast_weights + parts.all + max(heads.backward, parts.recompute + working),
+            late_gradients + cast_weights + parts.all // size.config.transformer.depth + parts.recompute + working,
         )
     return Memory(
         weights=state,
         gradients=state,
         moments=2 * state,
-        average=state if how.average else 0,
-        copies=copies,
-        activations=parts.all + parts.again,
+        average=state if setup.average else 0,
+        cast_weights=cast_weights,
+        activations=parts.all + parts.recompute,
         heads=max(heads.forward, heads.backward),
-        exchange=exchange,
-        peak=static + max(*moments, state + exchange),
+        allreduce_buffer=allreduce_buffer,
+        peak=static + max(*moments, state + allreduce_buffer),
     )
 
 
 class _Activations(NamedTuple):
     all: int  # that are kept until the backward pass
-    again: int  # of the block that is computed again
+    recompute: int  # of the block that is computed again
     hidden: int  # the gradient within a feed-forward part
     inputs: int  # the residual stream
 
 
-def _activations(size: ModelSize, how: TrainSetup) -> _Activations:
-    shape, tokens = size.config.transformer, how.images * size.tokens
-    inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, how)
-    hidden = how.compute * size.hidden * tokens
-    if how.checkpointing:
+def _activations(size: ModelSize, setup: TrainSetup) -> _Activations:
+    shape, tokens = size.config.transformer, setup.images * size.tokens
+    inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, setup)
+    hidden = setup.compute * size.hidden * tokens
+    if setup.checkpointing:
         return _Activations(shape.depth * inputs, kept - inputs, hidden, inputs)
     return _Activations(shape.depth * kept, 0, hidden, inputs)
 
 
-def _moments_of_shares(
-    size: ModelSize, how: TrainSetup, before: int, heads: _Heads, parts: _Activations
+def _fsdp_moments(
+    size: ModelSize, setup: TrainSetup, accumulated: int, heads: _Heads, parts: _Activations
 ) -> tuple[int, tuple[int, ...]]:
     """With fsdp: what is gathered at the start of the backward pass, and bytes beside the static ones at some moments.
 
     What is no block is there in float32 all the time. Of units there is the one that computes, the one that is on its
     way, and the gradients of one in one piece, from which each device gets the sum of its share.
     """
-    depth, share = size.config.transformer.depth, how.devices
-    attention, feed = (how.compute * count for count in size.units)
+    depth, share = size.config.transformer.depth, setup.devices
+    attention, feed = (setup.compute * count for count in size.units)
     rest = _FLOAT * (size.parameters - depth * size.block)
     cut = _FLOAT * size.units[1]  # gradients of a feed-forward part
     units = attention + feed + cut + cut // share
     blocks = _FLOAT * depth * size.block // share  # their gradients
-    late = before or blocks - _FLOAT * size.block // share
-    last = parts.all - (0 if how.checkpointing else 2 * parts.hidden)  # the last feed-forward part is done
+    late_gradients = accumulated or blocks - _FLOAT * size.block // share
+    last = parts.all - (0 if setup.checkpointing else 2 * parts.hidden)  # the last feed-forward part is done
     first = parts.all // depth + parts.hidden  # the first is not
     return rest + units, (
-        before + 2 * (rest + attention),
-        before + rest + feed + parts.all + max(heads.forward, heads.backward),
-        before + rest + heads.weights + units + last + parts.again + 3 * parts.inputs,
-        late + rest + heads.weights + attention + 2 * feed + first + parts.again + parts.inputs,
-        (before or blocks) + 2 * rest + rest // share,
+        accumulated + 2 * (rest + attention),
+        accumulated + rest + feed + parts.all + max(heads.forward, heads.backward),
+        accumulated + rest + heads.weights + units + last + parts.recompute + 3 * parts.inputs,
+        late_gradients + rest + heads.weights + attention + 2 * feed + first + parts.recompute + parts.inputs,
+        (accumulated or blocks) + 2 * rest + rest // share,
     )
 
 
-def block_bytes(size: ModelSize, how: TrainSetup) -> int:
+def block_bytes(size: ModelSize, setup: TrainSetup) -> int:
     """What one block keeps for its backward pass."""
-    config, shape, of = size.config, size.config.transformer, how.compute
+    config, shape, of = size.config, size.config.transformer, setup.compute
     width, inner, hidden = shape.width, shape.heads * shape.head_width, size.hidden
     token = 2 * (_FLOAT * width + _STATS + of * width)  # residual stream, what the norms make of it
     token += of * 4 * inner + _FLOAT * shape.heads  # queries, keys, values, their mixture; log-sum-exp
@@ -219,7 +219,7 @@ def block_bytes(size: ModelSize, how: TrainSetup) -> int:
         token += of * 2 * inner + 2 * _STATS * shape.heads
     token += 2 * (shape.dropout > 0) * width  # which channels were dropped
     token += 2 * shape.sandwich * (of * width + _STATS) + 2 * shape.layer_scale * of * width
-    return round(how.images * size.tokens * token)
+    return round(setup.images * size.tokens * token)
 
 
 class _Heads(NamedTuple):
@@ -228,25 +228,25 @@ class _Heads(NamedTuple):
     weights: int  # their gradients alone
 
 
-def _heads(size: ModelSize, how: TrainSetup) -> _Heads:
+def _heads(size: ModelSize, setup: TrainSetup) -> _Heads:
     """The most that the ends of the model and the losses take: the text's gradients are made first, then the image's.
 
     A piece of the logits stands beside a copy of it (their exponentials), or in the type of the products beside what it
     adds to the head's gradient. In the backward pass the image's gradients are scaled first.
     """
-    width, states = size.config.transformer.width, how.images * size.tokens * size.config.transformer.width * _FLOAT
-    held = forward = latest = weights = 0
+    width, states = size.config.transformer.width, setup.images * size.tokens * size.config.transformer.width * _FLOAT
+    head_gradients = forward = last_gradient = weights = 0
     for tokens, vocabulary in _head_sizes(size):
-        rows = how.images * tokens
+        rows = setup.images * tokens
         weight = width * vocabulary
         weights += _FLOAT * weight
-        piece = piece_rows(rows, vocabulary, "cpu" if how.on_cpu else "cuda") * vocabulary
-        latest = _FLOAT * (weight + rows * width)
-        added = how.compute * weight if how.compute < _FLOAT or piece < rows * vocabulary else 0
-        copy = how.compute * weight if how.compute < _FLOAT else 0
-        held += latest
-        forward = max(forward, held + copy + max(2 * _FLOAT * piece, how.compute * piece + added))
-    return _Heads(3 * states + forward, states + held + latest, weights)
+        piece = piece_rows(rows, vocabulary, "cpu" if setup.on_cpu else "cuda") * vocabulary
+        last_gradient = _FLOAT * (weight + rows * width)
+        added = setup.compute * weight if setup.compute < _FLOAT or piece < rows * vocabulary else 0
+        copy = setup.compute * weight if setup.compute < _FLOAT else 0
+        head_gradients += last_gradient
+        forward = max(forward, head_gradients + copy + max(2 * _FLOAT * piece, setup.compute * piece + added))
+    return _Heads(3 * states + forward, states + head_gradients + last_gradient, weights)
 
 
 def _head_sizes(size: ModelSize) -> list[tuple[int, int]]:
@@ -256,25 +256,25 @@ def _head_sizes(size: ModelSize) -> list[tuple[int, int]]:
     return [*text, (config.image_length, config.image_vocab)]
 
 
-def _copies(size: ModelSize, how: TrainSetup) -> tuple[int, int]:
+def _cast_weights(size: ModelSize, setup: TrainSetup) -> tuple[int, int]:
     """Copies of weights in the type of the products, in the forward and the backward pass.
 
     They are of all under autocast, and while a block is computed again of it.
     """
-    if how.compute == _FLOAT:
+    if setup.compute == _FLOAT:
         return 0, 0
-    return how.compute * size.linear, how.compute * (size.block if how.checkpointing else size.linear)
+    return setup.compute * size.linear, setup.compute * (size.block if setup.checkpointing else size.linear)
 
 
-def room_for_drawing(size: ModelSize, how: TrainSetup, rows: int) -> int:
+def sampling_budget(size: ModelSize, setup: TrainSetup, rows: int) -> int:
     """Bytes for gathered blocks of a sharded model that draws, so that no more is taken than in a step.
 
     Beside them are weights, moments and averages, the trained weights that averaged ones stand in for, in float32 what
     is no block, and keys and values of so many rows, those of the text twice.
     """
-    found = memory(size, how)
-    cache = cache_bytes(size, how.compute) * (size.tokens + size.config.prefix_length) // size.tokens
-    beside = found.weights * (2 if how.average else 1) + found.moments + found.average
+    found = memory(size, setup)
+    cache = cache_bytes(size, setup.compute) * (size.tokens + size.config.prefix_length) // size.tokens
+    beside = found.weights * (2 if setup.average else 1) + found.moments + found.average
     rest = (size.parameters - size.config.transformer.depth * size.block) * _FLOAT
     return found.peak - beside - rest - rows * cache
 

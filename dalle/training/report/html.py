@@ -14,8 +14,8 @@ from PIL import Image
 
 from dalle.config import read_yaml, renamed
 from dalle.files import write_text
-from dalle.training.report.metrics_log import Curve, Figures, charts, read_figures
-from dalle.training.report.svg import can_be_log, colour, svg
+from dalle.training.report.metrics_log import Curve, MetricsLog, charts, read_metrics
+from dalle.training.report.svg import can_be_log, color, svg
 
 NAME = "report.html"
 _POINTS = 800  # of a curve, at most
@@ -49,8 +49,8 @@ def write_report(run: Path) -> Path:
         OSError: it cannot be written.
     """
     config = _config(run)
-    figures = read_figures(run / "metrics.jsonl")
-    body = "\n".join([_head(run, config, figures), _curves(figures), _images(run, config), *_origins(run)])
+    metrics = read_metrics(run / "metrics.jsonl")
+    body = "\n".join([_head(run, config, metrics), _curves(metrics), _images(run, config), *_origins(run)])
     page = (
         '<!DOCTYPE html>\n<html>\n<head><meta charset="utf-8"/>'
         f"<title>{escape(run.absolute().name)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
@@ -68,9 +68,9 @@ def _config(run: Path) -> dict[str, Any]:
     return config
 
 
-def _head(run: Path, config: dict[str, Any], figures: Figures) -> str:
+def _head(run: Path, config: dict[str, Any], metrics: MetricsLog) -> str:
     """What it is and how far it is."""
-    told = [f"Stage {config.get('stage')}, step {figures.last} of {config['run'].get('steps')}"]
+    told = [f"Stage {config.get('stage')}, step {metrics.last} of {config['run'].get('steps')}"]
     log = run / "metrics.jsonl"
     if log.exists():
         written = datetime.fromtimestamp(log.stat().st_mtime, timezone.utc)
@@ -78,10 +78,10 @@ def _head(run: Path, config: dict[str, Any], figures: Figures) -> str:
     saved = sorted(int(path.name[-8:]) for path in (run / "checkpoints").glob("*-????????") if path.name[-8:].isdigit())
     told.append(f"newest checkpoint: step {saved[-1]}" if saved else "no checkpoint yet")
     lines = [f"<h1>{escape(run.absolute().name)}</h1>", f"<p>{escape('; '.join(told))}.</p>"]
-    if figures.unreadable:
-        lines.append(_note(f"Lines of metrics.jsonl that cannot be read, and are left out: {figures.unreadable}."))
-    if figures.not_finite:
-        lines.append(_note(f"Values that are not finite numbers, and are not drawn: {figures.not_finite}."))
+    if metrics.unreadable:
+        lines.append(_note(f"Lines of metrics.jsonl that cannot be read, and are left out: {metrics.unreadable}."))
+    if metrics.not_finite:
+        lines.append(_note(f"Values that are not finite numbers, and are not drawn: {metrics.not_finite}."))
     return "\n".join(lines)
 
 
@@ -89,12 +89,12 @@ def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _curves(figures: Figures) -> str:
-    if not figures.curves:
+def _curves(metrics: MetricsLog) -> str:
+    if not metrics.curves:
         return _note("Nothing is logged yet.")
-    thinned = [curve.thinned(_POINTS) for curve in figures.curves.values()]
-    drawn = "\n".join(_chart(title, curves, figures.last) for title, curves in charts(thinned))
-    rows = "\n".join(_row(curve) for curve in thinned)
+    downsampled = [curve.downsampled(_POINTS) for curve in metrics.curves.values()]
+    drawn = "\n".join(_chart(title, curves, metrics.last) for title, curves in charts(downsampled))
+    rows = "\n".join(_row(curve) for curve in downsampled)
     return (
         '<input type="checkbox" id="log"/> <label for="log">logarithmic upwards, where all values are above 0</label>\n'
         f"<main>\n{drawn}\n</main>\n<h2>Figures</h2>\n<table>\n"
@@ -105,7 +105,7 @@ def _curves(figures: Figures) -> str:
 
 def _chart(title: str, curves: Sequence[Curve], last: int) -> str:
     key = "".join(
-        f'<span><i style="background:{colour(number)}"></i>{escape(curve.name)}</span>'
+        f'<span><i style="background:{color(number)}"></i>{escape(curve.name)}</span>'
         for number, curve in enumerate(curves)
     )
     both = can_be_log(curves)
@@ -128,14 +128,14 @@ def _images(run: Path, config: dict[str, Any]) -> str:
         return ""
     count = min(_IMAGES, len(files))
     chosen = dict.fromkeys(files[round(n * (len(files) - 1) / max(1, count - 1))] for n in range(count))
-    figures = "\n".join(_image(file) for file in chosen)
+    metrics = "\n".join(_image(file) for file in chosen)
     prompts = [str(prompt) for prompt in config.get("prompts") or ()]
     if prompts:
         items = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
         told = f"<p>A row for each prompt, from the top, with the same seeds each time:</p>\n<ol>{items}</ol>"
     else:
         told = "<p>Rows in turn: images of the validation split, and below them their reconstructions.</p>"
-    return f'<h2>Samples</h2>\n{told}\n<div class="images">\n{figures}\n</div>'
+    return f'<h2>Samples</h2>\n{told}\n<div class="images">\n{metrics}\n</div>'
 
 
 def _image(file: Path) -> str:

@@ -48,7 +48,7 @@ class Curve:
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
-    def thinned(self, most: int) -> Curve:
+    def downsampled(self, most: int) -> Curve:
         """At most about `most` of its points: of each stretch the lowest and the highest, so that no peak is lost."""
         count = len(self.values)
         if count <= most:
@@ -63,7 +63,7 @@ class Curve:
 
 
 @dataclass
-class Figures:
+class MetricsLog:
     """What a metrics.jsonl holds.
 
     Attributes:
@@ -79,9 +79,9 @@ class Figures:
     not_finite: int = 0
 
 
-def read_figures(file: Path) -> Figures:
+def read_metrics(file: Path) -> MetricsLog:
     """Read a metrics.jsonl, also of a run that is writing it; one that is not there is an empty one."""
-    found = Figures()
+    found = MetricsLog()
     if not file.exists():
         return found
     with file.open(encoding="utf-8", errors="replace") as lines:
@@ -102,14 +102,14 @@ def logged(line: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and type(content.get("step")) is int else None
 
 
-def _add(found: Figures, line: str) -> None:
-    figures = logged(line)
-    if figures is None:
+def _add(found: MetricsLog, line: str) -> None:
+    metrics = logged(line)
+    if metrics is None:
         found.unreadable += 1
         return
-    step = figures.pop("step")
+    step = metrics.pop("step")
     found.last = max(found.last, step)
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, (int, float)) and math.isfinite(value):
             curve = found.curves.setdefault(name, Curve(name))
             curve.steps.append(step)

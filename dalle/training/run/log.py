@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dalle.files import atomic_file, write_text
 from dalle.training.checkpoint.checkpoint import as_value_error
-from dalle.training.distributed.fsdp import Sharding, asked_of_launcher
+from dalle.training.distributed.fsdp import Sharding, fsdp_requested
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report.html import write_report
 from dalle.training.report.metrics_log import logged
@@ -76,7 +76,7 @@ def start_sharding(run: RunConfig, accelerator: Accelerator) -> Sharding | None:
     Raises:
         ValueError: something else that the run wants does not go with it.
     """
-    if not (run.sharding == "fsdp" or (run.sharding == "auto" and asked_of_launcher())):
+    if not (run.sharding == "fsdp" or (run.sharding == "auto" and fsdp_requested())):
         return None
     if run.powersgd is not None:
         raise ValueError("run.powersgd is for replicas: with fsdp nobody has a whole gradient; set run.powersgd=null")
@@ -107,9 +107,9 @@ class RunLog:
             mininterval=1,
         )
         if self.main:
-            self._forget_from(start)
+            self._truncate_after(start)
 
-    def _forget_from(self, start: int) -> None:
+    def _truncate_after(self, start: int) -> None:
         """Drop lines of steps that a run which goes on from an earlier checkpoint will make again.
 
         So are lines that are none: the last may be half of one, where the run was killed or the disk was full, and
@@ -118,14 +118,14 @@ class RunLog:
         if not self.file.exists():
             return
         lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
-        half, read = lines[-1], [(line, logged(line)) for line in lines[:-1] if line.strip()]
-        kept = [line for line, figures in read if figures is not None and figures["step"] <= start]
-        broken = sum(figures is None for _, figures in read) + bool(half.strip())
+        last_line, read = lines[-1], [(line, logged(line)) for line in lines[:-1] if line.strip()]
+        complete = [line for line, metrics in read if metrics is not None and metrics["step"] <= start]
+        broken = sum(metrics is None for _, metrics in read) + bool(last_line.strip())
         if broken:
             self.say(f"{self.file}: {broken} broken line{'s' * (broken > 1)} dropped")
-        write_text(self.file, "".join(f"{line}\n" for line in kept))
+        write_text(self.file, "".join(f"{line}\n" for line in complete))
 
-    def train(self, step: int, figures: dict[str, float]) -> None:
+    def train(self, step: int, metrics: dict[str, float]) -> None:
         """Figures of training after `step` steps, with the rate since the last call."""
         now = time.perf_counter()
         spent = max(now - self.clock, 1e-9)
@@ -133,26 +133,26 @@ class RunLog:
         rates = {"images_per_s": images, "tokens_per_s": images * self.tokens_per_image}
         rates["data_wait"] = self.waited / spent
         self.clock, self.since, self.waited = now, step, 0.0
-        shown = {key: f"{value:.4g}" for key, value in list(figures.items())[:4]}
+        shown = {key: f"{value:.4g}" for key, value in list(metrics.items())[:4]}
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
-        figures = figures | rates
+        metrics = metrics | rates
         if self.share is not None:
-            figures["flops_utilisation"] = images * self.share
-        figures["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
+            metrics["flops_utilisation"] = images * self.share
+        metrics["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
         if self.accelerator.scaler is not None:
-            figures["loss_scale"] = self.accelerator.scaler.get_scale()
-        self._write(step, {f"train/{key}": value for key, value in figures.items()})
+            metrics["loss_scale"] = self.accelerator.scaler.get_scale()
+        self._write(step, {f"train/{key}": value for key, value in metrics.items()})
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting_for_data(self) -> Iterator[None]:
         """The run waits for data meanwhile."""
         begun = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begun
 
-    def validation(self, step: int, figures: dict[str, float]) -> None:
-        self.say(f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-        self._write(step, {f"validation/{key}": value for key, value in figures.items()})
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        self.say(f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+        self._write(step, {f"validation/{key}": value for key, value in metrics.items()})
 
     def samples(self, step: int, samples: Samples) -> None:
         """Sample images after `step` steps."""
@@ -162,8 +162,8 @@ class RunLog:
             with atomic_file(folder / f"{step:08d}.png") as part:
                 samples.image.save(part)
         track_image(self.accelerator, "samples", samples.image, step)
-        if samples.figures:
-            self._write(step, {f"samples/{key}": value for key, value in samples.figures.items()})
+        if samples.metrics:
+            self._write(step, {f"samples/{key}": value for key, value in samples.metrics.items()})
 
     def skipped(self, step: int, phase: str, in_a_row: int) -> None:
         """Step `step` was not applied, as the loss or the gradient of a phase was not finite."""
@@ -178,12 +178,12 @@ class RunLog:
         if self.main:
             self.bar.write(line)
 
-    def _write(self, step: int, figures: dict[str, float]) -> None:
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.main:
             with as_value_error(self.run.dir, step), self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step} | figures) + "\n")
+                file.write(json.dumps({"step": step} | metrics) + "\n")
         if self.run.tracker != "none":
-            self.accelerator.log(figures, step=step)
+            self.accelerator.log(metrics, step=step)
 
     def report(self, final: bool = False) -> None:
         """Write report.html, if it is time to; where that fails the run goes on without.

@@ -8,7 +8,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in glibc's malloc.h
 _LARGEST = 2**31 - 1
 
 
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Keep freed memory for what comes next; returns whether the C library can be told so (glibc's can).
 
     Every step frees and takes the same gradients and activations. Given back, each page of them is cleared and

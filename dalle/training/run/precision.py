@@ -10,10 +10,10 @@ import torch
 from dalle.config import ConfigError, read_yaml
 from dalle.training.recipe import LoopRecipe, Precision, RunConfig
 
-Settled = Literal["fp32", "bf16", "fp16"]
+ResolvedPrecision = Literal["fp32", "bf16", "fp16"]
 
 
-def settle_precision(recipe: LoopRecipe) -> LoopRecipe:
+def resolve_precision(recipe: LoopRecipe) -> LoopRecipe:
     """The recipe with a precision in place of `auto`: that of the run it goes on with, else what is fast here."""
     run = recipe.run
     if run.precision != "auto":
@@ -21,7 +21,7 @@ def settle_precision(recipe: LoopRecipe) -> LoopRecipe:
     return replace(recipe, run=replace(run, precision=(_before(run) if recipe.resume else None) or fast_precision(run)))
 
 
-def fast_precision(run: RunConfig) -> Settled:
+def fast_precision(run: RunConfig) -> ResolvedPrecision:
     """bf16 where the device multiplies it faster than float32, else fp32.
 
     These are GPUs from Ampere on, and CPUs with AVX-512 BF16, AMX or Arm's BF16. On others bf16 is imitated, slowly.

@@ -28,7 +28,7 @@ LOCK = ".lock"
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
 
-def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractContextManager[object], bool]:
+def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractContextManager[object], bool]:
     """Make the folder of a run, or take up one that is there: the first process does, all call it.
 
     Returns:
@@ -44,7 +44,7 @@ def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractC
         try:
             resume = _resumes(recipe)
             recipe.run.dir.mkdir(parents=True, exist_ok=True)
-            lock = lock_run(recipe.run.dir)
+            lock = lock_run_dir(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
                 remove_scratch(parent)
         except (ValueError, OSError) as error:
@@ -100,7 +100,7 @@ def describe(recipe: LoopRecipe) -> None:
     write_text(run / "origin.yaml", yaml.safe_dump(_origin(recipe), sort_keys=False))
 
 
-def lock_run(run: Path) -> FileLock:
+def lock_run_dir(run: Path) -> FileLock:
     """Take the right to write the folder of a run: it ends with the process, however that ends.
 
     A run that was killed may have left a process behind that still trains (torchrun's do when only torchrun is killed);

@@ -32,7 +32,7 @@ class Samples:
     """Images that show how far the training is, drawn with fixed seeds, and figures of them."""
 
     image: Image.Image
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 class Task(ABC):
@@ -75,7 +75,7 @@ class Task(ABC):
     def reset_statistics(self) -> None:
         """Forget what the micro-batches of a skipped step gathered."""
 
-    def figures(self, reduce: Reduce) -> dict[str, float]:
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
         """What is logged besides means, of all that was trained on since the last call; `reduce` as above."""
         return {}
 

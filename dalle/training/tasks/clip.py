@@ -21,7 +21,7 @@ from dalle.images.augment import augmented
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
 from dalle.training.distributed.fsdp import Sharding, build
-from dalle.training.init_from import fill_initial
+from dalle.training.init_from import load_initial
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.base import ContrastiveTask, Phase
 
@@ -55,7 +55,7 @@ class CLIPTask(ContrastiveTask):
             return CLIP(recipe.model)
         with skip_init():
             model = CLIP(recipe.model)
-        fill_initial(model, recipe)
+        load_initial(model, recipe)
         if recipe.lock is not None:
             tower = model.vision if recipe.lock == "image" else model.text
             tower.requires_grad_(False)

@@ -28,16 +28,16 @@ from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.distributed.fsdp import Sharding, build, keep_unsharded
-from dalle.training.init_from import fill_initial, initial_weights
+from dalle.training.init_from import initial_weights, load_initial
 from dalle.training.lora import add_lora, changes, merged
-from dalle.training.planning.memory import ModelSize, TrainSetup, room_for_drawing
+from dalle.training.planning.memory import ModelSize, TrainSetup, sampling_budget
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
 
-_NOISE = 1  # so that a pair's seed gives its codes other numbers than its composition
-_DRAWN_AT_ONCE = 8  # candidates of a sharded model
-_METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
+_NOISE_STREAM = 1  # so that a pair's seed gives its codes other numbers than its composition
+_SAMPLE_BATCH_SIZE = 8  # candidates of a sharded model
+_FSDP_METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
 
 
 @dataclass
@@ -67,7 +67,7 @@ class DALLETask(Task):
             recipe.data.check_tokenizer(
                 model_folder.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer
             )
-        self.model = build(self._make, device, sharding, _METHODS)
+        self.model = build(self._make, device, sharding, _FSDP_METHODS)
         self.state = nn.ModuleDict({"model": self.model})
         if recipe.lora is not None:  # the other weights are those that the run goes on from
             self.state = nn.ModuleDict({"model": changes(self.model)})
@@ -84,20 +84,20 @@ class DALLETask(Task):
         else:
             with skip_init():
                 model = DALLE(recipe.model)
-            fill_initial(model, recipe)
+            load_initial(model, recipe)
         if recipe.lora is not None:
             add_lora(model, recipe.lora)
         return model
 
     def _check_tokenizers(self) -> None:
         model, text = self.recipe.model, self.text_tokenizer
-        words = (
+        text_check = (
             ("text_vocab", model.text_vocab, text.vocab_size)
             if isinstance(text, TextTokenizer)
             else ("text_features", model.text_features, text.width)
         )
         for key, have, want, owner in (
-            (*words, self.recipe.text_tokenizer),
+            (*text_check, self.recipe.text_tokenizer),
             ("image_vocab", model.image_vocab, self.image_tokenizer.codebook_size, self.recipe.image_tokenizer),
             ("grid", list(model.grid), list(self.image_tokenizer.grid), self.recipe.image_tokenizer),
         ):
@@ -150,25 +150,25 @@ class DALLETask(Task):
             return None
         seeds = [list(range(8)) for _ in prompts]
         text = self._encode(prompts).to(self.device)
-        codes = self._draw(model, text, seeds)
+        codes = self._sample_codes(model, text, seeds)
         images = self.image_tokenizer.decode(codes)
-        figures = {}
+        metrics = {}
         if self.recipe.clip is not None:  # read each time: it takes no memory while the model trains
             clip = load_clip(self.recipe.clip, self.device)
             scores = score(clip, images, [prompt for prompt in prompts for _ in range(8)])
-            figures["clip_score"] = scores.mean().item()
-        return Samples(image_grid(list(images.split(8))), figures)
+            metrics["clip_score"] = scores.mean().item()
+        return Samples(image_grid(list(images.split(8))), metrics)
 
-    def _draw(self, model: DALLE, text: Tensor, seeds: list[list[int]]) -> Tensor:
+    def _sample_codes(self, model: DALLE, text: Tensor, seeds: list[list[int]]) -> Tensor:
         """As many at a time as fit the memory; of a sharded model all processes must draw alike."""
         if self.sharding is None:
             return generate(model, text, seeds, self.recipe.sampling)
-        rows = _DRAWN_AT_ONCE * (1 if self.recipe.sampling.guidance == 1 else 2)
-        room = room_for_drawing(ModelSize.of(self.recipe.model), self._training(), rows)
-        with keep_unsharded(model, self.sharding, room):
-            return generate(model, text, seeds, self.recipe.sampling, EngineOptions(batch_size=_DRAWN_AT_ONCE))
+        rows = _SAMPLE_BATCH_SIZE * (1 if self.recipe.sampling.guidance == 1 else 2)
+        max_bytes = sampling_budget(ModelSize.of(self.recipe.model), self._train_setup(), rows)
+        with keep_unsharded(model, self.sharding, max_bytes):
+            return generate(model, text, seeds, self.recipe.sampling, EngineOptions(batch_size=_SAMPLE_BATCH_SIZE))
 
-    def _training(self) -> TrainSetup:
+    def _train_setup(self) -> TrainSetup:
         """How a sharded run makes its steps, as a plan has it."""
         run, model = self.recipe.run, self.recipe.model
         assert run.precision != "auto", "settled before"
@@ -201,15 +201,15 @@ class DALLETask(Task):
         model_folder.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")
 
 
-def with_noise(codes: Tensor, share: float, vocabulary: int, seeds: list[int]) -> Tensor:
+def with_noise(codes: Tensor, probability: float, vocabulary: int, seeds: list[int]) -> Tensor:
     """A share of the codes [B, N] replaced by others, each as likely, that come from the seed of their pair alone.
 
     What a model draws has errors that the codes it learns from have not; read with noise, they are less of a surprise
     (word dropout of Bowman et al. 2016, arXiv 1511.06349, section 3.1.1, with random words), and an image is harder to
     look up by its first codes.
     """
-    if not share:
+    if not probability:
         return codes
-    drawn = [np.random.default_rng((seed, _NOISE)).random((2, codes.shape[1])) for seed in seeds]
-    replaced, value = to_device(codes.device, torch.from_numpy(np.stack(drawn, 1)))  # [B, N] each
-    return torch.where(replaced < share, (value * vocabulary).long(), codes)
+    uniform = [np.random.default_rng((seed, _NOISE_STREAM)).random((2, codes.shape[1])) for seed in seeds]
+    replaced, value = to_device(codes.device, torch.from_numpy(np.stack(uniform, 1)))  # [B, N] each
+    return torch.where(replaced < probability, (value * vocabulary).long(), codes)

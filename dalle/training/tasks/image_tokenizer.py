@@ -26,7 +26,6 @@ from dalle.training.losses.adversarial import (
     last_layer_gradients,
 )
 from dalle.training.losses.perceptual import build_perceptual
-from dalle.training.optim import ramp
 from dalle.training.recipe import ImageTokenizerRecipe
 from dalle.training.tasks.base import Phase, Reduce, Samples, Task
 
@@ -100,44 +99,44 @@ class ImageTokenizerTask(Task):
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         if phase.name == "discriminator":
             return self._discriminator(inputs)
-        made = self.model(inputs.images, temperature=ramp(self.recipe.temperature, step))
-        self.use.update(made.codes)
-        if "reconstruction" in made.losses:
-            return self._likelihood(made, step)
-        return self._vqgan(made, inputs, step)
+        output = self.model(inputs.images, temperature=self.recipe.temperature.at(step))
+        self.use.update(output.codes)
+        if "reconstruction" in output.losses:
+            return self._likelihood(output, step)
+        return self._vqgan(output, inputs, step)
 
-    def _likelihood(self, made: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _likelihood(self, output: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative evidence lower bound a sub-pixel (eq. 1 of arXiv 2102.12092), its KL weighted."""
-        figures = {"nll": made.losses["reconstruction"], "kl": made.losses["kl"]}
-        return figures["nll"] + self._kl_weight(step) * figures["kl"], figures
+        metrics = {"nll": output.losses["reconstruction"], "kl": output.losses["kl"]}
+        return metrics["nll"] + self._kl_weight(step) * metrics["kl"], metrics
 
-    def _vqgan(self, made: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _vqgan(self, output: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self.recipe
-        figures = {"l1": (made.images - inputs.images).abs().mean()}
-        reconstruction = recipe.l1_weight * figures["l1"]
+        metrics = {"l1": (output.images - inputs.images).abs().mean()}
+        reconstruction = recipe.l1_weight * metrics["l1"]
         if self.perceptual is not None:
-            figures["perceptual"] = self.perceptual(made.images, inputs.images)
-            reconstruction = reconstruction + recipe.perceptual_weight * figures["perceptual"]
+            metrics["perceptual"] = self.perceptual(output.images, inputs.images)
+            reconstruction = reconstruction + recipe.perceptual_weight * metrics["perceptual"]
         total = reconstruction
-        if "codebook" in made.losses:
-            figures["codebook"] = made.losses["codebook"]
-            total = total + recipe.codebook_weight * figures["codebook"]
-        if "kl" in made.losses:
-            figures["kl"] = made.losses["kl"]
-            total = total + self._kl_weight(step) * figures["kl"]
+        if "codebook" in output.losses:
+            metrics["codebook"] = output.losses["codebook"]
+            total = total + recipe.codebook_weight * metrics["codebook"]
+        if "kl" in output.losses:
+            metrics["kl"] = output.losses["kl"]
+            total = total + self._kl_weight(step) * metrics["kl"]
         if self._adversarial_at(step):
             assert recipe.adversarial is not None and self.adversary is not None
             self.adversary.discriminator.requires_grad_(False)
-            figures["adversarial"] = generator_loss(self.adversary.discriminator(made.images))
-            inputs.fake = made.images.detach()
+            metrics["adversarial"] = generator_loss(self.adversary.discriminator(output.images))
+            inputs.fake = output.images.detach()
             weight = torch.full((), recipe.adversarial.weight, device=self.device)
             if recipe.adversarial.adaptive:
-                gradients = last_layer_gradients(reconstruction, figures["adversarial"], self.model.last_layer)
+                gradients = last_layer_gradients(reconstruction, metrics["adversarial"], self.model.last_layer)
                 self.adversary.gradients += torch.stack(gradients)
                 weight = weight * self.adversary.adaptive
-            total = total + weight * figures["adversarial"]
-            figures["adversarial_weight"] = weight
-        return total, figures
+            total = total + weight * metrics["adversarial"]
+            metrics["adversarial_weight"] = weight
+        return total, metrics
 
     def _discriminator(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.adversary is not None and inputs.fake is not None
@@ -154,7 +153,7 @@ class ImageTokenizerTask(Task):
 
         beside means over codes and over sub-pixels, it shrinks by codes per sub-pixel (1/192 at factor 8).
         """
-        return ramp(self.recipe.kl_weight, step) * self.codes_per_value
+        return self.recipe.kl_weight.at(step) * self.codes_per_value
 
     def on_step_end(self, reduce: Reduce) -> None:
         self.model.on_step_end(reduce)
@@ -166,12 +165,12 @@ class ImageTokenizerTask(Task):
         if self.adversary is not None:
             self.adversary.gradients.zero_()
 
-    def figures(self, reduce: Reduce) -> dict[str, float]:
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
         """Use of the codebook; a dVAE's and a Gumbel quantizer's codes are drawn with noise here."""
         self.use.counts = reduce(self.use.counts)
-        figures = self.use.figures()
+        metrics = self.use.figures()
         self.use.counts = torch.zeros_like(self.use.counts)
-        return figures
+        return metrics
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         assert isinstance(model, ImageTokenizer)
@@ -182,8 +181,8 @@ class ImageTokenizerTask(Task):
         """Images above their reconstructions, 16 a row."""
         assert isinstance(model, ImageTokenizer)
         images = batch.unit_images(self.device)
-        again = model.decode(model.encode(images))
-        rows = [part for pair in zip(images.split(16), again.split(16), strict=True) for part in pair]
+        reconstructions = model.decode(model.encode(images))
+        rows = [part for pair in zip(images.split(16), reconstructions.split(16), strict=True) for part in pair]
         return Samples(image_grid(rows), {})
 
     def export(self, folder: Path, weights: Tensors) -> None:

@@ -30,7 +30,7 @@ from dalle.training.tasks.base import Phase, Task
 
 log = logging.getLogger(__name__)
 
-_CHANCE = 2  # so that a pair's seed gives its noise other numbers than its composition
+_NOISE_STREAM = 2  # so that a pair's seed gives its noise other numbers than its composition
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Inputs:
     embeds: Tensor  # [B, D], of the images, raw
     text: TextStates
     dropped: Tensor  # bool [B]
-    place: Tensor  # [B] in [0, 1), where among the steps of diffusion
+    time: Tensor  # [B] in [0, 1), where among the steps of diffusion
     noise: Tensor  # [B, D]
 
 
@@ -93,15 +93,15 @@ class PriorTask(Task):
         recipe, tokenizer = self.recipe, self.clip.tokenizer
         assert tokenizer is not None
         ids = tokenizer.encode(batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds)
-        random = [np.random.default_rng((seed, _CHANCE)) for seed in batch.seeds]
-        chance = torch.from_numpy(np.stack([one.random(2, dtype=np.float32) for one in random]))
-        noise = np.stack([one.standard_normal(recipe.model.embed_dim, dtype=np.float32) for one in random])
-        dropped, place = to_device(self.device, chance).unbind(1)
+        random = [np.random.default_rng((seed, _NOISE_STREAM)) for seed in batch.seeds]
+        uniform = torch.from_numpy(np.stack([rng.random(2, dtype=np.float32) for rng in random]))
+        noise = np.stack([rng.standard_normal(recipe.model.embed_dim, dtype=np.float32) for rng in random])
+        dropped, time = to_device(self.device, uniform).unbind(1)
         return Inputs(
             self.clip.encode_image(batch.unit_images(self.device), normalize=False),
             self.clip.text_states(to_device(self.device, ids)),
             dropped < recipe.caption_dropout,
-            place,
+            time,
             to_device(self.device, torch.from_numpy(noise)),
         )
 
@@ -111,10 +111,10 @@ class PriorTask(Task):
             ids = self.model.tokens(inputs.embeds)
             dots = self.model.dots(inputs.embeds, inputs.text.embeds)
             logits = self.model(ids, dots, inputs.text, inputs.dropped)
-            hits = (logits.argmax(-1) == ids).float().mean()
-            return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {"bucket_accuracy": hits}
+            accuracy = (logits.argmax(-1) == ids).float().mean()
+            return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {"bucket_accuracy": accuracy}
         x0 = self.model.standardize(inputs.embeds)
-        steps = (inputs.place * len(self.schedule)).long()
+        steps = (inputs.time * len(self.schedule)).long()
         noised = self.schedule.add_noise(x0, inputs.noise, steps)
         predicted = self.model(noised, steps, inputs.text, inputs.dropped)
         return F.mse_loss(predicted, x0), {"cos": F.cosine_similarity(predicted, x0, dim=-1).mean()}

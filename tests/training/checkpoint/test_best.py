@@ -17,7 +17,7 @@ import train
 from dalle.evaluation import metrics
 from dalle.training import state as run_state
 from dalle.training.checkpoint import checkpoint
-from dalle.training.checkpoint.best import FIGURES, Best
+from dalle.training.checkpoint.best import METRICS, BestTracker
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from support.tiny_model import VQGAN_MODEL
 
@@ -202,7 +202,7 @@ def test_the_better_is_lower_or_higher_as_the_figure_has_it() -> None:
         ("image_tokenizer", "dead_codes", (5.0, 3.0, 4.0), 1),
         ("clip", "text_to_image@10", (0.5, 0.2, 0.5), 0),
     ):
-        best = Best(stage, name)
+        best = BestTracker(stage, name)
         improved = [best.add(at + 1, {name: value}) for at, value in enumerate(values)]
         assert best.step == best_at + 1 and best.value == values[best_at]
         assert best.since == len(values) - 1 - best_at == improved[::-1].index(True)
@@ -210,6 +210,6 @@ def test_the_better_is_lower_or_higher_as_the_figure_has_it() -> None:
 
 def test_the_figures_are_those_of_validations(tmp_path: Path, clock: Clock) -> None:
     assert run(tmp_path / "a", "run.steps=2") == 0
-    ((_, figures),) = validated(tmp_path / "a")
-    assert {name.removeprefix("validation/") for name in figures} == set(FIGURES["image_tokenizer"])
-    assert set(FIGURES["clip"]) == set(metrics.retrieval(torch.eye(3), torch.eye(3), (1, 10)))
+    ((_, logged),) = validated(tmp_path / "a")
+    assert {name.removeprefix("validation/") for name in logged} == set(METRICS["image_tokenizer"])
+    assert set(METRICS["clip"]) == set(metrics.retrieval(torch.eye(3), torch.eye(3), (1, 10)))
