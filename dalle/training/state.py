@@ -17,6 +17,7 @@ from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import BestTracker, check_not_nan, validations
 from dalle.training.checkpoint.checkpoint import Checkpoint
 from dalle.training.checkpoint.latest import load_latest
+from dalle.training.checkpoint.restore import restore
 from dalle.training.distributed import powersgd
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.init_from import prepare_initial
@@ -96,9 +97,7 @@ class Run:
     def _restore(self) -> int:
         """Put the newest checkpoint back; returns its step."""
         saved = load_latest(self.options.dir, self.accelerator)
-        step = checkpoint.restore(
-            saved, self.task.state, self.ema, self.optimizers, self.accelerator.scaler, self.recipe.model
-        )
+        step = restore(saved, self.task.state, self.ema, self.optimizers, self.accelerator.scaler, self.recipe.model)
         powersgd.read(saved.folder, self.compressors, self.rank, self.world, self.accelerator.device)
         self.bad.merge(saved.bad or [])
         return step
