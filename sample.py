@@ -1,6 +1,6 @@
-"""Draw images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+"""Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
 
-The options are in dalle/cli/sample.py and dalle/generation/options.py; sampling is dalle/pipeline.py.
+Options: dalle/cli/sample.py and dalle/generation/options.py. Sampling: dalle/pipeline.py.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dalle.cli.threads import limit_openmp_spinning
 from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig
 
-_MAX_CANDIDATES = 32  # candidates that are drawn before their images are written, where prompts are many
+_MAX_CANDIDATES = 32  # with many prompts, images are written to disk after about this many candidates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw; what a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
+    """Generate images. A user error is printed as one line, exit code 2; Ctrl-C gives exit code 130."""
     logging.basicConfig(format="sample.py: %(message)s")
     limit_openmp_spinning()
     run = None
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        from dalle.device import out_of_memory  # here, as torch takes a second to import
+        from dalle.device import out_of_memory  # importing torch takes a second: not for --help
 
         shortage = out_of_memory(error)
         if shortage is not None:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sample(settings: SampleConfig, run: SampleFiles) -> None:
-    """Load the model, draw the prompts and hand the results to `run` as they are finished."""
+    """Load the model, sample the prompts in groups and write each group's images as soon as it is finished."""
     import torch
     from tqdm import tqdm
 
@@ -81,9 +81,9 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     run.model_hash = pipe.model_hash
     run.options |= sampling
     prompts, size = settings.prompts, max(1, _MAX_CANDIDATES // max(1, settings.n))
-    # The delay keeps the bar away until the first code is drawn, so that a wrong option is one line and no more
-    pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
-    with tqdm(unit=" codes", desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
+    # The delay hides the bar until the first code is sampled, so that a wrong option prints its error only
+    pause = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every refresh of the bar
+    with tqdm(unit=" codes", desc="sampling", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
         for first in range(0, len(prompts), size):
             group = prompts[first : first + size]
             results = pipe(

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train any stage from one YAML: python train.py configs/emoji/dalle.yaml optim.lr=1e-4 run.dir=runs/mine
 
-`train` below is the loop of every stage; what differs between the stages is in dalle/training/tasks/, what a run has
-and does now and then in dalle/training/state.py.
+`train` below is the loop of every stage. What differs between stages is in dalle/training/tasks/; the state of a run
+and its periodic work (checkpoints, validation, samples) are in dalle/training/state.py.
 Several processes: torchrun --nproc_per_node 2 train.py CONFIG ... (or, on GPUs, accelerate launch).
 """
 
@@ -27,36 +27,47 @@ from dalle.config import dump
 from dalle.data.loader import lost_worker
 from dalle.device import out_of_memory
 from dalle.training.checkpoint.best import NaNMetricError
-from dalle.training.init_from import resolve_recipe
+from dalle.training.init_from import prepare_initial, resolve_recipe
 from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe, describe_recipes
+from dalle.training.run.log import start_accelerator
 from dalle.training.run.malloc import keep_freed_memory
+from dalle.training.run.precision import resolve_precision
 from dalle.training.state import Run
 from dalle.training.tasks.text_tokenizer import train_text_tokenizer
 from dalle.training.train_step import accumulate, mean_metrics, optimizer_step, step_metrics
 
 _OUT_OF_MEMORY_HINT = (
-    "set run.accumulation larger or run.batch_size smaller (python -m dalle find-batch tells what fits), or "
-    "model.transformer.checkpoint_activations=true; checkpoints are whole, go on with resume=true"
+    "increase run.accumulation or decrease run.batch_size (python -m dalle find-batch finds what fits), or set "
+    "model.transformer.checkpoint_activations=true; checkpoints are intact, continue with resume=true"
 )
 
 
 def train(recipe: LoopRecipe) -> int:
-    """Train to the last step, or until a signal; returns the exit code."""
-    run = Run(recipe)
-    task, accelerator = run.task, run.accelerator
-    with run.lock, SignalHandler() as signals, closing(run.log):  # an error's line begins after the bar's
+    """Train to the last step, or until a signal; returns the exit code.
+
+    Raises:
+        ValueError: the recipe asks for something that is not available here, or training cannot continue.
+    """
+    recipe = resolve_precision(recipe)
+    accelerator = start_accelerator(recipe.run)
+    prepare_initial(recipe, accelerator)
+    run = Run(recipe, accelerator)
+    task = run.task
+    # Closing the log ends the progress bar's line, so that an error message starts on a line of its own
+    with run.lock, SignalHandler() as signals, closing(run.log):
         run.resume()
         for step in run.steps():
             batch = run.next_batch()
             micro = [task.inputs(part) for part in batch.split(run.options.accumulation)]
             metrics: dict[str, float] = {}
-            norms: dict[str, Tensor] = {}  # of the gradient of each phase, on the device
-            for phase in task.active(step):  # one, or a generator and its discriminator
+            norms: dict[str, Tensor] = {}  # gradient norm of each phase, on the device
+            for phase in task.active(step):  # a GAN has two: generator and discriminator
                 loss, losses = accumulate(task, phase, micro, accelerator, step)
                 optimizer, compressor = run.optimizers[phase.name], run.compressors.get(phase.name)
                 norms[phase.name] = norm = optimizer_step(
                     phase, loss, optimizer, accelerator, step, run.options.steps, compressor
                 )
+                # Where the task must know, skip the discriminator after a skipped generator; this synchronizes
                 if task.needs_sync and not norm.isfinite():
                     break
                 if run.logs(step):
@@ -64,6 +75,7 @@ def train(recipe: LoopRecipe) -> int:
                     metrics |= step_metrics(phase, optimizer, compressor)
             run.finish_step(norms, metrics)
             stop = run.should_stop(signals.signal is not None)
+            # A signal leaves little time: save first, validate after resuming
             improved = (run.last or (run.due("validate") and not stop)) and run.validate()
             if run.due("save") or run.last or stop or improved:
                 run.save()
@@ -77,13 +89,16 @@ def train(recipe: LoopRecipe) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; --help prints every option of the recipe, or of all stages, and exits."""
     parser = CommandLine("train.py", description=(__doc__ or "").partition("\n")[0], add_help=False)
     parser.add_argument("config", nargs="?", type=Path, help="a YAML under configs/ or tokenizers/")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the YAML to change")
-    parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    parser.add_argument("-h", "--help", action="store_true", help="show every option with type, default and meaning")
-    args = parser.parse_intermixed_args(argv)  # options may stand anywhere among the overrides
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the config to override")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="show every option with its type, default and meaning"
+    )
+    args = parser.parse_intermixed_args(argv)  # flags may come between overrides
     if args.help:
         print(f"{parser.format_help()}\n{describe_recipes(args.config)}")
         raise SystemExit(0)
@@ -93,7 +108,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, validate, train. What a user can cause is one line (a line each for a config) and exit code 2."""
+    """Parse, validate and train. A user error is printed as one line (for a config one line each); exit code 2."""
     show_traceback = False
     try:
         args = parse(argv)
@@ -121,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return print_error("train.py", reported)
     except KeyboardInterrupt:  # before the first step, or a second one while a checkpoint was written
-        print("train.py: stopped; checkpoints that are there are whole", file=sys.stderr)
+        print("train.py: stopped; existing checkpoints are intact", file=sys.stderr)
         return 130
 
 

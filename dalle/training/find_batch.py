@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits, found by training on it for real, each time in a process that may die of it."""
+"""Finds the largest micro-batch that fits, by training with it in a subprocess, which may run out of memory."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from dalle.training.run.precision import resolve_precision
 from dalle.training.tasks import build_task
 from dalle.training.train_step import accumulate, evaluated, optimizer_step
 
-_STEPS = 2  # the first makes the moments, the second holds all at once
+_STEPS = 2  # the first allocates AdamW's moments; the second has them together with all activations: the peak
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a micro-batch.
+    """The outcome of trying a micro-batch.
 
     Attributes:
-        images: of the micro-batch.
-        fits: whether the steps were made.
-        told: why not; or how much was free and what the process took.
+        images: size of the micro-batch.
+        fits: whether the training steps succeeded.
+        detail: peak memory, or why it failed.
     """
 
     images: int
@@ -45,11 +45,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What fits.
+    """The largest micro-batch that fits.
 
     Attributes:
-        images: the largest micro-batch that fits, at most run.batch_size.
-        accumulation: the fewest micro-batches that make run.batch_size.
+        images: size of the micro-batch of one process, at most run.batch_size.
+        accumulation: number of micro-batches per step.
     """
 
     images: int
@@ -57,26 +57,26 @@ class MicroBatch:
 
     @property
     def options(self) -> str:
-        """What to give the training."""
+        """The override to give to train.py."""
         return f"run.accumulation={self.accumulation}"
 
 
 def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, on_trial: Callable[[Trial], None]) -> MicroBatch:
-    """Find how many images of a recipe go through one process at a time.
+    """Find the largest micro-batch with which a recipe trains in one process.
 
     Args:
-        recipe: what will be trained.
-        limit: bytes that may be taken; None: nine tenths of what is free on the device.
-        processes: that run.batch_size will be shared by.
+        recipe: recipe to train.
+        limit: memory limit in bytes; None takes 90 % of what is free on the device.
+        processes: number of processes that will share run.batch_size.
         on_trial: called with the outcome of each trial.
 
     Raises:
-        ValueError: not even one image fits; or what is wrong with the recipe or its data.
+        ValueError: not even one image fits, or something is wrong with the recipe or its data.
     """
     if processes < 1 or recipe.run.batch_size % processes:
         raise ValueError(
-            f"run.batch_size is {recipe.run.batch_size}, which {processes} processes cannot share evenly: take a "
-            "multiple, or another number of processes"
+            f"run.batch_size is {recipe.run.batch_size}, which is not divisible by {processes} processes: set it to a "
+            "multiple, or change the number of processes"
         )
     recipe = resolve_precision(recipe)
     own = recipe.run.batch_size // processes
@@ -87,7 +87,7 @@ def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, on_trial: 
         trial = _trial(recipe, images, min(2, own // images), limit)
         on_trial(trial)
         if not trial.fits and images == 1:
-            raise ValueError(f"not even one image fits {limit / 1e9:.3g} GB ({trial.detail}): take a smaller model")
+            raise ValueError(f"not even one image fits {limit / 1e9:.3g} GB ({trial.detail}): use a smaller model")
         return trial.fits
 
     images = _largest(sizes, _first_guess(recipe, sizes, limit), fits)
@@ -95,8 +95,11 @@ def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, on_trial: 
 
 
 def _largest(sizes: list[int], guess: int, fits: Callable[[int], bool]) -> int:
-    """The largest of some ascending sizes that fits, by bisection that asks for `guess` first, and its neighbour."""
-    low, high = -1, len(sizes)  # fits, does not
+    """Bisect ascending sizes for the largest that fits, trying `guess` first and then the next larger one.
+
+    A good guess takes two trials: it fits, and its neighbor does not.
+    """
+    low, high = -1, len(sizes)  # invariant: sizes[low] fits, sizes[high] does not
     middle = sizes.index(guess)
     while high - low > 1:
         if fits(sizes[middle]):
@@ -110,7 +113,7 @@ def _largest(sizes: list[int], guess: int, fits: Callable[[int], bool]) -> int:
 
 
 def _first_guess(recipe: LoopRecipe, sizes: list[int], limit: int) -> int:
-    """Where to begin: what should fit by the formulas of a plan, where there are some, else the whole batch."""
+    """The size that fits according to the memory planner; the full batch for recipes that it does not cover."""
     if not isinstance(recipe, DALLERecipe) or recipe.lora is not None:
         return sizes[-1]
     size, run = ModelSize.of(recipe.model), recipe.run
@@ -129,11 +132,8 @@ def _free_memory(recipe: LoopRecipe) -> int:
     return free_memory(torch.device("cuda" if cuda else "cpu"))
 
 
-# ---- in a process of its own
-
-
 def _trial(recipe: LoopRecipe, images: int, accumulation: int, limit: int) -> Trial:
-    """Train for a moment in another process."""
+    """Train for a few steps in a subprocess."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     run = replace(recipe.run, batch_size=images * accumulation, accumulation=accumulation, tracker="none", workers=0)
@@ -142,7 +142,7 @@ def _trial(recipe: LoopRecipe, images: int, accumulation: int, limit: int) -> Tr
     sender.close()
     try:
         kind, detail = _wait_for_answer(process, receiver, limit)
-    except EOFError:  # it ended without a word
+    except EOFError:  # it died without an answer: most likely killed for its memory
         process.join()
         kind, detail = "memory", f"the process ended with code {process.exitcode}"
     finally:
@@ -154,20 +154,23 @@ def _trial(recipe: LoopRecipe, images: int, accumulation: int, limit: int) -> Tr
 
 
 def _wait_for_answer(process: SpawnProcess, receiver: Connection, limit: int) -> tuple[str, str]:
-    """What a child says, or that it took more memory than it may: then it is to be killed, before others are."""
+    """Wait for the subprocess's answer, or return early if it exceeds the limit.
+
+    On a CPU nothing else enforces the limit: without polling, the kernel's OOM killer might pick another process.
+    """
     early: tuple[str, str] | None = receiver.recv()
     if early is not None:
         return early
     before = _resident_memory(process.pid)
     while not receiver.poll(0.005):
         if _resident_memory(process.pid) - before > limit:
-            return "memory", "it would take more"
+            return "memory", "it takes more"
     reply: tuple[str, str] = receiver.recv()
     return reply
 
 
 def _resident_memory(pid: int | None) -> int:
-    """Bytes that a process holds, less files that are mapped; 0 where that cannot be seen: it is not Linux, or over."""
+    """Anonymous resident memory of a process in bytes, without mapped files; 0 if unknown (not Linux, or ended)."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
             return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
@@ -177,34 +180,34 @@ def _resident_memory(pid: int | None) -> int:
 
 def _child(recipe: LoopRecipe, limit: int, answer: Connection) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        os.dup2(nowhere.fileno(), 2)  # libraries say there what they lack
+        os.dup2(nowhere.fileno(), 2)  # C libraries write their out-of-memory messages to the descriptor
         answer.send(_run_trial(recipe, limit, answer))
 
 
 def _run_trial(recipe: LoopRecipe, limit: int, answer: Connection) -> tuple[str, str]:
-    """How a training of some steps went: "fits", "memory" or "wrong", and a line on it."""
+    """Train for a few steps; returns "fits", "memory" (out of it) or "wrong" (invalid recipe or data), and details."""
     try:
         device = _train_steps(recipe, limit, answer)
     except MemoryError:
         return "memory", "out of memory"
     except (ValueError, OSError) as error:
         return "wrong", str(error)
-    except RuntimeError as error:  # torch's on accelerators is one too
+    except RuntimeError as error:  # torch.OutOfMemoryError and other allocator errors
         return "memory", str(error).partition("\n")[0]
     if device.type == "cuda":
-        return "fits", f"{torch.cuda.max_memory_reserved(device) / 1e9:.3g} GB"
+        return "fits", f"{torch.cuda.max_memory_reserved(device) / 1e9:.3g} GB reserved"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return "fits", f"{peak / 1e9:.3g} GB with the program itself"
+    return "fits", f"{peak / 1e9:.3g} GB including the program itself"
 
 
 def _train_steps(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
-    """Make some steps of a recipe and look at a validation batch, as train.py does."""
+    """Run some training steps and a validation batch, as train.py does."""
     run = recipe.run
     accelerator = start_accelerator(run)
     if accelerator.device.type == "cuda":
         card = torch.cuda.get_device_properties(accelerator.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / card), accelerator.device)
-    answer.send(None)
+    answer.send(None)  # libraries are loaded: memory is measured from here on
     torch.manual_seed(run.seed)
     task = build_task(recipe, accelerator.device)
     optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
@@ -213,7 +216,7 @@ def _train_steps(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.de
     task.model.train()
     for _ in range(_STEPS):
         micro = [task.inputs(part) for part in next(stream).split(run.accumulation)]
-        for phase in task.phases:  # all, whenever they begin
+        for phase in task.phases:  # also a discriminator that starts later, as the run must not fail then
             total, _ = accumulate(task, phase, micro, accelerator, run.steps)
             optimizer_step(phase, total, optimizers[phase.name], accelerator, 0, run.steps)
         task.on_step_end(lambda tensor: tensor)

@@ -167,7 +167,7 @@ def test_a_recipe_trains_one_that_loads(towers: str, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "softmax", "model": {"sigmoid": True}}, "the bias of a sigmoid is learned by its loss alone"),
+        ({"loss": "softmax", "model": {"sigmoid": True}}, "only the sigmoid loss trains the bias"),
         ({"loss": "sigmoid", "model": {"sigmoid": False}}, "leave out model.sigmoid, which follows"),
         ({"loss": "softmax", "model": {"initial_bias": -3}}, "initial_bias is -3.0, which a sigmoid adds"),
         ({"model": {"initial_scale": 0}}, "initial_scale is 0.0; it must be above 0"),

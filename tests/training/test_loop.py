@@ -343,7 +343,7 @@ def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.Capt
     options = [config, f"run.dir={tmp_path / 'run'}", "run.steps=1", "run.validation_images=8"]
     assert train.main(options) == 0
     assert train.main(options) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "contains a run already" in capsys.readouterr().err
     assert train.main([*options, "resume=true", "model.channels=32"]) == 2
     assert "model.channels was 16, is now 32" in capsys.readouterr().err
 

@@ -154,7 +154,7 @@ def test_best_weights_that_are_gone_are_told(clock: Clock, tmp_path: Path, capsy
     assert run(tmp_path / "a", "run.keep_best=null", "run.steps=12") == 0
     assert names(tmp_path / "a") == ["step-00000012"] and is_exported(tmp_path / "a", 12)
     assert run(tmp_path / "a", "resume=true") == 0
-    assert "the best weights (psnr 13 at step 10) is gone" in capsys.readouterr().out
+    assert "the best weights (psnr 13 at step 10) is missing" in capsys.readouterr().out
     assert names(tmp_path / "a") == ["step-00000016"] and is_exported(tmp_path / "a", 16)
 
 
@@ -164,7 +164,7 @@ def test_a_validation_that_is_nan_ends_the_run(
     monkeypatch.setitem(PSNR, 8, math.nan)
     assert run(tmp_path / "a", "run.save_every=4", "run.keep_best=null") == 3
     error = capsys.readouterr().err
-    assert error.count("train.py: ") == 1 and "step 8: psnr of the validation is NaN" in error
+    assert error.count("train.py: ") == 1 and "step 8: the validation metric psnr is NaN" in error
     assert names(tmp_path / "a") == ["step-00000004"] and is_exported(tmp_path / "a", 4)
 
 

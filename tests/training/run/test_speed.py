@@ -101,11 +101,11 @@ def test_without_a_compiler_training_goes_on(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert compiling._missing(torch.device("cpu")) == "there is no C++ compiler (g++, clang++, or what CXX names)"
+    assert compiling._missing(torch.device("cpu")) == "no C++ compiler was found (g++, clang++, or the one in CXX)"
     trained(tmp_path / "run", recipe_of(parts, tmp_path / "run", steps=1, compile=True))
     out = capsys.readouterr()
     assert (
-        "run.compile: there is no C++ compiler (g++, clang++, or what CXX names); training goes on uncompiled"
+        "run.compile: no C++ compiler was found (g++, clang++, or the one in CXX); training without compilation"
         in out.out + out.err
     )
 
