@@ -1,4 +1,4 @@
-"""Curves as an SVG drawing: axes, ticks, lines and a legend, linear or logarithmic upwards."""
+"""Draws curves as SVG: axes, ticks and lines, with a linear or logarithmic y axis."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from html import escape
 
 from dalle.training.report.metrics_log import Curve
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart also by the colour-blind
+COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe and Ito's palette, distinguishable with color blindness
 _WIDTH, _HEIGHT = 460, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 24  # room around the drawing
-_DOTTED = 60  # of so many points each is a dot that tells its value
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 24  # margins around the plot
+_DOTTED = 60  # up to this many points get a dot with a tooltip
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to places, from `low` at `start` to `high` at `end`."""
+    """Maps values to pixels: `low` to `start`, `high` to `end`."""
 
     low: float
     high: float
@@ -27,18 +34,19 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float], start: float, end: float, log: bool = False) -> Axis:
-        """An axis for all of `values`; where they are the same, up to rounding, with it in the middle."""
+        """Build an axis that fits `values`; if they are all equal up to rounding, they are in the middle."""
         low, high = min(values), max(values)
         if math.isclose(low, high, rel_tol=1e-6):
             low, high = (low / 2, high * 2) if log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
         return cls(low, high, start, end, log)
 
     def position(self, value: float) -> float:
+        """Return the pixel coordinate of a value."""
         low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round numbers on the axis, about four to eight."""
+        """Return round numbers on the axis, about four to eight."""
         if not self.log:
             return _round_numbers(self.low, self.high)
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -60,18 +68,18 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def can_be_log(curves: Sequence[Curve]) -> bool:
-    """Whether a logarithmic axis has a place for all values."""
+    """Return whether all values are positive, as a logarithmic axis requires."""
     return all(value > 0 for curve in curves for value in curve.values)
 
 
 def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> str:
-    """The drawing.
+    """Draw a chart; returns the SVG element.
 
     Args:
-        title: what a reader that shows no images is told.
-        curves: none of them empty.
-        last: the step at the right end, so that all charts of a run stand one below the other.
-        log: logarithmic upwards; all values must be above 0.
+        title: accessible title, for screen readers.
+        curves: curves to draw, none of them empty.
+        last: step at the right end, the same for all charts of a run so that they line up.
+        log: logarithmic y axis; all values must be positive.
     """
     x_axis = Axis.around([0, last], _LEFT, _WIDTH - _RIGHT)
     y_axis = Axis.around([v for c in curves for v in c.values], _HEIGHT - _BOTTOM - 6, _TOP + 6, log)
@@ -88,7 +96,7 @@ def svg(title: str, curves: Sequence[Curve], last: int, log: bool = False) -> st
 
 
 def color(number: int) -> str:
-    """The colour of a chart's curve of that number."""
+    """Return the color of the curve with that index."""
     return COLORS[number % len(COLORS)]
 
 

@@ -1,4 +1,4 @@
-"""Training a dVAE (likelihood and KL) or a VQGAN (L1, perceptual, codebook and patch-adversarial losses)."""
+"""Stage image_tokenizer: a dVAE (likelihood and KL) or a VQGAN (L1, perceptual, codebook and adversarial losses)."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ from dalle.training.tasks.base import Phase, Reduce, Samples, Task
 
 @dataclass
 class Inputs:
+    """A micro-batch."""
+
     images: Tensor  # [B, 3, H, W] in [0, 1]
-    fake: Tensor | None = None  # reconstructions that the generator's phase leaves for the discriminator's
+    fake: Tensor | None = None  # reconstructions, set by the generator's phase for the discriminator's
 
 
 class Adversary(nn.Module):
-    """The discriminator, and the adaptive weight (eq. 7 of arXiv 2012.09841) that its loss has for the generator.
+    """The discriminator, and the adaptive weight of the adversarial loss (arXiv 2012.09841, equation 7).
 
-    The weight is a ratio of gradient norms of a whole batch. So that micro-batches and processes do not change it,
-    the gradients of a step are summed over all of them, and the ratio serves the next step.
+    The weight is a ratio of gradient norms of the full batch, known only after its last micro-batch. Therefore the
+    gradients of a step are summed over micro-batches and processes, and their ratio is the weight of the next step.
     """
 
     adaptive: Tensor
@@ -52,12 +54,15 @@ class Adversary(nn.Module):
         self.gradients = torch.zeros(2, *last_layer.shape, device=last_layer.device)
 
     def on_step_end(self, reduce: Reduce) -> None:
+        """Set the adaptive weight from the gradients of this step."""
         reconstruction, adversarial = reduce(self.gradients)
         self.adaptive.copy_(adaptive_weight(reconstruction, adversarial))
         self.gradients.zero_()
 
 
 class ImageTokenizerTask(Task):
+    """Trains an image tokenizer, with a discriminator if the recipe has an adversarial loss."""
+
     model: ImageTokenizer
     needs_sync = True
 
@@ -90,13 +95,16 @@ class ImageTokenizerTask(Task):
         self.codes_per_value = height * width / (3 * self.model.image_size**2)
 
     def active(self, step: int) -> list[Phase]:
+        """The generator, and from `adversarial.start` on the discriminator."""
         return self.phases if self._adversarial_at(step) else self.phases[:1]
 
     def inputs(self, batch: Batch) -> Inputs:
+        """Images in channels-last memory format, which convolutions are fastest in."""
         images = batch.unit_images(self.device)
         return Inputs(images.contiguous(memory_format=torch.channels_last))
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the generator (dVAE: negative ELBO; VQGAN: sum of its losses) or of the discriminator."""
         if phase.name == "discriminator":
             return self._discriminator(inputs)
         output = self.model(inputs.images, temperature=self.recipe.temperature.at(step))
@@ -106,11 +114,12 @@ class ImageTokenizerTask(Task):
         return self._vqgan(output, inputs, step)
 
     def _likelihood(self, output: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative evidence lower bound a sub-pixel (eq. 1 of arXiv 2102.12092), its KL weighted."""
+        """Negative ELBO per sub-pixel with a weighted KL (arXiv 2102.12092, equation 1)."""
         metrics = {"nll": output.losses["reconstruction"], "kl": output.losses["kl"]}
         return metrics["nll"] + self._kl_weight(step) * metrics["kl"], metrics
 
     def _vqgan(self, output: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the VQGAN's losses (arXiv 2012.09841, equations 4 to 7)."""
         recipe = self.recipe
         metrics = {"l1": (output.images - inputs.images).abs().mean()}
         reconstruction = recipe.l1_weight * metrics["l1"]
@@ -126,6 +135,7 @@ class ImageTokenizerTask(Task):
             total = total + self._kl_weight(step) * metrics["kl"]
         if self._adversarial_at(step):
             assert recipe.adversarial is not None and self.adversary is not None
+            # The generator's backward pass must not add to the discriminator's gradients
             self.adversary.discriminator.requires_grad_(False)
             metrics["adversarial"] = generator_loss(self.adversary.discriminator(output.images))
             inputs.fake = output.images.detach()
@@ -149,36 +159,40 @@ class ImageTokenizerTask(Task):
         return self.recipe.adversarial is not None and step >= self.recipe.adversarial.start
 
     def _kl_weight(self, step: int) -> float:
-        """The paper's weight is of the KL of a whole image beside the likelihood of a whole image (appendix A.2):
+        """Weight of the KL, converted from the paper's scale.
 
-        beside means over codes and over sub-pixels, it shrinks by codes per sub-pixel (1/192 at factor 8).
+        The paper weights sums over an image (appendix A.2). Here the KL is a mean over codes and the likelihood a mean
+        over sub-pixels, so the weight is multiplied by the number of codes per sub-pixel (1/192 for a factor of 8).
         """
         return self.recipe.kl_weight.at(step) * self.codes_per_value
 
     def on_step_end(self, reduce: Reduce) -> None:
+        """Update EMA codebooks and the adaptive weight."""
         self.model.on_step_end(reduce)
         if self.adversary is not None and self.recipe.adversarial is not None and self.recipe.adversarial.adaptive:
             self.adversary.on_step_end(reduce)
 
     def reset_statistics(self) -> None:
+        """Discard the codebook statistics and gradients of a skipped step."""
         self.model.reset_statistics()
         if self.adversary is not None:
             self.adversary.gradients.zero_()
 
     def metrics(self, reduce: Reduce) -> dict[str, float]:
-        """Use of the codebook; a dVAE's and a Gumbel quantizer's codes are drawn with noise here."""
+        """Codebook usage since the last call; the codes of a dVAE or Gumbel quantizer are sampled with noise here."""
         self.use.counts = reduce(self.use.counts)
         metrics = self.use.figures()
         self.use.counts = torch.zeros_like(self.use.counts)
         return metrics
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Reconstruction quality and codebook usage."""
         assert isinstance(model, ImageTokenizer)
         return image_tokenizer_figures(model, batches)
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
-        """Images above their reconstructions, 16 a row."""
+        """Images above their reconstructions, 16 per row."""
         assert isinstance(model, ImageTokenizer)
         images = batch.unit_images(self.device)
         reconstructions = model.decode(model.encode(images))
@@ -186,9 +200,10 @@ class ImageTokenizerTask(Task):
         return Samples(image_grid(rows), {})
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder."""
         model_folder.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)
 
 
 def _channels_last(module: nn.Module) -> None:
-    """Kernels in the memory format that convolutions are fastest in."""
+    """Convert convolution weights to the memory format in which convolutions are fastest."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Training a prior of unCLIP: from captions to the embeddings that a frozen CLIP gives their images."""
+"""Stage prior: trains a prior of unCLIP, from captions to the image embeddings of a frozen CLIP (arXiv 2204.06125)."""
 
 from __future__ import annotations
 
@@ -30,19 +30,23 @@ from dalle.training.tasks.base import Phase, Task
 
 log = logging.getLogger(__name__)
 
-_NOISE_STREAM = 2  # so that a pair's seed gives its noise other numbers than its composition
+_NOISE_STREAM = 2  # separates the random numbers of the noise from others with the same seed
 
 
 @dataclass
 class Inputs:
-    embeds: Tensor  # [B, D], of the images, raw
+    """A micro-batch. Shapes: B pairs, D width of the embeddings."""
+
+    embeds: Tensor  # [B, D], image embeddings before normalization
     text: TextStates
-    dropped: Tensor  # bool [B]
-    time: Tensor  # [B] in [0, 1), where among the steps of diffusion
+    dropped: Tensor  # bool [B], captions to drop for guidance
+    time: Tensor  # [B] in [0, 1), diffusion time as a fraction of the schedule
     noise: Tensor  # [B, D]
 
 
 class PriorTask(Task):
+    """Trains a diffusion prior or an autoregressive prior."""
+
     model: DiffusionPrior | AutoregressivePrior
 
     def __init__(self, recipe: PriorRecipe, device: torch.device):
@@ -67,7 +71,7 @@ class PriorTask(Task):
     def _check_clip(self) -> None:
         model, clip = self.recipe.model, self.clip.config
         if self.clip.tokenizer is None:
-            raise ValueError(f"{self.recipe.clip} has no text tokenizer: a prior is trained on captions")
+            raise ValueError(f"{self.recipe.clip} has no text tokenizer, which a prior needs: give a CLIP with one")
         for key, have, want in (
             ("embed_dim", model.embed_dim, clip.embed_dim),
             ("text_width", model.text_width, clip.text.width),
@@ -78,7 +82,7 @@ class PriorTask(Task):
 
     @torch.no_grad()
     def _embeddings(self) -> tuple[Tensor, Tensor]:
-        """Raw embeddings of images and captions of the training set, [N, D] each, for its statistics."""
+        """Unnormalized embeddings of training images and captions, [N, D] each, for their statistics."""
         data = open_data(self.recipe.data, "train", self.clip.config.image_size)
         images: list[Tensor] = []
         texts: list[Tensor] = []
@@ -89,7 +93,7 @@ class PriorTask(Task):
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:
-        """CLIP's embeddings of both; what is left to chance comes from each pair's seed, whatever process has it."""
+        """Embed images and captions; randomness comes from each pair's seed, whichever process has the pair."""
         recipe, tokenizer = self.recipe, self.clip.tokenizer
         assert tokenizer is not None
         ids = tokenizer.encode(batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds)
@@ -106,7 +110,11 @@ class PriorTask(Task):
         )
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the clean embedding, standardized; or cross-entropy of the components' buckets, in nats."""
+        """Loss of the prior.
+
+        Diffusion: squared error of the predicted clean embedding, standardized. Autoregressive: cross-entropy of the
+        buckets of principal components, in nats.
+        """
         if isinstance(self.model, AutoregressivePrior):
             ids = self.model.tokens(inputs.embeds)
             dots = self.model.dots(inputs.embeds, inputs.text.embeds)
@@ -120,13 +128,16 @@ class PriorTask(Task):
         return F.mse_loss(predicted, x0), {"cos": F.cosine_similarity(predicted, x0, dim=-1).mean()}
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Cosine similarity and Fréchet distance between predicted and true embeddings."""
         assert isinstance(model, (DiffusionPrior, AutoregressivePrior))
         return prior_figures(model, self.clip, batches, self.recipe.sampling)
 
     def sample_images(self, model: nn.Module, batch: Batch) -> None:
+        """A prior alone has no images."""
         return None
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder with the CLIP in it."""
         recipe = self.recipe
         config = {"stage": recipe.stage, "model": to_dict(self.model.config), "sampling": to_dict(recipe.sampling)}
         model_folder.save(folder, config, weights, parts={"clip": resolve(recipe.clip)})

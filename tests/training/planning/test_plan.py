@@ -114,11 +114,11 @@ WRONG = {
     "no number": (["--memory", "much"], "--memory is 'much': expected a number with a unit, 80GB"),
     "another unit": (["--peak", "312TB"], "--peak is '312TB': expected a number with a unit, 312TFLOPS"),
     "two points": (["--memory", "1.2.3GB"], "--memory is '1.2.3GB'"),
-    "a batch that cannot be shared": (["--gpus", "7"], "which 7 devices cannot share evenly"),
-    "no devices": (["--gpus", "0"], "gpus is 0: at least 1"),
-    "more than all": (["--utilisation", "1.5"], "utilisation is 1.5: more than 0, at most 1"),
-    "nothing left": (["--spare", "1"], "spare is 1.0: from 0 to less than 1"),
-    "lora": (["lora={}", "optim.ema=null"], "lora trains few of the weights"),
+    "a batch that cannot be shared": (["--gpus", "7"], "not divisible by 7 devices"),
+    "no devices": (["--gpus", "0"], "gpus is 0; it must be at least 1"),
+    "more than all": (["--utilisation", "1.5"], "utilisation is 1.5; it must be above 0 and at most 1"),
+    "nothing left": (["--spare", "1"], "spare is 1.0; it must be at least 0 and below 1"),
+    "lora": (["lora={}", "optim.ema=null"], "lora trains few: set lora=null"),
     "another stage": (["stage=clip"], "dalle plan: "),
 }
 

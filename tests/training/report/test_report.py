@@ -133,7 +133,7 @@ def test_a_log_that_is_cut_or_broken(run: Path) -> None:
         file.write(b'{"step": 820, "train/image": NaN, "train/text": Infinity}\n[1]\n\xff\xfe\n{"upd')
     root = page(run)
     text = text_of(root)
-    assert "cannot be read, and are left out: 3." in text and "not finite numbers, and are not drawn: 2." in text
+    assert "cannot be read and are left out: 3." in text and "not finite and are not drawn: 2." in text
     assert "step 820 of 1000" in text
     names = {line.attrib["data-name"] for line in root.iter("polyline")}
     assert "train/image" in names and "train/text" not in names
