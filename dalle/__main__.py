@@ -11,26 +11,26 @@ from collections.abc import Callable, Sequence
 from dalle.cli.parser import CommandLine, print_error
 from dalle.cli.threads import limit_openmp_spinning
 
-# Modules of dalle/cli, in the order of --help.
+# Modules of dalle/cli, in the order of --help
 COMMANDS = (
     *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "judge", "export", "convert", "inspect"),
     *("classify", "index", "search", "paint"),
 )
-_KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # what the commands call their key=value
+_KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value arguments of the commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. What a user can cause is one line and exit code 2."""
+    """Run one command. A user error is printed as one line, exit code 2; Ctrl-C gives exit code 130."""
     limit_openmp_spinning()
     args = _parse(list(sys.argv[1:] if argv is None else argv))
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)
-    except BrokenPipeError:  # `dalle ... | head` has what it wanted; nor is the rest to fail when Python ends
+    except BrokenPipeError:  # `dalle ... | head`: not an error; and flushing stdout at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        from dalle.device import out_of_memory  # here, as torch takes a second to import
+        from dalle.device import out_of_memory  # importing torch takes a second: not for --help
 
         shortage = out_of_memory(error)
         if shortage is not None:
@@ -45,17 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory_hint(args: argparse.Namespace) -> str:
-    """What to change where there is too little memory."""
+    """Advice for a command that has run out of memory, by the options that it has."""
     if hasattr(args, "cutout_batch"):
         return "give a smaller --size, fewer --cutouts or a smaller --cutout-batch"
     if hasattr(args, "batch_size"):
-        return "give a smaller --batch-size (and fewer --workers, where there are some)"
-    return "it takes a machine with more memory, or a higher limit (ulimit -v)"
+        return "give a smaller --batch-size (and fewer --workers, if any)"
+    return "it needs a machine with more memory, or a higher limit (ulimit -v)"
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Arguments, in which key=value may stand anywhere; argparse takes positional ones only together."""
-    if words[:2] == ["eval", "classify"]:  # a command of two words: a folder of that name is ./classify
+    """Parse arguments, allowing key=value anywhere; argparse only accepts consecutive positional arguments."""
+    if words[:2] == ["eval", "classify"]:  # a two-word command; a folder of that name must be written ./classify
         words[:2] = ["eval classify"]
     parser = _parser()
     args, rest = parser.parse_known_args(words)
@@ -68,7 +68,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _parser() -> CommandLine:
-    parser = CommandLine("dalle", description="Figures of trained weights, folders to share them, and painting.")
+    parser = CommandLine(
+        "dalle", description="Tools around training: data, planning, evaluation, export, and applications of CLIP."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         importlib.import_module(f"dalle.cli.{name}").add(commands)

@@ -1,4 +1,4 @@
-"""python -m dalle index: make a searchable index of images, or bring it up to date."""
+"""python -m dalle index: builds or updates a searchable index of images."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from dalle.cli.classify import add_clip_options
 
-_SHOWN = 20  # broken images that are named, of many; --json names all
+_SHOWN = 20  # maximum number of broken images to list; --json lists all
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("index", help="make an index of images to search in, or bring it up to date")
+    command = commands.add_parser("index", help="build or update a searchable index of images")
     command.add_argument(
         "images",
         nargs="*",
         metavar="IMAGES",
-        help="folders (with those below), image, .parquet or .tar files, patterns, ids of the hub; the index then "
-        "holds just these (default: those of the last time)",
+        help="folders (recursively), image, .parquet or .tar files, glob patterns, hub ids; anything else is removed "
+        "from the index (default: those of the last update)",
     )
     command.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
-    command.add_argument("--split", default="train", help="of a data set of the hub (%(default)s)")
-    command.add_argument("--image", metavar="COLUMN", help="column with images (default: one of the usual names)")
+    command.add_argument("--split", default="train", help="split of a data set on the hub (%(default)s)")
+    command.add_argument("--image", metavar="COLUMN", help="column with images (default: found by name)")
     command.add_argument(
-        "--caption", metavar="COLUMN", help="column with captions (default: one of the usual names, if any)"
+        "--caption", metavar="COLUMN", help="column with captions (default: found by name, if there is one)"
     )
     command.add_argument(
         "--export",
         type=Path,
         metavar="FILE",
-        help="write the vectors as parquet for a vector database; without IMAGES nothing else is done",
+        help="export the embeddings as parquet for a vector database; without IMAGES the index is not updated",
     )
     add_clip_options(command)
     command.set_defaults(run=_run)

@@ -193,7 +193,7 @@ def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no shards"):
         sharded_checkpoint.open_shards(tmp_path)
     shard(1, 3, 2)
-    with pytest.raises(ValueError, match="a share of x is missing"):
+    with pytest.raises(ValueError, match="a shard of x is missing"):
         sharded_checkpoint.open_shards(tmp_path)
     shard(0, 0, 3)
     assert sharded_checkpoint.open_shards(tmp_path)["x"]().tolist() == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 2
@@ -202,7 +202,7 @@ def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x is \[5, 2\], expected \[4, 2\]"):
         sharded_checkpoint.read_into(tmp_path, {"x": torch.zeros(4, 2)})
     save_file({"x": torch.ones(1)}, tmp_path / "2.safetensors")  # whose header says nothing of shares
-    with pytest.raises(ValueError, match=r"2\.safetensors is damaged, or no shard"):
+    with pytest.raises(ValueError, match=r"2\.safetensors is damaged, or not a shard"):
         sharded_checkpoint.open_shards(tmp_path)
 
 
