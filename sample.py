@@ -1,6 +1,6 @@
-"""Draw images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+"""Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
 
-The options are in dalle/cli/sample.py and dalle/generation/options.py; sampling is dalle/pipeline.py.
+Options: dalle/cli/sample.py and dalle/generation/options.py. Sampling: dalle/pipeline.py.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 from dalle.cli.outputs import check_folder
 from dalle.cli.parser import parse_size, print_error
 from dalle.cli.sample import SampleConfig, SampleFiles, check_unclip, command_line, progress_meter, published_options
-from dalle.cli.threads import wait_briefly
+from dalle.cli.threads import limit_openmp_spinning
 from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import TextToImage
 
-_TOGETHER = 32  # candidates that are drawn before their images are written, where prompts are many
+_MAX_CANDIDATES = 32  # with many prompts, images are written to disk after about this many candidates
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
-    """Sample; `dalle sample` too. What a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
+    """Generate images; also `dalle sample`. A user error is one line and exit code 2; Ctrl-C gives exit code 130."""
     logging.basicConfig(format=f"{program}: %(message)s")
-    wait_briefly()
+    limit_openmp_spinning()
     run = None
     try:
         values = vars(command_line(program).parse_args(argv))
@@ -39,15 +39,16 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
             print(dump(settings), end="")
             return 0
         run = SampleFiles(settings)
-        draw(settings, run)
+        sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        from dalle.device import out_of_memory  # here, as torch takes a second to import
+        from dalle.device import out_of_memory  # importing torch takes a second: not for --help
 
-        short = out_of_memory(error)
-        if short is not None:
+        shortage = out_of_memory(error)
+        if shortage is not None:
             finished = "" if run is None or run.folder is None else f"; finished images: {run.finish()}"
-            return print_error(program, f"{short}: give a smaller --batch-size, or --dtype bfloat16 or int8{finished}")
+            hint = "give a smaller --batch-size, or --dtype bfloat16 or int8"
+            return print_error(program, f"{shortage}: {hint}{finished}")
         if isinstance(error, RuntimeError):
             raise
         return print_error(program, error)
@@ -58,8 +59,8 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
     return 0
 
 
-def draw(settings: SampleConfig, run: SampleFiles) -> None:
-    """Load the model, draw the prompts and hand the results to `run` as they are finished."""
+def sample(settings: SampleConfig, run: SampleFiles) -> None:
+    """Load the model, sample the prompts in groups and write each group's images as soon as it is finished."""
     import torch
     from tqdm import tqdm
 
@@ -85,7 +86,7 @@ def draw(settings: SampleConfig, run: SampleFiles) -> None:
         run.options |= sampling
         options |= sampling | _engine(settings)
     run.model_hash = pipe.model_hash
-    prompts, size = settings.prompts, max(1, _TOGETHER // max(1, settings.n))
+    prompts, size = settings.prompts, max(1, _MAX_CANDIDATES // max(1, settings.n))
     # The delay keeps the bar away until the first step is done, so that a wrong option is one line and no more
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
     unit = " passes" if isinstance(pipe, UnCLIP) else " codes"

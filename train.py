@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train any stage from one YAML: python train.py configs/emoji/dalle.yaml optim.lr=1e-4 run.dir=runs/mine
 
-`train` below is the loop of every stage; what differs between the stages is in dalle/training/tasks/, what a run has
-and does now and then in dalle/training/state.py.
+`train` below is the loop of every stage. What differs between stages is in dalle/training/tasks/; the state of a run
+and its periodic work (checkpoints, validation, samples) are in dalle/training/state.py.
 Several processes: torchrun --nproc_per_node 2 train.py CONFIG ... (or, on GPUs, accelerate launch).
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from dalle.cli.threads import wait_briefly
+from dalle.cli.threads import limit_openmp_spinning
 
-wait_briefly()  # before torch is imported
+limit_openmp_spinning()  # before torch is imported
 
 # isort: split
 from torch import Tensor
@@ -26,44 +26,56 @@ from dalle.cli.parser import CommandLine, print_error
 from dalle.config import dump
 from dalle.data.loader import lost_worker
 from dalle.device import out_of_memory
-from dalle.training.checkpoint.best import NotANumber
-from dalle.training.init_from import resolve_recipe
+from dalle.training.checkpoint.best import NaNMetricError
+from dalle.training.init_from import prepare_initial, resolve_recipe
 from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe, describe_recipes
-from dalle.training.run.malloc import keep_freed
+from dalle.training.run.log import start_accelerator
+from dalle.training.run.malloc import keep_freed_memory
+from dalle.training.run.precision import resolve_precision
 from dalle.training.state import Run
 from dalle.training.tasks.text_tokenizer import train_text_tokenizer
-from dalle.training.train_step import accumulate, mean_figures, optimizer_step, step_figures
+from dalle.training.train_step import accumulate, mean_metrics, optimizer_step, step_metrics
 
-_SMALLER = (
-    "set run.accumulation larger or run.batch_size smaller (python -m dalle find-batch tells what fits), or "
-    "model.transformer.checkpoint_activations=true; checkpoints are whole, go on with resume=true"
+_OUT_OF_MEMORY_HINT = (
+    "increase run.accumulation or decrease run.batch_size (python -m dalle find-batch finds what fits), or set "
+    "model.transformer.checkpoint_activations=true; checkpoints are intact, continue with resume=true"
 )
 
 
 def train(recipe: LoopRecipe) -> int:
-    """Train to the last step, or until a signal; returns the exit code."""
-    run = Run(recipe)
-    task, accelerator = run.task, run.accelerator
-    with run.lock, SignalHandler() as signals, closing(run.log):  # an error's line begins after the bar's
+    """Train to the last step, or until a signal; returns the exit code.
+
+    Raises:
+        ValueError: the recipe asks for something that is not available here, or training cannot continue.
+    """
+    recipe = resolve_precision(recipe)
+    accelerator = start_accelerator(recipe.run)
+    prepare_initial(recipe, accelerator)
+    run = Run(recipe, accelerator)
+    task = run.task
+    # Closing the log ends the progress bar's line, so that an error message starts on a line of its own
+    with run.lock, SignalHandler() as signals, closing(run.log):
         run.resume()
         for step in run.steps():
             batch = run.next_batch()
             micro = [task.inputs(part) for part in batch.split(run.options.accumulation)]
-            figures: dict[str, float] = {}
-            norms: dict[str, Tensor] = {}  # of the gradient of each phase, on the device
-            for phase in task.active(step):  # one, or a generator and its discriminator
+            metrics: dict[str, float] = {}
+            norms: dict[str, Tensor] = {}  # gradient norm of each phase, on the device
+            for phase in task.active(step):  # a GAN has two: generator and discriminator
                 loss, losses = accumulate(task, phase, micro, accelerator, step)
                 optimizer, compressor = run.optimizers[phase.name], run.compressors.get(phase.name)
                 norms[phase.name] = norm = optimizer_step(
                     phase, loss, optimizer, accelerator, step, run.options.steps, compressor
                 )
+                # Where the task must know, skip the discriminator after a skipped generator; this synchronizes
                 if task.needs_sync and not norm.isfinite():
                     break
                 if run.logs(step):
-                    figures |= mean_figures(losses, accelerator) | {phase.name + "_gradient": norm.item()}
-                    figures |= step_figures(phase, optimizer, compressor)
-            run.finish_step(norms, figures)
-            stop = run.told_to_stop(signals.signal is not None)
+                    metrics |= mean_metrics(losses, accelerator) | {phase.name + "_gradient": norm.item()}
+                    metrics |= step_metrics(phase, optimizer, compressor)
+            run.finish_step(norms, metrics)
+            stop = run.should_stop(signals.signal is not None)
+            # A signal leaves little time: save first, validate after resuming
             improved = (run.last or (run.due("validate") and not stop)) and run.validate()
             if run.due("save") or run.last or stop or improved:
                 run.save()
@@ -77,13 +89,14 @@ def train(recipe: LoopRecipe) -> int:
 
 
 def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
+    """Parse the command line; --help prints every option of the recipe, or of all stages, and exits."""
     parser = CommandLine(program, description=(__doc__ or "").partition("\n")[0], add_help=False)
     parser.add_argument("config", nargs="?", type=Path, help="a YAML, or the name of one that ships: emoji/dalle")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the YAML to change")
-    parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    parser.add_argument("-h", "--help", action="store_true", help="show every option with type, default and meaning")
-    args = parser.parse_intermixed_args(argv)  # options may stand anywhere among the overrides
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the config to override")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.add_argument("-h", "--help", action="store_true", help="show every option: type, default and meaning")
+    args = parser.parse_intermixed_args(argv)  # flags may come between overrides
     if args.help:
         print(f"{parser.format_help()}\n{describe_recipes(args.config)}")
         raise SystemExit(0)
@@ -93,7 +106,7 @@ def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
-    """Parse, validate, train; `dalle train` too. What a user can cause is one line (of a config, more), code 2."""
+    """Parse, validate, train; also `dalle train`. A user error is one line (for a config one per mistake), code 2."""
     show_traceback = False
     try:
         args = parse(argv, program)
@@ -105,23 +118,23 @@ def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
         if isinstance(recipe, TextTokenizerRecipe):
             train_text_tokenizer(recipe)
             return 0
-        keep_freed()
+        keep_freed_memory()
         return train(recipe)
-    except NotANumber as error:
+    except NaNMetricError as error:
         print_error(program, error)
         return error.code
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if show_traceback:
             raise
-        short = out_of_memory(error)
-        if short is not None:
-            return print_error(program, f"{short}: {_SMALLER}")
+        shortage = out_of_memory(error)
+        if shortage is not None:
+            return print_error(program, f"{shortage}: {_OUT_OF_MEMORY_HINT}")
         reported = lost_worker(error) if isinstance(error, RuntimeError) else error
         if reported is None:
             raise
         return print_error(program, reported)
     except KeyboardInterrupt:  # before the first step, or a second one while a checkpoint was written
-        print(f"{program}: stopped; checkpoints that are there are whole", file=sys.stderr)
+        print(f"{program}: stopped; existing checkpoints are intact", file=sys.stderr)
         return 130
 
 

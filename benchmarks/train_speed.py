@@ -32,7 +32,7 @@ from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient
 from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
 from dalle.training.run.compiling import compile_blocks
-from dalle.training.run.malloc import keep_freed
+from dalle.training.run.malloc import keep_freed_memory
 
 KINDS = ("float32", "bfloat16")
 SIZES = {"350M": (1024, 24, 16), "760M": (1536, 24, 16), "1.3B": (2048, 24, 16)}  # width, layers, heads
@@ -160,7 +160,7 @@ def main() -> None:
     if args.size is not None:
         args.width, args.depth, args.heads = SIZES[args.size]
     if not args.others:
-        keep_freed()
+        keep_freed_memory()
     device = torch.device(args.device)
     shape = TransformerConfig(width=args.width, depth=args.depth, heads=args.heads)
     config = DALLEConfig(

@@ -27,7 +27,7 @@ from dalle.checkpoints.published.vqgan import read
 from dalle.image_tokenizers.vqgan import VQGAN
 from dalle.training.optim import OptimConfig, adamw
 from dalle.training.run.compiling import compile_blocks
-from dalle.training.run.malloc import keep_freed
+from dalle.training.run.malloc import keep_freed_memory
 
 KINDS = ("float32", "bfloat16")
 # Channels, their multiples by level, blocks of a level, attention at, side of images, latent channels, codes
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile encoder and decoder (run.compile)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    keep_freed()
+    keep_freed_memory()
     device = torch.device(args.device)
     about = describe(device)
     print(", ".join(f"{key} {value}" for key, value in about.items()))

@@ -1,4 +1,4 @@
-"""dalle: autoregressive text-to-image. Public names load when first asked for: `import dalle` brings in no torch."""
+"""dalle: autoregressive text-to-image. Public names are imported on first use: `import dalle` does not import torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # with it in sight, type checkers would believe in any name
+if not TYPE_CHECKING:  # type checkers that see __getattr__ accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:

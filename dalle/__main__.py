@@ -11,35 +11,35 @@ from collections.abc import Callable, Sequence
 from dalle import __version__
 from dalle.cli import scripts
 from dalle.cli.parser import CommandLine, print_error
-from dalle.cli.threads import wait_briefly
+from dalle.cli.threads import limit_openmp_spinning
 
-# Modules of dalle/cli, in the order of --help.
+# Modules of dalle/cli, in the order of --help
 COMMANDS = (
     *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "judge", "export", "convert", "inspect"),
     *("classify", "index", "search", "paint", "assemble", "vary", "blend", "edit"),
 )
-_PAIRS = ("overrides", "data", "given")  # what the commands call their key=value
+_KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value arguments of the commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. What a user can cause is one line and exit code 2."""
-    wait_briefly()
+    """Run one command. A user error is printed as one line, exit code 2; Ctrl-C gives exit code 130."""
+    limit_openmp_spinning()
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in scripts.SCRIPTS:
         return scripts.run_script(words[0], words[1:])
-    args = _parsed(words)
+    args = _parse(words)
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)
-    except BrokenPipeError:  # `dalle ... | head` has what it wanted; nor is the rest to fail when Python ends
+    except BrokenPipeError:  # `dalle ... | head`: not an error; and flushing stdout at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        from dalle.device import out_of_memory  # here, as torch takes a second to import
+        from dalle.device import out_of_memory  # importing torch takes a second: not for --help
 
-        short = out_of_memory(error)
-        if short is not None:
-            return print_error(f"dalle {args.command}", f"{short}: {_smaller(args)}")
+        shortage = out_of_memory(error)
+        if shortage is not None:
+            return print_error(f"dalle {args.command}", f"{shortage}: {_out_of_memory_hint(args)}")
         if isinstance(error, RuntimeError):
             raise
         return print_error(f"dalle {args.command}", error)
@@ -49,22 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _smaller(args: argparse.Namespace) -> str:
-    """What to change where there is too little memory."""
+def _out_of_memory_hint(args: argparse.Namespace) -> str:
+    """Advice for a command that has run out of memory, by the options that it has."""
     if hasattr(args, "cutout_batch"):
         return "give a smaller --size, fewer --cutouts or a smaller --cutout-batch"
     if hasattr(args, "batch_size"):
-        return "give a smaller --batch-size (and fewer --workers, where there are some)"
-    return "it takes a machine with more memory, or a higher limit (ulimit -v)"
+        return "give a smaller --batch-size (and fewer --workers, if any)"
+    return "it needs a machine with more memory, or a higher limit (ulimit -v)"
 
 
-def _parsed(words: list[str]) -> argparse.Namespace:
-    """Arguments, in which key=value may stand anywhere; argparse takes positional ones only together."""
-    if words[:2] == ["eval", "classify"]:  # a command of two words: a folder of that name is ./classify
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Parse arguments, allowing key=value anywhere; argparse only accepts consecutive positional arguments."""
+    if words[:2] == ["eval", "classify"]:  # a two-word command; a folder of that name must be written ./classify
         words[:2] = ["eval classify"]
     parser = _parser()
     args, rest = parser.parse_known_args(words)
-    pairs: list[str] | None = next((getattr(args, name) for name in _PAIRS if hasattr(args, name)), None)
+    pairs: list[str] | None = next((getattr(args, name) for name in _KEY_VALUE_ARGUMENTS if hasattr(args, name)), None)
     if rest and (pairs is None or any(text.startswith("-") or "=" not in text for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if pairs is not None:

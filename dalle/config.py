@@ -1,4 +1,4 @@
-"""Strict configuration: frozen dataclasses, YAML files, dotted overrides. Knows nothing of models or data."""
+"""Strict configuration: frozen dataclasses, YAML files, dotted overrides. Independent of models and data."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from typing_extensions import dataclass_transform
 T = TypeVar("T")
 
 
-_MOST_NUMBERS = 2**42  # 17 TB of float32
+_MAX_NUMBERS = 2**42  # 17 TB of float32
 
 
 def check_total(numbers: int, what: str) -> None:
-    """Refuse sizes together with which a module holds more numbers than any machine, before one is allocated.
+    """Check that a module is not larger than any machine's memory, before anything is allocated.
 
     Args:
-        numbers: about how many there would be.
-        what: names and values of the sizes.
+        numbers: approximate number of elements that the module would have.
+        what: names and values of the options that determine it, for the message.
 
     Raises:
-        ValueError: they are too many.
+        ValueError: there are too many.
     """
-    if numbers > _MOST_NUMBERS:
+    if numbers > _MAX_NUMBERS:
         raise ValueError(f"{what}: together about {numbers:.1e} numbers, more than any machine holds; is one mistyped?")
 
 
 class ConfigError(ValueError):
-    """What is wrong in a config: every mistake, one a line, each with its file and its full path."""
+    """Mistakes in a config: all of them, one per line, each with its file and full path."""
 
 
-_RENAMED = {"updates": "steps"}  # keys of earlier versions: the error for one names the new key
+_RENAMED = {"updates": "steps"}  # keys of earlier versions: using one is an error that names the new key
 
 
 def renamed(data: Any) -> Any:
-    """The config of a run that an earlier version wrote, with today's names of keys."""
+    """Convert the config of a run from an earlier version to the current key names."""
     if not isinstance(data, dict):
         return data
     return {_RENAMED.get(key, key): renamed(value) for key, value in data.items()}
@@ -56,16 +56,16 @@ def renamed(data: Any) -> Any:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys.
+    """Make `cls` a frozen, keyword-only dataclass that rejects unknown keys.
 
-    A string literal right under a field is its description, which `describe` shows.
+    A string literal right below a field is its description, which `describe` shows.
     """
     cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number (YAML 1.1, which PyYAML reads, wants 1.0e-3) and no key is there twice."""
+    """YAML loader that reads 1e-3 as a number, which YAML 1.1 (PyYAML) does not, and rejects repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts a text such as 1e-3 into quotes, as _Loader would take it for a number."""
+    """YAML dumper that quotes strings such as "1e-3", which _Loader would read as numbers."""
 
 
 for _side in (_Loader, _Dumper):
@@ -86,10 +86,10 @@ for _side in (_Loader, _Dumper):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read a YAML file that contains a mapping.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: the file does not exist, is not YAML, or is not a mapping.
     """
     path = Path(path)
     if path.is_dir():
@@ -108,18 +108,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """What is wrong with a YAML text, on one line."""
+    """Describe a YAML error in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
     return " ".join(str(error).split())
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with each `key.path=value` set; values are read as YAML.
+    """Return a copy of `data` with each `key.path=value` set; values are parsed as YAML.
 
     Raises:
-        ConfigError: an override has no `=`, no key, a value that is not YAML, or leads through something that is no
-            mapping.
+        ConfigError: an override has no `=` or no key, its value is not YAML, or its path passes through a value that
+            is not a mapping.
     """
     result = copy.deepcopy(dict(data))
     for override in overrides:
@@ -143,16 +143,18 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def from_dict(schema: Any, data: Mapping[str, Any], source: str) -> Any:
-    """Build `schema` (a config class, or a union of them told apart by `kind`) from plain data.
+    """Build a config from plain data.
 
     Args:
-        schema: the class or union.
-        data: as read from YAML.
-        source: where it comes from, for messages.
+        schema: config class, or a union of config classes that their field `kind` discriminates.
+        data: plain data, as read from YAML.
+        source: where it comes from, for error messages.
 
     Raises:
-        ConfigError: every mistake, one a line.
+        ConfigError: lists every mistake, one per line.
     """
+    # pydantic silently converts "3" to 3, and reports an unknown key once per member of a union. Such mistakes are
+    # found beforehand, and the data is then validated without the unknown keys
     errors = list(_mistakes(schema, data, ""))
     try:
         built = _adapter(schema).validate_python(_without_unknown(schema, data))
@@ -169,12 +171,12 @@ def load(schema: Any, path: Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
-    """A config as plain YAML types; `from_dict` gives it back."""
+    """Convert a config to plain YAML types, the inverse of `from_dict`."""
     return cast(dict[str, Any], _plain(cfg))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as one level of dotted keys."""
+    """Flatten nested options to one level with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -182,12 +184,12 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def dump(cfg: Any) -> str:
-    """A config as YAML text, keys in the order of the fields."""
+    """Convert a config to YAML text, with keys in the order of the fields."""
     return to_yaml(to_dict(cfg))
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Plain data as YAML text that `read_yaml` gives back."""
+    """Convert plain data to YAML text, the inverse of `read_yaml`."""
     text: str = yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
     )
@@ -209,6 +211,7 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 @cache
 def field_types(cls: type) -> dict[str, Any]:
+    """Return the resolved annotation of each field of a config class."""
     return get_type_hints(cls)
 
 
@@ -217,18 +220,18 @@ def _is_config(annotation: Any) -> bool:
 
 
 def union_members(annotation: Any) -> list[Any]:
-    """The members of a union; a single one of anything else."""
+    """List the members of a union; any other annotation is its only member."""
     return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
 
 
 def _kinds(annotation: Any) -> dict[str, type]:
-    """Config classes of an annotation by their `kind`; one without a kind has the key ""."""
+    """Config classes of an annotation by their `kind`; a class without a kind has the key ""."""
     classes = [member for member in union_members(annotation) if _is_config(member)]
     return {str(get_args(field_types(c)["kind"])[0]) if "kind" in field_types(c) else "": c for c in classes}
 
 
 def _class_for(annotation: Any, data: Any) -> type | None:
-    """The config class that a mapping is meant for, if that can be told."""
+    """The config class that a mapping belongs to; None if its kind is missing or unknown."""
     kinds = _kinds(annotation)
     if not isinstance(data, Mapping) or not kinds:
         return None
@@ -238,7 +241,7 @@ def _class_for(annotation: Any, data: Any) -> type | None:
 
 
 def _item(annotation: Any, number: int) -> Any:
-    """What a list's annotation says of the item of that number; None if it is no list."""
+    """The annotation of an item of a list or tuple annotation; None if it is neither."""
     for member in union_members(annotation):
         if get_origin(member) in (list, tuple):
             inner = [a for a in get_args(member) if a is not Ellipsis]
@@ -247,7 +250,7 @@ def _item(annotation: Any, number: int) -> Any:
 
 
 def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
-    """Unknown keys and kinds, and values that pydantic would quietly turn into another type, at every depth."""
+    """Unknown keys and kinds, and values that pydantic would silently convert to another type, at every depth."""
     if isinstance(data, (list, tuple)):
         for number, item in enumerate(data):
             yield from _mistakes(_item(annotation, number), item, f"{path}{number}.")
@@ -280,7 +283,7 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
 
 
 def _without_unknown(annotation: Any, data: Any) -> Any:
-    """The data less its unknown keys, which are told apart, so that the rest is checked too."""
+    """Remove unknown keys, which are reported separately, so that the rest can be validated too."""
     cls = _class_for(annotation, data)
     if cls is None:
         return data
@@ -290,12 +293,13 @@ def _without_unknown(annotation: Any, data: Any) -> Any:
 
 
 def _messages(error: ValidationError, schema: Any, data: Any) -> Iterator[str]:
+    """Rewrite pydantic's errors as "path: expected ..., got ..."."""
     for detail in error.errors(include_url=False):
         short = detail["type"] == "missing" and isinstance(detail["loc"][-1], int)  # a list with too few items
         path, annotation, relevant = _path(schema, data, detail["loc"][:-1] if short else detail["loc"])
         if not relevant:
             continue
-        if detail["type"] == "value_error":  # raised by a __post_init__, in its own words
+        if detail["type"] == "value_error":  # raised by a __post_init__
             text = str(detail["ctx"]["error"])
         elif detail["type"] == "missing" and not short:
             text = "missing"
@@ -309,9 +313,13 @@ def _messages(error: ValidationError, schema: Any, data: Any) -> Iterator[str]:
 
 
 def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str, Any, bool]:
-    """The dotted path of a pydantic location, the type expected there, and whether it is of the member meant.
+    """Convert a pydantic error location.
 
-    Pydantic puts a union's members between the keys; those are left out, and what other members say is not relevant.
+    Pydantic validates against every member of a union and puts the member's name between the keys. These names are
+    removed, and errors of members other than the one that `kind` selects are not relevant.
+
+    Returns:
+        The dotted path, the type expected there, and whether the error is relevant.
     """
     path: list[str] = []
     annotation, node = schema, data
@@ -342,7 +350,7 @@ def _kind(value: Any) -> str:
 
 
 def describe(schema: Any, base: Mapping[str, Any] | None = None) -> str:
-    """Every option, one a line: dotted name, type, default (or the value in `base`), meaning."""
+    """Describe every option, one per line: dotted name, type, default (or value in `base`), meaning."""
     rows = list(_rows(schema, base or {}, ""))
     left = max((len(name) for name, _, _ in rows), default=0)
     return "\n".join(f"  {name:<{left}}  {kind}{'. ' if text else ''}{text}" for name, kind, text in rows)
@@ -372,6 +380,7 @@ def _rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a dataclass field; None for a required one."""
     if field.default is not dataclasses.MISSING:
         return field.default
     return None if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -393,7 +402,7 @@ def _text(value: Any) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """A type in plain words: "a number", "one of gelu, swiglu", "a list of integers or null"."""
+    """Describe a type in words: "a number", "one of gelu, swiglu", "a list of integers or null"."""
     if len(_kinds(annotation)) > 1:
         return f"options of kind {', '.join(_kinds(annotation))}" + (
             " or null" if type(None) in union_members(annotation) else ""
@@ -421,7 +430,7 @@ def type_name(annotation: Any) -> str:
 
 @cache
 def descriptions(cls: type) -> dict[str, str]:
-    """What each field of a config class means: the string literals right under them."""
+    """Read the description of each field of a config class: the string literal right below it in the source."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body

@@ -1,4 +1,4 @@
-"""Devices: choosing one, its free memory, errors for want of it, and copies that do not stall the host."""
+"""Devices: selection, free memory, recognition of out-of-memory errors, and copies that do not block the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 _CGROUP, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-_SIGNS = re.compile(
+# Out-of-memory messages of torch's allocators, of C++, and of libraries that read files
+_OUT_OF_MEMORY = re.compile(
     r"out of memory|alloc_cpu\.cpp|bad_alloc|(cannot|can't|could not|unable to|failed to) allocate|(re|m)alloc of size"
     r"|_ALLOC_FAILED",
     re.IGNORECASE,
@@ -23,9 +24,9 @@ _UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def to_device(device: torch.device, tensor: Tensor) -> Tensor:
-    """Copy a tensor to a device; to a GPU through pinned memory and without blocking.
+    """Copy a tensor to a device; to a GPU through pinned memory, without blocking.
 
-    From pageable memory a copy would first wait for all kernels that the GPU has queued.
+    A copy from pageable memory would first wait for all kernels queued on the GPU.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -33,19 +34,19 @@ def to_device(device: torch.device, tensor: Tensor) -> Tensor:
 
 
 class AsyncRead:
-    """A non-blocking copy of numbers to the host. `read` waits for this copy, not for kernels queued after it."""
+    """A non-blocking device-to-host copy. `read()` waits for this copy only, not for kernels queued after it."""
 
     def __init__(self, numbers: Tensor) -> None:
-        """Start copying numbers [N], which nobody may change afterwards."""
+        """Start copying a tensor [N], which must not be modified afterwards."""
         self._copied: torch.cuda.Event | None = None
         self._numbers = numbers.detach()
         if numbers.device.type == "cuda":
-            self._numbers = self._numbers.to("cpu", non_blocking=True)  # which torch pins
+            self._numbers = self._numbers.to("cpu", non_blocking=True)  # torch allocates pinned memory for it
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(numbers.device))
 
     def read(self) -> list[float]:
-        """The numbers, once they have arrived."""
+        """Wait for the copy and return the values."""
         if self._copied is not None:
             self._copied.synchronize()
         found: list[float] = self._numbers.tolist()
@@ -53,10 +54,10 @@ class AsyncRead:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is the accelerator if there is one, else the CPU.
+    """Return the device of this name; "auto" is the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device on this machine.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
@@ -71,38 +72,41 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device: of the machine's memory, or what a limit leaves of it.
+    """Return the bytes that can still be allocated on a device.
 
-    Limits are those of the control groups that the process is in, and of its address space and data (`ulimit -v`, -d).
+    On the CPU that is the machine's available memory, or less where a limit applies: of the process's control groups
+    (containers, batch systems), or of its address space and data segment (`ulimit -v`, `ulimit -d`).
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as lines:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: half of the machine's memory
+    except (OSError, StopIteration):  # not Linux: assume half of the machine's memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return max(0, min([free, *_left_by_groups(), *_left_by_limits()]))
+    return max(0, min([free, *_cgroup_headroom(), *_rlimit_headroom()]))
 
 
-def _left_by_groups() -> list[int]:
-    """What each control group, of the process and above, leaves; files that are kept in memory can be let go."""
-    left = []
-    for folder, names in _groups():
+def _cgroup_headroom() -> list[int]:
+    """Bytes left under the limit of each control group of the process; the inactive page cache counts as free."""
+    headroom = []
+    for folder, names in _memory_cgroups():
         try:
             limit, used = ((folder / name).read_text().strip() for name in names)
-        except OSError:  # none, or not to be read
+        except OSError:  # no limit, or no permission to read it
             continue
         stat = folder / "memory.stat"
         lines = stat.read_text().splitlines() if stat.is_file() else []
-        kept = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-        if limit.isdecimal():  # else "max"
-            left.append(int(limit) - int(used) + kept)
-    return left
+        reclaimable = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+        if limit.isdecimal():  # without a limit it is "max"
+            headroom.append(int(limit) - int(used) + reclaimable)
+    return headroom
 
 
-def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Folders of control groups of memory, and the names of limit and use there: of version 2, and of version 1."""
+def _memory_cgroups() -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Folders of the process's memory control groups and their ancestors, with their files of limit and usage."""
+    # Version 2 and version 1 of the interface. In a container the first two are its own groups; on a host the path of
+    # the group is in /proc/self/cgroup, and each ancestor can have a limit, too
     new, old = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
     yield _CGROUP, new
     yield _CGROUP / "memory", old
@@ -119,8 +123,8 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
                 yield root.joinpath(*parts[:depth]), names
 
 
-def _left_by_limits() -> list[int]:
-    """What limits of the process leave."""
+def _rlimit_headroom() -> list[int]:
+    """Bytes left under the resource limits of the process."""
     pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
     used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
     limits = {kind: resource.getrlimit(kind)[0] for kind in used}
@@ -129,15 +133,15 @@ def _left_by_limits() -> list[int]:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """A line on an error that is, or came of, a lack of memory; None: it is another error."""
-    for one in _causes(error):
-        if _is_out_of_memory(one):
-            return f"out of memory{_asked(str(one))}"
+    """Describe an error that is, or was caused by, a lack of memory, in one line; None for any other error."""
+    for cause in _causes(error):
+        if _is_out_of_memory(cause):
+            return f"out of memory{_requested(str(cause))}"
     return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
+    """An error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -146,13 +150,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    # torch's on accelerators, its allocator's, and those of the libraries that read files, are of many classes
-    return not isinstance(error, ValueError) and _SIGNS.search(str(error)) is not None
+    # torch and the libraries that read files raise many classes; a ValueError is about user input that may quote these
+    return not isinstance(error, ValueError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def _asked(told: str) -> str:
-    """How much was asked for, where the error says it."""
-    found = _BYTES.search(told)
+def _requested(message: str) -> str:
+    """The amount that was requested, if the message contains it."""
+    found = _BYTES.search(message)
     if found is None:
         return ""
     count = float(found[1].rstrip(".")) * _UNITS[(found[2] or "b")[0].lower()]
@@ -160,5 +164,5 @@ def _asked(told: str) -> str:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
+    """Return the device of a module's parameters."""
     return next(module.parameters()).device

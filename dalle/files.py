@@ -1,4 +1,4 @@
-"""Where the files are that ship; files written whole or not at all, hashes of files, and locks between processes."""
+"""Root of the shipped files, atomic writing of files and folders, hashes of files, and locks between processes."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from weakref import WeakValueDictionary, finalize
 
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
-"""Folder of train.py, sample.py, configs/, models/ and tokenizers/: the checkout, or in a wheel what it holds of it."""
-_BLOCK = 1 << 20  # bytes that are hashed at a time
-_PART = ".part-"  # how the name of a half-written file begins
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of file systems without them
+"""Folder of train.py, sample.py, configs/, models/ and tokenizers/: the checkout, or the copy of them in a wheel."""
+_HASH_BLOCK = 1 << 20  # bytes read at a time
+_PART = ".part-"  # prefix of unfinished files
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path`, with its suffix, to write to: it replaces `path`, or is gone if the block fails.
+    """Yield a temporary path next to `path`, which replaces it when the block ends, or is deleted if the block fails.
 
     Raises:
-        OSError: no space left, or not writable; `path` is then as it was.
+        OSError: the disk is full or not writable; `path` is unchanged.
     """
-    part = path.with_name(f"{_PART}{os.getpid()}-{path.name}")  # two processes may write the same file
+    part = path.with_name(f"{_PART}{os.getpid()}-{path.name}")  # the pid: processes may write the same file
     try:
         yield part
-        _flush(part)
+        _flush(part)  # else a power failure could leave the new name with empty contents
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all."""
+    """Write a text file atomically, in UTF-8."""
     with atomic_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove files of a folder that processes which were killed in `atomic_file` left half written."""
+    """Remove unfinished files of `atomic_file` that killed processes left in a folder."""
     for part in folder.glob(f"{_PART}*"):
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; it takes the place of `target` when the block ends well.
+    """Yield an empty temporary folder, which replaces `target` when the block ends, or is deleted if the block fails.
 
     Raises:
-        OSError: no space left, or not writable; `target` is then as it was, and nothing is left beside it.
+        OSError: the disk is full or not writable; `target` is unchanged.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         for file in new.rglob("*"):
             if file.is_file():
                 _flush(file)
+        # A folder cannot be replaced in one step if it is not empty: move the old one out of the way first. A process
+        # killed between the two renames leaves both in the scratch folder, and `remove_scratch` completes the second
         if target.exists():
             os.replace(target, old)
         os.replace(new, target)
@@ -78,9 +80,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_scratch(parent: Path) -> None:
-    """Clear away what processes that were killed in `atomic_folder` left beside folders of `parent`.
+    """Remove temporary folders of `atomic_folder` that killed processes left in `parent`.
 
-    A folder that was just being replaced gets its new contents, which are whole by then.
+    A folder whose replacement was interrupted gets its new contents, which are complete at that point.
     """
     for scratch in parent.glob(".*-????????"):  # as tempfile names them
         if not scratch.is_dir() or not {path.name for path in scratch.iterdir()} <= {"new", "old"}:
@@ -92,8 +94,8 @@ def remove_scratch(parent: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), bytearray(_BLOCK)
+    """Return the SHA-256 of a file's contents, in hexadecimal."""
+    digest, buffer = hashlib.sha256(), bytearray(_HASH_BLOCK)
     with file.open("rb", buffering=0) as handle:
         while count := handle.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
@@ -101,24 +103,25 @@ def sha256(file: Path) -> str:
 
 
 class FileLock:
-    """The right to write in a folder: one process at a time has it, and the system takes it back when that ends.
+    """An exclusive lock between processes, which the operating system releases when the process ends, however it ends.
 
-    Where the file system has no locks, every process gets it.
+    On file systems without locks every process gets it.
     """
 
     def __init__(self, file: Path):
-        """Take the lock that is this file.
+        """Acquire the lock on `file`, which is created if necessary.
 
         Raises:
-            BlockingIOError: another process has it; its argument says which.
+            BlockingIOError: another process has it; the message says which.
         """
         self._file = str(file.resolve())
-        if self._file in _held:
+        if self._file in _locks:
             raise BlockingIOError("this process")
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        self._release = finalize(self, os.close, handle)  # also where an error comes before `with`
+        self._release = finalize(self, os.close, handle)  # released even if the object is never closed
         try:
-            # A record lock, which forked processes (those of a data loader) do not inherit
+            # A record lock: unlike one from flock, it is not inherited by forked processes (data loader workers), which
+            # may outlive this one
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
@@ -128,14 +131,14 @@ class FileLock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise BlockingIOError(holder) from error
-        _held[self._file] = self
+        _locks[self._file] = self
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def close(self) -> None:
-        """Let go of it."""
-        if _held.get(self._file) is self:
-            del _held[self._file]
+        """Release the lock."""
+        if _locks.get(self._file) is self:
+            del _locks[self._file]
         self._release()
 
     def __enter__(self) -> FileLock:
@@ -145,12 +148,12 @@ class FileLock:
         self.close()
 
 
-# The locks of this process by their files: the system would give it a record lock twice
-_held: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
+# Locks of this process by file: the system would grant a record lock to the same process twice
+_locks: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+    """Force a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)  # a copied file may be read-only
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What may be asked of the Hugging Face hub, how long, and how it fails. Knows nothing of what is fetched."""
+"""Access to the Hugging Face Hub: which names can be repository ids, timeouts, and the client's exceptions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SHIPPED = ("models", "tokenizers", "configs")
-"""Folders of the checkout that recipes name."""
+"""Folders of this repository that recipes refer to."""
 PATIENCE = 10.0
-"""Seconds that a single request may take."""
-_FOLDERS = (*SHIPPED, "runs", "data", "examples", "docs")  # what paths begin with here
+"""Timeout of a single request, in seconds."""
+_FOLDERS = (*SHIPPED, "runs", "data", "examples", "docs")  # a path that begins with one of these is never a hub id
 
 
 def may_be_an_id(parts: Sequence[str]) -> bool:
-    """Whether `owner/name` or `owner/name/.../file` can be meant to be on the hub, and not a path with a slip."""
+    """Return whether `owner/name` or `owner/name/.../file` can be a hub id, rather than a mistyped local path."""
     return (
         parts[0] not in _FOLDERS
         and not parts[0].startswith((".", "~"))
@@ -25,11 +25,11 @@ def may_be_an_id(parts: Sequence[str]) -> bool:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the hub's client raises: with httpx no connection is no OSError."""
+    """List the exceptions that the hub client raises; with httpx, connection errors are not OSErrors."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     found: list[type[Exception]] = [HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError]
-    for name in ("httpx", "httpx2"):  # whichever it stands on
+    for name in ("httpx", "httpx2"):  # whichever the installed version uses
         client = sys.modules.get(name)
         if client is not None:
             found.append(client.HTTPError)

@@ -26,7 +26,7 @@ from dalle.config import apply_overrides, from_dict, read_yaml
 from dalle.image_tokenizers import build
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.training.init_from import resolve_recipe, with_initial
+from dalle.training.init_from import resolve_recipe, with_initial_config
 from dalle.training.recipe import (
     CLIPRecipe,
     DALLERecipe,
@@ -162,7 +162,7 @@ def check_training(words: list[str], where: str) -> None:
         return
     assert given[0] in RECIPES, f"{where}: {given[0]}"
     ours = [word for word in given[1:] if not word.startswith("init_from=")]  # in place of a model that is not here
-    data = with_initial(apply_overrides(read_yaml(ROOT / given[0]), ours))
+    data = with_initial_config(apply_overrides(read_yaml(ROOT / given[0]), ours))
     from_dict(stage_schema(data, where), data, where)
 
 

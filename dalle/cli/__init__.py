@@ -1,4 +1,4 @@
-"""The commands of `python -m dalle`, a module each: what it reads from the command line, what it prints and writes.
+"""The commands of `python -m dalle`, one module each: options, and what is printed and written.
 
-Each has `add`, which adds its parser, and imports what is heavy only when it runs.
+Each module has a function `add` that adds its parser. Heavy imports (torch) are inside `_run`, so that --help is fast.
 """

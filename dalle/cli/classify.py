@@ -1,4 +1,4 @@
-"""python -m dalle classify: images to labels that are only named."""
+"""python -m dalle classify: zero-shot image classification with CLIP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("classify", help="put images to labels that are only named, with CLIP")
+    command = commands.add_parser("classify", help="zero-shot image classification with CLIP")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     add_label_options(command)
     command.add_argument("--top", type=int, default=5, help="labels shown for each image (%(default)s)")
@@ -21,53 +21,53 @@ def add(commands: Any) -> None:
         "--threshold",
         type=float,
         metavar="P",
-        help="only labels of at least this probability, such as 0.5; where none is, 'none of these' is the answer",
+        help="show only labels of at least this probability, such as 0.5; if there is none, show 'none of these'",
     )
     add_clip_options(command)
     command.set_defaults(run=_run)
 
 
 def add_label_options(command: argparse.ArgumentParser) -> None:
-    """The options that say which labels there are, and what CLIP reads for them."""
-    command.add_argument("--labels", metavar="A,B,...", help="labels, with commas between them")
+    """Add the options for labels and prompt templates."""
+    command.add_argument("--labels", metavar="A,B,...", help="labels, separated by commas")
     command.add_argument(
         "--labels-file",
         metavar="FILE",
-        help="labels, one a line; after a tab the words that CLIP reads for it, with tabs between them",
+        help="labels, one per line; optionally followed by texts to give CLIP instead, separated by tabs",
     )
     command.add_argument(
         "--template",
         action="append",
         metavar="TEXT",
-        help="sentence with {} for the label, such as 'a photo of a {}'; may be repeated, vectors are averaged",
+        help="template with {} for the label, such as 'a photo of a {}'; may be repeated to average embeddings",
     )
     command.add_argument(
         "--templates",
         metavar="SET",
-        help="sentences that ship: plain, images-en, -hi, -ne, emoji-en, ..., style-en, ...; several with commas "
-        "(default: emoji-en with the CLIP that ships, else images-en)",
+        help="built-in templates, separated by commas: plain, images-en, -hi, -ne, emoji-en, ..., style-en, ... "
+        "(default: emoji-en with the built-in CLIP, else images-en)",
     )
 
 
 def add_clip_options(command: argparse.ArgumentParser) -> None:
-    """The options of every command that reads images with a CLIP."""
+    """Add the options of commands that embed images with a CLIP."""
     command.add_argument(
-        "--clip", metavar="SOURCE", help="file or folder of a CLIP, or a hub id (default: the one that ships)"
+        "--clip", metavar="SOURCE", help="file or folder of a CLIP, or a hub id (default: the built-in one)"
     )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
-    command.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="images per batch (%(default)s)")
     command.add_argument(
-        "--workers", type=int, default=0, help="processes that read images; 0: none beside (%(default)s)"
+        "--workers", type=int, default=0, help="processes that read images; 0 reads in this one (%(default)s)"
     )
-    command.add_argument("--json", action="store_true", help="print JSON, not a table")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def labels_of(args: argparse.Namespace) -> Labels | None:
-    """The labels of a command line; None if it gives none."""
+    """Return the labels given on the command line; None if there are none."""
     from dalle.apps.zeroshot import read_labels
 
     if args.labels is not None and args.labels_file is not None:
-        raise ValueError("--labels and --labels-file are both given: give one of them")
+        raise ValueError("--labels and --labels-file are both given: give only one of them")
     if args.labels_file is not None:
         return read_labels(args.labels_file)
     if args.labels is not None:
@@ -76,9 +76,9 @@ def labels_of(args: argparse.Namespace) -> Labels | None:
 
 
 def templates_given(args: argparse.Namespace) -> str | list[str] | None:
-    """The templates of a command line; None if it gives none."""
+    """Return the templates given on the command line; None if there are none."""
     if args.template is not None and args.templates is not None:
-        raise ValueError("--template and --templates are both given: give one of them")
+        raise ValueError("--template and --templates are both given: give only one of them")
     return args.template or args.templates
 
 

@@ -1,4 +1,4 @@
-"""python -m dalle encode: the data set of a recipe as token shards, made once."""
+"""python -m dalle encode: encodes the data set of a recipe to token shards once, before training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ if TYPE_CHECKING:
 
     from dalle.data.token_shards.encode import Encoding
 
-_EPILOG = "Several processes: torchrun --nproc_per_node N -m dalle encode CONFIG OUT. Run again, it goes on."
+_EPILOG = (
+    "Several processes: torchrun --nproc_per_node N -m dalle encode CONFIG OUT. "
+    "An interrupted encoding continues when the command is run again."
+)
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("encode", help="images and captions as token shards", epilog=_EPILOG)
-    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle: its data, its tokenizer")
+    command = commands.add_parser("encode", help="encode images and captions to token shards", epilog=_EPILOG)
+    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle, with data and tokenizer")
     command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; train with data.kind=tokens")
-    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to change")
-    command.add_argument("--views", type=int, default=1, help="of each image, as epochs would show it (%(default)s)")
-    command.add_argument("--mirror", action="store_true", help="each view mirrored too; 'left of' turns false in it")
-    command.add_argument("--shard-images", type=int, default=8192, help="images of a shard (%(default)s)")
-    command.add_argument("--batch-size", type=int, default=64, help="images encoded at a time (%(default)s)")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to override")
+    command.add_argument("--views", type=int, default=1, help="augmented views per image, as in epochs (%(default)s)")
+    command.add_argument(
+        "--mirror", action="store_true", help="also mirror each view; captions with 'left of' become wrong"
+    )
+    command.add_argument("--shard-images", type=int, default=8192, help="images per shard (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="images per batch (%(default)s)")
     command.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.set_defaults(run=_run)
@@ -44,7 +49,7 @@ def _run(args: argparse.Namespace) -> None:
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
     if isinstance(recipe.data, TokensData):
-        raise ValueError(f"{args.config}: data.kind is tokens already; give the data that they are to be made of")
+        raise ValueError(f"{args.config}: data.kind is tokens already; give a recipe with images to encode")
     options = EncodeOptions(recipe.run.seed, args.views, args.mirror, args.shard_images, args.batch_size, args.workers)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     tokenizer = load_image_tokenizer(recipe.image_tokenizer, _device(args.device))
@@ -53,13 +58,13 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _encode(encoding: Encoding, rank: int, world: int) -> None:
-    """All processes: the first says what is made, each makes its shards, the first lists them."""
+    """Encode in all processes: each writes its shards; the first one writes the plan before and the index after."""
     from datetime import timedelta
 
     from torch import distributed
     from tqdm import tqdm
 
-    if world > 1:  # they only wait for each other, the first ones perhaps for days
+    if world > 1:  # a long timeout: the processes meet only at the end, and the first to finish may wait for days
         distributed.init_process_group("gloo", timeout=timedelta(days=30))
     if rank == 0:
         encoding.begin()
@@ -73,8 +78,8 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
         dynamic_ncols=True,
     )
 
-    def told(images: int, there: bool) -> None:
-        if there:  # of no account for the rate
+    def on_progress(images: int, there: bool) -> None:
+        if there:  # written by an earlier run: must not count towards the rate
             bar.initial, bar.n = bar.initial + images, bar.n + images
             bar.refresh()
         else:
@@ -82,10 +87,10 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
 
     try:
         with bar:
-            found = [encoding.run(rank, world, told)]
+            found = [encoding.run(rank, world, on_progress)]
     except KeyboardInterrupt:
         if rank == 0:
-            print(f"the shards in {encoding.folder} are whole; the same command goes on", file=sys.stderr)
+            print(f"the shards in {encoding.folder} are complete; run the same command to continue", file=sys.stderr)
         raise
     if world > 1:
         every: list[Any] = [None] * world
@@ -106,7 +111,7 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
 
 
 def _device(name: str) -> torch.device:
-    """Where to encode: several processes take an accelerator each."""
+    """Pick the device; several processes on a machine get one GPU each."""
     import torch
 
     from dalle.device import pick_device

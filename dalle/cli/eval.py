@@ -1,4 +1,4 @@
-"""python -m dalle eval: measures of trained weights on the splits of a data set; with --draw of what a model draws."""
+"""python -m dalle eval: evaluates trained weights on the splits of a data set; with --draw, images of a DALL-E."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from dalle.config import apply_overrides, from_dict
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("eval", help="measures of a tokenizer, a CLIP or a DALL-E on splits of a data set")
+    command = commands.add_parser("eval", help="evaluate a tokenizer, a CLIP or a DALL-E on splits of a data set")
     command.add_argument("source", metavar="SOURCE", help="weights: a folder, a published file, or a hub id")
     command.add_argument(
         "data", nargs="*", metavar="key=value", help="options of the data set (default: the embedded drawings)"
     )
-    command.add_argument("--split", action="append", help="of the data set; may be given again (default: all)")
-    command.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
+    command.add_argument("--split", action="append", help="split of the data set; may be repeated (default: all)")
+    command.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
     command.add_argument(
-        "--limit", type=int, help="at most so many images of a split, evenly spread over it (default: 1000 of train)"
+        "--limit", type=int, help="maximum images per split, spread evenly over it (default: 1000 of train)"
     )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
-    command.add_argument("--json", action="store_true", help="print JSON, not a table")
-    drawn = command.add_argument_group("drawings of a DALL-E, judged in place of its nats")
-    drawn.add_argument("--draw", type=int, metavar="N", help="prompts of each split (default: train, test_pair)")
-    drawn.add_argument("--judge", metavar="FOLDER", help="folder of the judge that `dalle judge` has trained")
-    drawn.add_argument("--candidates", type=int, default=16, help="of each prompt (default: %(default)s)")
-    drawn.add_argument("--seed", type=int, default=0, help="of candidates and choices (default: %(default)s)")
-    drawn.add_argument("--language", action="append", help="of the prompts: en, hi, ne; may be given again (en)")
-    drawn.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="codes and sheets (%(default)s)")
-    drawn.add_argument("--clip-score", metavar="CLIP", help="mean cosine with the prompt by this CLIP, times 100, too")
-    drawn.add_argument("--guidance", type=float, help="this and the next three: the model's own if not given")
-    drawn.add_argument("--temperature", type=float)
-    drawn.add_argument("--top-k", type=int)
-    drawn.add_argument("--top-p", type=float)
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    drawn = command.add_argument_group("evaluating generated images of a DALL-E, instead of its likelihood")
+    drawn.add_argument("--draw", type=int, metavar="N", help="number of prompts per split (of train and test_pair)")
+    drawn.add_argument("--judge", metavar="FOLDER", help="folder of a judge trained by `dalle judge`")
+    drawn.add_argument("--candidates", type=int, default=16, help="candidates per prompt (default: %(default)s)")
+    drawn.add_argument("--seed", type=int, default=0, help="seed of candidates and choices (default: %(default)s)")
+    drawn.add_argument("--language", action="append", help="language of prompts: en, hi, ne; may be repeated (en)")
+    drawn.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of results (%(default)s)")
+    drawn.add_argument("--clip-score", metavar="CLIP", help="also compute the CLIP score (mean cosine times 100)")
+    drawn.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
+    drawn.add_argument("--temperature", type=float, help="sampling temperature (default: the model's own)")
+    drawn.add_argument("--top-k", type=int, help="top-k sampling (default: the model's own)")
+    drawn.add_argument("--top-p", type=float, help="nucleus sampling (default: the model's own)")
     command.set_defaults(run=_run)
 
 
@@ -44,11 +44,11 @@ def _run(args: argparse.Namespace) -> None:
 
     data = from_dict(EncodedConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     if (args.draw is None) != (args.judge is None):
-        raise ValueError("--draw and --judge go together: how many prompts, and who judges the drawings")
-    tables = {"": _measured(args, data)} if args.draw is None else _judged(args, data)
+        raise ValueError("--draw and --judge go together: give the number of prompts and the folder of a judge")
+    tables = {"": _evaluate(args, data)} if args.draw is None else _evaluate_samples(args, data)
     if args.json:
-        told: dict[str, Any] = {"source": args.source, "data": data.kind}
-        print(json.dumps(told | ({"splits": tables[""]} if args.draw is None else {"drawn": tables}), indent=2))
+        header: dict[str, Any] = {"source": args.source, "data": data.kind}
+        print(json.dumps(header | ({"splits": tables[""]} if args.draw is None else {"drawn": tables}), indent=2))
         return
     from dalle.evaluation.table import table
 
@@ -56,8 +56,8 @@ def _run(args: argparse.Namespace) -> None:
         print(f"{args.source}{', ' if name else ''}{name}\n{table(found)}")
 
 
-def _measured(args: argparse.Namespace, data: Any) -> dict[str, Any]:
-    """Measures by split."""
+def _evaluate(args: argparse.Namespace, data: Any) -> dict[str, Any]:
+    """Metrics of each split."""
     from tqdm import tqdm
 
     from dalle.device import pick_device
@@ -68,8 +68,8 @@ def _measured(args: argparse.Namespace, data: Any) -> dict[str, Any]:
         return dict(evaluate(args.source, data, args.split, args.batch_size, args.limit, device, bar.update))
 
 
-def _judged(args: argparse.Namespace, data: Any) -> dict[str, Any]:
-    """Measures of drawings by split and language, and of scenes."""
+def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
+    """Metrics of generated images for each split and language, and for scenes."""
     from tqdm import tqdm
 
     from dalle.apps.judging.classifier import load_classifier

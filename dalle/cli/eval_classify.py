@@ -1,4 +1,4 @@
-"""python -m dalle eval classify: how well a CLIP puts images to classes that it is only told the names of."""
+"""python -m dalle eval classify: zero-shot classification accuracy of a CLIP."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from dalle.cli.classify import add_clip_options, add_label_options, labels_of, t
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("eval classify", help="top-1 and top-5 of zero-shot classification with a CLIP")
+    command = commands.add_parser("eval classify", help="zero-shot classification accuracy of a CLIP")
     command.add_argument(
         "images",
         metavar="IMAGES",
-        help="a folder with a subfolder for each class, parquet files, a data set of the hub, or emoji",
+        help="folder with a subfolder per class, parquet files, a data set on the hub, or emoji",
     )
     command.add_argument(
-        "--by", metavar="COLUMN", help="column with the class (label); of the emoji style or group (style)"
+        "--by", metavar="COLUMN", help="column with the class (label); for emoji: style or group (style)"
     )
-    command.add_argument("--image", metavar="COLUMN", help="column with images (default: one of the usual names)")
-    command.add_argument("--split", help="of the data set (default: test_pair of the emoji, else train)")
+    command.add_argument("--image", metavar="COLUMN", help="column with images (default: found by name)")
+    command.add_argument("--split", help="split of the data set (default: test_pair for emoji, else train)")
     add_label_options(command)
-    command.add_argument(
-        "--confusion", type=Path, metavar="FILE", help="write a PNG of which class was taken for which"
-    )
+    command.add_argument("--confusion", type=Path, metavar="FILE", help="write the confusion matrix as a PNG")
     add_clip_options(command)
     command.set_defaults(run=_run)
 
@@ -60,7 +58,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 _MEANING = {
-    "top_1": "share of images put to their class",
-    "top_5": "share of images whose class is among the 5 likeliest",
-    "mean_per_class": "top_1 of each class by itself, averaged",
+    "top_1": "accuracy",
+    "top_5": "fraction of images whose class is among the 5 most probable",
+    "mean_per_class": "accuracy of each class, averaged over classes",
 }

@@ -1,4 +1,4 @@
-"""python -m dalle export: the weights of a run, or of one of its checkpoints, as a folder to share."""
+"""python -m dalle export: exports the weights of a run, or of one of its checkpoints, to a model folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("export", help="write the weights of a run as a folder to share")
-    told = "folder of a run (run.dir of its config), or RUN/checkpoints/step-... for the weights of that step"
-    command.add_argument("run_folder", type=Path, metavar="RUN", help=told)
-    command.add_argument("out", type=Path, metavar="OUT", help="folder to write; its README.md and recipe are kept")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="how weights are stored (%(default)s)")
+    command = commands.add_parser("export", help="export the weights of a run to a model folder")
+    run_help = "folder of a run (run.dir of its config), or RUN/checkpoints/step-... for the weights of that step"
+    command.add_argument("run_folder", type=Path, metavar="RUN", help=run_help)
+    command.add_argument("out", type=Path, metavar="OUT", help="folder to write; an existing README.md is kept")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of stored weights (%(default)s)")
     command.add_argument(
         "--interpolate",
         type=float,
         metavar="SHARE",
-        help="weights between those of --with (0) and those of the run (1), such as 0.5 (WiSE-FT, arXiv 2109.01903)",
+        help="interpolate between the weights of --with (0) and of the run (1) (WiSE-FT, arXiv 2109.01903)",
     )
     command.add_argument(
-        "--with", dest="start", metavar="SOURCE", help="what the run began with (init_from): file, folder or hub id"
+        "--with", dest="start", metavar="SOURCE", help="weights that the run was fine-tuned from (init_from)"
     )
     command.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""python -m dalle find-batch: the largest micro-batch that fits this machine, found by training on it."""
+"""python -m dalle find-batch: finds the largest micro-batch that fits, by training with it on this machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser(
-        "find-batch", help="the largest micro-batch that fits this machine, found by training on it"
+        "find-batch", help="find the largest micro-batch that fits, by training with it on this machine"
     )
-    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe that train.py takes")
-    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to change")
-    command.add_argument("--memory", help="that may be taken: 8GB, 24GiB (nine tenths of what is free)")
+    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe to train")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to override")
+    command.add_argument("--memory", help="memory limit, such as 8GB or 24GiB (default: 90%% of what is free)")
     command.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="that run.batch_size is shared by (%(default)s)"
+        "--processes", type=int, default=1, metavar="N", help="processes that share run.batch_size (%(default)s)"
     )
     command.set_defaults(run=_run)
 
@@ -36,11 +36,11 @@ def _run(args: argparse.Namespace) -> None:
     recipe = resolve_recipe(args.config, args.overrides)
     if isinstance(recipe, TextTokenizerRecipe):
         raise ValueError(f"{args.config} is of stage text_tokenizer, which is trained without batches")
-    found = find_batch(recipe, limit, args.processes, _tell)
+    found = find_batch(recipe, limit, args.processes, _print_trial)
     print(found.options)
 
 
-def _tell(trial: Trial) -> None:
-    """A line of progress, beside the result."""
+def _print_trial(trial: Trial) -> None:
+    """Print progress to stderr; stdout has the result only."""
     images = f"{trial.images} image{'s' * (trial.images > 1)} at a time"
-    print(f"{images}: {'fits' if trial.fits else 'does not fit'} ({trial.told})", file=sys.stderr, flush=True)
+    print(f"{images}: {'fits' if trial.fits else 'does not fit'} ({trial.detail})", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""python -m dalle index: make a searchable index of images, or bring it up to date."""
+"""python -m dalle index: builds or updates a searchable index of images."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from dalle.cli.classify import add_clip_options
 
-_SHOWN = 20  # broken images that are named, of many; --json names all
+_SHOWN = 20  # maximum number of broken images to list; --json lists all
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("index", help="make an index of images to search in, or bring it up to date")
+    command = commands.add_parser("index", help="build or update a searchable index of images")
     command.add_argument(
         "images",
         nargs="*",
         metavar="IMAGES",
-        help="folders (with those below), image, .parquet or .tar files, patterns, ids of the hub; the index then "
-        "holds just these (default: those of the last time)",
+        help="folders (recursively), image, .parquet or .tar files, glob patterns, hub ids; anything else is removed "
+        "from the index (default: those of the last update)",
     )
     command.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
-    command.add_argument("--split", default="train", help="of a data set of the hub (%(default)s)")
-    command.add_argument("--image", metavar="COLUMN", help="column with images (default: one of the usual names)")
+    command.add_argument("--split", default="train", help="split of a data set on the hub (%(default)s)")
+    command.add_argument("--image", metavar="COLUMN", help="column with images (default: found by name)")
     command.add_argument(
-        "--caption", metavar="COLUMN", help="column with captions (default: one of the usual names, if any)"
+        "--caption", metavar="COLUMN", help="column with captions (default: found by name, if there is one)"
     )
     command.add_argument(
         "--export",
         type=Path,
         metavar="FILE",
-        help="write the vectors as parquet for a vector database; without IMAGES nothing else is done",
+        help="export the embeddings as parquet for a vector database; without IMAGES the index is not updated",
     )
     add_clip_options(command)
     command.set_defaults(run=_run)
@@ -46,12 +46,12 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.search.export import export
     from dalle.apps.search.store import Source
 
-    told: dict[str, Any] = {"index": str(args.out)}
+    result: dict[str, Any] = {"index": str(args.out)}
     if args.images or args.export is None:
         sources = [Source(path, args.split, args.image, args.caption) for path in args.images]
         with tqdm(unit="image", disable=None) as bar:
 
-            def show(done: int, total: int) -> None:
+            def on_progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
@@ -61,10 +61,10 @@ def _run(args: argparse.Namespace) -> None:
                 clip=args.clip,
                 batch_size=args.batch_size,
                 workers=args.workers,
-                progress=show,
+                progress=on_progress,
                 device=args.device,
             )
-        told |= vars(report)
+        result |= vars(report)
         for reason in report.broken[:_SHOWN]:
             print(f"dalle index: skipped {reason}", file=sys.stderr)
         if len(report.broken) > _SHOWN:
@@ -72,16 +72,16 @@ def _run(args: argparse.Namespace) -> None:
     else:
         index = ImageIndex(args.out)
     if args.export is not None:
-        told |= {"exported": export(index.table, args.export, index.manifest.dimensions), "file": str(args.export)}
-    print(json.dumps(told, indent=2, ensure_ascii=False) if args.json else _table(told))
+        result |= {"exported": export(index.table, args.export, index.manifest.dimensions), "file": str(args.export)}
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else _table(result))
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(result: dict[str, Any]) -> str:
     lines = []
-    if "images" in told:
+    if "images" in result:
         counts = ("embedded", "unchanged", "dropped")
-        parts = [f"{told['images']} images", *(f"{told[name]} {name}" for name in counts)]
-        lines.append(f"{told['index']}: {', '.join(parts)}, {len(told['broken'])} broken")
-    if "exported" in told:
-        lines.append(f"{told['file']}: {told['exported']} vectors")
+        parts = [f"{result['images']} images", *(f"{result[name]} {name}" for name in counts)]
+        lines.append(f"{result['index']}: {', '.join(parts)}, {len(result['broken'])} broken")
+    if "exported" in result:
+        lines.append(f"{result['file']}: {result['exported']} vectors")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""python -m dalle inspect: what published weights are, without loading them."""
+"""python -m dalle inspect: describes published weights without loading them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dalle.config import apply_overrides
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("inspect", help="what published weights are, without loading them")
-    command.add_argument("source", metavar="SOURCE", help="file or folder as it was published, or a hub id")
+    command = commands.add_parser("inspect", help="describe published weights without loading them")
+    command.add_argument("source", metavar="SOURCE", help="published file or folder, or a hub id")
     command.add_argument("given", nargs="*", metavar="key=value", help=GIVEN)
     command.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""Signals that end a long command early, but in order: Ctrl-C, and what schedulers send."""
+"""Graceful shutdown of long commands on signals: Ctrl-C, and those that job schedulers send."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from types import FrameType
 
 
 class SignalHandler:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag, which the loop reads between steps; a second Ctrl-C ends at once.
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop checks between steps; a second Ctrl-C aborts at once.
 
-    A scheduler sends the others to all processes of a job, and a launcher passes on what it got: twice is once.
+    A second SIGTERM or SIGUSR1 does not: a scheduler signals all processes of a job, and a launcher forwards the
+    signal that it got, so workers receive it twice.
     """
 
     def __init__(self) -> None:
@@ -17,9 +18,9 @@ class SignalHandler:
 
     @property
     def code(self) -> int:
-        """The exit code of a run that was ended: 128 and the signal's number, as shells say it.
+        """The exit code of an interrupted run: 128 plus the number of the signal, as in shells.
 
-        Where another process of the run got it, it is taken for SIGTERM.
+        If only another process of the run received a signal, it counts as SIGTERM.
         """
         return 128 + (self.signal or signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""python -m dalle judge: train a judge of drawings for `python -m dalle eval --draw`."""
+"""python -m dalle judge: trains the judge (a classifier of drawings) for `python -m dalle eval --draw`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from dalle.config import apply_overrides, from_dict
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("judge", help="train a judge of drawings, on all images, for eval --draw")
+    command = commands.add_parser(
+        "judge", help="train a classifier of drawings, on all images, as judge for eval --draw"
+    )
     command.add_argument(
         "data", nargs="*", metavar="key=value", help="options of the data set (default: the embedded drawings)"
     )
     command.add_argument("--out", type=Path, default=Path("runs/judge"), help="folder of the judge (%(default)s)")
-    command.add_argument("--epochs", type=int, default=40, help="times that each image is shown (%(default)s)")
-    command.add_argument("--batch-size", type=int, default=128, help="images of a step (%(default)s)")
-    command.add_argument("--lr", type=float, default=2e-3, help="largest learning rate (%(default)s)")
-    command.add_argument("--seed", type=int, default=20, help="of weights, order and changes (%(default)s)")
+    command.add_argument("--epochs", type=int, default=40, help="number of epochs (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=128, help="images per step (%(default)s)")
+    command.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (%(default)s)")
+    command.add_argument("--seed", type=int, default=20, help="seed of weights, order and augmentation (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.set_defaults(run=_run)
 
@@ -41,11 +43,11 @@ def _run(args: argparse.Namespace) -> None:
     steps = options.epochs * max(1, len(drawings) // options.batch_size)
     with tqdm(total=steps, unit="step") as bar:
 
-        def told(step: int, loss: float) -> None:
+        def on_step(step: int, loss: float) -> None:
             bar.update()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss:.3f}")
 
-        judge = train_judge(drawings, options, pick_device(args.device), told)
+        judge = train_judge(drawings, options, pick_device(args.device), on_step)
     save_classifier(judge, args.out)
     print(f"{args.out}: {len(judge.concepts)} concepts, {len(judge.styles)} styles, {len(drawings)} images")

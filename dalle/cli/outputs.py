@@ -1,4 +1,4 @@
-"""Folders that commands write into, and files of the user as metadata names them."""
+"""Output folders of commands, and how metadata refers to input files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dalle.files import sha256
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be made or written, before any time goes into what it is for.
+    """Check that a folder can be created and written, before spending time on its contents.
 
     Raises:
-        ValueError: it is no folder, or may not be written.
+        ValueError: the path is not a folder, or not writable.
     """
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -21,7 +21,7 @@ def check_folder(out: Path) -> None:
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """Make `parent`/`name`, or with the first free number behind it."""
+    """Create the folder `parent`/`name`; if it exists, `name`-2, `name`-3, ..."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -35,12 +35,12 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def slug(prompt: str) -> str:
-    """The start of a prompt as a file name: letters, their signs and digits of any script, else hyphens."""
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt.lower())
-    short = "-".join(kept.split()).encode()[:60].decode(errors="ignore")
+    """Convert the start of a prompt to a file name: letters, combining marks and digits of any script, else hyphens."""
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt.lower())
+    short = "-".join(words.split()).encode()[:60].decode(errors="ignore")
     return short.strip("-") or "empty"
 
 
-def named(file: Path) -> dict[str, str]:
-    """A file of the user for metadata: its name and the hash of its bytes."""
+def file_record(file: Path) -> dict[str, str]:
+    """Describe an input file for metadata: its name and the hash of its contents."""
     return {"file": file.name, "sha256": sha256(file)}

@@ -1,4 +1,4 @@
-"""python -m dalle paint: an image for a prompt by VQGAN+CLIP, with its state, and perhaps a video of how it came."""
+"""python -m dalle paint: paints an image for a prompt with VQGAN+CLIP, optionally with a video of the steps."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from dalle.config import descriptions
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.apps.vqgan_clip.optimize import Painter
 
-_OWN = ("resume", "video", "fps", "save_every", "preview_every", "out", "device", "json")
+_COMMAND_OPTIONS = ("resume", "video", "fps", "save_every", "preview_every", "out", "device", "json")
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("paint", help="paint a prompt: optimise an image until CLIP finds the prompt in it")
+    command = commands.add_parser(
+        "paint", help="paint a prompt: optimize an image until CLIP finds that it fits the prompt"
+    )
     command.add_argument(
         "prompt", nargs="?", default=argparse.SUPPRESS, metavar="PROMPT", help=descriptions(PaintOptions)["prompt"]
     )
     add_options(command, PaintOptions, skip=("prompt",))
-    command.add_argument("--resume", type=Path, metavar="STATE", help="state.safetensors to go on from, or its folder")
+    command.add_argument("--resume", type=Path, metavar="STATE", help="state.safetensors to continue, or its folder")
     command.add_argument("--video", type=Path, metavar="FILE", help="write a video of the steps: .mp4, .gif or .webp")
-    command.add_argument("--fps", type=int, default=24, help="frames a second of the video (default: %(default)s)")
-    command.add_argument("--save-every", type=int, metavar="STEPS", help="keep an image each so many steps")
+    command.add_argument("--fps", type=int, default=24, help="frames per second of the video (default: %(default)s)")
+    command.add_argument("--save-every", type=int, metavar="STEPS", help="save image and state every so many steps")
     command.add_argument(
-        "--preview-every", type=int, default=10, metavar="STEPS", help="renew image.png so often (%(default)s)"
+        "--preview-every", type=int, default=10, metavar="STEPS", help="update image.png every so many (%(default)s)"
     )
     command.add_argument(
-        "--out", type=Path, default=Path("outputs"), help="where each painting gets a new folder (default: %(default)s)"
+        "--out", type=Path, default=Path("outputs"), help="parent of the new output folder (default: %(default)s)"
     )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.add_argument("--json", action="store_true", help="print JSON: image, state, steps, losses, seconds")
@@ -62,9 +64,9 @@ def _run(args: argparse.Namespace) -> None:
     painter = begin(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
-    run = _Run(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
-    start, figures, first = time.perf_counter(), {}, painter.step
-    pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
+    run = _PaintingFiles(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
+    start, metrics, first = time.perf_counter(), {}, painter.step
+    pause = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every refresh of the bar
     with (
         SignalHandler() as interrupt,
         tqdm(
@@ -76,8 +78,8 @@ def _run(args: argparse.Namespace) -> None:
             mininterval=pause,
         ) as bar,
     ):
-        for figures in painter.run():
-            bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
+        for metrics in painter.run():
+            bar.set_postfix({name: f"{value:.3f}" for name, value in metrics.items()}, refresh=False)
             bar.update()
             run.after_step()
             if interrupt.signal is not None:
@@ -85,11 +87,11 @@ def _run(args: argparse.Namespace) -> None:
     run.finish()
     if args.json:
         seconds = round(time.perf_counter() - start, 2)
-        print(json.dumps(run.paths() | {"steps": painter.step, "losses": figures, "seconds": seconds}))
+        print(json.dumps(run.paths() | {"steps": painter.step, "losses": metrics, "seconds": seconds}))
     if painter.step < options.num_steps:
         command = f"python -m dalle paint --resume {shlex.quote(str(run.folder))}"
         print(
-            f"dalle paint: stopped at step {painter.step} of {options.num_steps}; go on with: {command}",
+            f"dalle paint: stopped at step {painter.step} of {options.num_steps}; continue with: {command}",
             file=sys.stderr,
         )
         raise SystemExit(130)
@@ -98,19 +100,19 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> tuple[PaintOptions, Any]:
-    """The options: of the state that is gone on from, or the defaults, with those of the command line over them."""
+    """Options and state to start from: those of --resume or the defaults, overridden by the command line."""
     from dalle.apps.vqgan_clip.state import changed, read_state
     from dalle.config import from_dict
 
-    given = {name: value for name, value in vars(args).items() if name not in (*_OWN, "run", "command")}
+    given = {name: value for name, value in vars(args).items() if name not in (*_COMMAND_OPTIONS, "run", "command")}
     if args.resume is None:
         return from_dict(PaintOptions, given, "command line"), None
     state = read_state(args.resume / "state.safetensors" if args.resume.is_dir() else args.resume)
     return changed(state, given), state
 
 
-class _Run:
-    """The files of one painting, in a folder of its own: image.png, state.safetensors, frames and a video."""
+class _PaintingFiles:
+    """Writes the files of one painting: image.png, state.safetensors, frames and a video."""
 
     def __init__(self, painter: Painter, folder: Path, args: argparse.Namespace) -> None:
         self.painter, self.folder, self.args = painter, folder, args
@@ -121,7 +123,7 @@ class _Run:
             self._frame()
 
     def after_step(self) -> None:
-        """Write what is due after a step."""
+        """Write the files that are due after a step."""
         step, options = self.painter.step, self.painter.options
         if self.args.video is not None and step % options.frame_every == 0:
             self._frame()
@@ -132,7 +134,7 @@ class _Run:
             self._image("image.png")
 
     def finish(self) -> None:
-        """Write the image and the state, and put frames together."""
+        """Write the final image and state, and encode the video."""
         from dalle.apps.vqgan_clip.video import write_video
 
         self._image("image.png")
@@ -141,7 +143,7 @@ class _Run:
             write_video(sorted(self.frames.glob("*.png")), self.args.video, self.args.fps)
 
     def paths(self) -> dict[str, str]:
-        """The files by what they are."""
+        """Paths of the output files, by kind."""
         paths = {"image": str(self.folder / "image.png"), "state": str(self.folder / "state.safetensors")}
         return paths if self.args.video is None else paths | {"video": str(self.args.video)}
 
@@ -161,9 +163,9 @@ class _Run:
         write_png(image, self.folder / name, self.texts | {"step": str(self.painter.step)})
 
     def _texts(self) -> dict[str, str]:
-        """Metadata: all that is needed to paint the same image again."""
+        """PNG metadata: everything that is needed to paint the same image again."""
         from dalle.apps.vqgan_clip.prompts import parse_images
-        from dalle.cli.outputs import named
+        from dalle.cli.outputs import file_record
         from dalle.config import to_dict
 
         options = self.painter.options
@@ -173,7 +175,7 @@ class _Run:
             "prompt": options.prompt,
             "seed": str(options.seed),
             "options": json.dumps(to_dict(options), ensure_ascii=False),
-            "files": json.dumps([named(file) for file in files], ensure_ascii=False),
+            "files": json.dumps([file_record(file) for file in files], ensure_ascii=False),
             "models": json.dumps(self.painter.models),
             "command": _command(options),
             "Software": f"dalle {__version__}",
@@ -181,7 +183,7 @@ class _Run:
 
 
 def _command(options: PaintOptions) -> str:
-    """The command line that paints the same image: all options that differ from the defaults."""
+    """The command line that paints the same image, with all options that differ from the defaults."""
     from dalle.config import to_dict
 
     words = ["python", "-m", "dalle", "paint", options.prompt]

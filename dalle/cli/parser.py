@@ -1,4 +1,4 @@
-"""Command lines: options made of config classes, numbers with units, errors in one line."""
+"""Command-line parsing: options from config classes, numbers with units, errors in one line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 
 
 def parse_size(text: str, unit: str, option: str) -> float:
-    """A number with a unit.
+    """Parse a number with a unit.
 
     Args:
         text: for example "80GB", "24 GiB" or "312TFLOPS".
         unit: "B" or "FLOPS".
-        option: what it was given as, for the error.
+        option: name of the option, for the error message.
 
     Raises:
-        ValueError: it is none, or not above 0.
+        ValueError: the text is not a number with such a unit, or the number is not positive.
     """
     prefixes = _UNITS | (_BINARY if unit == "B" else {})
     found = re.fullmatch(rf"([\d.]+(?:e\d+)?)\s*({'|'.join(prefixes)})(?:{unit})?", text.strip())
@@ -39,18 +39,23 @@ def parse_size(text: str, unit: str, option: str) -> float:
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser to which a mistake is one line and exit code 2, without the usage in front."""
+    """An argument parser that prints an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Print an error and exit with code 2."""
         raise SystemExit(print_error(self.prog, f"{message} (see --help)"))
 
 
 def add_options(
     parser: argparse.ArgumentParser, schema: type, skip: Sequence[str] = (), default: str | None = None
 ) -> None:
-    """Each field of a config class as an option of its name; one that is not given is not in the namespace.
+    """Add an option for each field of a config class. Options that are not given are missing from the namespace.
 
-    `default` is what the help calls the value then, where that is not the class's own.
+    Args:
+        parser: parser to extend.
+        schema: config class.
+        skip: fields to leave out.
+        default: how --help describes the default, if it is not that of the class.
     """
     hints, texts = field_types(schema), descriptions(schema)
     for field in dataclasses.fields(schema):
@@ -82,6 +87,6 @@ def _as_default(field: dataclasses.Field[Any]) -> str:
 
 
 def print_error(program: str, error: object) -> int:
-    """Print what a user has caused, a line for each mistake; returns the exit code 2."""
+    """Print an error to stderr, each line prefixed by the program's name; returns the exit code 2."""
     print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""python -m dalle plan: memory, time and layout of a training, before it is paid for."""
+"""python -m dalle plan: estimates memory, time and best layout of a training before it is paid for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from dalle.cli.parser import parse_size
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("plan", help="memory, time and layout of a training, before it is paid for")
+    command = commands.add_parser("plan", help="estimate memory, time and best layout of a training")
     command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle")
-    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to change")
-    command.add_argument("--gpus", type=int, default=1, help="devices (%(default)s)")
-    command.add_argument("--memory", default="80GB", help="of each: 80GB, 24GiB (%(default)s)")
-    command.add_argument("--spare", type=float, default=0.1, help="share of it that stays free (%(default)s)")
-    command.add_argument("--peak", default="312TFLOPS", help="of each, in run.precision (%(default)s: an A100 in bf16)")
-    command.add_argument("--utilisation", type=float, default=0.4, help="share of the peak expected (%(default)s)")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to override")
+    command.add_argument("--gpus", type=int, default=1, help="number of devices (%(default)s)")
+    command.add_argument("--memory", default="80GB", help="memory per device, such as 24GiB (%(default)s)")
+    command.add_argument("--spare", type=float, default=0.1, help="fraction of memory to leave free (%(default)s)")
+    command.add_argument(
+        "--peak", default="312TFLOPS", help="peak per device in run.precision (%(default)s: an A100 in bf16)"
+    )
+    command.add_argument("--utilisation", type=float, default=0.4, help="expected fraction of the peak (%(default)s)")
     command.set_defaults(run=_run)
 
 
@@ -28,8 +30,8 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.training.recipe import DALLERecipe
 
     memory, peak = parse_size(args.memory, "B", "memory"), parse_size(args.peak, "FLOPS", "peak")
-    machine = Cluster(args.gpus, memory, args.spare, peak, args.utilisation)
+    cluster = Cluster(args.gpus, memory, args.spare, peak, args.utilisation)
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
-    print(report(plan(recipe, machine), recipe))
+    print(report(plan(recipe, cluster), recipe))

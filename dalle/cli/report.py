@@ -1,4 +1,4 @@
-"""python -m dalle report: the curves and images of a run as one HTML file."""
+"""python -m dalle report: writes curves and images of a run to one HTML file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("report", help="curves and images of a run as one HTML file")
-    command.add_argument("folder", type=Path, metavar="RUN", help="folder of a run: run.dir of its training")
+    command = commands.add_parser("report", help="write curves and images of a run to one HTML file")
+    command.add_argument("folder", type=Path, metavar="RUN", help="run folder (run.dir of its config)")
     command.set_defaults(run=_run)
 
 

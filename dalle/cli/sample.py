@@ -1,4 +1,4 @@
-"""The options of `sample.py`, and the files of one run of it: PNGs, scores.json, grid.png."""
+"""Options and output files (PNGs, scores.json, grid.png) of `sample.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dalle import __version__
-from dalle.cli.outputs import named, new_folder, slug
+from dalle.cli.outputs import file_record, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options
 from dalle.config import apply_overrides, config, descriptions
 from dalle.files import write_text
@@ -19,81 +19,87 @@ from dalle.generation.options import SamplingConfig, UnCLIPOptions
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
 
-_DESCRIPTION = 'Draw images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
+_DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
 _GIVEN = ("family", "heads", "convention", "grid")
 
 
 @config
 class SampleConfig:
+    """Options of `sample.py`."""
+
     prompts: list[str]
-    """What to draw, in any language that the model was trained on; "" draws what comes without a caption."""
+    """Prompts, in any language that the model was trained on; "" generates images without a caption."""
     n: int = 4
-    """Candidates to draw for each prompt."""
+    """Number of candidates per prompt."""
     keep: int | None = None
-    """How many of them to keep, the best by CLIP; all if not given."""
+    """Number of candidates to keep, the best by CLIP; all if not given."""
     seed: int = 0
-    """Seed of the first candidate; candidate i has seed + i, and is the same image if drawn alone with it."""
+    """Seed of the first candidate; candidate i has seed + i and is the same image if generated alone."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Options of `SamplingConfig`; the model's own where not given."""
     diffusion: dict[str, Any] = field(default_factory=dict)
     """Options of `UnCLIPOptions`, of an unCLIP; the model's own where not given."""
     image: Path | None = None
-    """Image to go on from, with --keep-rows or --mask; its middle square is used."""
+    """Image to complete or edit, with --keep-rows or --mask; its center square is used."""
     keep_rows: float | None = None
     """Rows of codes to keep from the top of --image: below 1 a fraction of them, else a whole number."""
     mask: Path | None = None
-    """Image of the size of --image, white where it is drawn anew."""
+    """Mask of the size of --image, white where new content is generated (inpainting)."""
     model: str | None = None
-    """Folder or file of the model (or a hub id), ours or as published; the one that ships with the repository if not
-    given."""
+    """Model folder, published checkpoint, or hub id; the built-in model if not given."""
     prior: str | None = None
     """Prior of an unCLIP in place of its own: a folder, or a hub id."""
     image_tokenizer: str | None = None
-    """Image tokenizer of a published model whose files do not hold it."""
+    """Image tokenizer of a published model whose files do not contain it."""
     text_tokenizer: str | None = None
-    """Text tokenizer of a published model whose files do not hold it."""
+    """Text tokenizer of a published model whose files do not contain it."""
     text_encoder: str | None = None
-    """T5 encoder of a published model that reads its features; its own (google/flan-t5-xl) if not given."""
+    """T5 encoder of a published model with text features; google/flan-t5-xl if not given."""
     given: tuple[str, ...] = ()
-    """What published files do not tell: family, heads, convention or grid (docs/checkpoints.md); may be repeated."""
+    """Facts that published files do not contain: family, heads, convention or grid (docs/checkpoints.md); may be
+    repeated."""
     clip: str | None = None
-    """Folder or file of the CLIP that chooses (or a hub id), ours or as published; the model's own if not given."""
+    """CLIP for reranking: model folder, published checkpoint, or hub id; the model's own if not given."""
     out: Path = Path("outputs")
-    """Folder in which each run makes a folder of its own."""
+    """Folder in which each run creates a new folder."""
     grid: bool = True
     """Write grid.png, all kept images with their prompts."""
     device: str = "auto"
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
+    """Precision of the transformer; int8 stores weights in 8 bits and computes in float32, on a CPU."""
     window: int = 1
-    """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The images do not depend
-    on it."""
+    """Jacobi decoding: number of codes guessed and verified per step. 16 halves the steps when one candidate is
+    generated at a time. Does not change the images."""
     compiled: bool = False
-    """On a GPU: have torch.compile make the steps faster, which takes a minute or so first."""
+    """On a GPU, compile the decode step with torch.compile, which takes about a minute at first."""
     batch_size: int | None = None
-    """Candidates at a time; as many as fit the memory if not given. The images do not depend on it."""
+    """Candidates per batch; as many as fit in memory if not given. Does not change the images."""
     max_memory: str | None = None
-    """What a batch may take beside the weights, for example 2GB; half of the free memory if not given."""
+    """Memory limit of a batch in addition to the weights, for example 2GB; half of the free memory if not given."""
 
 
 def command_line(program: str = "sample.py") -> argparse.ArgumentParser:
-    """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
+    """Build the parser: `prompts` are positional, every other field of SampleConfig is an option."""
     parser = CommandLine(program, description=_DESCRIPTION)
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
     add_options(parser, SampleConfig, skip=("prompts", "sampling", "diffusion"))
     add_options(parser, SamplingConfig, default="the model's own")
     add_options(parser, UnCLIPOptions, default="the model's own")
-    parser.add_argument("--print-config", action="store_true", help="print all options as YAML and draw nothing")
+    parser.add_argument("--print-config", action="store_true", help="print all options as YAML and exit")
     return parser
 
 
 def published_options(settings: SampleConfig) -> dict[str, Any]:
-    """What published files do not tell."""
+    """Parse --given, the facts that published files do not contain.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     given = apply_overrides({}, list(settings.given))
     for name in given:
         if name not in _GIVEN:
-            raise ValueError(f"--given {name}: nothing of that name can be given; known here: {', '.join(_GIVEN)}")
+            raise ValueError(f"--given {name}: unknown name; expected one of {', '.join(_GIVEN)}")
     return given
 
 
@@ -110,11 +116,11 @@ def check_unclip(settings: SampleConfig) -> None:
 
 
 class SampleFiles:
-    """The files of one run: a PNG for each kept image, scores.json, grid.png; in a folder that is new."""
+    """Writes the files of one run to a new folder: a PNG for each kept image, scores.json, grid.png."""
 
     def __init__(self, settings: SampleConfig):
         self.settings = settings
-        self.folder: Path | None = None  # made with the first image, so that an error leaves no empty folder
+        self.folder: Path | None = None  # created with the first image: an error before leaves no empty folder
         self.model_hash = ""
         self.options = recorded_options(settings)
         self.steps = 0
@@ -122,7 +128,7 @@ class SampleFiles:
         self.images: list[dict[str, Any]] = []
 
     def add(self, result: Result) -> None:
-        """Write the images of one prompt."""
+        """Write the images of one prompt, and scores.json so far."""
         from dalle.images.png import write_png
 
         if self.folder is None:
@@ -149,7 +155,7 @@ class SampleFiles:
         write_text(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self) -> Path:
-        """Write the grid, if it is wanted. Returns where to look."""
+        """Write the grid, if asked for; returns the path to show to the user."""
         from dalle.images.grid import labelled_grid
         from dalle.images.png import write_png
 
@@ -166,7 +172,7 @@ class SampleFiles:
 
 
 def recorded_options(settings: SampleConfig) -> dict[str, Any]:
-    """What, beside prompt, seed and the model's hash, decides on an image."""
+    """Collect the options that determine an image, besides prompt, seed and the hash of the model."""
     names = (
         "model",
         "image_tokenizer",
@@ -180,12 +186,12 @@ def recorded_options(settings: SampleConfig) -> dict[str, Any]:
     options |= {} if settings.prior is None else {"prior": settings.prior}
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
-            options[name] = named(file)
+            options[name] = file_record(file)
     return options
 
 
 def progress_meter(run: SampleFiles, bar: Any, groups: float) -> Callable[[int, int], None]:
-    """Progress of one group of prompts on a bar that spans `groups` of this size; the run counts the steps."""
+    """Return a progress callback for one of `groups` groups of prompts that share a bar; also counts decode steps."""
     before = bar.n
 
     def progress(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""python -m dalle search: images of an index by text, by image, or by both."""
+"""python -m dalle search: searches an index of images by text, by image, or by both."""
 
 from __future__ import annotations
 
@@ -15,31 +15,29 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("search", help="find images of an index by text, by image, or by both")
-    command.add_argument("index", type=Path, metavar="INDEX", help="folder that `dalle index` made")
+    command = commands.add_parser("search", help="search an index of images by text, by image, or by both")
+    command.add_argument("index", type=Path, metavar="INDEX", help="folder made by `dalle index`")
     command.add_argument(
-        "text", nargs="*", metavar="TEXT", help="what is to be seen, in any language that the CLIP reads"
+        "text", nargs="*", metavar="TEXT", help="what to search for, in any language that the CLIP understands"
     )
+    command.add_argument("--image", action="append", default=[], metavar="FILE", help="find images similar to this one")
+    command.add_argument("--minus", action="append", default=[], metavar="TEXT", help="find images unlike this text")
     command.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="an image to look for the like of"
-    )
-    command.add_argument("--minus", action="append", default=[], metavar="TEXT", help="a text to lead away from")
-    command.add_argument(
-        "--minus-image", action="append", default=[], metavar="FILE", help="an image to lead away from"
+        "--minus-image", action="append", default=[], metavar="FILE", help="find images unlike this one"
     )
     command.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="CONDITION",
-        help="only images for which it holds: width>=512, path~holiday, caption~dog; may be repeated",
+        help="only images that meet a condition: width>=512, path~holiday, caption~dog; may be repeated",
     )
-    command.add_argument("--top", type=int, default=20, help="how many (%(default)s)")
+    command.add_argument("--top", type=int, default=20, help="number of results (%(default)s)")
     command.add_argument(
         "--min-score",
         type=float,
         metavar="SCORE",
-        help="only images with at least this score (of a SigLIP and one text: with this probability)",
+        help="only images with at least this score (for a SigLIP and one text: at least this probability)",
     )
     command.add_argument(
         "--distinct",
@@ -47,29 +45,27 @@ def add(commands: Any) -> None:
         nargs="?",
         const=0.97,
         metavar="COSINE",
-        help="of images that look the same only the nearest (%(const)s)",
+        help="show only the nearest of near-duplicates, by this cosine similarity (%(const)s)",
     )
     command.add_argument(
-        "--weights", metavar="TEXT:W,...", help="texts by how much they count: 'dog:1, snow:-0.5' is less snow"
+        "--weights", metavar="TEXT:W,...", help="texts with weights: 'dog:1, snow:-0.5' means less snow"
     )
     what = command.add_mutually_exclusive_group()
-    what.add_argument(
-        "--captions", action="store_true", help="captions of the index that fit --image, in place of images"
-    )
+    what.add_argument("--captions", action="store_true", help="find captions that fit --image, instead of images")
     what.add_argument(
         "--duplicates",
         type=float,
         nargs="?",
         const=0.97,
         metavar="COSINE",
-        help="groups of images that look the same, in place of a query (%(const)s)",
+        help="list groups of near-duplicates instead of searching (%(const)s)",
     )
     shown = command.add_mutually_exclusive_group()
     shown.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
-    shown.add_argument("--json", action="store_true", help="print JSON, not a table")
+    shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
     shown.add_argument("--show", action="store_true", help="open a page of thumbnails in the browser")
     command.add_argument(
-        "--clip", metavar="SOURCE", help="where the CLIP that made the index is now (default: where it was)"
+        "--clip", metavar="SOURCE", help="new location of the CLIP that made the index, if it was moved"
     )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.set_defaults(run=_run)
@@ -109,14 +105,14 @@ def _run(args: argparse.Namespace) -> None:
         print(table)
 
 
-def _weights(told: str | None) -> dict[str, float]:
-    """ "dog:1, snow:-0.5" as texts and numbers.
+def _weights(option: str | None) -> dict[str, float]:
+    """Parse "dog:1, snow:-0.5" into weights by text.
 
     Raises:
-        ValueError: it is nothing of the kind.
+        ValueError: a part is not a text and a number, or a text is given twice.
     """
     weights: dict[str, float] = {}
-    for part in told.split(",") if told is not None else []:
+    for part in option.split(",") if option is not None else []:
         text, colon, number = part.strip().rpartition(":")
         try:
             weight = float(number)
@@ -132,7 +128,7 @@ def _weights(told: str | None) -> dict[str, float]:
 
 def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
     if len(args.image) != 1 or args.text or args.html or args.show:
-        raise ValueError("--captions goes with one --image, and with --json: give the image to be described")
+        raise ValueError("--captions takes one --image and no other query: give the image to describe")
     found = index.captions(args.image[0], args.top)
     if args.json:
         rows = [{"caption": caption, "score": score} for caption, score in found]

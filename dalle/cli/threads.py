@@ -1,21 +1,21 @@
-"""How threads of OpenMP wait for work: settled before torch is imported, which reads it once."""
+"""Limits how long OpenMP threads spin. Must run before torch is imported, since OpenMP reads its settings once."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# GNU's OpenMP spins some 300,000 times, milliseconds, in which no other process gets that core; where all cores are
-# busy, the thread that is waited for is one of those that get none. This many are microseconds: enough from one
-# operator to the next on a quiet machine (docs/log.md).
+# By default GNU OpenMP spins about 300,000 times, which takes milliseconds and keeps other processes off the core. If
+# all cores are busy, the thread that the others are waiting for may be the one that gets no core. This many spins take
+# microseconds, enough to bridge the gap between two operators on a quiet machine (measured in docs/log.md).
 _SPINS = 1000
 _SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
-def wait_briefly() -> None:
-    """Let threads spin only for a moment before they sleep, unless the environment says how they wait.
+def limit_openmp_spinning() -> None:
+    """Let waiting threads sleep after a short spin, unless the environment sets their behavior.
 
-    Where torch has been imported already, it is too late, and nothing is done.
+    Does nothing if torch has been imported already.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _SETTINGS):
         os.environ["GOMP_SPINCOUNT"] = str(_SPINS)

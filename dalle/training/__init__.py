@@ -1,1 +1,1 @@
-"""Training: recipes, what differs between the stages, optimisation, checkpoints. The loop itself is in train.py."""
+"""Training: recipes, tasks (what differs between stages), optimization, checkpoints. The loop itself is train.py."""

@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits, found by training on it for real, each time in a process that may die of it."""
+"""Finds the largest micro-batch that fits, by training with it in a subprocess, which may run out of memory."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from dalle.training.optim import EMA, adamw
 from dalle.training.planning.memory import ModelSize, TrainSetup, memory
 from dalle.training.recipe import DALLERecipe, LoopRecipe
 from dalle.training.run.log import start_accelerator
-from dalle.training.run.precision import settle_precision
+from dalle.training.run.precision import resolve_precision
 from dalle.training.tasks import build_task
 from dalle.training.train_step import accumulate, evaluated, optimizer_step
 
-_UPDATES = 2  # the first makes the moments, the second holds all at once
+_STEPS = 2  # the first allocates AdamW's moments; the second has them together with all activations: the peak
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a micro-batch.
+    """The outcome of trying a micro-batch.
 
     Attributes:
-        images: of the micro-batch.
-        fits: whether the steps were made.
-        told: why not; or how much was free and what the process took.
+        images: size of the micro-batch.
+        fits: whether the training steps succeeded.
+        detail: peak memory, or why it failed.
     """
 
     images: int
     fits: bool
-    told: str
+    detail: str
 
 
 @dataclass(frozen=True)
-class Found:
-    """What fits.
+class MicroBatch:
+    """The largest micro-batch that fits.
 
     Attributes:
-        images: the largest micro-batch that fits, at most run.batch_size.
-        accumulation: the fewest micro-batches that make run.batch_size.
+        images: size of the micro-batch of one process, at most run.batch_size.
+        accumulation: number of micro-batches per step.
     """
 
     images: int
@@ -57,46 +57,49 @@ class Found:
 
     @property
     def options(self) -> str:
-        """What to give the training."""
+        """The override to give to train.py."""
         return f"run.accumulation={self.accumulation}"
 
 
-def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, tell: Callable[[Trial], None]) -> Found:
-    """Find how many images of a recipe go through one process at a time.
+def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, on_trial: Callable[[Trial], None]) -> MicroBatch:
+    """Find the largest micro-batch with which a recipe trains in one process.
 
     Args:
-        recipe: what will be trained.
-        limit: bytes that may be taken; None: nine tenths of what is free on the device.
-        processes: that run.batch_size will be shared by.
-        tell: is told of each trial.
+        recipe: recipe to train.
+        limit: memory limit in bytes; None takes 90 % of what is free on the device.
+        processes: number of processes that will share run.batch_size.
+        on_trial: called with the outcome of each trial.
 
     Raises:
-        ValueError: not even one image fits; or what is wrong with the recipe or its data.
+        ValueError: not even one image fits, or something is wrong with the recipe or its data.
     """
     if processes < 1 or recipe.run.batch_size % processes:
         raise ValueError(
-            f"run.batch_size is {recipe.run.batch_size}, which {processes} processes cannot share evenly: take a "
-            "multiple, or another number of processes"
+            f"run.batch_size is {recipe.run.batch_size}, which is not divisible by {processes} processes: set it to a "
+            "multiple, or change the number of processes"
         )
-    recipe = settle_precision(recipe)
+    recipe = resolve_precision(recipe)
     own = recipe.run.batch_size // processes
     sizes = [n for n in range(1, own + 1) if own % n == 0]
-    limit = int(0.9 * _free(recipe)) if limit is None else limit
+    limit = int(0.9 * _free_memory(recipe)) if limit is None else limit
 
     def fits(images: int) -> bool:
         trial = _trial(recipe, images, min(2, own // images), limit)
-        tell(trial)
+        on_trial(trial)
         if not trial.fits and images == 1:
-            raise ValueError(f"not even one image fits {limit / 1e9:.3g} GB ({trial.told}): take a smaller model")
+            raise ValueError(f"not even one image fits {limit / 1e9:.3g} GB ({trial.detail}): use a smaller model")
         return trial.fits
 
-    images = _largest(sizes, _guess(recipe, sizes, limit), fits)
-    return Found(images, own // images)
+    images = _largest(sizes, _first_guess(recipe, sizes, limit), fits)
+    return MicroBatch(images, own // images)
 
 
 def _largest(sizes: list[int], guess: int, fits: Callable[[int], bool]) -> int:
-    """The largest of some ascending sizes that fits, by bisection that asks for `guess` first, and its neighbour."""
-    low, high = -1, len(sizes)  # fits, does not
+    """Bisect ascending sizes for the largest that fits, trying `guess` first and then the next larger one.
+
+    A good guess takes two trials: it fits, and its neighbor does not.
+    """
+    low, high = -1, len(sizes)  # invariant: sizes[low] fits, sizes[high] does not
     middle = sizes.index(guess)
     while high - low > 1:
         if fits(sizes[middle]):
@@ -109,65 +112,65 @@ def _largest(sizes: list[int], guess: int, fits: Callable[[int], bool]) -> int:
     return sizes[low]
 
 
-def _guess(recipe: LoopRecipe, sizes: list[int], limit: int) -> int:
-    """Where to begin: what should fit by the formulas of a plan, where there are some, else the whole batch."""
+def _first_guess(recipe: LoopRecipe, sizes: list[int], limit: int) -> int:
+    """The size that fits according to the memory planner; the full batch for recipes that it does not cover."""
     if not isinstance(recipe, DALLERecipe) or recipe.lora is not None:
         return sizes[-1]
     size, run = ModelSize.of(recipe.model), recipe.run
     checkpointing = recipe.model.transformer.checkpoint_activations
-    average = recipe.optim.ema is not None
+    ema = recipe.optim.ema is not None
     assert run.precision != "auto"
     for images in reversed(sizes):
-        how = TrainSetup("ddp", 1, images, sizes[-1] // images, checkpointing, run.precision, average)
-        if memory(size, how).peak <= limit:
+        setup = TrainSetup("ddp", 1, images, sizes[-1] // images, checkpointing, run.precision, ema)
+        if memory(size, setup).peak <= limit:
             return images
     return sizes[0]
 
 
-def _free(recipe: LoopRecipe) -> int:
+def _free_memory(recipe: LoopRecipe) -> int:
     cuda = recipe.run.device != "cpu" and torch.cuda.is_available()
     return free_memory(torch.device("cuda" if cuda else "cpu"))
 
 
-# ---- in a process of its own
-
-
 def _trial(recipe: LoopRecipe, images: int, accumulation: int, limit: int) -> Trial:
-    """Train for a moment in another process."""
+    """Train for a few steps in a subprocess."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     run = replace(recipe.run, batch_size=images * accumulation, accumulation=accumulation, tracker="none", workers=0)
-    process = context.Process(target=_child, args=(replace(recipe, run=run), limit, theirs))
+    process = context.Process(target=_child, args=(replace(recipe, run=run), limit, sender))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        kind, told = _answer(process, ours, limit)
-    except EOFError:  # it ended without a word
+        kind, detail = _wait_for_answer(process, receiver, limit)
+    except EOFError:  # it died without an answer: most likely killed for its memory
         process.join()
-        kind, told = "memory", f"the process ended with code {process.exitcode}"
+        kind, detail = "memory", f"the process ended with code {process.exitcode}"
     finally:
         process.kill()
         process.join()
     if kind == "wrong":
-        raise ValueError(told)
-    return Trial(images, kind == "fits", told)
+        raise ValueError(detail)
+    return Trial(images, kind == "fits", detail)
 
 
-def _answer(process: SpawnProcess, ours: Connection, limit: int) -> tuple[str, str]:
-    """What a child says, or that it took more memory than it may: then it is to be killed, before others are."""
-    early: tuple[str, str] | None = ours.recv()
+def _wait_for_answer(process: SpawnProcess, receiver: Connection, limit: int) -> tuple[str, str]:
+    """Wait for the subprocess's answer, or return early if it exceeds the limit.
+
+    On a CPU nothing else enforces the limit: without polling, the kernel's OOM killer might pick another process.
+    """
+    early: tuple[str, str] | None = receiver.recv()
     if early is not None:
         return early
-    before = _own_memory(process.pid)
-    while not ours.poll(0.005):
-        if _own_memory(process.pid) - before > limit:
-            return "memory", "it would take more"
-    said: tuple[str, str] = ours.recv()
-    return said
+    before = _resident_memory(process.pid)
+    while not receiver.poll(0.005):
+        if _resident_memory(process.pid) - before > limit:
+            return "memory", "it takes more"
+    reply: tuple[str, str] = receiver.recv()
+    return reply
 
 
-def _own_memory(pid: int | None) -> int:
-    """Bytes that a process holds, less files that are mapped; 0 where that cannot be seen: it is not Linux, or over."""
+def _resident_memory(pid: int | None) -> int:
+    """Anonymous resident memory of a process in bytes, without mapped files; 0 if unknown (not Linux, or ended)."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
             return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
@@ -177,49 +180,49 @@ def _own_memory(pid: int | None) -> int:
 
 def _child(recipe: LoopRecipe, limit: int, answer: Connection) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        os.dup2(nowhere.fileno(), 2)  # libraries say there what they lack
-        answer.send(_told(recipe, limit, answer))
+        os.dup2(nowhere.fileno(), 2)  # C libraries write their out-of-memory messages to the descriptor
+        answer.send(_run_trial(recipe, limit, answer))
 
 
-def _told(recipe: LoopRecipe, limit: int, answer: Connection) -> tuple[str, str]:
-    """How a training of some steps went: "fits", "memory" or "wrong", and a line on it."""
+def _run_trial(recipe: LoopRecipe, limit: int, answer: Connection) -> tuple[str, str]:
+    """Train for a few steps; returns "fits", "memory" (out of it) or "wrong" (invalid recipe or data), and details."""
     try:
-        device = _train(recipe, limit, answer)
+        device = _train_steps(recipe, limit, answer)
     except MemoryError:
         return "memory", "out of memory"
     except (ValueError, OSError) as error:
         return "wrong", str(error)
-    except RuntimeError as error:  # torch's on accelerators is one too
+    except RuntimeError as error:  # torch.OutOfMemoryError and other allocator errors
         return "memory", str(error).partition("\n")[0]
     if device.type == "cuda":
-        return "fits", f"{torch.cuda.max_memory_reserved(device) / 1e9:.3g} GB"
+        return "fits", f"{torch.cuda.max_memory_reserved(device) / 1e9:.3g} GB reserved"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return "fits", f"{peak / 1e9:.3g} GB with the program itself"
+    return "fits", f"{peak / 1e9:.3g} GB including the program itself"
 
 
-def _train(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
-    """Make some steps of a recipe and look at a validation batch, as train.py does."""
+def _train_steps(recipe: LoopRecipe, limit: int, answer: Connection) -> torch.device:
+    """Run some training steps and a validation batch, as train.py does."""
     run = recipe.run
     accelerator = start_accelerator(run)
     if accelerator.device.type == "cuda":
         card = torch.cuda.get_device_properties(accelerator.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / card), accelerator.device)
-    answer.send(None)
+    answer.send(None)  # libraries are loaded: memory is measured from here on
     torch.manual_seed(run.seed)
     task = build_task(recipe, accelerator.device)
     optimizers = {phase.name: accelerator.prepare(adamw(phase.module, phase.optim)) for phase in task.phases}
-    average = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
+    ema = EMA(task.model, recipe.optim.ema) if recipe.optim.ema else None
     stream = batches(open_training(recipe.data, task.image_size), batch_size=run.batch_size, seed=run.seed)
     task.model.train()
-    for _ in range(_UPDATES):
+    for _ in range(_STEPS):
         micro = [task.inputs(part) for part in next(stream).split(run.accumulation)]
-        for phase in task.phases:  # all, whenever they begin
+        for phase in task.phases:  # also a discriminator that starts later, as the run must not fail then
             total, _ = accumulate(task, phase, micro, accelerator, run.steps)
             optimizer_step(phase, total, optimizers[phase.name], accelerator, 0, run.steps)
         task.on_step_end(lambda tensor: tensor)
-        if average is not None:
-            average.update(1)
-    held_out = open_data(recipe.data, "validation", task.image_size)
-    with evaluated(task.model, average) as model:
-        task.validate(model, evaluation_batches(held_out, 32, limit=min(32, run.validation_images)))
+        if ema is not None:
+            ema.update(1)
+    validation_data = open_data(recipe.data, "validation", task.image_size)
+    with evaluated(task.model, ema) as model:
+        task.validate(model, evaluation_batches(validation_data, 32, limit=min(32, run.validation_images)))
     return accelerator.device

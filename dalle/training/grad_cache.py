@@ -1,8 +1,8 @@
-"""Gradients of a loss over a batch whose activations do not fit: GradCache (Gao et al. 2021, arXiv 2101.06983).
+"""GradCache: contrastive loss over a batch whose activations do not fit in memory (Gao et al. 2021, arXiv 2101.06983).
 
-The embeddings of all pieces are made without a graph; the gradient of the whole batch's loss with respect to them is
-kept; then each piece is embedded once more, with a graph, and handed its part of that gradient. By the chain rule this
-is the gradient of the loss itself (section 3.2 there), for the price of one more forward pass.
+All micro-batches are embedded without a graph; the loss of the full batch gives the gradient with respect to the
+embeddings; then each micro-batch is embedded again, with a graph, and its part of that gradient is backpropagated. By
+the chain rule this is the exact gradient (section 3.2 of the paper), at the cost of one more forward pass.
 """
 
 from __future__ import annotations
@@ -17,50 +17,56 @@ from dalle.training.tasks import ContrastiveTask
 
 
 def accumulate_contrastive(
-    task: ContrastiveTask, pieces: list[Any], accelerator: Accelerator
+    task: ContrastiveTask, micro: list[Any], accelerator: Accelerator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Leave the gradient of the loss that compares all pieces.
+    """Compute the contrastive loss over all micro-batches, leaving its gradients.
 
-    Memory: the activations of one piece, and of all pieces their inputs and embeddings with their gradients. Of several
-    processes each embeds its own pieces; embeddings meet in `batch_loss`, and no activations do.
+    Peak memory is the activations of one micro-batch, plus inputs, embeddings and embedding gradients of all. Each
+    process embeds its own micro-batches; `batch_loss` gathers the embeddings of all processes.
 
     Args:
-        task: embeds a piece, and compares embeddings.
-        pieces: inputs of this process's share of the batch, in order.
-        accelerator: of the loop.
+        task: embeds micro-batches and compares embeddings.
+        micro: inputs of this process's micro-batches, in order.
+        accelerator: the run's accelerator.
 
     Returns:
-        The loss, detached, and what is logged of it.
+        The loss, detached, and the values to log.
     """
     device = accelerator.device
-    states, made = [], []
-    for piece in pieces:
+    states, per_micro = [], []
+    for inputs in micro:
         states.append(_random_state(device))
         with torch.no_grad(), accelerator.autocast():
-            made.append(task.embed(piece))
-    after = _random_state(device)
-    embeds = [torch.cat(parts).requires_grad_() for parts in zip(*made, strict=True)]
+            per_micro.append(task.embed(inputs))
+    final_state = _random_state(device)
+    embeds = [torch.cat(parts).requires_grad_() for parts in zip(*per_micro, strict=True)]
     with accelerator.autocast():
-        loss, figures = task.batch_loss(tuple(embeds))
-    accelerator.backward(loss)  # of what no tower has, such as the temperature, this is all; fp16's scale is in it
-    cut = [_gradient(whole).split([len(piece[kind]) for piece in made]) for kind, whole in enumerate(embeds)]
-    for piece, state, *gradients in zip(pieces, states, *cut, strict=True):
-        _set_random_state(device, state)
+        loss, metrics = task.batch_loss(tuple(embeds))
+    accelerator.backward(loss)  # complete for parameters outside the towers (temperature); includes the fp16 scale
+    gradient_parts = [
+        _gradient(whole).split([len(inputs[kind]) for inputs in per_micro]) for kind, whole in enumerate(embeds)
+    ]
+    for inputs, state, *gradients in zip(micro, states, *gradient_parts, strict=True):
+        _set_random_state(device, state)  # the second forward pass must drop the same units as the first
         with accelerator.autocast():
-            again = task.embed(piece)
-        taught = [(one, gradient) for one, gradient in zip(again, gradients, strict=True) if one.requires_grad]
-        torch.autograd.backward([one for one, _ in taught], [gradient for _, gradient in taught])
-    _set_random_state(device, after)
-    return loss.detach(), figures
+            recomputed = task.embed(inputs)
+        trained = [
+            (embedding, gradient)
+            for embedding, gradient in zip(recomputed, gradients, strict=True)
+            if embedding.requires_grad
+        ]
+        torch.autograd.backward([embedding for embedding, _ in trained], [gradient for _, gradient in trained])
+    _set_random_state(device, final_state)  # as if there had been one forward pass
+    return loss.detach(), metrics
 
 
 def _gradient(embeds: Tensor) -> Tensor:
-    assert embeds.grad is not None, "the loss compares all kinds of embeddings"
+    assert embeds.grad is not None, "the loss depends on all kinds of embeddings"
     return embeds.grad
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """States of the generators that dropout draws from: of the CPU, and of the device."""
+    """Return the states of the generators that dropout uses: the CPU's and the device's."""
     own = () if device.type == "cpu" else (torch.get_device_module(device).get_rng_state(device),)
     return (torch.get_rng_state(), *own)
 

@@ -1,6 +1,6 @@
-"""Training that goes on from weights that are there already: a folder of ours, or what others have published.
+"""Fine-tuning (`init_from`): starts a run from existing weights, one of our model folders or a published checkpoint.
 
-Published weights are converted into RUN/initial first, so that the run stands on ordinary folders with hashes.
+Published weights are first converted to a model folder, RUN/initial, so that everything else deals with one format.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import is_ours, open_source
@@ -20,27 +22,30 @@ from dalle.checkpoints.tensors import Tensors, load_weights, open_tensors
 from dalle.config import apply_overrides, read_yaml, to_dict
 from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
-from dalle.training.recipe import CLIPRecipe, DALLERecipe, Recipe, parse_recipe
+from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe, Recipe, parse_recipe
 from dalle.training.shipped_recipes import find_recipe
 
 FOLDER = "initial"
 
 
 def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """`load_recipe`, with what the weights that `init_from` names say filled in.
+    """Read a recipe like `load_recipe`, and complete it from the weights that its `init_from` names.
 
     Raises:
-        ConfigError: as `load_recipe`.
-        ValueError: as `with_initial`.
+        ConfigError: every mistake of the recipe, as in `load_recipe`.
+        ValueError: `init_from` cannot be used, as in `with_initial_config`.
     """
-    return parse_recipe(with_initial(apply_overrides(read_yaml(find_recipe(path)), overrides)), str(path))
+    return parse_recipe(with_initial_config(apply_overrides(read_yaml(find_recipe(path)), overrides)), str(path))
 
 
-def with_initial(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's data with the architecture and the tokenizers of what its `init_from` names, unless it says others.
+def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in architecture, tokenizers and sampling options from `init_from`, where the recipe does not give them.
+
+    Args:
+        data: recipe as plain data, before validation.
 
     Raises:
-        ValueError: nothing is there, or it is no model of the recipe's stage.
+        ValueError: nothing is found at `init_from`, or it is a model of another stage.
     """
     settled = copy.deepcopy(dict(data))
     source = settled.get("init_from")
@@ -97,26 +102,33 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def prepare_initial(recipe: DALLERecipe | CLIPRecipe) -> None:
-    """Convert published weights that a run goes on from, unless that is done."""
-    assert recipe.init_from is not None
-    path = resolve(recipe.init_from)
-    place = recipe.run.dir / FOLDER
-    if not is_ours(path) and not place.exists():
-        convert(path, place, "float32")
+def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
+    """Convert published weights of a recipe's `init_from` to RUN/initial, unless that has been done.
+
+    Does nothing for a recipe without `init_from`, or if it names one of our model folders. The main process converts
+    while the others wait.
+    """
+    if not isinstance(recipe, (CLIPRecipe, DALLERecipe)) or recipe.init_from is None:
+        return
+    with accelerator.main_process_first():
+        path = resolve(recipe.init_from)
+        target = recipe.run.dir / FOLDER
+        if not is_ours(path) and not target.exists():
+            convert(path, target, "float32")
 
 
-def fill_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
-    """Give a model the weights that a run goes on from; a CLIP with another loss learns its scale and bias anew.
+def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
+    """Load the weights of `init_from` into a model. A CLIP trained with another loss gets a fresh scale and bias.
 
     Raises:
-        ValueError: they are of another architecture.
+        ValueError: the weights are of another architecture.
     """
     file = _file(recipe)
     tensors = open_tensors(file)
     if isinstance(model, DALLE):
         load_weights(model, tensors, str(file)).recognise()
         return
+    # Only the sigmoid loss has a bias, and its scale has another meaning: neither carries over between losses
     if ("logit_bias" in tensors) != model.config.sigmoid:
         kept = {name: tensor for name, tensor in tensors.items() if name not in ("logit_scale", "logit_bias")}
         scale, bias = initial_scale_and_bias(model.config)
@@ -125,7 +137,7 @@ def fill_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
 
 
 def initial_weights(recipe: DALLERecipe) -> Tensors:
-    """The weights that a run goes on from, mapped from their file."""
+    """Open the weights of `init_from`, memory-mapped."""
     return open_tensors(_file(recipe))
 
 

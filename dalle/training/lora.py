@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) by the library peft: few weights are trained, the others stay as they are."""
+"""LoRA fine-tuning (Hu et al. 2021, arXiv 2106.09685) with the peft library; merging adapters into the weights."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from dalle.config import config
 
 @config
 class LoRAConfig:
+    """Options of LoRA."""
+
     rank: int = 16
-    """Rank of the change of each matrix."""
+    """Rank of the adapters."""
     alpha: float = 32.0
-    """The change is multiplied by alpha / rank."""
+    """Adapters are scaled by alpha / rank."""
     dropout: float = 0.0
-    """Share of a change's inputs dropped in training."""
+    """Dropout on the inputs of the adapters."""
     targets: tuple[str, ...] = ("qkv", "out", "up", "down")
-    """Names of the linear maps of the transformer that change."""
+    """Names of the transformer's linear layers that get an adapter."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.targets:
-            raise ValueError(f"rank is {self.rank}, targets {list(self.targets)}: at least 1, and at least one name")
+            raise ValueError(
+                f"rank is {self.rank}, targets is {list(self.targets)}: give a rank of at least 1 and at least one name"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
 
 def add_lora(model: nn.Module, options: LoRAConfig) -> None:
-    """Give linear maps of a model a change of low rank, and let nothing else be trained.
+    """Add LoRA adapters to linear layers of a model and freeze everything else.
 
     Args:
-        model: changed in place.
-        options: which maps, and how.
+        model: model to change in place.
+        options: rank, scale, dropout and target layers.
 
     Raises:
-        ValueError: peft is not installed, or no linear map has one of the names.
+        ValueError: peft is not installed, or no linear layer has one of the target names.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -46,7 +50,7 @@ def add_lora(model: nn.Module, options: LoRAConfig) -> None:
     there = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     missing = sorted(set(options.targets) - there)
     if missing:
-        raise ValueError(f"lora.targets has {missing[0]}; this model's linear maps are {', '.join(sorted(there))}")
+        raise ValueError(f"lora.targets has {missing[0]}; this model's linear layers are {', '.join(sorted(there))}")
     settings: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
     inject_adapter_in_model(LoraConfig(**settings, target_modules=list(options.targets), bias="none"), model)
     for name, parameter in model.named_parameters():
@@ -54,17 +58,20 @@ def add_lora(model: nn.Module, options: LoRAConfig) -> None:
 
 
 def changes(model: nn.Module) -> nn.ParameterDict:
-    """What `add_lora` added, which alone is trained, by name (with / in place of dots)."""
+    """Return the adapter weights by name, with / in place of dots (a ParameterDict does not allow dots)."""
     found = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
     return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in found.items()})
 
 
 def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | LazyTensor]:
-    """The state of the model as it was before `add_lora`, with the changes added to each matrix as it is called for.
+    """Merge adapters into the weights; returns a state dict with the names from before `add_lora`.
+
+    Each merged matrix, W + (alpha / rank) * B A, is computed when it is read, so that only one is in memory.
 
     Args:
-        weights: the state of the model, or that of before with `changes` (as in a checkpoint) beside it.
-        options: of `add_lora`.
+        weights: state of the model with adapters; or the base state with the adapters of `changes` added to it, as in a
+            checkpoint.
+        options: options that `add_lora` was called with.
     """
     named = {name.replace("/", ".").replace(".base_layer.", "."): value for name, value in weights.items()}
     state = {name: value for name, value in named.items() if "lora_" not in name}

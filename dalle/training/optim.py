@@ -1,4 +1,4 @@
-"""Optimisation: AdamW groups, schedules as functions of the step, weight averaging. Knows nothing of the stages."""
+"""Optimization: AdamW parameter groups, schedules as functions of the step, gradient clipping, EMA."""
 
 from __future__ import annotations
 
@@ -12,40 +12,44 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
 
-_FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
-_DECIDES = {"cpu", "cuda"}  # those whose kernel looks at `found_inf`
+_FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a fused AdamW kernel
+_READS_FOUND_INF = {"cpu", "cuda"}  # devices whose fused kernel skips the step if `found_inf` is set
 
 
 @runtime_checkable
 class Layered(Protocol):
-    """A module that tells how far each of its parameters is from its top."""
+    """A module that knows the depth of its parameters, as layer-wise learning-rate decay needs it."""
 
-    def steps_from_top(self) -> dict[str, int]: ...
+    def steps_from_top(self) -> dict[str, int]:
+        """Return for each parameter name the number of layers above it; 0 is the top."""
+        ...
 
 
 @config
 class OptimConfig:
+    """Options of AdamW, its learning-rate schedule, clipping and EMA."""
+
     lr: float = 3e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.96)
-    """Decay of the two moments of Adam."""
+    """Decay rates of Adam's two moments."""
     eps: float = 1e-8
     """Adam's epsilon."""
     weight_decay: float = 4.5e-2
-    """Decoupled weight decay of matrices and kernels; gains, biases and embeddings have none."""
+    """Decoupled weight decay of matrices and convolutions; norms, biases and embeddings are not decayed."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each block to the one below it, in both towers (stage clip; BEiT, arXiv
-    2106.08254, appendix): what was learned first moves least. 1 has one rate for all."""
+    """Layer-wise learning-rate decay: factor from each block to the one below it, in both towers (stage clip; BEiT,
+    arXiv 2106.08254, appendix). 1 uses the same rate everywhere."""
     warmup: int = 500
     """Steps over which the learning rate rises linearly from 0."""
     warmup_tokens: float | None = None
-    """The same in tokens of text and image: where given, `warmup` is as many steps as that takes."""
+    """Warm-up in text and image tokens; if given, it determines `warmup`."""
     final_lr: float = 0.1
     """Learning rate at the end of the cosine, as a fraction of the peak."""
     clip_norm: float | None = 4.0
-    """Largest norm of the gradient; null does not clip."""
+    """Maximum gradient norm; null disables clipping."""
     ema: float | None = 0.999
-    """Decay of the averaged weights, which are validated and exported; null uses the trained ones."""
+    """Decay of the EMA weights, which are validated and exported; null uses the trained weights."""
 
     def __post_init__(self) -> None:
         if self.lr < 0 or self.weight_decay < 0 or self.warmup < 0 or self.final_lr < 0:
@@ -54,52 +58,51 @@ class OptimConfig:
                 "none may be below 0"
             )
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (all alike)")
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (1 disables it)")
         if self.warmup_tokens is not None and self.warmup_tokens < 0:
             raise ValueError(f"warmup_tokens is {self.warmup_tokens}; it must be at least 0 (null counts in steps)")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0 (null does not clip)")
         if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1 (null keeps no average)")
+            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1 (null disables the EMA)")
 
 
 @config
 class CosineSchedule:
-    """A number that goes from `first` to `last` along half a cosine (appendix A.2 of the DALL-E paper)."""
+    """A value that moves from `first` to `last` along half a cosine (appendix A.2 of the DALL-E paper)."""
 
     first: float
     """Value at step 0."""
     last: float
     """Value from `steps` on."""
     steps: int
-    """Length of the ramp."""
+    """Number of steps from `first` to `last`."""
 
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}; it must be at least 0")
 
-
-def ramp(schedule: CosineSchedule, step: int) -> float:
-    """The value of `schedule` at `step`."""
-    done = min(1.0, step / schedule.steps) if schedule.steps else 1.0
-    return schedule.last + (schedule.first - schedule.last) * 0.5 * (1 + math.cos(math.pi * done))
+    def at(self, step: int) -> float:
+        """Return the value at `step`."""
+        progress = min(1.0, step / self.steps) if self.steps else 1.0
+        return self.last + (self.first - self.last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine from `lr`, which reaches `lr * final_lr` after the last step."""
+    """Linear warm-up, then a cosine decay from `lr`, which reaches `lr * final_lr` after the last step."""
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
     decay = CosineSchedule(first=optim.lr, last=optim.lr * optim.final_lr, steps=max(1, steps - optim.warmup))
-    return ramp(decay, step - optim.warmup)
+    return decay.at(step - optim.warmup)
 
 
 def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, kernels and positions: not on gains, biases, embeddings, codebooks.
+    """Build AdamW with weight decay on matrices, convolutions and positions only.
 
-    Where torch has a kernel that reads and writes each number once (CPUs too), it takes that.
+    Norms, biases, embeddings and codebooks are not decayed. Uses the fused implementation where PyTorch has one.
 
     Raises:
-        ValueError: `layer_decay` is below 1 for a module that does not tell its layers, or is in shares.
+        ValueError: `layer_decay` is below 1 and the module is not `Layered`, or is sharded.
     """
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     tables |= {id(p) for name, p in module.named_parameters() if name.endswith("codebook")}
@@ -107,7 +110,8 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in parameters if p.ndim < 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}]
-    if is_sharded(rest):  # torch takes the tensors of a group all at once: shares apart from scalars, which are none
+    # torch's foreach and fused kernels take all tensors of a group at once and cannot mix DTensors with plain ones
+    if is_sharded(rest):
         groups += [{"params": [p for p in rest if is_sharded([p])], "weight_decay": 0.0}]
         rest = [p for p in rest if not is_sharded([p])]
     groups += [{"params": rest, "weight_decay": 0.0}]
@@ -120,16 +124,16 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         eps=optim.eps,
         fused={p.device.type for p in parameters} <= _FUSED,
     )
-    optimizer.register_load_state_dict_pre_hook(_step_as_made)
+    optimizer.register_load_state_dict_pre_hook(_keep_fused_flag)
     return optimizer
 
 
 def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters cut by their distance from the top, each with its factor of the learning rate."""
+    """Split parameter groups by distance from the top, each with its learning-rate factor."""
     if not isinstance(module, Layered):
-        raise ValueError(f"optim.layer_decay is {decay}, which is for stage clip: set optim.layer_decay=1")
+        raise ValueError(f"optim.layer_decay is {decay}, but only stage clip supports it: set optim.layer_decay=1")
     if is_sharded(module.parameters()):
-        raise ValueError(f"optim.layer_decay is {decay}, which shares of a model have not: set run.sharding=none")
+        raise ValueError(f"optim.layer_decay is {decay}, which fsdp does not support: set run.sharding=none")
     steps = module.steps_from_top()
     of = {id(parameter): steps[name] for name, parameter in module.named_parameters()}
     return [
@@ -141,25 +145,27 @@ def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give an optimizer of `adamw` its learning rate; with `layer_decay` that of the top."""
+    """Set the learning rate of an optimizer from `adamw`; with `layer_decay` it is that of the top layer."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_factor", 1.0)
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float | None) -> None:
-    """Take a step of `adamw`, or none: then weights, moments and counts of steps stay as they are.
+    """Clip the gradients and take an optimizer step, or skip it if the gradient norm is not finite.
 
-    Where AdamW is one kernel it reads both the flag and the factor of the gradients from the device, as it does for
-    torch's GradScaler: the host does not wait for them, and clipping is no pass over the gradients of its own.
+    A skipped step leaves weights, moments and step counts unchanged. The fused kernel reads `found_inf` and
+    `grad_scale` on the device, as it does for torch's GradScaler. So the host does not synchronize to learn whether
+    the norm is finite, and clipping needs no extra pass over the gradients.
 
     Args:
-        optimizer: of `adamw`; its gradients may be scaled down in place.
-        norm: of all gradients together, a scalar on their device; no step is taken where it is not finite.
-        largest: norm down to which the gradients are scaled where it is above; None does not clip.
+        optimizer: optimizer from `adamw`; its gradients may be scaled in place.
+        norm: norm of all gradients, a scalar on their device.
+        largest: maximum norm; None does not clip.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    divisor = None if largest is None else ((norm + 1e-6) / largest).clamp(min=1.0)
-    if not (optimizer.defaults["fused"] and {p.device.type for p in parameters} <= _DECIDES):
+    divisor = None if largest is None else ((norm + 1e-6) / largest).clamp(min=1.0)  # as torch's clip_grad_norm_
+    if not (optimizer.defaults["fused"] and {p.device.type for p in parameters} <= _READS_FOUND_INF):
+        # The slow way, which synchronizes: no fused kernel, or one that ignores `found_inf`
         if norm.isfinite():
             if divisor is not None:
                 torch._foreach_div_([local(p.grad) for p in parameters if p.grad is not None], divisor)
@@ -173,14 +179,14 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, largest: float 
         del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
 
 
-def _step_as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run with another kernel, which would bring that kernel along, for this one's."""
+def _keep_fused_flag(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Load-hook: keep this optimizer's `fused` flag, which a state dict from another device would overwrite."""
     groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
 
 
 class EMA:
-    """Exponential moving average of a module's parameters; its buffers are copied as they are."""
+    """Exponential moving average of a module's parameters; buffers are copied without averaging."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.module, self.decay = module, decay
@@ -188,11 +194,14 @@ class EMA:
 
     @torch.no_grad()
     def update(self, steps_done: int, applied: Tensor | None = None) -> None:
-        """Move towards the module; early on faster, so that the first weights are forgotten.
+        """Move the average towards the module's weights.
+
+        The decay is limited to (1 + n) / (10 + n) at step n, so that the random initial weights are forgotten quickly.
 
         Args:
-            steps_done: how many there were.
-            applied: bool scalar on the device: False moves nothing, and the host does not wait for it. None is True.
+            steps_done: number of completed steps, n.
+            applied: bool scalar on the device, False for a skipped step, which must not move the average. It is
+                multiplied in on the device, so that the host need not synchronize. None is True.
         """
         decay = min(self.decay, (1 + steps_done) / (10 + steps_done))
         averaged = {name for name, _ in self.module.named_parameters()}
@@ -206,43 +215,48 @@ class EMA:
                 self.state[name].copy_(value)
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Replace the average by a stored one, in place."""
         for name, value in self.state.items():
             value.copy_(state[name])
 
 
 @torch.no_grad()
 def update_ratio(optimizer: torch.optim.Optimizer) -> float:
-    """Norm of the last step of `adamw` over the norm of the weights that it came to; about 1e-3 is usual.
+    """Return the norm of the last optimizer step divided by the norm of the weights; about 1e-3 is usual.
 
-    The step is computed again from the moments, a tensor at a time, so that no copy of the weights is needed.
+    The step is recomputed from the moments, one tensor at a time, so no copy of the old weights is needed.
     """
-    squares: list[Tensor] = []  # of step, of weights: [2] each, read once for all
+    squares: list[Tensor] = []  # squared norms of (step, weights), [2] per parameter; one transfer for all at the end
     sharded = is_sharded(weight for group in optimizer.param_groups for weight in group["params"])
-    of_all: list[Tensor] = []  # the same of scalars that all processes of a sharded run have
+    replicated: list[Tensor] = []  # the same for replicated scalars of a sharded run, which are not summed over ranks
     for group in optimizer.param_groups:
         rate, (first, second) = group["lr"], group["betas"]
         for weight in group["params"]:
             state = optimizer.state.get(weight)
             if not state:
                 continue
-            done, decay = state["step"], rate * group["weight_decay"]
+            steps_taken, decay = state["step"], rate * group["weight_decay"]
+            # AdamW gives the new weights w' = (1 - d) w - s, where d is the decay and s the step of Adam, of the
+            # bias-corrected moments. Only w' is known; solved for the total step: w - w' = (s + d w') / (1 - d)
             average, square, own = (local(t) for t in (state["exp_avg"], state["exp_avg_sq"], weight))
-            spread = (square / (1 - second**done)).sqrt_().add_(group["eps"])
-            moved = (average / spread).mul_(rate / (1 - first**done))
-            moved.add_(own, alpha=decay).div_(1 - decay)  # of the weights before, which decayed before Adam's step
-            whole = sharded and not is_sharded([weight])
-            (of_all if whole else squares).append(torch.stack([moved.square().sum(), own.square().sum()]).float())
+            denominator = (square / (1 - second**steps_taken)).sqrt_().add_(group["eps"])
+            step_taken = (average / denominator).mul_(rate / (1 - first**steps_taken))
+            step_taken.add_(own, alpha=decay).div_(1 - decay)
+            is_replicated = sharded and not is_sharded([weight])
+            (replicated if is_replicated else squares).append(
+                torch.stack([step_taken.square().sum(), own.square().sum()]).float()
+            )
     if not squares:
         return 0.0
     total = torch.stack(squares).sum(0)
     if sharded:
         torch.distributed.all_reduce(total)
-    of_step, of_weights = torch.stack([total, *of_all]).sum(0).sqrt().tolist()
-    return of_step / of_weights if of_weights else 0.0
+    step_norm, weight_norm = torch.stack([total, *replicated]).sum(0).sqrt().tolist()
+    return step_norm / weight_norm if weight_norm else 0.0
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Norm of all gradients together, a scalar on their device."""
+    """Return the norm of all gradients together, a scalar on their device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if is_sharded(gradients):
         return sum_of_squares(gradients).sqrt()

@@ -1,4 +1,4 @@
-"""What a YAML under configs/ or tokenizers/ may say: one frozen recipe for each stage of training."""
+"""Recipes: the options that a YAML under configs/ or tokenizers/ may set, one frozen class per training stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.models.upsampler import UpsamplerConfig
 from dalle.text_tokenizers import TextTokenizerConfig
-from dalle.training.checkpoint.best import check_figure
+from dalle.training.checkpoint.best import check_metric
 from dalle.training.distributed.powersgd import PowerSGDConfig
 from dalle.training.lora import LoRAConfig
 from dalle.training.losses.adversarial import AdversarialConfig
@@ -37,56 +37,58 @@ Resume = bool | Literal["auto"]
 
 @config
 class RunConfig:
+    """Options of a run that all stages share: length, batch, devices, logging, checkpoints."""
+
     dir: Path
-    """Folder of the run: config, log, checkpoints, sample images, and the newest weights under model/."""
+    """Run folder: config, log, checkpoints, sample images, and the current weights in model/."""
     steps: int
-    """Optimiser steps in all; 0 trains nothing."""
+    """Total number of optimizer steps; 0 trains nothing."""
     tokens: float | None = None
-    """Tokens in all, of text and image: where given, `steps` is as many as it takes."""
+    """Total number of text and image tokens; if given, it determines `steps`."""
     batch_size: int
-    """Images of one step, over all processes and all micro-batches."""
+    """Images per step, over all processes and micro-batches."""
     accumulation: int = 1
-    """Micro-batches that one step is split into, to save memory."""
+    """Gradient accumulation: micro-batches per step, to save memory."""
     seed: int = 0
-    """Seed of the first weights, of the data's order and of all noise."""
+    """Seed of the initial weights, the data order and all noise."""
     precision: Precision = "auto"
-    """Arithmetic of forward and backward passes; weights and optimiser stay in fp32. auto is bf16 where the device is
-    fast at it, else fp32, and what the run began with where it goes on; fp16 needs a GPU."""
+    """Precision of forward and backward passes (autocast); weights and optimizer stay in fp32. auto takes bf16 where
+    the device is fast at it, else fp32; a resumed run keeps its precision. fp16 needs a GPU."""
     compile: bool = False
-    """Compile the blocks by torch.compile: some minutes at the start, faster steps on GPUs."""
+    """Compile the blocks with torch.compile: takes minutes at the start, makes steps on GPUs faster."""
     sharding: Literal["auto", "none", "fsdp"] = "auto"
-    """fsdp leaves each of several processes a share of weights, gradients and optimizer (stages clip and dalle); auto
-    does so where a config given to `accelerate launch` says FSDP."""
+    """fsdp splits weights, gradients and optimizer over the processes (stages clip and dalle); auto does so if the
+    config given to `accelerate launch` asks for FSDP."""
     powersgd: PowerSGDConfig | None = None
-    """What processes tell each other of a gradient is of low rank, without sharding; null tells all of it."""
+    """PowerSGD: all-reduce low-rank approximations of gradients (replicated training only); null sends them in full."""
     workers: int = 0
-    """Processes that prepare data; 0 does it in the training process."""
+    """Data-loading processes; 0 loads data in the training process."""
     log_every: int = 20
-    """Steps between two log lines."""
+    """Steps between log lines."""
     validate_every: int = 500
-    """Steps between two validations."""
+    """Steps between validations."""
     validation_images: int = 256
-    """Images that a validation looks at, at most; spread evenly over the split."""
+    """Maximum number of images per validation, spread evenly over the split."""
     sample_every: int = 500
-    """Steps between two sample images."""
+    """Steps between sample images."""
     save_every: int = 500
-    """Steps between two checkpoints."""
+    """Steps between checkpoints."""
     keep: int = 2
-    """How many of the newest checkpoints stay on disk."""
+    """Number of newest checkpoints that stay on disk."""
     keep_best: str | None = None
-    """A figure of validations, such as image_nats or psnr: the checkpoint that is best by it stays too, and model/ has
-    its weights in place of the newest."""
+    """A validation metric, such as image_nats or psnr: the best checkpoint by it is kept as well, and model/ has its
+    weights instead of the newest."""
     stop_after: int | None = None
-    """Validations in a row without a new best by which training ends early; null goes on to the last step."""
+    """Early stopping: number of validations in a row without a new best; null trains to the last step."""
     max_skipped: int = 20
-    """How many steps in a row may be skipped for a non-finite loss or gradient before training stops."""
+    """Number of steps in a row that may be skipped for a non-finite loss or gradient before training stops."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    """Where curves go besides the run's metrics.jsonl."""
+    """Experiment tracker, in addition to metrics.jsonl."""
     report: bool = True
-    """Write report.html, curves and images in one file, after validations and at the end."""
+    """Write report.html (curves and images in one file) after validations and at the end."""
     peak_tflops: float | None = None
-    """What one device can do in `precision`, in TFLOP/s; the log then has the share of it that the model's operations
-    take (stage dalle, all weights trained)."""
+    """Peak of one device in `precision`, in TFLOP/s; the log then has the model FLOPs utilization (stage dalle, when
+    all weights are trained)."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes an accelerator if there is one."""
 
@@ -98,13 +100,14 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilisation)")
+            raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilization)")
         if self.tokens is not None and self.tokens <= 0:
             raise ValueError(f"tokens is {self.tokens}; it must be above 0 (null counts in steps)")
         if self.powersgd is not None and self.sharding == "fsdp":
-            raise ValueError("powersgd is for replicas: fsdp has no whole gradient; set powersgd=null or sharding=none")
+            raise ValueError("fsdp shards gradients, powersgd needs them whole; set one of them to null or none")
         if self.powersgd is not None and self.precision == "fp16":
-            raise ValueError("powersgd keeps gradients for later, and fp16 changes their scale: take bf16 or fp32")
+            # The error feedback would mix gradients of different loss scales
+            raise ValueError("powersgd does not work with fp16, whose loss scale changes: set precision=bf16 or fp32")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"stop_after is {self.stop_after}; it must be at least 1 (null never stops early)")
         for name in ("steps", "workers"):
@@ -112,23 +115,27 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
     def logs(self, step: int) -> bool:
-        """Whether the update that follows `step` others has a line in the log."""
+        """Return whether the next step, after `step` completed ones, is logged."""
         return (step + 1) % self.log_every == 0 or step + 1 == self.steps
 
 
 @config
 class TextTokenizerRecipe:
+    """Training a BPE text tokenizer."""
+
     stage: Literal["text_tokenizer"]
     model: TextTokenizerConfig
     data: DataConfig
     dir: Path
-    """Folder of the run: the trained tokenizer is written to its model/."""
+    """Run folder: the tokenizer is written to its model/."""
     max_captions: int = 1_000_000
-    """Captions that the BPE is learnt from, at most."""
+    """Maximum number of captions to learn the BPE from."""
 
 
 @config
 class ImageTokenizerRecipe:
+    """Training an image tokenizer: a dVAE or a VQGAN."""
+
     stage: Literal["image_tokenizer"]
     model: ImageTokenizerConfig
     data: DataConfig
@@ -139,20 +146,20 @@ class ImageTokenizerRecipe:
     codebook_weight: float = 1.0
     """Weight of the codebook and commitment loss (VQGAN)."""
     perceptual: PerceptualConfig = NonePerceptual()
-    """Features network of the perceptual loss."""
+    """Feature network of the perceptual loss."""
     perceptual_weight: float = 1.0
     """Weight of the perceptual loss."""
     adversarial: AdversarialConfig | None = None
-    """Patch discriminator; null trains without one."""
+    """Patch discriminator; null trains without an adversarial loss."""
     kl_weight: CosineSchedule = CosineSchedule(first=0.0, last=6.6, steps=5000)
-    """Weight of the KL to the uniform prior, in the paper's scale (dVAE, and the Gumbel quantizer)."""
+    """Weight of the KL to the uniform prior, on the paper's scale (dVAE and Gumbel quantizer)."""
     temperature: CosineSchedule = CosineSchedule(first=1.0, last=1 / 16, steps=150_000)
-    """Temperature of the Gumbel-softmax relaxation (dVAE, and the Gumbel quantizer)."""
+    """Temperature of the Gumbel-softmax relaxation (dVAE and Gumbel quantizer)."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if min(self.temperature.first, self.temperature.last) <= 0:
             raise ValueError(
                 f"temperature goes from {self.temperature.first} to {self.temperature.last}; both must be above 0"
@@ -161,6 +168,8 @@ class ImageTokenizerRecipe:
 
 @config
 class CLIPRecipe:
+    """Training or fine-tuning a CLIP."""
+
     stage: Literal["clip"]
     model: CLIPConfig
     data: DataConfig
@@ -169,43 +178,43 @@ class CLIPRecipe:
     text_tokenizer: str
     """Folder of the text tokenizer (or a hub id)."""
     init_from: str | None = None
-    """Folder of a CLIP to go on from, ours or as published (or a hub id): its architecture, text tokenizer and loss are
-    taken where the recipe says none, and `model.` options change its own."""
+    """CLIP to fine-tune: a model folder, a published checkpoint, or a hub id. Architecture, text tokenizer and loss
+    default to its own, and options under `model.` override its."""
     lock: Literal["image", "text"] | None = None
-    """The tower that stays as it is: with `image` only the text tower learns to fit it (LiT, arXiv 2111.07991)."""
+    """Tower to freeze: with `image` only the text tower is trained (LiT, arXiv 2111.07991)."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: which caption of the batch is an image's, and the other way round (CLIP). sigmoid: of each pair alone,
-    whether it is one (SigLIP, arXiv 2303.15343); scores are then probabilities, and `model.sigmoid` is set."""
+    """softmax: pick the matching caption of each image within the batch, and vice versa (CLIP). sigmoid: classify each
+    pair on its own as matching or not (SigLIP, arXiv 2303.15343); scores are probabilities; sets `model.sigmoid`."""
     bpe_dropout: float = 0.0
-    """Chance of dropping a BPE merge in training."""
+    """Probability of dropping a BPE merge in training."""
     augment: float = 0.0
-    """Strength, up to 1, of random changes of the images: place, size, turn, colours, a hole, noise; 0: none."""
+    """Strength of image augmentation from 0 (none) to 1: shift, scale, rotation, color, cutout, noise."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         locked = {"image": self.model.vision, "text": self.model.text}.get(self.lock or "")
         if locked is not None and self.init_from is None:
-            raise ValueError(f"lock={self.lock} keeps a tower that is trained: name it by init_from, or set lock=null")
+            raise ValueError(f"lock={self.lock} freezes a pretrained tower: give it as init_from, or set lock=null")
         if locked is not None and (locked.dropout or locked.attention_dropout):
             raise ValueError(
-                f"lock={self.lock}: a tower that stays drops nothing; set dropout=0 and attention_dropout=0 of it"
+                f"lock={self.lock}: a frozen tower must not use dropout; set its dropout=0 and attention_dropout=0"
             )
         if (self.loss == "sigmoid") != self.model.sigmoid:
             raise ValueError(
-                f"loss is {self.loss} and model.sigmoid is {str(self.model.sigmoid).lower()}: the bias of a sigmoid is "
-                "learned by its loss alone; leave out model.sigmoid, which follows"
+                f"loss is {self.loss} but model.sigmoid is {str(self.model.sigmoid).lower()}: only the sigmoid loss "
+                "trains the bias that it adds; leave out model.sigmoid, which loss sets"
             )
         if self.run.batch_size < 2:
-            raise ValueError("run.batch_size is 1: a pair is compared with the others of its batch, so give at least 2")
+            raise ValueError("run.batch_size is 1: pairs are contrasted with others of the batch; give at least 2")
         if self.run.compile and self.run.accumulation > 1 and self._drops:
             raise ValueError(
-                "run.compile with run.accumulation and dropout: compiled code draws other random numbers with a graph "
-                "than without one; set run.compile=false, or dropout and attention_dropout of both towers to 0"
+                "run.compile with run.accumulation and dropout: compiled code drops other units with autograd than "
+                "without; set run.compile=false, or dropout and attention_dropout of both towers to 0"
             )
         if not 0 <= self.augment <= 1:
-            raise ValueError(f"augment is {self.augment}: give a strength from 0 to 1")
+            raise ValueError(f"augment is {self.augment}; it must be from 0 to 1")
 
     @property
     def _drops(self) -> bool:
@@ -214,48 +223,51 @@ class CLIPRecipe:
 
 @config
 class DALLERecipe:
+    """Training or fine-tuning a DALL-E: the transformer over caption tokens and image codes."""
+
     stage: Literal["dalle"]
     model: DALLEConfig
     data: EncodedConfig
     optim: OptimConfig
     run: RunConfig
     text_tokenizer: str
-    """Folder of the text tokenizer (or a hub id); of a model that reads features, its T5 encoder."""
+    """Folder of the text tokenizer (or a hub id); for a model with text features, its T5 encoder."""
     image_tokenizer: str
     """Folder of the image tokenizer (or a hub id)."""
     init_from: str | None = None
-    """Folder of a model to go on from, ours or as published (or a hub id): its architecture, tokenizers and options of
-    sampling are taken where the recipe says none, and `model.` options change its own."""
+    """Model to fine-tune: a model folder, a published checkpoint, or a hub id. Architecture, tokenizers and sampling
+    options default to its own, and options under `model.` override its."""
     lora: LoRAConfig | None = None
-    """Train changes of low rank only, which are added to the weights in the model folder; null trains all weights."""
+    """Train LoRA adapters only, which are merged into the weights of the model folder; null trains all weights."""
     clip: str | None = None
-    """Folder of the CLIP that ranks this model's samples; copied into the model folder."""
+    """Folder of the CLIP that reranks this model's samples; copied into the model folder."""
     text_weight: float = 1 / 8
     """Weight of the text loss (section 2.2 of the DALL-E paper)."""
     image_weight: float = 7 / 8
     """Weight of the image loss."""
     z_weight: float = 0.0
-    """Weight of log² Z, which is added to the cross-entropy of each token (z-loss of PaLM, arXiv 2204.02311, section 5;
-    there 1e-4): large models in bf16 stay stable by it. 0 has none."""
+    """Weight of the z-loss, log² Z of each token, which stabilizes large models in bf16 (PaLM, arXiv 2204.02311,
+    section 5, uses 1e-4); 0 disables it."""
     label_smoothing: float = 0.0
-    """Share of each image target that is spread evenly over all codes (label smoothing); what is logged is without."""
+    """Label smoothing of image codes: the fraction of the target spread evenly over all codes. Logged losses are
+    without it."""
     code_noise: float = 0.0
-    """Share of the image tokens that the model reads replaced by random codes in training; targets stay as they are."""
+    """Probability of replacing an image token in the model's input by a random code; targets are unchanged."""
     bpe_dropout: float = 0.1
-    """Chance of dropping a BPE merge in training."""
+    """Probability of dropping a BPE merge in training."""
     caption_dropout: float = 0.1
-    """Chance that a caption is replaced by padding, for classifier-free guidance."""
+    """Probability of replacing a caption by padding, for classifier-free guidance."""
     prompts: tuple[str, ...] = ()
-    """Prompts of the sample images; always drawn with the same seeds."""
+    """Prompts of the sample images, which always use the same seeds."""
     sampling: SamplingConfig = SamplingConfig(guidance=2.0)
-    """How the sample images are drawn, and what the model folder is drawn with if nothing else is said."""
+    """Sampling options of the sample images, and defaults of the model folder."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if self.lora is not None and self.optim.ema is not None:
-            raise ValueError("lora trains without an average of weights: set optim.ema=null")
+            raise ValueError("lora does not work with an EMA of the weights: set optim.ema=null")
         if self.z_weight < 0:
             raise ValueError(f"z_weight is {self.z_weight}; it must be at least 0 (PaLM's is 1e-4)")
         for name in ("label_smoothing", "code_noise"):
@@ -270,27 +282,29 @@ class DALLERecipe:
 
 @config
 class PriorRecipe:
+    """Training a prior of unCLIP, which predicts CLIP image embeddings from captions."""
+
     stage: Literal["prior"]
     model: DiffusionPriorConfig | AutoregressivePriorConfig
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
     clip: str
-    """Folder of the CLIP whose embeddings are learnt (or a hub id); copied into the model folder."""
+    """Folder of the CLIP whose image embeddings are predicted (or a hub id); copied into the model folder."""
     statistics_images: int = 2048
-    """Images of the training set, spread evenly over it, that statistics of the embeddings are taken of at the start:
-    mean and deviation, of the autoregressive prior also principal components and buckets."""
+    """Number of training images, spread evenly over the set, from which embedding statistics are computed at the start:
+    mean and standard deviation; for the autoregressive prior also principal components and buckets."""
     bpe_dropout: float = 0.0
-    """Chance of dropping a BPE merge in training."""
+    """Probability of dropping a BPE merge in training."""
     caption_dropout: float = 0.1
-    """Chance that a caption is replaced by the learnt one of no text, for classifier-free guidance."""
+    """Probability of replacing a caption by a learned null embedding, for classifier-free guidance."""
     sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
-    """How validations draw, and what the model folder is drawn with if nothing else is said."""
+    """Sampling options of validations, and defaults of the model folder."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if self.statistics_images < 2:
             raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
         if not 0 <= self.caption_dropout <= 1:
@@ -338,7 +352,7 @@ class DiffusionRecipe:
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
 
     def __post_init__(self) -> None:
-        check_figure(self.stage, self.run.keep_best, self.run.stop_after)
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         other = "psnr" if isinstance(self.model, DecoderConfig) else "centered_cos"
         if self.run.keep_best == other:
             raise ValueError(f"run.keep_best is {other}, which the validation of a {self.model.kind} has not: take mse")
@@ -395,23 +409,23 @@ STAGES: dict[str, type] = {
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate a recipe, with `key.path=value` overrides on top; `find_recipe` finds it. Opens no weights.
+    """Read and validate a recipe, given by path or shipped name, with `key.path=value` overrides. Opens no weights.
 
     Raises:
-        ConfigError: every mistake of the file and of the overrides, one a line, each with its full path.
+        ConfigError: lists every mistake in the file and the overrides, one per line, with its full path.
     """
     return parse_recipe(apply_overrides(read_yaml(find_recipe(path)), overrides), str(path))
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
-    """A recipe of plain data; `source` is what errors call it.
+    """Build a recipe from plain data; `source` names it in error messages.
 
     Raises:
-        ConfigError: every mistake, as in `load_recipe`.
+        ConfigError: lists every mistake, as in `load_recipe`.
     """
     run = data.get("run")
     if isinstance(run, dict) and run.get("tokens") is not None:
-        run.setdefault("steps", 0)
+        run.setdefault("steps", 0)  # a required field; `_in_steps` computes it from the tokens
     if data.get("stage") == "clip" and data.get("loss") == "sigmoid" and isinstance(data.get("model"), dict):
         data["model"].setdefault("sigmoid", True)
     recipe: Recipe = from_dict(stage_schema(data, source), data, source)
@@ -419,7 +433,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
 
 
 def tokens_per_image(recipe: LoopRecipe) -> int:
-    """Tokens that one pair is to a stage: of its caption (padding too) and of its image; of a diffusion its pixels."""
+    """Return the number of tokens per training pair: caption (including padding) and image; for diffusion, pixels."""
     if isinstance(recipe, DALLERecipe):
         return recipe.model.text_length + recipe.model.grid[0] * recipe.model.grid[1]
     if isinstance(recipe, CLIPRecipe):
@@ -430,13 +444,13 @@ def tokens_per_image(recipe: LoopRecipe) -> int:
         return model.text_length + 1 + own
     if isinstance(recipe, DiffusionRecipe):
         return recipe.model.image_size**2
-    with torch.device("meta"):
+    with torch.device("meta"):  # the grid depends on the architecture: build it without memory
         height, width = build(recipe.model).grid
     return height * width
 
 
 def _in_steps(recipe: LoopRecipe) -> LoopRecipe:
-    """The recipe with what it counts in tokens counted in steps."""
+    """Convert lengths given in tokens to steps."""
     run, optim = recipe.run, recipe.optim
     if run.tokens is None and optim.warmup_tokens is None:
         return recipe
@@ -449,7 +463,7 @@ def _in_steps(recipe: LoopRecipe) -> LoopRecipe:
 
 
 def describe_recipes(path: Path | None = None) -> str:
-    """Every option with type, default and meaning: of the stage of `path`, or of all stages."""
+    """Describe every option with type, default and meaning, for the stage of `path` or for all stages."""
     if path is not None:
         data = read_yaml(find_recipe(path))
         return describe(stage_schema(data, str(path)), data)
@@ -457,6 +471,11 @@ def describe_recipes(path: Path | None = None) -> str:
 
 
 def stage_schema(data: dict, source: str) -> type:
+    """Return the recipe class for the `stage:` of plain data.
+
+    Raises:
+        ConfigError: the stage is missing or unknown.
+    """
     stage = data.get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         raise ConfigError(f"{source}: stage: expected one of {', '.join(STAGES)}, got {stage!r}")

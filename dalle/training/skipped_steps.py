@@ -1,4 +1,4 @@
-"""What became of each step, told a little late: the device decides whether to take it, and the host does not wait."""
+"""Reports skipped (non-finite) optimizer steps one step late, so that the host never synchronizes with the GPU."""
 
 from __future__ import annotations
 
@@ -15,51 +15,75 @@ from dalle.training.run.log import RunLog
 
 
 class SkippedStepMonitor:
-    """Which steps were taken. Told one step late the device still has the next one to do meanwhile."""
+    """Tracks which steps were skipped.
 
-    def __init__(self, log: RunLog, most: int, folder: Path) -> None:
-        """Report to a log; `most` skipped steps in a row end the run, whose checkpoints are in `folder`."""
-        self.log, self.most, self.folder = log, most, folder
+    Reading the result of step N while step N + 1 is queued keeps the GPU busy.
+    """
+
+    def __init__(self, log: RunLog, max_in_a_row: int, folder: Path) -> None:
+        """Create a monitor.
+
+        Args:
+            log: where skipped steps are reported.
+            max_in_a_row: number of consecutive skipped steps that ends the run.
+            folder: run folder, for the error message.
+        """
+        self.log, self.max_in_a_row, self.folder = log, max_in_a_row, folder
         self.in_a_row = 0
-        self._open: deque[tuple[int, list[str], AsyncRead]] = deque()
+        self._pending: deque[tuple[int, list[str], AsyncRead]] = deque()
 
     def add(self, step: int, norms: Mapping[str, Tensor]) -> None:
-        """Ask for the outcome of step number `step`: of each phase that ran the norm of its gradient."""
-        self._open.append((step, list(norms), AsyncRead(torch.stack([torch.isfinite(n) for n in norms.values()]))))
+        """Start reading the outcome of a step.
 
-    def settle(self, step: int) -> bool:
-        """Tell what became of the steps up to this one, and wait for that if need be; returns whether it was taken.
+        Args:
+            step: number of the step, counting from 1.
+            norms: gradient norm of each phase that ran, on the device.
+        """
+        self._pending.append((step, list(norms), AsyncRead(torch.stack([torch.isfinite(n) for n in norms.values()]))))
+
+    def flush(self, step: int) -> bool:
+        """Report the steps up to and including `step`, waiting for the device if necessary.
+
+        Returns:
+            Whether the last of them was applied.
 
         Raises:
-            ValueError: too many in a row were not.
+            ValueError: too many consecutive steps were skipped.
         """
-        while self._open and self._open[0][0] <= step:
-            number, phases, coming = self._open.popleft()
-            skipped = [phase for phase, finite in zip(phases, coming.read(), strict=True) if not finite]
+        while self._pending and self._pending[0][0] <= step:
+            number, phases, copy = self._pending.popleft()
+            skipped = [phase for phase, finite in zip(phases, copy.read(), strict=True) if not finite]
             self.in_a_row = self.in_a_row + 1 if skipped else 0
             if not skipped:
                 continue
             self.log.skipped(number, skipped[0], self.in_a_row)
-            if self.in_a_row >= self.most:
+            if self.in_a_row >= self.max_in_a_row:
                 raise ValueError(
                     f"{self.in_a_row} steps in a row were not finite: try a lower optim.lr, a longer optim.warmup or "
-                    f"run.precision=fp32; the checkpoints in {self.folder} are from before"
+                    f"run.precision=fp32; the checkpoints in {self.folder} are older and can be resumed"
                 )
         return not self.in_a_row
 
 
 class StopSignal:
-    """Whether a run is to end early. Of several processes each hears of the others' signals one step late."""
+    """Decides in all processes alike whether a run ends early; a signal to one of them takes effect a step later."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self._coming: AsyncRead | None = None
+        self._pending: AsyncRead | None = None
 
-    def __call__(self, told: bool) -> bool:
-        """Once a step, in all processes: whether this one, or some other one before, was told to end."""
+    def __call__(self, stop: bool) -> bool:
+        """All-reduce the stop flag; every process must call it once per step.
+
+        Args:
+            stop: whether this process has received a signal.
+
+        Returns:
+            Whether any process had received one by the previous step (with a single process: by this step).
+        """
         if self.accelerator.num_processes == 1:
-            return told
-        before = self._coming
-        flag = torch.full((1,), float(told), device=self.accelerator.device)
-        self._coming = AsyncRead(self.accelerator.reduce(flag, reduction="sum"))
+            return stop
+        before = self._pending
+        flag = torch.full((1,), float(stop), device=self.accelerator.device)
+        self._pending = AsyncRead(self.accelerator.reduce(flag, reduction="sum"))
         return before is not None and before.read()[0] > 0

@@ -1,4 +1,4 @@
-"""The small parts of one step: noise, gradients, and what several processes share."""
+"""The parts of one training step: seeding, gradient accumulation, all-reduce, optimizer step, evaluation mode."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from dalle.training.tasks import ContrastiveTask, Phase, Task
 def seed_noise(seed: int, step: int, rank: int) -> None:
     """Seed torch's global generators for one step.
 
-    Dropout, Gumbel noise and code revival then depend on (seed, step, process) only, so a resumed run
-    needs no generator states, and validation in between disturbs nothing.
+    Dropout, Gumbel noise and code revival then depend on (seed, step, rank) only. So a resumed run needs no generator
+    states, and the random numbers that a validation uses up do not change the training.
     """
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -33,35 +33,43 @@ def seed_noise(seed: int, step: int, rank: int) -> None:
 def accumulate(
     task: Task, phase: Phase, micro: list[Any], accelerator: Accelerator, step: int
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Leave the gradients of a phase's mean loss over micro-batches, or of the loss that compares all of them.
+    """Run forward and backward passes of a phase over micro-batches, leaving the accumulated gradients.
+
+    A contrastive loss compares all pairs of the batch, so it is not a mean over micro-batches: it goes through
+    GradCache instead.
 
     Returns:
-        The sum of their losses, and what is logged of each.
+        The sum of the micro-batches' losses (of a contrastive task the loss), and the values to log of each.
     """
     if isinstance(task, ContrastiveTask) and len(micro) > 1:
         loss, parts = accumulate_contrastive(task, micro, accelerator)
         return loss, [{phase.name + "_loss": loss} | parts]
-    noted: list[dict[str, Tensor]] = []
+    logs: list[dict[str, Tensor]] = []
     total = torch.zeros((), device=accelerator.device)
     for inputs in micro:
         with accelerator.autocast():
             loss, parts = task.loss(phase, inputs, step)
         accelerator.backward(loss / len(micro))
         total += loss.detach()
-        noted.append({phase.name + "_loss": loss} | parts)
-    return total, noted
+        logs.append({phase.name + "_loss": loss} | parts)
+    return total, logs
 
 
-def average_gradients(module: nn.Module, accelerator: Accelerator, told: PowerSGD | None = None) -> None:
-    """Replace every gradient by its mean over all processes: one call a step, whatever the micro-batches.
+def average_gradients(module: nn.Module, accelerator: Accelerator, compressor: PowerSGD | None = None) -> None:
+    """All-reduce the gradients to their mean over all processes, once per step and in one flat buffer.
 
-    Shares of gradients are means already: FSDP makes them in each backward pass.
+    Sharded gradients are skipped: FSDP has averaged them in the backward pass.
+
+    Args:
+        module: module with gradients.
+        accelerator: the run's accelerator.
+        compressor: PowerSGD state; None all-reduces in full.
     """
     gradients = [p.grad for p in module.parameters() if p.grad is not None and not is_sharded([p.grad])]
     if accelerator.num_processes == 1 or not gradients:
         return
-    if told is not None:
-        told.mean(gradients)
+    if compressor is not None:
+        compressor.mean(gradients)
         return
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -75,21 +83,28 @@ def optimizer_step(
     accelerator: Accelerator,
     step: int,
     steps: int,
-    told: PowerSGD | None = None,
+    compressor: PowerSGD | None = None,
 ) -> Tensor:
-    """Clip and apply the gradients that the micro-batches left; `loss` is the sum of their losses.
+    """Average, clip and apply the accumulated gradients, without synchronizing host and device.
 
-    Nothing here waits for the device, which decides itself whether to take the step. `told` is how processes tell each
-    other their gradients, if not whole.
+    Args:
+        phase: module and options.
+        loss: sum of the micro-batches' losses, a scalar.
+        optimizer: optimizer of the phase.
+        accelerator: the run's accelerator.
+        step: number of completed steps.
+        steps: total number of steps, for the learning-rate schedule.
+        compressor: PowerSGD state of the phase; None all-reduces in full.
 
     Returns:
-        The norm before clipping, a scalar on the device. Where it is not finite, as a loss or a gradient was not,
-        weights, moments and counts of steps are as before.
+        The gradient norm before clipping, a scalar on the device. If it is not finite, because a loss or a gradient is
+        not, the step was skipped: weights, moments and step counts are unchanged.
     """
-    # 0 * loss is 0, or NaN where the loss is not finite: so every process and the loss scaler see it in the gradient
+    # A non-finite loss can have finite gradients. 0 * loss is 0, or NaN if the loss is not finite; added to a gradient
+    # it reaches every process through the all-reduce, and the loss scaler, so that all of them skip the step
     gradients = (local(p.grad) for p in phase.module.parameters() if p.grad is not None)
     next(gradient for gradient in gradients if gradient.numel()).add_(0 * loss.detach())
-    average_gradients(phase.module, accelerator, told)
+    average_gradients(phase.module, accelerator, compressor)
     scaler = accelerator.scaler
     if scaler is not None:
         unscale(scaler, optimizer.optimizer)
@@ -102,20 +117,17 @@ def optimizer_step(
     return norm
 
 
-def step_figures(phase: Phase, optimizer: AcceleratedOptimizer, told: PowerSGD | None = None) -> dict[str, float]:
-    """What is logged of the step that was taken last: its learning rate, and how far it moved the weights.
-
-    Of gradients that are compressed also how many numbers stand for one that is told.
-    """
+def step_metrics(phase: Phase, optimizer: AcceleratedOptimizer, compressor: PowerSGD | None = None) -> dict[str, float]:
+    """Return values to log of the last step: learning rate, update ratio and, with PowerSGD, the compression ratio."""
     rate: float = max(group["lr"] for group in optimizer.param_groups)
-    figures = {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
-    if told is not None and told.compression:
-        figures[phase.name + "_compression"] = told.compression
-    return figures
+    metrics = {phase.name + "_lr": rate, phase.name + "_update_ratio": update_ratio(optimizer.optimizer)}
+    if compressor is not None and compressor.compression:
+        metrics[phase.name + "_compression"] = compressor.compression
+    return metrics
 
 
-def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    """Means of logged figures over micro-batches and processes."""
+def mean_metrics(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """Average logged values over micro-batches and processes, with one transfer to the host."""
     means = torch.stack([torch.stack([m[name].detach().float() for m in micro]).mean() for name in micro[0]])
     if accelerator.num_processes > 1:
         means = accelerator.reduce(means, reduction="mean")
@@ -123,23 +135,23 @@ def mean_figures(micro: list[dict[str, Tensor]], accelerator: Accelerator) -> di
 
 
 @contextmanager
-def evaluated(model: nn.Module, average: EMA | None) -> Iterator[nn.Module]:
-    """The model in eval mode with its averaged weights, put back as it was afterwards.
+def evaluated(model: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
+    """Put a model into eval mode with its EMA weights for the time of a block, then restore it.
 
-    Of a sharded one all processes must call it with the same, as each gathers what the others hold. It then computes
-    by torch's own functions: the others look at weights where they are, and only shares are there.
+    Every process of a sharded run must do this alike, since each gathers weights from the others. Native kernels are
+    off there, because they read weights directly and would see the local shards only.
     """
     sharded = is_sharded(model.parameters())
-    trained = {} if average is None else {name: value.clone() for name, value in model.state_dict().items()}
-    if average is not None:
-        model.load_state_dict(average.state)
+    trained_weights = {} if ema is None else {name: value.clone() for name, value in model.state_dict().items()}
+    if ema is not None:
+        model.load_state_dict(ema.state)
     model.eval()
     try:
-        # Batches and caches of a validation would all be compiled anew
+        # Each new shape (a last batch, a growing KV cache) would trigger another compilation
         with torch.compiler.set_stance("force_eager"), forced(native="off") if sharded else nullcontext():
             yield model
     finally:
         reshard(model)
-        if average is not None:
-            model.load_state_dict(trained)
+        if ema is not None:
+            model.load_state_dict(trained_weights)
         model.train()

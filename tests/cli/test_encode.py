@@ -161,7 +161,7 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(parts: Path, tmp_pa
         _, told = process.communicate()
         assert process.returncode in (-signal_number, 130) and read_index(out).shards is None
         if process.returncode == 130:
-            assert told.splitlines()[-2] == f"the shards in {out} are whole; the same command goes on"
+            assert told.splitlines()[-2] == f"the shards in {out} are complete; run the same command to continue"
     subprocess.run(encoding(config, out), check=True, cwd=ROOT)
     assert {f.name: f.read_bytes() for f in out.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
 

@@ -156,7 +156,7 @@ WRONG = {
     "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),
     "no labels": (["classify", "FILE"], "no labels: give --labels"),
     "one label": (["classify", "FILE", "--labels", "a"], "1 label: give 2 at least"),
-    "labels twice over": (["classify", "FILE", "--labels", "a,b", "--labels-file", "FILE"], "give one of them"),
+    "labels twice over": (["classify", "FILE", "--labels", "a,b", "--labels-file", "FILE"], "give only one of them"),
     "templates twice over": (
         ["classify", "FILE", "--labels", "a,b", "--template", "{}", "--templates", "plain"],
         "both",
@@ -168,7 +168,7 @@ WRONG = {
     "no CLIP": (["classify", "FILE", "--labels", "a,b", "--clip", "RUN"], "holds a DALL-E, expected a CLIP"),
     "no index": (["search", "./nowhere", "a"], "no index: make one with"),
     "no query": (["search", "INDEX"], "no query: give a text, an image, or both"),
-    "captions of nothing": (["search", "INDEX", "--captions"], "--captions goes with one --image"),
+    "captions of nothing": (["search", "INDEX", "--captions"], "--captions takes one --image"),
     "a filter that is none": (["search", "INDEX", "a", "--where", "colour=red"], "filter 'colour=red'"),
     "html and json": (["search", "INDEX", "a", "--html", "x", "--json"], "not allowed with"),
     "another CLIP": (["search", "INDEX", "a", "--clip", "models/emoji/clip"], "was made with another CLIP"),

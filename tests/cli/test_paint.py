@@ -95,7 +95,7 @@ def test_interrupted_it_keeps_the_image_and_goes_on(
     monkeypatch.undo()
     assert stop.value.code == 130
     said = capsys.readouterr().err
-    assert "stopped at step 2 of 4; go on with: python -m dalle paint --resume" in said
+    assert "stopped at step 2 of 4; continue with: python -m dalle paint --resume" in said
     folder = only(tmp_path / "cut")
     assert Image.open(folder / "image.png").text["step"] == "2"  # type: ignore[attr-defined]
     assert main(["paint", "--resume", str(folder), "--device", "cpu", "--out", str(tmp_path / "rest")]) == 0

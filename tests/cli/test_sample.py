@@ -303,7 +303,7 @@ def test_ctrl_c_keeps_what_is_finished(
         return draw(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TextToImage, "__call__", interrupted)
-    monkeypatch.setattr(sample, "_TOGETHER", 1)
+    monkeypatch.setattr(sample, "_MAX_CANDIDATES", 1)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished images: ")
     folder = here / "outputs" / "a-dog-0"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.cli.threads import wait_briefly
+from dalle.cli.threads import limit_openmp_spinning
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,8 +23,8 @@ def test_what_the_user_has_set_stays(set_by_user: str | None, monkeypatch: pytes
         if name != set_by_user:
             monkeypatch.delenv(name)
     before = dict(os.environ)
-    wait_briefly()
-    wait_briefly()
+    limit_openmp_spinning()
+    limit_openmp_spinning()
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
     assert changed == ({} if set_by_user else {"GOMP_SPINCOUNT": "1000"})
 
@@ -33,7 +33,7 @@ def test_where_it_is_too_late_the_environment_stays(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setitem(sys.modules, "torch", sys)
-    wait_briefly()
+    limit_openmp_spinning()
     assert "GOMP_SPINCOUNT" not in os.environ
 
 

@@ -23,7 +23,7 @@ from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
 from dalle.data.drawings import Drawings, DrawingsData
 from dalle.data.loader import Batch, batches, evaluation_batches
 from dalle.data.shapes import ShapesData, ShapesPairs
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.latest import load_latest
 
 
 class Numbers:
@@ -259,7 +259,7 @@ def test_training_counts_broken_records_to_the_end(
         f"skipped {n}" for n in names
     ]
     assert "broken records skipped: 2 (shape" in capsys.readouterr().out
-    assert sorted(load_newest(tmp_path).bad) == names
+    assert sorted(load_latest(tmp_path).bad) == names
     assert train.main([*run, "run.steps=4", "resume=true", "data.max_bad=1"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len([line for line in error if line.startswith("train.py: too many broken records: 2 (shape")]) == 1

@@ -24,7 +24,7 @@ from dalle.config import dump
 from dalle.kernels import switches
 from dalle.training.init_from import resolve_recipe
 from dalle.training.report.html import write_report
-from dalle.training.report.metrics_log import read_figures
+from dalle.training.report.metrics_log import read_metrics
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text
 
@@ -152,7 +152,7 @@ def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path, capsys: pytest.Ca
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("updates", "steps"), encoding="utf-8")
     before = {json.loads(line)["update"] for line in Path("dalle/metrics.jsonl").read_text().splitlines()}
     assert train.main([str(recipe), "resume=true"]) == 0
-    read = read_figures(Path("dalle/metrics.jsonl"))
+    read = read_metrics(Path("dalle/metrics.jsonl"))
     assert read.unreadable == 0 and before <= set(read.curves["train/image"].steps)
     names = sorted(path.name.split("-")[0] for path in Path("dalle/checkpoints").iterdir())
     assert names == ["step", "update"]

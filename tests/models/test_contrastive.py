@@ -167,8 +167,8 @@ def test_a_recipe_trains_one_that_loads(towers: str, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "softmax", "model": {"sigmoid": True}}, "the bias of a sigmoid is learned by its loss alone"),
-        ({"loss": "sigmoid", "model": {"sigmoid": False}}, "leave out model.sigmoid, which follows"),
+        ({"loss": "softmax", "model": {"sigmoid": True}}, "only the sigmoid loss trains the bias"),
+        ({"loss": "sigmoid", "model": {"sigmoid": False}}, "leave out model.sigmoid, which loss sets"),
         ({"loss": "softmax", "model": {"initial_bias": -3}}, "initial_bias is -3.0, which a sigmoid adds"),
         ({"model": {"initial_scale": 0}}, "initial_scale is 0.0; it must be above 0"),
         ({"model": {"towers": "siglip", "embed_dim": 8}}, "must be the width of the image tower, 16"),

@@ -182,8 +182,8 @@ def test_lower_layers_move_less_and_a_run_goes_on(source: Path, tmp_path: Path) 
     ("options", "message"),
     [
         (["lock=both"], "lock"),
-        (["lock=image", "init_from=null", "text_tokenizer=x", "model={}"], "lock=image keeps a tower that is trained"),
-        (["lock=text", "model.text.dropout=0.1"], "a tower that stays drops nothing"),
+        (["lock=image", "init_from=null", "text_tokenizer=x", "model={}"], "lock=image freezes a pretrained tower"),
+        (["lock=text", "model.text.dropout=0.1"], "a frozen tower must not use dropout"),
         (["init_from=parts/model"], "is of stage 'dalle'; expected a CLIP"),
         (["init_from=nowhere"], "nowhere"),
         (["model.vision.depth=3"], "does not fit this architecture"),

@@ -69,8 +69,8 @@ def gradients(told: CLIPRecipe, batch: Batch) -> tuple[Tensor, dict[str, Tensor]
     task.model.train()
     seed_noise(0, 3, 0)
     micro = [task.inputs(part) for part in batch.split(told.run.accumulation)]
-    loss, figures = accumulate(task, task.phases[0], micro, start_accelerator(told.run), 3)
-    assert [set(one) for one in figures] == [{"clip_loss", "scale"}] and not loss.requires_grad
+    loss, metrics = accumulate(task, task.phases[0], micro, start_accelerator(told.run), 3)
+    assert [set(one) for one in metrics] == [{"clip_loss", "scale"}] and not loss.requires_grad
     found = {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
     assert len(found) == len(list(task.model.parameters()))
     return loss, found, torch.rand(1)
@@ -179,9 +179,9 @@ def test_memory_is_that_of_a_piece(words: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_cut_is_one_line(words: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size is 1: a pair is compared with the others"):
+    with pytest.raises(ValueError, match=r"batch_size is 1: pairs are contrasted with others"):
         recipe(words, 1, 1)
     run = {"dir": "run", "steps": 1, "batch_size": 8, "accumulation": 2, "compile": True}
-    with pytest.raises(ValueError, match=r"compiled code draws other random numbers"):
+    with pytest.raises(ValueError, match=r"compiled code drops other units"):
         recipe(words, 8, 2, dropout=0.1, run=run)
     recipe(words, 8, 2, run=run)

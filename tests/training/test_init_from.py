@@ -21,7 +21,7 @@ from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.init_from import fill_initial, with_initial
+from dalle.training.init_from import load_initial, with_initial_config
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from support.published import folders
 from support.tiny_model import make_tiny_model
@@ -157,13 +157,13 @@ def dalle_has_peft() -> bool:
 def test_what_a_recipe_leaves_out_is_the_models(tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path)
     data = {"stage": "dalle", "init_from": str(source), "model": {"transformer": {"dropout": 0.1}}, "clip": None}
-    settled = with_initial(data)
+    settled = with_initial_config(data)
     assert (
         settled["model"]["transformer"] | {"dropout": 0.0}
-        == with_initial({**data, "model": {}})["model"]["transformer"]
+        == with_initial_config({**data, "model": {}})["model"]["transformer"]
     )
     assert settled["text_tokenizer"] == str(source / "text_tokenizer") and settled["clip"] is None
-    assert with_initial({"stage": "clip"}) == {"stage": "clip"}
+    assert with_initial_config({"stage": "clip"}) == {"stage": "clip"}
 
 
 def test_masks_of_a_known_kind_are_recognised_before_training(tmp_path: Path) -> None:
@@ -173,5 +173,5 @@ def test_masks_of_a_known_kind_are_recognised_before_training(tmp_path: Path) ->
     model.get_buffer("masks").copy_(Pattern("column", text, 2, 3).mask(length))
     model_folder.save(tmp_path / "theirs", {"stage": "dalle", "model": to_dict(stored)}, model.state_dict())
     tuned = DALLE(stored)
-    fill_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs")))  # type: ignore[arg-type]
+    load_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs")))  # type: ignore[arg-type]
     assert tuned.patterns == {0: Pattern("column", text, 2, stored.conv_kernel)}

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from dalle.training.checkpoint import checkpoint
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.latest import load_latest
 from support.tiny_model import VQGAN_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -165,10 +165,10 @@ def series(tmp_path: Path, command: list[str], options: list[str], kills: int, k
         counts[where] = counts.get(where, 0) + 1
         saved = checkpoint.folders(run.folder)
         if saved:  # whole whatever the moment was; nothing is put aside as damaged
-            assert load_newest(run.folder).step == int(saved[-1].name[7:])
+            assert load_latest(run.folder).step == int(saved[-1].name[7:])
             assert not list(run.folder.glob("checkpoints/*.damaged*"))
-    print(f"killed {kills} times: {counts}; at step {load_newest(run.folder).step}")
-    assert load_newest(run.folder).step < load_newest(whole.folder).step, "it was done early"
+    print(f"killed {kills} times: {counts}; at step {load_latest(run.folder).step}")
+    assert load_latest(run.folder).step < load_latest(whole.folder).step, "it was done early"
     run.finish()
     assert_same(contents(run.folder), contents(whole.folder))
     assert not run.writing()

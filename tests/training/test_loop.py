@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import train
 from dalle.training.checkpoint import checkpoint
-from dalle.training.checkpoint.best import FIGURES
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.best import METRICS
+from dalle.training.checkpoint.latest import load_latest
 from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, load_recipe
@@ -222,8 +222,8 @@ def test_resumed_equals_uninterrupted(
     options = [config, f"run.dir={parts}", "run.save_every=5", *options]
     interrupted = RunLog.train
 
-    def interrupt_at_5(self: RunLog, step: int, figures: dict[str, float]) -> None:
-        interrupted(self, step, figures)
+    def interrupt_at_5(self: RunLog, step: int, metrics: dict[str, float]) -> None:
+        interrupted(self, step, metrics)
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -273,8 +273,8 @@ def _same_run(a: Path, b: Path) -> None:
     """Equal up to the order of additions."""
     losses_a, losses_b = _losses(a), _losses(b)
     assert losses_a.keys() == losses_b.keys()
-    for step, figures in losses_a.items():
-        for name, value in figures.items():
+    for step, metrics in losses_a.items():
+        for name, value in metrics.items():
             assert losses_b[step][name] == pytest.approx(value, rel=1e-3, abs=1e-4), (step, name)
 
 
@@ -298,7 +298,7 @@ def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp
         os.killpg(process.pid, sent)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + sent and "resume=true" in output and "DataLoader" not in output, output
-    assert load_newest(tmp_path / "run").step > 0
+    assert load_latest(tmp_path / "run").step > 0
 
 
 def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
     validation = _validations(tmp_path / "run")[2]
     assert 0 <= validation["validation/image_accuracy"] <= 1
-    assert {f"validation/{name}" for name in FIGURES["dalle"]} <= set(validation)
+    assert {f"validation/{name}" for name in METRICS["dalle"]} <= set(validation)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "step 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
 
@@ -363,8 +363,8 @@ def test_a_loss_that_is_not_finite_changes_nothing_in_its_phase(
     loss = ImageTokenizerTask.loss
 
     def infinite(self: ImageTokenizerTask, now: Phase, inputs: Any, step: int) -> tuple[torch.Tensor, dict]:
-        value, figures = loss(self, now, inputs, step)
-        return value + (float("inf") if (now.name, step) == (phase, 3) else 0), figures  # its gradient stays finite
+        value, metrics = loss(self, now, inputs, step)
+        return value + (float("inf") if (now.name, step) == (phase, 3) else 0), metrics  # its gradient stays finite
 
     monkeypatch.setattr(ImageTokenizerTask, "loss", infinite)
     config = str(_write(tmp_path / "config.yaml", VQGAN))
@@ -383,7 +383,7 @@ def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.Capt
     options = [config, f"run.dir={tmp_path / 'run'}", "run.steps=1", "run.validation_images=8"]
     assert train.main(options) == 0
     assert train.main(options) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "contains a run already" in capsys.readouterr().err
     assert train.main([*options, "resume=true", "model.channels=32"]) == 2
     assert "model.channels was 16, is now 32" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from dalle.config import ConfigError
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
-from dalle.training.optim import EMA, CosineSchedule, OptimConfig, adamw, learning_rate, ramp, update_ratio
+from dalle.training.optim import EMA, CosineSchedule, OptimConfig, adamw, learning_rate, update_ratio
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, ImageTokenizerRecipe, load_recipe, tokens_per_image
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_ramp_is_half_a_cosine() -> None:
     schedule = CosineSchedule(first=1.0, last=1 / 16, steps=100)
-    assert ramp(schedule, 0) == 1.0
-    assert ramp(schedule, 50) == pytest.approx((1 + 1 / 16) / 2)
-    assert ramp(schedule, 100) == ramp(schedule, 10_000) == 1 / 16
-    assert ramp(schedule, 25) == pytest.approx(1 / 16 + 15 / 16 * (1 + math.cos(math.pi / 4)) / 2)
-    assert ramp(CosineSchedule(first=0.0, last=2.0, steps=0), 0) == 2.0
+    assert schedule.at(0) == 1.0
+    assert schedule.at(50) == pytest.approx((1 + 1 / 16) / 2)
+    assert schedule.at(100) == schedule.at(10_000) == 1 / 16
+    assert schedule.at(25) == pytest.approx(1 / 16 + 15 / 16 * (1 + math.cos(math.pi / 4)) / 2)
+    assert CosineSchedule(first=0.0, last=2.0, steps=0).at(0) == 2.0
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

@@ -221,16 +221,16 @@ def test_skipped_steps_are_told_late_with_their_numbers(tmp_path: Path) -> None:
     good, bad = torch.tensor(1.0), torch.tensor(NAN)
     outcomes.add(1, {"generator": good, "discriminator": good})
     outcomes.add(2, {"generator": good, "discriminator": bad})
-    assert outcomes.settle(1) and not told
-    assert not outcomes.settle(2) and told == [(2, "discriminator", 1)]
+    assert outcomes.flush(1) and not told
+    assert not outcomes.flush(2) and told == [(2, "discriminator", 1)]
     outcomes.add(3, {"generator": torch.tensor(INF)})
-    assert not outcomes.settle(2) and len(told) == 1
+    assert not outcomes.flush(2) and len(told) == 1
     outcomes.add(4, {"generator": good})
-    assert outcomes.settle(4) and told[1:] == [(3, "generator", 2)]
+    assert outcomes.flush(4) and told[1:] == [(3, "generator", 2)]
     for step in (5, 6, 7):
         outcomes.add(step, {"generator": bad})
     with pytest.raises(ValueError, match="3 steps in a row were not finite"):
-        outcomes.settle(7)
+        outcomes.flush(7)
     assert told[2:] == [(5, "generator", 1), (6, "generator", 2), (7, "generator", 3)]
 
 

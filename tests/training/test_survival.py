@@ -26,9 +26,9 @@ from dalle.data.loader import Batch
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
 from dalle.training.checkpoint import checkpoint
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.latest import load_latest
 from dalle.training.run.log import RunLog
-from dalle.training.run.run_dir import lock_run
+from dalle.training.run.run_dir import lock_run_dir
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask, Inputs
 from support.tiny_model import VQGAN_MODEL
 
@@ -89,8 +89,8 @@ def test_resuming_passes_over_damaged_checkpoints_and_keeps_them(
     (run / "checkpoints" / "step-00000006.damaged").mkdir()  # of an earlier time
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     told = caplog.text
-    assert "step-00000006 is damaged" in told and "it is step-00000006.damaged-2 now" in told
-    assert "step-00000004 is damaged" in told and "going on from step 2" in told
+    assert "step-00000006 is damaged" in told and "renamed to step-00000006.damaged-2" in told
+    assert "step-00000004 is damaged" in told and "resuming from step 2" in told
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         *("step-00000002", "step-00000004", "step-00000006"),
         *("step-00000004.damaged", "step-00000006.damaged", "step-00000006.damaged-2"),
@@ -108,9 +108,9 @@ def test_a_byte_that_has_flipped_is_noticed(
     flip(folder / file, 0.6)
     assert dalle(["export", str(folder), "exported"]) == 2
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
-    reason = "something else than digests|is not what was written|is missing" if file == "SHA256SUMS" else file
-    assert re.search(rf"step-00000006 is damaged \(.*({reason}).*\): it is step-00000006.damaged now", caplog.text)
-    assert "going on from step 4" in caplog.text
+    reason = "has lines that are not|has changed since|is missing" if file == "SHA256SUMS" else file
+    assert re.search(rf"step-00000006 is damaged \(.*({reason}).*\): renamed to step-00000006.damaged", caplog.text)
+    assert "resuming from step 4" in caplog.text
     for name, value in newest(six_steps).items():
         assert torch.equal(value, newest(run)[name]), name
 
@@ -125,9 +125,9 @@ def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: P
     state = torch.load(folder / "state.pt", weights_only=True)
     assert state.pop("hashed")
     torch.save(state, folder / "state.pt")
-    assert load_newest(run).step == 6
+    assert load_latest(run).step == 6
     torch.save(state | {"hashed": True}, folder / "state.pt")
-    assert load_newest(run).step == 4
+    assert load_latest(run).step == 4
     assert (run / "checkpoints" / "step-00000006.damaged").exists()
 
 
@@ -146,18 +146,18 @@ def test_one_command_begins_a_run_and_goes_on_with_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "step", interrupted)
         assert train.main(command) == 128 + signal.SIGTERM
-    assert "a run that begins" in capfd.readouterr().out
-    assert load_newest(run).step == 3
+    assert "starting a new run" in capfd.readouterr().out
+    assert load_latest(run).step == 3
     assert train.main(command) == 0
-    assert "goes on after step 3" in capfd.readouterr().out
+    assert "resuming after step 3" in capfd.readouterr().out
     assert losses(run) == losses(six_steps)
     assert train.main(command) == 0
-    assert "nothing to train: step 6 is done" in capfd.readouterr().out
+    assert "nothing to train: run.steps is 6, and 6 are done" in capfd.readouterr().out
 
 
 def test_going_on_by_itself_wants_the_same_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for changed, told in (
-        (["optim.lr=2e-3"], "run holds a run of another config: optim.lr was 0.001, is now 0.002; choose"),
+        (["optim.lr=2e-3"], "run contains a run with another config: optim.lr was 0.001, is now 0.002; choose"),
         (["run.steps=8", "run.keep=3", "model.channels=16", "l1_weight=2"], "and 1 more; choose another run.dir="),
         (["run.precision=fp16"], "run.precision is fp16, which needs a GPU"),
     ):
@@ -169,7 +169,7 @@ def test_going_on_by_itself_wants_the_same_config(run: Path, capfd: pytest.Captu
     assert "stage was clip, is now image_tokenizer" in capfd.readouterr().err
     (run / "config.yaml").unlink()
     assert train.main(["vqgan.yaml", "resume=auto"]) == 2
-    assert "cannot be told (run/config.yaml: no such file); choose" in capfd.readouterr().err
+    assert "in run (run/config.yaml: no such file); choose" in capfd.readouterr().err
     shutil.rmtree(run / "checkpoints")  # nothing is there to go on with, nor to lose
     assert train.main(["vqgan.yaml", "resume=auto", "run.steps=1"]) == 0
 
@@ -216,8 +216,8 @@ def test_a_folder_that_was_being_replaced_gets_its_new_contents(tmp_path: Path) 
 
 
 def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    hold = "import sys; from pathlib import Path; from dalle.training.run.run_dir import lock_run; "
-    hold += "lock = lock_run(Path('run')); print('held', flush=True); sys.stdin.read()"
+    hold = "import sys; from pathlib import Path; from dalle.training.run.run_dir import lock_run_dir; "
+    hold += "lock = lock_run_dir(Path('run')); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -225,7 +225,7 @@ def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.Captu
         assert f"process {holder.pid} on " in (error := capfd.readouterr().err) and "is training in run" in error
         holder.kill()
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
-    lock_run(run).close()
+    lock_run_dir(run).close()
 
 
 def test_a_process_of_the_loader_that_dies_is_one_line(
@@ -234,8 +234,8 @@ def test_a_process_of_the_loader_that_dies_is_one_line(
     shutil.rmtree(run / "checkpoints" / "step-00000006")
     trained = RunLog.train
 
-    def kill_a_worker(self: RunLog, step: int, figures: dict[str, float]) -> None:
-        trained(self, step, figures)
+    def kill_a_worker(self: RunLog, step: int, metrics: dict[str, float]) -> None:
+        trained(self, step, metrics)
         worker = multiprocessing.active_children()[0]
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ import yaml
 
 import dalle
 import train
-from dalle.training.checkpoint.latest import load_newest
+from dalle.training.checkpoint.latest import load_latest
 from support.tiny_model import VQGAN_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_that_is_the_only_one_is_named(
     damaged = run / "checkpoints" / "step-00000001" / file
     damaged.write_bytes(damaged.read_bytes()[:left])
     line = refused(["vqgan.yaml", "resume=true", "run.steps=2"], capfd)
-    assert "no checkpoint in run/checkpoints is whole: step-00000001 (" in line and "bring one back" in line
+    assert "no checkpoint in run/checkpoints is intact: step-00000001 (" in line and "restore one from a backup" in line
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]
 
 
@@ -210,12 +210,12 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
     with files_of_at_most(len(before[file]) - 1):  # the smaller file, weights, fits where only the state does not
         options = ["run.steps=3", "run.save_every=2", "run.validate_every=100"]  # step 2 is saved, and not judged
         line = refused(["vqgan.yaml", "resume=true", *options], capfd)
-    assert "step 2 could not be saved in run" in line and "earlier checkpoints are whole; make room there" in line
+    assert "step 2 could not be saved in run" in line and "earlier checkpoints are intact; free some disk space" in line
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     dalle.load_image_tokenizer(run / "model")
     assert train.main(["vqgan.yaml", "resume=true", "run.steps=2"]) == 0
-    assert load_newest(run).step == 2
+    assert load_latest(run).step == 2
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_a_full_disk(tracker: str, here: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(lines) == 1 and "could not be saved" in lines[0] and "resume=true" in lines[0]
-    assert load_newest(here / "copy").step >= 1
+    assert load_latest(here / "copy").step >= 1
     assert not list((here / "copy" / "checkpoints").glob(".*"))
 
 
@@ -256,7 +256,7 @@ def test_a_half_written_log_line_does_not_stop_a_resume(run: Path) -> None:
 
 def test_a_run_that_is_done_says_so(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
-    assert "nothing to train: step 1 is done" in capfd.readouterr().out
+    assert "nothing to train: run.steps is 1, and 1 are done" in capfd.readouterr().out
 
 
 def test_ctrl_c_before_the_first_step_is_one_line(
@@ -267,7 +267,7 @@ def test_ctrl_c_before_the_first_step_is_one_line(
 
     monkeypatch.setattr("dalle.training.state.build_task", interrupted)
     assert train.main(["vqgan.yaml"]) == 130
-    assert capsys.readouterr().err == "train.py: stopped; checkpoints that are there are whole\n"
+    assert capsys.readouterr().err == "train.py: stopped; existing checkpoints are intact\n"
 
 
 def test_traceback_on_request(here: Path) -> None:
@@ -284,5 +284,5 @@ def test_a_damaged_state_runs_no_code(run: Path, capfd: pytest.CaptureFixture[st
 
     torch.save(Evil(), run / "checkpoints" / "step-00000001" / "state.pt")
     (run / "checkpoints" / "step-00000001" / "SHA256SUMS").unlink()
-    assert "state.pt holds something else than data" in refused(["vqgan.yaml", "resume=true", "run.steps=2"], capfd)
+    assert "state.pt contains pickled objects" in refused(["vqgan.yaml", "resume=true", "run.steps=2"], capfd)
     assert not (run / "evil").exists()

@@ -1,1 +1,1 @@
-"""Checkpoints of a run: writing them, finding the latest whole one, optimizer state, checksums."""
+"""Training checkpoints: writing, finding the latest complete one, restoring, optimizer state, checksums."""

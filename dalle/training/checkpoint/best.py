@@ -1,7 +1,7 @@
-"""Which step validates best, by the figure that a run names: its weights are kept, and training may end by it.
+"""Best-checkpoint tracking and early stopping by one validation metric (`run.keep_best`, `run.stop_after`).
 
-What is known is read from the run's log, which a run that goes on cuts where its checkpoint stands: so it is what it
-would be without the interruption.
+A resumed run rebuilds its history from metrics.jsonl, which is truncated to the step of the checkpoint, so the outcome
+is the same as without the interruption.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from dalle.training.report.metrics_log import logged
 
 _LOWER, _HIGHER = False, True
-FIGURES: dict[str, dict[str, bool]] = {
+METRICS: dict[str, dict[str, bool]] = {
     "image_tokenizer": {
         "psnr": _HIGHER,
         "ssim": _HIGHER,
@@ -46,98 +46,98 @@ FIGURES: dict[str, dict[str, bool]] = {
         "psnr": _HIGHER,
     },
 }
-"""Of each stage the figures of a validation, and whether more of one is better."""
+"""Validation metrics of each stage; True where higher is better."""
 
 
-class NotANumber(ValueError):
-    """A figure of a validation is NaN, which ends the run."""
+class NaNMetricError(ValueError):
+    """A validation metric is NaN, which ends the run: the weights must not replace good ones."""
 
     code = 3  # the exit code
 
-    def __init__(self, step: int, figure: str, run: Path):
+    def __init__(self, step: int, metric: str, run: Path):
         super().__init__(
-            f"step {step}: {figure} of the validation is NaN: its weights are not kept, the checkpoints in {run} "
-            "are from before: go on from them with a lower optim.lr, a longer optim.warmup or run.precision=fp32"
+            f"step {step}: the validation metric {metric} is NaN: these weights are not saved, the checkpoints in "
+            f"{run} are older: resume from them with a lower optim.lr, a longer optim.warmup or run.precision=fp32"
         )
 
 
-def check_numbers(step: int, figures: Mapping[str, float], run: Path) -> None:
-    """Refuse figures of a validation that are NaN.
+def check_not_nan(step: int, metrics: Mapping[str, float], run: Path) -> None:
+    """Check the metrics of a validation.
 
     Raises:
-        NotANumber: one is.
+        NaNMetricError: one of them is NaN.
     """
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if math.isnan(value):
-            raise NotANumber(step, name, run)
+            raise NaNMetricError(step, name, run)
 
 
-def check_figure(stage: str, figure: str | None, stop_after: int | None) -> None:
-    """Refuse options that name no figure of the stage's validations.
+def check_metric(stage: str, metric: str | None, stop_after: int | None) -> None:
+    """Check `run.keep_best` and `run.stop_after` of a recipe.
 
     Raises:
-        ValueError: there is no such figure, or none by which to stop.
+        ValueError: the stage has no such metric, or early stopping is on without a metric.
     """
-    if figure is not None and figure not in FIGURES[stage]:
-        known = ", ".join(FIGURES[stage])
-        raise ValueError(f"run.keep_best is {figure!r}: the validation of stage {stage} has {known}; take one of these")
-    if stop_after is not None and figure is None:
-        raise ValueError(f"run.stop_after is {stop_after} but run.keep_best is null: set it to the figure to stop by")
+    if metric is not None and metric not in METRICS[stage]:
+        known = ", ".join(METRICS[stage])
+        raise ValueError(f"run.keep_best is {metric!r}: expected a validation metric of stage {stage}: {known}")
+    if stop_after is not None and metric is None:
+        raise ValueError(f"run.stop_after is {stop_after} but run.keep_best is null: set it to the metric to stop by")
 
 
-class Best:
+class BestTracker:
     """The best validation so far.
 
     Attributes:
-        figure: by which; None: nobody asks.
-        step: when that was; None: before any validation.
-        value: of the figure then.
-        since: validations after it.
-        validated: the last step that was validated; 0: none.
+        metric: name of the metric that decides; None if none was chosen.
+        step: step of the best validation; None before the first one.
+        value: value of the metric at that step.
+        since: number of validations since then.
+        validated: last step that was validated; 0 if none was.
     """
 
-    def __init__(self, stage: str, figure: str | None, stop_after: int | None = None):
-        self.figure, self.stop_after = figure, stop_after
-        self._higher = figure is not None and FIGURES[stage][figure]
+    def __init__(self, stage: str, metric: str | None, stop_after: int | None = None):
+        self.metric, self.stop_after = metric, stop_after
+        self._higher = metric is not None and METRICS[stage][metric]
         self.step: int | None = None
         self.value = -math.inf if self._higher else math.inf
         self.since = 0
         self.validated = 0
 
-    def add(self, step: int, figures: Mapping[str, float]) -> bool:
-        """Note a validation; returns whether it is the best so far."""
+    def add(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Record a validation; returns whether it is the best so far."""
         self.validated = step
-        if self.figure is None or self.figure not in figures:
+        if self.metric is None or self.metric not in metrics:
             return False
-        value = figures[self.figure]
+        value = metrics[self.metric]
         if value > self.value if self._higher else value < self.value:
             self.step, self.value, self.since = step, value, 0
             return True
         self.since += 1
         return False
 
-    def forget(self) -> None:
-        """The next validation is the best, as the weights of the best one are gone."""
+    def reset(self) -> None:
+        """Start over, since the weights of the best step no longer exist: the next validation is the best."""
         self.step, self.value, self.since = None, -math.inf if self._higher else math.inf, 0
 
     @property
-    def over(self) -> bool:
-        """Whether it is time to stop."""
+    def should_stop(self) -> bool:
+        """Whether early stopping has triggered."""
         return self.stop_after is not None and self.step is not None and self.since >= self.stop_after
 
     def is_exported(self, step: int) -> bool:
-        """Whether the weights of this step, the newest, are those of the model folder."""
-        return self.figure is None or self.step in (None, step)
+        """Return whether the weights of `step`, the newest, belong in the model folder."""
+        return self.metric is None or self.step in (None, step)
 
     def __str__(self) -> str:
-        return f"{self.figure} {self.value:.4g} at step {self.step}"
+        return f"{self.metric} {self.value:.4g} at step {self.step}"
 
 
 def validations(log: Path) -> list[tuple[int, dict[str, float]]]:
-    """The validations in a metrics.jsonl: after which step, and the figures."""
+    """Read the validations of a metrics.jsonl, as pairs of step and metrics."""
     found = []
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        figures = logged(line)
-        if figures is not None and any(name.startswith("validation/") for name in figures):
-            found.append((figures["step"], {name.removeprefix("validation/"): v for name, v in figures.items()}))
+        metrics = logged(line)
+        if metrics is not None and any(name.startswith("validation/") for name in metrics):
+            found.append((metrics["step"], {name.removeprefix("validation/"): v for name, v in metrics.items()}))
     return found

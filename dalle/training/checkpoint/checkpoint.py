@@ -1,15 +1,15 @@
-"""Checkpoints of a run: written whole or not at all, the newest few and the best kept, put back to the exact step.
+"""Training checkpoints: written completely or not at all; the newest few and the best one are kept.
 
-A folder `step-NNNNNNNN` is there only once all of it is: it is written under another name beside its place, by one
-process or by all of a sharded run, and renamed by the first when all have written. It holds
+A folder `step-NNNNNNNN` exists only once all of it has been written: it is filled under a temporary name beside its
+final place, by the main process or by every process of a sharded run, and then renamed by the main process. It contains
 
-    weights.safetensors, average.safetensors    the task's whole state; averaged weights, if there are any
-    shards/                                      in place of both, and of moments, of a sharded run (shards.py)
-    powersgd-NNNNN.safetensors                   for each process what it has not told yet, with run.powersgd
-    state.pt                                     the rest, read as data only
-    SHA256SUMS                                   digests of all these (digests.py)
+    weights.safetensors, average.safetensors    the task's full state; the EMA weights, if there is an EMA
+    shards/                                      sharded runs: in place of both, with the AdamW moments
+    powersgd-NNNNN.safetensors                   with run.powersgd: the compression error of each process
+    state.pt                                     everything else, loaded with weights_only=True
+    SHA256SUMS                                   checksums of all files above (checksums.py)
 
-Either kind can be gone on from with any number of processes, sharded or not.
+A run can resume from either kind with any number of processes, sharded or not (restore.py).
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import LazyTensor, load_into, open_tensors, write_tensors
-from dalle.config import ConfigError, flat, from_dict, to_dict
+from dalle.checkpoints.tensors import LazyTensor, open_tensors, write_tensors
 from dalle.files import atomic_folder
 from dalle.training.checkpoint import checksums
-from dalle.training.checkpoint.optimizer_state import by_name, load_moments, state_of
+from dalle.training.checkpoint.optimizer_state import optimizer_state_dict
 from dalle.training.distributed import powersgd, sharded_checkpoint
-from dalle.training.distributed.fsdp import is_sharded, shard_like
+from dalle.training.distributed.fsdp import is_sharded
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.optim import EMA
 
 _NAME = re.compile(r"(?:step|update)-(\d{8})$")  # "update-" in runs begun before version 0.2
-_ANY = ("checkpoint_activations",)  # options of a model that change neither weights nor results
 
 
 @dataclass
 class Checkpoint:
-    """All that an interrupted run needs to go on as if it had not been.
+    """Everything that a run needs to resume exactly where it stopped.
 
-    Noise, data order and schedules are functions of (seed, step), so they need no state here.
+    Noise, data order and schedules are functions of (seed, step), so neither random generator states nor the position
+    in the data set are stored.
     """
 
-    step: int  # steps done
-    weights: dict[str, Tensor]  # the task's whole state
-    average: dict[str, Tensor] | None  # averaged weights of the exported module
-    optimizers: dict[str, Any]  # one state dict for each phase
-    scaler: dict[str, Any] | None  # loss scale of fp16
+    step: int  # number of completed steps
+    weights: dict[str, Tensor]  # full state of the task (model, and discriminator if there is one)
+    ema: dict[str, Tensor] | None  # EMA weights of the exported module
+    optimizers: dict[str, Any]  # one state dict per phase
+    scaler: dict[str, Any] | None  # fp16 loss scaler
     architecture: dict[str, Any]  # the recipe's `model:`
-    bad: list[str]  # broken records met so far
-    shares: int = 0  # files of shards
-    averaged: bool = False  # whether there is a file of averaged weights
-    hashed: bool = False  # whether there are digests; earlier ones have none
-    folder: Path | None = None  # where it was read from; of a sharded one tensors are still there
+    bad: list[str]  # names of broken records met so far
+    # The next three are stored so that a missing file is noticed on loading
+    shares: int = 0  # number of shard files
+    averaged: bool = False  # whether average.safetensors was written
+    hashed: bool = False  # whether SHA256SUMS was written; the first versions wrote none
+    folder: Path | None = None  # set on loading; the tensors of a sharded checkpoint stay there until `restore`
 
     @classmethod
     def of(
         cls,
         step: int,
         state: nn.Module,
-        average: EMA | None,
+        ema: EMA | None,
         optimizers: dict[str, AcceleratedOptimizer],
         scaler: torch.amp.GradScaler | None,
         architecture: dict[str, Any],
         bad: list[str],
     ) -> Checkpoint:
-        """The state of a run after `step` steps."""
+        """Collect the state of a run after `step` steps. Tensors are referenced, not copied."""
         return cls(
             step=step,
             weights=state.state_dict(),
-            average=None if average is None else average.state,
-            optimizers={name: state_of(optimizer, state) for name, optimizer in optimizers.items()},
+            ema=None if ema is None else ema.state,
+            optimizers={name: optimizer_state_dict(optimizer, state) for name, optimizer in optimizers.items()},
             scaler=None if scaler is None else scaler.state_dict(),
             architecture=architecture,
             bad=bad,
@@ -85,19 +85,19 @@ class Checkpoint:
 
 
 def folders(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
+    """List the checkpoint folders of a run, oldest first."""
     found = [p for p in (run / "checkpoints").glob("*-*") if _NAME.fullmatch(p.name)]
     return sorted(found, key=lambda p: p.name.rpartition("-")[2])
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, or would be written."""
+    """Return the folder of the checkpoint of a step, whether or not it exists."""
     known = (folder for folder in folders(run) if int(folder.name[-8:]) == step)
     return next(known, run / "checkpoints" / f"step-{step:08d}")
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of a run."""
+    """Return whether a folder is a training checkpoint."""
     return (folder / "state.pt").is_file()
 
 
@@ -106,28 +106,39 @@ def save(
     checkpoint: Checkpoint,
     keep: int,
     accelerator: Accelerator,
-    told: Mapping[str, PowerSGD] | None = None,
+    compressors: Mapping[str, PowerSGD] | None = None,
     best: int | None = None,
 ) -> Path:
-    """Write `checkpoint`, then remove all but the newest `keep` and that of step `best`. All processes call it.
+    """Write `checkpoint`, then delete all older ones but the newest `keep` and the best. Every process must call it.
+
+    Args:
+        run: run folder.
+        checkpoint: what to write.
+        keep: number of newest checkpoints that stay on disk.
+        accelerator: the run's accelerator.
+        compressors: PowerSGD state of each phase; every process writes its own.
+        best: step of the best validation, whose checkpoint is kept as well.
+
+    Returns:
+        The folder written.
 
     Raises:
-        OSError: no space left; earlier checkpoints are untouched.
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     target = folder_of(run, checkpoint.step)
     main, rank = accelerator.is_main_process, accelerator.process_index
     sharded = is_sharded(checkpoint.weights.values())
-    with _folder_of_all(target, accelerator) as folder:
-        own: list[Path] = []  # files that this process wrote
+    with _shared_atomic_folder(target, accelerator) as folder:
+        own: list[Path] = []  # files that this process wrote and therefore hashes
         if sharded:
             optimizers = _write_shards(checkpoint, folder / "shards")
             own += sharded_checkpoint.files(folder / "shards", rank)
         else:
             optimizers = checkpoint.optimizers
             if main:
-                own += _write_whole(checkpoint, folder)
-        if told:
-            own.append(powersgd.write(folder, told, rank))
+                own += _write_full(checkpoint, folder)
+        if compressors:
+            own.append(powersgd.write(folder, compressors, rank))
         if main:
             own.append(folder / "state.pt")
             _save_state(
@@ -138,7 +149,7 @@ def save(
                     "architecture": checkpoint.architecture,
                     "bad": checkpoint.bad,
                     "shares": len(sharded_checkpoint.files(folder / "shards")),
-                    "averaged": not sharded and checkpoint.average is not None,
+                    "averaged": not sharded and checkpoint.ema is not None,
                     "hashed": True,
                 },
                 own[-1],
@@ -146,6 +157,7 @@ def save(
         found = gather_object(list(checksums.digests(folder, own).items()))
         if main:
             checksums.write(folder, dict(found))
+    # Deleting only after the new folder has its final name means that there always is a complete checkpoint
     if accelerator.is_main_process:
         for old in folders(run)[:-keep]:
             if best is None or old != folder_of(run, best):
@@ -154,8 +166,8 @@ def save(
 
 
 @contextmanager
-def _folder_of_all(target: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """`artifact.atomic_folder` for all processes: the first makes it, and moves it to its place when all are done."""
+def _shared_atomic_folder(target: Path, accelerator: Accelerator) -> Iterator[Path]:
+    """`atomic_folder` shared by all processes: the main one creates it and renames it once every process is done."""
     if accelerator.num_processes == 1:
         with atomic_folder(target) as folder:
             yield folder
@@ -164,13 +176,13 @@ def _folder_of_all(target: Path, accelerator: Accelerator) -> Iterator[Path]:
     with own as folder:
         folder = Path(broadcast_object_list([str(folder)])[0])
         yield folder
-        accelerator.wait_for_everyone()
-    accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()  # all files are written: the main process may rename the folder
+    accelerator.wait_for_everyone()  # it is renamed: other processes may read it
 
 
-def _write_whole(checkpoint: Checkpoint, folder: Path) -> list[Path]:
-    """Write weights and averaged weights in one piece each; the files."""
-    parts = {"weights.safetensors": checkpoint.weights, "average.safetensors": checkpoint.average}
+def _write_full(checkpoint: Checkpoint, folder: Path) -> list[Path]:
+    """Write weights and EMA weights to one file each; returns the files."""
+    parts = {"weights.safetensors": checkpoint.weights, "average.safetensors": checkpoint.ema}
     written = {folder / name: tensors for name, tensors in parts.items() if tensors is not None}
     for file, tensors in written.items():
         write_tensors(tensors, file)
@@ -178,9 +190,13 @@ def _write_whole(checkpoint: Checkpoint, folder: Path) -> list[Path]:
 
 
 def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
-    """Write each process's shares; returns of the optimizers what is no share: the steps, by the weights' names."""
+    """Write this process's shards of weights, EMA and moments.
+
+    Returns:
+        What is not sharded: for each phase the AdamW step count of each parameter, by name.
+    """
     tensors = {f"weights:{name}": value for name, value in checkpoint.weights.items()}
-    tensors |= {f"average:{name}": value for name, value in (checkpoint.average or {}).items()}
+    tensors |= {f"average:{name}": value for name, value in (checkpoint.ema or {}).items()}
     steps: dict[str, dict[str, float]] = {}
     for phase, moments in checkpoint.optimizers.items():
         steps[phase] = {name: float(state["step"]) for name, state in moments.items()}
@@ -192,131 +208,48 @@ def _write_shards(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def as_value_error(run: Path, step: int) -> Iterator[None]:
-    """Says what to do where a save in this block fails.
+    """Turn an OSError raised while saving into a message that says how to recover.
 
     Raises:
-        ValueError: in place of an OSError: no space left, or not writable.
+        ValueError: replaces an OSError, such as a full or read-only disk.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(
-            f"step {step} could not be saved in {run} ({reason}): earlier checkpoints are whole; "
-            "make room there, then go on with resume=true"
+            f"step {step} could not be saved in {run} ({reason}): earlier checkpoints are intact; "
+            "free some disk space, then continue with resume=true"
         ) from error
 
 
 def _save_state(state: dict[str, Any], file: Path) -> None:
     try:
-        with file.open("wb") as handle:  # given a path, torch 2.9 does not notice that the last bytes did not fit
+        with file.open("wb") as handle:  # torch 2.9, given a path, ignores a failed write of the last bytes
             torch.save(state, handle)
     except RuntimeError as error:  # how torch reports a full disk
         raise OSError(f"{file.name} could not be written, is the disk full?") from error
 
 
-def restore(
-    saved: Checkpoint,
-    state: nn.Module,
-    average: EMA | None,
-    optimizers: dict[str, AcceleratedOptimizer],
-    scaler: torch.amp.GradScaler | None,
-    model: Any,
-) -> int:
-    """Put `saved` into the modules and optimisers of a run, whose recipe has this `model:`; returns the steps done.
-
-    Raises:
-        ValueError: the checkpoint is of another architecture, or of a recipe with other parts.
-    """
-    was, now = flat(_completed(saved.architecture, model)), flat(to_dict(model))
-    differ = [key for key in was | now if was.get(key) != now.get(key) and not key.endswith(_ANY)]
-    if differ:
-        told = ", ".join(f"model.{key} was {was.get(key)}, is now {now.get(key)}" for key in differ)
-        raise ValueError(f"the checkpoint is of another architecture: {told}")
-    if set(saved.optimizers) != set(optimizers):
-        raise ValueError(
-            f"the checkpoint has the phases {', '.join(saved.optimizers)}, the recipe {', '.join(optimizers)}: "
-            "resume with the recipe that began the run"
-        )
-    if not saved.weights and saved.folder is not None:
-        _read_shards(saved, saved.folder / "shards", state, average, optimizers)
-    else:
-        _take_whole(saved, state, average, optimizers)
-    if scaler is not None and saved.scaler is not None:
-        scaler.load_state_dict(saved.scaler)
-    return saved.step
-
-
-def _completed(architecture: dict[str, Any], model: Any) -> dict[str, Any]:
-    """An architecture with the options that it was saved without, as there were none then, at their defaults."""
-    try:
-        return to_dict(from_dict(type(model), architecture, "checkpoint"))
-    except ConfigError:  # of another kind
-        return architecture
-
-
-def _take_whole(
-    saved: Checkpoint,
-    state: nn.Module,
-    average: EMA | None,
-    optimizers: dict[str, AcceleratedOptimizer],
-) -> None:
-    """Put whole tensors into modules and optimizers, of which each process may hold a share."""
-    own = state.state_dict()
-    load_into(state, {n: shard_like(t, own[n]) if n in own else t for n, t in saved.weights.items()}, "checkpoint")
-    for name, optimizer in optimizers.items():
-        if is_sharded(own.values()):
-            load_moments(optimizer, state, by_name(saved.optimizers[name], optimizer, state))
-        else:
-            optimizer.load_state_dict(saved.optimizers[name])
-    if average is not None:
-        averaged = _of_model(saved.weights) if saved.average is None else saved.average
-        average.load({name: shard_like(averaged[name], value) for name, value in average.state.items()})
-
-
-def _read_shards(
-    saved: Checkpoint,
-    folder: Path,
-    state: nn.Module,
-    average: EMA | None,
-    optimizers: dict[str, AcceleratedOptimizer],
-) -> None:
-    """Read into modules and optimizers, whole or shared, what each process needs of shards."""
-    there = sharded_checkpoint.open_shards(folder)
-    wanted = {f"weights:{name}": value for name, value in state.state_dict().items()}
-    averaged = any(name.startswith("average:") for name in there)
-    if average is not None and averaged:
-        wanted |= {f"average:{name}": value for name, value in average.state.items()}
-    parameters = dict(state.named_parameters())
-    moments: dict[str, dict[str, Tensor]] = {}
-    for name in [name for steps in saved.optimizers.values() for name in steps]:
-        keys = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}:{name}" in there]
-        moments[name] = {key: torch.zeros_like(parameters[name]).detach() for key in keys}
-        wanted |= {f"{key}:{name}": value for key, value in moments[name].items()}
-    sharded_checkpoint.read_into(folder, wanted)
-    if average is not None and not averaged:
-        average.load(_of_model(state.state_dict()))
-    for phase, optimizer in optimizers.items():
-        steps = saved.optimizers[phase]
-        load_moments(optimizer, state, {name: moments[name] | {"step": torch.tensor(steps[name])} for name in steps})
-
-
 def export_weights(folder: Path) -> dict[str, Tensor | LazyTensor]:
-    """The weights of a checkpoint that a model folder gets, averaged ones where there are any; made one at a time.
+    """Open the weights of a checkpoint that go into the model folder: the EMA weights if there are any.
+
+    Returns:
+        Tensors by name; those of a sharded checkpoint are assembled one at a time, when they are read.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
     if (folder / "shards").is_dir():
-        there = sharded_checkpoint.open_shards(folder / "shards")
-        first = "average:" if any(name.startswith("average:") for name in there) else "weights:model."
-        return {name.removeprefix(first): made for name, made in there.items() if name.startswith(first)}
+        stored = sharded_checkpoint.open_shards(folder / "shards")
+        first = "average:" if any(name.startswith("average:") for name in stored) else "weights:model."
+        return {name.removeprefix(first): tensor for name, tensor in stored.items() if name.startswith(first)}
     if (folder / "average.safetensors").exists():
         return open_tensors(folder / "average.safetensors")
     whole = open_tensors(folder / "weights.safetensors")
     return {name.removeprefix("model."): value for name, value in whole.items() if name.startswith("model.")}
 
 
-def _of_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The exported module's share of a task's state."""
+def model_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select the exported module from the state of a task (without the discriminator)."""
     return {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}

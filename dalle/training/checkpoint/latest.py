@@ -1,4 +1,4 @@
-"""Reading the newest checkpoint of a run that is whole; damaged ones are put aside."""
+"""Reads the newest complete checkpoint of a run; damaged ones are renamed, never deleted."""
 
 from __future__ import annotations
 
@@ -20,91 +20,100 @@ from dalle.training.distributed import sharded_checkpoint
 log = logging.getLogger(__name__)
 
 
-def load_newest(run: Path, accelerator: Accelerator | None = None) -> Checkpoint:
-    """Read the newest checkpoint of a run that is whole. All processes call it, each checks some of the digests.
+def load_latest(run: Path, accelerator: Accelerator | None = None) -> Checkpoint:
+    """Read the newest complete checkpoint of a run. Every process must call it; they share the checksum work.
 
-    Newer ones that are damaged are renamed to NAME.damaged, and the log says so.
+    Newer checkpoints that are damaged are renamed to NAME.damaged, with a warning in the log.
+
+    Args:
+        run: run folder.
+        accelerator: the run's accelerator; None for a single process outside of training.
+
+    Returns:
+        The checkpoint. Tensors of a sharded one stay on disk until `restore`.
 
     Raises:
-        ValueError: there is none, or all are damaged; these then stay as they are.
+        ValueError: there is no checkpoint, or all are damaged; in the latter case nothing is renamed.
     """
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     found = folders(run)
     if world > 1:
-        found = broadcast_object_list([found])[0]  # a shared disk may show processes different things for a moment
+        found = broadcast_object_list([found])[0]  # network file systems may list different folders on each node
     if not found:
         raise ValueError(f"{run}: no checkpoint to resume from; start without resume=true")
     damaged: dict[Path, str] = {}
     for folder in reversed(found):
         saved = _load(folder, rank, world)
+        # One process that finds damage is enough for all of them to reject the checkpoint
         reasons = [saved if isinstance(saved, str) else None]
-        wrong = [reason for reason in (reasons if world == 1 else gather_object(reasons)) if reason is not None]
-        if not wrong and not isinstance(saved, str):
+        problems = [reason for reason in (reasons if world == 1 else gather_object(reasons)) if reason is not None]
+        if not problems and not isinstance(saved, str):
             break
-        damaged[folder] = wrong[0]
+        damaged[folder] = problems[0]
     else:
-        told = "; ".join(f"{folder.name} ({reason})" for folder, reason in damaged.items())
+        summary = "; ".join(f"{folder.name} ({reason})" for folder, reason in damaged.items())
         raise ValueError(
-            f"no checkpoint in {found[0].parent} is whole: {told}; bring one back, or train anew in another run.dir"
+            f"no checkpoint in {found[0].parent} is intact: {summary}; restore one from a backup, or start again in "
+            "another run.dir"
         )
     for folder, reason in damaged.items() if rank == 0 else ():
-        aside = _put_aside(folder)
-        log.warning("the checkpoint %s is damaged (%s): it is %s now", folder, reason, aside.name)
+        aside = _set_aside(folder)
+        log.warning("the checkpoint %s is damaged (%s): renamed to %s", folder, reason, aside.name)
     if damaged and rank == 0:
-        log.warning("going on from step %d", saved.step)
+        log.warning("resuming from step %d", saved.step)
     return saved
 
 
 def check(folder: Path) -> None:
-    """Compare the files of a checkpoint with its digests; an early one has none.
+    """Verify the checksums of a checkpoint; the first versions wrote none, and then nothing is checked.
 
     Raises:
-        ValueError: a file has changed, or is missing.
+        ValueError: a file has changed or is missing.
     """
     if (folder / checksums.SUMS).exists():
         checksums.check(folder)
 
 
 def _load(folder: Path, rank: int, world: int) -> Checkpoint | str:
-    """A checkpoint, or what is wrong with it; each of `world` processes checks some of the digests."""
-    average, sharded = folder / "average.safetensors", (folder / "shards").is_dir()
+    """Read a checkpoint; returns a message if it is damaged. Each of `world` processes verifies some checksums."""
+    ema_file, sharded = folder / "average.safetensors", (folder / "shards").is_dir()
     try:
-        if summed := (folder / checksums.SUMS).exists():
+        if has_checksums := (folder / checksums.SUMS).exists():
             checksums.check(folder, rank, world)
         if sharded:
-            sharded_checkpoint.open_shards(folder / "shards")  # looks at headers and lengths of the files
+            sharded_checkpoint.open_shards(folder / "shards")  # reads headers and file sizes only
         found = Checkpoint(
             weights={} if sharded else read_tensors(folder / "weights.safetensors"),
-            average=read_tensors(average) if average.exists() else None,
+            ema=read_tensors(ema_file) if ema_file.exists() else None,
             folder=folder,
             **_read_state(folder / "state.pt"),
         )
     except (ValueError, OSError, TypeError) as error:
-        if out_of_memory(error) is not None:
+        if out_of_memory(error) is not None:  # the file may be fine: do not call it damaged
             raise
         return str(error)
     if len(sharded_checkpoint.files(folder / "shards")) != found.shares:
-        return f"of {found.shares} shards {len(sharded_checkpoint.files(folder / 'shards'))} are there"
-    if found.averaged and found.average is None:
-        return f"{average.name} is missing"
-    return f"{checksums.SUMS} is missing" if found.hashed and not summed else found
+        return f"expected {found.shares} shards, found {len(sharded_checkpoint.files(folder / 'shards'))}"
+    if found.averaged and found.ema is None:
+        return f"{ema_file.name} is missing"
+    return f"{checksums.SUMS} is missing" if found.hashed and not has_checksums else found
 
 
 def _read_state(file: Path) -> dict[str, Any]:
     try:
         state = dict(torch.load(file, map_location="cpu", weights_only=True))
-        return {"step" if key == "update" else key: value for key, value in state.items()}  # its name before 0.2
+        return {"step" if key == "update" else key: value for key, value in state.items()}  # "update" before 0.2
     except UnpicklingError as error:
-        raise ValueError(f"{file.name} holds something else than data") from error
+        raise ValueError(f"{file.name} contains pickled objects that are not plain data") from error
     except (ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
-        if out_of_memory(error) is not None:  # which is no damage
+        if out_of_memory(error) is not None:  # the file may be fine: do not call it damaged
             raise
-        told = str(error).partition("\n")[0] or "it is empty"
-        raise ValueError(f"{file.name}: {told}") from error
+        summary = str(error).partition("\n")[0] or "it is empty"
+        raise ValueError(f"{file.name}: {summary}") from error
 
 
-def _put_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint, so that none of its files is lost and it is not taken for one; the new folder."""
+def _set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint so that it is no longer found but nothing is lost; returns the new folder."""
     aside, number = folder.with_name(f"{folder.name}.damaged"), 1
     while aside.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""What AdamW keeps of each weight, by the names of the weights: torch numbers them, in the order of the groups."""
+"""AdamW state keyed by parameter name (torch keys it by index, in the order of the parameter groups)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from dalle.training.distributed.fsdp import is_sharded, shard_like
 
-Moments = dict[str, dict[str, Tensor]]  # of each weight: exp_avg, exp_avg_sq, step
+Moments = dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq, step
 
 
-def state_of(optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, Any]:
-    """torch's own state dict; of shares the moments and step of each weight, by its name."""
+def optimizer_state_dict(optimizer: AcceleratedOptimizer, state: nn.Module) -> dict[str, Any]:
+    """Return torch's own state dict; for a sharded model the moments and step count by parameter name instead."""
     if not is_sharded(state.parameters()):
         return optimizer.state_dict()
     names = {id(parameter): name for name, parameter in state.named_parameters()}
-    held = optimizer.optimizer.state
-    return {names[id(p)]: dict(held[p]) for group in optimizer.param_groups for p in group["params"] if p in held}
+    entry = optimizer.optimizer.state
+    return {names[id(p)]: dict(entry[p]) for group in optimizer.param_groups for p in group["params"] if p in entry}
 
 
-def by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Module) -> Moments:
-    """Moments and steps of a state dict of whole weights, by the names of the weights, in shares as these are.
+def moments_by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Module) -> Moments:
+    """Convert torch's index-keyed state of an unsharded run to names, sharded like the parameters of this run.
 
-    `adamw` puts what decays into the first group, the rest in the module's order behind it; shares and scalars of the
-    rest are in groups of their own.
+    Relies on the order of `adamw`: first the group with weight decay, then everything else in module order. A sharded
+    run splits the latter into two groups (shards and scalars), which are merged here to recover the indices.
     """
     order = {id(parameter): (place, name) for place, (name, parameter) in enumerate(state.named_parameters())}
     first, *rest = ([order[id(p)] + (p,) for p in group["params"]] for group in optimizer.param_groups)
@@ -33,14 +33,14 @@ def by_name(saved: dict[str, Any], optimizer: AcceleratedOptimizer, state: nn.Mo
     found: Moments = {}
     for number, (_, name, parameter) in enumerate(numbered):
         if number in saved["state"]:
-            held = saved["state"][number]
-            found[name] = {k: v if k == "step" else shard_like(v, parameter) for k, v in held.items()}
+            entry = saved["state"][number]
+            found[name] = {k: v if k == "step" else shard_like(v, parameter) for k, v in entry.items()}
     return found
 
 
 def load_moments(optimizer: AcceleratedOptimizer, state: nn.Module, moments: Moments) -> None:
-    """Give an optimizer moments and steps by the names of its weights; its options stay those of the recipe."""
+    """Load moments and step counts by parameter name; hyperparameters stay those of the recipe."""
     names = {id(parameter): name for name, parameter in state.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    held = {i: moments[names[id(p)]] for i, p in enumerate(parameters) if names[id(p)] in moments}
-    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+    entry = {i: moments[names[id(p)]] for i, p in enumerate(parameters) if names[id(p)] in moments}
+    optimizer.load_state_dict({"state": entry, "param_groups": optimizer.state_dict()["param_groups"]})

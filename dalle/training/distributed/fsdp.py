@@ -1,8 +1,8 @@
-"""Parameters, gradients and optimizer in shares, one a process (PyTorch's FSDP2); knows nothing of losses or files.
+"""Fully sharded data parallelism with PyTorch's FSDP2: parameters, gradients and optimizer state split over processes.
 
-The units that are gathered, used and let go are the attention and the feed-forward part of each block. What is no block
-(embeddings, norms, heads) is one unit more, in float32. The same code runs on CPUs over gloo, where Accelerate has no
-sharding of its own, and on GPUs over NCCL.
+The units that are all-gathered, used and resharded are the attention and the feed-forward part of each block.
+Everything outside the blocks (embeddings, norms, heads) is one more unit, in float32. The same code runs on GPUs over
+NCCL and on CPUs over gloo, where Accelerate does not support sharding.
 """
 
 from __future__ import annotations
@@ -25,54 +25,56 @@ from dalle.training.distributed.sharded_init import sharded_init
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# What a config of `accelerate config` may ask of FSDP that the code here does not do, and what to do instead.
-_REFUSED = {
-    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params: this trains on the devices only; set it to false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing: set it to false, and here "
-    "model.transformer.checkpoint_activations=true",
+# FSDP options of an `accelerate config` file that are not supported here, and what to do instead
+_UNSUPPORTED = {
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params: offloading is not supported; set it to false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing: set it to false, and "
+    "model.transformer.checkpoint_activations=true in the recipe",
 }
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is shared among the processes.
+    """How a model is split over the processes.
 
     Attributes:
-        device: where the shares are.
-        compute: type of the matrix products; blocks are gathered in it. Shares and sums of gradients are float32.
+        device: device of the shards.
+        compute: dtype of the matrix products, in which blocks are all-gathered. Shards and reduced gradients are
+            float32.
     """
 
     device: torch.device
     compute: torch.dtype
 
     def build(self, make: Callable[[], Model], methods: Sequence[str]) -> Model:
-        """Make a model of which each process has its share, on its device.
+        """Build a model of which every process holds its shards only.
 
-        Never is all of it in one memory, the host's neither, and its numbers are those of the model made whole.
+        The full model is never in memory, not even on the host. The initial values are those of an unsharded model.
 
         Args:
-            make: makes it on the CPU, and may fill it.
-            methods: those beside `forward` that compute with its weights. They run under autocast in `compute`, as
-                the loop's forward pass does, whatever their caller says: the blocks' weights have no other type.
+            make: builds the model on the CPU, and may load weights into it.
+            methods: names of methods besides `forward` that compute with the weights. They always run under autocast
+                in `compute`, like the forward pass of the training loop, since gathered blocks have that dtype.
 
         Returns:
-            The model; its parameters are `DTensor`s, but for scalars, which all processes have.
+            The model. Its parameters are `DTensor`s, except for scalars, which are replicated.
         """
-        # Nothing here adds to what a unit returned in place, of which torch warns
+        # The warning is about in-place changes of a unit's output; nothing here makes any
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.device.type, (distributed.get_world_size(),))
-        with sharded_init(mesh.get_local_rank(), mesh.size(), self.device) as cut:
+        with sharded_init(mesh.get_local_rank(), mesh.size(), self.device) as shards:
             model = make()
-        shares = {name: (cut[parameter], parameter) for name, parameter in model.named_parameters()}
-        gathered = MixedPrecisionPolicy(self.compute, torch.float32, cast_forward_inputs=False)
+        local_shards = {name: (shards[parameter], parameter) for name, parameter in model.named_parameters()}
+        block_policy = MixedPrecisionPolicy(self.compute, torch.float32, cast_forward_inputs=False)
         for unit in fsdp_units(model):
-            fully_shard(unit, mesh=mesh, mp_policy=gathered)
+            fully_shard(unit, mesh=mesh, mp_policy=block_policy)
+        # FSDP2 cannot shard a scalar (such as CLIP's temperature): these stay replicated
         scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
-        whole = MixedPrecisionPolicy(cast_forward_inputs=False)
-        fully_shard(model, mesh=mesh, mp_policy=whole, ignored_params=scalars)
-        state = {name: _distributed(share, of, mesh) for name, (share, of) in shares.items()}
-        model.load_state_dict(state, strict=False, assign=True)  # strict would ask for buffers
-        model.to(self.device)  # buffers
+        full = MixedPrecisionPolicy(cast_forward_inputs=False)
+        fully_shard(model, mesh=mesh, mp_policy=full, ignored_params=scalars)
+        state = {name: _to_dtensor(shard, parameter, mesh) for name, (shard, parameter) in local_shards.items()}
+        model.load_state_dict(state, strict=False, assign=True)  # strict would require buffers, too
+        model.to(self.device)  # moves the buffers; parameters are there already
         for name in methods:
             if self.compute != torch.float32:
                 setattr(model, name, torch.autocast(self.device.type, self.compute)(getattr(model, name)))
@@ -80,40 +82,42 @@ class Sharding:
         return model
 
 
-def _distributed(share: Tensor, of: Tensor, mesh: DeviceMesh) -> Tensor:
-    """The tensor that has this share on this process; of a scalar itself."""
-    if not of.ndim:
-        return share
-    return DTensor.from_local(share, mesh, [Shard(0)], run_check=False, shape=of.shape, stride=of.stride())
+def _to_dtensor(shard: Tensor, parameter: Tensor, mesh: DeviceMesh) -> Tensor:
+    """Wrap a local shard as a DTensor sharded over rows; scalars are returned as they are."""
+    if not parameter.ndim:
+        return shard
+    return DTensor.from_local(
+        shard, mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
 def fsdp_units(model: nn.Module) -> list[nn.Module]:
-    """The parts of a model that are gathered one after the other."""
+    """List the submodules that FSDP gathers one after the other: attention and feed-forward part of each block."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     return [unit for block in blocks for unit in (block.attention, block.feed_forward)]
 
 
 def build(make: Callable[[], Model], device: torch.device, sharding: Sharding | None, methods: Sequence[str]) -> Model:
-    """Make a model on a device, or each process's share of it; `make` and `methods` as in `Sharding.build`."""
+    """Build a model on a device, sharded if `sharding` is given; `make` and `methods` as in `Sharding.build`."""
     return make().to(device) if sharding is None else sharding.build(make, methods)
 
 
-def asked_of_launcher() -> bool:
-    """Whether `accelerate launch` was given a config with FSDP, which it tells its processes by their environment.
+def fsdp_requested() -> bool:
+    """Return whether the config given to `accelerate launch` asks for FSDP (it sets environment variables).
 
     Raises:
-        ValueError: it asks for something that is not done here.
+        ValueError: it asks for something that is not supported here.
     """
     for variable, layout in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
         if _set(variable):
-            raise ValueError(f"the config of accelerate asks for {layout}: take configs/accelerate/fsdp2.yaml, or ddp")
+            raise ValueError(f"the accelerate config asks for {layout}: use configs/accelerate/fsdp2.yaml, or DDP")
     if not _set("ACCELERATE_USE_FSDP"):
         return False
     if os.environ.get("FSDP_VERSION") != "2":
-        raise ValueError("the config of accelerate asks for FSDP 1: set fsdp_version: 2 under fsdp_config")
-    for variable, told in _REFUSED.items():
+        raise ValueError("the accelerate config asks for FSDP 1: set fsdp_version: 2 under fsdp_config")
+    for variable, advice in _UNSUPPORTED.items():
         if _set(variable):
-            raise ValueError(f"the config of accelerate has {told}")
+            raise ValueError(f"the accelerate config has {advice}")
     return True
 
 
@@ -122,91 +126,93 @@ def _set(variable: str) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """A tensor itself, or this process's share of it, which is the same memory."""
+    """Return this process's shard of a tensor (the same memory), or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Whether some of these are shares."""
+    """Return whether any of the tensors is sharded."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
-def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor that every process has, what `like` is a share of; itself, where `like` is whole."""
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor, present in every process, in the way that `like` is sharded (if it is)."""
     if not isinstance(like, DTensor):
-        return whole
-    placed = whole.to(like.device)
+        return full
+    placed = full.to(like.device)
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
 @dataclass(frozen=True)
-class _Some:
-    """Some of the parameters of an optimizer, as far as a loss scaler looks at it."""
+class _ParamGroups:
+    """Stands in for an optimizer: GradScaler reads nothing but `param_groups`."""
 
     param_groups: list[dict[str, list[Tensor]]]
 
 
 def unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
-    """`scaler.unscale_`, for shares too: where one process meets an infinite number, the scale falls in all.
+    """Run `scaler.unscale_`, for sharded gradients too: an overflow in one process lowers the scale in all of them.
 
-    torch does that for a list of shares; in between may be no scalar that all processes have.
+    torch handles lists of DTensors, but not lists that mix them with replicated scalars: these go separately.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not is_sharded(parameters):
         scaler.unscale_(optimizer)
         return
-    parts = [_Some([{"params": [p for p in parameters if is_sharded([p]) == shared]}]) for shared in (True, False)]
+    parts = [
+        _ParamGroups([{"params": [p for p in parameters if is_sharded([p]) == shared]}]) for shared in (True, False)
+    ]
     for part in parts:
         scaler.unscale_(part)  # type: ignore[arg-type]
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of the squares of all numbers of some shares, and of some whole tensors that all processes have."""
-    shares = [tensor.to_local() for tensor in tensors if isinstance(tensor, DTensor)]
-    whole = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
-    total = _squares(shares, tensors[0].device)
+    """Return the sum of squares of all elements; sharded tensors are summed over processes, replicated ones once."""
+    local_shards = [tensor.to_local() for tensor in tensors if isinstance(tensor, DTensor)]
+    full = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
+    total = _sum_of_squares(local_shards, tensors[0].device)
     distributed.all_reduce(total)
-    return total + _squares(whole, tensors[0].device)
+    return total + _sum_of_squares(full, tensors[0].device)
 
 
-def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
-    if not tensors:  # torch's 0 would be on the CPU, and copying it waits for the device
+def _sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+    if not tensors:  # get_total_norm([]) is on the CPU, and moving it would synchronize with the device
         return torch.zeros((), device=device)
     norm: Any = nn.utils.get_total_norm(tensors)
     return torch.as_tensor(norm, device=device, dtype=torch.float32).square()
 
 
 @contextmanager
-def keep_unsharded(model: nn.Module, sharding: Sharding, room: int) -> Iterator[int]:
-    """Gather units once for many passes without gradient, rather than in each pass; all processes must call it alike.
+def keep_unsharded(model: nn.Module, sharding: Sharding, max_bytes: int) -> Iterator[int]:
+    """Keep units gathered over many passes without gradients (sampling); every process must call it alike.
 
     Args:
-        model: of `Sharding.build`.
+        model: model from `Sharding.build`.
         sharding: how it was built.
-        room: bytes that they may take; those that find none are gathered in each pass as ever.
+        max_bytes: memory for gathered units; those that do not fit are gathered anew in each pass.
 
     Yields:
-        How many are held.
+        The number of units kept.
     """
-    kept: list[FSDPModule] = []
+    units: list[FSDPModule] = []
     for unit in fsdp_units(model):
-        room -= sum(parameter.numel() for parameter in unit.parameters()) * sharding.compute.itemsize
-        if room < 0:
+        max_bytes -= sum(parameter.numel() for parameter in unit.parameters()) * sharding.compute.itemsize
+        if max_bytes < 0:
             break
-        kept.append(cast(FSDPModule, unit))
-    for part in kept:
+        units.append(cast(FSDPModule, unit))
+    for part in units:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield len(kept)
+        yield len(units)
     finally:
-        for part in kept:
+        for part in units:
             part.reshard()
             part.set_reshard_after_forward(True, recurse=False)
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go what the last forward pass gathered, where no backward pass does."""
+    """Free the gathered weights after a forward pass that has no backward pass (which would free them)."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -1,6 +1,6 @@
-"""Gradients told in low rank: PowerSGD (Vogels et al. 2019, arXiv 1905.13727), by torch's hook.
+"""PowerSGD: all-reduces low-rank factors of gradients (Vogels et al. 2019, arXiv 1905.13727), with torch's hook.
 
-Section 2.4 and appendix E of the DALL-E paper (arXiv 2102.12092) train with it.
+The DALL-E paper trains with it (arXiv 2102.12092, section 2.4 and appendix E).
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from dalle.config import config
 
 @config
 class PowerSGDConfig:
+    """Gradient compression of replicated training."""
+
     rank: int = 4
-    """Rank of what is told of a matrix's gradient; matrices of which that is not at most half are told whole, as are
-    vectors."""
+    """Rank of the approximation. Vectors, and matrices that would not shrink by at least half, are sent in full."""
     start: int = 1000
-    """Steps before which gradients are told whole."""
+    """Step at which compression begins; until then gradients are all-reduced in full."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.start < 2:
-            raise ValueError(f"rank is {self.rank}, start {self.start}: a rank of at least 1, a start of at least 2")
+            raise ValueError(f"rank is {self.rank}, start is {self.start}: they must be at least 1 and 2")
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """What the hook asks of a DistributedDataParallel's bucket; here it is all of the gradient."""
+    """The interface of a DistributedDataParallel bucket that torch's hook needs; here one bucket has all gradients."""
 
     flat: Tensor
-    parts: list[Tensor]  # views of it
+    parts: list[Tensor]  # the gradients, as views of `flat`
 
     def buffer(self) -> Tensor:
         return self.flat
@@ -52,10 +53,10 @@ class _Bucket:
 
 
 class PowerSGD:
-    """Means of gradients over all processes, nearly.
+    """Averages gradients over all processes approximately, with error feedback.
 
-    What a process could not tell in one step (the error) it adds to its next gradient; so nothing is lost, only late.
-    Beside the gradient that takes as much memory again.
+    What the low-rank approximation of one step misses is added to the next gradient (algorithm 2 of the paper), so
+    it arrives late but is not lost. The error takes as much memory as the gradients.
     """
 
     def __init__(self, options: PowerSGDConfig):
@@ -64,11 +65,11 @@ class PowerSGD:
         )
 
     def mean(self, gradients: list[Tensor]) -> None:
-        """Replace gradients by their means over all processes; where one is not finite, all are NaN then."""
+        """Replace gradients in place by their means over all processes; if any is not finite, all become NaN."""
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         finite = torch.isfinite(flat.sum()).float()
         distributed.all_reduce(finite, distributed.ReduceOp.MIN)
-        if not finite:  # it would stay in the error for good
+        if not finite:  # skip the hook: the error feedback would carry NaN into every later step
             flat.fill_(float("nan"))
         parts = flat.split([gradient.numel() for gradient in gradients])
         views = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
@@ -79,19 +80,20 @@ class PowerSGD:
 
     @property
     def compression(self) -> float:
-        """Numbers of all gradients so far over those that were told; what was told whole before `start` not counted."""
+        """Compression ratio so far: gradient elements per element sent, not counting steps before `start`."""
         return float(self._state.compression_stats()[0])
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step needs: the error, which is this process's own, and what all have."""
-        kept = {"steps": torch.tensor(self._state.iter)}
+        """Return what a checkpoint needs: the error, different in each process, and the shared factors."""
+        state = {"steps": torch.tensor(self._state.iter)}
         found = {"error": self._state.error_dict, "p": self._state.p_memory_dict, "q": self._state.q_memory_dict}
-        return kept | {name: tensors[0] for name, tensors in found.items() if tensors}
+        return state | {name: tensors[0] for name, tensors in found.items() if tensors}
 
     def load(self, states: list[dict[str, Tensor]], device: torch.device) -> None:
-        """Go on from this process's own state, or from those of all processes of a run with more or fewer of them.
+        """Restore `state()`: this process's own, or those of all processes if their number has changed.
 
-        Then each gets the mean of their errors: the mean over processes, which is what reaches the weights, stays.
+        In the latter case every process gets the mean error. What reaches the weights is the mean over processes,
+        and that stays the same.
         """
         self._state.iter = int(states[0]["steps"])
         if "error" in states[0]:
@@ -100,25 +102,36 @@ class PowerSGD:
             self._state.q_memory_dict[0] = states[0]["q"].to(device)
 
 
-def write(folder: Path, told: Mapping[str, PowerSGD], rank: int) -> Path:
-    """Write the state of one process's compressions, one for each phase; the file."""
-    tensors = {f"{phase}:{name}": value for phase, own in told.items() for name, value in own.state().items()}
+def write(folder: Path, compressors: Mapping[str, PowerSGD], rank: int) -> Path:
+    """Write the compressor state of one process, for all phases; returns the file."""
+    tensors = {
+        f"{phase}:{name}": value
+        for phase, compressor in compressors.items()
+        for name, value in compressor.state().items()
+    }
     file = folder / f"powersgd-{rank:05d}.safetensors"
     write_tensors(tensors, file)
     return file
 
 
-def read(folder: Path | None, told: Mapping[str, PowerSGD], rank: int, world: int, device: torch.device) -> None:
-    """Go on from what `write` left of an earlier run's processes; of a run without compression there is nothing.
+def read(folder: Path | None, compressors: Mapping[str, PowerSGD], rank: int, world: int, device: torch.device) -> None:
+    """Restore compressors from the files of `write`; a checkpoint without compression changes nothing.
+
+    Args:
+        folder: the checkpoint.
+        compressors: one per phase.
+        rank: this process.
+        world: number of processes of this run, which may differ from that of the checkpoint.
+        device: device of the gradients.
 
     Raises:
         ValueError: a file is damaged.
     """
-    files = sorted(folder.glob("powersgd-*.safetensors")) if folder and told else []
+    files = sorted(folder.glob("powersgd-*.safetensors")) if folder and compressors else []
     if not files:
         return
     stored = [read_tensors(file) for file in ([files[rank]] if len(files) == world else files)]
-    for phase, own in told.items():
+    for phase, compressor in compressors.items():
         first = f"{phase}:"
         states = [{n.removeprefix(first): t for n, t in one.items() if n.startswith(first)} for one in stored]
-        own.load(states, device)
+        compressor.load(states, device)

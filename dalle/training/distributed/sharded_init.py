@@ -1,7 +1,7 @@
-"""Modules made in shares: of each parameter this process keeps its share, and none but the one just drawn is whole.
+"""Initializes a module directly as FSDP shards, so that no process ever holds the full model.
 
-The numbers are those of a module that is made whole: all processes draw all of them in the same order, each parameter
-for itself, and keep their part.
+Parameters are initialized in full, one after the other; every rank keeps its slice, so at most one full parameter is in
+memory. All ranks draw the same random numbers in the same order, which gives the values of an unsharded module.
 """
 
 from __future__ import annotations
@@ -18,77 +18,92 @@ from dalle.checkpoints.tensors import init_functions
 
 
 class ShardedInit:
-    """What is left of parameters that stand on the meta device meanwhile.
+    """Local shards of parameters that are on the meta device while the module is being built.
 
     Attributes:
-        rank: this process.
-        world: all of them.
-        device: where the shares go.
+        rank: index of this process.
+        world: number of processes.
+        device: device of the shards.
     """
 
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
         self.rank, self.world, self.device = rank, world, device
-        self._kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._whole = torch.empty(0)  # one place for all: holes in the heap would come to more than the shares
+        self._shards: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._buffer = torch.empty(0)  # reused for all parameters: one allocation each would fragment the heap
 
     def __getitem__(self, parameter: Tensor) -> Tensor:
-        """The share of a parameter: some of its rows, as `torch.chunk` counts them; of a scalar all."""
-        kept: Tensor = self._kept[parameter]
-        return kept
+        """The local shard of a parameter: its chunk of rows, as `torch.chunk` splits them; a scalar is kept in full."""
+        shard: Tensor = self._shards[parameter]
+        return shard
 
-    def take(self, parameter: nn.Parameter, before: nn.Parameter | None) -> nn.Parameter:
-        """What a module has in place of a parameter, whose numbers are kept in part; `before` is what it had."""
-        if parameter in self._kept:
+    def register(self, parameter: nn.Parameter, previous: nn.Parameter | None) -> nn.Parameter:
+        """Store the local shard of `parameter`; returns the meta parameter to register in its place.
+
+        Args:
+            parameter: the full parameter.
+            previous: what the module had under this name; its placeholder is reused if shape and dtype fit.
+        """
+        if parameter in self._shards:
             return parameter
-        held = before
-        if held is None or held not in self._kept or held.shape != parameter.shape or held.dtype != parameter.dtype:
-            held = nn.Parameter(parameter.detach().to("meta"))
-        held.requires_grad_(parameter.requires_grad)
-        self._keep(held, parameter.detach())
-        return held
+        placeholder = previous
+        if (
+            placeholder is None
+            or placeholder not in self._shards
+            or placeholder.shape != parameter.shape
+            or placeholder.dtype != parameter.dtype
+        ):
+            placeholder = nn.Parameter(parameter.detach().to("meta"))
+        placeholder.requires_grad_(parameter.requires_grad)
+        self._store(placeholder, parameter.detach())
+        return placeholder
 
-    def draw(self, function: Callable[..., Any], parameter: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """One of `torch.nn.init`, which gives all of a tensor other numbers."""
-        if parameter not in self._kept:
+    def initialize(self, function: Callable[..., Any], parameter: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run a function of `torch.nn.init` on a full buffer and keep the local shard of the result."""
+        if parameter not in self._shards:
             return function(parameter, *args, **kwargs)
-        if self._whole.numel() < parameter.numel() or self._whole.dtype != parameter.dtype:
-            self._whole = torch.empty(parameter.numel(), dtype=parameter.dtype)
-        whole = self._whole[: parameter.numel()].view(parameter.shape)
-        function(whole, *args, **kwargs)
-        self._keep(parameter, whole)
+        if self._buffer.numel() < parameter.numel() or self._buffer.dtype != parameter.dtype:
+            self._buffer = torch.empty(parameter.numel(), dtype=parameter.dtype)
+        full = self._buffer[: parameter.numel()].view(parameter.shape)
+        function(full, *args, **kwargs)
+        self._store(parameter, full)
         return parameter
 
-    def _keep(self, parameter: Tensor, whole: Tensor) -> None:
-        parts = whole.chunk(self.world) if whole.ndim else [whole] * self.world
-        own = parts[self.rank] if self.rank < len(parts) else whole[:0]
-        if parameter in self._kept:
-            self._kept[parameter].copy_(own)
+    def _store(self, parameter: Tensor, full: Tensor) -> None:
+        parts = full.chunk(self.world) if full.ndim else [full] * self.world
+        own = parts[self.rank] if self.rank < len(parts) else full[:0]
+        if parameter in self._shards:
+            self._shards[parameter].copy_(own)
         else:
-            self._kept[parameter] = own.to(self.device, copy=True, memory_format=torch.contiguous_format)
+            self._shards[parameter] = own.to(self.device, copy=True, memory_format=torch.contiguous_format)
 
 
 @contextmanager
 def sharded_init(rank: int, world: int, device: torch.device) -> Iterator[ShardedInit]:
-    """Build modules whose parameters are on the meta device, with this process's shards of them in `ShardedInit`.
+    """Build modules inside this block with meta parameters; their local shards are in the `ShardedInit` it yields.
 
-    Buffers stay as they are. Parameters get their numbers when they are registered, or by `torch.nn.init`: what else is
-    done to them in place is lost.
+    Buffers are not sharded. The values of parameters are captured when they are registered and when a function of
+    `torch.nn.init` sets them; any other in-place change is lost.
     """
-    cut, registering, drawing = ShardedInit(rank, world, device), nn.Module.register_parameter, init_functions()
+    shards, register_parameter, initializers = (
+        ShardedInit(rank, world, device),
+        nn.Module.register_parameter,
+        init_functions(),
+    )
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        before = module._parameters.get(name)
-        registering(module, name, None if parameter is None else cut.take(parameter, before))
+        previous = module._parameters.get(name)
+        register_parameter(module, name, None if parameter is None else shards.register(parameter, previous))
 
-    def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda tensor, *args, **kwargs: cut.draw(function, tensor, *args, **kwargs)
+    def initializing(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda tensor, *args, **kwargs: shards.initialize(function, tensor, *args, **kwargs)
 
     try:
+        # There is no hook for "a parameter was registered" or "initialized": patch both for the time of the block
         nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
-        for name, function in drawing.items():
-            setattr(nn.init, name, drawn(function))
-        yield cut
+        for name, function in initializers.items():
+            setattr(nn.init, name, initializing(function))
+        yield shards
     finally:
-        nn.Module.register_parameter = registering  # type: ignore[method-assign]
-        for name, function in drawing.items():
+        nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
+        for name, function in initializers.items():
             setattr(nn.init, name, function)

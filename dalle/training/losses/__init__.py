@@ -1,1 +1,1 @@
-"""Losses of the image tokenizer: adversarial and perceptual."""
+"""Losses of the image tokenizer: adversarial (PatchGAN) and perceptual (LPIPS and others)."""

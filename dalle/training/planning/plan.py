@@ -1,4 +1,4 @@
-"""What a training will take before it is paid for: layouts over many devices, which of them fit, how long it lasts."""
+"""Plans a training before it is paid for: which layouts over the devices fit in memory, and how long training takes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dalle.training.recipe import DALLERecipe
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is to be trained on.
+    """The devices to train on.
 
     Attributes:
-        devices: how many.
-        memory: bytes of each.
-        spare: share of it that stays free: the runtime's own, what the allocator cannot use, other buffers.
-        peak: floating-point operations a second of each, in the precision of the run.
-        utilisation: share of these that is expected, waiting for other devices included.
+        devices: number of devices.
+        memory: bytes per device.
+        spare: fraction of the memory to leave free, for the CUDA context, fragmentation and communication buffers.
+        peak: peak FLOP/s per device, in the precision of the run.
+        utilisation: expected model FLOPs utilization, including time spent on communication.
     """
 
     devices: int
@@ -32,86 +32,97 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.devices < 1:
-            raise ValueError(f"gpus is {self.devices}: at least 1")
+            raise ValueError(f"gpus is {self.devices}; it must be at least 1")
         if not 0 < self.utilisation <= 1:
-            raise ValueError(f"utilisation is {self.utilisation}: more than 0, at most 1")
+            raise ValueError(f"utilisation is {self.utilisation}; it must be above 0 and at most 1")
         if not 0 <= self.spare < 1:
-            raise ValueError(f"spare is {self.spare}: from 0 to less than 1")
+            raise ValueError(f"spare is {self.spare}; it must be at least 0 and below 1")
 
     @property
     def usable(self) -> float:
+        """Bytes per device that training may take."""
         return self.memory * (1 - self.spare)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to train: its memory on one device, and the seconds of a step."""
+    """One way to train: its memory per device, and the seconds per step."""
 
-    how: TrainSetup
+    setup: TrainSetup
     memory: Memory
     seconds: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found.
+    """The result of planning.
 
     Attributes:
-        choices: of each layout, with and without checkpointing, the fastest that fits, else the smallest.
-        best: the fastest of all that fit; None: none does.
-        enough: devices with which some layout would fit, where none does; None: no number is enough.
+        size: the model.
+        cluster: the devices.
+        choices: for each layout, with and without activation checkpointing, the fastest option that fits, or the
+            smallest if none does.
+        best: the fastest option that fits; None if none does.
+        devices_needed: number of devices with which some layout fits; None if no number suffices.
     """
 
     size: ModelSize
-    machine: Cluster
+    cluster: Cluster
     choices: list[Option]
     best: Option | None
-    enough: int | None
+    devices_needed: int | None
 
 
-def plan(recipe: DALLERecipe, machine: Cluster) -> Plan:
-    """The layouts of a recipe's training on a machine.
+def plan(recipe: DALLERecipe, cluster: Cluster) -> Plan:
+    """Compare all layouts for training a recipe on a cluster.
 
     Raises:
-        ValueError: the batch cannot be shared evenly among the devices; or few weights are trained (lora).
+        ValueError: the batch size is not divisible by the number of devices, or the recipe trains LoRA adapters.
     """
     if recipe.lora is not None:
-        raise ValueError("lora trains few of the weights, and a plan counts the training of all: set lora=null")
-    if recipe.run.batch_size % machine.devices:
+        raise ValueError("the planner covers training of all weights, and lora trains few: set lora=null")
+    if recipe.run.batch_size % cluster.devices:
         raise ValueError(
-            f"run.batch_size is {recipe.run.batch_size}, which {machine.devices} devices cannot share evenly: take a "
-            "multiple, or another number of devices"
+            f"run.batch_size is {recipe.run.batch_size}, which is not divisible by {cluster.devices} devices: set it "
+            "to a multiple, or change the number of devices"
         )
     size = ModelSize.of(recipe.model)
-    choices = [_fastest(list(own), machine) for _, own in itertools.groupby(_all(recipe, size, machine), key=_kind)]
-    fitting = [choice for choice in choices if fits(choice, machine)]
+    choices = [
+        _fastest_fitting(list(own), cluster)
+        for _, own in itertools.groupby(_options_of(recipe, size, cluster), key=_layout)
+    ]
+    fitting = [choice for choice in choices if fits(choice, cluster)]
     best = min(fitting, key=lambda choice: choice.seconds, default=None)
-    return Plan(size, machine, choices, best, machine.devices if best else _enough(recipe, size, machine))
+    return Plan(size, cluster, choices, best, cluster.devices if best else _devices_needed(recipe, size, cluster))
 
 
-def fits(choice: Option, machine: Cluster) -> bool:
-    """Whether a device holds it, and has as much free as it should."""
-    return choice.memory.peak <= machine.usable
+def fits(choice: Option, cluster: Cluster) -> bool:
+    """Return whether an option fits in the usable memory of a device."""
+    return choice.memory.peak <= cluster.usable
 
 
 def operations(size: ModelSize, checkpointing: bool) -> float:
-    """Floating-point operations of the training on one image: three forward passes, four with checkpointing.
+    """Count the floating-point operations of training on one image.
 
-    Of attention what its masks cover is counted, whatever a kernel makes of them.
+    The backward pass costs twice the forward pass, so the total is three forward passes, or four for blocks that are
+    recomputed under activation checkpointing. Attention counts only the pairs that its mask allows, even if a kernel
+    computes more.
     """
     config, shape = size.config, size.config.transformer
     rows, columns = config.grid
-    covered = {kind: _covered(size, kind) for kind in set(config.kinds)}
+    pairs = {kind: _attended_pairs(size, kind) for kind in set(config.kinds)}
+    # A matrix takes 2 operations (multiply, add) per weight and token. Attention takes 2 per channel for the score of
+    # an attended pair, and 2 for weighting the value
     blocks = shape.depth * 2 * _matrices(size) * size.tokens
-    blocks += sum(4 * shape.heads * shape.head_width * covered[kind] for kind in config.kinds)
+    blocks += sum(4 * shape.heads * shape.head_width * pairs[kind] for kind in config.kinds)
     heads = 2 * shape.width * rows * columns * config.image_vocab
     heads += 2 * shape.width * (config.prefix_length - 1) * config.words if config.text_head else 0
     return blocks * (4 if checkpointing else 3) + heads * 3
 
 
 @cache
-def _covered(size: ModelSize, kind: str) -> int:
-    """Pairs of a token and one that it looks at."""
+def _attended_pairs(size: ModelSize, kind: str) -> int:
+    """Number of (query, key) pairs that an attention mask allows for one image."""
     if kind == "full":
         return size.tokens * (size.tokens + 1) // 2
     config = size.config
@@ -120,68 +131,68 @@ def _covered(size: ModelSize, kind: str) -> int:
 
 
 def _matrices(size: ModelSize) -> int:
-    """Weights of a block's matrices."""
+    """Number of weights in the matrices of one block."""
     shape = size.config.transformer
     gates = 2 if shape.feed_forward in ("swiglu", "geglu") else 1
+    # C x I for queries, keys, values and output; C x H for each feed-forward matrix
     return shape.width * (4 * shape.heads * shape.head_width + (1 + gates) * size.hidden)
 
 
-def _all(recipe: DALLERecipe, size: ModelSize, machine: Cluster) -> Iterator[Option]:
-    """Every layout, with and without checkpointing, with every size of a micro-batch."""
-    own = recipe.run.batch_size // machine.devices
-    layouts: tuple[Layout, ...] = ("ddp", "fsdp") if machine.devices > 1 else ("ddp",)
+def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Iterator[Option]:
+    """Every layout, with and without checkpointing, with every micro-batch size, largest first."""
+    own = recipe.run.batch_size // cluster.devices
+    layouts: tuple[Layout, ...] = ("ddp", "fsdp") if cluster.devices > 1 else ("ddp",)
     for layout, checkpointing in itertools.product(layouts, (False, True)):
-        seconds = own * operations(size, checkpointing) / (machine.peak * machine.utilisation)
+        seconds = own * operations(size, checkpointing) / (cluster.peak * cluster.utilisation)
         for images in range(own, 0, -1):
             if own % images == 0:
-                how = TrainSetup(
+                setup = TrainSetup(
                     layout,
-                    machine.devices,
+                    cluster.devices,
                     images,
                     own // images,
                     checkpointing,
                     _precision(recipe),
                     recipe.optim.ema is not None,
                 )
-                yield Option(how, memory(size, how), seconds)
+                yield Option(setup, memory(size, setup), seconds)
 
 
 def _precision(recipe: DALLERecipe) -> Precision:
-    """That of the run; `auto` is bf16, as on all devices that a plan is made for."""
+    """The run's precision; `auto` counts as bf16, which every device worth planning for supports."""
     return "bf16" if recipe.run.precision == "auto" else recipe.run.precision
 
 
-def _kind(choice: Option) -> tuple[Layout, bool]:
-    return choice.how.layout, choice.how.checkpointing
+def _layout(choice: Option) -> tuple[Layout, bool]:
+    return choice.setup.layout, choice.setup.checkpointing
 
 
-def _fastest(choices: list[Option], machine: Cluster) -> Option:
-    """Of one layout the largest micro-batch that fits, as the choices come; the one that takes least if none does."""
-    fitting = [choice for choice in choices if fits(choice, machine)]
+def _fastest_fitting(choices: list[Option], cluster: Cluster) -> Option:
+    """The option with the largest micro-batch that fits; the one with the least memory if none does."""
+    fitting = [choice for choice in choices if fits(choice, cluster)]
     return fitting[0] if fitting else min(choices, key=lambda choice: choice.memory.peak)
 
 
-def _enough(recipe: DALLERecipe, size: ModelSize, machine: Cluster) -> int | None:
-    """The smallest number of devices, a divisor of the batch, on which some layout fits."""
-    for devices in range(machine.devices + 1, recipe.run.batch_size + 1):
+def _devices_needed(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> int | None:
+    """The smallest number of devices, among divisors of the batch size, with which some layout fits."""
+    for devices in range(cluster.devices + 1, recipe.run.batch_size + 1):
         if recipe.run.batch_size % devices == 0:
-            more = replace(machine, devices=devices)
-            if any(fits(choice, more) for choice in _all(recipe, size, more)):
+            more = replace(cluster, devices=devices)
+            if any(fits(choice, more) for choice in _options_of(recipe, size, more)):
                 return devices
     return None
 
 
 def report(found: Plan, recipe: DALLERecipe) -> str:
-    """The plan in words and tables, for people."""
-    size, machine, run = found.size, found.machine, recipe.run
+    """Format a plan as text with a table."""
+    size, cluster, run = found.size, found.cluster, recipe.run
     config = size.config
     lines = [
         f"{size.parameters:,} parameters; {size.tokens:,} tokens an image ({config.prefix_length:,} of text); "
         f"{operations(size, False) / 1e12:.3g} TFLOP to train on one",
-        f"{machine.devices} x {_bytes(machine.memory)}, {_bytes(machine.usable)} to be used; batch {run.batch_size:,}, "
-        f"{_precision(recipe)}, weights and optimizer fp32"
-        + ("" if recipe.optim.ema is None else ", with an average (optim.ema)"),
-        f"drawing: the KV cache of one image takes {_bytes(cache_bytes(size))} in 16 bits",
+        f"{cluster.devices} x {_bytes(cluster.memory)}, {_bytes(cluster.usable)} usable; batch {run.batch_size:,}, "
+        f"{_precision(recipe)}, weights and optimizer fp32" + ("" if recipe.optim.ema is None else ", with EMA"),
+        f"sampling: the KV cache of one image takes {_bytes(cache_bytes(size))} in 16 bits",
         "",
         *_table(found),
         "",
@@ -189,56 +200,62 @@ def report(found: Plan, recipe: DALLERecipe) -> str:
     return "\n".join(lines + _advice(found, recipe))
 
 
-_COLUMNS = ("weights", "gradients", "moments", "average", "copies", "activations", "heads", "exchange", "peak")
+_COLUMNS = {  # fields of `Memory`, and how the table heads them
+    **{name: name for name in ("weights", "gradients", "moments", "average")},
+    "cast_weights": "cast",
+    **{name: name for name in ("activations", "heads")},
+    "allreduce_buffer": "all-reduce",
+    "peak": "peak",
+}
 
 
 def _table(found: Plan) -> Iterator[str]:
-    yield f"  {'on one device':<22}{'images':>10}" + "".join(f"{name:>12}" for name in _COLUMNS)
+    yield f"  {'per device':<22}{'images':>10}" + "".join(f"{name:>12}" for name in _COLUMNS.values())
     for choice in found.choices:
-        how = choice.how
-        name = how.layout + (", checkpointing" if how.checkpointing else "")
+        setup = choice.setup
+        name = setup.layout + (", checkpointing" if setup.checkpointing else "")
         values = "".join(f"{_bytes(getattr(choice.memory, column)):>12}" for column in _COLUMNS)
-        mark = "fits" if fits(choice, found.machine) else "does not fit"
-        yield f"  {name:<22}{f'{how.images} x {how.accumulation}':>10}{values}  {mark}"
+        mark = "fits" if fits(choice, found.cluster) else "does not fit"
+        yield f"  {name:<22}{f'{setup.images} x {setup.accumulation}':>10}{values}  {mark}"
 
 
 def _advice(found: Plan, recipe: DALLERecipe) -> list[str]:
     if found.best is None:
-        return [_what_to_change(found)]
-    run, machine, best = recipe.run, found.machine, found.best
+        return [_what_would_fit(found)]
+    run, cluster, best = recipe.run, found.cluster, found.best
     rate, images = run.batch_size / best.seconds, run.steps * run.batch_size
     return [
-        f"Best: {_name(best)}, micro-batches of {best.how.images} images: {_options(best)}",
-        f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {machine.utilisation:.0%} of "
-        f"{machine.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s a step; {run.steps:,} steps "
+        f"Best: {_label(best)}, micro-batches of {best.setup.images} images: {_recipe_options(best)}",
+        f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {cluster.utilisation:.0%} of "
+        f"{cluster.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s a step; {run.steps:,} steps "
         f"({images:,} images) in {_time(run.steps * best.seconds)}",
     ]
 
 
-def _what_to_change(found: Plan) -> str:
-    machine = found.machine
+def _what_would_fit(found: Plan) -> str:
+    cluster = found.cluster
     least = min(found.choices, key=lambda choice: choice.memory.peak)
-    ways = [f"devices of {_bytes(least.memory.peak / (1 - machine.spare))} or more"]
-    if found.enough is not None:
-        ways.append(f"{found.enough} devices (--gpus)")
-    if least.memory.average and least.memory.peak - least.memory.average <= machine.usable:
-        ways.append("no average of weights (optim.ema=null)")
+    ways = [f"devices of {_bytes(least.memory.peak / (1 - cluster.spare))} or more"]
+    if found.devices_needed is not None:
+        ways.append(f"{found.devices_needed} devices (--gpus)")
+    if least.memory.average and least.memory.peak - least.memory.average <= cluster.usable:
+        ways.append("no EMA (optim.ema=null)")
     return (
-        f"Nothing fits: {_name(least)} takes least, {_bytes(least.memory.peak)}, with micro-batches of "
-        f"{least.how.images}. It would with {', or '.join(ways)}; or take a smaller model."
+        f"Nothing fits: {_label(least)} takes least, {_bytes(least.memory.peak)}, with micro-batches of "
+        f"{least.setup.images}. It would fit with {', or '.join(ways)}; or use a smaller model."
     )
 
 
-def _name(choice: Option) -> str:
-    return choice.how.layout + (" with checkpointing" if choice.how.checkpointing else "")
+def _label(choice: Option) -> str:
+    return choice.setup.layout + (" with checkpointing" if choice.setup.checkpointing else "")
 
 
-def _options(choice: Option) -> str:
-    """What a recipe must say for it."""
-    how = choice.how
-    sharding = "run.sharding=fsdp " if how.layout == "fsdp" else ""
-    checkpointing = f"model.transformer.checkpoint_activations={str(how.checkpointing).lower()}"
-    return f"{sharding}run.accumulation={how.accumulation} {checkpointing}"
+def _recipe_options(choice: Option) -> str:
+    """The overrides that select an option."""
+    setup = choice.setup
+    sharding = "run.sharding=fsdp " if setup.layout == "fsdp" else ""
+    checkpointing = f"model.transformer.checkpoint_activations={str(setup.checkpointing).lower()}"
+    return f"{sharding}run.accumulation={setup.accumulation} {checkpointing}"
 
 
 def _time(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A run as one HTML file that opens from the disk: curves, sample images, config, versions. Reads the folder only."""
+"""report.html: curves, sample images, config and versions of a run in one self-contained file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 
 from dalle.config import read_yaml, renamed
 from dalle.files import write_text
-from dalle.training.report.metrics_log import Curve, Figures, charts, read_figures
-from dalle.training.report.svg import can_be_log, colour, svg
+from dalle.training.report.metrics_log import Curve, MetricsLog, charts, read_metrics
+from dalle.training.report.svg import can_be_log, color, svg
 
 NAME = "report.html"
-_POINTS = 800  # of a curve, at most
-_IMAGES = 6  # the newest, and earlier ones at equal distances
-_WIDTH = 720  # pixels of an image, at most
+_POINTS = 800  # maximum number of points per curve
+_IMAGES = 6  # the newest, and earlier ones evenly spaced
+_WIDTH = 720  # maximum width of an image in pixels
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.4 sans-serif;margin:2em auto;max-width:1460px;padding:0 1em}
@@ -40,17 +40,17 @@ pre{font-size:12px;overflow-x:auto;border:1px solid #8884;padding:8px}.note{opac
 
 
 def write_report(run: Path) -> Path:
-    """Write RUN/report.html, whole or not at all; the file's path.
+    """Write RUN/report.html atomically; returns its path.
 
-    The run may be in progress, and its log empty or cut.
+    The run may be in progress, and its log empty or incomplete.
 
     Raises:
-        ValueError: `run` is not the folder of a run, or its config.yaml cannot be read.
-        OSError: it cannot be written.
+        ValueError: `run` is not a run folder, or its config.yaml cannot be read.
+        OSError: the file cannot be written.
     """
     config = _config(run)
-    figures = read_figures(run / "metrics.jsonl")
-    body = "\n".join([_head(run, config, figures), _curves(figures), _images(run, config), *_origins(run)])
+    metrics = read_metrics(run / "metrics.jsonl")
+    body = "\n".join([_head(run, config, metrics), _curves(metrics), _images(run, config), *_origins(run)])
     page = (
         '<!DOCTYPE html>\n<html>\n<head><meta charset="utf-8"/>'
         f"<title>{escape(run.absolute().name)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
@@ -68,9 +68,9 @@ def _config(run: Path) -> dict[str, Any]:
     return config
 
 
-def _head(run: Path, config: dict[str, Any], figures: Figures) -> str:
+def _head(run: Path, config: dict[str, Any], metrics: MetricsLog) -> str:
     """What it is and how far it is."""
-    told = [f"Stage {config.get('stage')}, step {figures.last} of {config['run'].get('steps')}"]
+    told = [f"Stage {config.get('stage')}, step {metrics.last} of {config['run'].get('steps')}"]
     log = run / "metrics.jsonl"
     if log.exists():
         written = datetime.fromtimestamp(log.stat().st_mtime, timezone.utc)
@@ -78,10 +78,10 @@ def _head(run: Path, config: dict[str, Any], figures: Figures) -> str:
     saved = sorted(int(path.name[-8:]) for path in (run / "checkpoints").glob("*-????????") if path.name[-8:].isdigit())
     told.append(f"newest checkpoint: step {saved[-1]}" if saved else "no checkpoint yet")
     lines = [f"<h1>{escape(run.absolute().name)}</h1>", f"<p>{escape('; '.join(told))}.</p>"]
-    if figures.unreadable:
-        lines.append(_note(f"Lines of metrics.jsonl that cannot be read, and are left out: {figures.unreadable}."))
-    if figures.not_finite:
-        lines.append(_note(f"Values that are not finite numbers, and are not drawn: {figures.not_finite}."))
+    if metrics.unreadable:
+        lines.append(_note(f"Lines of metrics.jsonl that cannot be read and are left out: {metrics.unreadable}."))
+    if metrics.not_finite:
+        lines.append(_note(f"Values that are not finite and are not drawn: {metrics.not_finite}."))
     return "\n".join(lines)
 
 
@@ -89,23 +89,23 @@ def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _curves(figures: Figures) -> str:
-    if not figures.curves:
+def _curves(metrics: MetricsLog) -> str:
+    if not metrics.curves:
         return _note("Nothing is logged yet.")
-    thinned = [curve.thinned(_POINTS) for curve in figures.curves.values()]
-    drawn = "\n".join(_chart(title, curves, figures.last) for title, curves in charts(thinned))
-    rows = "\n".join(_row(curve) for curve in thinned)
+    downsampled = [curve.downsampled(_POINTS) for curve in metrics.curves.values()]
+    drawn = "\n".join(_chart(title, curves, metrics.last) for title, curves in charts(downsampled))
+    rows = "\n".join(_row(curve) for curve in downsampled)
     return (
-        '<input type="checkbox" id="log"/> <label for="log">logarithmic upwards, where all values are above 0</label>\n'
-        f"<main>\n{drawn}\n</main>\n<h2>Figures</h2>\n<table>\n"
-        "<tr><th>figure</th><th>last</th><th>lowest</th><th>at step</th><th>highest</th><th>at step</th></tr>\n"
+        '<input type="checkbox" id="log"/> <label for="log">logarithmic scale, where all values are positive</label>\n'
+        f"<main>\n{drawn}\n</main>\n<h2>Metrics</h2>\n<table>\n"
+        "<tr><th>metric</th><th>last</th><th>lowest</th><th>at step</th><th>highest</th><th>at step</th></tr>\n"
         f"{rows}\n</table>"
     )
 
 
 def _chart(title: str, curves: Sequence[Curve], last: int) -> str:
     key = "".join(
-        f'<span><i style="background:{colour(number)}"></i>{escape(curve.name)}</span>'
+        f'<span><i style="background:{color(number)}"></i>{escape(curve.name)}</span>'
         for number, curve in enumerate(curves)
     )
     both = can_be_log(curves)
@@ -122,20 +122,20 @@ def _row(curve: Curve) -> str:
 
 
 def _images(run: Path, config: dict[str, Any]) -> str:
-    """Sample images, the newest first, and the prompts of their rows."""
-    files = sorted((run / "samples").glob("[!.]*.png"), reverse=True)  # not what is being written
+    """Sample images, newest first, with the prompts of their rows."""
+    files = sorted((run / "samples").glob("[!.]*.png"), reverse=True)  # atomic_file names unfinished files .part-*
     if not files:
         return ""
     count = min(_IMAGES, len(files))
     chosen = dict.fromkeys(files[round(n * (len(files) - 1) / max(1, count - 1))] for n in range(count))
-    figures = "\n".join(_image(file) for file in chosen)
+    metrics = "\n".join(_image(file) for file in chosen)
     prompts = [str(prompt) for prompt in config.get("prompts") or ()]
     if prompts:
         items = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
         told = f"<p>A row for each prompt, from the top, with the same seeds each time:</p>\n<ol>{items}</ol>"
     else:
         told = "<p>Rows in turn: images of the validation split, and below them their reconstructions.</p>"
-    return f'<h2>Samples</h2>\n{told}\n<div class="images">\n{figures}\n</div>'
+    return f'<h2>Samples</h2>\n{told}\n<div class="images">\n{metrics}\n</div>'
 
 
 def _image(file: Path) -> str:
@@ -143,7 +143,7 @@ def _image(file: Path) -> str:
     try:
         with Image.open(file) as opened:
             small = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # cut, as the run was killed; or no image
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # truncated, or not an image
         return f"<figure>{_note(f'{told}: {file.name} cannot be read ({error})')}</figure>"
     small.thumbnail((_WIDTH, 10 * _WIDTH))
     buffer = io.BytesIO()
@@ -154,7 +154,7 @@ def _image(file: Path) -> str:
 
 
 def _origins(run: Path) -> list[str]:
-    """The files that say how to make the run again, as they are."""
+    """The files that describe how to reproduce the run, verbatim."""
     told = (("Config", "config.yaml"), ("Versions and hashes", "origin.yaml"))
     texts = [(title, run / name) for title, name in told if (run / name).is_file()]
     return [

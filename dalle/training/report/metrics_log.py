@@ -1,4 +1,4 @@
-"""metrics.jsonl as curves: what was logged of each figure, and which figures belong in one chart."""
+"""Reads metrics.jsonl as curves, and groups the curves that share a chart."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Title and figures of each chart, in the order of the page: names without train/ or validation/, of more than one phase
-# by their ends. What is not named here has a chart of its own behind these.
+# Title and metrics of each chart, in the order of the page. Names are without train/ or validation/; those that begin
+# with _ match the end of a name, since the phase comes first. Any other metric gets a chart of its own at the end.
 _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Loss", ("_loss",)),
     ("Image tokens: nats", ("image", "image_nats")),
@@ -23,17 +23,17 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("CLIP score of the samples", ("clip_score",)),
     ("PSNR, dB", ("psnr",)),
     ("SSIM", ("ssim",)),
-    ("Codebook: share in use", ("codebook_used", "likeliest_used")),
+    ("Codebook: fraction in use", ("codebook_used", "likeliest_used")),
     ("Codebook: perplexity and dead codes", ("codebook_perplexity", "dead_codes")),
     ("Retrieval", ("image_to_text@1", "image_to_text@10", "text_to_image@1", "text_to_image@10")),
     ("CLIP: scale of similarities", ("scale",)),
     ("Gradient norm", ("_gradient",)),
-    ("Norm of a step over norm of the weights", ("_update_ratio",)),
+    ("Update norm / weight norm", ("_update_ratio",)),
     ("Learning rate", ("_lr",)),
     ("Tokens a second", ("tokens_per_s",)),
     ("Images a second", ("images_per_s",)),
-    ("Model FLOPs utilisation", ("flops_utilisation",)),
-    ("Share of time waiting for data", ("data_wait",)),
+    ("Model FLOPs utilization", ("flops_utilisation",)),
+    ("Fraction of time waiting for data", ("data_wait",)),
     ("Peak memory, GB", ("peak_memory_gb",)),
     ("Loss scale (fp16)", ("loss_scale",)),
     ("Steps skipped, in a row", ("skipped",)),
@@ -42,14 +42,14 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @dataclass
 class Curve:
-    """A figure over the steps of a run; all values are finite."""
+    """A metric over the steps of a run; all values are finite."""
 
     name: str
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
-    def thinned(self, most: int) -> Curve:
-        """At most about `most` of its points: of each stretch the lowest and the highest, so that no peak is lost."""
+    def downsampled(self, most: int) -> Curve:
+        """Reduce the curve to about `most` points: the minimum and maximum of each interval, so that spikes remain."""
         count = len(self.values)
         if count <= most:
             return self
@@ -63,14 +63,14 @@ class Curve:
 
 
 @dataclass
-class Figures:
-    """What a metrics.jsonl holds.
+class MetricsLog:
+    """The content of a metrics.jsonl.
 
     Attributes:
-        curves: by name, in the order of their first appearance.
-        last: the last step of which something is logged; 0 before any.
-        unreadable: lines that are no log lines: the last one of a run that was killed while it was written.
-        not_finite: values that are infinite or NaN, which no curve has.
+        curves: curves by name, in order of first appearance.
+        last: last step in the log; 0 if it is empty.
+        unreadable: number of lines that are not valid, such as the last one of a run that was killed.
+        not_finite: number of values that are infinite or NaN, which are left out of the curves.
     """
 
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -79,9 +79,9 @@ class Figures:
     not_finite: int = 0
 
 
-def read_figures(file: Path) -> Figures:
-    """Read a metrics.jsonl, also of a run that is writing it; one that is not there is an empty one."""
-    found = Figures()
+def read_metrics(file: Path) -> MetricsLog:
+    """Read a metrics.jsonl, which a run may still be writing; a missing file counts as empty."""
+    found = MetricsLog()
     if not file.exists():
         return found
     with file.open(encoding="utf-8", errors="replace") as lines:
@@ -92,7 +92,7 @@ def read_figures(file: Path) -> Figures:
 
 
 def logged(line: str) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says, its step among it; None: it is none."""
+    """Parse a line of metrics.jsonl into step and metrics; None if it is not a valid line."""
     try:
         content = json.loads(line)
     except ValueError:
@@ -102,14 +102,14 @@ def logged(line: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and type(content.get("step")) is int else None
 
 
-def _add(found: Figures, line: str) -> None:
-    figures = logged(line)
-    if figures is None:
+def _add(found: MetricsLog, line: str) -> None:
+    metrics = logged(line)
+    if metrics is None:
         found.unreadable += 1
         return
-    step = figures.pop("step")
+    step = metrics.pop("step")
     found.last = max(found.last, step)
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, (int, float)) and math.isfinite(value):
             curve = found.curves.setdefault(name, Curve(name))
             curve.steps.append(step)
@@ -119,7 +119,7 @@ def _add(found: Figures, line: str) -> None:
 
 
 def charts(curves: Iterable[Curve]) -> list[tuple[str, list[Curve]]]:
-    """All curves, those of one chart together, with the charts' titles."""
+    """Group curves into charts; returns pairs of title and curves."""
     left = list(curves)
     grouped: list[tuple[str, list[Curve]]] = []
     for title, names in _CHARTS:

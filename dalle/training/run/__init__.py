@@ -1,1 +1,1 @@
-"""A run: its accelerator, folder, log and trackers."""
+"""Setup and output of a run: accelerator, precision, compilation, run folder, log, trackers."""

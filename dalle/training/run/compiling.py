@@ -1,4 +1,4 @@
-"""torch.compile of what a model repeats, where there is a compiler. Names of weights stay as they are."""
+"""torch.compile of a model's repeated blocks, in place: names in the state dict do not change."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dalle.training.distributed.fsdp import fsdp_units, is_sharded
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
-    """Let blocks of a transformer, and encoder and decoder of a VQGAN, be compiled when they are first called.
+    """Compile transformer blocks, or a VQGAN's encoder and decoder, on their first call.
 
-    One block is compiled and serves all of its shape, so that compiling takes as long for 48 layers as for one. Of
-    sharded blocks each of the two units is, whose weights are gathered before it is called.
+    All blocks share one compilation, so compiling takes as long for 48 layers as for one. In a sharded model the two
+    FSDP units of each block are compiled instead, since their weights must be gathered outside of compiled code.
 
     Returns:
-        Why nothing is compiled; None if it will be.
+        The reason why nothing is compiled; None if it is.
     """
     parts: list[nn.Module] = [module for module in model.modules() if isinstance(module, (Block, Encoder, Decoder))]
     if is_sharded(model.parameters()):
         parts = fsdp_units(model)
     if not parts:
-        return "this model has no blocks that are compiled"
+        return "this model has no blocks to compile"
     missing = _missing(device)
     if missing is None:
         for part in parts:
@@ -35,9 +35,9 @@ def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
 
 
 def _missing(device: torch.device) -> str | None:
-    """What torch.compile wants for a device and does not find."""
+    """What torch.compile needs on this device but does not find; None if nothing is missing."""
     if device.type == "cpu" and cpp_compiler() is None:
-        return "there is no C++ compiler (g++, clang++, or what CXX names)"
+        return "no C++ compiler was found (g++, clang++, or the one in CXX)"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None

@@ -1,4 +1,4 @@
-"""How a run starts, its log, and the signals that end it early. Knows nothing of losses."""
+"""Starting Accelerate, and the log of a run: metrics.jsonl, tracker, report, progress bar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dalle.files import atomic_file, write_text
 from dalle.training.checkpoint.checkpoint import as_value_error
-from dalle.training.distributed.fsdp import Sharding, asked_of_launcher
+from dalle.training.distributed.fsdp import Sharding, fsdp_requested
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report.html import write_report
 from dalle.training.report.metrics_log import logged
@@ -27,42 +27,44 @@ from dalle.training.tasks import Samples, Task
 
 
 def start_accelerator(run: RunConfig) -> Accelerator:
-    """Accelerate for precision, devices, processes and trackers.
+    """Create the Accelerator, which handles precision, devices, processes and trackers.
 
     Raises:
-        ValueError: the precision or the tracker cannot be had here, or there are fewer GPUs than processes.
+        ValueError: the precision or tracker is not available here, there are fewer GPUs than processes, or the batch
+            cannot be divided.
     """
-    assert run.precision != "auto", "settled before"
+    assert run.precision != "auto", "call resolve_precision first"
     precision = {"fp32": "no"}.get(run.precision, run.precision)
     if run.precision == "fp16" and (run.device == "cpu" or not torch.cuda.is_available()):
-        raise ValueError("run.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
+        raise ValueError("run.precision is fp16, which needs a GPU; set it to bf16 or fp32")
     check_tracker(run)
     trackers = None if run.tracker == "none" else [run.tracker]
-    AcceleratorState._reset_state()  # else a second training in one process has to have the first one's precision
-    with patch_environment(accelerate_use_fsdp="false"):  # its own sharding does nothing on CPUs: `start_sharding`
+    AcceleratorState._reset_state()  # a global: a second run in this process would inherit the precision
+    with patch_environment(accelerate_use_fsdp="false"):  # FSDP is done by `start_sharding`
         accelerator = Accelerator(
             mixed_precision=precision, cpu=_on_cpus(run), log_with=trackers, project_dir=str(run.dir)
         )
     share = accelerator.num_processes * run.accumulation
     if run.batch_size % share:
         raise ValueError(
-            f"run.batch_size is {run.batch_size}, which {accelerator.num_processes} processes x {run.accumulation} "
-            f"micro-batches cannot share evenly: take a multiple of {share}"
+            f"run.batch_size is {run.batch_size}, which is not divisible by {accelerator.num_processes} processes x "
+            f"{run.accumulation} micro-batches: set it to a multiple of {share}"
         )
     return accelerator
 
 
 def _on_cpus(run: RunConfig) -> bool:
-    """Whether to compute on CPUs: as the recipe says, or since several processes find nothing else here.
+    """Whether to train on CPUs: because the recipe says so, or because several processes find no GPUs.
 
-    Accelerate has to be told: without a GPU it takes the processes of torchrun for strangers, each with all the data.
+    Accelerate must be told explicitly: on a machine without GPUs it would treat the processes of torchrun as
+    independent runs, each with all the data.
 
     Raises:
         ValueError: this machine has fewer GPUs than processes.
     """
     if run.device == "cpu" or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return run.device == "cpu"
-    if not torch.accelerator.is_available() or torch.backends.mps.is_available():  # an MPS has no process groups
+    if not torch.accelerator.is_available() or torch.backends.mps.is_available():  # MPS has no process groups
         return True
     gpus, processes = torch.accelerator.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if processes > gpus:
@@ -71,32 +73,35 @@ def _on_cpus(run: RunConfig) -> bool:
 
 
 def start_sharding(run: RunConfig, accelerator: Accelerator) -> Sharding | None:
-    """How the model is shared among the processes; None: each has all of it. A single one has nothing to share.
+    """Return how the model is sharded over the processes; None for replicated training or a single process.
 
     Raises:
-        ValueError: something else that the run wants does not go with it.
+        ValueError: FSDP is combined with PowerSGD.
     """
-    if not (run.sharding == "fsdp" or (run.sharding == "auto" and asked_of_launcher())):
+    if not (run.sharding == "fsdp" or (run.sharding == "auto" and fsdp_requested())):
         return None
     if run.powersgd is not None:
-        raise ValueError("run.powersgd is for replicas: with fsdp nobody has a whole gradient; set run.powersgd=null")
+        raise ValueError("run.powersgd does not work with fsdp, which shards gradients: set run.powersgd=null")
     compute = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[accelerator.mixed_precision]
     return Sharding(accelerator.device, compute) if accelerator.num_processes > 1 else None
 
 
 class RunLog:
-    """metrics.jsonl, the tracker, the report, and the progress bar of a run."""
+    """The log of a run: metrics.jsonl, tracker, report.html and progress bar.
+
+    Every process may call its methods; the main process writes.
+    """
 
     def __init__(self, recipe: LoopRecipe, accelerator: Accelerator, start: int, task: Task):
         self.run, self.accelerator, self.tokens_per_image = recipe.run, accelerator, task.tokens_per_image
-        self.share: float | None = None  # of all devices' peak, that an image a second takes
+        self.share: float | None = None  # fraction of all devices' peak FLOP/s that one image per second takes
         if self.run.peak_tflops is not None and task.operations_per_image is not None:
             self.share = task.operations_per_image / (self.run.peak_tflops * 1e12 * accelerator.num_processes)
         self.file = recipe.run.dir / "metrics.jsonl"
         self.main = accelerator.is_main_process
         self.clock, self.since = time.perf_counter(), start
-        self.waited = 0.0  # seconds for data, since then
-        self.next_report = 0.0  # on that clock
+        self.waited = 0.0  # seconds spent waiting for data since `self.clock`
+        self.next_report = 0.0  # earliest time of the next report, on the same clock
         start_trackers(recipe, accelerator, start)
         self.bar = tqdm(
             total=self.run.steps,
@@ -107,88 +112,89 @@ class RunLog:
             mininterval=1,
         )
         if self.main:
-            self._forget_from(start)
+            self._truncate_after(start)
 
-    def _forget_from(self, start: int) -> None:
-        """Drop lines of steps that a run which goes on from an earlier checkpoint will make again.
+    def _truncate_after(self, start: int) -> None:
+        """Drop lines of steps after `start`, which a resumed run will repeat, and broken lines.
 
-        So are lines that are none: the last may be half of one, where the run was killed or the disk was full, and
-        others damaged.
+        The last line may be incomplete if the run was killed or the disk was full.
         """
         if not self.file.exists():
             return
         lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
-        half, read = lines[-1], [(line, logged(line)) for line in lines[:-1] if line.strip()]
-        kept = [line for line, figures in read if figures is not None and figures["step"] <= start]
-        broken = sum(figures is None for _, figures in read) + bool(half.strip())
+        last_line, read = lines[-1], [(line, logged(line)) for line in lines[:-1] if line.strip()]
+        complete = [line for line, metrics in read if metrics is not None and metrics["step"] <= start]
+        broken = sum(metrics is None for _, metrics in read) + bool(last_line.strip())
         if broken:
             self.say(f"{self.file}: {broken} broken line{'s' * (broken > 1)} dropped")
-        write_text(self.file, "".join(f"{line}\n" for line in kept))
+        write_text(self.file, "".join(f"{line}\n" for line in complete))
 
-    def train(self, step: int, figures: dict[str, float]) -> None:
-        """Figures of training after `step` steps, with the rate since the last call."""
+    def train(self, step: int, metrics: dict[str, float]) -> None:
+        """Log training metrics after `step` steps, with throughput since the last call."""
         now = time.perf_counter()
         spent = max(now - self.clock, 1e-9)
         images = (step - self.since) * self.run.batch_size / spent
         rates = {"images_per_s": images, "tokens_per_s": images * self.tokens_per_image}
         rates["data_wait"] = self.waited / spent
         self.clock, self.since, self.waited = now, step, 0.0
-        shown = {key: f"{value:.4g}" for key, value in list(figures.items())[:4]}
+        shown = {key: f"{value:.4g}" for key, value in list(metrics.items())[:4]}
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
-        figures = figures | rates
+        metrics = metrics | rates
         if self.share is not None:
-            figures["flops_utilisation"] = images * self.share
-        figures["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
+            metrics["flops_utilisation"] = images * self.share
+        metrics["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
         if self.accelerator.scaler is not None:
-            figures["loss_scale"] = self.accelerator.scaler.get_scale()
-        self._write(step, {f"train/{key}": value for key, value in figures.items()})
+            metrics["loss_scale"] = self.accelerator.scaler.get_scale()
+        self._write(step, {f"train/{key}": value for key, value in metrics.items()})
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The run waits for data meanwhile."""
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time spent in a block as waiting for data."""
         begun = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begun
 
-    def validation(self, step: int, figures: dict[str, float]) -> None:
-        self.say(f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-        self._write(step, {f"validation/{key}": value for key, value in figures.items()})
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Log and print validation metrics."""
+        self.say(f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+        self._write(step, {f"validation/{key}": value for key, value in metrics.items()})
 
     def samples(self, step: int, samples: Samples) -> None:
-        """Sample images after `step` steps."""
+        """Write sample images to samples/ and the tracker, and log their metrics."""
         folder = self.run.dir / "samples"
         with as_value_error(self.run.dir, step):
             folder.mkdir(exist_ok=True)
             with atomic_file(folder / f"{step:08d}.png") as part:
                 samples.image.save(part)
         track_image(self.accelerator, "samples", samples.image, step)
-        if samples.figures:
-            self._write(step, {f"samples/{key}": value for key, value in samples.figures.items()})
+        if samples.metrics:
+            self._write(step, {f"samples/{key}": value for key, value in samples.metrics.items()})
 
     def skipped(self, step: int, phase: str, in_a_row: int) -> None:
-        """Step `step` was not applied, as the loss or the gradient of a phase was not finite."""
+        """Log that a step was skipped, because the loss or gradient of a phase was not finite."""
         self.say(f"step {step}: skipped, non-finite loss or gradient in {phase} ({in_a_row} in a row)")
         self._write(step, {"train/skipped": in_a_row})
 
     def step(self) -> None:
+        """Advance the progress bar."""
         self.bar.update()
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the progress bar."""
         if self.main:
             self.bar.write(line)
 
-    def _write(self, step: int, figures: dict[str, float]) -> None:
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.main:
             with as_value_error(self.run.dir, step), self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step} | figures) + "\n")
+                file.write(json.dumps({"step": step} | metrics) + "\n")
         if self.run.tracker != "none":
-            self.accelerator.log(figures, step=step)
+            self.accelerator.log(metrics, step=step)
 
     def report(self, final: bool = False) -> None:
-        """Write report.html, if it is time to; where that fails the run goes on without.
+        """Write report.html if it is due; a failure is printed and does not end the run.
 
-        The longer the log the longer it takes: it may have a fiftieth of the run's time.
+        Writing takes longer as the log grows, so reports are spaced to take at most 2 % of the time.
         """
         begun = time.perf_counter()
         if not (self.main and self.run.report) or (begun < self.next_report and not final):
@@ -201,6 +207,7 @@ class RunLog:
         self.next_report = now + 50 * (now - begun)
 
     def close(self) -> None:
+        """Write the final report and end the progress bar and the tracker."""
         self.report(final=True)
         self.bar.close()
         if self.run.tracker != "none":
@@ -208,7 +215,8 @@ class RunLog:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the most that tensors took, elsewhere the most that this process held of the machine's memory."""
+    """Peak memory in bytes: of tensors on CUDA, elsewhere the peak resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

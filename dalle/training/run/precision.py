@@ -1,4 +1,4 @@
-"""Which arithmetic a run takes where its recipe leaves that to the machine."""
+"""Resolves `run.precision=auto` to fp32 or bf16."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from dalle.config import ConfigError, read_yaml
 from dalle.training.recipe import LoopRecipe, Precision, RunConfig
 
-Settled = Literal["fp32", "bf16", "fp16"]
+ResolvedPrecision = Literal["fp32", "bf16", "fp16"]
 
 
-def settle_precision(recipe: LoopRecipe) -> LoopRecipe:
-    """The recipe with a precision in place of `auto`: that of the run it goes on with, else what is fast here."""
+def resolve_precision(recipe: LoopRecipe) -> LoopRecipe:
+    """Replace precision `auto` in a recipe: by that of the run it resumes, else by what is fast on this machine."""
     run = recipe.run
     if run.precision != "auto":
         return recipe
     return replace(recipe, run=replace(run, precision=(_before(run) if recipe.resume else None) or fast_precision(run)))
 
 
-def fast_precision(run: RunConfig) -> Settled:
-    """bf16 where the device multiplies it faster than float32, else fp32.
+def fast_precision(run: RunConfig) -> ResolvedPrecision:
+    """Return bf16 if the device has fast bf16 matrix products, else fp32.
 
-    These are GPUs from Ampere on, and CPUs with AVX-512 BF16, AMX or Arm's BF16. On others bf16 is imitated, slowly.
+    Those are GPUs from Ampere on, and CPUs with AVX-512 BF16, AMX or Arm's BF16; others emulate bf16 slowly.
     """
     if run.device == "auto" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -36,7 +36,7 @@ def fast_precision(run: RunConfig) -> Settled:
 
 
 def _before(run: RunConfig) -> Precision | None:
-    """The precision that a run in this folder was begun with."""
+    """The precision with which the run in this folder was started; None if unknown."""
     try:
         content = read_yaml(run.dir / "config.yaml")
     except ConfigError:

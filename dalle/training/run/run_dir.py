@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time writes it, what a killed one left is cleared, and its origin is told."""
+"""The run folder: created or resumed, locked against a second writer, and its provenance recorded."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ LOCK = ".lock"
 _PACKAGES = ("dalle", "torch", "accelerate", "datasets", "sentencepiece", "safetensors", "numpy", "pillow")
 
 
-def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractContextManager[object], bool]:
-    """Make the folder of a run, or take up one that is there: the first process does, all call it.
+def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractContextManager[object], bool]:
+    """Create the folder of a run, or open an existing one to resume. Every process must call it; the main one acts.
 
     Returns:
-        Nobody else may train in the folder until this is closed; whether the run goes on from a checkpoint.
+        A lock on the folder, to be closed at the end; and whether the run resumes from a checkpoint.
 
     Raises:
-        ValueError: (in all processes) there is nothing to resume; it holds a run already, and `resume` was not asked
-            for, or is auto and that run is of another config; another process is training in it.
+        ValueError: (in all processes) there is nothing to resume; the folder contains a run but `resume` is false, or
+            auto with another config; or another process is training in the folder.
     """
     lock: AbstractContextManager[object] = nullcontext()
     resume, refusal = False, None
@@ -44,39 +44,39 @@ def open_folder(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[AbstractC
         try:
             resume = _resumes(recipe)
             recipe.run.dir.mkdir(parents=True, exist_ok=True)
-            lock = lock_run(recipe.run.dir)
+            lock = lock_run_dir(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
                 remove_scratch(parent)
         except (ValueError, OSError) as error:
             refusal = str(error)
-    resume, refusal = broadcast_object_list([resume, refusal])
+    resume, refusal = broadcast_object_list([resume, refusal])  # one process that raises alone would hang the others
     if refusal is not None:
         raise ValueError(refusal)
     return lock, resume
 
 
 def _resumes(recipe: LoopRecipe) -> bool:
-    """Whether a run goes on from what is in its folder, as far as its recipe allows that."""
+    """Whether a run resumes from its folder; raises a ValueError if the recipe's `resume` does not fit its content."""
     run, there = recipe.run.dir, bool(checkpoint.folders(recipe.run.dir))
     if recipe.resume == "auto":
         changes = _changes(recipe) if there else []
         if changes:
             more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
             raise ValueError(
-                f"{run} holds a run of another config: {', '.join(changes[:3])}{more}; choose another run.dir=FOLDER, "
-                "or go on with this config by resume=true"
+                f"{run} contains a run with another config: {', '.join(changes[:3])}{more}; choose another "
+                "run.dir=FOLDER, or continue with this config by resume=true"
             )
     elif recipe.resume != there:
         raise ValueError(
             f"{run}: no checkpoint to resume from; start without resume=true"
             if recipe.resume
-            else f"{run} holds a run already: go on with resume=true, or choose another run.dir=FOLDER"
+            else f"{run} contains a run already: continue it with resume=true, or choose another run.dir=FOLDER"
         )
     return there
 
 
 def _changes(recipe: LoopRecipe) -> list[str]:
-    """The options in which a recipe differs from that of the run in its folder."""
+    """Describe the options in which a recipe differs from that of the run in its folder."""
     file = recipe.run.dir / "config.yaml"
     try:
         content = renamed(read_yaml(file))
@@ -85,39 +85,42 @@ def _changes(recipe: LoopRecipe) -> list[str]:
         before = from_dict(type(recipe), content, str(file))
     except ConfigError as error:
         raise ValueError(
-            f"whether {recipe.run.dir} holds a run of this config cannot be told ({str(error).splitlines()[0]}); "
-            "choose another run.dir=FOLDER, or go on with this config by resume=true"
+            f"cannot compare the config with that of the run in {recipe.run.dir} ({str(error).splitlines()[0]}); "
+            "choose another run.dir=FOLDER, or continue with this config by resume=true"
         ) from error
-    here = replace(before, resume=recipe.resume, run=replace(before.run, dir=recipe.run.dir))  # it may have been moved
+    here = replace(
+        before, resume=recipe.resume, run=replace(before.run, dir=recipe.run.dir)
+    )  # the folder may have been moved
     was, now = flat(to_dict(here)), flat(to_dict(recipe))
     return [f"{key} was {was.get(key)}, is now {now.get(key)}" for key in now | was if was.get(key) != now.get(key)]
 
 
 def describe(recipe: LoopRecipe) -> None:
-    """Write in the folder of a run what is needed to make the run again."""
+    """Write what is needed to reproduce a run: config.yaml, and origin.yaml with versions and hashes."""
     run = recipe.run.dir
     write_text(run / "config.yaml", dump(recipe))
     write_text(run / "origin.yaml", yaml.safe_dump(_origin(recipe), sort_keys=False))
 
 
-def lock_run(run: Path) -> FileLock:
-    """Take the right to write the folder of a run: it ends with the process, however that ends.
+def lock_run_dir(run: Path) -> FileLock:
+    """Lock a run folder against other writers; the operating system frees the lock however the process ends.
 
-    A run that was killed may have left a process behind that still trains (torchrun's do when only torchrun is killed);
-    resuming beside it would mix up two logs and remove each other's checkpoints.
+    Killing torchrun alone leaves its worker processes training. A run resumed beside them would interleave two logs,
+    and each would delete the other's checkpoints.
 
     Raises:
-        ValueError: another process has it.
+        ValueError: another process has the lock.
     """
     try:
         return FileLock(run / LOCK)
     except BlockingIOError as error:
         raise ValueError(
-            f"{error} is training in {run}: wait for it or end it, or choose another run.dir=FOLDER"
+            f"{error} is training in {run}: wait for it, stop it, or choose another run.dir=FOLDER"
         ) from error
 
 
 def installed(package: str) -> bool:
+    """Return whether a package is installed, without importing it."""
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -126,7 +129,7 @@ def installed(package: str) -> bool:
 
 
 def _origin(recipe: LoopRecipe) -> dict[str, Any]:
-    """Versions, and hashes of data and tokenizers."""
+    """Versions of packages, and hashes of data and tokenizers."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _PACKAGES if installed(name)}
     sources = {key: value for key, value in to_dict(recipe).items() if key.endswith("tokenizer") or key == "clip"}
@@ -141,7 +144,10 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
 
 
 def _data_hash(data: EncodedConfig) -> str:
-    """Hash of the data's options, and of names and sizes of its files where they are on this machine."""
+    """Hash of the data options, and of the names and sizes of its files if they are local.
+
+    Contents are not read: hashing them would take hours for a large data set.
+    """
     digest = hashlib.sha256(json.dumps(to_dict(data), sort_keys=True, ensure_ascii=False).encode())
     root = location(data)
     if root is not None:

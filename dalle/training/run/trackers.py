@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases beside metrics.jsonl: the same figures, and the sample images."""
+"""TensorBoard and Weights & Biases: the metrics of metrics.jsonl, and the sample images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EXTRAS = {"tensorboard": "track", "wandb": "wandb"}
 
 
 def check_tracker(run: RunConfig) -> None:
-    """Refuse a tracker that is not installed.
+    """Check that the chosen tracker is installed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not installed.
     """
     if run.tracker != "none" and not installed(run.tracker):
         raise ValueError(
@@ -32,10 +32,10 @@ def check_tracker(run: RunConfig) -> None:
 
 
 def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> None:
-    """Begin the curves of a run, or go on with them after `start` steps.
+    """Start the tracker of a run, or continue its curves after `start` steps.
 
     Raises:
-        ValueError: Weights & Biases refuses, as without an account that it knows.
+        ValueError: the tracker cannot start, for example Weights & Biases without a login.
     """
     run = recipe.run
     if run.tracker == "none":
@@ -43,12 +43,12 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
     options: dict[str, Any] = {}
     refusal: type[Exception] = OSError
     if run.tracker == "tensorboard" and start:
-        options = {"purge_step": start + 1}  # what was logged of later steps will be logged again
+        options = {"purge_step": start + 1}  # later steps will be repeated and logged again
     elif run.tracker == "wandb":
         from wandb.errors import Error
 
         refusal = Error
-        if accelerator.is_main_process:  # one curve of all resumed parts
+        if accelerator.is_main_process:  # the same id, so that a resumed run continues its curves
             options = {"dir": str(run.dir), "id": _wandb_id(run.dir, start), "resume": "allow"}
     try:
         accelerator.init_trackers(run.dir.name, config=_options(recipe), init_kwargs={run.tracker: options})
@@ -61,7 +61,7 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
 
 
 def track_image(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
-    """Show an image in the tracker, if there is one."""
+    """Log an image to the tracker, if there is one."""
     pixels = np.asarray(image.convert("RGB"))[None]  # uint8 [1, H, W, 3]
     for tracker in accelerator.trackers:
         options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -69,7 +69,7 @@ def track_image(accelerator: Accelerator, name: str, image: Image.Image, step: i
 
 
 def _wandb_id(run: Path, start: int) -> str:
-    """What Weights & Biases knows a run by: made when it begins, the same when it goes on."""
+    """The id of a run at Weights & Biases: random for a new run, read from the run folder when it is resumed."""
     file = run / "wandb" / "id"
     if not start or not file.exists():
         file.parent.mkdir(exist_ok=True)
@@ -78,6 +78,6 @@ def _wandb_id(run: Path, start: int) -> str:
 
 
 def _options(recipe: LoopRecipe) -> dict[str, Any]:
-    """All options in one level, of the types that trackers take."""
+    """All options with dotted keys, converted to types that trackers accept."""
     options = flat(to_dict(recipe))
     return {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in options.items()}

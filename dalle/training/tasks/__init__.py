@@ -1,4 +1,4 @@
-"""The stages of training as tasks, all of one shape (task.py), so that train.py needs one loop."""
+"""Tasks: the stages of training behind one interface (base.py), so that train.py needs a single loop."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["ContrastiveTask", "Phase", "Samples", "Task", "build_task"]
 
 
 def build_task(recipe: LoopRecipe, device: torch.device, sharding: Sharding | None = None) -> Task:
-    """The task of `recipe`, its modules freshly initialised from torch's global generator, on `device`.
+    """Build the task of a recipe on a device, its modules initialized from torch's global random generator.
 
     Raises:
-        ValueError: the recipe does not fit its parts, or what it trains cannot be shared.
+        ValueError: the recipe does not fit its tokenizers or CLIP, or its stage does not support sharding.
     """
     if isinstance(recipe, ImageTokenizerRecipe):
         if sharding is not None:
-            raise ValueError("fsdp is for stages clip and dalle: an image tokenizer is small, set run.sharding=none")
+            raise ValueError("fsdp supports only stages clip and dalle: set run.sharding=none")
         return ImageTokenizerTask(recipe, device)
     if isinstance(recipe, PriorRecipe):
         if sharding is not None:
-            raise ValueError("fsdp is for stages clip and dalle: set run.sharding=none")
+            raise ValueError("fsdp supports only stages clip and dalle: set run.sharding=none")
         return PriorTask(recipe, device)
     if isinstance(recipe, DiffusionRecipe):
         if sharding is not None:

@@ -1,4 +1,4 @@
-"""What every stage of training is to the loop: phases with losses, figures, images, and a folder that comes out."""
+"""The interface between a training stage and the loop: phases with losses, metrics, sample images, export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of one step: a module with its own optimiser. A GAN has two."""
+    """A part of a step: a module with its own optimizer. A GAN has two, generator and discriminator."""
 
     name: str
     module: nn.Module
@@ -29,22 +29,22 @@ class Phase:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images that show how far the training is, drawn with fixed seeds, and figures of them."""
+    """Images sampled with fixed seeds to show the progress of training, and metrics of them."""
 
     image: Image.Image
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 class Task(ABC):
     """A stage of training.
 
     Attributes:
-        model: what is trained, averaged, validated and exported.
-        state: all modules whose state a checkpoint keeps (the model, and perhaps a discriminator).
-        phases: the phases of a step, in order.
-        image_size: side of the images that it takes.
-        tokens_per_image: for the rate that the progress bar shows.
-        operations_per_image: floating-point operations of training on one image, if they can be told.
+        model: module that is trained, averaged by the EMA, validated and exported.
+        state: all modules whose state a checkpoint includes (the model, and a discriminator if there is one).
+        phases: phases of a step, in order.
+        image_size: height and width of training images in pixels.
+        tokens_per_image: number of tokens per training pair, for the throughput.
+        operations_per_image: floating-point operations of training on one image; None if unknown.
         needs_sync: whether the loop must know after each step if it was applied (EMA codebooks, several optimizers),
             which costs one synchronization of host and device.
     """
@@ -59,52 +59,70 @@ class Task(ABC):
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Any:
-        """Move a micro-batch to the device and make of it what `loss` takes."""
+        """Convert a micro-batch to the inputs of `loss`, on the device."""
 
     @abstractmethod
     def loss(self, phase: Phase, inputs: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a micro-batch, a mean over its images, and the figures to log."""
+        """Compute the loss of a phase.
+
+        Args:
+            phase: phase of this task.
+            inputs: result of `inputs` for a micro-batch.
+            step: number of completed steps, for schedules.
+
+        Returns:
+            The mean loss over the images of the micro-batch, a scalar; and scalars to log, without gradient.
+        """
 
     def active(self, step: int) -> list[Phase]:
-        """The phases that run at `step`."""
+        """Return the phases that run after `step` completed steps."""
         return self.phases
 
     def on_step_end(self, reduce: Reduce) -> None:
-        """Apply what the micro-batches of a step gathered; `reduce` sums a tensor over all processes."""
+        """Apply statistics collected over the micro-batches of a step; `reduce` sums a tensor over all processes."""
 
     def reset_statistics(self) -> None:
-        """Forget what the micro-batches of a skipped step gathered."""
+        """Discard statistics collected over the micro-batches of a skipped step."""
 
-    def figures(self, reduce: Reduce) -> dict[str, float]:
-        """What is logged besides means, of all that was trained on since the last call; `reduce` as above."""
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
+        """Return metrics that are no means over micro-batches, for everything since the last call.
+
+        Args:
+            reduce: sums a tensor over all processes.
+        """
         return {}
 
     @abstractmethod
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of `model` (the averaged weights) over validation batches."""
+        """Compute validation metrics of `model`, which has the EMA weights if there is an EMA."""
 
     @abstractmethod
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples | None:
-        """A sample image; None where a stage has none."""
+        """Generate sample images; `batch` has validation pairs to reconstruct. None if the stage has no samples."""
 
     @abstractmethod
     def export(self, folder: Path, weights: Tensors) -> None:
-        """Write the folder that `dalle.load_*` reads."""
+        """Write a model folder, which the functions `dalle.load_*` read."""
 
 
 class ContrastiveTask(Task):
-    """A stage whose loss compares all images of a batch, so that it is no mean over micro-batches.
+    """A stage with a contrastive loss over the full batch, which is not a mean over micro-batches.
 
-    What is compared are embeddings, one of each image or caption alone: they can be made in pieces.
+    Each embedding depends on its own image or caption only, so micro-batches can be embedded separately (GradCache).
     """
 
     @abstractmethod
     def embed(self, inputs: Any) -> tuple[Tensor, ...]:
-        """Embeddings [B, D] of a micro-batch, of each kind that the loss compares."""
+        """Embed a micro-batch; returns one tensor [B, D] per modality."""
 
     @abstractmethod
     def batch_loss(self, embeds: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the embeddings of this process's whole batch, together with those of others, and figures to log."""
+        """Compute the loss from this process's embeddings of the full batch, gathering those of other processes.
+
+        Returns:
+            The loss, a scalar; and scalars to log.
+        """
 
     def loss(self, phase: Phase, inputs: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch that is a single micro-batch."""
         return self.batch_loss(self.embed(inputs))

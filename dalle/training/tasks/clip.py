@@ -1,4 +1,4 @@
-"""Training CLIP: a loss over all pairs of one batch of captions and images, of all processes together."""
+"""Stage clip: contrastive training over all pairs of a batch, gathered from all processes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ from dalle.images.augment import augmented
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
 from dalle.training.distributed.fsdp import Sharding, build
-from dalle.training.init_from import fill_initial
+from dalle.training.init_from import load_initial
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.base import ContrastiveTask, Phase
 
 
 @dataclass
 class Inputs:
+    """A micro-batch."""
+
     images: Tensor  # [B, 3, H, W] in [0, 1]
-    text: Tensor  # [B, T]
+    text: Tensor  # int64 [B, T], token ids
 
 
 class CLIPTask(ContrastiveTask):
+    """Trains or fine-tunes a CLIP with the softmax or sigmoid loss."""
+
     model: CLIP
 
     def __init__(self, recipe: CLIPRecipe, device: torch.device, sharding: Sharding | None = None):
@@ -55,13 +59,14 @@ class CLIPTask(ContrastiveTask):
             return CLIP(recipe.model)
         with skip_init():
             model = CLIP(recipe.model)
-        fill_initial(model, recipe)
+        load_initial(model, recipe)
         if recipe.lock is not None:
             tower = model.vision if recipe.lock == "image" else model.text
             tower.requires_grad_(False)
         return model
 
     def inputs(self, batch: Batch) -> Inputs:
+        """Tokenize captions with BPE dropout and augment images; randomness comes from each pair's seed."""
         recipe = self.recipe
         text = self.tokenizer.encode(
             batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds
@@ -72,9 +77,11 @@ class CLIPTask(ContrastiveTask):
         return Inputs(images, to_device(self.device, text))
 
     def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Embeddings of images and captions, [B, D] each, normalized."""
         return self.model.encode_image(inputs.images), self.model.encode_text(inputs.text)
 
     def batch_loss(self, embeds: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sigmoid loss if the model has a bias, else the softmax loss; logs the scale."""
         images, text = embeds
         if self.model.logit_bias is not None:
             loss = sigmoid_loss(images, text, self.model.scale, self.model.logit_bias)
@@ -84,13 +91,16 @@ class CLIPTask(ContrastiveTask):
         return loss, {"scale": self.model.scale}
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Retrieval accuracy between images and captions."""
         assert isinstance(model, CLIP)
         return clip_figures(model, self.tokenizer, batches)
 
     def sample_images(self, model: nn.Module, batch: Batch) -> None:
+        """A CLIP has no samples."""
         return None
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder with the text tokenizer in it."""
         config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
         parts = {"text_tokenizer": resolve(self.recipe.text_tokenizer)}
         model_folder.save(folder, config, weights, parts=parts)

@@ -1,4 +1,4 @@
-"""Training the transformer over captions and the codes of their images."""
+"""Stage dalle: trains the transformer to predict caption tokens and image codes."""
 
 from __future__ import annotations
 
@@ -28,33 +28,39 @@ from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.distributed.fsdp import Sharding, build, keep_unsharded
-from dalle.training.init_from import fill_initial, initial_weights
+from dalle.training.init_from import initial_weights, load_initial
 from dalle.training.lora import add_lora, changes, merged
-from dalle.training.planning.memory import ModelSize, TrainSetup, room_for_drawing
+from dalle.training.planning.memory import ModelSize, TrainSetup, sampling_budget
 from dalle.training.planning.plan import operations
 from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
 
-_NOISE = 1  # so that a pair's seed gives its codes other numbers than its composition
-_DRAWN_AT_ONCE = 8  # candidates of a sharded model
-_METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
+_NOISE_STREAM = 1  # separates the random numbers for code noise from others with the same seed
+_SAMPLE_BATCH_SIZE = 8  # candidates that a sharded model samples at a time
+# Methods besides `forward` that need the weights gathered
+_FSDP_METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
 
 
 @dataclass
 class Inputs:
-    text: Tensor  # [B, T] or [B, T, C]
-    codes: Tensor  # [B, h * w]
-    read: Tensor  # [B, h * w], codes as the model reads them, some perhaps replaced
+    """A micro-batch. Shapes: B pairs, T text tokens, C text features, h x w grid of codes."""
+
+    text: Tensor  # int64 [B, T], token ids; or float [B, T, C], T5 features
+    codes: Tensor  # int64 [B, h * w], targets
+    read: Tensor  # int64 [B, h * w], the model's input: the codes, some replaced by noise
 
 
 class DALLETask(Task):
+    """Trains or fine-tunes a DALL-E, in full or with LoRA."""
+
     model: DALLE
 
     def __init__(self, recipe: DALLERecipe, device: torch.device, sharding: Sharding | None = None):
         self.recipe, self.device = recipe, device
         self.sharding = sharding
         if recipe.lora is not None and sharding is not None and recipe.init_from is None:
-            raise ValueError("lora with fsdp changes weights of a file: name them by init_from, or set lora=null")
+            # Export reads the frozen weights from their file: no process has all of them in memory
+            raise ValueError("lora with fsdp needs weights in a file: give init_from, or set lora=null")
         features = recipe.model.text_features is not None
         self.text_tokenizer: TextTokenizer | T5Encoder
         if features:
@@ -67,9 +73,9 @@ class DALLETask(Task):
             recipe.data.check_tokenizer(
                 model_folder.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer
             )
-        self.model = build(self._make, device, sharding, _METHODS)
+        self.model = build(self._make, device, sharding, _FSDP_METHODS)
         self.state = nn.ModuleDict({"model": self.model})
-        if recipe.lora is not None:  # the other weights are those that the run goes on from
+        if recipe.lora is not None:  # checkpoints contain the adapters only
             self.state = nn.ModuleDict({"model": changes(self.model)})
         self.phases = [Phase("dalle", self.model, recipe.optim)]
         self.image_size = self.image_tokenizer.image_size
@@ -84,20 +90,20 @@ class DALLETask(Task):
         else:
             with skip_init():
                 model = DALLE(recipe.model)
-            fill_initial(model, recipe)
+            load_initial(model, recipe)
         if recipe.lora is not None:
             add_lora(model, recipe.lora)
         return model
 
     def _check_tokenizers(self) -> None:
         model, text = self.recipe.model, self.text_tokenizer
-        words = (
+        text_check = (
             ("text_vocab", model.text_vocab, text.vocab_size)
             if isinstance(text, TextTokenizer)
             else ("text_features", model.text_features, text.width)
         )
         for key, have, want, owner in (
-            (*words, self.recipe.text_tokenizer),
+            (*text_check, self.recipe.text_tokenizer),
             ("image_vocab", model.image_vocab, self.image_tokenizer.codebook_size, self.recipe.image_tokenizer),
             ("grid", list(model.grid), list(self.image_tokenizer.grid), self.recipe.image_tokenizer),
         ):
@@ -105,7 +111,10 @@ class DALLETask(Task):
                 raise ValueError(f"model.{key} is {have}, but {owner} needs {want}: set model.{key}={want}")
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Captions become ids with BPE dropout, some become the null caption; images become codes, with noise."""
+        """Tokenize captions with BPE dropout, replace some by the null caption, and encode images to codes.
+
+        Randomness comes from each pair's seed, so it does not depend on which process has the pair.
+        """
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
@@ -122,6 +131,7 @@ class DALLETask(Task):
         return self.text_tokenizer.encode(captions, length, dropout=dropout, seed=seed)
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of text and image cross-entropy, in nats per token, with z-loss and label smoothing."""
         recipe = self.recipe
         losses = self.model.losses(
             inputs.text,
@@ -132,46 +142,48 @@ class DALLETask(Task):
             read_ids=inputs.read,
         )
         total = recipe.text_weight * losses["text"] + recipe.image_weight * losses["image"]
-        for name in ("text", "image"):  # what is logged is cross-entropy, as in a validation
+        for name in ("text", "image"):  # log plain cross-entropy, without z-loss and smoothing, as validation does
             if name + "_nats" in losses:
                 losses[name] = losses.pop(name + "_nats")
         return total, losses
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Nats per token and accuracy, on text and image."""
         assert isinstance(model, DALLE)
         return dalle_figures(model, self.text_tokenizer, self.image_tokenizer, batches)
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples | None:
-        """One row for each prompt of the recipe, 8 candidates each, and the mean of CLIP's scores of all."""
+        """Sample 8 candidates per prompt of the recipe, one row each; with a CLIP also their mean score."""
         assert isinstance(model, DALLE)
         prompts = list(self.recipe.prompts)
         if not prompts:
             return None
         seeds = [list(range(8)) for _ in prompts]
         text = self._encode(prompts).to(self.device)
-        codes = self._draw(model, text, seeds)
+        codes = self._sample_codes(model, text, seeds)
         images = self.image_tokenizer.decode(codes)
-        figures = {}
-        if self.recipe.clip is not None:  # read each time: it takes no memory while the model trains
+        metrics = {}
+        if self.recipe.clip is not None:  # loaded each time, so as to take no memory during training
             clip = load_clip(self.recipe.clip, self.device)
             scores = score(clip, images, [prompt for prompt in prompts for _ in range(8)])
-            figures["clip_score"] = scores.mean().item()
-        return Samples(image_grid(list(images.split(8))), figures)
+            metrics["clip_score"] = scores.mean().item()
+        return Samples(image_grid(list(images.split(8))), metrics)
 
-    def _draw(self, model: DALLE, text: Tensor, seeds: list[list[int]]) -> Tensor:
-        """As many at a time as fit the memory; of a sharded model all processes must draw alike."""
+    def _sample_codes(self, model: DALLE, text: Tensor, seeds: list[list[int]]) -> Tensor:
+        """Sample codes [N, h * w]; every process of a sharded run must do it alike."""
         if self.sharding is None:
             return generate(model, text, seeds, self.recipe.sampling)
-        rows = _DRAWN_AT_ONCE * (1 if self.recipe.sampling.guidance == 1 else 2)
-        room = room_for_drawing(ModelSize.of(self.recipe.model), self._training(), rows)
-        with keep_unsharded(model, self.sharding, room):
-            return generate(model, text, seeds, self.recipe.sampling, EngineOptions(batch_size=_DRAWN_AT_ONCE))
+        # Guidance runs each candidate with and without its caption. Units kept gathered save a gather per token
+        rows = _SAMPLE_BATCH_SIZE * (1 if self.recipe.sampling.guidance == 1 else 2)
+        max_bytes = sampling_budget(ModelSize.of(self.recipe.model), self._train_setup(), rows)
+        with keep_unsharded(model, self.sharding, max_bytes):
+            return generate(model, text, seeds, self.recipe.sampling, EngineOptions(batch_size=_SAMPLE_BATCH_SIZE))
 
-    def _training(self) -> TrainSetup:
-        """How a sharded run makes its steps, as a plan has it."""
+    def _train_setup(self) -> TrainSetup:
+        """The setup of a sharded run, as the memory planner describes it."""
         run, model = self.recipe.run, self.recipe.model
-        assert run.precision != "auto", "settled before"
+        assert run.precision != "auto", "call resolve_precision first"
         world = torch.distributed.get_world_size()
         return TrainSetup(
             "fsdp",
@@ -185,6 +197,7 @@ class DALLETask(Task):
         )
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder with its tokenizers and CLIP; LoRA adapters are merged into the weights."""
         recipe = self.recipe
         config = {"stage": recipe.stage, "model": to_dict(recipe.model), "sampling": to_dict(recipe.sampling)}
         sources: dict[str, str | None] = {"image_tokenizer": recipe.image_tokenizer, "clip": recipe.clip}
@@ -196,20 +209,29 @@ class DALLETask(Task):
         if recipe.lora is None:
             model_folder.save(folder, config, weights, parts=parts)
             return
-        # The checkpoint of a sharded run has the changes alone, and no process the whole of what they are added to
+        # The checkpoint of a sharded run has the adapters only, and no process holds the full base weights
         base = {} if self.sharding is None else initial_weights(recipe)
         model_folder.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")
 
 
-def with_noise(codes: Tensor, share: float, vocabulary: int, seeds: list[int]) -> Tensor:
-    """A share of the codes [B, N] replaced by others, each as likely, that come from the seed of their pair alone.
+def with_noise(codes: Tensor, probability: float, vocabulary: int, seeds: list[int]) -> Tensor:
+    """Replace random codes by uniformly random ones.
 
-    What a model draws has errors that the codes it learns from have not; read with noise, they are less of a surprise
-    (word dropout of Bowman et al. 2016, arXiv 1511.06349, section 3.1.1, with random words), and an image is harder to
-    look up by its first codes.
+    Teacher forcing never shows the model its own sampling errors; training on noisy inputs prepares it for them (word
+    dropout of Bowman et al. 2016, arXiv 1511.06349, section 3.1.1, with random words). It also makes it harder to
+    memorize an image by its first codes.
+
+    Args:
+        codes: int64 [B, N].
+        probability: probability of replacing a code.
+        vocabulary: number of different codes.
+        seeds: seed of each pair, on which alone its noise depends.
+
+    Returns:
+        int64 [B, N].
     """
-    if not share:
+    if not probability:
         return codes
-    drawn = [np.random.default_rng((seed, _NOISE)).random((2, codes.shape[1])) for seed in seeds]
-    replaced, value = to_device(codes.device, torch.from_numpy(np.stack(drawn, 1)))  # [B, N] each
-    return torch.where(replaced < share, (value * vocabulary).long(), codes)
+    uniform = [np.random.default_rng((seed, _NOISE_STREAM)).random((2, codes.shape[1])) for seed in seeds]
+    replaced, value = to_device(codes.device, torch.from_numpy(np.stack(uniform, 1)))  # [B, N] each
+    return torch.where(replaced < probability, (value * vocabulary).long(), codes)

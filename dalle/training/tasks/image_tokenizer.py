@@ -1,4 +1,4 @@
-"""Training a dVAE (likelihood and KL) or a VQGAN (L1, perceptual, codebook and patch-adversarial losses)."""
+"""Stage image_tokenizer: a dVAE (likelihood and KL) or a VQGAN (L1, perceptual, codebook and adversarial losses)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from dalle.training.losses.adversarial import (
     last_layer_gradients,
 )
 from dalle.training.losses.perceptual import build_perceptual
-from dalle.training.optim import ramp
 from dalle.training.recipe import ImageTokenizerRecipe
 from dalle.training.tasks.base import Phase, Reduce, Samples, Task
 
 
 @dataclass
 class Inputs:
+    """A micro-batch."""
+
     images: Tensor  # [B, 3, H, W] in [0, 1]
-    fake: Tensor | None = None  # reconstructions that the generator's phase leaves for the discriminator's
+    fake: Tensor | None = None  # reconstructions, set by the generator's phase for the discriminator's
 
 
 class Adversary(nn.Module):
-    """The discriminator, and the adaptive weight (eq. 7 of arXiv 2012.09841) that its loss has for the generator.
+    """The discriminator, and the adaptive weight of the adversarial loss (arXiv 2012.09841, equation 7).
 
-    The weight is a ratio of gradient norms of a whole batch. So that micro-batches and processes do not change it,
-    the gradients of a step are summed over all of them, and the ratio serves the next step.
+    The weight is a ratio of gradient norms of the full batch, known only after its last micro-batch. Therefore the
+    gradients of a step are summed over micro-batches and processes, and their ratio is the weight of the next step.
     """
 
     adaptive: Tensor
@@ -53,12 +54,15 @@ class Adversary(nn.Module):
         self.gradients = torch.zeros(2, *last_layer.shape, device=last_layer.device)
 
     def on_step_end(self, reduce: Reduce) -> None:
+        """Set the adaptive weight from the gradients of this step."""
         reconstruction, adversarial = reduce(self.gradients)
         self.adaptive.copy_(adaptive_weight(reconstruction, adversarial))
         self.gradients.zero_()
 
 
 class ImageTokenizerTask(Task):
+    """Trains an image tokenizer, with a discriminator if the recipe has an adversarial loss."""
+
     model: ImageTokenizer
     needs_sync = True
 
@@ -91,53 +95,58 @@ class ImageTokenizerTask(Task):
         self.codes_per_value = height * width / (3 * self.model.image_size**2)
 
     def active(self, step: int) -> list[Phase]:
+        """The generator, and from `adversarial.start` on the discriminator."""
         return self.phases if self._adversarial_at(step) else self.phases[:1]
 
     def inputs(self, batch: Batch) -> Inputs:
+        """Images in channels-last memory format, which convolutions are fastest in."""
         images = batch.unit_images(self.device)
         return Inputs(images.contiguous(memory_format=torch.channels_last))
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the generator (dVAE: negative ELBO; VQGAN: sum of its losses) or of the discriminator."""
         if phase.name == "discriminator":
             return self._discriminator(inputs)
-        made = self.model(inputs.images, temperature=ramp(self.recipe.temperature, step))
-        self.use.update(made.codes)
-        if "reconstruction" in made.losses:
-            return self._likelihood(made, step)
-        return self._vqgan(made, inputs, step)
+        output = self.model(inputs.images, temperature=self.recipe.temperature.at(step))
+        self.use.update(output.codes)
+        if "reconstruction" in output.losses:
+            return self._likelihood(output, step)
+        return self._vqgan(output, inputs, step)
 
-    def _likelihood(self, made: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative evidence lower bound a sub-pixel (eq. 1 of arXiv 2102.12092), its KL weighted."""
-        figures = {"nll": made.losses["reconstruction"], "kl": made.losses["kl"]}
-        return figures["nll"] + self._kl_weight(step) * figures["kl"], figures
+    def _likelihood(self, output: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative ELBO per sub-pixel with a weighted KL (arXiv 2102.12092, equation 1)."""
+        metrics = {"nll": output.losses["reconstruction"], "kl": output.losses["kl"]}
+        return metrics["nll"] + self._kl_weight(step) * metrics["kl"], metrics
 
-    def _vqgan(self, made: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _vqgan(self, output: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the VQGAN's losses (arXiv 2012.09841, equations 4 to 7)."""
         recipe = self.recipe
-        figures = {"l1": (made.images - inputs.images).abs().mean()}
-        reconstruction = recipe.l1_weight * figures["l1"]
+        metrics = {"l1": (output.images - inputs.images).abs().mean()}
+        reconstruction = recipe.l1_weight * metrics["l1"]
         if self.perceptual is not None:
-            figures["perceptual"] = self.perceptual(made.images, inputs.images)
-            reconstruction = reconstruction + recipe.perceptual_weight * figures["perceptual"]
+            metrics["perceptual"] = self.perceptual(output.images, inputs.images)
+            reconstruction = reconstruction + recipe.perceptual_weight * metrics["perceptual"]
         total = reconstruction
-        if "codebook" in made.losses:
-            figures["codebook"] = made.losses["codebook"]
-            total = total + recipe.codebook_weight * figures["codebook"]
-        if "kl" in made.losses:
-            figures["kl"] = made.losses["kl"]
-            total = total + self._kl_weight(step) * figures["kl"]
+        if "codebook" in output.losses:
+            metrics["codebook"] = output.losses["codebook"]
+            total = total + recipe.codebook_weight * metrics["codebook"]
+        if "kl" in output.losses:
+            metrics["kl"] = output.losses["kl"]
+            total = total + self._kl_weight(step) * metrics["kl"]
         if self._adversarial_at(step):
             assert recipe.adversarial is not None and self.adversary is not None
+            # The generator's backward pass must not add to the discriminator's gradients
             self.adversary.discriminator.requires_grad_(False)
-            figures["adversarial"] = generator_loss(self.adversary.discriminator(made.images))
-            inputs.fake = made.images.detach()
+            metrics["adversarial"] = generator_loss(self.adversary.discriminator(output.images))
+            inputs.fake = output.images.detach()
             weight = torch.full((), recipe.adversarial.weight, device=self.device)
             if recipe.adversarial.adaptive:
-                gradients = last_layer_gradients(reconstruction, figures["adversarial"], self.model.last_layer)
+                gradients = last_layer_gradients(reconstruction, metrics["adversarial"], self.model.last_layer)
                 self.adversary.gradients += torch.stack(gradients)
                 weight = weight * self.adversary.adaptive
-            total = total + weight * figures["adversarial"]
-            figures["adversarial_weight"] = weight
-        return total, figures
+            total = total + weight * metrics["adversarial"]
+            metrics["adversarial_weight"] = weight
+        return total, metrics
 
     def _discriminator(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.adversary is not None and inputs.fake is not None
@@ -150,46 +159,51 @@ class ImageTokenizerTask(Task):
         return self.recipe.adversarial is not None and step >= self.recipe.adversarial.start
 
     def _kl_weight(self, step: int) -> float:
-        """The paper's weight is of the KL of a whole image beside the likelihood of a whole image (appendix A.2):
+        """Weight of the KL, converted from the paper's scale.
 
-        beside means over codes and over sub-pixels, it shrinks by codes per sub-pixel (1/192 at factor 8).
+        The paper weights sums over an image (appendix A.2). Here the KL is a mean over codes and the likelihood a mean
+        over sub-pixels, so the weight is multiplied by the number of codes per sub-pixel (1/192 for a factor of 8).
         """
-        return ramp(self.recipe.kl_weight, step) * self.codes_per_value
+        return self.recipe.kl_weight.at(step) * self.codes_per_value
 
     def on_step_end(self, reduce: Reduce) -> None:
+        """Update EMA codebooks and the adaptive weight."""
         self.model.on_step_end(reduce)
         if self.adversary is not None and self.recipe.adversarial is not None and self.recipe.adversarial.adaptive:
             self.adversary.on_step_end(reduce)
 
     def reset_statistics(self) -> None:
+        """Discard the codebook statistics and gradients of a skipped step."""
         self.model.reset_statistics()
         if self.adversary is not None:
             self.adversary.gradients.zero_()
 
-    def figures(self, reduce: Reduce) -> dict[str, float]:
-        """Use of the codebook; a dVAE's and a Gumbel quantizer's codes are drawn with noise here."""
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
+        """Codebook usage since the last call; the codes of a dVAE or Gumbel quantizer are sampled with noise here."""
         self.use.counts = reduce(self.use.counts)
-        figures = self.use.figures()
+        metrics = self.use.figures()
         self.use.counts = torch.zeros_like(self.use.counts)
-        return figures
+        return metrics
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Reconstruction quality and codebook usage."""
         assert isinstance(model, ImageTokenizer)
         return image_tokenizer_figures(model, batches)
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
-        """Images above their reconstructions, 16 a row."""
+        """Images above their reconstructions, 16 per row."""
         assert isinstance(model, ImageTokenizer)
         images = batch.unit_images(self.device)
-        again = model.decode(model.encode(images))
-        rows = [part for pair in zip(images.split(16), again.split(16), strict=True) for part in pair]
+        reconstructions = model.decode(model.encode(images))
+        rows = [part for pair in zip(images.split(16), reconstructions.split(16), strict=True) for part in pair]
         return Samples(image_grid(rows), {})
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder."""
         model_folder.save(folder, {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}, weights)
 
 
 def _channels_last(module: nn.Module) -> None:
-    """Kernels in the memory format that convolutions are fastest in."""
+    """Convert convolution weights to the memory format in which convolutions are fastest."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Training a prior of unCLIP: from captions to the embeddings that a frozen CLIP gives their images."""
+"""Stage prior: trains a prior of unCLIP, from captions to the image embeddings of a frozen CLIP (arXiv 2204.06125)."""
 
 from __future__ import annotations
 
@@ -30,19 +30,23 @@ from dalle.training.tasks.clip_space import check_clip, training_embeddings
 
 log = logging.getLogger(__name__)
 
-_CHANCE = 2  # so that a pair's seed gives its noise other numbers than its composition
+_NOISE_STREAM = 2  # separates the random numbers of the noise from others with the same seed
 
 
 @dataclass
 class Inputs:
-    embeds: Tensor  # [B, D], of the images, raw
+    """A micro-batch. Shapes: B pairs, D width of the embeddings."""
+
+    embeds: Tensor  # [B, D], image embeddings before normalization
     text: TextStates
-    dropped: Tensor  # bool [B]
-    place: Tensor  # [B] in [0, 1), where among the steps of diffusion
+    dropped: Tensor  # bool [B], captions to drop for guidance
+    time: Tensor  # [B] in [0, 1), diffusion time as a fraction of the schedule
     noise: Tensor  # [B, D]
 
 
 class PriorTask(Task):
+    """Trains a diffusion prior or an autoregressive prior."""
+
     model: DiffusionPrior | AutoregressivePrior
 
     def __init__(self, recipe: PriorRecipe, device: torch.device):
@@ -65,47 +69,54 @@ class PriorTask(Task):
         self.tokens_per_image = tokens_per_image(replace(recipe, model=config))
 
     def _embeddings(self) -> tuple[Tensor, Tensor]:
-        """Raw embeddings of images and captions, [N, D] each, that statistics are taken of."""
+        """Unnormalized embeddings of training images and captions, [N, D] each, for their statistics."""
         return training_embeddings(self.clip, self.recipe.data, self.recipe.statistics_images, self.device)
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:
-        """CLIP's embeddings of both; what is left to chance comes from each pair's seed, whatever process has it."""
+        """Embed images and captions; randomness comes from each pair's seed, whichever process has the pair."""
         recipe, tokenizer = self.recipe, self.clip.tokenizer
         assert tokenizer is not None
         ids = tokenizer.encode(batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds)
-        random = PairRandom(batch.seeds, _CHANCE, self.device)
-        dropped, place = random.uniform(2).unbind(1)
+        random = PairRandom(batch.seeds, _NOISE_STREAM, self.device)
+        dropped, time = random.uniform(2).unbind(1)
         return Inputs(
             self.clip.encode_image(batch.unit_images(self.device), normalize=False),
             self.clip.text_states(to_device(self.device, ids)),
             dropped < recipe.caption_dropout,
-            place,
+            time,
             random.normal(recipe.model.embed_dim),
         )
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the clean embedding, standardized; or cross-entropy of the components' buckets, in nats."""
+        """Loss of the prior.
+
+        Diffusion: squared error of the predicted clean embedding, standardized. Autoregressive: cross-entropy of the
+        buckets of principal components, in nats.
+        """
         if isinstance(self.model, AutoregressivePrior):
             ids = self.model.tokens(inputs.embeds)
             dots = self.model.dots(inputs.embeds, inputs.text.embeds)
             logits = self.model(ids, dots, inputs.text, inputs.dropped)
-            hits = (logits.argmax(-1) == ids).float().mean()
-            return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {"bucket_accuracy": hits}
+            accuracy = (logits.argmax(-1) == ids).float().mean()
+            return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {"bucket_accuracy": accuracy}
         x0 = self.model.standardize(inputs.embeds)
-        steps = (inputs.place * len(self.schedule)).long()
+        steps = (inputs.time * len(self.schedule)).long()
         noised = self.schedule.add_noise(x0, inputs.noise, steps)
         predicted = self.model(noised, steps, inputs.text, inputs.dropped)
         return F.mse_loss(predicted, x0), {"cos": F.cosine_similarity(predicted, x0, dim=-1).mean()}
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Cosine similarity and Fréchet distance between predicted and true embeddings."""
         assert isinstance(model, (DiffusionPrior, AutoregressivePrior))
         return prior_figures(model, self.clip, batches, self.recipe.sampling)
 
     def sample_images(self, model: nn.Module, batch: Batch) -> None:
+        """A prior alone has no images."""
         return None
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder with the CLIP in it."""
         recipe = self.recipe
         config = {"stage": recipe.stage, "model": to_dict(self.model.config), "sampling": to_dict(recipe.sampling)}
         model_folder.save(folder, config, weights, parts={"clip": resolve(recipe.clip)})

@@ -1,4 +1,4 @@
-"""Training the text tokenizer: one pass over the captions, no loop."""
+"""Stage text_tokenizer: learns a BPE in one pass over the captions, without the training loop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from dalle.training.recipe import TextTokenizerRecipe
 
 
 def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
-    """Learn a BPE from the training captions, and write it to `recipe.dir`/model."""
+    """Learn a BPE from the training captions and write it to `recipe.dir`/model.
+
+    Raises:
+        ValueError: the folder exists already.
+    """
     target = recipe.dir / "model"
     if target.exists():
-        raise ValueError(f"{target} is there already: choose another dir=FOLDER")
+        raise ValueError(f"{target} exists already: choose another dir=FOLDER")
     tokenizer = SentencePieceTokenizer.train(recipe.model, islice(_captions(recipe), recipe.max_captions))
     target.parent.mkdir(parents=True, exist_ok=True)
     config = {"stage": recipe.stage, "model": to_dict(recipe.model)}
@@ -28,5 +32,5 @@ def train_text_tokenizer(recipe: TextTokenizerRecipe) -> None:
 
 
 def _captions(recipe: TextTokenizerRecipe) -> Iterator[str]:
-    """All forms of the captions of the training split."""
+    """All variants of the captions of the training split."""
     return open_training(recipe.data, image_size=16).captions()

@@ -17,7 +17,7 @@ import train
 from dalle.evaluation import metrics
 from dalle.training import state as run_state
 from dalle.training.checkpoint import checkpoint
-from dalle.training.checkpoint.best import FIGURES, Best
+from dalle.training.checkpoint.best import METRICS, BestTracker
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from support.tiny_model import VQGAN_MODEL
 
@@ -154,7 +154,7 @@ def test_best_weights_that_are_gone_are_told(clock: Clock, tmp_path: Path, capsy
     assert run(tmp_path / "a", "run.keep_best=null", "run.steps=12") == 0
     assert names(tmp_path / "a") == ["step-00000012"] and is_exported(tmp_path / "a", 12)
     assert run(tmp_path / "a", "resume=true") == 0
-    assert "the best weights (psnr 13 at step 10) is gone" in capsys.readouterr().out
+    assert "the best weights (psnr 13 at step 10) is missing" in capsys.readouterr().out
     assert names(tmp_path / "a") == ["step-00000016"] and is_exported(tmp_path / "a", 16)
 
 
@@ -164,7 +164,7 @@ def test_a_validation_that_is_nan_ends_the_run(
     monkeypatch.setitem(PSNR, 8, math.nan)
     assert run(tmp_path / "a", "run.save_every=4", "run.keep_best=null") == 3
     error = capsys.readouterr().err
-    assert error.count("train.py: ") == 1 and "step 8: psnr of the validation is NaN" in error
+    assert error.count("train.py: ") == 1 and "step 8: the validation metric psnr is NaN" in error
     assert names(tmp_path / "a") == ["step-00000004"] and is_exported(tmp_path / "a", 4)
 
 
@@ -180,7 +180,7 @@ def test_a_validation_that_fails_loses_no_step(clock: Clock, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("run.keep_best=image_nats", "psnr, ssim, codebook_used, codebook_perplexity, dead_codes; take one of these"),
+        ("run.keep_best=image_nats", "psnr, ssim, codebook_used, codebook_perplexity, dead_codes"),
         ("run.stop_after=0", "stop_after is 0; it must be at least 1"),
     ],
 )
@@ -202,7 +202,7 @@ def test_the_better_is_lower_or_higher_as_the_figure_has_it() -> None:
         ("image_tokenizer", "dead_codes", (5.0, 3.0, 4.0), 1),
         ("clip", "text_to_image@10", (0.5, 0.2, 0.5), 0),
     ):
-        best = Best(stage, name)
+        best = BestTracker(stage, name)
         improved = [best.add(at + 1, {name: value}) for at, value in enumerate(values)]
         assert best.step == best_at + 1 and best.value == values[best_at]
         assert best.since == len(values) - 1 - best_at == improved[::-1].index(True)
@@ -210,6 +210,6 @@ def test_the_better_is_lower_or_higher_as_the_figure_has_it() -> None:
 
 def test_the_figures_are_those_of_validations(tmp_path: Path, clock: Clock) -> None:
     assert run(tmp_path / "a", "run.steps=2") == 0
-    ((_, figures),) = validated(tmp_path / "a")
-    assert {name.removeprefix("validation/") for name in figures} == set(FIGURES["image_tokenizer"])
-    assert set(FIGURES["clip"]) == set(metrics.retrieval(torch.eye(3), torch.eye(3), (1, 10)))
+    ((_, logged),) = validated(tmp_path / "a")
+    assert {name.removeprefix("validation/") for name in logged} == set(METRICS["image_tokenizer"])
+    assert set(METRICS["clip"]) == set(metrics.retrieval(torch.eye(3), torch.eye(3), (1, 10)))

@@ -23,7 +23,7 @@ from dalle.models.transformer import TransformerConfig
 from dalle.training.distributed import sharded_checkpoint
 from dalle.training.distributed.fsdp import (
     Sharding,
-    asked_of_launcher,
+    fsdp_requested,
     fsdp_units,
     is_sharded,
     keep_unsharded,
@@ -65,7 +65,7 @@ def _stepped(model: nn.Module) -> dict[str, Tensor]:
     """Loss, norm and ratio of two steps of two micro-batches each, and the averaged weights that come out."""
     options = OptimConfig(lr=1e-2, clip_norm=0.1)
     optimizer, average = adamw(model, options), EMA(model, 0.9)
-    figures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     for step in range(2):
         for _ in range(2):
             loss = _loss(model)
@@ -74,9 +74,9 @@ def _stepped(model: nn.Module) -> dict[str, Tensor]:
         clipped_step(optimizer, norm, options.clip_norm)
         optimizer.zero_grad()
         average.update(step + 1)
-        figures |= {f"loss {step}": loss.detach(), f"norm {step}": norm.detach()}
-        figures[f"ratio {step}"] = torch.tensor(update_ratio(optimizer))
-    return figures | average.state
+        metrics |= {f"loss {step}": loss.detach(), f"norm {step}": norm.detach()}
+        metrics[f"ratio {step}"] = torch.tensor(update_ratio(optimizer))
+    return metrics | average.state
 
 
 def _worker(rank: int, world: int, kind: str, folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no shards"):
         sharded_checkpoint.open_shards(tmp_path)
     shard(1, 3, 2)
-    with pytest.raises(ValueError, match="a share of x is missing"):
+    with pytest.raises(ValueError, match="a shard of x is missing"):
         sharded_checkpoint.open_shards(tmp_path)
     shard(0, 0, 3)
     assert sharded_checkpoint.open_shards(tmp_path)["x"]().tolist() == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 2
@@ -202,17 +202,17 @@ def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x is \[5, 2\], expected \[4, 2\]"):
         sharded_checkpoint.read_into(tmp_path, {"x": torch.zeros(4, 2)})
     save_file({"x": torch.ones(1)}, tmp_path / "2.safetensors")  # whose header says nothing of shares
-    with pytest.raises(ValueError, match=r"2\.safetensors is damaged, or no shard"):
+    with pytest.raises(ValueError, match=r"2\.safetensors is damaged, or not a shard"):
         sharded_checkpoint.open_shards(tmp_path)
 
 
 def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not asked_of_launcher()
+    assert not fsdp_requested()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="fsdp_version: 2"):
-        asked_of_launcher()
+        fsdp_requested()
     monkeypatch.setenv("FSDP_VERSION", "2")
-    assert asked_of_launcher()
+    assert fsdp_requested()
     for variable, told in (
         ("FSDP_OFFLOAD_PARAMS", "fsdp_offload_params"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "checkpoint_activations=true"),
@@ -220,7 +220,7 @@ def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -
     ):
         monkeypatch.setenv(variable, "true")
         with pytest.raises(ValueError, match=told):
-            asked_of_launcher()
+            fsdp_requested()
         monkeypatch.delenv(variable)
 
 
@@ -247,7 +247,7 @@ def test_configs_of_accelerate_load_and_say_how_they_are_used(name: str, monkeyp
         for key, value in found.fsdp_config.items():  # as `accelerate launch` tells its processes
             monkeypatch.setenv(key.upper(), str(value).lower())
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        assert asked_of_launcher()
+        assert fsdp_requested()
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,9 @@ def _figures(run: Path) -> dict[tuple[int, str], float]:
     """Everything that was logged, but for what depends on the machine."""
     found: dict[tuple[int, str], float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
-        figures = json.loads(line)
-        step = figures.pop("step")
-        found |= {(step, k): v for k, v in figures.items() if not k.endswith(("_per_s", "_gb", "data_wait"))}
+        metrics = json.loads(line)
+        step = metrics.pop("step")
+        found |= {(step, k): v for k, v in metrics.items() if not k.endswith(("_per_s", "_gb", "data_wait"))}
     return found
 
 

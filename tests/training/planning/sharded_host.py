@@ -19,7 +19,7 @@ from dalle.training.distributed import sharded_checkpoint
 from dalle.training.distributed.fsdp import Sharding
 from dalle.training.distributed.sharded_init import sharded_init
 from dalle.training.optim import EMA
-from dalle.training.run.malloc import keep_freed
+from dalle.training.run.malloc import keep_freed_memory
 
 LARGE = DALLEConfig(
     transformer=TransformerConfig(width=512, depth=16, heads=8), text_vocab=4096, text_length=16, image_vocab=8192
@@ -30,7 +30,7 @@ _Made = TypeVar("_Made")
 
 def main(scratch: Path) -> None:
     """Print for each step how much more memory process 0 held meanwhile, in bytes."""
-    keep_freed()  # as train.py does
+    keep_freed_memory()  # as train.py does
     distributed.init_process_group("gloo")
     sharding, found = Sharding(torch.device("cpu"), torch.float32), {}
 

@@ -20,7 +20,7 @@ from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
 from dalle.training.distributed.fsdp import Sharding, keep_unsharded, local, reshard
 from dalle.training.optim import OptimConfig, adamw
-from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, memory, room_for_drawing
+from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, memory, sampling_budget
 from support.memory_peaks import peak_of
 
 ROWS = 4  # that are drawn at a time
@@ -66,7 +66,7 @@ def peaks(case: Case) -> dict[str, float]:
         optimizer.zero_grad()
 
     training_step()  # makes the moments
-    how = TrainSetup(
+    setup = TrainSetup(
         "fsdp",
         case.processes,
         IMAGES,
@@ -78,7 +78,7 @@ def peaks(case: Case) -> dict[str, float]:
     )
 
     def draw() -> None:
-        with keep_unsharded(model, sharding, room_for_drawing(ModelSize.of(config), how, ROWS)), torch.no_grad():
+        with keep_unsharded(model, sharding, sampling_budget(ModelSize.of(config), setup, ROWS)), torch.no_grad():
             _, cache = model.prefill(text[:1].expand(ROWS, -1))
             whole = model.new_cache(ROWS)
             whole.fill([cache.row(row) for row in range(ROWS)])
@@ -91,7 +91,7 @@ def peaks(case: Case) -> dict[str, float]:
         peak = peak_of(training_step, Path(scratch))
         drawing = peak_of(draw, Path(scratch))
     state = 3 * sum(local(p).nbytes for p in model.parameters())
-    planned = memory(ModelSize.of(config), how)
+    planned = memory(ModelSize.of(config), setup)
     distributed.destroy_process_group()
     return {"measured": peak + state, "planned": planned.peak, "static": state, "drawing": drawing + state}
 

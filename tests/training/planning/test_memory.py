@@ -114,8 +114,8 @@ def test_peaks_are_as_planned(
 ) -> None:
     config = with_checkpointing(SIZES[name], checkpointing)
     found = measured(config, precision, accumulation, tmp_path)
-    how = TrainSetup("ddp", 1, IMAGES, accumulation, checkpointing, precision, average=True, on_cpu=True)
-    planned = memory(ModelSize.of(config), how)
+    setup = TrainSetup("ddp", 1, IMAGES, accumulation, checkpointing, precision, average=True, on_cpu=True)
+    planned = memory(ModelSize.of(config), setup)
     held = planned.weights + planned.moments + planned.average
     # Of a sparse layer that is computed again the plan leaves out the copies of text and neighbourhood
     near = 0.1 if name == "sparse" and checkpointing else 0.05
@@ -167,7 +167,7 @@ def test_shares_of_many_devices() -> None:
         for layout, devices in (("ddp", 1), ("ddp", 8), ("fsdp", 8))
     )
     assert (ddp.weights, ddp.moments, ddp.activations) == (alone.weights, alone.moments, alone.activations)
-    assert ddp.exchange == ddp.gradients and alone.exchange == 0
+    assert ddp.allreduce_buffer == ddp.gradients and alone.allreduce_buffer == 0
     for name in ("weights", "gradients", "moments", "average"):
         assert getattr(fsdp, name) == pytest.approx(getattr(alone, name) / 8, abs=2)
     assert fsdp.activations == alone.activations and fsdp.peak < ddp.peak

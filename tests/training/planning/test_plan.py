@@ -53,20 +53,20 @@ def test_twelve_billion_fit_64_devices() -> None:
     recipe = paper()
     found = plan(recipe, A100)
     assert found.size.parameters == 12_293_849_088
-    assert found.best is not None and found.best.how.layout == "fsdp" and found.enough == 64
+    assert found.best is not None and found.best.setup.layout == "fsdp" and found.devices_needed == 64
     assert found.best.memory.peak <= 0.9 * 80e9
-    assert [(c.how.layout, c.how.checkpointing, fits(c, A100)) for c in found.choices] == [
+    assert [(c.setup.layout, c.setup.checkpointing, fits(c, A100)) for c in found.choices] == [
         ("ddp", False, False),
         ("ddp", True, False),
         ("fsdp", False, True),
         ("fsdp", True, True),
     ]
     for choice in found.choices:  # the largest micro-batch that fits, or the smallest where none does
-        own = [replace(choice.how, images=n, accumulation=16 // n) for n in (1, 2, 4, 8, 16)]
-        peaks = {how.images: memory(found.size, how).peak for how in own}
+        own = [replace(choice.setup, images=n, accumulation=16 // n) for n in (1, 2, 4, 8, 16)]
+        peaks = {setup.images: memory(found.size, setup).peak for setup in own}
         fitting = [images for images, peak in peaks.items() if peak <= A100.usable]
-        assert choice.how.images == max(fitting) if fitting else choice.memory.peak == min(peaks.values())
-    flops = operations(found.size, found.best.how.checkpointing) * 1024
+        assert choice.setup.images == max(fitting) if fitting else choice.memory.peak == min(peaks.values())
+    flops = operations(found.size, found.best.setup.checkpointing) * 1024
     assert found.best.seconds == pytest.approx(flops / (64 * 312e12 * 0.4))
     told = report(found, recipe)
     assert "Best: fsdp, micro-batches of 4 images: run.sharding=fsdp run.accumulation=4" in told and "60 days" in told
@@ -75,7 +75,7 @@ def test_twelve_billion_fit_64_devices() -> None:
 def test_what_to_change_is_true() -> None:
     few = replace(A100, devices=4, memory=70e9)
     found = plan(paper(), few)
-    assert found.best is None and found.enough == 8
+    assert found.best is None and found.devices_needed == 8
     assert plan(paper(), replace(few, devices=8)).best is not None
     told = report(found, paper())
     assert "Nothing fits: fsdp with checkpointing takes least, 65.2 GB" in told
@@ -84,13 +84,15 @@ def test_what_to_change_is_true() -> None:
     assert plan(paper(), replace(few, memory=73.9e9)).best is not None
     assert plan(paper("optim.ema=null"), few).best is not None
     hopeless = plan(paper(), replace(A100, memory=2e9))
-    assert hopeless.best is None and hopeless.enough is None and "(--gpus)" not in report(hopeless, paper())
+    assert hopeless.best is None and hopeless.devices_needed is None and "(--gpus)" not in report(hopeless, paper())
 
 
 def test_one_device_has_no_shares() -> None:
     found = plan(paper("run.batch_size=1"), replace(A100, devices=1, memory=1e12))
-    assert [(c.how.layout, c.how.checkpointing) for c in found.choices] == [("ddp", False), ("ddp", True)]
-    assert found.best is not None and isinstance(found.best.how, TrainSetup) and found.best.memory.exchange == 0
+    assert [(c.setup.layout, c.setup.checkpointing) for c in found.choices] == [("ddp", False), ("ddp", True)]
+    assert (
+        found.best is not None and isinstance(found.best.setup, TrainSetup) and found.best.memory.allreduce_buffer == 0
+    )
 
 
 def test_quantities() -> None:
@@ -112,11 +114,11 @@ WRONG = {
     "no number": (["--memory", "much"], "--memory is 'much': expected a number with a unit, 80GB"),
     "another unit": (["--peak", "312TB"], "--peak is '312TB': expected a number with a unit, 312TFLOPS"),
     "two points": (["--memory", "1.2.3GB"], "--memory is '1.2.3GB'"),
-    "a batch that cannot be shared": (["--gpus", "7"], "which 7 devices cannot share evenly"),
-    "no devices": (["--gpus", "0"], "gpus is 0: at least 1"),
-    "more than all": (["--utilisation", "1.5"], "utilisation is 1.5: more than 0, at most 1"),
-    "nothing left": (["--spare", "1"], "spare is 1.0: from 0 to less than 1"),
-    "lora": (["lora={}", "optim.ema=null"], "lora trains few of the weights"),
+    "a batch that cannot be shared": (["--gpus", "7"], "not divisible by 7 devices"),
+    "no devices": (["--gpus", "0"], "gpus is 0; it must be at least 1"),
+    "more than all": (["--utilisation", "1.5"], "utilisation is 1.5; it must be above 0 and at most 1"),
+    "nothing left": (["--spare", "1"], "spare is 1.0; it must be at least 0 and below 1"),
+    "lora": (["lora={}", "optim.ema=null"], "lora trains few: set lora=null"),
     "another stage": (["stage=clip"], "dalle plan: "),
 }
 

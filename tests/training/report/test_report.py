@@ -17,7 +17,7 @@ from PIL import Image
 
 from dalle.__main__ import main
 from dalle.training.report.html import write_report
-from dalle.training.report.metrics_log import Curve, charts, read_figures
+from dalle.training.report.metrics_log import Curve, charts, read_metrics
 
 PROMPTS = ["एउटा रातो घर", "<b>a & b</b>", "красный дом"]
 
@@ -133,7 +133,7 @@ def test_a_log_that_is_cut_or_broken(run: Path) -> None:
         file.write(b'{"step": 820, "train/image": NaN, "train/text": Infinity}\n[1]\n\xff\xfe\n{"upd')
     root = page(run)
     text = text_of(root)
-    assert "cannot be read, and are left out: 3." in text and "not finite numbers, and are not drawn: 2." in text
+    assert "cannot be read and are left out: 3." in text and "not finite and are not drawn: 2." in text
     assert "step 820 of 1000" in text
     names = {line.attrib["data-name"] for line in root.iter("polyline")}
     assert "train/image" in names and "train/text" not in names
@@ -182,7 +182,7 @@ def test_many_points_are_thinned_to_the_extremes() -> None:
     rng = random.Random(1)
     values = [rng.gauss(0, 1) for _ in range(50_000)]
     values[33_333], values[12_345] = 100.0, -100.0
-    thin = Curve("train/x", list(range(50_000)), values).thinned(800)
+    thin = Curve("train/x", list(range(50_000)), values).downsampled(800)
     assert 400 <= len(thin.values) <= 800
     assert thin.steps == sorted(set(thin.steps)) and (thin.steps[0], thin.steps[-1]) == (0, 49_999)
     assert all(values[u] == v for u, v in zip(thin.steps, thin.values))
@@ -190,7 +190,7 @@ def test_many_points_are_thinned_to_the_extremes() -> None:
 
 
 def test_each_curve_is_in_one_chart(run: Path) -> None:
-    curves = read_figures(run / "metrics.jsonl").curves
+    curves = read_metrics(run / "metrics.jsonl").curves
     grouped = charts(curves.values())
     assert sorted(c.name for _, own in grouped for c in own) == sorted(curves)
     together = next(own for title, own in grouped if title == "Image tokens: nats")

@@ -18,8 +18,8 @@ from dalle.models.transformer import TransformerConfig
 from dalle.training.recipe import DALLERecipe, RunConfig
 from dalle.training.run import compiling, precision
 from dalle.training.run.compiling import compile_blocks
-from dalle.training.run.malloc import keep_freed
-from dalle.training.run.precision import fast_precision, settle_precision
+from dalle.training.run.malloc import keep_freed_memory
+from dalle.training.run.precision import fast_precision, resolve_precision
 from support.tiny_model import DALLE_MODEL, make_tiny_model
 
 
@@ -59,13 +59,13 @@ def test_auto_is_settled_recorded_and_kept(parts: Path, tmp_path: Path, monkeypa
         assert content.get("run", content)["precision"] == "bf16"
     monkeypatch.setattr(precision, "fast_precision", lambda run: "fp32")  # another machine
     again = from_dict(DALLERecipe, recipe | {"resume": True}, "test")
-    assert settle_precision(again).run.precision == "bf16"
-    assert settle_precision(replace(again, resume=False)).run.precision == "fp32"
+    assert resolve_precision(again).run.precision == "bf16"
+    assert resolve_precision(replace(again, resume=False)).run.precision == "fp32"
     for damaged in ("", "run: 3", "run: {precision: 5}", ": :"):
         (tmp_path / "run/config.yaml").write_text(damaged)
-        assert settle_precision(again).run.precision == "fp32"
+        assert resolve_precision(again).run.precision == "fp32"
     told = replace(again, run=replace(again.run, precision="fp32"))
-    assert settle_precision(told).run.precision == "fp32"
+    assert resolve_precision(told).run.precision == "fp32"
 
 
 def test_fast_precision_is_what_the_device_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +101,11 @@ def test_without_a_compiler_training_goes_on(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert compiling._missing(torch.device("cpu")) == "there is no C++ compiler (g++, clang++, or what CXX names)"
+    assert compiling._missing(torch.device("cpu")) == "no C++ compiler was found (g++, clang++, or the one in CXX)"
     trained(tmp_path / "run", recipe_of(parts, tmp_path / "run", steps=1, compile=True))
     out = capsys.readouterr()
     assert (
-        "run.compile: there is no C++ compiler (g++, clang++, or what CXX names); training goes on uncompiled"
+        "run.compile: no C++ compiler was found (g++, clang++, or the one in CXX); training without compilation"
         in out.out + out.err
     )
 
@@ -144,4 +144,4 @@ def test_compiled_blocks_have_the_same_gradients() -> None:
 
 
 def test_freed_memory_can_be_kept() -> None:
-    assert keep_freed() == hasattr(__import__("ctypes").CDLL(None), "mallopt")
+    assert keep_freed_memory() == hasattr(__import__("ctypes").CDLL(None), "mallopt")

@@ -100,7 +100,7 @@ def test_sample_images_are_scored_against_their_own_prompts(task: DALLETask, mon
     monkeypatch.setattr(task, "recipe", replace(task.recipe, prompts=prompts))
     nothing = Batch(torch.zeros(0), [], [], [])
     unscored = task.sample_images(task.model.eval(), nothing)
-    assert unscored is not None and unscored.figures == {}
+    assert unscored is not None and unscored.metrics == {}
     monkeypatch.setattr(task, "recipe", replace(task.recipe, clip=clip))
     samples = task.sample_images(task.model, nothing)
     assert samples is not None and samples.image.tobytes() == unscored.image.tobytes()
@@ -111,5 +111,5 @@ def test_sample_images_are_scored_against_their_own_prompts(task: DALLETask, mon
             cell = np.asarray(samples.image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
             image = torch.tensor(cell).permute(2, 0, 1)[None] / 255
             scores.append(score(critic, image, [prompt]).item())
-    assert samples.figures["clip_score"] == pytest.approx(np.mean(scores), abs=1e-3)
+    assert samples.metrics["clip_score"] == pytest.approx(np.mean(scores), abs=1e-3)
     assert abs(np.mean(scores[:8]) - np.mean(scores[8:])) > 5e-3  # so that prompts in another order would be noticed
