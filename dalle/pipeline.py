@@ -192,8 +192,8 @@ class TextToImage:
             [list(range(seed, seed + n))] * len(prompts),
             sampling,
             engine,
-            forced=None if start is None else start.codes,
-            forced_mask=None if start is None else start.kept,
+            known_codes=None if start is None else start.codes,
+            known_mask=None if start is None else start.kept,
             progress=progress,
         )  # [B, h, w]
         pixels, scores = self._finish(codes, [prompt for prompt in prompts for _ in range(n)], start)
@@ -228,13 +228,13 @@ class TextToImage:
         length, tokenizer = self.model.config.text_length, self.text_tokenizer
         if isinstance(tokenizer, T5Encoder):
             return tokenizer.encode(prompts, length)
-        rows = tokenizer.rows(prompts)
+        rows = tokenizer.encode_ragged(prompts)
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > length:
                 logger.warning("prompt of %d tokens cut to the model's %d: %r", len(row), length, prompt)
         if tokenizer.blank_is_null:
             rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
-        return tokenizer.padded(rows, length)
+        return tokenizer.pad(rows, length)
 
     def _start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> _Start | None:
         """What candidates keep of `image`."""

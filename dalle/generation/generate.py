@@ -1,6 +1,6 @@
-"""Draws image codes from a DALLE: prefill, then one token or a few a step. Knows nothing of pixels, words or files.
+"""Generates image codes with a DALLE: prefill, then one or a few tokens per step. Knows no pixels, words or files.
 
-Letters: P prompts, B candidates of all prompts, T text length, N = h * w image tokens, V image vocabulary.
+Shapes: P prompts, B candidates of all prompts, T text length, N = h * w image tokens, V image vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dalle.kernels.linear import packed
 from dalle.models.dalle import DALLE
 
 Progress = Callable[[int, int], None]
-"""Called after each step with the image tokens drawn so far and in all, over all candidates."""
+"""Called after each step with the image tokens generated so far and in total, over all candidates."""
 
 
 @torch.no_grad()
@@ -34,58 +34,61 @@ def generate(
     sampling: SamplingConfig = SamplingConfig(),
     engine: EngineOptions = EngineOptions(),
     *,
-    forced: Tensor | None = None,
-    forced_mask: Tensor | None = None,
+    known_codes: Tensor | None = None,
+    known_mask: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draw one image's codes for each seed.
+    """Generate one image's codes for each seed.
 
-    A candidate depends on the model, its prompt, its seed and the options alone: its N uniform numbers come from a CPU
-    generator of its own, so it is the same whatever else is in the batch and however the batch is split (but for
-    floating-point ties). Each prompt's text is run once.
+    A candidate depends only on the model, its prompt, its seed and the options: its N uniform numbers come from its own
+    CPU generator, so it does not change with the rest of the batch or with how the batch is split (up to floating-point
+    ties). Each prompt's text is run once.
 
     Args:
-        model: drawn from in eval mode; its mode is restored.
-        text: the prompts' ids, int [P, <= T], or features, float [P, <= T, C].
-        seeds: for each prompt the seeds of its candidates, at least one.
-        sampling: how codes are drawn from logits. Guidance is classifier-free, on the image logits, `u + guidance *
-            (c - u)` with u from the null caption (`DALLE.null_text`); 1 runs no null caption, 0 is that alone.
-        engine: speed and memory, on which the codes do not depend.
-        forced: int codes to keep, for all candidates, for each prompt's or for each candidate: [N], [P, N] or [B, N]
-            (or with h, w in place of N).
-        forced_mask: bool, shaped in one of these ways too; True = keep the code of `forced`. To go on from the first
-            rows of an image, mark these rows.
-        progress: called after each step, so that its calls count the steps.
+        model: run in eval mode; its mode is restored.
+        text: the prompts' ids, int [P, <= T], or features, float [P, <= T, F].
+        seeds: for each prompt, the seeds of its candidates, at least one.
+        sampling: how codes are sampled from logits. Classifier-free guidance is applied to the image logits, `u +
+            guidance * (c - u)` with u from the null caption (`DALLE.null_text`); 1 skips the null caption, 0 uses only
+            it.
+        engine: speed and memory, which do not affect the codes.
+        known_codes: int codes to keep, for all candidates, per prompt or per candidate: [N], [P, N] or [B, N] (or with
+            h, w instead of N).
+        known_mask: bool, in any of these shapes; True = keep the code in `known_codes`. To continue an image from its
+            first rows, mark these rows.
+        progress: called after each step, so the number of calls is the number of steps.
 
     Returns:
-        int64 codes [B, h, w] on the model's device: the first prompt's candidates in the order of its seeds, then the
-        second's.
+        int64 codes [B, h, w] on the model's device: all candidates of the first prompt in the order of its seeds, then
+        those of the second.
 
     Raises:
-        ValueError: an option is out of range, a shape does not fit, a prompt has no seed, or the model's logits are not
-            finite, which is asked once a batch.
+        ValueError: an option is out of range, shapes do not match, a prompt has no seed, or the model's logits are not
+            finite, which is checked once per batch.
     """
     if len(seeds) != len(text) or not seeds or not all(seeds):
         counts = [len(one) for one in seeds]
-        raise ValueError(f"{len(text)} prompts with {counts} seeds; give each prompt at least one seed")
+        raise ValueError(f"got {len(text)} prompts with {counts} seeds; give each prompt at least one seed")
     height, width = model.config.grid
-    prompts = [prompt for prompt, own in enumerate(seeds) for _ in own]  # [B] whose candidate
-    given, keep, lead = _forced(model, forced, forced_mask, len(text), prompts)
+    prompts = [prompt for prompt, own in enumerate(seeds) for _ in own]  # [B] the prompt of each candidate
+    codes, mask, known_prefix = _known(model, known_codes, known_mask, len(text), prompts)
+    # All uniform numbers in advance: number i belongs to token i, however many tokens a step generates
     uniform = torch.stack(
         [torch.rand(height * width, generator=torch.Generator().manual_seed(seed)) for own in seeds for seed in own]
     )
     device = model.image_head.weight.device
     window = min(engine.window, height * width)
-    options = _Choice(sampling, torch.zeros((), dtype=torch.bool, device=device))
-    steps = cuda_graph.cuda_graph_decoder(model, options.choose, engine.compiled)
+    sampler = _TokenSampler(sampling, torch.zeros((), dtype=torch.bool, device=device))
+    graphs = cuda_graph.cuda_graph_decoder(model, sampler.sample_tokens, engine.compiled)
     blocks = FusedBlocks(model.transformer) if device.type == "cpu" else None
+    guided = sampling.guides(known_prefix)
     batch_size, pack = plan_batches(
-        model, len(prompts), lead, sampling.guides(lead), engine.batch_size, engine.max_memory, window
+        model, len(prompts), known_prefix, guided, engine.batch_size, engine.max_memory, window
     )
-    rows = batch_size * window * (2 if sampling.guides(lead) else 1)
-    done, total = 0, len(prompts) * (height * width - lead)
+    rows = batch_size * window * (2 if guided else 1)
+    done, total = 0, len(prompts) * (height * width - known_prefix)
 
-    def step(count: int) -> None:
+    def on_progress(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
@@ -94,166 +97,188 @@ def generate(
     training = model.training
     model.eval()
     try:
-        states = _TextStates(model, text.to(device))
+        prefixes = _PrefilledPrompts(model, text.to(device))
         batches = []
         with packed(model, rows) if pack else nullcontext():
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
-                codes, kept, numbers = given[part].to(device), keep[part].to(device), uniform[part].to(device)
-                _draw(model, states, prompts[part], codes, kept, numbers, lead, options, window, step, steps, blocks)
-                options.check()
-                batches.append(codes)
+                batch = _Batch(
+                    prompts[part], codes[part].to(device), mask[part].to(device), uniform[part].to(device), known_prefix
+                )
+                _generate_batch(model, prefixes, batch, sampler, window, on_progress, graphs, blocks)
+                sampler.check()
+                batches.append(batch.codes)
     finally:
         model.train(training)
     return torch.cat(batches).view(-1, height, width)
 
 
-class _Choice(NamedTuple):
-    """Codes from logits."""
+class _Batch(NamedTuple):
+    """Candidates that are generated together."""
+
+    prompts: list[int]
+    """The prompt of each of the B candidates."""
+    codes: Tensor
+    """Int64 [B, N], filled in where `known_mask` is False."""
+    known_mask: Tensor
+    """Bool [B, N]."""
+    uniform: Tensor
+    """[B, N] in [0, 1)."""
+    known_prefix: int
+    """How many image tokens at the start all candidates have given."""
+
+
+class _TokenSampler(NamedTuple):
+    """Samples codes from logits, with guidance if there are twice as many rows."""
 
     sampling: SamplingConfig
     failed: Tensor
-    """Bool scalar on the model's device: some logits were no distribution."""
+    """Bool scalar on the model's device: some logits were not finite."""
 
     def check(self) -> None:
-        """Refuse what was drawn from logits that are not finite; this waits for the device."""
+        """Raise if any logits were not finite; this waits for the device, so call it once per batch."""
         if self.failed:
             raise ValueError(
-                "the model's logits are nan or infinite, so no code can be drawn from them: its training has diverged, "
-                "or it overflows in float16 (then draw in float32 or bfloat16)"
+                "the model's logits are nan or infinite, so no code can be sampled from them: training has diverged, "
+                "or it overflows in float16 (then sample in float32 or bfloat16)"
             )
 
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Codes [B, n] that uniform numbers [B, n] draw from logits [B, n, V], or from [2 B, n, V] with guidance."""
-        own = logits.float()
-        if len(own) > len(uniform):
-            conditional, unconditional = own.chunk(2)
-            own = guide(conditional, unconditional, self.sampling.guidance)
-        drawn = sample(own.flatten(0, 1), uniform.flatten(), self.sampling, self.failed)
-        return drawn.view(uniform.shape)
+    def sample_tokens(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Logits [B, n, V], or [2 B, n, V] with guidance, and uniform numbers [B, n] to codes [B, n]."""
+        merged = logits.float()
+        if len(merged) > len(uniform):
+            conditional, unconditional = merged.chunk(2)
+            merged = guide(conditional, unconditional, self.sampling.guidance)
+        sampled = sample(merged.flatten(0, 1), uniform.flatten(), self.sampling, self.failed)
+        return sampled.view(uniform.shape)
 
 
-def _draw(
+def _generate_batch(
     model: DALLE,
-    states: _TextStates,
-    prompts: list[int],
-    codes: Tensor,
-    keep: Tensor,
-    uniform: Tensor,
-    lead: int,
-    options: _Choice,
+    prefixes: _PrefilledPrompts,
+    batch: _Batch,
+    sampler: _TokenSampler,
     window: int,
-    step: Callable[[int], None],
-    steps: cuda_graph.CudaGraphDecoder | None,
+    on_progress: Callable[[int], None],
+    graphs: cuda_graph.CudaGraphDecoder | None,
     blocks: FusedBlocks | None,
 ) -> None:
-    """Fill in one batch of codes [B, N] where `keep` [B, N] is False, by uniform numbers [B, N]."""
-    sampling, length = options.sampling, codes.shape[1]
-    guided = sampling.guides(lead)
-    cache, first = states.start(prompts, guided)
+    """Fill in the codes of one batch where they are not known."""
+    sampling, codes = sampler.sampling, batch.codes
+    known_prefix, length = batch.known_prefix, codes.shape[1]
+    guided = sampling.guides(known_prefix)
+    cache, first = prefixes.start(batch.prompts, guided)
     logits = first[:, None]  # [rows, 1, V]
 
-    def both(ids: Tensor) -> Tensor:
+    def duplicate(ids: Tensor) -> Tensor:  # the conditional and the unconditional half see the same image tokens
         return torch.cat((ids, ids)) if guided else ids
 
     def run(ids: Tensor, start: int) -> Tensor:
+        # Set back to `start`, as Jacobi decoding runs tokens again whose predecessors were guessed wrong
         cache.position = model.config.prefix_length + start
-        return model.extend_each(both(ids), cache, blocks)
+        return model.extend_each(duplicate(ids), cache, blocks)
 
-    if 0 < lead < length:
-        logits = model.extend(both(codes[:, :lead]), cache, blocks)[:, None]
-    change = lead if not guided else length if sampling.guidance_until is None else min(sampling.guidance_until, length)
-    for begin, end in ((lead, change), (change, length)):  # with guidance, without it
+    if 0 < known_prefix < length:
+        logits = model.extend(duplicate(codes[:, :known_prefix]), cache, blocks)[:, None]
+    switch = known_prefix  # the first token without guidance
+    if guided:
+        switch = length if sampling.guidance_until is None else min(sampling.guidance_until, length)
+    # Two rounds, with and without guidance: in the second the unconditional half of the rows is dropped, so that it
+    # runs with half the batch. Either may be empty.
+    for begin, end in ((known_prefix, switch), (switch, length)):
         if begin == end:
             continue
         if guided and not sampling.guides(begin):
             guided, cache = False, cache.rows(0, len(codes))
-        if begin > lead:
+        if begin > known_prefix:
+            # The first round ended with its last code sampled but not run, as a decoder never feeds the last one
             logits = run(codes[:, begin - 1 : begin], begin - 1)
-        part = codes[:, :end], keep[:, :end], uniform[:, :end]
+        part = codes[:, :end], batch.known_mask[:, :end], batch.uniform[:, :end]
         if window > 1:
-            jacobi_decode(run, options.choose, logits, *part, begin, window, step)
-        elif steps is not None:
-            steps.draw(cache, logits, *part, begin, step)
+            jacobi_decode(run, sampler.sample_tokens, logits, *part, begin, window, on_progress)
+        elif graphs is not None:
+            graphs.decode(cache, logits, *part, begin, on_progress)
         else:
-            _one_by_one(run, options.choose, logits, *part, begin, step)
+            _decode_sequentially(run, sampler.sample_tokens, logits, *part, begin, on_progress)
 
 
-def _one_by_one(
+def _decode_sequentially(
     run: Callable[[Tensor, int], Tensor],
-    choose: Callable[[Tensor, Tensor], Tensor],
+    sample_tokens: Callable[[Tensor, Tensor], Tensor],
     logits: Tensor,
     codes: Tensor,
-    keep: Tensor,
+    known_mask: Tensor,
     uniform: Tensor,
-    lead: int,
-    step: Callable[[int], None],
+    start: int,
+    on_progress: Callable[[int], None],
 ) -> None:
-    """As `jacobi_decode`, a token a step; nothing waits for the device."""
-    for i in range(lead, codes.shape[1]):
-        if i > lead:
+    """Like `jacobi_decode`, with one token per step; never waits for the device."""
+    for i in range(start, codes.shape[1]):
+        if i > start:
             logits = run(codes[:, i - 1 : i], i - 1)
-        drawn = choose(logits, uniform[:, i : i + 1])
-        codes[:, i : i + 1] = torch.where(keep[:, i : i + 1], codes[:, i : i + 1], drawn)
-        step(len(codes))
+        sampled = sample_tokens(logits, uniform[:, i : i + 1])
+        codes[:, i : i + 1] = torch.where(known_mask[:, i : i + 1], codes[:, i : i + 1], sampled)
+        on_progress(len(codes))
 
 
-class _TextStates:
-    """What the model holds after each prompt's text; each is computed once and dropped after its last candidate."""
+class _PrefilledPrompts:
+    """KV cache and logits after each prompt's text, computed once and dropped after the prompt's last candidate."""
 
     def __init__(self, model: DALLE, text: Tensor) -> None:
         null = model.null_text(text)
+        # Null captions of ids are all the same; those of features have the length of their prompt
         shared = bool((null == null[:1]).all())
         self.model, self.texts = model, torch.cat((text, null[:1] if shared else null))
-        self.nulls = [len(text) + (0 if shared else prompt) for prompt in range(len(text))]  # a prompt's row of `texts`
-        self.held: dict[int, tuple[KVCache, Tensor]] = {}  # row of `texts` -> cache of one row, logits [V]
-        self.whole: KVCache | None = None
+        self.nulls = [len(text) + (0 if shared else prompt) for prompt in range(len(text))]  # prompt -> row of `texts`
+        self.prefilled: dict[int, tuple[KVCache, Tensor]] = {}  # row of `texts` -> cache of one row, logits [V]
+        self.cache: KVCache | None = None
 
     def start(self, prompts: list[int], guided: bool) -> tuple[KVCache, Tensor]:
-        """A full-size cache that holds these candidates' text (and as many null captions), and logits [rows, V].
+        """A full-size cache with these candidates' texts (and then their null captions), and the logits [rows, V].
 
-        It is the one of the batch before, where that had as many rows.
+        The previous batch's cache is reused if it has as many rows, so that CUDA graphs of it stay valid.
         """
         rows = prompts + ([self.nulls[prompt] for prompt in prompts] if guided else [])
-        self.held = {row: state for row, state in self.held.items() if row in rows}
-        fresh = sorted(set(rows) - set(self.held))
+        self.prefilled = {row: state for row, state in self.prefilled.items() if row in rows}
+        fresh = sorted(set(rows) - set(self.prefilled))
         if fresh:
             logits, cache = self.model.prefill(self.texts[fresh])
-            self.held |= {row: (cache.row(i), logits[i]) for i, row in enumerate(fresh)}
-        states = [self.held[row] for row in rows]
-        if self.whole is None or self.whole.keys.shape[1] != len(states):
-            self.whole = None  # given back first
-            self.whole = self.model.new_cache(len(states))
-        self.whole.fill([state for state, _ in states])
-        return self.whole, torch.stack([logits for _, logits in states])
+            self.prefilled |= {row: (cache.row(i), logits[i]) for i, row in enumerate(fresh)}
+        states = [self.prefilled[row] for row in rows]
+        if self.cache is None or self.cache.keys.shape[1] != len(states):
+            self.cache = None  # free the old one before allocating
+            self.cache = self.model.new_cache(len(states))
+        self.cache.load_prefixes([state for state, _ in states])
+        return self.cache, torch.stack([logits for _, logits in states])
 
 
-def _forced(
-    model: DALLE, forced: Tensor | None, forced_mask: Tensor | None, prompt_count: int, prompts: list[int]
+def _known(
+    model: DALLE, known_codes: Tensor | None, known_mask: Tensor | None, prompt_count: int, prompts: list[int]
 ) -> tuple[Tensor, Tensor, int]:
-    """Codes [B, N], which of them to keep [B, N] bool, and how many tokens at the start all candidates keep; on CPU."""
+    """Codes [B, N], which of them are known, bool [B, N], and how many all candidates know at the start; on the CPU."""
     length = model.config.image_length
-    if forced is None and forced_mask is None:
+    if known_codes is None and known_mask is None:
         shape = (len(prompts), length)
         return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool), 0
-    if forced is None or forced_mask is None:
-        raise ValueError("forced and forced_mask go together: give the codes and which of them to keep")
-    if forced_mask.dtype != torch.bool:
-        raise ValueError(f"forced_mask is {forced_mask.dtype}; it must be bool, True where a code is kept")
-    codes = _per_candidate(forced, "forced", model.config.grid, prompt_count, prompts).to(torch.int64)
-    keep = _per_candidate(forced_mask, "forced_mask", model.config.grid, prompt_count, prompts)
-    kept = codes[keep]
-    if len(kept) and (kept.min() < 0 or kept.max() >= model.config.image_vocab):
+    if known_codes is None or known_mask is None:
+        raise ValueError("known_codes and known_mask go together: give the codes and which of them to keep")
+    if known_mask.dtype != torch.bool:
+        raise ValueError(f"known_mask is {known_mask.dtype}; it must be bool, True where a code is kept")
+    codes = _per_candidate(known_codes, "known_codes", model.config.grid, prompt_count, prompts).to(torch.int64)
+    mask = _per_candidate(known_mask, "known_mask", model.config.grid, prompt_count, prompts)
+    known = codes[mask]
+    if len(known) and (known.min() < 0 or known.max() >= model.config.image_vocab):
         raise ValueError(
-            f"forced has codes from {kept.min()} to {kept.max()}; "
-            f"the model's go from 0 to {model.config.image_vocab - 1}"
+            f"known_codes has codes from {known.min()} to {known.max()}; "
+            f"the model's are 0 to {model.config.image_vocab - 1}"
         )
-    lead = int(keep.all(0).int().cumprod(0).sum())
-    return codes, keep, lead
+    # A prefix that all candidates know is run at once; known tokens after it only replace what is sampled there
+    known_prefix = int(mask.all(0).int().cumprod(0).sum())
+    return codes, mask, known_prefix
 
 
 def _per_candidate(values: Tensor, name: str, grid: tuple[int, int], prompt_count: int, prompts: list[int]) -> Tensor:
-    """Bring [N], [P, N] or [B, N], or these with h, w in place of N, to a new [B, N] on the CPU."""
+    """Expand [N], [P, N] or [B, N], or these with h, w instead of N, to a new [B, N] on the CPU."""
     length = grid[0] * grid[1]
     shape = tuple(values.shape)
     rows = shape[:-2] if shape[-2:] == grid else shape[:-1]
@@ -262,7 +287,7 @@ def _per_candidate(values: Tensor, name: str, grid: tuple[int, int], prompt_coun
     if not fits or len(rows) > 1 or len(flat) not in (1, prompt_count, len(prompts)):
         raise ValueError(
             f"{name} has shape {list(shape)}; expected [{length}] or {list(grid)}, "
-            f"with {prompt_count} (prompts) or {len(prompts)} (candidates) in front or nothing"
+            f"optionally with a first dimension of {prompt_count} (prompts) or {len(prompts)} (candidates)"
         )
     if len(flat) == len(prompts):
         return flat.clone()

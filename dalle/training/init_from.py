@@ -115,7 +115,7 @@ def fill_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
     file = _file(recipe)
     tensors = open_tensors(file)
     if isinstance(model, DALLE):
-        load_weights(model, tensors, str(file)).recognise()
+        load_weights(model, tensors, str(file)).detect_sparse_masks()
         return
     if ("logit_bias" in tensors) != model.config.sigmoid:
         kept = {name: tensor for name, tensor in tensors.items() if name not in ("logit_scale", "logit_bias")}

@@ -20,7 +20,7 @@ _DECIDES = {"cpu", "cuda"}  # those whose kernel looks at `found_inf`
 class Layered(Protocol):
     """A module that tells how far each of its parameters is from its top."""
 
-    def steps_from_top(self) -> dict[str, int]: ...
+    def layers_from_top(self) -> dict[str, int]: ...
 
 
 @config
@@ -130,7 +130,7 @@ def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> 
         raise ValueError(f"optim.layer_decay is {decay}, which is for stage clip: set optim.layer_decay=1")
     if is_sharded(module.parameters()):
         raise ValueError(f"optim.layer_decay is {decay}, which shares of a model have not: set run.sharding=none")
-    steps = module.steps_from_top()
+    steps = module.layers_from_top()
     of = {id(parameter): steps[name] for name, parameter in module.named_parameters()}
     return [
         {"params": own, "weight_decay": group["weight_decay"], "lr_factor": decay**step}

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from dalle.kernels.cross_entropy import piece_rows
+from dalle.kernels.cross_entropy import chunk_rows
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import Block
 
@@ -240,7 +240,7 @@ def _heads(size: ModelSize, how: TrainSetup) -> _Heads:
         rows = how.images * tokens
         weight = width * vocabulary
         weights += _FLOAT * weight
-        piece = piece_rows(rows, vocabulary, "cpu" if how.on_cpu else "cuda") * vocabulary
+        piece = chunk_rows(rows, vocabulary, "cpu" if how.on_cpu else "cuda") * vocabulary
         latest = _FLOAT * (weight + rows * width)
         added = how.compute * weight if how.compute < _FLOAT or piece < rows * vocabulary else 0
         copy = how.compute * weight if how.compute < _FLOAT else 0
@@ -252,7 +252,7 @@ def _heads(size: ModelSize, how: TrainSetup) -> _Heads:
 def _head_sizes(size: ModelSize) -> list[tuple[int, int]]:
     """Tokens of an image that a head predicts, and of how many; in the order in which their losses are made."""
     config = size.config
-    text = [(config.prefix_length - 1, config.words)] if config.text_head and config.prefix_length > 1 else []
+    text = [(config.prefix_length - 1, config.text_embeddings)] if config.text_head and config.prefix_length > 1 else []
     return [*text, (config.image_length, config.image_vocab)]
 
 

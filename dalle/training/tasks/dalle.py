@@ -37,7 +37,7 @@ from dalle.training.tasks.base import Phase, Samples, Task
 
 _NOISE = 1  # so that a pair's seed gives its codes other numbers than its composition
 _DRAWN_AT_ONCE = 8  # candidates of a sharded model
-_METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
+_METHODS = ("losses", "token_losses_and_predictions", "new_cache", "prefill", "extend", "extend_each")
 
 
 @dataclass
@@ -129,7 +129,7 @@ class DALLETask(Task):
             recipe.z_weight,
             recipe.run.logs(step),
             smoothing=recipe.label_smoothing,
-            read_ids=inputs.read,
+            input_ids=inputs.read,
         )
         total = recipe.text_weight * losses["text"] + recipe.image_weight * losses["image"]
         for name in ("text", "image"):  # what is logged is cross-entropy, as in a validation
