@@ -86,11 +86,11 @@ def by(way: str, work: Callable[[], object], compiled: bool = False) -> Callable
     """The work in one of the ways."""
 
     def run() -> None:
-        with switches.forced(sparse=way):  # type: ignore[arg-type]
+        with switches.force_backend(sparse=way):  # type: ignore[arg-type]
             if compiled:
                 work()
             else:
-                with switches.forced(native="off"):
+                with switches.force_backend(native="off"):
                     work()
 
     return run

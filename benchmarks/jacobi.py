@@ -25,7 +25,7 @@ OTHERS = ["a cat riding a green bicycle", "an elephant on a blue background", "à
 def draw(pipe: TextToImage, prompt: str, batch: int, window: int) -> tuple[Tensor, int, float]:
     """Codes, steps, and seconds of one batch."""
     calls: list[int] = []
-    text = pipe.text_tokenizer.padded(pipe.text_tokenizer.rows([prompt]), pipe.model.config.text_length)  # type: ignore[union-attr]
+    text = pipe.text_tokenizer.pad(pipe.text_tokenizer.encode_ragged([prompt]), pipe.model.config.text_length)  # type: ignore[union-attr]
     start = time.perf_counter()
     codes = generate(
         pipe.model,

@@ -53,7 +53,7 @@ def theirs(folder: Path, cutouts: int) -> Callable[[], object]:
     there = types.SimpleNamespace(**names)
     tokenizer = dalle.load_image_tokenizer(TOKENIZER).requires_grad_(False)
     clip = dalle.load_clip(CLIP_FOLDER).requires_grad_(False)
-    codebook = tokenizer.codebook_vectors()
+    codebook = tokenizer.codebook_embeddings()
     codes = torch.randint(len(codebook), (8 * 8,), generator=torch.Generator().manual_seed(0))
     z = codebook[codes].view(1, 8, 8, -1).movedim(3, 1).clone().requires_grad_()
     lowest, highest = (m[None, :, None, None] for m in (codebook.amin(0), codebook.amax(0)))
@@ -64,7 +64,7 @@ def theirs(folder: Path, cutouts: int) -> Callable[[], object]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         nearest = there.vector_quantize(z.movedim(1, 3), codebook).movedim(3, 1)
-        image = there.clamp_with_grad(tokenizer.from_vectors(nearest), 0, 1)
+        image = there.clamp_with_grad(tokenizer.decode_latents(nearest), 0, 1)
         prompt(clip.encode_image(cut(image)).float()).backward()
         optimizer.step()
         with torch.inference_mode():

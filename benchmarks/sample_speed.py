@@ -123,7 +123,7 @@ def measure(
 
 
 def _plainly(ours: Ours) -> None:
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         generate(
             ours.model,
             ours.text,

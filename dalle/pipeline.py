@@ -243,15 +243,15 @@ class TextToImage:
         Raises:
             ValueError: there is no request, or one without seeds.
         """
-        forced, kept = self._forced(requests)
+        known_codes, known_mask = self._known(requests)
         codes = generate(
             self.model,
             self._read([request.prompt for request in requests]),
             [request.seeds for request in requests],
             [request.sampling for request in requests],
             engine,
-            forced=forced,
-            forced_mask=kept,
+            known_codes=known_codes,
+            known_mask=known_mask,
             progress=progress,
             watch=watch,
         )  # [B, h, w]
@@ -266,13 +266,13 @@ class TextToImage:
         length, tokenizer = self.model.config.text_length, self.text_tokenizer
         if isinstance(tokenizer, T5Encoder):
             return tokenizer.encode(prompts, length)
-        rows = tokenizer.rows(prompts)
+        rows = tokenizer.encode_ragged(prompts)
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > length:
                 logger.warning("prompt of %d tokens cut to the model's %d: %r", len(row), length, prompt)
         if tokenizer.blank_is_null:
             rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
-        return tokenizer.padded(rows, length)
+        return tokenizer.pad(rows, length)
 
     @torch.no_grad()
     def start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> Start | None:
@@ -302,7 +302,7 @@ class TextToImage:
         codes = self.image_tokenizer.encode(original[None])[0]
         return Start(codes, kept, original, redrawn)
 
-    def _forced(self, requests: Sequence[Request]) -> tuple[Tensor | None, Tensor | None]:
+    def _known(self, requests: Sequence[Request]) -> tuple[Tensor | None, Tensor | None]:
         """Codes int64 [B, h, w], and bool which of them are kept, on the CPU; None if no request has any."""
         if all(request.start is None for request in requests):
             return None, None

@@ -149,7 +149,7 @@ def load_model(
     _check_stage(folder, "dalle")
     with skip_init():
         module = DALLE(from_dict(DALLEConfig, folder.config["model"], folder.origin))
-    _fill(module, folder, device, dtype).recognise()
+    _fill(module, folder, device, dtype).detect_sparse_masks()
     return module
 
 
@@ -213,7 +213,7 @@ def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype 
     with skip_init():
         module = DALLE(found.config)
     found.check(module, source)
-    load_weights(module, found.tensors, source, device, dtype).recognise()
+    load_weights(module, found.tensors, source, device, dtype).detect_sparse_masks()
     return module
 
 

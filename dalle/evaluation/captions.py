@@ -96,7 +96,7 @@ class _Sums:
 
     def update(self, text: Tensor, codes: Tensor, tokenizer: TextTokenizer | T5Encoder) -> None:
         """Take in text [B, T] (features: [B, T, C]) and codes [B, N]."""
-        of_text, of_image, likeliest = self.model.token_losses_and_likeliest(text, codes)
+        of_text, of_image, likeliest = self.model.token_losses_and_predictions(text, codes)
         self.temperatures.update(self.model(text, codes).flatten(0, 1), codes.flatten())
         self.guessed.update(likeliest)
         self.hits += int((likeliest == codes).sum())

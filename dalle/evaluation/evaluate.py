@@ -78,7 +78,7 @@ def dalle_figures(
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
         codes = batch.codes(image_tokenizer, device)
-        of_text, of_image, likeliest = model.token_losses_and_likeliest(text, codes)  # [B, T - 1], [B, N], [B, N]
+        of_text, of_image, likeliest = model.token_losses_and_predictions(text, codes)  # [B, T - 1], [B, N], [B, N]
         hits += int((likeliest == codes).sum())
         guessed.update(likeliest)
         image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()

@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle.data.loader import Batch
 from dalle.device import device_of
 from dalle.evaluation.metrics import frechet_distance
-from dalle.generation.prior import PriorSamplingConfig, draw_embeddings
+from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_prior import DiffusionPrior
@@ -50,7 +50,7 @@ def prior_figures(
         true.append(clip.encode_image(batch.unit_images(device), normalize=False))
         text = clip.text_states(batch.captions)
         seeds = [place + row for row in range(len(batch.captions))]
-        each = [draw_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options) for n in range(draws)]
+        each = [sample_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options) for n in range(draws)]
         drawn.append(torch.stack(each, dim=1))
         place += len(seeds)
     return compared(torch.cat(true), torch.cat(drawn), prior)

@@ -1,1 +1,1 @@
-"""Sampling image codes from a DALL-E: the loop, its decoders, sampling from logits, batching, and CLIP reranking."""
+"""Generating image codes with a DALL-E: the loop, its decoders, sampling from logits, batching, and CLIP reranking."""

@@ -1,4 +1,4 @@
-"""A decoder for CPUs: all blocks of a step in one native call, where that computes what the blocks do, and faster."""
+"""A decoder for CPUs: all blocks of a decode step in one native call, where the result is the same and faster."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dalle.kernels.block_weights import MAX_ROWS, MAX_TOKENS, LayerWeights, Matr
 from dalle.kernels.decode_step import DecodeStep, decode_step
 from dalle.kernels.linear import Int8Linear, Linear
 from dalle.kernels.pattern import LayerMask
-from dalle.kernels.switches import inference
+from dalle.kernels.switches import allows_native_inference
 from dalle.models.transformer import Block, Context, Scale, Transformer
 
 
 class FusedBlocks:
-    """Takes the place of a transformer's blocks, one after the other, in steps of few tokens: `blocks` of `forward`.
+    """Runs a transformer's blocks as one fused step if it can, else one by one; for the `blocks` of `forward`.
 
     Attributes:
-        step: what was prepared for the cache of the last step; None: the blocks ran one by one.
+        step: the step prepared for the last call's cache; None: its blocks ran one by one.
     """
 
     def __init__(self, transformer: Transformer) -> None:
@@ -26,16 +26,24 @@ class FusedBlocks:
         self.step: DecodeStep | None = None
 
     def __call__(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor:
-        """What the blocks make of tokens [B, T, C]."""
+        """Run tokens [B, T, C] through all blocks, to [B, T, C]."""
         cache = context.cache
-        self.step = self._prepared(x, masks, context)
+        self.step = self._step_for(x, masks, context)
         if self.step is None or cache is None:
             return self.transformer.run_blocks(x, masks, context)
         return self.step.run(x, masks, context.rope, cache)
 
-    def _prepared(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> DecodeStep | None:
+    def _step_for(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> DecodeStep | None:
+        """The fused step for this call, or None if it would compute something else or be slower."""
         cache, model = context.cache, self.transformer
-        if cache is None or not cache.position or None in masks or context.shift is not None or not inference(x):
+        # Prefill (position 0) has too many rows; there is no native code for full attention or token shift
+        if (
+            cache is None
+            or not cache.position
+            or None in masks
+            or context.shift is not None
+            or not allows_native_inference(x)
+        ):
             return None
         if model.training and (model.config.dropout or model.config.attention_dropout):
             return None
@@ -44,14 +52,14 @@ class FusedBlocks:
             return None
         if self.step is not None and self.step.serves(cache, rows):
             return self.step
-        # What large batches fail on comes first: they ask again in every step
+        # The checks that large batches fail come first, as those repeat them in every step
         dtype = _linears(model.blocks[0])[0].weight.dtype
         if rows > MAX_ROWS.get(dtype, 0) or x.shape[1] > MAX_TOKENS or model.config.reversible:
             return None
         linears = {type(module) for block in model.blocks for module in _linears(block)}
         if len(linears) > 1 or not linears <= {Linear, Int8Linear}:
-            return None  # adapters and the like compute something else
-        if any(module._forward_hooks or module._forward_pre_hooks for module in model.blocks.modules()):
+            return None  # adapters (LoRA) and quantized layers of another kind compute something else
+        if any(module._forward_hooks or module._forward_pre_hooks for module in model.blocks.modules()):  # never called
             return None
         layers = [_weights(block) for block in model.blocks]
         return decode_step(layers, cache, rows, model.config.feed_forward, model.config.rotate_values)
@@ -94,7 +102,7 @@ def _matrix(linear: nn.Module) -> MatrixWeights:
 
 
 def _end(parts: nn.Module) -> tuple[NormWeights | None, Tensor | None]:
-    """The norm and the factors with which a branch ends."""
+    """The norm and the scale at the end of a branch."""
     norm: NormWeights | None = None
     scale: Tensor | None = None
     for part in parts.children():

@@ -1,8 +1,8 @@
-"""A step of drawing that is the same operations on the same memory for every token, so that a GPU can repeat it alone.
+"""One decode step over static buffers, captured once as a CUDA graph and replayed for every token.
 
-At one token a step a GPU has done its work long before Python has named the next: so a step is recorded once (a CUDA
-graph, which torch.compile may have made smaller before) and then only started again. For that, what changes from step
-to step must be in tensors: the place of the token, the codes drawn so far. No step waits for the device.
+With one token per step, a GPU finishes its work long before Python has launched the next kernels. So a step is captured
+once (after torch.compile, if wanted) and then replayed. This requires that all that changes from step to step is in
+tensors: the token's position and the codes so far. No step waits for the device.
 """
 
 from __future__ import annotations
@@ -17,246 +17,260 @@ from dalle.kernels.masks import Mask
 from dalle.kernels.switches import switch
 from dalle.models.dalle import DALLE
 
-Choose = Callable[[Tensor, Tensor], Tensor]
+SampleTokens = Callable[[Tensor, Tensor], Tensor]
+"""Logits [rows, n, V] and uniform numbers [B, n] to codes [B, n]; rows is B, and one more for each guided candidate."""
 
 Expand = Callable[[Tensor, int], Tensor]
-"""Ids of the candidates [B, n] and a number of rows -> ids of the batch's rows."""
+"""Ids of the candidates [B, n] and the number of rows to the ids of all rows [rows, n]."""
 
 Record = Callable[[Callable[[], None], Callable[[], None]], Callable[[], object]]
-"""From a function that may be tried, and the one to record, to what repeats the latter without Python."""
+"""`record(warmup, run)` returns a callable that replays `run`."""
 
-# Keys that are not held yet are read for nothing, recordings take time and memory: one for each so many keys, and not
-# more of them than this.
-_REACH, _RECORDINGS = 256, 6
-_COMPILED = 2**12
+# A graph has a fixed number of keys. Reading keys that are not stored yet wastes time, but each further graph takes
+# time and memory: one graph per `_KEY_BUCKET` positions, and at most `_MAX_GRAPHS`.
+_KEY_BUCKET, _MAX_GRAPHS = 256, 6
+_RECOMPILE_LIMIT = 2**12
 
 
 class DevicePositions(Positions):
-    """The place of one token as a tensor, below `end`: what is cut out of tables is gathered in place of sliced."""
+    """A single position as a tensor, less than `end`: entries of tables are gathered rather than sliced."""
 
-    moves = True
+    on_device = True
 
     def __init__(self, index: Tensor, end: int) -> None:
         self.index, self.end = index, end
 
     @property
     def causal(self) -> Mask:  # type: ignore[override]
-        """Bool [1, end]: the keys behind the token are there, and not to be seen."""
-        return self.back(self.index.device) >= 0
+        """Bool [1, end]: False for the keys after the token, which are in the buffer but not to be seen."""
+        return self.relative_distance(self.index.device) >= 0
 
-    def rows(self, table: Tensor, before: int = 0) -> Tensor:
-        return table.index_select(0, self.index - before)
+    def rows(self, table: Tensor, offset: int = 0) -> Tensor:
+        """See `Positions.rows`; [1, ...]."""
+        return table.index_select(0, self.index - offset)
 
-    def cells(self, lines: Tensor, columns: Tensor, before: int) -> Tensor:
-        cell, width = self.index - before, columns.shape[1]
-        return lines[:, 0].index_select(0, cell // width) + columns[0].index_select(0, cell % width)
+    def cell_embeddings(self, rows: Tensor, columns: Tensor, offset: int) -> Tensor:
+        """See `Positions.cell_embeddings`; [1, C]."""
+        cell, width = self.index - offset, columns.shape[1]
+        return rows[:, 0].index_select(0, cell // width) + columns[0].index_select(0, cell % width)
 
-    def square(self, table: Tensor) -> Tensor:
+    def mask_block(self, table: Tensor) -> Tensor:
+        """See `Positions.mask_block`; [..., 1, end]."""
         return table.index_select(-2, self.index)[..., : self.end]
 
-    def back(self, device: torch.device) -> Tensor:
+    def relative_distance(self, device: torch.device) -> Tensor:
+        """See `Positions.relative_distance`; [1, end]."""
         return self.index[:, None] - torch.arange(self.end, device=device)
 
 
 class StaticCache(KVCache):
-    """A cache that another has begun, which takes one token a pass at a place that is a tensor.
+    """A KV cache whose position is a tensor, over the buffers of another cache; takes one token per forward pass.
 
     Attributes:
-        index: int64 [1], tokens held.
-        reach: how many keys a pass looks at; those that are not held are masked.
+        index: int64 [1], number of tokens stored.
+        key_bucket: number of keys that a forward pass reads; those not stored yet are masked.
     """
 
-    def __init__(self, begun: KVCache) -> None:
-        """Go on in the memory of `begun`, but for its padding."""
-        self.keys, self.values, self.inputs = begun.keys, begun.values, begun.inputs
-        for held in (self.keys, self.values, self.inputs):  # what is masked is multiplied by 0: it must be a number
-            held.narrow(-2, begun.position, held.shape[-2] - begun.position).zero_()
-        self.padding = None if begun.padding is None else begun.padding.clone()
-        self.position = 0  # native code for CPUs, which wants the position in Python, declines
-        self.index = torch.full((1,), begun.position, device=self.keys.device)
-        self.reach = self.keys.shape[3]
+    def __init__(self, cache: KVCache) -> None:
+        """Share the buffers of `cache`; the padding is copied."""
+        self.keys, self.values, self.shift_inputs = cache.keys, cache.values, cache.shift_inputs
+        # Masked values are multiplied by weights of 0, so uninitialized memory must not hold nan
+        for buffer in (self.keys, self.values, self.shift_inputs):
+            buffer.narrow(-2, cache.position, buffer.shape[-2] - cache.position).zero_()
+        self.padding = None if cache.padding is None else cache.padding.clone()
+        self.position = 0  # makes native CPU code, which needs the position in Python, decline
+        self.index = torch.full((1,), cache.position, device=self.keys.device)
+        self.key_bucket = self.keys.shape[3]
 
-    def load(self, begun: KVCache) -> None:
-        """Go on from what has been put in that memory meanwhile."""
-        self.index.fill_(begun.position)
-        if self.padding is not None and begun.padding is not None:
-            self.padding.copy_(begun.padding)
+    def load(self, cache: KVCache) -> None:
+        """Continue from the tokens that `cache` has stored in the shared buffers meanwhile."""
+        self.index.fill_(cache.position)
+        if self.padding is not None and cache.padding is not None:
+            self.padding.copy_(cache.padding)
 
-    def place(self, count: int) -> Positions:
+    def next_positions(self, count: int) -> Positions:
+        """The position of the next token; `count` must be 1."""
         assert count == 1
-        return DevicePositions(self.index, self.reach)
+        return DevicePositions(self.index, self.key_bucket)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one token of one layer; returns views of the first `key_bucket` keys and values."""
         keys, values = self.keys[layer], self.values[layer]
         keys.index_copy_(2, self.index, k.to(keys.dtype))
         values.index_copy_(2, self.index, v.to(values.dtype))
-        return keys[:, :, : self.reach], values[:, :, : self.reach]
+        return keys[:, :, : self.key_bucket], values[:, :, : self.key_bucket]
 
-    def hold(self, slot: int, channels: Tensor) -> Tensor:
-        inputs = self.inputs[slot]
+    def store_shift_input(self, slot: int, channels: Tensor) -> Tensor:
+        """See `KVCache.store_shift_input`; returns the channels of the first `key_bucket` tokens."""
+        inputs = self.shift_inputs[slot]
         inputs.index_copy_(1, self.index, channels.to(inputs.dtype))
-        return inputs[:, : self.reach]
+        return inputs[:, : self.key_bucket]
 
     def advance(self, count: int) -> None:
+        """Count `count` more tokens as stored, on the device."""
         self.index.add_(count)
 
 
 class StaticDecodeStep:
-    """Draws the codes that come next, one a call, for one batch shape; `load` begins a batch.
+    """Generates the next code, one per call, for one batch shape; `load` starts a batch.
 
     Attributes:
-        codes: int64 [B, N], what is drawn is written in.
+        codes: int64 [B, N], into which generated codes are written.
     """
 
     def __init__(
         self,
         model: DALLE,
-        choose: Choose,
+        sample_tokens: SampleTokens,
         expand: Expand,
         cache: KVCache,
         codes: Tensor,
-        keep: Tensor,
+        known_mask: Tensor,
         uniform: Tensor,
     ) -> None:
-        """Prepare for batches like this one.
+        """Allocate static buffers for batches of this shape.
 
         Args:
-            model: what draws.
-            choose: from logits [rows, 1, V] and uniform numbers [B, 1] to codes [B, 1]; may not wait for the device.
-            expand: from ids of B candidates to those of `rows` rows.
-            cache: of `rows` rows, B and the guided ones once more; its memory is written on.
+            model: the model to generate with.
+            sample_tokens: see `SampleTokens`; must not wait for the device.
+            expand: see `Expand`.
+            cache: with B rows, and one more for each guided candidate; its buffers are written to.
             codes: int64 [B, N].
-            keep: bool [B, N], True where the code is given.
+            known_mask: bool [B, N], True where the code is given.
             uniform: [B, N] in [0, 1).
         """
-        self.model, self.choose, self.expand = model, choose, expand
+        self.model, self.sample_tokens, self.expand = model, sample_tokens, expand
         self.cache = StaticCache(cache)
-        self.codes, self.keep, self.uniform = codes.clone(), keep.clone(), uniform.clone()
+        self.codes, self.known_mask, self.uniform = codes.clone(), known_mask.clone(), uniform.clone()
 
-    def load(self, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor) -> None:
-        """Begin another batch in the same cache: what it holds, and codes up to that, are there."""
+    def load(self, cache: KVCache, codes: Tensor, known_mask: Tensor, uniform: Tensor) -> None:
+        """Start another batch, of which the tokens in `cache` and their codes are done."""
         self.cache.load(cache)
-        for own, given in zip((self.codes, self.keep, self.uniform), (codes, keep, uniform), strict=True):
-            own.copy_(given)
+        for own, new in zip((self.codes, self.known_mask, self.uniform), (codes, known_mask, uniform), strict=True):
+            own.copy_(new)
 
-    def draw(self) -> None:
-        """Add the code before to the cache, and draw the next."""
-        at = self.cache.index - (self.model.config.prefix_length - 1)  # of the code that is drawn
+    def run(self) -> None:
+        """Append the previous code to the cache and generate the next one."""
+        at = self.cache.index - (self.model.config.prefix_length - 1)  # index of the code to generate
         ids = self.codes.index_select(1, at - 1)
         logits = self.model.extend_each(self.expand(ids, self.cache.keys.shape[1]), self.cache)
-        drawn = self.choose(logits, self.uniform.index_select(1, at))
-        self.codes.index_copy_(1, at, torch.where(self.keep.index_select(1, at), self.codes.index_select(1, at), drawn))
+        sampled = self.sample_tokens(logits, self.uniform.index_select(1, at))
+        known = self.known_mask.index_select(1, at)
+        self.codes.index_copy_(1, at, torch.where(known, self.codes.index_select(1, at), sampled))
 
 
 class GraphedStep:
-    """A `StaticDecodeStep`, recorded once for each reach and then started again."""
+    """A `StaticDecodeStep`, captured once for each key bucket and then replayed."""
 
     def __init__(self, step: StaticDecodeStep, record: Record, compiled: bool) -> None:
         self.step, self.record = step, record
-        self.run: Callable[[], None] = (
-            torch.compile(step.draw, fullgraph=True, dynamic=False) if compiled else step.draw
+        self.function: Callable[[], None] = (
+            torch.compile(step.run, fullgraph=True, dynamic=False) if compiled else step.run
         )
-        self.recorded: dict[int, Callable[[], object]] = {}
-        room = step.cache.keys.shape[3]
-        self.unit = max(_REACH, -(-room // _RECORDINGS))
+        self.graphs: dict[int, Callable[[], object]] = {}
+        capacity = step.cache.keys.shape[3]
+        self.bucket_size = max(_KEY_BUCKET, -(-capacity // _MAX_GRAPHS))
 
-    def draw(self, held: int) -> None:
-        """Draw the next code, on top of `held` tokens."""
+    def run(self, position: int) -> None:
+        """Generate the next code, after `position` stored tokens."""
         cache = self.step.cache
-        reach = min((held // self.unit + 1) * self.unit, cache.keys.shape[3])
-        if reach not in self.recorded:
-            cache.reach = reach
+        bucket = min((position // self.bucket_size + 1) * self.bucket_size, cache.keys.shape[3])
+        if bucket not in self.graphs:
+            cache.key_bucket = bucket
             index = cache.index.clone()
 
-            def again() -> None:  # what it is tried with is drawn again
-                self.run()
+            def warmup() -> None:  # generates the code, then rewinds, so that it is generated again
+                self.function()
                 cache.index.copy_(index)
 
-            # A process compiles this for each model, batch size and reach: more often than torch expects of a function
-            with torch._dynamo.config.patch(recompile_limit=_COMPILED, accumulated_recompile_limit=_COMPILED):
-                self.recorded[reach] = self.record(again, self.run)
-        self.recorded[reach]()
+            # Compiled anew for each model, batch size and bucket: more often than torch expects of one function
+            with torch._dynamo.config.patch(
+                recompile_limit=_RECOMPILE_LIMIT, accumulated_recompile_limit=_RECOMPILE_LIMIT
+            ):
+                self.graphs[bucket] = self.record(warmup, self.function)
+        self.graphs[bucket]()
 
 
 class CudaGraphDecoder:
-    """Draws one token after the other, by steps that are recorded once for all batches of a size."""
+    """Generates token by token, with steps that are captured once for all batches of a shape."""
 
-    def __init__(self, model: DALLE, choose: Choose, compiled: bool, record: Record) -> None:
-        """Prepare to draw.
+    def __init__(self, model: DALLE, sample_tokens: SampleTokens, compiled: bool, record: Record) -> None:
+        """Prepare to generate.
 
         Args:
-            model: what draws.
-            choose: from logits [rows, 1, V] and uniform numbers [B, 1] to codes [B, 1]; may not wait for the device.
-            compiled: let torch.compile make steps smaller first, which takes a minute or so.
-            record: makes what repeats a function.
+            model: the model to generate with.
+            sample_tokens: see `SampleTokens`; must not wait for the device.
+            compiled: run torch.compile on the step first, which takes about a minute.
+            record: captures functions, such as `cuda_graphs()`.
         """
-        self.model, self.choose, self.compiled = model, choose, compiled
+        self.model, self.sample_tokens, self.compiled = model, sample_tokens, compiled
         self.record = record
-        self.memory = 0  # where the cache is for which they are made
-        self.made: dict[tuple[int, int], GraphedStep] = {}  # rows of the cache, image tokens -> step
+        self.memory = 0  # address of the cache that the steps were captured for
+        self.steps: dict[tuple[int, int], GraphedStep] = {}  # (rows of the cache, image tokens) -> step
 
-    def draw(
+    def decode(
         self,
         cache: KVCache,
         logits: Tensor,
         codes: Tensor,
-        keep: Tensor,
+        known_mask: Tensor,
         uniform: Tensor,
-        lead: int,
-        step: Callable[[int], None],
+        start: int,
+        on_progress: Callable[[int], None],
         expand: Expand,
     ) -> None:
-        """Fill in codes [B, N] from `lead` on where `keep` [B, N] is False.
+        """Fill in codes [B, N] from `start` on where `known_mask` [B, N] is False.
 
         Args:
-            cache: holds all before `lead`; of B rows, and the guided ones once more.
-            logits: of token `lead`, [rows, 1, V].
-            codes: int64, written.
-            keep: bool, True where the code is given.
+            cache: holds all tokens before `start`; with B rows, and one more for each guided candidate.
+            logits: of token `start`, [rows, 1, V].
+            codes: int64, written to.
+            known_mask: bool, True where the code is given.
             uniform: [B, N] in [0, 1).
-            lead: the first token to draw, below N.
-            step: called with B after each token.
-            expand: from ids of B candidates to those of the cache's rows.
+            start: the first token to generate, below N.
+            on_progress: called with B after each token.
+            expand: see `Expand`.
         """
-        first = slice(lead, lead + 1)
-        drawn = self.choose(logits, uniform[:, first])
-        codes[:, first] = torch.where(keep[:, first], codes[:, first], drawn)
-        step(len(codes))
-        repeated = self._step(cache, codes, keep, uniform, expand)
-        for held in range(cache.position, cache.position + codes.shape[1] - lead - 1):
-            repeated.draw(held)
-            codes.copy_(repeated.step.codes)  # who is told of the step may look at them
-            step(len(codes))
+        first = slice(start, start + 1)
+        sampled = self.sample_tokens(logits, uniform[:, first])
+        codes[:, first] = torch.where(known_mask[:, first], codes[:, first], sampled)
+        on_progress(len(codes))
+        step = self._step(cache, codes, known_mask, uniform, expand)
+        for position in range(cache.position, cache.position + codes.shape[1] - start - 1):
+            step.run(position)
+            codes.copy_(step.step.codes)  # whoever is told of the step may look at them
+            on_progress(len(codes))
 
-    def _step(self, cache: KVCache, codes: Tensor, keep: Tensor, uniform: Tensor, expand: Expand) -> GraphedStep:
-        """The step for such a batch, which begins with this one."""
+    def _step(self, cache: KVCache, codes: Tensor, known_mask: Tensor, uniform: Tensor, expand: Expand) -> GraphedStep:
+        """The step for batches of this shape, loaded with this one."""
+        # Graphs have the cache's addresses baked in: another cache makes them all useless
         if cache.keys.data_ptr() != self.memory:
-            self.memory, self.made = cache.keys.data_ptr(), {}
+            self.memory, self.steps = cache.keys.data_ptr(), {}
         key = cache.keys.shape[1], codes.shape[1]
-        if key not in self.made:
-            static = StaticDecodeStep(self.model, self.choose, expand, cache, codes, keep, uniform)
-            self.made[key] = GraphedStep(static, self.record, self.compiled)
-        self.made[key].step.load(cache, codes, keep, uniform)
-        return self.made[key]
+        if key not in self.steps:
+            static = StaticDecodeStep(self.model, self.sample_tokens, expand, cache, codes, known_mask, uniform)
+            self.steps[key] = GraphedStep(static, self.record, self.compiled)
+        self.steps[key].step.load(cache, codes, known_mask, uniform)
+        return self.steps[key]
 
 
-def cuda_graph_decoder(model: DALLE, choose: Choose, compiled: bool) -> CudaGraphDecoder | None:
-    """How to draw on a GPU; None elsewhere, and where DALLE_KERNELS=graphs=off."""
+def cuda_graph_decoder(model: DALLE, sample_tokens: SampleTokens, compiled: bool) -> CudaGraphDecoder | None:
+    """The decoder for a model on a GPU; None elsewhere, and with DALLE_KERNELS=graphs=off."""
     if model.image_head.weight.device.type != "cuda" or switch("graphs") == "off":
         return None
-    return CudaGraphDecoder(model, choose, compiled, cuda_graphs())
+    return CudaGraphDecoder(model, sample_tokens, compiled, cuda_graphs())
 
 
 def cuda_graphs() -> Record:
-    """Records functions as CUDA graphs that share their memory: only one runs at a time."""
+    """Captures functions as CUDA graphs that share one memory pool, as only one runs at a time."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(trial: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
+    def record(warmup: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # what libraries set up at their first calls is not to be recorded
+        with torch.cuda.stream(stream):  # libraries allocate at their first calls, which must not be captured
             for _ in range(3):
-                trial()
+                warmup()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):

@@ -1,4 +1,4 @@
-"""What sampling is told: how codes are drawn from logits, and how fast. Brings in no torch."""
+"""Options of generation: how codes are sampled from logits, and how fast. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from dalle.config import config
 
 @config
 class EngineOptions:
-    """Speed and memory of sampling: an image never depends on them."""
+    """Speed and memory of generation; they never change an image."""
 
     window: int = 1
-    """Codes guessed and checked in one step (`dalle.generation.jacobi`): 16 halves the steps of one candidate at a
-    time; 1 draws one after the other."""
+    """Codes guessed and checked per step (Jacobi decoding, `dalle.generation.jacobi`): 16 halves the steps of a single
+    candidate; 1 generates one after the other."""
     compiled: bool = False
-    """On a GPU: have torch.compile make the steps faster, which takes a minute or so first."""
+    """On a GPU: compile the decode step with torch.compile, which is faster but takes about a minute first."""
     batch_size: int | None = None
-    """Candidates at a time; null: as many as fit the memory."""
+    """Candidates generated at once; null: as many as fit in memory."""
     max_memory: int | None = None
-    """Bytes that a batch may take beside the weights; null: half of the free memory."""
+    """Bytes that a batch may take besides the weights; null: half of the free memory."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
         if self.window < 1:
-            raise ValueError(f"window is {self.window}; it must be at least 1 (1 draws one token after the other)")
+            raise ValueError(f"window is {self.window}; it must be at least 1 (1 generates one token at a time)")
 
 
 @config
 class SamplingConfig:
-    """How a token is drawn from logits: the one place where an option of sampling is declared."""
+    """How a token is sampled from logits: the only declaration of the sampling options."""
 
     guidance: float = 1.0
-    """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety; 1 is none."""
+    """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety; 1 is off."""
     guidance_until: int | None = None
-    """Draw so many image tokens with guidance and the others, twice as fast, without; null: all with it."""
+    """Use guidance for this many image tokens, and generate the rest without, twice as fast; null: for all."""
     temperature: float = 1.0
-    """0 always takes the most likely code; 1 is the model's own distribution."""
+    """0 always takes the most likely code; 1 samples from the model's own distribution."""
     top_k: int | None = None
-    """Draw from the k most likely codes only; null, or the size of the codebook, from all."""
+    """Sample from the k most likely codes only; null, or the size of the codebook: from all."""
     top_p: float | None = None
-    """Draw from the most likely codes that together have this probability, in (0, 1]; null or 1 from all."""
+    """Sample from the most likely codes that together have this probability, in (0, 1]; null or 1: from all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < float("inf"):
@@ -52,24 +52,24 @@ class SamplingConfig:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (the most likely token) or more")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1 (leave it out to keep all codes)")
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1 (omit it to keep all codes)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
     def updated(self, **given: float | int | None) -> SamplingConfig:
-        """These options where they are given and not None, its own elsewhere.
+        """A copy with these options, except those that are None.
 
         Raises:
-            ValueError: one is out of range, or there is no such option.
+            ValueError: an option is out of range or does not exist.
         """
         names = [field.name for field in fields(self)]
         for name in given:
             if name not in names:
-                raise ValueError(f"{name} is no option of sampling: {', '.join(names)}")
+                raise ValueError(f"{name} is not a sampling option; the options are {', '.join(names)}")
         return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
     def guides(self, token: int) -> bool:
-        """Whether this image token is drawn with guidance."""
+        """Whether this image token is generated with guidance."""
         return self.guidance != 1 and (self.guidance_until is None or token < self.guidance_until)
 
 

@@ -1,6 +1,6 @@
-"""Draws image embeddings from a prior, of either kind. Knows nothing of images, words or files.
+"""Samples image embeddings from a prior of either kind. Knows no images, words or files.
 
-Letters: B candidates of all captions, D embedding, K components.
+Shapes: B candidates of all captions, D embedding, K components.
 """
 
 from __future__ import annotations
@@ -26,99 +26,99 @@ from dalle.models.noise_schedule import make_schedule
 
 @config
 class PriorSamplingConfig:
-    """How embeddings are drawn."""
+    """How image embeddings are sampled from a prior."""
 
     guidance: float = 1.0
-    """Classifier-free guidance scale; 1 is none (the paper found that guiding the prior hurts, section 5.5)."""
+    """Classifier-free guidance scale; 1 is off (guiding the prior hurts, according to the paper, section 5.5)."""
     samples: int = 2
-    """diffusion: draw so many and keep the one that fits its caption best (section 2.2)."""
+    """diffusion: sample this many and keep the one that best matches its caption (section 2.2)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """diffusion: sampler and its steps."""
+    """diffusion: the sampler and its steps."""
     temperature: float = 1.0
-    """autoregressive: 0 always takes the likeliest bucket; 1 is the model's own distribution."""
+    """autoregressive: 0 always takes the most likely bucket; 1 samples from the model's own distribution."""
     top_k: int | None = None
-    """autoregressive: draw from the k likeliest buckets only; null from all."""
+    """autoregressive: sample from the k most likely buckets only; null: from all."""
 
     def __post_init__(self) -> None:
-        self.token_sampling()  # raises where a number is out of range
+        self.token_sampling()  # its own checks raise if a value is out of range
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}; it must be at least 1")
 
     def token_sampling(self) -> SamplingConfig:
-        """The options of the autoregressive prior as those of any tokens."""
+        """The autoregressive prior's options as a `SamplingConfig`."""
         return SamplingConfig(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k)
 
 
 @torch.no_grad()
-def draw_embeddings(
+def sample_embeddings(
     prior: DiffusionPrior | AutoregressivePrior,
     text: TextStates,
     seeds: Sequence[int],
     options: PriorSamplingConfig,
     noise: Noise | None = None,
 ) -> Tensor:
-    """One image embedding for each caption.
+    """Sample one image embedding for each caption.
 
-    A candidate depends on the prior, its caption, its seed and the options alone, not on the rest of the batch.
+    A candidate depends only on the prior, its caption, its seed and the options, not on the rest of the batch.
 
     Args:
         prior: in eval mode.
         text: of B captions.
-        seeds: B of them; the same caption may come several times.
-        options: how to draw.
-        noise: of a diffusion prior, plays back numbers [B * samples, D] in place of the seeds'.
+        seeds: B seeds; to get several candidates, repeat the caption.
+        options: how to sample.
+        noise: for a diffusion prior, a source of noise [B * samples, D] to use instead of the seeds.
 
     Returns:
-        float32 [B, D], as CLIP gives them, not of unit length.
+        float32 [B, D], like CLIP's own embeddings before normalization.
 
     Raises:
-        ValueError: another number of seeds than captions.
+        ValueError: the numbers of seeds and captions differ.
     """
     if len(seeds) != len(text.states):
-        raise ValueError(f"{len(text.states)} captions with {len(seeds)} seeds; give each caption one")
+        raise ValueError(f"got {len(text.states)} captions with {len(seeds)} seeds; give each caption one seed")
     if isinstance(prior, AutoregressivePrior):
-        return _draw_tokens(prior, text, seeds, options)
+        return _sample_components(prior, text, seeds, options)
     count, dim, device = options.samples, prior.config.embed_dim, text.states.device
     each = TextStates(*(part.repeat_interleave(count, 0) for part in text))
     own = candidate_noise(seeds, (dim,), device)
 
-    def drawn() -> Tensor:
-        return torch.stack([own() for _ in range(count)], dim=1).flatten(0, 1)
+    def candidates() -> Tensor:
+        return torch.stack([own() for _ in range(count)], dim=1).flatten(0, 1)  # all samples of a caption together
 
-    nobody = torch.ones(len(each.states), dtype=torch.bool, device=device)
+    all_dropped = torch.ones(len(each.states), dtype=torch.bool, device=device)
     schedule = make_schedule(prior.config.schedule)
     denoise = make_denoiser(
         lambda x, steps: prior(x, steps, each),
         schedule,
         "sample",
-        unconditional=lambda x, steps: prior(x, steps, each, nobody),
+        unconditional=lambda x, steps: prior(x, steps, each, all_dropped),
         guidance=options.guidance,
     )
-    embeds = prior.raw(sample_diffusion(denoise, schedule, options.sampler, noise or drawn))
+    embeds = prior.unstandardize(sample_diffusion(denoise, schedule, options.sampler, noise or candidates))
     embeds = embeds.unflatten(0, (-1, count))
-    fit = F.cosine_similarity(embeds, text.embeds[:, None], dim=-1)  # [B, count]
-    return embeds[torch.arange(len(embeds), device=device), fit.argmax(1)]
+    match = F.cosine_similarity(embeds, text.embeds[:, None], dim=-1)  # [B, count]
+    return embeds[torch.arange(len(embeds), device=device), match.argmax(1)]
 
 
-def _draw_tokens(
+def _sample_components(
     prior: AutoregressivePrior, text: TextStates, seeds: Sequence[int], options: PriorSamplingConfig
 ) -> Tensor:
-    """One bucket after the other; the dot product is from the top half of its distribution (section 2.2)."""
+    """Sample one component after the other, with the dot product from the upper half of its buckets (section 2.2)."""
     numbers = [torch.rand(prior.components + 1, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     uniform = torch.stack(numbers).to(text.states.device)
     half = prior.config.dot_buckets // 2
     dots = half + (uniform[:, 0] * (prior.config.dot_buckets - half)).long()
     guided = options.guidance != 1
-    if guided:  # the unconditional half behind the other, in one pass
+    if guided:  # the unconditional half follows the conditional one in the batch
         text, dots = TextStates(*(torch.cat((part, part)) for part in text)), torch.cat((dots, dots))
     dropped = torch.arange(len(dots), device=dots.device) >= len(seeds)
-    logits, cache, real = prior.prefill(text, dots, dropped)
+    logits, cache, valid = prior.prefill(text, dots, dropped)
     ids: list[Tensor] = []
     for component in range(prior.components):
         if component:
             last = torch.cat((ids[-1], ids[-1])) if guided else ids[-1]
-            logits = prior.extend(last, cache, real)
+            logits = prior.extend(last, cache, valid)
         if guided:
             logits = guide(logits[: len(seeds)], logits[len(seeds) :], options.guidance)
         ids.append(sample(logits, uniform[:, component + 1], options.token_sampling()))
-    return prior.embeds(torch.stack(ids, dim=1))
+    return prior.decode(torch.stack(ids, dim=1))

@@ -1,4 +1,4 @@
-"""Scoring images against their prompts with CLIP, and keeping the best. Knows nothing of how images are made."""
+"""Scores images against their prompts with CLIP, and selects the best. Knows nothing of how images are made."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dalle.models.clip import CLIP
 
 @torch.inference_mode()
 def score(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """How well each image fits its own prompt (DALL-E paper, section 2.6).
+    """How well each image matches its own prompt (DALL-E paper, section 2.6).
 
     Args:
-        clip: Loaded by `dalle.load_clip`, so that it takes strings.
+        clip: loaded by `dalle.load_clip`, so that it takes strings.
         images: float [B, 3, H, W] in [0, 1], of any size, on any device.
         prompts: B prompts, one for each image.
 
@@ -24,27 +24,27 @@ def score(clip: CLIP, images: Tensor, prompts: Sequence[str]) -> Tensor:
         float32 [B], cosine similarities in [-1, 1], on the CPU.
 
     Raises:
-        ValueError: Not as many prompts as images.
+        ValueError: the numbers of prompts and images differ.
     """
     if len(prompts) != len(images):
         raise ValueError(f"got {len(images)} images and {len(prompts)} prompts: give one prompt for each image")
     device = clip.logit_scale.device
     image_embeds = clip.encode_image(resize_batch(images.to(device), clip.config.image_size))  # [B, D]
-    distinct = list(dict.fromkeys(prompts))
+    distinct = list(dict.fromkeys(prompts))  # candidates share prompts: encode each once
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts], dtype=torch.int64, device=device)
     text_embeds = clip.encode_text(distinct)[rows]  # [B, D]
     return (image_embeds * text_embeds).sum(dim=-1).cpu()
 
 
 def best(scores: Tensor | Sequence[float], keep: int | None = None) -> list[int]:
-    """Indices of the `keep` highest scores (None: of all), best first; equal scores stay in their order.
+    """Indices of the `keep` highest scores (None: all), best first; ties keep their order.
 
     Raises:
-        ValueError: `keep` is below 1 or more than there are.
+        ValueError: `keep` is below 1 or above the number of scores.
     """
     values = torch.as_tensor(scores)
     keep = len(values) if keep is None else keep
     if not 0 < keep <= len(values):
-        raise ValueError(f"cannot keep {keep} of {len(values)} images: give a number from 1 to {len(values)}")
+        raise ValueError(f"cannot keep {keep} of {len(values)} images; give a number from 1 to {len(values)}")
     order: list[int] = values.argsort(descending=True, stable=True)[:keep].tolist()
     return order

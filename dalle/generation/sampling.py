@@ -1,6 +1,6 @@
-"""From logits to a token, as pure functions. Randomness comes in as uniform numbers: nothing here draws any.
+"""From logits to a token, as pure functions. Randomness comes in as uniform numbers: nothing here is random by itself.
 
-Letters: B batch, V vocabulary.
+Shapes: B batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dalle.generation.options import SamplingConfig
-from dalle.kernels.sample import note_failure, sample_tokens
+from dalle.kernels.sample import flag_nonfinite, sample_tokens
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
@@ -19,19 +19,19 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> 
 def sample(
     logits: Tensor, uniform: Tensor, config: SamplingConfig = SamplingConfig(), failed: Tensor | None = None
 ) -> Tensor:
-    """Draw one token a row: temperature, then top-k, then nucleus, then the inverse of the distribution function.
+    """Sample one token per row: temperature, then top-k, then nucleus, then inverse-CDF sampling.
 
     Args:
-        logits: [B, V], the largest of each row finite, none nan.
-        uniform: [B] in [0, 1), one number a row.
-        config: temperature (0 takes the lowest id of the most likely tokens), top_k, top_p.
-        failed: bool scalar on the logits' device, set where a row is no distribution; nothing waits for it.
+        logits: [B, V]; the largest of each row must be finite.
+        uniform: [B] in [0, 1), one number per row.
+        config: temperature (0 takes the most likely token, ties to the lowest id), top_k, top_p.
+        failed: bool scalar on the logits' device, set if the logits of any row are not finite, without synchronizing.
 
     Returns:
-        int64 [B]; of rows that are no distribution some token.
+        int64 [B]; an arbitrary token for rows whose logits are not finite.
     """
     if config.temperature == 0:
-        largest, drawn = logits.max(-1)
-        note_failure(failed, largest)
-        return drawn
+        largest, tokens = logits.max(-1)
+        flag_nonfinite(failed, largest)
+        return tokens
     return sample_tokens(logits.float(), uniform, config.temperature, config.top_k, config.top_p, failed)

@@ -1,4 +1,4 @@
-"""Image tokenizers behind one contract: images [B, 3, H, W] in [0, 1] to codes [B, h, w] and back."""
+"""Image tokenizers behind one interface: images [B, 3, H, W] in [0, 1] to codes [B, h, w] and back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def build(config: ImageTokenizerConfig) -> ImageTokenizer:
-    """The untrained image tokenizer that `config` describes."""
+    """An untrained image tokenizer of the kind and size that `config` describes."""
     if isinstance(config, DiscreteVAEConfig):
         return DiscreteVAE(config)
     return DVAE(config) if isinstance(config, DVAEConfig) else VQGAN(config)

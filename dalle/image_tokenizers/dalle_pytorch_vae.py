@@ -20,22 +20,24 @@ from dalle.kernels.conv import Conv3x3
 
 @config
 class DiscreteVAEConfig:
+    """Architecture of a DALLE-pytorch discrete VAE; the defaults are those of its DiscreteVAE."""
+
     kind: Literal["discrete_vae"] = "discrete_vae"
     """The discrete VAE of DALLE-pytorch."""
     image_size: int = 256
-    """Pixels a side."""
+    """Height and width of the images, in pixels."""
     codebook_size: int = 512
     """Number of codes."""
     code_channels: int = 512
-    """Channels of a code's vector."""
+    """Channels of a codebook vector."""
     layers: int = 3
-    """Convolutions that halve the resolution (and in the decoder double it)."""
+    """Strided convolutions, each of which halves the resolution; the decoder has as many that double it."""
     blocks: int = 0
-    """Residual blocks at the lowest resolution, in encoder and decoder each."""
+    """Residual blocks at the lowest resolution, in the encoder and in the decoder."""
     hidden: int = 64
-    """Channels in between."""
+    """Channels of the hidden layers."""
     normalised: bool = True
-    """Pixels are brought to [-1, 1] first."""
+    """The network works on pixels in [-1, 1] rather than [0, 1]."""
 
     def __post_init__(self) -> None:
         if min(self.codebook_size, self.code_channels, self.layers, self.hidden) < 1 or self.blocks < 0:
@@ -56,7 +58,7 @@ class DiscreteVAEConfig:
 
 
 class DiscreteVAE(ImageTokenizer):
-    """Codes are the likeliest outputs of the encoder; a code's vector goes through the decoder."""
+    """The code of a cell is the argmax of the encoder's logits; the decoder reads that code's codebook vector."""
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
@@ -75,25 +77,29 @@ class DiscreteVAE(ImageTokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's output convolution, [3, hidden, 1, 1]."""
         last = self.decoder[-1]
         assert isinstance(last, nn.Conv2d) and isinstance(last.weight, nn.Parameter)
         return last.weight
 
     def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
+        """See `ImageTokenizer.forward`; the losses are "reconstruction" (mean squared error) and "kl" (nats a code)."""
         self._check_images(images)
         logits = self._logits(images)
         relaxed = F.gumbel_softmax(logits, tau=temperature, dim=1)
-        vectors = torch.einsum("b k h w, k c -> b c h w", relaxed, self.codebook.weight)
-        made = self.from_vectors(vectors)
-        scale = 4 if self.config.normalised else 1  # the error is one of what the network sees, from -1 to 1
+        latents = torch.einsum("b k h w, k c -> b c h w", relaxed, self.codebook.weight)
+        made = self.decode_latents(latents)
+        scale = 4 if self.config.normalised else 1  # the error in the network's range [-1, 1], twice as wide as [0, 1]
         losses = {"reconstruction": scale * F.mse_loss(made, images.float()), "kl": kl_to_uniform(logits)}
         return Reconstruction(made, relaxed.argmax(1), losses)
 
-    def vectors(self, codes: Tensor) -> Tensor:
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """The rows of `codebook`; see `ImageTokenizer.embed_codes`."""
         return rearrange(self.codebook(codes), "b h w c -> b c h w")
 
-    def from_vectors(self, vectors: Tensor) -> Tensor:
-        x = self.decoder(vectors.to(self.last_layer.dtype)).float()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """See `ImageTokenizer.decode_latents`."""
+        x = self.decoder(latents.to(self.last_layer.dtype)).float()
         return (x + 1) / 2 if self.config.normalised else x
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -105,7 +111,7 @@ class DiscreteVAE(ImageTokenizer):
 
 
 class Block(nn.Module):
-    """x + three convolutions of x."""
+    """Residual block: x + conv1x1(relu(conv3x3(relu(conv3x3(x)))))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,12 +124,13 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width, h, w] to the same shape."""
         return self.net(x) + x
 
 
-def _halving(before: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, width, 4, stride=2, padding=1), nn.ReLU())
+def _halving(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, width, 4, stride=2, padding=1), nn.ReLU())
 
 
-def _doubling(before: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose2d(before, width, 4, stride=2, padding=1), nn.ReLU())
+def _doubling(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose2d(inputs, width, 4, stride=2, padding=1), nn.ReLU())

@@ -1,6 +1,6 @@
 """Discrete VAE of DALL-E (arXiv 2102.12092, appendix A): bottleneck ResNets, Gumbel-softmax, logit-Laplace likelihood.
 
-The shape is that of OpenAI's dall_e package. Shapes: B images, K codes, C channels.
+The architecture is that of OpenAI's dall_e package. Shapes: B images, K codes, C channels.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
 from dalle.kernels.conv import Conv3x3, image_layout
 
-EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is finite (appendix A.3)
+EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is bounded (appendix A.3)
 
 
 @config
 class DVAEConfig:
-    """A dVAE. Factor 8 with the paper's 4 groups; its own size is hidden 256, codebook_size 8192, code_channels 128."""
+    """A dVAE. The paper's own: 4 groups (factor 8), hidden 256, codebook_size 8192, code_channels 128."""
 
     kind: Literal["dvae"] = "dvae"
     """The discrete VAE of DALL-E."""
     image_size: int = 64
-    """Pixels a side."""
+    """Height and width of the images, in pixels."""
     codebook_size: int = 1024
     """Number of codes."""
     groups: int = 4
-    """Groups of blocks; between two of them the resolution halves (in the decoder: doubles)."""
+    """Groups of blocks; the resolution halves (in the decoder: doubles) between two groups."""
     blocks_per_group: int = 2
-    """Residual blocks of a group."""
+    """Residual blocks per group."""
     hidden: int = 64
-    """Channels at full resolution; each group further down has twice as many. Divisible by 4."""
+    """Channels at full resolution; each group further down has twice as many. A multiple of 4."""
     code_channels: int = 64
-    """Channels of a code's vector, the decoder's input."""
+    """Channels of a code's vector, which is the decoder's input."""
 
     def __post_init__(self) -> None:
         if min(self.groups, self.blocks_per_group, self.codebook_size, self.code_channels) < 1:
@@ -62,25 +62,25 @@ class DVAEConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a side that one code stands for."""
+        """Downsampling factor: height and width of the pixels that one code covers."""
         return 2 ** (self.groups - 1)
 
     @property
     def widths(self) -> list[int]:
-        """Channels of each group of the encoder, the finest first."""
+        """Channels of the encoder's groups, highest resolution first."""
         return [self.hidden * 2**group for group in range(self.groups)]
 
     @property
     def residual_gain(self) -> float:
-        """What each residual branch is scaled by."""
+        """The factor on each residual branch: 1 / (number of blocks)^2, as in OpenAI's code."""
         return 1 / (self.groups * self.blocks_per_group) ** 2
 
 
 class DVAE(ImageTokenizer):
-    """Encoder, relaxed one-hot codes, decoder.
+    """Encoder, Gumbel-softmax codes, decoder.
 
-    Its losses: "reconstruction", the negative log-likelihood of the mapped image in nats a sub-pixel, and "kl", the
-    divergence of the codes' distribution from the uniform one in nats a code.
+    Its losses are "reconstruction", the negative log-likelihood of the mapped image in nats per sub-pixel, and "kl",
+    the KL divergence of the code distribution from the uniform one in nats per code.
     """
 
     def __init__(self, config: DVAEConfig):
@@ -92,11 +92,13 @@ class DVAE(ImageTokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's output convolution, [6, hidden, 1, 1]."""
         weight = self.decoder.output.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
+        """See `ImageTokenizer.forward`."""
         self._check_images(images)
         mapped = map_pixels(images)
         logits = self.encoder(mapped)
@@ -108,11 +110,13 @@ class DVAE(ImageTokenizer):
         }
         return Reconstruction(unmap_pixels(mean.sigmoid()), relaxed.argmax(1), losses)
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.decoder.vectors(codes)
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """What the decoder's first convolution makes of one-hot codes; see `ImageTokenizer.embed_codes`."""
+        return self.decoder.embed_codes(codes)
 
-    def from_vectors(self, vectors: Tensor) -> Tensor:
-        mean, _ = self.decoder.from_vectors(vectors).chunk(2, dim=1)
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """See `ImageTokenizer.decode_latents`; the image is the median of the logit-Laplace distribution."""
+        mean, _ = self.decoder.decode_latents(latents).chunk(2, dim=1)
         return unmap_pixels(mean.sigmoid())
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -120,12 +124,12 @@ class DVAE(ImageTokenizer):
 
 
 def map_pixels(images: Tensor) -> Tensor:
-    """[0, 1] to [EPSILON, 1 - EPSILON], in float32."""
+    """Map pixels from [0, 1] to [EPSILON, 1 - EPSILON], in float32."""
     return (1 - 2 * EPSILON) * images.float() + EPSILON
 
 
 def unmap_pixels(mapped: Tensor) -> Tensor:
-    """Undo `map_pixels`; may leave [0, 1]."""
+    """Invert `map_pixels`; the result may leave [0, 1]."""
     return (mapped - EPSILON) / (1 - 2 * EPSILON)
 
 
@@ -133,9 +137,12 @@ def logit_laplace_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Negative logarithm of the logit-Laplace density (appendix A.3 of arXiv 2102.12092), in nats.
 
     Args:
-        x: in (0, 1).
-        mean: of logit(x), like x.
-        log_scale: logarithm of the Laplace distribution's scale, like x.
+        x: pixels in (0, 1).
+        mean: the Laplace distribution's mean, of logit(x); shaped like x.
+        log_scale: logarithm of its scale; shaped like x.
+
+    Returns:
+        Shaped like x.
     """
     distance = (x.logit() - mean).abs()
     return math.log(2) + log_scale + (x * (1 - x)).log() + distance * (-log_scale).exp()
@@ -151,15 +158,17 @@ class Encoder(nn.Module):
         self.output = _conv(config.widths[-1], config.codebook_size, 1)
 
     def forward(self, mapped: Tensor) -> Tensor:
+        """Mapped images [B, 3, H, W] to logits [B, K, h, w]."""
         x = self.input(image_layout(mapped.to(self.input.weight.dtype)))
         for index, group in enumerate(self.groups):
             x = group(F.max_pool2d(x, 2) if index else x)
+        # Logits over thousands of codes are too coarse in 16 bits
         with torch.autocast(x.device.type, enabled=False):
             return self.output(F.relu(x).to(self.output.weight.dtype)).float()
 
 
 class Decoder(nn.Module):
-    """(Relaxed) one-hot codes [B, K, h, w] to mean and log scale [B, 6, h * factor, w * factor], float32."""
+    """(Relaxed) one-hot codes [B, K, h, w] to the mean and log scale [B, 6, h * factor, w * factor], float32."""
 
     def __init__(self, config: DVAEConfig):
         super().__init__()
@@ -168,19 +177,20 @@ class Decoder(nn.Module):
         self.output = _conv(config.hidden, 6, 1)
 
     def forward(self, relaxed: Tensor) -> Tensor:
+        """See the class."""
         with torch.autocast(relaxed.device.type, enabled=False):
-            vectors = self.input(relaxed.to(self.input.weight.dtype))
-        return self.from_vectors(vectors)
+            latents = self.input(relaxed.to(self.input.weight.dtype))
+        return self.decode_latents(latents)
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        """What the first convolution makes of hard codes [B, h, w]: it picks a column of its weight. [B, C, h, w]."""
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """The first convolution of one-hot codes: codes int64 [B, h, w] pick columns of its weight, [B, C, h, w]."""
         assert self.input.bias is not None
         rows = F.embedding(codes, self.input.weight[:, :, 0, 0].t()) + self.input.bias
         return rearrange(rows, "b h w c -> b c h w")
 
-    def from_vectors(self, vectors: Tensor) -> Tensor:
-        """The rest of it, from vectors [B, C, h, w]."""
-        x = image_layout(vectors.to(self.output.weight.dtype))
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Everything after the first convolution, from latents [B, C, h, w]."""
+        x = image_layout(latents.to(self.output.weight.dtype))
         for index, group in enumerate(self.groups):
             x = group(F.interpolate(x, scale_factor=2.0, mode="nearest") if index else x)
         return self.output(F.relu(x)).float()
@@ -189,16 +199,17 @@ class Decoder(nn.Module):
 class Block(nn.Module):
     """Bottleneck of four convolutions, a ReLU before each, scaled by `gain` and added to the input."""
 
-    def __init__(self, before: int, width: int, kernels: tuple[int, int, int, int], gain: float):
+    def __init__(self, inputs: int, width: int, kernels: tuple[int, int, int, int], gain: float):
         super().__init__()
         self.gain = gain
-        ends = pairwise([before, width // 4, width // 4, width // 4, width])
+        ends = pairwise([inputs, width // 4, width // 4, width // 4, width])
         self.convs = nn.ModuleList(
             [_conv(inner, outer, kernel) for (inner, outer), kernel in zip(ends, kernels, strict=True)]
         )
-        self.shortcut = nn.Identity() if before == width else _conv(before, width, 1)
+        self.shortcut = nn.Identity() if inputs == width else _conv(inputs, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, h, w] to [B, width, h, w]."""
         residual = x
         for conv in self.convs:
             residual = conv(F.relu(residual))
@@ -206,21 +217,21 @@ class Block(nn.Module):
 
 
 def _groups(widths: list[int], kernels: tuple[int, int, int, int], config: DVAEConfig) -> nn.ModuleList:
-    """One group of blocks for each pair of neighbours in `widths`."""
+    """One group of blocks for each two successive `widths`."""
     groups = nn.ModuleList()
-    for before, width in pairwise(widths):
+    for inputs, width in pairwise(widths):
         blocks = [
-            Block(before if index == 0 else width, width, kernels, config.residual_gain)
+            Block(inputs if index == 0 else width, width, kernels, config.residual_gain)
             for index in range(config.blocks_per_group)
         ]
         groups.append(nn.Sequential(*blocks))
     return groups
 
 
-def _conv(before: int, width: int, kernel: int) -> nn.Conv2d:
-    """Same-size convolution initialised as in the dall_e package: variance 1 / fan-in, biases 0."""
-    conv = Conv3x3(before, width) if kernel == 3 else nn.Conv2d(before, width, kernel, padding=kernel // 2)
-    nn.init.normal_(conv.weight, std=1 / math.sqrt(before * kernel**2))
+def _conv(inputs: int, width: int, kernel: int) -> nn.Conv2d:
+    """A same-size convolution, initialized as in the dall_e package: variance 1 / fan-in, biases 0."""
+    conv = Conv3x3(inputs, width) if kernel == 3 else nn.Conv2d(inputs, width, kernel, padding=kernel // 2)
+    nn.init.normal_(conv.weight, std=1 / math.sqrt(inputs * kernel**2))
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv

@@ -1,10 +1,10 @@
-"""An encoder whose codes say what is in their cell, and nothing else: no attention, no statistics over the image.
+"""An encoder whose codes describe their own cell only: no attention, no statistics over the whole image.
 
-A convolutional encoder with attention and group normalization writes the whole image into every code, blank cells
-too; a transformer that is trained on such codes looks images up by these traces instead of learning to draw. Here the
-receptive field of a code is its cell and a margin around it, of which it is a function wherever the cell lies.
+A convolutional encoder with attention and group normalization leaks the whole image into every code, even of blank
+cells; a transformer trained on such codes memorizes images by these traces instead of learning to compose them. Here
+the receptive field of a code is its cell plus a fixed margin, and equal surroundings give equal codes anywhere.
 
-Letters: B images, C channels, h x w cells.
+Shapes: B images, C channels, h x w cells.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from dalle.config import config
 
 @config
 class LocalEncoderConfig:
-    """An encoder that sees a cell at a time."""
+    """Architecture of a local encoder."""
 
     width: int = 256
-    """Channels of a cell."""
+    """Channels per cell."""
     blocks: int = 3
-    """Residual blocks, each a multilayer perceptron over a cell's channels."""
+    """Residual blocks, each an MLP over the channels of one cell."""
     expansion: int = 2
-    """Hidden channels of a block over `width`."""
+    """Hidden channels of a block, as a multiple of `width`."""
     margin: int = 0
-    """Pixels around its cell that a code looks at too; beyond the image's edge the edge is repeated."""
+    """Pixels around its cell that a code depends on too; the image is padded by repeating its edge."""
 
     def __post_init__(self) -> None:
         if min(self.width, self.blocks, self.expansion) < 1:
@@ -42,8 +42,8 @@ class LocalEncoder(nn.Module):
 
     Args:
         config: sizes.
-        factor: pixels a side of a cell.
-        latent_channels: channels that are given.
+        factor: height and width of a cell, in pixels.
+        latent_channels: output channels.
     """
 
     def __init__(self, config: LocalEncoderConfig, factor: int, latent_channels: int):
@@ -55,8 +55,9 @@ class LocalEncoder(nn.Module):
         self.out = nn.Linear(config.width, latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
         if self.margin:
-            # Zeros would tell a code that it lies at the edge, and blank cells there would have codes of their own.
+            # Zeros would mark the edge of the image, and blank cells there would get codes of their own.
             images = F.pad(images, 4 * [self.margin], mode="replicate")
         x = self.cell(images).permute(0, 2, 3, 1)  # [B, h, w, C]
         for block in self.blocks:
@@ -65,7 +66,7 @@ class LocalEncoder(nn.Module):
 
 
 class CellBlock(nn.Module):
-    """x + MLP(LayerNorm(x)), each cell for itself."""
+    """x + MLP(LayerNorm(x)), applied to each cell separately."""
 
     def __init__(self, width: int, expansion: int):
         super().__init__()
@@ -74,4 +75,5 @@ class CellBlock(nn.Module):
         self.down = nn.Linear(expansion * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] to the same shape."""
         return x + self.down(F.gelu(self.up(self.norm(x))))

@@ -1,6 +1,6 @@
-"""Quantizers: a grid of vectors to a grid of codes and back. Vector quantization, Gumbel-softmax, finite scalars.
+"""Quantizers, from a grid of latents to a grid of codes and back: their interface, Gumbel-softmax and FSQ.
 
-Shapes: B images, h x w cells, C channels of a code, K codes, N = B * h * w cells.
+Shapes: B images, h x w cells, C channels of a code, K codes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dalle.image_tokenizers.base import Reduce
 
 @config
 class GumbelConfig:
-    """Gumbel-softmax quantizer, as taming's GumbelQuantize."""
+    """Gumbel-softmax quantizer, like taming's GumbelQuantize."""
 
     kind: Literal["gumbel"] = "gumbel"
     """Gumbel-softmax relaxation."""
     codebook_size: int = 1024
     """Number of codes."""
     code_channels: int = 64
-    """Channels of a code's vector."""
+    """Channels of a codebook vector."""
     straight_through: bool = False
-    """Pass on the sampled code's own vector, with the gradient of the relaxation."""
+    """Decode the sampled code's exact vector, with the gradient of the relaxation."""
 
     def __post_init__(self) -> None:
         if min(self.codebook_size, self.code_channels) < 1:
@@ -46,48 +46,53 @@ class FSQConfig:
     kind: Literal["fsq"] = "fsq"
     """Finite scalar quantization: no codebook to learn, so no dead codes."""
     levels: list[int] = field(default_factory=lambda: [8, 5, 5, 5])
-    """Levels of each channel; their product is the number of codes."""
+    """Quantization levels per channel; their product is the number of codes."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"levels is {self.levels}; give at least one channel, each of at least 2 levels")
+            raise ValueError(f"levels is {self.levels}; give at least one channel, and at least 2 levels for each")
 
 
 class Quantized(NamedTuple):
-    vectors: Tensor  # [B, C, h, w], float32
-    codes: Tensor  # int64 [B, h, w]
+    """What a quantizer's forward pass returns."""
+
+    latents: Tensor
+    """Float32 [B, C, h, w], the decoder's input."""
+    codes: Tensor
+    """Int64 [B, h, w]."""
     losses: dict[str, Tensor]
+    """The quantizer's losses by name, scalars."""
 
 
 class Quantizer(nn.Module, ABC):
-    """Between an encoder's `input_channels` and a decoder's: `code_channels` go in and come out."""
+    """Maps latents of `code_channels` channels to codes in [0, codebook_size), and codes to such latents."""
 
     codebook_size: int
     code_channels: int
 
     @abstractmethod
     def forward(self, z: Tensor, temperature: float) -> Quantized:
-        """Quantize z [B, C, h, w] so that gradients reach it."""
+        """Quantize z [B, C, h, w] differentiably; the temperature, above 0, is that of a Gumbel-softmax."""
 
     @abstractmethod
     def encode(self, z: Tensor) -> Tensor:
-        """Codes [B, h, w] of z [B, C, h, w], without noise."""
+        """Quantize z [B, C, h, w] to codes, int64 [B, h, w], without noise."""
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors [B, C, h, w] of codes [B, h, w]."""
+        """The codebook vectors [B, C, h, w] of codes [B, h, w]."""
 
     def on_step_end(self, reduce: Reduce | None = None) -> None:
-        """Apply what the training passes since the last step have gathered; most quantizers gather nothing."""
+        """Apply the statistics gathered since the last step; most quantizers gather none."""
 
     def reset_statistics(self) -> None:
-        """Forget what has been gathered."""
+        """Discard the gathered statistics."""
 
 
 class GumbelQuantizer(Quantizer):
-    """Relaxed one-hot codes (taming's GumbelQuantize); `encode` takes the likeliest code, with no noise.
+    """Relaxed one-hot codes (taming's GumbelQuantize); `encode` takes the argmax of the logits, without noise.
 
-    The loss "kl" is the divergence of the codes' distribution from the uniform one, in nats a code.
+    The loss "kl" is the KL divergence of the code distribution from the uniform one, in nats per code.
     """
 
     def __init__(self, config: GumbelConfig):
@@ -99,16 +104,19 @@ class GumbelQuantizer(Quantizer):
         nn.init.uniform_(self.embed.weight, -1 / config.codebook_size, 1 / config.codebook_size)
 
     def forward(self, z: Tensor, temperature: float) -> Quantized:
+        """See `Quantizer.forward`."""
         logits = self._logits(z)
         relaxed = F.gumbel_softmax(logits, temperature, hard=self.config.straight_through, dim=1)
         with torch.autocast(z.device.type, enabled=False):
-            vectors = torch.einsum("bkhw,kc->bchw", relaxed, self.embed.weight.float())
-        return Quantized(vectors, relaxed.argmax(1), {"kl": kl_to_uniform(logits)})
+            latents = torch.einsum("bkhw,kc->bchw", relaxed, self.embed.weight.float())
+        return Quantized(latents, relaxed.argmax(1), {"kl": kl_to_uniform(logits)})
 
     def encode(self, z: Tensor) -> Tensor:
+        """See `Quantizer.encode`."""
         return self._logits(z).argmax(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
+        """See `Quantizer.lookup`."""
         return rearrange(self.embed(codes), "b h w c -> b c h w")
 
     def _logits(self, z: Tensor) -> Tensor:
@@ -117,9 +125,9 @@ class GumbelQuantizer(Quantizer):
 
 
 class FSQQuantizer(Quantizer):
-    """Each channel is squashed and rounded to one of a few levels; the code is their mixed-radix number.
+    """Each channel is squashed and rounded to one of a few levels; the code is the mixed-radix number of the levels.
 
-    Section 3 and the listing of appendix A of arXiv 2309.15505. Vectors are on the scale of [-1, 1]. No losses.
+    Section 3 and the listing in appendix A.1 of arXiv 2309.15505. Latents are in [-1, 1]. There are no losses.
     """
 
     levels: Tensor
@@ -133,22 +141,25 @@ class FSQQuantizer(Quantizer):
         self.register_buffer("basis", torch.tensor(basis)[:, None, None], persistent=False)
 
     def forward(self, z: Tensor, temperature: float) -> Quantized:
+        """See `Quantizer.forward`; the gradient passes straight through the rounding."""
         bounded = self.bound(z)
         steps = bounded + (bounded.round() - bounded).detach()
         return Quantized(steps / (self.levels // 2), self._number(steps), {})
 
     def encode(self, z: Tensor) -> Tensor:
+        """See `Quantizer.encode`."""
         return self._number(self.bound(z).round())
 
     def lookup(self, codes: Tensor) -> Tensor:
+        """See `Quantizer.lookup`."""
         digits = codes[:, None] // self.basis % self.levels  # [B, C, h, w]
         half = self.levels // 2
         return (digits - half).float() / half
 
     def bound(self, z: Tensor, margin: float = 1e-3) -> Tensor:
-        """Squash each channel of z [B, C, h, w] so that rounding gives exactly its number of levels.
+        """Squash each channel of z [B, C, h, w] so that rounding it gives exactly its number of levels.
 
-        An even number of levels lies half a step off, which the shift inside the tanh makes good: 0 stays near 0.
+        An even number of levels is offset by half a level; the shift inside the tanh compensates, so 0 stays near 0.
         """
         half = (self.levels - 1) * (1 - margin) / 2
         offset = 0.5 * (self.levels % 2 == 0)
@@ -161,6 +172,6 @@ class FSQQuantizer(Quantizer):
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL divergence of categorical `logits` [B, K, ...] from the uniform distribution over K, mean nats a cell."""
+    """Mean KL divergence of categorical `logits` [B, K, ...] from the uniform distribution, in nats per cell."""
     log_q = logits.float().log_softmax(1)
     return (log_q.exp() * (log_q + math.log(logits.shape[1]))).sum(1).mean()

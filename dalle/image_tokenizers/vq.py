@@ -1,4 +1,4 @@
-"""Vector quantization: the nearest row of a learnt codebook, by EMA or by gradient, with revival of dead codes.
+"""Vector quantization: a codebook learned by EMA or by gradient, nearest-neighbor lookup, restart of dead codes.
 
 Shapes: B images, h x w cells, C channels of a code, K codes, N cells in all.
 """
@@ -17,30 +17,30 @@ from dalle.config import config
 from dalle.image_tokenizers.base import Reduce
 from dalle.image_tokenizers.quantize import Quantized, Quantizer
 
-_SCORES = 2**25  # cells x codes compared at a time: 128 MiB of float32
-_CANDIDATES = 64  # cells of an image that may revive a dead code
+_MAX_DISTANCES = 2**25  # cells x codes compared at once: 128 MiB of float32
+_CANDIDATES_PER_IMAGE = 64  # cells of an image that may replace a dead code
 
 
 @config
 class VQConfig:
-    """Vector quantization (VQ-VAE, arXiv 1711.00937; low-dimensional normalised codes as in LlamaGen)."""
+    """Vector quantization (VQ-VAE, arXiv 1711.00937; low-dimensional normalized codes as in LlamaGen)."""
 
     kind: Literal["vq"] = "vq"
     """Vector quantization."""
     codebook_size: int = 1024
     """Number of codes."""
     code_channels: int = 8
-    """Channels of a code's vector: few of them are the known cure for unused codes."""
+    """Channels of a codebook vector; few channels are the usual remedy for unused codes (ViT-VQGAN, LlamaGen)."""
     distance: Literal["cosine", "euclidean"] = "cosine"
-    """cosine: both sides l2-normalised (as LlamaGen). euclidean: as they are (as taming)."""
+    """cosine: latents and codes are l2-normalized (LlamaGen). euclidean: neither is (taming)."""
     update: Literal["ema", "gradient"] = "ema"
-    """How the codebook learns: moving averages of what each code stands for, or its own loss."""
+    """How the codebook learns: by moving averages of the latents assigned to each code, or by a gradient."""
     commitment: float = 0.25
-    """Weight of the commitment loss, which keeps the encoder near the codes."""
+    """Weight of the commitment loss, which pulls the encoder's outputs toward their codes."""
     decay: float = 0.99
-    """Of the moving averages (update: ema), a training step; at least 0 and below 1."""
+    """Decay per training step of the moving averages (update: ema); at least 0 and below 1."""
     revive_after: int = 100
-    """Steps without use after which a code is put on an output of the encoder; 0: never."""
+    """Steps without use after which a code is restarted at one of the encoder's outputs; 0: never."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -53,19 +53,20 @@ class VQConfig:
 
 
 class VectorQuantizer(Quantizer):
-    """The nearest code of each cell; the gradient passes straight through to the encoder.
+    """Replaces each latent by the nearest code; the gradient passes straight through to the encoder.
 
-    A training pass only gathers (how often each code was used, the sums of what fell to it, candidates for revival);
-    `on_step_end` applies it. So two passes of 4 images and one step equal one pass of 8, and two processes one.
-    The loss "codebook" is the squared error between cells and codes: the commitment part, weighted, and where the
-    codebook learns by gradient its own part (equation 3 of arXiv 1711.00937).
+    A training pass only gathers statistics (how often each code was used, sums of the latents assigned to each,
+    candidates for restarts); `on_step_end` applies them. So two passes of 4 images and one step equal one pass of 8,
+    and two processes equal one. The loss "codebook" is the mean squared error between latents and codes: the
+    commitment term, weighted, plus the codebook term if the codebook learns by gradient (equation 3 of arXiv
+    1711.00937).
     """
 
     codebook: Tensor  # [K, C]; a parameter or, with EMA, a buffer
     age: Tensor  # int64 [K], steps since a code was last used
-    updates: Tensor  # int64 [], how many there have been: seeds the choices of revival
-    ema_count: Tensor  # [K]
-    ema_sum: Tensor  # [K, C]
+    updates: Tensor  # int64 [], steps applied so far: seeds the choice of restarts
+    ema_count: Tensor  # [K], how many latents a step assigns to each code
+    ema_sum: Tensor  # [K, C], their sum
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -82,31 +83,35 @@ class VectorQuantizer(Quantizer):
             self.register_buffer("codebook", codebook)
             self.register_buffer("ema_count", torch.ones(config.codebook_size))
             self.register_buffer("ema_sum", codebook.clone())
-        # One step short of revival: what the first step does not use is put on the encoder's outputs at once.
+        # One step short of a restart: codes that the very first step does not use are restarted at once.
         self.register_buffer("age", torch.full((config.codebook_size,), max(config.revive_after - 1, 0)))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.reset_statistics()
 
     def forward(self, z: Tensor, temperature: float) -> Quantized:
+        """See `Quantizer.forward`; the temperature is not used."""
         z = self._scaled(z.float(), 1)
         codes = self._nearest(z)
-        vectors = self.lookup(codes)
-        loss = self.config.commitment * F.mse_loss(z, vectors.detach())
+        latents = self.lookup(codes)
+        loss = self.config.commitment * F.mse_loss(z, latents.detach())
         if self.config.update == "gradient":
-            loss = loss + F.mse_loss(vectors, z.detach())
+            loss = loss + F.mse_loss(latents, z.detach())
         if self.training:
-            self._gather(z.detach(), codes)
-        return Quantized(z + (vectors - z).detach(), codes, {"codebook": loss})
+            self._accumulate(z.detach(), codes)
+        return Quantized(z + (latents - z).detach(), codes, {"codebook": loss})
 
     def encode(self, z: Tensor) -> Tensor:
+        """See `Quantizer.encode`."""
         return self._nearest(self._scaled(z.float(), 1))
 
     def lookup(self, codes: Tensor) -> Tensor:
+        """See `Quantizer.lookup`; normalized if the distance is cosine."""
         rows = F.embedding(codes, self.codebook).float()
         return rearrange(self._scaled(rows, 3), "b h w c -> b c h w")
 
     @torch.no_grad()
     def on_step_end(self, reduce: Reduce | None = None) -> None:
+        """Update the codebook and restart dead codes; does nothing if no training pass came before."""
         if not self._candidates:
             return
         count, total = (self._count, self._sum) if reduce is None else (reduce(self._count), reduce(self._sum))
@@ -114,7 +119,7 @@ class VectorQuantizer(Quantizer):
         if self.config.update == "ema":
             self.ema_count.lerp_(count, 1 - self.config.decay)
             self.ema_sum.lerp_(total, 1 - self.config.decay)
-            # An unused code's mean stays what it is: dividing its two shrinking averages would only lose digits.
+            # An unused code keeps its vector: dividing its two shrinking averages would only lose precision.
             means = self._scaled(self.ema_sum[used] / self.ema_count[used, None], 1)
             self.codebook[used] = means.to(self.codebook.dtype)
         self.age.add_(1).masked_fill_(used, 0)
@@ -126,7 +131,8 @@ class VectorQuantizer(Quantizer):
         self.reset_statistics()
 
     def reset_statistics(self) -> None:
-        # Plain attributes: DDP would overwrite buffers by those of process 0 between two micro-batches.
+        """Discard the gathered counts, sums and candidates."""
+        # Plain attributes, as DDP broadcasts the buffers of rank 0 to all ranks before each micro-batch.
         self._count: Tensor = torch.empty(0)
         self._sum: Tensor = torch.empty(0)
         self._candidates: list[Tensor] = []
@@ -135,21 +141,21 @@ class VectorQuantizer(Quantizer):
         return F.normalize(vectors, dim=dim) if self.config.distance == "cosine" else vectors
 
     def _nearest(self, z: Tensor) -> Tensor:
-        """Nearest code [B, h, w] of each cell of z [B, C, h, w], in float32 whatever autocast says."""
+        """The nearest code [B, h, w] of each cell of z [B, C, h, w]; float32 even under autocast."""
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             flat = rearrange(z, "b c h w -> (b h w) c")
             codebook = self._scaled(self.codebook.float(), 1)
-            rows = max(_SCORES // self.codebook_size, 1)
+            rows = max(_MAX_DISTANCES // self.codebook_size, 1)
             codes = torch.cat([self._distances(part, codebook).argmin(1) for part in flat.split(rows)])
         return codes.view(z.shape[0], *z.shape[2:])
 
     @staticmethod
     def _distances(flat: Tensor, codebook: Tensor) -> Tensor:
-        """Squared distances [N, K], less |z|^2, which no choice of a code changes."""
+        """Squared distances [N, K] minus |z|^2, which is the same for all codes."""
         return torch.addmm(codebook.square().sum(1), flat, codebook.t(), alpha=-2)
 
     @torch.no_grad()
-    def _gather(self, z: Tensor, codes: Tensor) -> None:
+    def _accumulate(self, z: Tensor, codes: Tensor) -> None:
         if not self._candidates:
             self._count = torch.zeros(self.codebook_size, device=z.device)
             self._sum = torch.zeros(self.codebook_size, self.code_channels, device=z.device)
@@ -157,16 +163,17 @@ class VectorQuantizer(Quantizer):
         flat = codes.flatten()
         self._count += torch.bincount(flat, minlength=self.codebook_size)
         self._sum.index_add_(0, flat, cells.flatten(0, 1))
-        # Which cells of an image: spread evenly, others at each step, and the same however images are batched.
-        step = -(-cells.shape[1] // _CANDIDATES)
+        # Candidate cells are spread evenly over the image, shift with every step, and do not depend on the batching.
+        step = -(-cells.shape[1] // _CANDIDATES_PER_IMAGE)
         start = int(self.updates) % step
         self._candidates.append(cells[:, start::step].flatten(0, 1).clone())
 
     def _revive(self, dead: Tensor, candidates: Tensor) -> None:
-        """Put codes `dead` on some of `candidates` [M, C], the likelier the farther from every code they are.
+        """Move codes `dead` onto some of `candidates` [M, C], chosen with probability proportional to distance.
 
-        So flat backgrounds, of which there are many alike, do not take all of them (k-means++ seeding). The choice is
-        drawn from the number of the step: the same in every process and in a run that was resumed.
+        The distance is that to the nearest code, squared (k-means++ seeding), so that flat backgrounds, which supply
+        many similar candidates, do not get all of the codes. The seed is the number of steps so far: the choice is the
+        same in every process and in a resumed run.
         """
         codebook = self._scaled(self.codebook.float(), 1)
         distances = self._distances(candidates, codebook).amin(1) + candidates.square().sum(1)
@@ -182,9 +189,9 @@ class VectorQuantizer(Quantizer):
 
 
 def _over_processes(parts: list[Tensor], reduce: Reduce | None) -> Tensor:
-    """All processes' candidates [M, C], in the order in which one process would have seen them.
+    """The candidates [M, C] of all processes, in the order in which a single process would have seen them.
 
-    That is process by process: each has a contiguous slice of the batch, and as many images as the others.
+    Which is process after process, as each has a contiguous slice of the batch with the same number of images.
     """
     own = torch.cat(parts)
     if reduce is None or not dist.is_initialized():

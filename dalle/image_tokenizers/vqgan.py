@@ -1,8 +1,9 @@
 """VQGAN (arXiv 2012.09841): taming-transformers' convolutional encoder and decoder around a quantizer.
 
-In the encoder's place may stand one that sees a cell at a time (`dalle.image_tokenizers.local_encoder`).
+The encoder can be replaced by one that sees a single cell at a time (`dalle.image_tokenizers.local_encoder`).
+The adversarial and perceptual losses belong to training (`dalle.training.losses`), not to the model.
 
-The adversarial and perceptual losses are training's business, not the model's. Shapes: B images, C channels.
+Shapes: B images, C channels.
 """
 
 from __future__ import annotations
@@ -25,32 +26,32 @@ from dalle.kernels.group_norm import Norm
 
 @config
 class VQGANConfig:
-    """A VQGAN. The defaults of channels and blocks are for small images; taming's own are in the tests."""
+    """Architecture of a VQGAN. The default channels and blocks suit small images; taming's are in the tests."""
 
     kind: Literal["vqgan"] = "vqgan"
     """taming-transformers' encoder and decoder."""
     image_size: int = 64
-    """Pixels a side."""
+    """Height and width of the images, in pixels."""
     patch: Literal[1, 2, 4] = 1
-    """2 or 4: fold 2x2 or 4x4 pixels into channels first and unfold them last, several times cheaper. 1: taming's own
-    shape."""
+    """2 or 4: fold 2x2 or 4x4 pixels into channels at the input and unfold them at the output (pixel unshuffle), which
+    is several times cheaper. 1: taming's architecture."""
     channels: int = 64
-    """Channels of the first level."""
+    """Channels of the first level, the one with the highest resolution."""
     channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 2, 4])
-    """Channels of each level over `channels`; each level but the first halves the resolution."""
+    """Channels of each level as a multiple of `channels`; each level but the first halves the resolution."""
     blocks: int = 1
-    """Residual blocks of a level of the encoder; the decoder has one more."""
+    """Residual blocks per level of the encoder; the decoder has one more per level."""
     attention_resolutions: list[int] = field(default_factory=lambda: [8])
-    """Resolutions (cells a side at `image_size`) whose blocks are each followed by self-attention."""
+    """Resolutions (cells per side at `image_size`) at which self-attention follows each block."""
     latent_channels: int = 64
-    """Channels that the encoder gives and the decoder takes; the quantizer's own lie in between."""
+    """Channels of the encoder's output and the decoder's input; 1x1 convolutions adapt them to the quantizer's."""
     dropout: float = 0.0
-    """Inside the residual blocks."""
+    """Dropout inside the residual blocks."""
     local_encoder: LocalEncoderConfig | None = None
-    """An encoder whose codes say what is in their cell alone; null: taming's, whose codes depend on the whole image.
-    Channels, blocks and attention are then the decoder's alone."""
+    """An encoder whose codes describe only their own cell; null: taming's, whose codes depend on the whole image.
+    If set, channels, blocks and attention apply to the decoder only."""
     quantizer: VQConfig | GumbelConfig | FSQConfig = field(default_factory=VQConfig)
-    """How vectors become codes."""
+    """How latents become codes."""
 
     def __post_init__(self) -> None:
         if (
@@ -81,21 +82,21 @@ class VQGANConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a side that one code stands for."""
+        """Downsampling factor: height and width of the pixels that one code covers."""
         return self.patch * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def widths(self) -> list[int]:
-        """Channels of each level, the finest first."""
+        """Channels of the levels, highest resolution first."""
         return [self.channels * multiplier for multiplier in self.channel_multipliers]
 
     def attends(self, level: int) -> bool:
-        """Whether the blocks of `level` are followed by self-attention."""
+        """Whether self-attention follows the blocks of `level`."""
         return self.image_size // self.patch // 2**level in self.attention_resolutions
 
 
 class VQGAN(ImageTokenizer):
-    """Encoder, quantizer, decoder. Images are on the scale of [0, 1] outside and of [-1, 1] inside."""
+    """Encoder, quantizer, decoder. Images are in [0, 1] at the interface and in [-1, 1] inside."""
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -114,27 +115,33 @@ class VQGAN(ImageTokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's output convolution."""
         weight = self.decoder.conv_out.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
+        """See `ImageTokenizer.forward`; the losses are the quantizer's."""
         self._check_images(images)
         quantized = self.quantize(self._latents(images), temperature)
-        return Reconstruction(self.from_vectors(quantized.vectors), quantized.codes, quantized.losses)
+        return Reconstruction(self.decode_latents(quantized.latents), quantized.codes, quantized.losses)
 
     def on_step_end(self, reduce: Reduce | None = None) -> None:
+        """See `VectorQuantizer.on_step_end`."""
         self.quantize.on_step_end(reduce)
 
     def reset_statistics(self) -> None:
+        """See `VectorQuantizer.reset_statistics`."""
         self.quantize.reset_statistics()
 
-    def vectors(self, codes: Tensor) -> Tensor:
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """See `Quantizer.lookup`."""
         return self.quantize.lookup(codes)
 
-    def from_vectors(self, vectors: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """See `ImageTokenizer.decode_latents`."""
         weight = self.post_quant_conv.weight
-        return (self.decoder(self.post_quant_conv(vectors.to(weight.dtype))).float() + 1) / 2
+        return (self.decoder(self.post_quant_conv(latents.to(weight.dtype))).float() + 1) / 2
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.quantize.encode(self._latents(images))
@@ -161,9 +168,9 @@ class Encoder(nn.Module):
         widths = config.widths
         self.conv_in = Conv3x3(3 * config.patch**2, config.channels)
         self.down = nn.ModuleList()
-        for level, (before, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
+        for level, (inputs, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
             blocks = [
-                ResidualBlock(before if block == 0 else width, width, config.dropout) for block in range(config.blocks)
+                ResidualBlock(inputs if block == 0 else width, width, config.dropout) for block in range(config.blocks)
             ]
             last = level == len(widths) - 1
             self.down.append(Level(blocks, config.attends(level), None if last else Downsample(width)))
@@ -172,6 +179,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
         x = self.conv_in(image_layout(F.pixel_unshuffle(images, self.patch)))
         for level in self.down:
             x = level(x)
@@ -179,9 +187,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, latent_channels, h, w] to images [B, 3, h * factor, w * factor] on the scale of [-1, 1].
+    """Latents [B, latent_channels, h, w] to images [B, 3, h * factor, w * factor], nominally in [-1, 1].
 
-    As in taming, `up` is indexed like the encoder's `down`: the coarsest level is last and runs first.
+    As in taming, `up` is indexed like the encoder's `down`: the lowest resolution is last and runs first.
     """
 
     def __init__(self, config: VQGANConfig):
@@ -191,9 +199,9 @@ class Decoder(nn.Module):
         self.conv_in = Conv3x3(config.latent_channels, widths[-1])
         self.mid = Middle(widths[-1], config.dropout)
         self.up = nn.ModuleList()
-        for level, (width, before) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
+        for level, (width, inputs) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             blocks = [
-                ResidualBlock(before if block == 0 else width, width, config.dropout)
+                ResidualBlock(inputs if block == 0 else width, width, config.dropout)
                 for block in range(config.blocks + 1)
             ]
             self.up.append(Level(blocks, config.attends(level), Upsample(width) if level else None))
@@ -201,6 +209,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv3x3(widths[0], 3 * config.patch**2)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """See the class."""
         x = self.mid(self.conv_in(image_layout(latents)))
         for level in reversed(self.up):
             x = level(x)
@@ -208,7 +217,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, perhaps each with attention, then perhaps a change of resolution."""
+    """Residual blocks at one resolution, each followed by attention if configured, then an optional resampling."""
 
     def __init__(self, blocks: list[ResidualBlock], attends: bool, resample: nn.Module | None):
         super().__init__()
@@ -217,6 +226,7 @@ class Level(nn.Module):
         self.resample = nn.Identity() if resample is None else resample
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C', h', w']."""
         for index, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
@@ -225,7 +235,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Sequential):
-    """Residual block, attention, residual block, at the codes' resolution."""
+    """Residual block, attention, residual block, at the resolution of the codes."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__(
@@ -234,25 +244,26 @@ class Middle(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 convolution beside it where the width changes."""
+    """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 convolution on the shortcut if the width changes."""
 
-    def __init__(self, before: int, width: int, dropout: float):
+    def __init__(self, inputs: int, width: int, dropout: float):
         super().__init__()
         self.width = width
-        self.norm1 = Norm(before)
-        self.conv1 = Conv3x3(before, width)
+        self.norm1 = Norm(inputs)
+        self.conv1 = Conv3x3(inputs, width)
         self.norm2 = Norm(width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv3x3(width, width)
-        self.nin_shortcut = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
+        self.nin_shortcut = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, h, w] to [B, width, h, w]."""
         hidden = self.conv1(self.norm1(x, swish=True))
         return self.nin_shortcut(x) + self.conv2(self.dropout(self.norm2(hidden, swish=True)))
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all cells, added to its input."""
+    """Single-head self-attention over all cells, with a residual connection."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -263,6 +274,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same shape."""
         normed = self.norm(x)
         q, k, v = (rearrange(conv(normed), "b c h w -> b 1 (h w) c") for conv in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)  # [B, 1, h*w, C]
@@ -270,22 +282,24 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution. Padded at the right and bottom only, as taming does."""
+    """Halve the resolution. Pads the right and bottom only, as taming does."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C, h / 2, w / 2]."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Double the resolution: nearest neighbour, then a convolution."""
+    """Double the resolution: nearest-neighbor interpolation, then a convolution."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv = Conv3x3(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C, 2 h, 2 w]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

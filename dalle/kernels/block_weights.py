@@ -1,4 +1,4 @@
-"""The weights of a transformer's block, as one call for all blocks takes them."""
+"""The weights of a transformer block, in the form that a fused decode step takes them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_TOKENS = 32  # of one row: each reads all keys again
+MAX_TOKENS = 32  # new tokens per sequence in one step: each of them reads all keys again
 
-# Up to so many rows one call is faster than PyTorch's functions, by the dtype of the weights (docs/log.md)
+# Up to this many rows (new tokens of all sequences) the fused step beats PyTorch, by weight type (docs/log.md)
 MAX_ROWS = {torch.float32: 16, torch.bfloat16: 16, torch.int8: 64}
 
-Rope = tuple[Tensor, Tensor]  # cosines and sines of positions, [T, D / 2] each
+Rope = tuple[Tensor, Tensor]  # cosines and sines of the positions, [T, D / 2] each
 
 
 class NormWeights(NamedTuple):
-    """A LayerNorm, or an RMSNorm."""
+    """A LayerNorm, or an RMSNorm if `rms`."""
 
     weight: Tensor
     bias: Tensor | None
@@ -25,7 +25,7 @@ class NormWeights(NamedTuple):
 
 
 class MatrixWeights(NamedTuple):
-    """A linear map: weight [N, K], factors [N] of its rows where it is int8, bias [N]."""
+    """A linear layer: weight [N, K], scale [N] of each row if the weight is int8, bias [N]."""
 
     weight: Tensor
     scale: Tensor | None
@@ -33,7 +33,7 @@ class MatrixWeights(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """A block of `dalle.models.transformer`; each branch may end with a norm and with factors [C]."""
+    """A block of `dalle.models.transformer`; each branch may end with a norm and a scale [C]."""
 
     attention_norm: NormWeights
     qkv: MatrixWeights

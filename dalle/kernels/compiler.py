@@ -1,4 +1,4 @@
-"""The C++ compiler of this machine, if there is one."""
+"""Finds a C++ compiler on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 
 
 def cpp_compiler() -> list[str] | None:
-    """The command of the C++ compiler: what CXX names, else g++ or clang++; None where it is not there."""
+    """The command of the C++ compiler: $CXX, else g++ or clang++; None if it is not installed."""
     named = shlex.split(os.environ.get("CXX", ""))
     for command in [named] if named else [["g++"], ["clang++"]]:
         if shutil.which(command[0]):

@@ -1,4 +1,4 @@
-"""The 3x3 convolution of image networks, and the memory layout that suits it."""
+"""The 3x3 convolution of image networks, and the memory layout it is fastest in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dalle.kernels.dispatch import accelerated
 
 @accelerated
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution with 3x3 kernels at equal size.
+    """3x3 convolution that keeps the image size (padding 1).
 
     Args:
         x: [B, K, H, W].
@@ -25,7 +25,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @accelerated
 def image_layout(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] in the memory layout that is fastest for convolutions and norms: as they are."""
+    """Put images [B, C, H, W] in the layout that is fastest for convolutions and norms; the plain version keeps it."""
     return x
 
 

@@ -1,6 +1,6 @@
-"""A linear head and its cross-entropy, some rows at a time: the logits of all rows never stand in memory together.
+"""Fused linear head and cross-entropy, in chunks of rows: the logits of all rows are never in memory together.
 
-Letters: M rows (tokens), C width, V vocabulary.
+Shapes: M rows (tokens), C width, V vocabulary, m rows of a chunk.
 """
 
 from __future__ import annotations
@@ -18,55 +18,55 @@ from dalle.kernels.dispatch import accelerated
 from dalle.kernels.ids import check_ids
 from dalle.kernels.linear import Linear
 
-# Logits at a time. Each piece adds its gradient to all of the head's weights, so pieces should not be small.
-_AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
+# Logits in memory at once. Each chunk adds its gradient to that of the whole head weight, so chunks must not be small.
+_MAX_LOGITS = {"cpu": 2**24, "cuda": 2**26}
 
 
 class Scores(NamedTuple):
-    """What a head thinks of the right answers."""
+    """Per-row results of a linear head and its targets."""
 
     nats: Tensor
-    """[M] float32, cross-entropy of each row."""
-    log_z: Tensor
-    """[M] float32, logarithm of the softmax's denominator."""
-    likeliest: Tensor
-    """[M] int64, the likeliest answer."""
+    """[M] float32, cross-entropy."""
+    lse: Tensor
+    """[M] float32, log-sum-exp of the logits: the logarithm of the softmax's denominator Z."""
+    argmax: Tensor
+    """[M] int64, the prediction."""
 
 
 class MeanLoss(NamedTuple):
     """A head's loss over all rows. Scalars in float32."""
 
     loss: Tensor
-    """Mean of cross-entropy with smoothed targets + z_weight log² Z: what is trained."""
+    """The training loss: mean of cross-entropy with smoothed targets + z_weight log² Z."""
     nats: Tensor
-    """Mean cross-entropy with the targets as they are, without gradient."""
+    """Mean cross-entropy without smoothing, without gradient."""
     z: Tensor
     """Mean of log² Z, without gradient."""
-    hits: Tensor | None
-    """Share of the rows whose right answer is the likeliest, without gradient; None if it was not asked for."""
+    accuracy: Tensor | None
+    """Share of rows whose prediction is the target, without gradient; None if not asked for."""
 
 
-def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, at_once: int | None = None) -> Scores:
-    """Score each row; with gradients, the logits are computed again in the backward pass.
+def token_scores(head: nn.Module, hidden: Tensor, targets: Tensor, *, max_logits: int | None = None) -> Scores:
+    """Score each row; the backward pass computes the logits again.
 
     Args:
-        head: states [M, C] to logits [M, V].
+        head: maps states [M, C] to logits [M, V].
         hidden: [M, C].
         targets: int [M], ids in [0, V).
-        at_once: logits that may stand in memory at a time; None: what suits the device.
+        max_logits: maximum number of logits in memory; None: the device's default.
 
     Raises:
-        IndexError: on a CPU, a target is out of range.
+        IndexError: a target is out of range (checked on a CPU only).
     """
-    check_ids(targets, _codes(head), "targets")
-    parts = []
-    rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
+    check_ids(targets, _vocabulary(head), "targets")
+    chunks = []
+    rows = chunk_rows(len(hidden), _vocabulary(head), hidden.device.type, max_logits)
     for states, ids in zip(hidden.split(rows), targets.split(rows), strict=True):
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_scores, head, states, ids, use_reentrant=False))
+            chunks.append(checkpoint(_scores, head, states, ids, use_reentrant=False))
         else:
-            parts.append(_scores(head, states, ids))
-    return Scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            chunks.append(_scores(head, states, ids))
+    return Scores(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
 def mean_loss(
@@ -76,49 +76,49 @@ def mean_loss(
     z_weight: float = 0.0,
     *,
     smoothing: float = 0.0,
-    hits: bool = False,
-    at_once: int | None = None,
+    accuracy: bool = False,
+    max_logits: int | None = None,
 ) -> MeanLoss:
-    """Mean cross-entropy of all rows, and z-loss (PaLM, arXiv 2204.02311, section 5), which keeps Z near 1.
+    """Mean cross-entropy, and z-loss, which keeps Z near 1 (PaLM, arXiv 2204.02311, section 5).
 
-    Of a plain head the gradients are made beside the loss, as Liger Kernel does (arXiv 2410.10989, section 3.2): three
-    products with the head in all, and no logits computed again.
+    For a plain `Linear` head the gradients are computed in the forward pass, like Liger Kernel's fused linear
+    cross-entropy (arXiv 2410.10989, section 3.2): three products with the head in all, instead of four.
 
     Args:
-        head: states [M, C] to logits [M, V].
+        head: maps states [M, C] to logits [M, V].
         hidden: [M, C], M >= 1.
         targets: int [M], ids in [0, V).
-        z_weight: weight of log² Z; the paper's is 1e-4.
+        z_weight: weight of log² Z; 1e-4 in the paper.
         smoothing: share of each target that is spread evenly over the vocabulary (label smoothing: Szegedy et al. 2015,
             arXiv 1512.00567, section 7), from 0 to below 1.
-        hits: count how often the right answer is the likeliest; that takes one more look at the logits.
-        at_once: logits that may stand in memory at a time; None: what suits the device.
+        accuracy: also compute the accuracy, which takes another pass over the logits.
+        max_logits: maximum number of logits in memory; None: the device's default.
 
     Raises:
-        IndexError: on a CPU, a target is out of range.
+        IndexError: a target is out of range (checked on a CPU only).
     """
-    check_ids(targets, _codes(head), "targets")
-    if type(head) is Linear and torch.is_grad_enabled():
+    check_ids(targets, _vocabulary(head), "targets")
+    if type(head) is Linear and torch.is_grad_enabled():  # not a subclass or an adapter, whose gradients may differ
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        rows = piece_rows(len(hidden), _codes(head), hidden.device.type, at_once)
-        loss, nats, z, found = _MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype, hits)
+        rows = chunk_rows(len(hidden), _vocabulary(head), hidden.device.type, max_logits)
+        loss, nats, z, share = _MeanLoss.apply(hidden, head.weight, head.bias, targets, z_weight, rows, dtype, accuracy)
         if smoothing:
             loss = loss + smoothing * _above_mean(hidden, head, targets)
-        return MeanLoss(loss, nats, z, found if hits else None)
-    nats, log_z, likeliest = token_scores(head, hidden, targets, at_once=at_once)
-    mean, z = nats.mean(), log_z.square().mean()
+        return MeanLoss(loss, nats, z, share if accuracy else None)
+    nats, lse, argmax = token_scores(head, hidden, targets, max_logits=max_logits)
+    mean, z = nats.mean(), lse.square().mean()
     loss = mean + z_weight * z if z_weight else mean
     if smoothing:
-        loss = loss + smoothing * ((log_z - nats).mean() - _mean_logit(head, hidden, at_once))
-    return MeanLoss(loss, mean.detach(), z.detach(), (likeliest == targets).float().mean() if hits else None)
+        loss = loss + smoothing * ((lse - nats).mean() - _mean_logit(head, hidden, max_logits))
+    return MeanLoss(loss, mean.detach(), z.detach(), (argmax == targets).float().mean() if accuracy else None)
 
 
 def _above_mean(hidden: Tensor, head: Linear, targets: Tensor) -> Tensor:
-    """Mean of how far the logits of the right answers are above those of all: what smoothed targets add to the loss.
+    """Mean difference between the targets' logits and the mean logit: what label smoothing adds to the loss.
 
-    Cross-entropy with a share e spread evenly is log Z - (1 - e) right - e mean. As logits are linear in the states,
-    their mean is what the mean row of the weights gives, and no logits are needed: the fast ways stay as they are.
+    Cross-entropy with a share e of the target spread evenly is log Z - (1 - e) target logit - e mean logit. As logits
+    are linear in the states, the mean logit comes from the mean row of the weight: no logits have to be computed.
     """
     bias: Tensor | None = head.bias
     rows = F.embedding(targets, head.weight).float() - head.weight.float().mean(0)
@@ -126,33 +126,33 @@ def _above_mean(hidden: Tensor, head: Linear, targets: Tensor) -> Tensor:
     return above if bias is None else above + bias.float()[targets].mean() - bias.float().mean()
 
 
-def _mean_logit(head: nn.Module, hidden: Tensor, at_once: int | None) -> Tensor:
-    """Mean of all logits of a head of any form, which are made once more."""
-    pieces = hidden.split(piece_rows(len(hidden), _codes(head), hidden.device.type, at_once))
+def _mean_logit(head: nn.Module, hidden: Tensor, max_logits: int | None) -> Tensor:
+    """The mean of all logits of a head of any kind, which computes them once more."""
+    chunks = hidden.split(chunk_rows(len(hidden), _vocabulary(head), hidden.device.type, max_logits))
 
     def mean_of(states: Tensor) -> Tensor:
         return head(states).float().mean(-1)
 
     if not torch.is_grad_enabled():
-        return torch.cat([mean_of(piece) for piece in pieces]).mean()
-    return torch.cat([checkpoint(mean_of, piece, use_reentrant=False) for piece in pieces]).mean()
+        return torch.cat([mean_of(chunk) for chunk in chunks]).mean()
+    return torch.cat([checkpoint(mean_of, chunk, use_reentrant=False) for chunk in chunks]).mean()
 
 
-def piece_rows(rows: int, codes: int, device: str, at_once: int | None = None) -> int:
-    """Rows of a piece, as many in each but for the last.
+def chunk_rows(rows: int, vocabulary: int, device: str, max_logits: int | None = None) -> int:
+    """Rows per chunk, such that all chunks but the last are equal and the last is not much smaller.
 
     Args:
         rows: M.
-        codes: V.
-        device: kind of device, "cpu" or "cuda".
-        at_once: logits of a piece, at most (one row at least); None: what suits the device.
+        vocabulary: V.
+        device: device type, "cpu" or "cuda".
+        max_logits: maximum number of logits in a chunk, which has at least one row; None: the device's default.
     """
-    most = max(1, (_AT_ONCE.get(device, _AT_ONCE["cuda"]) if at_once is None else at_once) // codes)
-    pieces = max(1, -(-rows // most))
-    return max(1, -(-rows // pieces))
+    limit = _MAX_LOGITS.get(device, _MAX_LOGITS["cuda"]) if max_logits is None else max_logits
+    chunks = max(1, -(-rows // max(1, limit // vocabulary)))
+    return max(1, -(-rows // chunks))
 
 
-def _codes(head: nn.Module) -> int:
+def _vocabulary(head: nn.Module) -> int:
     weight = head.weight
     assert isinstance(weight, Tensor)
     return len(weight)
@@ -160,14 +160,14 @@ def _codes(head: nn.Module) -> int:
 
 def _scores(head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits: Tensor = head(hidden)
-    likeliest = logits.argmax(-1)
+    argmax = logits.argmax(-1)
     logits = logits.float()
-    log_z = logits.logsumexp(-1)
-    return log_z - logits.gather(1, targets[:, None])[:, 0], log_z, likeliest
+    lse = logits.logsumexp(-1)
+    return lse - logits.gather(1, targets[:, None])[:, 0], lse, argmax
 
 
 class _MeanLoss(torch.autograd.Function):
-    """Loss and gradients of a piece of the rows at a time; the backward pass only scales the gradients."""
+    """Computes loss and gradients chunk by chunk in the forward pass; the backward pass only scales the gradients."""
 
     @staticmethod
     def forward(
@@ -179,30 +179,33 @@ class _MeanLoss(torch.autograd.Function):
         z_weight: float,
         rows: int,
         dtype: torch.dtype,
-        hits: bool,
+        accuracy: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         count = len(hidden)
         matrix = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
         sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        found = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        hidden_gradient = torch.empty_like(hidden) if of_hidden else None
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
         weight_gradient: Tensor | None = None
-        bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
+        bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         for start in range(0, count, rows):
             states, ids = hidden[start : start + rows].to(dtype), targets[start : start + rows]
-            made, right, slope = _slopes(matmul.forward(states, matrix, offset), ids, z_weight, bias_gradient, hits)
-            sums, found = sums + made, found + right
+            # The logits are passed on without a name here, so that `_loss_and_grad` can free or overwrite them
+            chunk_sums, chunk_correct, slope = _loss_and_grad(
+                matmul.forward(states, matrix, offset), ids, z_weight, bias_gradient, accuracy
+            )
+            sums, correct = sums + chunk_sums, correct + chunk_correct
             if hidden_gradient is not None:
                 hidden_gradient[start : start + rows] = matmul.backward(slope, states, matrix)
-            if of_weight:
+            if needs_weight:
                 part = slope.t() @ states
                 weight_gradient = part.float() if weight_gradient is None else weight_gradient.add_(part)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes, ctx.count = (weight.dtype, None if bias is None else bias.dtype), count
         nats, z = (sums / count).unbind()
-        loss, share = nats + z_weight * z, found / count
+        loss, share = nats + z_weight * z, correct / count
         ctx.mark_non_differentiable(nats, z, share)
         return loss, nats, z, share
 
@@ -210,56 +213,57 @@ class _MeanLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
-        of_weight, of_bias = ctx.dtypes
+        weight_dtype, bias_dtype = ctx.dtypes
         scale = gradient / ctx.count
         return (
             None if hidden is None else hidden * scale.to(hidden.dtype),
-            None if weight is None else (weight * scale).to(of_weight),
-            None if bias is None else (bias * scale).to(of_bias),
+            None if weight is None else (weight * scale).to(weight_dtype),
+            None if bias is None else (bias * scale).to(bias_dtype),
             *[None] * 5,
         )
 
 
-def _slopes(
-    logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None, hits: bool
+def _loss_and_grad(
+    logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None, accuracy: bool
 ) -> tuple[Tensor, Tensor | int, Tensor]:
-    """Of logits [m, V]: sums of cross-entropy and of log² Z [2], hits if wanted, and the gradient of the loss's sum.
+    """Of logits [m, V]: sums of cross-entropy and of log² Z [2], correct predictions, and the gradient of the loss sum.
 
-    The gradient takes the place of the logits, which the caller must not hold, lest there be two copies. The mean's
-    1/M, and a loss scale, come last: in float16 a small share of a small probability would be 0.
+    The gradient replaces the logits; the caller must not keep them, or there are two copies. The mean's 1/M and any
+    loss scale are applied afterwards: in float16, 1/M times a small probability would underflow to 0.
     """
-    found = (logits.argmax(-1) == ids).sum() if hits else 0
-    fast = cross_entropy_slopes(logits, ids, z_weight, bias_gradient)
+    correct = (logits.argmax(-1) == ids).sum() if accuracy else 0
+    fast = cross_entropy_grad_(logits, ids, z_weight, bias_gradient)
     if fast is not None:
-        nats, log_z = fast
-        return torch.stack((nats.sum(), log_z.square().sum())), found, logits
-    dtype, ids, logits = logits.dtype, ids[:, None], logits.float()  # of 16 bits, the memory is given back here
+        nats, lse = fast
+        return torch.stack((nats.sum(), lse.square().sum())), correct, logits
+    dtype, ids, logits = logits.dtype, ids[:, None], logits.float()  # frees 16-bit logits here
     right = logits.gather(1, ids)
-    log_z = logits.logsumexp(-1, keepdim=True)
-    sums = torch.stack(((log_z - right).sum(), log_z.square().sum()))
-    slope = logits.sub_(log_z).exp_()
+    lse = logits.logsumexp(-1, keepdim=True)
+    sums = torch.stack(((lse - right).sum(), lse.square().sum()))
+    # d/dl of (lse - l_target) + z lse^2 is softmax (1 + 2 z lse) - onehot(target)
+    slope = logits.sub_(lse).exp_()
     if z_weight:
-        slope.mul_(1 + 2 * z_weight * log_z)
+        slope.mul_(1 + 2 * z_weight * lse)
     slope.scatter_add_(1, ids, torch.full_like(right, -1))
     if bias_gradient is not None:
         bias_gradient += slope.sum(0)
-    return sums, found, slope.to(dtype)
+    return sums, correct, slope.to(dtype)
 
 
 @accelerated
-def cross_entropy_slopes(
+def cross_entropy_grad_(
     logits: Tensor, ids: Tensor, z_weight: float, bias_gradient: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Put the gradient of the summed cross-entropy + z_weight log² Z in the place of logits, in one pass.
+    """Overwrite logits by the gradient of the summed cross-entropy + z_weight log² Z, in one pass.
 
-    PyTorch has no such function; what it does instead stands in `_slopes`, which must not hold the logits twice.
+    Has no PyTorch equivalent; `_loss_and_grad` has the plain version, as only it can free the logits in between.
 
     Args:
         logits: [M, V]; overwritten.
-        ids: int64 [M], the right answers, each at least 0 and below V.
+        ids: int64 [M], the targets, each in [0, V).
         z_weight: weight of log² Z.
-        bias_gradient: float32 [V], to which the gradient's sum over rows is added before it is rounded; None: nobody
-            wants it.
+        bias_gradient: float32 [V], to which the sum of the gradient over the rows is added, before rounding; None: not
+            needed.
 
     Returns:
         Cross-entropy and log Z of each row, float32 [M] each; None if nothing was done.

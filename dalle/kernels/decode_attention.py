@@ -1,6 +1,6 @@
-"""Attention of new tokens over a cache, to which their keys and values are added.
+"""Attention of new tokens to those in a KV cache, to which their keys and values are appended.
 
-Letters: B batch, T new tokens, H heads, D head width.
+Shapes: B batch, T new tokens, H heads, D head width.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ def decode_attention(
     rotate_values: bool,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Norms of queries and keys, rotary positions, the cache, attention.
+    """Norms on queries and keys, rotary positions, cache update, and attention.
 
     Args:
         qkv: queries, keys and values of the new tokens, [B, T, 3 H D].
-        mask: what they may look at, of all keys up to them.
-        cache: what went before; keys and values of this layer are stored behind it.
+        mask: which keys, of the cached and new ones, each may attend to.
+        cache: the earlier tokens; this layer's keys and values are appended.
         layer: 0-based.
-        q_norm: normalizes queries [.., D], where there is one.
+        q_norm: normalizes queries [.., D]; None: none.
         k_norm: normalizes keys likewise.
-        rope: turns queries and keys.
-        rotate_values: whether it turns values too.
-        dropout: share of the attention weights that is dropped.
+        rope: rotary positions of the new tokens; None: none.
+        rotate_values: whether to apply them to values too.
+        dropout: dropout probability of the attention weights.
 
     Returns:
         [B, T, H D].
     """
-    # Plain views: at one token a step, einops' own work would be a tenth of the time
+    # Plain views: at one token per step, einops' own overhead would be a tenth of the time
     q, k, v = qkv.unflatten(-1, (3, cache.keys.shape[2], -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, D] each
     if q_norm is not None and k_norm is not None:
         q, k = q_norm(q), k_norm(k)

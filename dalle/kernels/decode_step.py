@@ -1,4 +1,4 @@
-"""All blocks of a transformer over few new tokens in one call: what such a call is given, and whether there is one."""
+"""A fused decode step: all blocks of a transformer over a few new tokens in one call, where native code exists."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dalle.kernels.pattern import LayerMask
 
 
 class DecodeStep(Protocol):
-    """The blocks on top of one cache, for one number of rows."""
+    """All blocks over one KV cache, prepared for a fixed number of rows."""
 
     def run(self, x: Tensor, masks: Sequence[LayerMask], rope: Rope | None, cache: KVCache) -> Tensor:
-        """What the blocks make of new tokens [B, T, C]; their keys and values are stored behind the others."""
+        """Run new tokens [B, T, C] through all blocks, to [B, T, C]; appends their keys and values to the cache."""
         ...
 
     def serves(self, cache: KVCache, rows: int) -> bool:
-        """Whether it was made for this cache, and for so many rows B T."""
+        """Whether it was prepared for this cache and this many rows, B T."""
         ...
 
 
@@ -29,13 +29,13 @@ class DecodeStep(Protocol):
 def decode_step(
     layers: Sequence[LayerWeights], cache: KVCache, rows: int, activation: str, rotate_values: bool
 ) -> DecodeStep | None:
-    """Prepare one call for all blocks over `rows` new tokens; None: there is none, and the blocks run one by one.
+    """Prepare a fused step over `rows` new tokens; None: there is none, and the blocks run one by one.
 
     Args:
-        layers: the blocks.
-        cache: the cache that it will work on.
-        rows: new tokens of a step, over the batch.
-        activation: kind of feed-forward part, as `TransformerConfig.feed_forward`.
-        rotate_values: whether rotary positions turn values too.
+        layers: the weights of the blocks.
+        cache: the cache it will work on.
+        rows: new tokens per step, over the whole batch.
+        activation: `TransformerConfig.feed_forward`.
+        rotate_values: whether rotary positions apply to values too.
     """
     return None

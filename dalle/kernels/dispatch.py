@@ -1,4 +1,4 @@
-"""The seam between an operation's plain PyTorch body and its native implementation."""
+"""The seam between the plain PyTorch body of an operation and its native implementation."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from dalle.kernels.native import operations  # the only line that knows of it: `operations = {}` does without
+from dalle.kernels.native import operations  # the only import of native code: without it, `operations = {}`
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def accelerated(operation: Callable[P, R]) -> Callable[P, R]:
-    """Let the native operation of the same name go first; where that gives None, the body of `operation` runs.
+    """Try the native operation of the same name first; if it returns None, run the body of `operation`.
 
-    The native one looks at its arguments and declines those that it has no faster code for.
+    The native one inspects its arguments and returns None for those it has no faster code for.
     """
     native = operations.get(operation.__name__)
     if native is None:

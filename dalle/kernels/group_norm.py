@@ -1,4 +1,4 @@
-"""GroupNorm, with SiLU behind it if wanted."""
+"""GroupNorm, optionally followed by SiLU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dalle.kernels.dispatch import accelerated
 
 @accelerated
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, swish: bool) -> Tensor:
-    """`group_norm(x)`, or `silu(group_norm(x))`.
+    """GroupNorm, followed by SiLU if `swish`.
 
     Args:
         x: [B, C, H, W].
@@ -21,13 +21,13 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
         bias: [C].
         groups: must divide C.
         epsilon: added to the variance.
-        swish: whether SiLU follows.
+        swish: whether to apply SiLU afterwards.
 
     Returns:
-        As x.
+        Shaped like x.
     """
     if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        # PyTorch's kernel for channels_last is many times slower on a CPU than the other one and two copies
+        # On a CPU, PyTorch's channels_last kernel is many times slower than the contiguous one plus two copies
         y = F.group_norm(x.contiguous(), groups, weight, bias, epsilon).contiguous(memory_format=torch.channels_last)
     else:
         y = F.group_norm(x, groups, weight, bias, epsilon)

@@ -1,4 +1,4 @@
-"""Ids that must lie in a range, checked before compiled code takes them for places in memory."""
+"""Range checks of ids, before compiled code uses them as memory offsets."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from torch import Tensor
 
 
 def check_ids(ids: Tensor, count: int, what: str) -> None:
-    """Refuse ids outside [0, count), by one look at the least and the largest.
+    """Raise an IndexError for ids outside [0, count).
 
-    On other devices nothing is read, lest a step waits for them: there torch's own kernels check what they index with.
+    CPU only: on other devices reading the ids would block until they are computed, and PyTorch's own kernels check
+    indices there.
 
     Args:
         ids: int, of any shape.
-        count: how many there are.
-        what: what the message calls them, in the plural.
+        count: number of valid ids.
+        what: the plural noun for the message.
 
     Raises:
-        IndexError: one is below 0 or not below `count`.
+        IndexError: an id is below 0, or `count` or more.
     """
     if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling() or not _has_values(ids):
         return
@@ -27,5 +28,5 @@ def check_ids(ids: Tensor, count: int, what: str) -> None:
 
 
 def _has_values(ids: Tensor) -> bool:
-    """Whether a tensor has numbers that can be asked for: fake ones have not, nor have those within vmap."""
+    """Whether the tensor's numbers can be read: not those of fake tensors, nor those inside vmap."""
     return type(ids) is Tensor and torch._C._functorch.peek_interpreter_stack() is None

@@ -1,4 +1,4 @@
-"""Linear maps that are fast at the few rows of a step of drawing and in training on a CPU; the same in 8 bits."""
+"""Linear layers that are fast on a CPU, at the few rows of a decode step and in training; and their int8 version."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from dalle.kernels import matmul
 from dalle.kernels.dispatch import accelerated
-from dalle.kernels.switches import differentiable, switch
+from dalle.kernels.switches import allows_native, switch
 
-# Rows from which weights in oneDNN's own layout are faster than as they are (docs/log.md).
-_PACK_FROM = {torch.float32: 17, torch.bfloat16: 17}
+# From this many rows on, products with weights packed in oneDNN's layout are faster (docs/log.md).
+_MIN_PACKED_ROWS = {torch.float32: 17, torch.bfloat16: 17}
 
 
 @accelerated
@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
         x: [..., K].
         weight: [N, K], of x's dtype or int8.
         bias: [N].
-        scale: [N] float32, the factors of int8 rows.
+        scale: [N] float32, one factor for each row of an int8 weight.
 
     Returns:
         [..., N] in x's dtype.
@@ -36,16 +36,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, which without gradients on a CPU takes the fastest way that there is for the number of rows."""
+    """`nn.Linear` that on a CPU picks the fastest implementation for the number of rows."""
 
-    _packed: Tensor | None = None  # the weight in oneDNN's layout, while `packed` lasts
+    _packed: Tensor | None = None  # the weight in oneDNN's layout, inside `packed`
 
     def packable(self, rows: int) -> bool:
-        """Whether packing makes products of so many rows faster."""
+        """Whether packing makes products with this many rows faster."""
         weight = self.weight
         return (
             weight.device.type == "cpu"
-            and rows >= _PACK_FROM.get(weight.dtype, rows + 1)
+            and rows >= _MIN_PACKED_ROWS.get(weight.dtype, rows + 1)
             and torch.backends.mkldnn.is_available()
             and (weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
             and switch("native") == "on"
@@ -54,44 +54,45 @@ class Linear(nn.Linear):
         )
 
     def pack(self, rows: int) -> None:
-        """Copy the weight into oneDNN's layout for about so many rows; until `unpack` the copy is what counts."""
+        """Copy the weight into oneDNN's layout for about this many rows; until `unpack`, only the copy is used."""
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
 
     def unpack(self) -> None:
-        """Forget the copy."""
+        """Drop the packed copy."""
         self._packed = None
 
     def forward(self, x: Tensor) -> Tensor:
-        copy = self._packed  # read once: another thread may forget it meanwhile
+        """[..., K] to [..., N]."""
+        copy = self._packed  # read once: another thread may drop it meanwhile
         if copy is not None:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
             return y
-        kind = self._trained_in(x)
-        if kind is not None:
-            made: Tensor = _Trained.apply(x.to(kind), self.weight, self.bias)
+        dtype = self._training_dtype(x)
+        if dtype is not None:
+            made: Tensor = _TrainingLinear.apply(x.to(dtype), self.weight, self.bias)
             return made
         return linear(x, self.weight, self.bias)
 
-    def _trained_in(self, x: Tensor) -> torch.dtype | None:
-        """The type of the products of a training pass on a CPU, where rows are enough for another way than torch's."""
-        weight, kind = self.weight, x.dtype
-        if torch.is_autocast_enabled("cpu") and kind != torch.float64:
-            kind = torch.get_autocast_dtype("cpu")
-        elif kind != torch.float32:
+    def _training_dtype(self, x: Tensor) -> torch.dtype | None:
+        """Compute dtype if training on a CPU has enough rows for `matmul` to be faster; None: use `linear`."""
+        weight, dtype = self.weight, x.dtype
+        if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype("cpu")
+        elif dtype != torch.float32:
             return None
         wanted = (
             torch.is_grad_enabled()
             and weight.requires_grad
             and weight.dtype == torch.float32
             and x.shape[-1] == self.in_features
-            and all(differentiable(t) for t in (x, weight))
-            and matmul.usable(x.numel() // self.in_features, self.in_features, kind)
+            and all(allows_native(t) for t in (x, weight))
+            and matmul.usable(x.numel() // self.in_features, self.in_features, dtype)
         )
-        return kind if wanted else None
+        return dtype if wanted else None
 
 
-class _Trained(torch.autograd.Function):
-    """What torch makes of a linear map, or autocast in bfloat16, by `dalle.kernels.matmul`."""
+class _TrainingLinear(torch.autograd.Function):
+    """A linear layer, forward and backward, by `dalle.kernels.matmul`; in bfloat16 it computes what autocast does."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -104,26 +105,26 @@ class _Trained(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, matrix = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        given, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad, states = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         return (
-            matmul.backward(given, states, matrix).view_as(x) if of_x else None,
-            (given.t() @ states).float() if of_weight else None,
-            given.sum(0).float() if of_bias else None,
+            matmul.backward(grad, states, matrix).view_as(x) if needs_x else None,
+            (grad.t() @ states).float() if needs_weight else None,
+            grad.sum(0).float() if needs_bias else None,
         )
 
 
 class Int8Linear(nn.Module):
-    """A linear map whose weights are whole numbers from -127 to 127, times a factor for each output channel.
+    """A linear layer with int8 weights in [-127, 127] and one float32 scale per output channel.
 
-    Activations, sums and biases stay as they are: only what is read from memory is smaller.
+    Activations, accumulation and biases keep their precision: only the memory read per step shrinks.
     """
 
     weight: Tensor
     scale: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Round the weights [N, K] of a linear map to the nearest step; the largest of each output channel is 127."""
+        """Quantize the weight [N, K] of a linear layer, rounding to nearest; each row's largest value becomes 127."""
         super().__init__()
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
@@ -132,11 +133,12 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., K] to [..., N]."""
         return linear(x, self.weight, self.bias, self.scale)
 
 
 def quantize(module: nn.Module) -> None:
-    """Put an `Int8Linear` in the place of every `Linear` within a module, for drawing: it is not trained or saved."""
+    """Replace every `Linear` in a module by an `Int8Linear`, for sampling only: it can be neither trained nor saved."""
     for name, child in module.named_children():
         if isinstance(child, Linear):
             setattr(module, name, Int8Linear(child))
@@ -145,13 +147,13 @@ def quantize(module: nn.Module) -> None:
 
 
 def packed_bytes(module: nn.Module, rows: int) -> int:
-    """What `packed` takes: as much again as the weights that it packs; 0 if none are."""
+    """Memory that `packed` needs: a second copy of all weights that it packs, in bytes; 0 if it packs none."""
     return sum(child.weight.nbytes for child in _packable(module, rows))
 
 
 @contextmanager
 def packed(module: nn.Module, rows: int) -> Iterator[None]:
-    """While this lasts, keep weights in oneDNN's own layout too, where that is faster for so many rows."""
+    """Within this context, use copies of the weights in oneDNN's own layout, if that is faster for this many rows."""
     found = _packable(module, rows)
     try:
         for child in found:

@@ -1,6 +1,6 @@
-"""Where the keys of a sparse kind of attention lie: as slices for few queries, as blocks for many. No arithmetic here.
+"""Sparse attention patterns: where the visible keys are, as slices for few queries, as blocks for many. No arithmetic.
 
-Letters: P text tokens, T queries, S keys; the T queries are the last of the S positions.
+Shapes: P text tokens, T queries, S keys; the T queries are the last of the S positions.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from dalle.kernels.masks import Kind, Mask, mask, visible
 
-_BLOCK = 64  # queries of a block, about: fewer read the same keys more often, more compute more masked pairs
+_BLOCK_QUERIES = 64  # approximate; smaller blocks read the same keys more often, larger ones compute more masked pairs
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One of the kinds row, column and conv on one grid; `dalle.kernels.masks.mask` says what they mean.
+    """One of the kinds row, column and conv on a given grid; `dalle.kernels.masks.mask` defines them.
 
     Attributes:
         kind: "row", "column" or "conv".
-        text: P.
+        text: number of text tokens P.
         width: columns of the grid.
-        kernel: the window's side, of "conv".
+        kernel: side of the window of "conv".
     """
 
     kind: Kind
@@ -34,18 +34,18 @@ class Pattern:
     kernel: int = 11
 
     @property
-    def back(self) -> int:
-        """How far behind an image token the farthest image token is that it sees; of row and conv."""
+    def max_distance(self) -> int:
+        """Distance from an image token to the farthest image token it sees; for row and conv only."""
         return self.width if self.kind == "row" else self.kernel // 2 * (self.width + 1)
 
     def mask(self, length: int) -> Tensor:
-        """The pattern as a mask, bool [S, S], for so many tokens."""
+        """The pattern as a mask for `length` tokens, bool [S, S]."""
         rows = max(0, -(-(length - self.text) // self.width))
         return mask(self.kind, self.text, rows, self.width, self.kernel)[:length, :length]
 
     def keys(self, length: int) -> Tensor:
-        """The keys that each of so many tokens sees, int [S, K], as many as the most see; -1 where one sees fewer."""
-        with torch.device("cpu"):  # where a model is made without memory, too
+        """Indices of the keys that each of `length` tokens sees, int [S, K], K the maximum count; padded with -1."""
+        with torch.device("cpu"):  # real numbers, even inside a `torch.device("meta")` context
             seen = self.mask(length)
             keys = torch.full((length, int(seen.sum(1).max())), -1)
         query, key = seen.nonzero(as_tuple=True)
@@ -53,12 +53,12 @@ class Pattern:
         return keys
 
     def slices(self, start: int, end: int) -> list[slice]:
-        """The keys that the queries `start` .. `end` - 1, all of the image, may look at.
+        """The keys that queries `start` .. `end` - 1, all image tokens, may attend to.
 
-        Of one query they are exactly these; of several, all that any of them sees lie within, and some others may.
+        For a single query these are exact; for several, they cover all keys visible to any of them, and maybe others.
 
         Returns:
-            Slices that do not overlap, each of at least one key.
+            Slices that do not overlap, each with at least one key.
         """
         text, last = self.text, end - 1
         if self.kind == "row":
@@ -66,100 +66,104 @@ class Pattern:
         elif self.kind == "column":
             many = end - start >= self.width
             image = [slice(text, end)] if many else [self._column(query, end) for query in range(start, end)]
-        else:
+        else:  # one slice per row of the window, merged where they touch
             image, reach = [], self.kernel // 2
             for rows in range(reach, -1, -1):
                 first = max(text, start - rows * self.width - reach)
-                behind = min(last, last - rows * self.width + reach) + 1
+                stop = min(last, last - rows * self.width + reach) + 1
                 if image and first <= image[-1].stop:
-                    image[-1] = slice(image[-1].start, max(behind, image[-1].stop))
-                elif first < behind:
-                    image.append(slice(first, behind))
+                    image[-1] = slice(image[-1].start, max(stop, image[-1].stop))
+                elif first < stop:
+                    image.append(slice(first, stop))
         return [slice(0, text), *image] if text else image
 
     def _column(self, query: int, end: int) -> slice:
         return slice(self.text + (query - self.text) % self.width, end, self.width)
 
-    def pairs(self, start: int, end: int) -> int:
-        """Pairs of query and key that `blocks` and the text make, for the queries `start` .. `end` - 1."""
+    def count_pairs(self, start: int, end: int) -> int:
+        """Number of query-key pairs that `attention_blocks` and the text compute for queries `start` .. `end` - 1."""
         first, last = max(start - self.text, 0), end - self.text
-        queries, keys = self.block(first, last)
+        queries, keys = self.block_size(first, last)
         if self.kind == "column":
             count = -(-self.width // (queries // self.rows(first, last)))
         else:
             count = -(-(last - first) // queries)
         return (end - start) * self.text + count * queries * keys
 
-    def covered(self, start: int, end: int) -> int:
-        """Keys in `slices`."""
+    def count_keys(self, start: int, end: int) -> int:
+        """Number of keys in `slices`."""
         return sum(len(range(*part.indices(end))) for part in self.slices(start, end))
 
-    def block(self, start: int, end: int) -> tuple[int, int]:
-        """Queries and keys of each of `blocks`, for the tokens `start` .. `end` - 1 of the image."""
+    def block_size(self, start: int, end: int) -> tuple[int, int]:
+        """Queries and keys per block, for image tokens `start` .. `end` - 1."""
         if self.kind == "column":
-            columns = min(self.width, max(1, _BLOCK // self.rows(start, end)))
+            columns = min(self.width, max(1, _BLOCK_QUERIES // self.rows(start, end)))
             return columns * self.rows(start, end), columns * -(-end // self.width)
-        queries = min(_BLOCK, end - start)
-        return queries, queries + min(self.back, end)
+        queries = min(_BLOCK_QUERIES, end - start)
+        return queries, queries + min(self.max_distance, end)
 
     def rows(self, start: int, end: int) -> int:
-        """Rows of the grid that have one of the image tokens `start` .. `end` - 1."""
+        """Number of grid rows that image tokens `start` .. `end` - 1 touch."""
         return -(-end // self.width) - start // self.width
 
 
-class Blocks(NamedTuple):
-    """How queries and keys of the image are put together in G blocks.
+class AttentionBlocks(NamedTuple):
+    """Queries and keys of the image, gathered into G blocks of Q queries and K keys each.
 
     Attributes:
-        queries: int [G * Q], which query of the image stands where; some twice, for blocks are of one size.
-        keys: int [G * K], which key of the image; what is none or not seen has `bias` -inf.
-        bias: float [1, G, Q, K], 0 or -inf, to be added to scores.
-        places: int [T], where in `queries` each query of the image is.
+        queries: int [G * Q], image query in each slot; some occur twice, as all blocks have the same size.
+        keys: int [G * K], image key in each slot; invalid and invisible ones have a `bias` of -inf.
+        bias: float [1, G, Q, K], 0 or -inf, added to the scores.
+        slots: int [T], the index in `queries` of each image query.
     """
 
     queries: Tensor
     keys: Tensor
     bias: Tensor
-    places: Tensor
+    slots: Tensor
 
 
 @functools.lru_cache(maxsize=64)
-def blocks(pattern: Pattern, start: int, end: int, dtype: torch.dtype, device: torch.device) -> Blocks:
-    """Blocks for the image tokens among the queries `start` .. `end` - 1, and keys 0 .. `end` - 1."""
+def attention_blocks(
+    pattern: Pattern, start: int, end: int, dtype: torch.dtype, device: torch.device
+) -> AttentionBlocks:
+    """Blocks for the image tokens among queries `start` .. `end` - 1, and keys 0 .. `end` - 1."""
     first, last = max(start - pattern.text, 0), end - pattern.text
     if pattern.kind == "column":
         queries, keys = _columns(pattern, first, last)
     else:
-        count, width = pattern.block(first, last)
+        # Consecutive queries share most of their keys: those of the block and as many before it as the first one sees
+        count, width = pattern.block_size(first, last)
         begin = torch.arange(first, last, count)[:, None]  # [G, 1]
         queries, keys = begin + torch.arange(count), begin + torch.arange(count - width, count)
-    real = (queries >= first) & (queries < last)
+    valid = (queries >= first) & (queries < last)
     seen = visible(pattern.kind, queries[:, :, None] - keys[:, None, :], pattern.width, pattern.kernel)
-    seen &= real[:, :, None] & ((keys >= 0) & (keys < last))[:, None, :]
-    places = torch.empty(last - first, dtype=torch.int64)
-    places[queries[real] - first] = real.flatten().nonzero().flatten()
+    seen &= valid[:, :, None] & ((keys >= 0) & (keys < last))[:, None, :]
+    slots = torch.empty(last - first, dtype=torch.int64)
+    slots[queries[valid] - first] = valid.flatten().nonzero().flatten()
     bias = torch.zeros(1, *seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
     index = (queries - first).clamp(0, last - first - 1).flatten(), keys.clamp(0, last - 1).flatten()
-    return Blocks(*(tensor.to(device) for tensor in (*index, bias, places)))
+    return AttentionBlocks(*(tensor.to(device) for tensor in (*index, bias, slots)))
 
 
 def _columns(pattern: Pattern, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Each block is some columns: queries of the rows that have any, keys of all rows. [G, Q], [G, K], image tokens."""
-    queries, width = pattern.block(first, last)[0], pattern.width
+    """Blocks of whole columns: queries of the rows that have any, keys of all rows. [G, Q], [G, K], image tokens."""
+    queries, width = pattern.block_size(first, last)[0], pattern.width
     rows = pattern.rows(first, last)
     columns = torch.arange(-(-width // (queries // rows)) * (queries // rows)).view(-1, 1, queries // rows)
-    outside = (columns >= width) * (last + width) * width  # of the last block, where the columns do not divide
+    # In the last block, if the columns do not divide evenly: an index that is out of range whatever is added to it
+    outside = (columns >= width) * (last + width) * width
     top = torch.arange(first // width, first // width + rows)[:, None] * width
     return (columns + outside + top).flatten(1), (columns + outside + torch.arange(0, last, width)[:, None]).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
 class SparseMask:
-    """What a layer's tokens may look at, where that has a pattern.
+    """A layer's mask that follows a sparse pattern.
 
     Attributes:
         pattern: the pattern.
-        dense: the same as bool [T, S]; the T queries are the last of S tokens.
+        dense: the same mask as bool [T, S]; the T queries are the last of S tokens.
     """
 
     pattern: Pattern
@@ -168,15 +172,15 @@ class SparseMask:
 
 @dataclass(frozen=True, eq=False)
 class GatheredKeys:
-    """The keys that one query of each row sees, as tensors, for where its place is known to the device alone.
+    """Key indices visible to a single query, as device tensors, for when only the device knows the query's position.
 
     Attributes:
         keys: int [K].
-        real: bool [K]; False where this is none of them.
+        valid: bool [K]; False for padding.
     """
 
     keys: Tensor
-    real: Tensor
+    valid: Tensor
 
 
 LayerMask = Mask | SparseMask | GatheredKeys

@@ -1,6 +1,6 @@
-"""From logits to one token a row. Randomness comes in as uniform numbers: nothing here draws any.
+"""From logits to one token per row. Randomness comes in as uniform numbers: nothing here is random by itself.
 
-Letters: B batch, V vocabulary.
+Shapes: B batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ def sample_tokens(
     top_p: float | None,
     failed: Tensor | None = None,
 ) -> Tensor:
-    """`dalle.generation.sampling.sample` for a temperature above 0, of float32 logits [B, V]: int64 [B]."""
+    """`dalle.generation.sampling.sample` for a temperature above 0, given float32 logits [B, V]: int64 [B]."""
     largest = logits.amax(-1, keepdim=True)
-    note_failure(failed, largest)
-    # The shift keeps tiny temperatures from overflowing
+    flag_nonfinite(failed, largest)
+    # Subtracting the maximum first keeps tiny temperatures from overflowing
     logits = (logits - largest) / temperature
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_top_p(logits, top_p)
-    return draw(logits.softmax(-1), uniform)
+    return inverse_cdf_sample(logits.softmax(-1), uniform)
 
 
-def note_failure(failed: Tensor | None, largest: Tensor) -> None:
-    """Set `failed` where one of the largest logits is not finite: a nan is the largest of all."""
+def flag_nonfinite(failed: Tensor | None, largest: Tensor) -> None:
+    """Set `failed` if the largest logit of any row is not finite; nan counts as the largest. Does not synchronize."""
     if failed is not None:
         failed.logical_or_(largest.isfinite().all().logical_not_())
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the k largest of each row to -inf; of equal ones the lower ids stay.
+    """Set all but the k largest of each row to -inf; ties go to the lower ids.
 
     Args:
         logits: [B, V].
@@ -55,28 +55,28 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Nucleus (Holtzman et al. 2019, arXiv 1904.09751): keep the fewest of the largest whose probabilities sum to p.
+    """Nucleus (Holtzman et al. 2019, arXiv 1904.09751): keep the fewest of the largest with a total probability of p.
 
     Args:
-        logits: [B, V]; -inf where a token is out already.
+        logits: [B, V]; -inf for tokens that are excluded already.
         p: in (0, 1].
 
     Returns:
-        [B, V], -inf where dropped; of equal ones the lower ids stay. At least one stays in each row.
+        [B, V], -inf where excluded; ties go to the lower ids. At least one token remains in each row.
     """
     if p >= 1:
         return logits
     ordered = logits.sort(dim=-1, descending=True).values
-    before = ordered.softmax(-1).cumsum(-1) < p  # [B, V] the mass up to here does not suffice
+    before = ordered.softmax(-1).cumsum(-1) < p  # [B, V] the total up to here is not enough yet
     count = (before.sum(-1, keepdim=True) + 1).clamp(max=logits.shape[-1])
     return _keep(logits, ordered, count)
 
 
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse-CDF sampling: the first token up to which the summed probability exceeds the uniform number.
+def inverse_cdf_sample(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse-CDF sampling: the first token at which the cumulative probability exceeds the uniform number.
 
     Args:
-        probabilities: [B, V] float, not necessarily summing to exactly 1.
+        probabilities: [B, V] float, summing to 1 up to rounding.
         uniform: [B] in [0, 1).
 
     Returns:
@@ -84,13 +84,13 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """
     cdf = probabilities.cumsum(-1)
     total = cdf[:, -1:]
-    # Rounding can lift the target to the total itself: then the last token that adds anything is meant.
+    # Rounding can raise the target to the total itself: then take the last token with a positive probability.
     last = (cdf < total).sum(-1)
     return torch.minimum((cdf <= uniform[:, None].to(cdf.dtype) * total).sum(-1), last)
 
 
 def _keep(logits: Tensor, ordered: Tensor, count: Tensor) -> Tensor:
-    """Keep the `count` [B, 1] largest of each row, given the largest in falling order; ties go to the lower ids."""
+    """Keep the `count` [B, 1] largest of each row, given the largest in descending order; ties go to the lower ids."""
     threshold = ordered.gather(-1, count - 1)  # [B, 1]
     above, equal = logits > threshold, logits == threshold
     places = count - above.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Which implementations run: one environment variable, DALLE_KERNELS=native=off,graphs=off,sparse=dense; and blocks."""
+"""Which implementations run: the variable DALLE_KERNELS=native=off,graphs=off,sparse=dense, or `force_backend`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ R = TypeVar("R")
 
 VARIABLE = "DALLE_KERNELS"
 _VALUES = {
-    "native": ("on", "off"),  # C++ that is compiled for this machine's CPU
+    "native": ("on", "off"),  # C++ compiled for this machine's CPU
     "graphs": ("on", "off"),  # CUDA graphs of decode steps
-    "sparse": ("auto", "dense", "blocked", "flex"),  # how sparse attention is computed
+    "sparse": ("auto", "dense", "blocked", "flex"),  # the implementation of sparse attention
 }
 _forced: dict[str, str] = {}
 
@@ -27,16 +27,16 @@ def switch(name: str) -> str:
     """The value of a switch: "native", "graphs" or "sparse".
 
     Raises:
-        ValueError: DALLE_KERNELS names a switch or a value that is none.
+        ValueError: DALLE_KERNELS has an unknown switch or value.
     """
     return _forced.get(name) or _from_environment().get(name, _VALUES[name][0])
 
 
 @contextmanager
-def forced(**values: str) -> Iterator[None]:
-    """Set switches for this block: `forced(native="off", sparse="dense")`."""
+def force_backend(**values: str) -> Iterator[None]:
+    """Override switches within this context: `force_backend(native="off", sparse="dense")`."""
     before = dict(_forced)
-    _forced.update(_checked(values, "forced"))
+    _forced.update(_checked(values, "force_backend"))
     try:
         yield
     finally:
@@ -54,23 +54,23 @@ def _checked(values: dict[str, str], source: str) -> dict[str, str]:
     for name, value in values.items():
         if value not in _VALUES.get(name, ()):
             listed = "; ".join(f"{known}={'|'.join(choices)}" for known, choices in _VALUES.items())
-            raise ValueError(f"{source} has {name}={value}; it may have {listed}")
+            raise ValueError(f"{source} has {name}={value}; the switches are {listed}")
     return values
 
 
-def differentiable(x: Tensor) -> bool:
-    """Whether native operations with gradients of their own may take a tensor: on a CPU, and nothing looks inside."""
+def allows_native(x: Tensor) -> bool:
+    """Whether native operations, which bring their own gradients, may read x: on a CPU, not traced or transformed."""
     return (
         switch("native") == "on"
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and x.numel() > 0
-        and type(x) in (Tensor, nn.Parameter)  # fake ones and others may have no memory of their own
-        and torch._C._functorch.peek_interpreter_stack() is None  # nor have those within vmap and jvp
+        and type(x) in (Tensor, nn.Parameter)  # fake tensors and other subclasses may have no memory of their own
+        and torch._C._functorch.peek_interpreter_stack() is None  # nor do tensors inside vmap and jvp
     )
 
 
-def inference(x: Tensor) -> bool:
-    """Whether native operations without gradients may: no autograd, autocast, tracing or transform is active."""
-    return differentiable(x) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+def allows_native_inference(x: Tensor) -> bool:
+    """Whether native operations without gradients may read x: no autograd, autocast, tracing or transform is active."""
+    return allows_native(x) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")

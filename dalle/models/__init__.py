@@ -1,1 +1,1 @@
-"""What is trained: DALL-E's and CLIP's transformers."""
+"""The transformers that are trained: DALL-E, CLIP, and the priors of unCLIP."""

@@ -1,6 +1,6 @@
-"""The autoregressive prior of unCLIP: an image embedding as a few tokens, the largest principal component first.
+"""unCLIP's autoregressive prior: an image embedding as a few tokens, one per principal component, largest first.
 
-Letters as in `dalle.models.prior`; K components, V buckets.
+Shapes: as in `dalle.models.prior`; K components, V buckets.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from dalle.models.transformer import Transformer
 
 @config
 class AutoregressivePriorConfig(PriorShape):
-    """A prior that predicts tokens."""
+    """Architecture of an autoregressive prior."""
 
     kind: Literal["autoregressive"] = "autoregressive"
-    """Tokens of principal components."""
+    """Predicts quantized principal components one after the other."""
     components: int | None = None
-    """Principal components K that are predicted; null takes as many as keep `variance`."""
+    """Number of principal components K; null takes as many as explain `variance`."""
     variance: float = 0.99
-    """Share of the variance that the components keep, where `components` is null."""
+    """Share of the variance that the components must explain, if `components` is null."""
     buckets: int = 256
-    """Values V that a component can have, equally many embeddings in each."""
+    """Values V of a component's token; the training set fills them equally."""
     dot_buckets: int = 32
-    """Values of the token that says how well caption and image fit each other."""
+    """Values of the token that encodes how well caption and image match."""
 
     def __post_init__(self) -> None:
         PriorShape.__post_init__(self)
@@ -46,11 +46,11 @@ class AutoregressivePriorConfig(PriorShape):
 
 
 class AutoregressivePrior(Prior):
-    """Predicts one component after the other (arXiv 2204.06125, section 2.2).
+    """Predicts one principal component after the other (arXiv 2204.06125, section 2.2).
 
-    The sequence is [text states][text embedding][dot product][component 0]..[component K - 2]; the state at the dot
-    product predicts component 0, and that at component i component i + 1. The dot product is that of the unit
-    embeddings of caption and image.
+    The sequence is [text states][text embedding][dot product][component 0]..[component K - 2]: the output at the dot
+    product predicts component 0, the output at component i predicts component i + 1. The dot product is that of the
+    normalized embeddings of caption and image; sampling sets it high to ask for a good match.
     """
 
     basis: Tensor
@@ -61,7 +61,7 @@ class AutoregressivePrior(Prior):
     def __init__(self, config: AutoregressivePriorConfig) -> None:
         super().__init__(config)
         if config.components is None:
-            raise ValueError("components is null: settle how many by components_for first")
+            raise ValueError("components is null: set it to the result of components_for first")
         self.config, self.components = config, config.components
         width = config.transformer.width
         self.dot_embedding = nn.Embedding(config.dot_buckets, width)
@@ -78,10 +78,16 @@ class AutoregressivePrior(Prior):
         self.register_buffer("dot_edges", torch.zeros(config.dot_buckets - 1))
 
     def fit(self, images: Tensor, texts: Tensor) -> None:
-        """Take statistics, components and buckets of a training set's raw embeddings of pairs, [N, D] each."""
+        """Fit the normalization, components and buckets to the raw image and text embeddings of N pairs, [N, D] each.
+
+        Raises:
+            ValueError: fewer embeddings than buckets.
+        """
         super().fit(images, texts)
         if len(images) < self.config.buckets:
-            raise ValueError(f"{len(images)} embeddings cannot fill {self.config.buckets} buckets: give more of them")
+            raise ValueError(
+                f"{len(images)} embeddings cannot fill {self.config.buckets} buckets: give more embeddings"
+            )
         standard = self.standardize(images)
         self.basis.copy_(principal_components(standard)[1][:, : self.components])
         values = standard @ self.basis  # [N, K]
@@ -90,99 +96,103 @@ class AutoregressivePrior(Prior):
             ids = torch.bucketize(own, self.edges[component])
             counts = torch.bincount(ids, minlength=self.config.buckets)
             sums = torch.zeros_like(self.centers[component]).index_add_(0, ids, own)
-            # An empty bucket, between edges that are equal, is never a target
+            # Equal edges leave a bucket empty; it never is a target, so its center does not matter.
             self.centers[component] = sums / counts.clamp(min=1)
         self.dot_edges.copy_(_edges(_cosines(images, texts)[:, None], self.config.dot_buckets)[:, 0])
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """Raw image embeddings [B, D] to buckets of their components, int64 [B, K]."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Quantize raw image embeddings [B, D] to tokens, int64 [B, K]."""
         values = self.standardize(images) @ self.basis
         return torch.stack(
             [torch.bucketize(v, e) for v, e in zip(values.T.contiguous(), self.edges, strict=True)], dim=1
         )
 
-    def embeds(self, ids: Tensor) -> Tensor:
-        """Buckets int64 [B, K] to raw image embeddings [B, D]: the means of the buckets."""
+    def decode(self, ids: Tensor) -> Tensor:
+        """Tokens int64 [B, K] to raw image embeddings [B, D], from the mean of each bucket."""
         values = self.centers[torch.arange(ids.shape[1], device=ids.device), ids]
-        return self.raw(values @ self.basis.T)
+        return self.unstandardize(values @ self.basis.T)
 
-    def dots(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Buckets of how well raw embeddings of pairs fit, [B, D] each to int64 [B]."""
+    def encode_dots(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Quantize the cosine similarity of raw embeddings of pairs, [B, D] each, to tokens, int64 [B]."""
         return torch.bucketize(_cosines(images, texts), self.dot_edges)
 
     def forward(self, ids: Tensor, dots: Tensor, text: TextStates, dropped: Tensor | None = None) -> Tensor:
-        """Logits of all components.
+        """Compute the logits of all components.
 
         Args:
-            ids: int64 [B, K], or those known of them, [B, n].
-            dots: int64 [B].
-            text: of B captions, T at most `config.text_length`; what is masked does not count.
-            dropped: bool [B], whose caption and dot product are the learnt ones of no text; None: nobody's.
+            ids: int64 [B, K], or the first n of them, [B, n].
+            dots: int64 [B], tokens of the dot products.
+            text: of B captions, T at most `config.text_length`; masked tokens are not attended to.
+            dropped: bool [B], True for rows whose caption and dot product are replaced by the learned null ones; None:
+                no row.
 
         Returns:
-            float32 [B, min(n + 1, K), V]: `logits[:, i]` predicts component i from the text and those before it.
+            float32 [B, min(n + 1, K), V]: `logits[:, i]` predicts component i from the text and components 0 .. i - 1.
 
         Raises:
-            IndexError: on a CPU, an id is out of range.
+            IndexError: an id is out of range (checked on a CPU only).
         """
-        prefix, real = self._prefix(text, dots, dropped)
+        prefix, valid = self._prefix(text, dots, dropped)
+        # The last component is never an input, as nothing follows it
         x = torch.cat((prefix, self._embed(ids[:, : self.components - 1], 0).to(prefix.dtype)), dim=1)
         x = F.dropout(x, self.config.transformer.dropout, self.training)
-        states = self.transformer(x, causal_mask(real, x.shape[1]))[:, prefix.shape[1] - 1 :]
+        states = self.transformer(x, causal_mask(valid, x.shape[1]))[:, prefix.shape[1] - 1 :]
         return self.head(states).float()
 
     def prefill(self, text: TextStates, dots: Tensor, dropped: Tensor | None = None) -> tuple[Tensor, KVCache, Tensor]:
-        """Run the prefix alone.
+        """Run the text and the dot product, once per sequence.
 
         Returns:
-            Logits of component 0 [B, V], a cache with room for the components, and which of the prefix is real.
+            Logits of component 0, [B, V]; a cache with room for the components; which prefix tokens are valid, bool.
         """
-        prefix, real = self._prefix(text, dots, dropped)
+        prefix, valid = self._prefix(text, dots, dropped)
         length = prefix.shape[1]
         cache = self.transformer.new_cache(len(prefix), length + self.components - 1)
-        states = self.transformer(prefix, causal_mask(real, length), cache=cache)
-        return self.head(states[:, -1]).float(), cache, real
+        states = self.transformer(prefix, causal_mask(valid, length), cache=cache)
+        return self.head(states[:, -1]).float(), cache, valid
 
-    def extend(self, ids: Tensor, cache: KVCache, real: Tensor) -> Tensor:
-        """Add the next component's buckets, int64 [B], to the cache: logits of the one behind it, [B, V]."""
-        known = cache.position - real.shape[1]
-        seen = torch.cat((real, real.new_ones(len(real), known + 1)), dim=1)[:, None, None]
-        states = self.transformer(self._embed(ids[:, None], known), seen, cache=cache)
+    def extend(self, ids: Tensor, cache: KVCache, valid: Tensor) -> Tensor:
+        """Append the next component's tokens, int64 [B], to the cache; returns the logits of the one after, [B, V]."""
+        count = cache.position - valid.shape[1]
+        seen = torch.cat((valid, valid.new_ones(len(valid), count + 1)), dim=1)[:, None, None]
+        states = self.transformer(self._embed(ids[:, None], count), seen, cache=cache)
         return self.head(states[:, -1]).float()
 
     def _prefix(self, text: TextStates, dots: Tensor, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
         check_ids(dots, self.config.dot_buckets, "dot products")
-        tokens, real = self._text_tokens(text, dropped)
+        tokens, valid = self._text_tokens(text, dropped)
         dot = self.dot_embedding(dots).to(tokens.dtype)
         if dropped is not None:
             dot = torch.where(dropped[:, None], self.null_dot.to(dot.dtype), dot)
         length = text.states.shape[1]
+        # The embedding and the dot product have fixed positions, however short the captions of this batch are
         own = self.positions[self.config.text_length :][:2]
         x = torch.cat((tokens, dot[:, None]), dim=1) + torch.cat((self.positions[:length], own))
-        return x, torch.cat((real, real.new_ones(len(real), 1)), dim=1)
+        return x, torch.cat((valid, valid.new_ones(len(valid), 1)), dim=1)
 
     def _embed(self, ids: Tensor, first: int) -> Tensor:
-        """Embeddings of the components from `first` on, [B, n] to [B, n, C]."""
+        """Embed tokens of the components from `first` on: [B, n] to [B, n, C]."""
         check_ids(ids, self.config.buckets, "buckets of components")
         start = self.config.text_length + 2 + first
         return self.embedding(ids) + self.positions[start : start + ids.shape[1]]
 
 
 def principal_components(standard: Tensor) -> tuple[Tensor, Tensor]:
-    """Of embeddings [N, D] with mean 0: the variance of each component, falling, [D], and the basis [D, D]."""
+    """PCA of embeddings [N, D] with mean 0: the variances in descending order, [D], and the basis, [D, D]."""
+    # In float64, as small eigenvalues drown in the rounding errors of large ones
     values, vectors = torch.linalg.eigh(torch.cov(standard.double().T).view(standard.shape[1], -1))
     return values.flip(0).clamp(min=0).to(standard.dtype), vectors.flip(1).to(standard.dtype)
 
 
 def components_for(standard: Tensor, variance: float) -> int:
-    """How many principal components of standardized embeddings [N, D] keep this share of the variance."""
+    """How many principal components of standardized embeddings [N, D] explain this share of the variance."""
     values = principal_components(standard)[0].double()
-    kept = values.cumsum(0) / values.sum()
-    return min(int((kept < variance).sum()) + 1, len(values))
+    explained = values.cumsum(0) / values.sum()
+    return min(int((explained < variance).sum()) + 1, len(values))
 
 
 def _edges(values: Tensor, buckets: int) -> Tensor:
-    """Edges [buckets - 1, K] between which equally many of the values [N, K] lie."""
+    """Quantiles: edges [buckets - 1, K] with equally many of the values [N, K] between them."""
     return values.sort(dim=0).values[torch.arange(1, buckets, device=values.device) * len(values) // buckets]
 
 

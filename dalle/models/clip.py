@@ -1,8 +1,8 @@
-"""CLIP: an image tower and a text tower that meet in one space of unit vectors. Knows nothing of training loops.
+"""CLIP: an image tower and a text tower that map into one space of unit vectors. Knows nothing of training loops.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2.
 
-Letters of shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, D embedding.
+Shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, D embedding.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ class CLIPConfig:
     vision: TransformerConfig = TransformerConfig()
     """Image tower."""
     text: TransformerConfig = TransformerConfig()
-    """Text tower."""
+    """Number of text tokens in the vocabulary."""
     text_vocab: int = 4096
-    """Number of text tokens."""
+    """Maximum caption length in tokens, including EOS."""
     text_length: int = 32
     """Longest caption in tokens, EOS included."""
     eos_id: int = EOS_ID
-    """The id that ends captions, where their embedding is read."""
+    """Id of the EOS token, at which a caption's embedding is read."""
     embed_dim: int = 256
-    """Dimensions D of the space that images and texts share."""
+    """Dimensions D of the joint embedding space."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    """Mean of red, green and blue that is taken from images in [0, 1]."""
+    """Mean of the red, green and blue channels, subtracted from images in [0, 1]."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    """Standard deviation that images are then divided by."""
+    """Standard deviation of the channels, by which images are then divided."""
     towers: Literal["clip", "siglip"] = "clip"
-    """clip: class token, causal text read at its end. siglip: attention pooling over patches (embed_dim is then the
-    width of the image tower), text that sees all of itself, padding too, read at its last position."""
+    """clip: class token; causal text, read at EOS. siglip: attention pooling over the patches (embed_dim must equal the
+    image tower's width); bidirectional text that attends to padding too, read at its last position."""
     sigmoid: bool = False
-    """Each pair has a probability of its own, sigmoid(scale * cosine + bias), as a SigLIP has, which `loss: sigmoid`
-    trains; false has no bias, and what fits is told among others alone."""
+    """Give each pair its own probability, sigmoid(scale * cosine + bias), as SigLIP does (train with `loss: sigmoid`).
+    false: no bias; scores only rank texts or images against each other."""
     initial_scale: float | None = None
-    """What cosines are multiplied by at first; null: 1 / 0.07, or 10 where the loss is a sigmoid's."""
+    """Initial value of the logit scale; null: 1 / 0.07, or 10 with the sigmoid."""
     initial_bias: float | None = None
-    """What is added to them at first, of a sigmoid; null: -10. The paper tried log(1 / batch size) as well."""
+    """Initial value of the sigmoid's bias; null: -10. The paper also tried log(1 / batch size)."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "text_vocab", "text_length", "embed_dim"):
@@ -79,11 +79,11 @@ class CLIPConfig:
             raise ValueError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
         if self.towers == "siglip" and self.embed_dim != self.vision.width:
             raise ValueError(
-                f"embed_dim is {self.embed_dim}; towers of SigLIP project no images, so it must be the width of the "
-                f"image tower, {self.vision.width}"
+                f"embed_dim is {self.embed_dim}; SigLIP towers have no image projection, so it must be the image "
+                f"tower's width, {self.vision.width}"
             )
         if self.initial_bias is not None and not self.sigmoid:
-            raise ValueError(f"initial_bias is {self.initial_bias}, which a sigmoid adds: set loss=sigmoid, or null")
+            raise ValueError(f"initial_bias is {self.initial_bias}, but only the sigmoid has a bias: set it to null")
         if self.initial_scale is not None and self.initial_scale <= 0:
             raise ValueError(f"initial_scale is {self.initial_scale}; it must be above 0")
         if min(self.std) <= 0:
@@ -91,11 +91,11 @@ class CLIPConfig:
 
 
 class VisionTransformer(nn.Module):
-    """Image tower: patches and a class token, LayerNorm, pre-norm transformer, the class token projected."""
+    """Image tower: patches and a class token, LayerNorm, pre-norm transformer, projection of the class token."""
 
     mean: Tensor
     std: Tensor
-    first_patch = 1  # after the class token
+    first_patch = 1  # position 0 is the class token
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -112,22 +112,22 @@ class VisionTransformer(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> the transformer's input [B, 1 + h*w, C], class token first."""
-        normalised = (images - self.mean) / self.std
-        patches = self.patches(normalised.to(self.patches.weight.dtype))  # [B, C, h, w]
+        """Images [B, 3, H, W] in [0, 1] to the transformer's input [B, 1 + h*w, C], class token first."""
+        normalized = (images - self.mean) / self.std
+        patches = self.patches(normalized.to(self.patches.weight.dtype))  # [B, C, h, w]
         tokens = rearrange(patches, "B C h w -> B (h w) C")
         first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
         x: Tensor = self.norm(torch.cat([first, tokens], dim=1) + self.positions)
         return x
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> [B, D], not normalised."""
+        """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
         projected: Tensor = self.projection(self.transformer(self.embed(images))[:, 0])
         return projected
 
 
 class TextTransformer(nn.Module):
-    """Text tower: causal pre-norm transformer, the state at EOS projected."""
+    """Text tower: causal pre-norm transformer, projection of the state at EOS."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -140,44 +140,44 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def states(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] -> the states [B, T, C] after the last norm."""
+        """Ids [B, T] to the states [B, T, C] after the final norm."""
         x: Tensor = self.transformer(self.tokens(ids) + self.positions[: ids.shape[1]], "causal")
         return x
 
     def end(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] -> int64 [B]: where the embedding is read, the first EOS or, without one, the last position."""
+        """Ids [B, T] to the position to read, int64 [B]: the first EOS or, without one, the last position."""
         ends = ids.eq(self.eos_id)
         return torch.where(ends.any(dim=1), ends.int().argmax(dim=1), ids.shape[1] - 1)
 
     def project(self, states: Tensor, end: Tensor) -> Tensor:
-        """States [B, T, C] and the position [B] to read -> [B, D], not normalised."""
+        """States [B, T, C] and the position [B] to read, to embeddings [B, D], not normalized."""
         projected: Tensor = self.projection(states[torch.arange(len(states), device=states.device), end])
         return projected
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] -> [B, D], not normalised; a row without EOS is read at its last position."""
+        """Ids [B, T] to embeddings [B, D], not normalized."""
         return self.project(self.states(ids), self.end(ids))
 
 
 class TextStates(NamedTuple):
-    """What the text tower makes of a batch of captions."""
+    """The text tower's outputs for a batch of captions."""
 
     states: Tensor
-    """Float32 [B, T, C], one for each token, after the last norm."""
+    """Float32 [B, T, C], the state of each token after the final norm."""
     mask: Tensor
-    """Bool [B, T]: the tokens up to the EOS, that included; what follows is padding."""
+    """Bool [B, T]: True up to and including EOS, False for padding."""
     embeds: Tensor
-    """Float32 [B, D], the state at the EOS projected; not of unit length."""
+    """Float32 [B, D], the projected state at EOS; not normalized."""
 
 
 class CLIP(nn.Module):
-    """Scores how well images and captions fit each other: the cosine of their embeddings.
+    """Scores how well images and captions match, by the cosine similarity of their embeddings.
 
     Attributes:
-        config: The architecture.
-        tokenizer: Set by `load_clip`; lets `encode_text` take strings.
-        logit_scale: Logarithm of the inverse temperature, a parameter.
-        logit_bias: What a SigLIP adds to scaled cosines, a parameter; None: there is none.
+        config: the architecture.
+        tokenizer: set by `load_clip`; lets `encode_text` take strings.
+        logit_scale: logarithm of the inverse temperature, a parameter.
+        logit_bias: the bias that SigLIP adds to scaled cosines, a parameter; None with a softmax loss.
     """
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -196,113 +196,112 @@ class CLIP(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by, a scalar; before a softmax at most 100."""
+        """The factor on cosines, a scalar: the inverse temperature; with a softmax loss at most 100 (CLIP, 2.5)."""
         if self.config.sigmoid:
             return self.logit_scale.exp()
         limited: Tensor = _LimitFromAbove.apply(self.logit_scale, math.log(MAX_SCALE))
         return limited.exp()
 
     def probabilities(self, cosines: Tensor) -> Tensor:
-        """How likely it is that an image and a text belong together, each pair by itself (SigLIP).
+        """The probability that an image and a text match, for each pair on its own (SigLIP).
 
         Args:
-            cosines: Of unit vectors of images and texts, of any shape.
+            cosines: cosine similarities of image and text embeddings, of any shape.
 
         Returns:
-            float32 of that shape, in [0, 1].
+            float32 of the same shape, in [0, 1].
 
         Raises:
-            ValueError: It was trained by a softmax, which compares texts with each other and tells nothing of one.
+            ValueError: the model was trained with a softmax, whose scores are only relative.
         """
         if self.logit_bias is None:
-            raise ValueError(
-                "this CLIP was trained by a softmax: it ranks, and its scores are no probabilities; a SigLIP's are"
-            )
+            raise ValueError("this CLIP was trained with a softmax: its scores only rank; probabilities need a SigLIP")
         scale, bias = (value.detach().to(cosines.device).float() for value in (self.scale, self.logit_bias))
         return (scale * cosines.float() + bias).sigmoid()
 
     def encode_image(self, images: Tensor, *, normalize: bool = True) -> Tensor:
-        """Images to vectors in the space that they share with texts.
+        """Embed images.
 
         Args:
             images: float [B, 3, H, W] in [0, 1], H = W = `config.image_size` (`dalle.generation.rerank` resizes).
-            normalize: give unit vectors, as cosines need them; else what the tower gives, as unCLIP learns it.
+            normalize: return unit vectors, whose dot products are cosines; False returns the tower's own output, which
+                unCLIP works on.
 
         Returns:
             float32 [B, D].
 
         Raises:
-            ValueError: Images of another shape.
+            ValueError: images of another shape.
         """
         self._check(images)
         embeds = self.vision(images).float()
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
     def encode_text(self, text: Tensor | Sequence[str], *, normalize: bool = True) -> Tensor:
-        """Captions to vectors in the space that they share with images.
+        """Embed captions.
 
         Args:
-            text: Ids int64 [B, T] with an EOS in each row, T at most `config.text_length`; or B strings.
-            normalize: give unit vectors; else what the tower gives.
+            text: ids int64 [B, T] with an EOS in each row, T at most `config.text_length`; or B strings.
+            normalize: return unit vectors; False returns the tower's own output.
 
         Returns:
-            float32 [B, D]. Padding after EOS does not count.
+            float32 [B, D]. Padding after EOS makes no difference.
 
         Raises:
-            IndexError: On a CPU, an id is out of range.
-            ValueError: More positions than the model has, or strings for a model without a tokenizer.
+            IndexError: an id is out of range (checked on a CPU only).
+            ValueError: more positions than the model has, or strings for a model without a tokenizer.
         """
         embeds = self.text(self._ids(text)).float()
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
     def text_states(self, text: Tensor | Sequence[str]) -> TextStates:
-        """All that the text tower knows of captions: what a prior and a diffusion decoder are conditioned on.
+        """Everything the text tower computes for captions: what a prior and a diffusion decoder are conditioned on.
 
         Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (arXiv 2204.06125),
-        section 2: the encoded text beside the text embedding.
+        section 2: the text states beside the text embedding.
 
         Args:
-            text: As for `encode_text`.
+            text: as for `encode_text`.
 
         Returns:
-            States, the mask of real tokens, and the same embeddings as `encode_text(text, normalize=False)`.
+            States, the mask of valid tokens, and the embeddings of `encode_text(text, normalize=False)`.
 
         Raises:
-            IndexError, ValueError: As `encode_text`.
+            IndexError, ValueError: as `encode_text`.
         """
         ids = self._ids(text)
         states, end = self.text.states(ids), self.text.end(ids)
         mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
         return TextStates(states.float(), mask, self.text.project(states, end).float())
 
-    def steps_from_top(self) -> dict[str, int]:
-        """Of each parameter its distance from the end of its tower, for learning rates that fall with it.
+    def layers_from_top(self) -> dict[str, int]:
+        """The distance of each parameter from its tower's output, for layer-wise learning rate decay.
 
-        What comes after the blocks is 0, the last block 1, what comes before the first is one more than it.
+        0 for everything after the blocks, 1 for the last block, and depth + 1 for everything before the first block.
         """
-        steps = dict.fromkeys(dict(self.named_parameters()), 0)
+        layers = dict.fromkeys(dict(self.named_parameters()), 0)
         for prefix, tower in (("vision.", self.vision), ("text.", self.text)):
             depth = len(tower.transformer.blocks)
             for name in dict(tower.named_parameters()):
                 block = re.match(r"transformer\.blocks\.(\d+)\.", name)
                 if block is not None:
-                    steps[prefix + name] = depth - int(block[1])
+                    layers[prefix + name] = depth - int(block[1])
                 elif not name.startswith(("transformer.norm.", "projection.", "pooling.")):
-                    steps[prefix + name] = depth + 1
-        return steps
+                    layers[prefix + name] = depth + 1
+        return layers
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of a batch of pairs, for `contrastive_loss`: images [B, D], texts [B, D], scale (scalar)."""
+        """Embeddings of a batch of pairs for `contrastive_loss`: images [B, D], texts [B, D], scale (scalar)."""
         return self.encode_image(images), self.encode_text(text), self.scale
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Token maps of the image tower, shallow to deep, for a perceptual loss; gradients reach the images.
+        """Feature maps of the image tower, first block to last, for a perceptual loss; differentiable.
 
         Args:
-            images: float [B, 3, H, W] as for `encode_image`.
+            images: float [B, 3, H, W], as for `encode_image`.
 
         Returns:
-            One [B, C, h, w] for each block of the image tower.
+            One [B, C, h, w] per block of the image tower.
         """
         self._check(images)
         states: list[Tensor] = []
@@ -324,7 +323,7 @@ class CLIP(nn.Module):
             text = self.tokenizer.encode(text, self.config.text_length).to(self.logit_scale.device)
         if text.shape[1] > self.config.text_length:
             raise ValueError(
-                f"got captions of {text.shape[1]} tokens, this CLIP reads {self.config.text_length}: "
+                f"got captions of {text.shape[1]} tokens, but this CLIP reads at most {self.config.text_length}: "
                 f"encode them with length={self.config.text_length}"
             )
         check_ids(text, self.config.text_vocab, "text ids")
@@ -333,18 +332,20 @@ class CLIP(nn.Module):
     def _check(self, images: Tensor) -> None:
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"this CLIP takes images [B, 3, {size}, {size}], got {list(images.shape)}: resize them")
+            raise ValueError(
+                f"this CLIP takes images [B, 3, {size}, {size}], got {list(images.shape)}: resize them to {size}x{size}"
+            )
 
 
 def initial_scale_and_bias(config: CLIPConfig) -> tuple[Tensor, Tensor | None]:
-    """What `logit_scale` and `logit_bias` are before training; there is a bias where the loss is a sigmoid's."""
+    """Initial `logit_scale` and `logit_bias`; the bias is None with a softmax loss."""
     scale = config.initial_scale or (INITIAL_SIGMOID_SCALE if config.sigmoid else 1 / INITIAL_TEMPERATURE)
     bias = INITIAL_SIGMOID_BIAS if config.initial_bias is None else config.initial_bias
     return torch.tensor(math.log(scale)), torch.tensor(bias) if config.sigmoid else None
 
 
 class _LimitFromAbove(torch.autograd.Function):
-    """min(x, limit) that keeps the gradient which leads back below the limit: clamp's own is zero there for ever."""
+    """min(x, limit) whose gradient can still lower x: clamp's own is zero above the limit, where x would stick."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:

@@ -1,6 +1,6 @@
-"""Losses over the pairs of a batch that towers of images and texts learn from, also over several processes.
+"""Contrastive losses over all image-text pairs of a batch, also across processes: CLIP's softmax and SigLIP's sigmoid.
 
-Letters of shapes: B pairs, D dimensions.
+Shapes: B pairs, D dimensions.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from torch import Tensor
 def contrastive_loss(
     image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, gather: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Symmetric cross-entropy over all pairs of a batch (CLIP paper, figure 3): pair i is right, all others wrong.
+    """Symmetric cross-entropy over all pairs of a batch (CLIP paper, figure 3), with the matching pairs as targets.
 
     Args:
-        image_embeds: [B, D], unit length.
-        text_embeds: [B, D], unit length; row i belongs to image i.
-        scale: Scalar inverse temperature, `CLIP.scale`.
-        gather: Joins the batches of all processes, as `gather_with_gradient` does. Every process then has the loss of
-            the whole batch, and the mean of the processes' gradients, as DDP takes it, is that loss's gradient.
+        image_embeds: [B, D], unit vectors.
+        text_embeds: [B, D], unit vectors; row i belongs to image i.
+        scale: scalar inverse temperature, `CLIP.scale`.
+        gather: concatenates the batches of all processes, as `gather_with_gradient` does. Every process then computes
+            the loss of the whole batch, and the mean of the processes' gradients, as DDP takes it, is its gradient.
 
     Returns:
         Scalar mean, in nats.
     """
     if gather is not None:
         image_embeds, text_embeds = gather(image_embeds), gather(text_embeds)
-    with torch.autocast(image_embeds.device.type, enabled=False):  # a scale of 100 times bf16's error is too coarse
+    with torch.autocast(image_embeds.device.type, enabled=False):  # bf16's rounding error times a scale of 100 is large
         logits = scale.float() * image_embeds.float() @ text_embeds.float().T  # [B, B], images by texts
         targets = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
 def gather_with_gradient(local: Tensor) -> Tensor:
-    """Concatenate the processes' [B, D] in rank order to [world * B, D]; gradients go back to the rank they came from.
+    """Concatenate the processes' [B, D] in rank order to [world * B, D]; each rank gets back the gradient of its rows.
 
-    Without process group it is the identity. Every process must bring the same shape.
+    The identity without a process group. All processes must pass the same shape.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return local
@@ -57,6 +57,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # All ranks computed the loss from the gathered rows: their gradients for a row add up
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
@@ -65,30 +66,30 @@ class _Gather(torch.autograd.Function):
 def sigmoid_loss(
     image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor, rows: int | None = None
 ) -> Tensor:
-    """Each pair of an image and a text judged alone: do they belong together (SigLIP, arXiv 2303.15343, section 3.2).
+    """Binary classification of every image-text pair: do they match? (SigLIP, arXiv 2303.15343, section 3.2).
 
-    No process ever holds all embeddings, nor all cosines: texts go round the processes together with their gradients,
-    and each process compares its images with those that it holds (section 3.3 there, figure 1). What is computed is
-    the gradient at once, so that of the cosines only a block is in memory at a time.
+    No process ever holds all embeddings or all cosines: texts travel around the ring of processes together with their
+    gradients, and each process compares its own images with the texts it currently holds (section 3.3, figure 1). The
+    gradient is computed in the forward pass, so that only one block of cosines is in memory at a time.
 
     Args:
-        image_embeds: [B, D], unit length, of this process. Every process must bring the same shape.
-        text_embeds: [B, D], unit length; row i belongs to image i, and to no other: two equal captions of a batch
-            count as strangers to each other's images, as in the paper.
-        scale: Scalar that cosines are multiplied by, `CLIP.scale`.
-        bias: Scalar that is added, `CLIP.logit_bias`.
-        rows: Images of a block; None: as many as make a block of 4 million cosines.
+        image_embeds: [B, D], unit vectors, of this process. All processes must pass the same shape.
+        text_embeds: [B, D], unit vectors; row i belongs to image i and to no other: two equal captions in a batch are
+            negatives of each other's images, as in the paper.
+        scale: scalar factor on cosines, `CLIP.scale`.
+        bias: scalar added to them, `CLIP.logit_bias`.
+        rows: images per block; None: as many as make a block of 4 million cosines.
 
     Returns:
-        Scalar, in nats an image: the sum over the pairs of this process's images with the texts of all, over B. The
-        mean over processes, of it and of its gradients, is that of the whole batch.
+        Scalar, in nats per image: the sum over the pairs of this process's images with all texts, divided by B. The
+        mean over processes, of the loss and of its gradients, is that of the whole batch.
     """
-    rows = rows or max(1, _BLOCK // len(text_embeds))
-    found: Tensor = _Sigmoid.apply(image_embeds, text_embeds, scale, bias, rows)
-    return found
+    rows = rows or max(1, _BLOCK_COSINES // len(text_embeds))
+    loss: Tensor = _Sigmoid.apply(image_embeds, text_embeds, scale, bias, rows)
+    return loss
 
 
-_BLOCK = 1 << 22
+_BLOCK_COSINES = 1 << 22
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -97,43 +98,43 @@ class _Sigmoid(torch.autograd.Function):
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         with torch.autocast(images.device.type, enabled=False):
             own, factor, offset = images.float(), scale.float(), bias.float()
-            of_images = torch.zeros_like(own)
-            sums = torch.zeros(3, device=own.device)  # of the loss, and of its derivatives by scale and bias
-            # Texts and their gradients [2, B, D]: those that are here, which move on to the next process
+            image_grads = torch.zeros_like(own)
+            sums = torch.zeros(3, device=own.device)  # the loss, and its derivatives by scale and bias
+            # The texts held now and their gradients, [2, B, D]: they move on to the next process together
             here = torch.stack([texts.float(), torch.zeros_like(texts, dtype=torch.float32)])
             for turn in range(world):
                 for start in range(0, len(own), rows):
                     part = slice(start, start + rows)
                     cosines = own[part] @ here[0].T  # [rows, B]
                     logits = factor * cosines + offset
-                    # -log sigmoid(-l) for strangers; own pairs have sigmoid(l), which is l less
+                    # -log sigmoid(-l) for every pair as if it were a negative ...
                     sums[0] += F.softplus(logits).sum()
                     slope = logits.sigmoid()
-                    if turn == 0:
-                        right = torch.arange(start, start + len(cosines), device=own.device)
-                        sums[0] -= logits[right - start, right].sum()
-                        slope[right - start, right] -= 1
+                    if turn == 0:  # ... less l for the positives, as -log sigmoid(l) = softplus(l) - l
+                        positive = torch.arange(start, start + len(cosines), device=own.device)
+                        sums[0] -= logits[positive - start, positive].sum()
+                        slope[positive - start, positive] -= 1
                     sums[1] += (slope * cosines).sum()
                     sums[2] += slope.sum()
-                    of_images[part] += factor * (slope @ here[0])
+                    image_grads[part] += factor * (slope @ here[0])
                     here[1] += factor * (slope.T @ own[part])
-                if world > 1:
-                    here = _passed_on(here)
+                if world > 1:  # after `world` turns, texts and their full gradients are home again
+                    here = _ring_shift(here)
             count = len(own)
-        ctx.save_for_backward(of_images / count, here[1] / count, sums[1] / count, sums[2] / count)
+        ctx.save_for_backward(image_grads / count, here[1] / count, sums[1] / count, sums[2] / count)
         ctx.types = images.dtype, texts.dtype, scale.dtype, bias.dtype
         return sums[0] / count
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # Texts were compared elsewhere too: that their gradients may be multiplied here, the loop must want the same of
-        # every process's loss, as it does
+        # A text's gradient includes terms of other processes' losses, which this process's grads[0] scales as well:
+        # right only if all processes pass the same grads[0], as the training loop does.
         gradients = (grads[0] * own for own in ctx.saved_tensors)
         return (*(one.to(kind) for one, kind in zip(gradients, ctx.types, strict=True)), None)
 
 
-def _passed_on(tensor: Tensor) -> Tensor:
-    """What the process before held; after as many calls as there are processes each has its own again."""
+def _ring_shift(tensor: Tensor) -> Tensor:
+    """Send to the next rank and receive from the previous one; `world` calls bring each tensor back home."""
     rank, world = dist.get_rank(), dist.get_world_size()
     coming, going = torch.empty_like(tensor), tensor.contiguous()
     sent = dist.P2POp(dist.isend, going, (rank + 1) % world)

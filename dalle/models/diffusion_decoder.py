@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import CosineConfig, Predicts, ScheduleConfig
-from dalle.models.prior import LEAST_DEVIATION
+from dalle.models.prior import MIN_DEVIATION
 from dalle.models.time_embedding import TimeEmbedding
 from dalle.models.unet import UNet, UNetConfig
 
@@ -92,7 +92,7 @@ class DiffusionDecoder(nn.Module):
     def fit(self, images: Tensor) -> None:
         """Take the statistics of a training set's raw image embeddings, [N, D], N at least 2."""
         self.image_mean.copy_(images.mean(0))
-        self.image_deviation.copy_(images.std(0).clamp(min=LEAST_DEVIATION))
+        self.image_deviation.copy_(images.std(0).clamp(min=MIN_DEVIATION))
 
     def standardize(self, embeds: Tensor) -> Tensor:
         """Raw image embeddings [B, D] to those that the network reads."""

@@ -1,6 +1,6 @@
-"""The diffusion prior of unCLIP: a causal transformer that takes the noise off an image embedding.
+"""unCLIP's diffusion prior: a causal transformer that denoises an image embedding.
 
-Letters as in `dalle.models.prior`.
+Shapes: as in `dalle.models.prior`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dalle.models.transformer import Transformer
 
 @config
 class DiffusionPriorConfig(PriorShape):
-    """A prior that denoises."""
+    """Architecture of a diffusion prior."""
 
     kind: Literal["diffusion"] = "diffusion"
-    """Gaussian diffusion of the embedding."""
+    """Gaussian diffusion of the image embedding."""
     schedule: ScheduleConfig = field(default_factory=CosineConfig)
-    """Noise of the steps."""
+    """Noise schedule."""
 
 
 class DiffusionPrior(Prior):
     """Predicts the clean embedding (arXiv 2204.06125, section 2.2).
 
-    The sequence is [text states][text embedding][time step][noised embedding][learnt query]; the state at the query is
-    projected to the prediction.
+    The sequence is [text states][text embedding][time step][noised embedding][learned query]; the output at the query
+    is projected to the prediction.
     """
 
     def __init__(self, config: DiffusionPriorConfig) -> None:
@@ -49,13 +49,13 @@ class DiffusionPrior(Prior):
         self.out = nn.Linear(width, config.embed_dim)
 
     def forward(self, noised: Tensor, steps: Tensor, text: TextStates, dropped: Tensor | None = None) -> Tensor:
-        """Predict the clean embedding, standardized.
+        """Predict the clean embedding, in standardized form.
 
         Args:
-            noised: [B, D], standardized and noised.
-            steps: int64 [B], of the schedule.
-            text: of B captions, T at most `config.text_length`; what is masked does not count.
-            dropped: bool [B], whose caption is the learnt one of no text; None: nobody's.
+            noised: [B, D], the standardized embedding with noise added.
+            steps: int64 [B], time steps of the schedule.
+            text: of B captions, T at most `config.text_length`; masked tokens are not attended to.
+            dropped: bool [B], True for rows whose caption is replaced by the learned null caption; None: no row.
 
         Returns:
             float32 [B, D].
@@ -63,11 +63,11 @@ class DiffusionPrior(Prior):
         Raises:
             ValueError: more text positions than the model has.
         """
-        tokens, real = self._text_tokens(text, dropped)
+        tokens, valid = self._text_tokens(text, dropped)
         own = (self.time(steps), self.noised_in(noised), self.query.expand(len(noised), -1))
         x = torch.cat((tokens, torch.stack([part.to(tokens.dtype) for part in own], dim=1)), dim=1)
-        # Counted from the end: the last four have their places whatever the length of the padding
-        places = torch.cat((self.positions[: text.states.shape[1]], self.positions[-4:]))
-        x = F.dropout(x + places, self.config.transformer.dropout, self.training)
-        predicted: Tensor = self.out(self.transformer(x, causal_mask(real, x.shape[1]))[:, -1])
+        # Positions of the last four tokens count from the end, so they do not depend on this batch's text length
+        positions = torch.cat((self.positions[: text.states.shape[1]], self.positions[-4:]))
+        x = F.dropout(x + positions, self.config.transformer.dropout, self.training)
+        predicted: Tensor = self.out(self.transformer(x, causal_mask(valid, x.shape[1]))[:, -1])
         return predicted.float()

@@ -1,4 +1,4 @@
-"""How much noise each step of a diffusion has: what a network was trained with, and is sampled with."""
+"""Noise schedules of Gaussian diffusion, which training and sampling must share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from dalle.config import config
 
-_LARGEST_BETA = 0.999  # "we clip beta_t to be no larger than 0.999" (arXiv 2102.09672, section 3.2)
+_MAX_BETA = 0.999  # "we clip beta_t to be no larger than 0.999" (arXiv 2102.09672, section 3.2)
 
 Predicts = Literal["epsilon", "v", "sample"]
-"""The noise, v = sqrt(alpha-bar) epsilon - sqrt(1 - alpha-bar) x_0 (arXiv 2202.00512, appendix D), or the data."""
+"""What a network predicts: the noise; v = sqrt(alpha-bar) epsilon - sqrt(1 - alpha-bar) x_0 (arXiv 2202.00512,
+appendix D); or the data x_0."""
 
 
 @config
@@ -22,9 +23,9 @@ class CosineConfig:
     """alpha-bar falls as a squared cosine (Nichol & Dhariwal 2021, arXiv 2102.09672, section 3.2)."""
 
     kind: Literal["cosine"] = "cosine"
-    """Squared cosine."""
+    """Squared-cosine schedule."""
     steps: int = 1000
-    """Steps T of the diffusion that the network learns."""
+    """Number of time steps T."""
 
     def __post_init__(self) -> None:
         _check_steps(self.steps)
@@ -35,9 +36,9 @@ class LinearConfig:
     """beta grows linearly (Ho et al. 2020, arXiv 2006.11239, section 4)."""
 
     kind: Literal["linear"] = "linear"
-    """Betas on a line."""
+    """Linear schedule of beta."""
     steps: int = 1000
-    """Steps T of the diffusion that the network learns."""
+    """Number of time steps T."""
     first: float = 1e-4
     """beta of step 0."""
     last: float = 0.02
@@ -46,7 +47,7 @@ class LinearConfig:
     def __post_init__(self) -> None:
         _check_steps(self.steps)
         if not 0 < self.first <= self.last < 1:
-            raise ValueError(f"betas go from {self.first} to {self.last}; they must grow, above 0 and below 1")
+            raise ValueError(f"betas go from {self.first} to {self.last}; they must increase, above 0 and below 1")
 
 
 ScheduleConfig = CosineConfig | LinearConfig
@@ -54,15 +55,15 @@ ScheduleConfig = CosineConfig | LinearConfig
 
 def _check_steps(steps: int) -> None:
     if steps < 2:
-        raise ValueError(f"steps is {steps}; a diffusion has at least 2")
+        raise ValueError(f"steps is {steps}; a diffusion needs at least 2")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise of T steps.
+    """The noise level of each of T time steps.
 
     Attributes:
-        alpha_bars: float64 [T], the share of the variance of x_t that is the data's.
+        alpha_bars: float64 [T], the share of the variance of x_t that comes from the data.
     """
 
     alpha_bars: Tensor
@@ -71,44 +72,44 @@ class Schedule:
         return len(self.alpha_bars)
 
     def alpha_bar(self, step: int) -> float:
-        """alpha-bar of a step; of -1, the data themselves, 1."""
+        """alpha-bar of a time step; 1 for -1, which stands for the data."""
         return 1.0 if step < 0 else float(self.alpha_bars[step])
 
-    def shares(self, steps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha-bar) and sqrt(1 - alpha-bar) of steps [B], each shaped to multiply `like` [B, ...]."""
+    def scales(self, steps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha-bar) and sqrt(1 - alpha-bar) of steps [B], each shaped to broadcast with `like` [B, ...]."""
         alpha_bars = self.alpha_bars.to(steps.device)[steps].view(-1, *[1] * (like.ndim - 1))
         return alpha_bars.sqrt().to(like.dtype), (1 - alpha_bars).sqrt().to(like.dtype)
 
     def signal_to_noise(self, steps: Tensor) -> Tensor:
-        """alpha-bar / (1 - alpha-bar) of steps [B], float32 [B]."""
+        """Signal-to-noise ratio, alpha-bar / (1 - alpha-bar), of steps [B], float32 [B]."""
         alpha_bars = self.alpha_bars.to(steps.device)[steps]
         return (alpha_bars / (1 - alpha_bars)).float()
 
     def add_noise(self, x0: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        """x_t of q(x_t | x_0) (arXiv 2006.11239, equation 4).
+        """Sample x_t from q(x_t | x_0) (arXiv 2006.11239, equation 4).
 
         Args:
             x0: [B, ...].
-            noise: unit Gaussian, as x0.
-            steps: int64 [B] from 0 to T - 1.
+            noise: unit Gaussian, shaped like x0.
+            steps: int64 [B], each from 0 to T - 1.
 
         Returns:
-            As x0.
+            x_t, shaped like x0.
         """
-        signal, sigma = self.shares(steps, x0)
+        signal, sigma = self.scales(steps, x0)
         return signal * x0 + sigma * noise
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule that a recipe names."""
+    """The schedule that a config describes."""
     if isinstance(config, LinearConfig):
         betas = torch.linspace(config.first, config.last, config.steps, dtype=torch.float64)
     else:
         curve = torch.tensor([_squared_cosine(i / config.steps) for i in range(config.steps + 1)], dtype=torch.float64)
-        betas = (1 - curve[1:] / curve[:-1]).clamp(max=_LARGEST_BETA)
+        betas = (1 - curve[1:] / curve[:-1]).clamp(max=_MAX_BETA)
     return Schedule((1 - betas).cumprod(0))
 
 
-def _squared_cosine(share: float, offset: float = 0.008) -> float:
-    """f of equation 17 in arXiv 2102.09672; the offset keeps the first steps from having next to no noise."""
-    return math.cos((share + offset) / (1 + offset) * math.pi / 2) ** 2
+def _squared_cosine(fraction: float, offset: float = 0.008) -> float:
+    """f of equation 17 in arXiv 2102.09672; without the offset the first steps would add almost no noise."""
+    return math.cos((fraction + offset) / (1 + offset) * math.pi / 2) ** 2

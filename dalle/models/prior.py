@@ -1,8 +1,8 @@
-"""What both priors of unCLIP share: from a caption to the space of CLIP's image embeddings, and back out of it.
+"""What unCLIP's two priors share: mapping a caption to the space of CLIP's image embeddings, and back from it.
 
 Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (arXiv 2204.06125), section 2.2.
 
-Letters: B batch, T text positions, W width of CLIP's text states, D embedding, C width of the prior.
+Shapes: B batch, T text positions, W width of CLIP's text states, D embedding, C width of the prior.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dalle.config import config
 from dalle.models.clip import TextStates
 from dalle.models.transformer import TransformerConfig
 
-LEAST_DEVIATION = 1e-6  # a dimension that never changes stays where it is
+MIN_DEVIATION = 1e-6  # so that a constant dimension standardizes to 0 rather than nan
 
 
 @config
 class PriorShape:
-    """What both kinds of prior have."""
+    """The part of the architecture that both kinds of prior have."""
 
     transformer: TransformerConfig = TransformerConfig()
-    """Shape of the transformer."""
+    """Architecture of the transformer."""
     embed_dim: int = 128
-    """Dimensions D of the CLIP's embeddings."""
+    """Dimensions D of CLIP's embeddings."""
     text_width: int = 192
-    """Channels W of the CLIP's text states."""
+    """Channels W of CLIP's text states."""
     text_length: int = 24
-    """Longest caption of the CLIP in tokens."""
+    """Maximum caption length of the CLIP, in tokens."""
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "text_width", "text_length"):
@@ -37,11 +37,11 @@ class PriorShape:
 
 
 class Prior(nn.Module):
-    """A caption as CLIP's text tower gives it to an image embedding as CLIP's image tower would give it.
+    """Predicts CLIP's image embedding from CLIP's text states and text embedding of a caption.
 
-    It works on embeddings less the training set's mean, over its deviation, dimension by dimension: raw and unit
-    embeddings are far from the unit variance that noise has. These statistics are buffers, set once by `fit`. A caption
-    that is dropped is a learnt one, for guidance.
+    It works on standardized embeddings (the training set's mean and deviation per dimension), as neither raw nor
+    normalized embeddings come close to the unit variance of diffusion noise. These statistics are buffers, set once by
+    `fit`. For classifier-free guidance, a dropped caption is replaced by a learned null caption.
     """
 
     image_mean: Tensor
@@ -62,48 +62,54 @@ class Prior(nn.Module):
             self.register_buffer(f"{name}_deviation", torch.ones(dim))
 
     def fit(self, images: Tensor, texts: Tensor) -> None:
-        """Take the statistics of a training set's raw embeddings, [N, D] each, N at least 2."""
+        """Compute the statistics of a training set's raw embeddings, [N, D] each, N at least 2.
+
+        Raises:
+            ValueError: fewer than 2 embeddings.
+        """
         if len(images) < 2 or len(texts) < 2:
-            raise ValueError(f"a prior needs 2 or more embeddings to take statistics of, got {len(images)}")
+            raise ValueError(f"a prior needs at least 2 embeddings to compute statistics, got {len(images)}")
         for name, embeds in (("image", images), ("text", texts)):
             self.get_buffer(f"{name}_mean").copy_(embeds.mean(0))
-            self.get_buffer(f"{name}_deviation").copy_(embeds.std(0).clamp(min=LEAST_DEVIATION))
+            self.get_buffer(f"{name}_deviation").copy_(embeds.std(0).clamp(min=MIN_DEVIATION))
 
     def standardize(self, images: Tensor) -> Tensor:
-        """Raw image embeddings [B, D] to the space of the prior."""
+        """Raw image embeddings [B, D] to mean 0 and variance 1 per dimension."""
         return (images - self.image_mean) / self.image_deviation
 
-    def raw(self, images: Tensor) -> Tensor:
-        """And back."""
+    def unstandardize(self, images: Tensor) -> Tensor:
+        """Invert `standardize`."""
         return images * self.image_deviation + self.image_mean
 
     def _text_tokens(self, text: TextStates, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T + 1, C] of states and embedding, and which of them are real, bool [B, T + 1]."""
+        """Tokens [B, T + 1, C] of the text states and the text embedding, and which are valid, bool [B, T + 1]."""
         batch, length = text.states.shape[:2]
         if length > self.text_length:
-            raise ValueError(f"got captions of {length} tokens, this prior reads {self.text_length}")
+            raise ValueError(
+                f"got captions of {length} tokens, but this prior reads at most {self.text_length}: use its own CLIP"
+            )
         embeds = (text.embeds - self.text_mean) / self.text_deviation
         states, embed = self.states_in(text.states), self.embed_in(embeds)
-        real = text.mask
+        valid = text.mask
         if dropped is not None:
             rows = dropped[:, None, None]
             states = torch.where(rows, self.null_states[:length].to(states.dtype), states)
             embed = torch.where(rows[:, 0], self.null_embed.to(embed.dtype), embed)
-            real = real | dropped[:, None]
+            valid = valid | dropped[:, None]  # the null caption has no padding
         tokens = torch.cat((states, embed[:, None]), dim=1)
-        return tokens, torch.cat((real, real.new_ones(batch, 1)), dim=1)
+        return tokens, torch.cat((valid, valid.new_ones(batch, 1)), dim=1)
 
 
-def causal_mask(real: Tensor, length: int) -> Tensor:
-    """Who sees whom: those before, if real. Padding sees itself, so that its state, which nothing reads, is a number.
+def causal_mask(valid: Tensor, length: int) -> Tensor:
+    """Causal mask that excludes padding; padding attends to itself, as softmax over nothing would give nan.
 
     Args:
-        real: bool [B, P] of the first positions; all behind them are real.
-        length: positions S in all.
+        valid: bool [B, P], for the first P positions; all later ones are valid.
+        length: total number of positions S.
 
     Returns:
         bool [B, 1, S, S].
     """
-    seen = torch.cat((real, real.new_ones(len(real), length - real.shape[1])), dim=1)
-    square = torch.ones(length, length, dtype=torch.bool, device=real.device)
+    seen = torch.cat((valid, valid.new_ones(len(valid), length - valid.shape[1])), dim=1)
+    square = torch.ones(length, length, dtype=torch.bool, device=valid.device)
     return (square.tril() & seen[:, None, :] | square.diag().diag())[:, None]

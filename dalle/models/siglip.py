@@ -1,8 +1,8 @@
-"""Towers of SigLIP: images by attention pooling, texts without a mask, read at the last position.
+"""SigLIP's towers: images by attention pooling; bidirectional text, read at the last position.
 
 Zhai et al. 2023, arXiv 2303.15343; the pooling is that of Scaling Vision Transformers (arXiv 2106.04560, section 3.2).
 
-Letters of shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, D embedding.
+Shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, D embedding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NORM_EPS = 1e-6
 
 
 class AttentionPooling(nn.Module):
-    """One vector of many: a learned query looks at all of them, then a feed-forward part with a residual."""
+    """Pools many vectors into one: a learned query attends to all of them, then an MLP with a residual connection."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class AttentionPooling(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """States [B, T, C] -> [B, C]."""
+        """States [B, T, C] to [B, C]."""
         query = rearrange(self.q(self.query.to(x.dtype)), "(H D) -> H 1 D", H=self.heads)
         k, v = rearrange(self.kv(x), "B T (two H D) -> two B H T D", two=2, H=self.heads)
         mixed = F.scaled_dot_product_attention(query.to(k.dtype).expand(len(x), -1, -1, -1), k, v)  # [B, H, 1, D]
@@ -68,20 +68,20 @@ class PooledVisionTransformer(nn.Module):
         set_norm_eps(self)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> the transformer's input [B, h*w, C]."""
+        """Images [B, 3, H, W] in [0, 1] to the transformer's input [B, h*w, C]."""
         normalized = (images - self.mean) / self.std
         patches = self.patches(normalized.to(self.patches.weight.dtype))  # [B, C, h, w]
         x: Tensor = rearrange(patches, "B C h w -> B (h w) C") + self.positions
         return x
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> [B, D], not normalized."""
+        """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
         pooled: Tensor = self.pooling(self.transformer(self.embed(images)))
         return pooled
 
 
 class UnmaskedTextTransformer(nn.Module):
-    """Text tower: every position sees every other, padding too; the state at the last one projected."""
+    """Text tower: every position attends to every other, padding included; projection of the last position's state."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -96,39 +96,39 @@ class UnmaskedTextTransformer(nn.Module):
         set_norm_eps(self)
 
     def states(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] of full rows, padding included -> [B, T, C].
+        """Ids [B, T] of full-length rows, padding included, to states [B, T, C].
 
         Raises:
-            ValueError: rows are shorter than those that it was trained on.
+            ValueError: rows shorter than those the model was trained on.
         """
         if ids.shape[1] != len(self.positions):
             raise ValueError(
-                f"got captions of {ids.shape[1]} tokens, a SigLIP reads all of its {len(self.positions)} positions, "
-                f"padding too: encode them with length={len(self.positions)}"
+                f"got captions of {ids.shape[1]} tokens, but this SigLIP reads all {len(self.positions)} positions, "
+                f"padding included: encode them with length={len(self.positions)}"
             )
         states: Tensor = self.transformer(self.tokens(ids) + self.positions)
         return states
 
     def end(self, ids: Tensor) -> Tensor:
-        """The position that is read, int64 [B]: the last, whatever stands there."""
+        """The position to read, int64 [B]: always the last."""
         return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
 
     def project(self, states: Tensor, end: Tensor) -> Tensor:
-        """States [B, T, C] and the position [B] to read -> [B, D], not normalized."""
+        """States [B, T, C] and the position [B] to read, to embeddings [B, D], not normalized."""
         projected: Tensor = self.projection(states[torch.arange(len(states), device=states.device), end])
         return projected
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] of full rows, padding included -> [B, D], not normalized.
+        """Ids [B, T] of full-length rows, padding included, to embeddings [B, D], not normalized.
 
         Raises:
-            ValueError: rows are shorter than those that it was trained on.
+            ValueError: rows shorter than those the model was trained on.
         """
         return self.project(self.states(ids), self.end(ids))
 
 
 def set_norm_eps(module: nn.Module) -> None:
-    """SigLIP adds less to the variance than CLIP does."""
+    """Set the epsilon of all LayerNorms to SigLIP's, which is smaller than PyTorch's default."""
     for norm in module.modules():
         if isinstance(norm, nn.LayerNorm):
             norm.eps = _NORM_EPS

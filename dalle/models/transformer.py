@@ -1,4 +1,4 @@
-"""The pre-norm transformer that DALL-E and both towers of CLIP are made of. Vectors in, vectors out: no tokens here."""
+"""The pre-norm transformer of DALL-E, CLIP's towers and the priors. Vectors in, vectors out: it knows no tokens."""
 
 from __future__ import annotations
 
@@ -20,96 +20,99 @@ from dalle.kernels.linear import Linear
 from dalle.kernels.pattern import LayerMask
 from dalle.kernels.sparse import attend, attend_packed
 
-_MODULE = 2**14  # numbers that the objects of a block take the memory of
+_BLOCK_OVERHEAD = 2**14  # memory of a block's Python objects, in units of one parameter
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
 
 @config
 class TransformerConfig:
+    """Architecture of a transformer; the options beyond GPT-2's exist for published checkpoints and for stability."""
+
     width: int = 256
     """Channels of the residual stream."""
     depth: int = 8
     """Number of blocks."""
     heads: int = 4
-    """Attention heads; must divide width, unless head_channels is given."""
+    """Attention heads; must divide width, unless head_channels is set."""
     head_channels: int | None = None
-    """Channels of one head; null is width over heads."""
+    """Channels per head; null: width / heads."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward part over width (swiglu, geglu: two thirds of it, for equal parameters)."""
+    """Hidden width of the feed-forward layers as a multiple of width (swiglu, geglu: two thirds of it, so that the
+    number of parameters is the same)."""
     hidden: int | None = None
-    """Hidden width of the feed-forward part as such, in place of mlp_ratio."""
+    """Hidden width of the feed-forward layers in channels, overriding mlp_ratio."""
     feed_forward: FeedForwardKind = "gelu"
-    """Kind of feed-forward part."""
+    """Activation of the feed-forward layers."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467)."""
     sandwich: bool = False
-    """Normalise what each residual branch gives, too (CogView, arXiv 2105.13290, section 2.4)."""
+    """Also normalize the output of each residual branch (CogView, arXiv 2105.13290, section 2.4)."""
     layer_scale: bool = False
-    """Multiply what each residual branch gives by a learnt vector (Touvron et al. 2021, arXiv 2103.17239)."""
+    """Scale the output of each residual branch by a learned vector (Touvron et al. 2021, arXiv 2103.17239)."""
     biases: Literal["all", "not_qkv", "none"] = "all"
-    """Which linear maps have a bias."""
+    """Which linear layers have biases."""
     qk_norm: bool = False
-    """Normalise queries and keys in each head: steadier at high learning rates."""
+    """Normalize queries and keys per head, for stability at high learning rates."""
     dropout: float = 0.0
-    """Share of the outputs of each residual branch (and of embeddings) dropped in training, from 0 to below 1."""
+    """Dropout on embeddings and on the output of each residual branch, from 0 to below 1."""
     attention_dropout: float = 0.0
-    """Share of the attention weights dropped in training, from 0 to below 1; attention then goes by torch's functions,
-    and sparse kinds by dense masks."""
+    """Dropout on attention weights, from 0 to below 1; sparse attention then runs with dense masks and without native
+    kernels."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
     rotate_values: bool = False
-    """Rotary positions turn values too, as in DALLE-pytorch."""
+    """Apply rotary positions to values too, as DALLE-pytorch does."""
     reversible: bool = False
-    """Two residual streams in turn (RevNet, arXiv 1707.04585), as in DALLE-pytorch."""
+    """Use reversible blocks with two residual streams (RevNet, arXiv 1707.04585), as DALLE-pytorch does."""
     divide_by_max: bool = False
-    """Divide the last states by their largest channel before the final norm, as in DALLE-pytorch (`stable`)."""
+    """Divide the last states by their largest channel before the final norm, as DALLE-pytorch does (`stable`)."""
 
     def __post_init__(self) -> None:
-        whole = self.head_channels is not None or self.width % max(self.heads, 1) == 0
-        if min(self.width, self.depth, self.heads, self.head_channels or 1, self.hidden or 1) < 1 or not whole:
+        divides = self.head_channels is not None or self.width % max(self.heads, 1) == 0
+        if min(self.width, self.depth, self.heads, self.head_channels or 1, self.hidden or 1) < 1 or not divides:
             raise ValueError(
                 f"width {self.width}, depth {self.depth}, heads {self.heads}: "
                 "all must be at least 1 and heads must divide width"
             )
-        check_total(self.numbers, f"width {self.width}, depth {self.depth}, heads {self.heads}")
+        check_total(self.approximate_size, f"width {self.width}, depth {self.depth}, heads {self.heads}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
     @property
-    def numbers(self) -> int:
-        """About how many numbers the blocks hold, a module of Python itself counted."""
+    def approximate_size(self) -> int:
+        """Roughly the number of parameters of the blocks, with an allowance for the Python objects of each."""
         inner, hidden = self.heads * self.head_width, self.hidden or int(self.width * self.mlp_ratio)
-        return self.depth * (self.width * (4 * inner + 3 * hidden) + _MODULE)
+        return self.depth * (self.width * (4 * inner + 3 * hidden) + _BLOCK_OVERHEAD)
 
     @property
     def head_width(self) -> int:
-        """Channels of one head."""
+        """Channels per head."""
         return self.width // self.heads if self.head_channels is None else self.head_channels
 
 
 class Context(NamedTuple):
-    """What the tokens of one pass stand in, the same for all layers."""
+    """What all layers of a forward pass share."""
 
     rope: Rope | None = None
-    """Cosines and sines of their positions."""
+    """Cosines and sines of the tokens' positions; None: no rotary positions."""
     shift: TokenShift | None = None
-    """Where part of their channels comes from."""
+    """Replaces part of the channels by those of earlier tokens; None: nothing is shifted."""
     cache: KVCache | None = None
-    """What went before."""
+    """Keys and values of earlier tokens; None: there are none."""
 
 
-Blocks = Callable[[Tensor, Sequence[LayerMask], Context], Tensor]
-"""Runs all blocks over [B, T, C], given a mask for each."""
+RunBlocks = Callable[[Tensor, Sequence[LayerMask], Context], Tensor]
+"""Runs all blocks over [B, T, C], given one mask per block."""
 
 
 def norm(config: TransformerConfig) -> nn.Module:
-    """A normalisation over the channels."""
+    """The normalization layer that the config asks for, over the channels."""
     return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-5)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with fused query, key and value projections."""
+    """Multi-head self-attention with a fused projection to queries, keys and values."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -123,13 +126,16 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
+        """[B, T, C] to the same shape; with a cache, appends the keys and values and attends to all in it."""
         qkv = self.qkv(x)
         dropped = self.attention_dropout if self.training else 0.0
         if context.cache is not None:
             norms = self.q_norm, self.k_norm
             mixed = decode_attention(qkv, mask, context.cache, layer, *norms, context.rope, self.rotate_values, dropped)
             return _drop(self.out(mixed), self.dropout, self.training)
-        packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, D]
+        # Whole sequences: [3, B, H, T, D]. Without per-head norms and rotary positions, native attention reads queries,
+        # keys and values where the projection left them; otherwise they are computed apart anyway.
+        packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.q_norm is None and context.rope is None:
             mixed = attend_packed(packed, mask, dropped)  # [B, H, T, D]
         else:
@@ -144,7 +150,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around a nonlinearity, or a gated one (GEGLU, SwiGLU: Shazeer 2020, arXiv 2002.05202)."""
+    """Two linear layers with an activation between, or a gated one (GEGLU, SwiGLU: Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -153,11 +159,13 @@ class FeedForward(nn.Module):
         hidden = config.hidden
         if hidden is None:
             hidden = int(config.width * config.mlp_ratio)
+            # A gated layer has three matrices instead of two. Multiples of 8 suit vector units and tensor cores.
             hidden = math.ceil(hidden * 2 / 3 / 8) * 8 if self.gated else hidden
         self.up = Linear(config.width, hidden * (2 if self.gated else 1), bias=config.biases != "none")
         self.down = Linear(hidden, config.width, bias=config.biases != "none")
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] to the same shape."""
         x = self.up(x)
         if self.gated:
             gate, x = x.chunk(2, dim=-1)
@@ -167,8 +175,8 @@ class FeedForward(nn.Module):
         return _drop(self.down(x), self.dropout, self.training)
 
 
-def _drop(x: Tensor, share: float, training: bool) -> Tensor:
-    return F.dropout(x, share) if share and training else x
+def _drop(x: Tensor, probability: float, training: bool) -> Tensor:
+    return F.dropout(x, probability) if probability and training else x
 
 
 def _activate(x: Tensor, kind: FeedForwardKind) -> Tensor:
@@ -176,14 +184,14 @@ def _activate(x: Tensor, kind: FeedForwardKind) -> Tensor:
         return F.silu(x)
     if kind == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
-    # The exact GELU takes half the time of the tanh approximation on a CPU in bfloat16.
+    # In bfloat16 on a CPU, the exact GELU takes half the time of the tanh approximation.
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    Each of the two may end with a norm or a learnt scale of its own.
+    Each branch may end with a norm (sandwich) and a learned scale.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -192,49 +200,52 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.feed_forward_norm = norm(config)
         self.feed_forward = FeedForward(config)
-        self.attention_end = _end(config)
-        self.feed_forward_end = _end(config)
+        self.attention_end = _branch_end(config)
+        self.feed_forward_end = _branch_end(config)
 
     def attend(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
-        """What attention adds to the residual stream."""
+        """The attention branch's contribution to the residual stream, [B, T, C]."""
         x = self.attention_norm(x)
         if context.shift is not None:
             x = context.shift(x, context.cache, 2 * layer)
         return self.attention_end(self.attention(x, mask, context, layer))
 
     def feed(self, x: Tensor, context: Context, layer: int) -> Tensor:
-        """What the feed-forward part adds to it."""
+        """The feed-forward branch's contribution to the residual stream, [B, T, C]."""
         x = self.feed_forward_norm(x)
         if context.shift is not None:
             x = context.shift(x, context.cache, 2 * layer + 1)
         return self.feed_forward_end(self.feed_forward(x))
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
+        """[B, T, C] to the same shape."""
         x = x + self.attend(x, mask, context, layer)
         return x + self.feed(x, context, layer)
 
 
 class ReversibleBlock(Block):
-    """Two streams [2, B, T, C]: each is added what the other gives."""
+    """A block over two residual streams [2, B, T, C], each of which is updated from the other (RevNet)."""
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
+        """[2, B, T, C] to the same shape."""
         first, second = x
         first = first + self.attend(second, mask, context, layer)
         return torch.stack((first, second + self.feed(first, context, layer)))
 
 
 class Scale(nn.Module):
-    """A learnt factor for each channel."""
+    """A learned factor per channel (LayerScale)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to the same shape."""
         return x * self.weight
 
 
-def _end(config: TransformerConfig) -> nn.Module:
+def _branch_end(config: TransformerConfig) -> nn.Module:
     parts = [norm(config)] if config.sandwich else []
     parts += [Scale(config.width)] if config.layer_scale else []
     return nn.Sequential(*parts)
@@ -243,8 +254,8 @@ def _end(config: TransformerConfig) -> nn.Module:
 class Transformer(nn.Module):
     """Pre-norm blocks and a final norm.
 
-    Weights start as in GPT-2 (Radford et al. 2019, section 2.3): normal with deviation 0.02, the two projections onto
-    the residual stream divided by sqrt(2 * depth).
+    Weights are initialized as in GPT-2 (Radford et al. 2019, section 2.3): normal with deviation 0.02, and for the two
+    projections onto the residual stream 0.02 / sqrt(2 * depth).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -261,12 +272,12 @@ class Transformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def new_cache(self, batch: int, length: int, *, shifted: bool = False) -> KVCache:
-        """An empty cache on the device and in the dtype that keys will have.
+        """Allocate an empty cache on the device and in the dtype that keys will have.
 
         Args:
-            batch: rows.
-            length: tokens of a row.
-            shifted: whether passes come with a `TokenShift`.
+            batch: number of sequences.
+            length: maximum number of tokens per sequence.
+            shifted: whether forward passes will use a `TokenShift`.
         """
         weight = next(self.parameters())
         kind = weight.device.type
@@ -291,18 +302,18 @@ class Transformer(nn.Module):
         rope: Rope | None = None,
         shift: TokenShift | None = None,
         cache: KVCache | None = None,
-        blocks: Blocks | None = None,
+        blocks: RunBlocks | None = None,
     ) -> Tensor:
-        """Run all blocks.
+        """Run all blocks and the final norm.
 
         Args:
             x: [B, T, C].
-            mask: None (everything sees everything), "causal", bool [T, S] or [B, 1, T, S] with True = may look, or one
-                of these per layer. S is T, plus what the cache holds.
+            mask: None (everything attends to everything), "causal", bool [T, S] or [B, 1, T, S] with True = may attend,
+                or one of these per layer. S is T plus the number of cached tokens.
             rope: cosines and sines, each [T, head width / 2], of the positions of x.
-            shift: takes part of the channels from earlier tokens, ahead of each branch.
-            cache: what went before x; x's keys and values are added to it.
-            blocks: what runs the blocks; None: `run_blocks`, one after the other.
+            shift: replaces part of the channels by those of earlier tokens, before each branch.
+            cache: the tokens before x; x's keys and values are appended.
+            blocks: runs the blocks; None: `run_blocks`, one after the other.
 
         Returns:
             [B, T, C].
@@ -315,16 +326,16 @@ class Transformer(nn.Module):
         context = Context(rope, shift, cache)
         length = x.shape[1]
         if cache is not None:
-            cache.place(length)  # or it is an error, before anything is written
+            cache.next_positions(length)  # raises if there is no room, before anything is written
         x = (blocks or self.run_blocks)(x, masks, context)
-        if cache is not None:
+        if cache is not None:  # only now, as all layers write at the same position
             cache.advance(length)
         if self.config.divide_by_max:
             x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
 
     def run_blocks(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor:
-        """The blocks one after the other."""
+        """Run the blocks one after the other: [B, T, C] to the same shape."""
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         if self.config.reversible:
             x = torch.stack((x, x))
@@ -333,4 +344,5 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, mask, context, layer, use_reentrant=False)
             else:
                 x = block(x, mask, context, layer)
+        # DALLE-pytorch averages the two streams at the end
         return x.mean(0) if self.config.reversible else x

@@ -1,4 +1,4 @@
-"""Text tokenizers behind one contract: captions to ids [B, T] and back. Ours is SentencePiece's; others' are read."""
+"""Text tokenizers behind one interface: captions to ids [B, T] and back. We train SentencePiece; others are loaded."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ __all__ = [
 
 
 def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer:
-    """The text tokenizer in a folder that `TextTokenizer.save` wrote.
+    """Load the text tokenizer in a folder that `TextTokenizer.save` wrote.
 
     Args:
-        folder: the folder.
-        config: what its config.yaml says, where that has been read.
+        folder: the tokenizer's folder.
+        config: the contents of its config.yaml, if they have been read already.
 
     Raises:
-        ValueError: a file is missing, broken, or belongs to another tokenizer.
+        ValueError: a file is missing, damaged, or belongs to another tokenizer.
     """
     recipe = folder / "config.yaml"
     config = read_yaml(recipe) if config is None else config
@@ -55,7 +55,7 @@ def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer
 
     def content(name: str) -> bytes:
         if not (folder / name).is_file():
-            raise ValueError(f"no {name} in {folder}: expected the folder of a text tokenizer, {kind}")
+            raise ValueError(f"no {name} in {folder}: a text tokenizer of kind {kind} needs this file")
         return (folder / name).read_bytes()
 
     where = str(recipe)
@@ -74,5 +74,5 @@ def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
     raise ValueError(
-        f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, siglip, classes, or none (ours)"
+        f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, siglip, classes, or none (SentencePiece)"
     )

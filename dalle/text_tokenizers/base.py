@@ -1,6 +1,6 @@
-"""The contract that every text tokenizer keeps: captions to rows of ids and back. Holds no vocabulary.
+"""The interface of every text tokenizer: captions to rows of ids and back. Holds no vocabulary.
 
-Letters of shapes: B captions, T tokens.
+Shapes: B captions, T tokens.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ logger = logging.getLogger(__name__)
 
 
 class TextTokenizer(ABC):
-    """Turns captions into token ids and back; picklable, so that data workers can have a copy.
+    """Turns captions into token ids and back; picklable, so that each data worker can have a copy.
 
     Attributes:
-        config: what is needed beside the files to encode.
+        config: everything besides the vocabulary files that encoding depends on.
         vocab_size: number of token ids.
-        pad_id: fills rows up to their length.
-        begin: ids in front of every row.
-        end: ids behind every row.
-        keep_end: whether a row that is cut keeps its last id.
-        blank_is_null: whether a blank prompt is drawn as the null caption (padding only), which training has met.
-        truncated: number of captions cut by `encode` so far, in this process.
+        pad_id: the id that fills rows up to their length.
+        begin: ids at the start of every row.
+        end: ids at the end of every row.
+        keep_end: whether a truncated row keeps its last id (normally the end token).
+        blank_is_null: whether a blank prompt is encoded as the null caption (padding only), which the model has seen
+            in training.
+        truncated: number of captions truncated by `encode` so far, in this process.
     """
 
     config: Any
@@ -60,48 +61,49 @@ class TextTokenizer(ABC):
 
         Args:
             texts: B captions.
-            length: length T of the rows; longer captions are cut and counted in `truncated`. None: as long as the
-                longest needs.
-            dropout: probability of leaving out a merge (BPE dropout; 0.1 in the DALL-E paper), for training only.
-            seed: makes dropout repeatable: one seed for the call, or one for each caption, whose tokens are then the
-                same whatever the batch around it. None: not repeatable.
+            length: length T of the rows; longer captions are truncated and counted in `truncated`. None: the length of
+                the longest row.
+            dropout: probability of skipping a merge (BPE dropout; 0.1 in the DALL-E paper), for training only.
+            seed: makes dropout reproducible. One seed for the whole call, or one per caption, whose tokens then do not
+                depend on the other captions of the batch. None: not reproducible.
 
         Returns:
             int64 [B, T], on the CPU.
 
         Raises:
-            ValueError: a single string instead of a list, a caption with a lone surrogate, or a length too short.
+            ValueError: a single string instead of a list, a caption with a lone surrogate, or too small a length.
         """
         if length is not None and length < max(1, len(self.end)):
-            raise ValueError(f"the length of encoded captions is at least {max(1, len(self.end))}, got {length}")
-        rows = self.rows(texts, dropout=dropout, seed=seed)
+            raise ValueError(f"length is {length}; encoded captions need at least {max(1, len(self.end))} tokens")
+        rows = self.encode_ragged(texts, dropout=dropout, seed=seed)
         width = max((len(row) for row in rows), default=0) if length is None else length
         for text, row in zip(texts, rows, strict=True):
             if len(row) > width:
-                self._count_cut(text, len(row), width)
-        return self.padded(rows, width)
+                self._count_truncated(text, len(row), width)
+        return self.pad(rows, width)
 
-    def rows(
+    def encode_ragged(
         self, texts: Sequence[str], *, dropout: float = 0.0, seed: int | Sequence[int] | None = None
     ) -> list[list[int]]:
-        """As `encode`, each row as long as its caption needs.
+        """Like `encode`, but without padding or truncation: each row is as long as its caption.
 
         Raises:
             ValueError: a single string instead of a list, or a caption with a lone surrogate.
         """
         if isinstance(texts, str):
-            raise ValueError(f"encode takes a list of captions, got the string {texts[:40]!r}: put it into a list")
+            raise ValueError(f"encode takes a list of captions, got the string {texts[:40]!r}: put it in a list")
         for text in texts:
             check_characters(text)
         if seed is None or isinstance(seed, int):
+            # One generator for all captions: the tokens of a caption then depend on those before it.
             shared = random.Random(seed)
-            chances = [shared] * len(texts)
+            rngs = [shared] * len(texts)
         else:
-            chances = [random.Random(own) for own in seed]
-        return [[*self.begin, *row, *self.end] for row in self._pieces(texts, dropout, chances)]
+            rngs = [random.Random(own) for own in seed]
+        return [[*self.begin, *row, *self.end] for row in self._tokenize(texts, dropout, rngs)]
 
-    def padded(self, rows: Sequence[Sequence[int]], width: int) -> Tensor:
-        """Rows to ids [B, width], cut or padded."""
+    def pad(self, rows: Sequence[Sequence[int]], width: int) -> Tensor:
+        """Pad or truncate rows of ids to int64 [B, width]."""
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
         for i, row in enumerate(rows):
             if len(row) > width:
@@ -110,7 +112,7 @@ class TextTokenizer(ABC):
         return ids
 
     def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Token ids [B, T] to B captions; each row is read up to its end, or to the padding that it ends with.
+        """Turn token ids [B, T] into B captions; each row is read up to its end token or its trailing padding.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -124,15 +126,16 @@ class TextTokenizer(ABC):
             if self.end and self.end[0] in row:
                 row = row[: row.index(self.end[0])]
             else:
+                # Only trailing padding goes: pad_id may be the id of a real token, and then it may occur inside a row.
                 while row and row[-1] == self.pad_id:
                     row = row[:-1]
             if self.begin and row[:1] == list(self.begin):
                 row = row[1:]
-            captions.append(self._text(row))
+            captions.append(self._detokenize(row))
         return captions
 
     def save(self, folder: str | Path) -> None:
-        """Write the files of the vocabulary, and a minimal `config.yaml` unless one is there (say, the recipe)."""
+        """Write the vocabulary files, and a minimal `config.yaml` unless the folder has one (such as the recipe's)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
@@ -144,30 +147,33 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def files(self) -> Mapping[str, bytes]:
-        """Names and contents of the files that hold the vocabulary."""
+        """Names and contents of the vocabulary files."""
 
     @abstractmethod
-    def _pieces(self, texts: Sequence[str], dropout: float, chances: Sequence[random.Random]) -> list[list[int]]:
-        """Tokens of each caption, with the random numbers of its dropout."""
+    def _tokenize(self, texts: Sequence[str], dropout: float, rngs: Sequence[random.Random]) -> list[list[int]]:
+        """Token ids of each caption; `rngs` has the generator of each caption's dropout."""
 
     @abstractmethod
-    def _text(self, ids: list[int]) -> str:
-        """The caption of tokens that are neither padding, begin nor end."""
+    def _detokenize(self, ids: list[int]) -> str:
+        """The caption of ids that are neither padding, begin nor end."""
 
-    def _count_cut(self, text: str, needed: int, width: int) -> None:
+    def _count_truncated(self, text: str, needed: int, width: int) -> None:
         if self.truncated == 0:
             logger.warning(
-                "caption of %d tokens cut to %d: %r... (later ones are only counted)", needed, width, text[:60]
+                "caption of %d tokens truncated to %d: %r... (reported once, then only counted)",
+                needed,
+                width,
+                text[:60],
             )
         self.truncated += 1
 
 
 def check_characters(text: str) -> None:
-    """Refuse a text that is no sequence of characters."""
+    """Raise a ValueError for text with lone surrogates, which no encoding can represent."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the caption {text[:40]!r} holds the lone surrogate {text[error.start]!r} at position {error.start}, "
-            "which is no character: repair the encoding of the text it came from"
+            f"the caption {text[:40]!r} has the lone surrogate {text[error.start]!r} at position {error.start}, "
+            "which is not a character: fix the encoding of the text it came from"
         ) from None

@@ -1,4 +1,4 @@
-"""Class numbers as captions, for models that draw a class and read no text (LlamaGen's c2i)."""
+"""Class indices as captions, for class-conditional models, which read no text (LlamaGen's c2i)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from dalle.text_tokenizers.base import TextTokenizer
 
 @config
 class ClassTokenizerConfig:
+    """Config of a class-conditional model's "text" side."""
+
     kind: Literal["classes"] = "classes"
-    """Numbers of classes."""
+    """Class indices."""
     classes: int = 1000
-    """How many there are; those of ImageNet are numbered from 0 in the order of their WordNet ids."""
+    """Number of classes; ImageNet's are numbered from 0 in the order of their WordNet ids."""
 
     def __post_init__(self) -> None:
         if self.classes < 1:
@@ -23,7 +25,7 @@ class ClassTokenizerConfig:
 
 
 class ClassTokenizer(TextTokenizer):
-    """A row is one id, the class; the last id stands for no class, and a blank caption gives it."""
+    """A row is one id, the class; the last id is the null class of classifier-free guidance, as is a blank caption."""
 
     config: ClassTokenizerConfig
     keep_end = False
@@ -34,19 +36,23 @@ class ClassTokenizer(TextTokenizer):
         self.pad_id = config.classes
 
     def files(self) -> Mapping[str, bytes]:
+        """No files: the config is all there is."""
         return {}
 
-    def _pieces(self, texts: Sequence[str], dropout: float, chances: Sequence[random.Random]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[str], dropout: float, rngs: Sequence[random.Random]) -> list[list[int]]:
         return [[self._class(text.strip())] for text in texts]
 
     def _class(self, text: str) -> int:
         if not text:
             return self.pad_id
         digits = text.lstrip("0")
+        # The length is checked first, as int() of a very long string of digits is slow and then an error of its own.
         if not (text.isascii() and text.isdigit() and len(digits) < 10 and int(text) < self.config.classes):
             last = self.config.classes - 1
-            raise ValueError(f"this model draws classes: give a number from 0 to {last} as prompt, not {text[:40]!r}")
+            raise ValueError(
+                f"this model is class-conditional: give a class from 0 to {last} as the prompt, not {text[:40]!r}"
+            )
         return int(text)
 
-    def _text(self, ids: list[int]) -> str:
+    def _detokenize(self, ids: list[int]) -> str:
         return " ".join(str(i) for i in ids)

@@ -1,11 +1,11 @@
-"""Our own text tokenizer: SentencePiece BPE with byte fallback. Knows nothing of models.
+"""Our own text tokenizer: SentencePiece BPE with byte fallback.
 
-Letters of shapes: B captions, T tokens.
+Shapes: B captions, T tokens.
 
-Any string comes back exactly, up to the NFKC normal form (and lower case where that is asked for). SentencePiece alone
-does not do that: its own normaliser drops control characters and folds spaces, and it writes a space as U+2581, so
-that a real U+2581 would come back as a space. Therefore normalisation is done here, SentencePiece gets `identity`,
-and U+2581 is escaped.
+Any string round-trips exactly, up to NFKC normalization (and lower-casing if configured). SentencePiece by itself does
+not do that: its normalizer drops control characters and collapses spaces, and it represents a space as U+2581, so that
+a real U+2581 would decode to a space. So normalization is done here, SentencePiece runs with the `identity` rule, and
+U+2581 is escaped.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from dalle.text_tokenizers.bpe import merge
 MODEL_FILE = "bpe.model"
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
-# U+2581 stands for a space inside SentencePiece: in a caption it becomes ESC "s", and ESC itself becomes ESC "e".
+# U+2581 represents a space inside SentencePiece: in a caption it becomes ESC "s", and ESC itself becomes ESC "e".
 _ESCAPES = (("\x1b", "\x1be"), ("\u2581", "\x1bs"))
-_WORD = re.compile("\u2581[^\u2581]*")  # every line begins with a space, and no piece goes on over one
-_MAX_LINE_BYTES = 1 << 20  # SentencePiece leaves out longer training lines; its own limit of 4,192 bytes is too short
+_WORD = re.compile("\u2581[^\u2581]*")  # every line begins with a space, and no token spans two words
+_MAX_LINE_BYTES = 1 << 20  # SentencePiece drops longer training lines; its default limit, 4,192 bytes, is too short
 
 
 @config
 class TextTokenizerConfig:
-    """Architecture of a text tokenizer: all that is needed beside `bpe.model` to encode."""
+    """Architecture of a text tokenizer: all that encoding needs besides `bpe.model`."""
 
     vocab_size: int = 4096
-    """Number of tokens, the four special ones and the 256 bytes of the fallback among them."""
+    """Number of tokens, including the four special ones and the 256 bytes of the fallback."""
     byte_fallback: bool = True
-    """Write characters outside the vocabulary as their UTF-8 bytes, so that any script round-trips."""
+    """Encode characters outside the vocabulary as their UTF-8 bytes, so that any script round-trips."""
     character_coverage: float = 1.0
-    """Share of the training text's characters that get a token of their own."""
+    """Share of the training text's characters that get their own token, from 0.98 to 1."""
     split_digits: bool = True
-    """Make each digit a token."""
+    """Encode each digit as a separate token."""
     normalization: Literal["nfkc", "none"] = "nfkc"
-    """Unicode normal form given to captions before anything else."""
+    """Unicode normalization, applied to captions first."""
     lower_case: bool = False
-    """Lower-case captions, as the DALL-E paper does (they come back in lower case)."""
+    """Lower-case captions, as the DALL-E paper does; they decode to lower case."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
@@ -62,11 +62,11 @@ class SentencePieceTokenizer(TextTokenizer):
     """SentencePiece BPE over captions (DALL-E paper, section 2.2).
 
     Attributes:
-        config: The architecture.
-        vocab_size: Number of token ids.
+        config: the architecture.
+        vocab_size: number of token ids.
         pad_id: 0, fills rows up to their length.
-        unk_id: 1, never made as long as `config.byte_fallback` is on.
-        bos_id: 2, kept free for models that want it.
+        unk_id: 1, never produced while `config.byte_fallback` is on.
+        bos_id: 2, reserved for models that want it.
         eos_id: 3, ends every row.
     """
 
@@ -83,7 +83,7 @@ class SentencePieceTokenizer(TextTokenizer):
         """Build from a config and the bytes of a SentencePiece model file.
 
         Raises:
-            ValueError: The bytes are no SentencePiece model, or one of another size or with other special tokens.
+            ValueError: the bytes are not a SentencePiece model, or have another size or other special tokens.
         """
         super().__init__(config)
         self._model = model
@@ -91,8 +91,8 @@ class SentencePieceTokenizer(TextTokenizer):
         self.vocab_size: int = self._processor.get_piece_size()
         if self.vocab_size != config.vocab_size:
             raise ValueError(
-                f"the text tokenizer's {MODEL_FILE} holds {self.vocab_size} tokens, but its config says vocab_size="
-                f"{config.vocab_size}: use the two files of one training run"
+                f"the text tokenizer's {MODEL_FILE} has {self.vocab_size} tokens, but its config says vocab_size="
+                f"{config.vocab_size}: use two files from the same training run"
             )
         found = tuple(getattr(self._processor, name)() for name in ("pad_id", "unk_id", "bos_id", "eos_id"))
         if found != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
@@ -105,18 +105,19 @@ class SentencePieceTokenizer(TextTokenizer):
         return SentencePieceTokenizer, (self.config, self._model)
 
     def normalize(self, text: str) -> str:
-        """The form of `text` that `decode(encode([text]))` gives back."""
+        """The form of `text` that `decode(encode([text]))` returns."""
         return _normalize(text, self.config)
 
     def files(self) -> Mapping[str, bytes]:
+        """bpe.model, a SentencePiece model."""
         return {MODEL_FILE: self._model}
 
     @classmethod
     def load(cls, folder: str | Path, config: Mapping[str, Any] | None = None) -> SentencePieceTokenizer:
-        """Read what `save` wrote: `bpe.model`, and the `model:` part of `config.yaml` (`config`, if that is read).
+        """Load what `save` wrote: `bpe.model` and the `model:` section of `config.yaml` (`config`, if read already).
 
         Raises:
-            ValueError: A file is missing, broken, or belongs to another tokenizer.
+            ValueError: a file is missing, damaged, or belongs to another tokenizer.
         """
         folder = Path(folder)
         file = folder / MODEL_FILE
@@ -132,14 +133,14 @@ class SentencePieceTokenizer(TextTokenizer):
 
     @classmethod
     def train(cls, config: TextTokenizerConfig, captions: Iterable[str]) -> SentencePieceTokenizer:
-        """Learn a vocabulary from captions; the same captions in the same order give the same bytes.
+        """Learn a vocabulary from captions; the same captions in the same order give an identical model file.
 
         Args:
-            config: The wanted tokenizer.
-            captions: Read once; empty ones are left out.
+            config: the tokenizer to train.
+            captions: read once; empty ones are skipped.
 
         Raises:
-            ValueError: No captions, or a vocabulary size that does not fit them.
+            ValueError: no captions, or a vocabulary size that does not suit them.
         """
         lines = (line for caption in captions if (line := _prepare(caption, config)))
         model = io.BytesIO()
@@ -152,7 +153,7 @@ class SentencePieceTokenizer(TextTokenizer):
                 byte_fallback=config.byte_fallback,
                 character_coverage=config.character_coverage,
                 split_digits=config.split_digits,
-                normalization_rule_name="identity",
+                normalization_rule_name="identity",  # see the top of this file
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
                 max_sentence_length=_MAX_LINE_BYTES,
@@ -161,31 +162,31 @@ class SentencePieceTokenizer(TextTokenizer):
                 bos_id=BOS_ID,
                 eos_id=EOS_ID,
                 pad_piece="<pad>",
-                num_threads=1,
+                num_threads=1,  # the result must not depend on the machine
                 minloglevel=2,
             )
         except RuntimeError as error:
             raise ValueError(_explain(str(error), config)) from None
         return cls(config, model.getvalue())
 
-    def _pieces(self, texts: Sequence[str], dropout: float, chances: Sequence[random.Random]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[str], dropout: float, rngs: Sequence[random.Random]) -> list[list[int]]:
         lines = [_prepare(text, self.config) for text in texts]
         if dropout == 0.0:
             rows: list[list[int]] = self._processor.encode(lines, num_threads=1)
             return rows
-        # SentencePiece has its own dropout, but its seed means something else in every process, so that no run could be
-        # repeated or resumed with it.
+        # SentencePiece has its own dropout, but with the same seed it differs between processes, so a run could be
+        # neither reproduced nor resumed.
         return [
             [
                 i
-                for word in _WORD.findall(line.replace(" ", "\u2581"))  # of one caption all share a generator
-                for symbol in merge(list(word), self._rule, dropout, chance)
+                for word in _WORD.findall(line.replace(" ", "\u2581"))  # all words of a caption share a generator
+                for symbol in merge(list(word), self._rule, dropout, rng)
                 for i in self._ids(symbol)
             ]
-            for line, chance in zip(lines, chances, strict=True)
+            for line, rng in zip(lines, rngs, strict=True)
         ]
 
-    def _text(self, ids: list[int]) -> str:
+    def _detokenize(self, ids: list[int]) -> str:
         return _unescape(self._processor.decode([i for i in ids if i != PAD_ID]).removeprefix(" "))
 
     def _rule(self, first: str, second: str) -> tuple[float, str] | None:
@@ -194,7 +195,7 @@ class SentencePieceTokenizer(TextTokenizer):
 
     @functools.cached_property
     def _merges(self) -> dict[str, float]:
-        """Every piece that text can be made of, and its place in the order of merges, first the smallest."""
+        """Each token of text, and the rank of its merge, which SentencePiece stores negated as its score."""
         sp = self._processor
         special = (sp.is_control, sp.is_unknown, sp.is_byte)
         ids = (i for i in range(self.vocab_size) if not any(is_kind(i) for is_kind in special))
@@ -215,12 +216,12 @@ def _normalize(text: str, config: TextTokenizerConfig) -> str:
 
 
 def _prepare(text: str, config: TextTokenizerConfig) -> str:
-    """Normalised, escaped, and with a space in front, so that a word has the same token wherever it stands."""
+    """Normalize and escape, and put a space in front, so that the first word gets the same token as elsewhere."""
     check_characters(text)
     text = _normalize(text, config)
     for plain, escaped in _ESCAPES:
         text = text.replace(plain, escaped)
-    return " " + text if text else ""  # the empty caption is EOS alone
+    return " " + text if text else ""  # an empty caption is EOS alone
 
 
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -228,7 +229,7 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
         raise ValueError(
-            f"these {len(model)} bytes are no SentencePiece model: the file is truncated or foreign"
+            f"these {len(model)} bytes are not a SentencePiece model: the file is truncated or of another kind"
         ) from None
 
 
@@ -239,7 +240,7 @@ def _unescape(text: str) -> str:
 
 
 def _explain(error: str, config: TextTokenizerConfig) -> str:
-    """SentencePiece's complaint about training as one line that says what to do."""
+    """SentencePiece's error message about training as one line that says what to do."""
     if match := re.search(r"set it to a value <= (\d+)", error):
         return (
             f"vocab_size={config.vocab_size} is more than these captions can fill: set model.vocab_size to "
@@ -251,5 +252,5 @@ def _explain(error: str, config: TextTokenizerConfig) -> str:
             f"to {match[1]} or more, or lower model.character_coverage"
         )
     if "sentences_.empty()" in error:
-        return "no captions to train a text tokenizer on: expected at least one that is not empty"
+        return "no captions to train a text tokenizer on: at least one must not be empty"
     return f"SentencePiece cannot train this text tokenizer: {' '.join(error.split())}"

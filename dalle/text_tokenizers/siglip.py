@@ -1,7 +1,7 @@
-"""Text tokenizers of SigLIP and SigLIP 2: published SentencePiece models over lower-cased text, padded to full rows.
+"""Text tokenizers of SigLIP and SigLIP 2: published SentencePiece models over lower-cased text, padded to full length.
 
-SigLIP (arXiv 2303.15343) reads the 32,000 unigram pieces of C4 without punctuation, as big_vision does; SigLIP 2
-(arXiv 2502.14786, section 2.1) the 256,000 of Gemma.
+SigLIP (arXiv 2303.15343) uses the 32,000 unigram tokens of C4, with punctuation removed, as big_vision does; SigLIP 2
+(arXiv 2502.14786, section 2.1) uses Gemma's 256,000.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @config
 class SigLIPTokenizerConfig:
+    """Config of SigLIP's tokenizers."""
+
     kind: Literal["siglip"] = "siglip"
     """A SentencePiece model of SigLIP."""
     version: Literal[1, 2] = 1
-    """1 leaves out ASCII's punctuation and fills rows with the end token; 2 does neither, and has a padding token."""
+    """1: remove ASCII punctuation and pad with the end token. 2: keep punctuation and pad with a padding token."""
 
 
 class SigLIPTokenizer(TextTokenizer):
-    """Rows are the caption's tokens, an end token, and padding; a row that is cut keeps its end token."""
+    """Rows are the caption's tokens, an end token, and padding; a truncated row keeps its end token."""
 
     config: SigLIPTokenizerConfig
 
@@ -38,38 +40,41 @@ class SigLIPTokenizer(TextTokenizer):
         """Build from the bytes of a SentencePiece model.
 
         Raises:
-            ValueError: they are none, or one without an end token.
+            ValueError: it is not a SentencePiece model, or has no end token.
         """
         super().__init__(config)
         self._model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
-            raise ValueError(f"these {len(model)} bytes are no SentencePiece model: truncated or foreign") from None
+            raise ValueError(
+                f"these {len(model)} bytes are not a SentencePiece model: the file is truncated or of another kind"
+            ) from None
         self.vocab_size = self._processor.get_piece_size()
         end, pad = self._processor.eos_id(), self._processor.pad_id()
         if end < 0 or (config.version == 2 and pad < 0):
-            raise ValueError("its SentencePiece model has no token for the end or for padding, as those of SigLIP have")
+            raise ValueError("this SentencePiece model has no end or padding token, as SigLIP's has: it is another one")
         self.end, self.pad_id = (end,), end if config.version == 1 else pad
 
     def __reduce__(self) -> tuple[type[SigLIPTokenizer], tuple[SigLIPTokenizerConfig, bytes]]:
         return SigLIPTokenizer, (self.config, self._model)
 
     def files(self) -> Mapping[str, bytes]:
+        """spiece.model, unchanged."""
         return {MODEL_FILE: self._model}
 
-    def _pieces(self, texts: Sequence[str], dropout: float, chances: Sequence[random.Random]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[str], dropout: float, rngs: Sequence[random.Random]) -> list[list[int]]:
         if dropout:
-            raise ValueError("SigLIP's text tokenizer drops no merges: set bpe_dropout=0")
-        rows: list[list[int]] = self._processor.encode([self._cleaned(text) for text in texts], num_threads=1)
+            raise ValueError("SigLIP's text tokenizer has no BPE dropout: set bpe_dropout=0")
+        rows: list[list[int]] = self._processor.encode([self._clean(text) for text in texts], num_threads=1)
         return rows
 
-    def _cleaned(self, text: str) -> str:
+    def _clean(self, text: str) -> str:
         text = text.lower()
         if self.config.version == 1:
             text = re.sub(r"\s+", " ", text.translate(_PUNCTUATION)).strip()
         return text
 
-    def _text(self, ids: list[int]) -> str:
+    def _detokenize(self, ids: list[int]) -> str:
         text: str = self._processor.decode(ids)
         return text

@@ -1,7 +1,7 @@
-"""Features of a T5 encoder in place of text tokens, as LlamaGen (arXiv 2406.06525, section 2.3) reads captions.
+"""T5 encoder features instead of text tokens, as in LlamaGen (arXiv 2406.06525, section 2.3).
 
-Captions are cleaned as its training captions were (language/t5.py of LlamaGen, which has it from DeepFloyd IF): web
-addresses, file names, article numbers and the like go.
+Captions are cleaned like LlamaGen's training captions (its language/t5.py, which comes from DeepFloyd IF): URLs, file
+names, article numbers and the like are removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from dalle.device import to_device
 from dalle.text_tokenizers.base import check_characters
 
-LENGTH = 120  # tokens of a caption
+LENGTH = 120  # tokens per caption
 
 _ADDRESS = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
 _ENDINGS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
@@ -29,7 +29,7 @@ _DASHES = (
     "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58"
     "\ufe63\uff0d"
 )
-# What goes, and what it becomes, in this order; before the encoding is mended ...
+# (pattern, replacement), applied in this order; the first two tables before mojibake is fixed ...
 _FIRST = (
     (rf"\b((?:https?:(?:\/{{1,3}}|[a-zA-Z0-9%])|{_ADDRESS}))", ""),
     (rf"\b((?:www:(?:\/{{1,3}}|[a-zA-Z0-9%])|{_ADDRESS}))", ""),
@@ -54,7 +54,7 @@ _THEN = (
     ("[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~)(\\]\\[}{|\\\\/*]{1,}", " "),
     (r"\s+\.\s+", " "),
 )
-# ... and after.
+# ... and the last one after.
 _LAST = (
     (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
     (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
@@ -74,11 +74,11 @@ _LAST = (
     (r"[\'\_,\-\:\-\+]$", ""),
     (r"^\.\S+$", ""),
 )
-_NEEDED = 'the text encoder needs transformers, ftfy and beautifulsoup4: pip install "dalle[t5]"'
+_MISSING = 'the T5 text encoder needs transformers, ftfy and beautifulsoup4: pip install "dalle[t5]"'
 
 
 class T5Encoder:
-    """Captions to features; a T5 encoder and its tokenizer, of Hugging Face's transformers.
+    """Captions to features: a T5 encoder and its tokenizer, both from Hugging Face's transformers.
 
     Attributes:
         width: channels of the features.
@@ -96,24 +96,24 @@ class T5Encoder:
 
         Args:
             source: the folder of, for example, google/flan-t5-xl; its weights must be safetensors.
-            device: where it computes.
-            dtype: floating type of its weights; None: float32.
+            device: device to run on.
+            dtype: floating-point type of the weights; None: float32.
 
         Raises:
-            ValueError: nothing is there, it is something else, or a library is missing.
+            ValueError: the folder is missing or holds another model, or a library is not installed.
         """
         try:
             import bs4  # noqa: F401
             import ftfy  # noqa: F401
             from transformers import AutoTokenizer, PretrainedConfig, T5EncoderModel
         except ImportError as error:
-            raise ValueError(f"{_NEEDED} ({error.name} is missing)") from None
+            raise ValueError(f"{_MISSING} ({error.name} is missing)") from None
         loaded: Any
         try:
             kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
             if kind != "t5":
                 raise ValueError(f"its config.json says model_type: {kind!r}, expected 't5'")
-            # False, not the default, which asks the user whether to run what the repository holds
+            # The default would ask the user interactively whether to run code from the folder
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             loaded = T5EncoderModel.from_pretrained(
                 source,
@@ -121,10 +121,10 @@ class T5Encoder:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # said below
+                ignore_mismatched_sizes=True,  # reported by _check_loaded
             )
-            model, told = loaded
-            _check(model, tokenizer, told)
+            model, loading_info = loaded
+            _check_loaded(model, tokenizer, loading_info)
         except (
             *(OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, RuntimeError),
             SafetensorError,
@@ -136,26 +136,26 @@ class T5Encoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], length: int = LENGTH) -> Tensor:
-        """Features of captions.
+        """Encode captions.
 
         Args:
-            texts: B captions; what goes beyond `length` tokens is cut.
+            texts: B captions; tokens beyond `length` are cut off.
             length: T.
 
         Returns:
-            float32 [B, T, C], the caption at the right end; what is in front of it is 0.
+            float32 [B, T, C], right-aligned: the positions before the caption are 0.
 
         Raises:
             ValueError: a single string instead of a list, a length below 1, or a caption with a lone surrogate.
         """
         if isinstance(texts, str):
-            raise ValueError(f"encode takes a list of captions, got the string {texts[:40]!r}: put it into a list")
+            raise ValueError(f"encode takes a list of captions, got the string {texts[:40]!r}: put it in a list")
         if length < 1:
-            raise ValueError(f"the length of encoded captions is at least 1, got {length}")
+            raise ValueError(f"length is {length}; it must be at least 1 token")
         for text in texts:
             check_characters(text)
         rows = self.tokenizer(
-            [clean(clean(text)) for text in texts],
+            [clean(clean(text)) for text in texts],  # twice, as LlamaGen does
             max_length=length,
             padding="max_length",
             truncation=True,
@@ -163,20 +163,21 @@ class T5Encoder:
             return_tensors="pt",
         )
         device = next(self.model.parameters()).device
-        real = rows["attention_mask"]
+        mask = rows["attention_mask"]
         ids = to_device(device, rows["input_ids"])
-        features = self.model(input_ids=ids, attention_mask=to_device(device, real))["last_hidden_state"].float()
-        made = torch.zeros_like(features)
-        for row, count in enumerate(real.sum(1).tolist()):
-            made[row, length - count :] = features[row, :count]
-        return made
+        features = self.model(input_ids=ids, attention_mask=to_device(device, mask))["last_hidden_state"].float()
+        # LlamaGen puts the padding first, so that the caption is next to the image tokens.
+        aligned = torch.zeros_like(features)
+        for row, count in enumerate(mask.sum(1).tolist()):
+            aligned[row, length - count :] = features[row, :count]
+        return aligned
 
 
-def _check(model: Any, tokenizer: Any, told: dict[str, Any]) -> None:
-    """Refuse what transformers makes up: random numbers for weights that do not fit, a tokenizer without words."""
-    if missing := sorted(told["missing_keys"]):
+def _check_loaded(model: Any, tokenizer: Any, loading_info: dict[str, Any]) -> None:
+    """Reject what transformers only warns about: random weights where none fit, a tokenizer without a vocabulary."""
+    if missing := sorted(loading_info["missing_keys"]):
         raise ValueError(f"its weights have no {missing[0]} ({len(missing)} missing)")
-    if misshapen := sorted(told["mismatched_keys"]):
+    if misshapen := sorted(loading_info["mismatched_keys"]):
         name, found, wanted = misshapen[0]
         raise ValueError(f"{name} is {list(found)}, its config.json says {list(wanted)} ({len(misshapen)} misshapen)")
     words = [word for word in tokenizer.get_vocab() if not re.fullmatch(r"<.*>|\u2581", word)]
@@ -184,17 +185,17 @@ def _check(model: Any, tokenizer: Any, told: dict[str, Any]) -> None:
         raise ValueError("it has no tokenizer: expected tokenizer.json or spiece.model beside the weights")
     last = max(tokenizer.get_vocab().values())
     if last >= model.config.vocab_size:
-        raise ValueError(f"its tokenizer has ids up to {last}, its model only {model.config.vocab_size} of them")
+        raise ValueError(f"its tokenizer has ids up to {last}, but its model only {model.config.vocab_size} embeddings")
 
 
 def clean(caption: str) -> str:
-    """A caption without what its kind of training captions were freed of, in lower case."""
+    """Clean a caption like LlamaGen's training captions, and lower-case it."""
     import ftfy
     from bs4 import BeautifulSoup
 
     text = urllib.parse.unquote_plus(caption).strip().lower().replace("<person>", "person")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a caption that looks like the name of a file
+        warnings.simplefilter("ignore")  # BeautifulSoup warns if a caption looks like a file name
         text = BeautifulSoup(_replaced(text, _FIRST), features="html.parser").text
     text = _replaced(text, _THEN)
     if len(re.findall(r"[-_]", text)) > 3:

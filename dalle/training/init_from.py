@@ -126,7 +126,7 @@ def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
     file = _file(recipe)
     tensors = open_tensors(file)
     if isinstance(model, DALLE):
-        load_weights(model, tensors, str(file)).recognise()
+        load_weights(model, tensors, str(file)).detect_sparse_masks()
         return
     # Only the sigmoid loss has a bias, and its scale has another meaning: neither carries over between losses
     if ("logit_bias" in tensors) != model.config.sigmoid:

@@ -20,7 +20,7 @@ _READS_FOUND_INF = {"cpu", "cuda"}  # devices whose fused kernel skips the step 
 class Layered(Protocol):
     """A module that knows the depth of its parameters, as layer-wise learning-rate decay needs it."""
 
-    def steps_from_top(self) -> dict[str, int]:
+    def layers_from_top(self) -> dict[str, int]:
         """Return for each parameter name the number of layers above it; 0 is the top."""
         ...
 
@@ -134,7 +134,7 @@ def _by_layer(groups: list[dict[str, Any]], module: nn.Module, decay: float) -> 
         raise ValueError(f"optim.layer_decay is {decay}, but only stage clip supports it: set optim.layer_decay=1")
     if is_sharded(module.parameters()):
         raise ValueError(f"optim.layer_decay is {decay}, which fsdp does not support: set run.sharding=none")
-    steps = module.steps_from_top()
+    steps = module.layers_from_top()
     of = {id(parameter): steps[name] for name, parameter in module.named_parameters()}
     return [
         {"params": own, "weight_decay": group["weight_decay"], "lr_factor": decay**step}

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from dalle.kernels.switches import forced
+from dalle.kernels.switches import force_backend
 from dalle.training.distributed.fsdp import is_sharded, local, reshard, unscale
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.grad_cache import accumulate_contrastive
@@ -148,7 +148,7 @@ def evaluated(model: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
     model.eval()
     try:
         # Each new shape (a last batch, a growing KV cache) would trigger another compilation
-        with torch.compiler.set_stance("force_eager"), forced(native="off") if sharded else nullcontext():
+        with torch.compiler.set_stance("force_eager"), force_backend(native="off") if sharded else nullcontext():
             yield model
     finally:
         reshard(model)

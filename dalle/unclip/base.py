@@ -24,7 +24,7 @@ from dalle.generation.decoder import (
 from dalle.generation.diffusion.inpaint import inpaint
 from dalle.generation.diffusion.prediction import Denoiser
 from dalle.generation.diffusion.sample import SamplerConfig, candidate_noise, invert, sample, sample_from
-from dalle.generation.prior import draw_embeddings
+from dalle.generation.prior import sample_embeddings
 from dalle.images.transforms import resize_batch, square_tensor
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import make_schedule
@@ -83,7 +83,7 @@ class EmbeddingDecoder:
         shape = (len(prompts) * sampling.samples, self.clip.config.embed_dim)
         played = None if noise is None else played_noise(noise, "prior", shape)
         seeds = stage_seeds(range(seed, seed + len(prompts)), "prior")
-        return draw_embeddings(self.prior, self.clip.text_states(prompts), seeds, sampling, played)
+        return sample_embeddings(self.prior, self.clip.text_states(prompts), seeds, sampling, played)
 
     @torch.no_grad()
     def embed_images(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:

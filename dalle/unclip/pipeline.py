@@ -19,7 +19,7 @@ from PIL import Image
 from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
 from dalle.generation.generate import Progress
-from dalle.generation.prior import draw_embeddings
+from dalle.generation.prior import sample_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import redrawn_pixels, square_tensor
@@ -107,7 +107,7 @@ class UnCLIP(EmbeddingDecoder):
             names, seeds = [name for name, _ in part], [own for _, own in part]
             meter.rows = len(part)
             text = self.clip.text_states(names)
-            z = draw_embeddings(self.prior, text, stage_seeds(seeds, "prior"), sampling.prior)
+            z = sample_embeddings(self.prior, text, stage_seeds(seeds, "prior"), sampling.prior)
             images = self._images(z, text, seeds, sampling, start, meter)
             pixels.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             scores.append(score(self.judge, images, names))

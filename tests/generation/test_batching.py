@@ -56,16 +56,16 @@ def test_a_batch_stays_within_the_estimate(model: DALLE, batch: int) -> None:
 def test_batches_obey_the_limit(model: DALLE) -> None:
     one = row_bytes(model, 0)
     with torch.no_grad():
-        assert plan_batches(model, 100, 0, False, limit=4 * one)[0] == 4
-        assert plan_batches(model, 100, 0, True, limit=4 * one)[0] == 2
-        assert plan_batches(model, 100, 0, False, limit=1) == (1, False)
-        assert plan_batches(model, 3, 0, False, limit=10**12)[0] == 3
-        assert plan_batches(model, 3, 0, False, batch_size=2, limit=1)[0] == 2
+        assert plan_batches(model, 100, 0, False, memory_limit=4 * one)[0] == 4
+        assert plan_batches(model, 100, 0, True, memory_limit=4 * one)[0] == 2
+        assert plan_batches(model, 100, 0, False, memory_limit=1) == (1, False)
+        assert plan_batches(model, 3, 0, False, memory_limit=10**12)[0] == 3
+        assert plan_batches(model, 3, 0, False, batch_size=2, memory_limit=1)[0] == 2
         size = packed_bytes(model, 100)
-        batch, pack = plan_batches(model, 10**6, 0, False, limit=size + 20 * one)
+        batch, pack = plan_batches(model, 10**6, 0, False, memory_limit=size + 20 * one)
         assert (batch, pack) == ((20, True) if size else (20, False))
         # Room for the copy and so few rows that nothing is packed for them: the copy's room is for rows too
-        assert plan_batches(model, 10**6, 0, False, limit=size + 7 * one)[0] == (size + 7 * one) // one
+        assert plan_batches(model, 10**6, 0, False, memory_limit=size + 7 * one)[0] == (size + 7 * one) // one
 
 
 def test_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,28 +22,28 @@ from support.tiny_transformers import KINDS, OPTIONS, SEEDS, TEXT, tiny
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes `generate` draw by recorded steps, played back in Python; a list of the reaches that were recorded."""
-    reaches: list[int] = []
+    """Makes `generate` draw by recorded steps, played back in Python; a list of the key buckets that were recorded."""
+    buckets: list[int] = []
 
-    def drawing(model: DALLE, choose: cuda_graph.Choose, compiled: bool) -> cuda_graph.CudaGraphDecoder:
-        def record(trial: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
-            cache = next(reversed(made.made.values())).step.cache
-            reach = cache.reach
-            reaches.append(reach)
-            trial()
-            trial()
+    def drawing(model: DALLE, sample_tokens: cuda_graph.SampleTokens, compiled: bool) -> cuda_graph.CudaGraphDecoder:
+        def record(warmup: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
+            cache = next(reversed(made.steps.values())).step.cache
+            bucket = cache.key_bucket
+            buckets.append(bucket)
+            warmup()
+            warmup()
 
             def replay() -> None:
-                cache.reach = reach
+                cache.key_bucket = bucket
                 run()
 
             return replay
 
-        made = cuda_graph.CudaGraphDecoder(model, choose, compiled, record)
+        made = cuda_graph.CudaGraphDecoder(model, sample_tokens, compiled, record)
         return made
 
     monkeypatch.setattr(cuda_graph, "cuda_graph_decoder", drawing)
-    return reaches
+    return buckets
 
 
 def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[T
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokens_of_the_plain_way(kind: dict, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "_REACH", 4)
+    monkeypatch.setattr(cuda_graph, "_KEY_BUCKET", 4)
     drawn, plain = both(monkeypatch, tiny(kind), TEXT, SEEDS, guidance=2.0)
     assert torch.equal(drawn, plain)
     assert len(recorded) > 1 and recorded == sorted(set(recorded))
@@ -71,7 +71,7 @@ def test_options_and_batches(
     mask.view(-1)[:lead] = True
     mask[2, 1] = True
     forced = torch.arange(12).view(3, 4) % 11
-    drawn, plain = both(monkeypatch, tiny({}), TEXT, SEEDS, forced=forced, forced_mask=mask, **options)
+    drawn, plain = both(monkeypatch, tiny({}), TEXT, SEEDS, known_codes=forced, known_mask=mask, **options)
     assert torch.equal(drawn, plain) and recorded
     assert torch.equal(drawn[:, mask], forced[mask].expand(len(drawn), -1))
 
@@ -98,15 +98,15 @@ def test_nothing_waits_for_the_device(
 ) -> None:
     """Traced as one graph: a number that Python had to know of the device would have cut it, which is an error."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         drawn, plain = both(monkeypatch, tiny(kind), TEXT[:1], [[1, 2]], compiled=True, **options)
     assert torch.equal(drawn, plain) and recorded
 
 
 @pytest.mark.slow
 def test_compiled_steps(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "_REACH", 4)
-    with switches.forced(native="off"):
+    monkeypatch.setattr(cuda_graph, "_KEY_BUCKET", 4)
+    with switches.force_backend(native="off"):
         drawn, plain = both(monkeypatch, tiny(KINDS[4]), TEXT, SEEDS, compiled=True, guidance=2.0, batch_size=3)
     assert torch.equal(drawn, plain) and recorded
 

@@ -113,7 +113,7 @@ def test_kept_codes_are_kept_and_the_rest_follows_from_them(model: DALLE, option
     generator = torch.Generator().manual_seed(0)
     forced = torch.randint(0, 11, (6, 12), generator=generator)
     keep = torch.rand(6, 12, generator=generator) < 0.5
-    codes = generate(model, TEXT, SEEDS, forced=forced, forced_mask=keep, **options).flatten(1)
+    codes = generate(model, TEXT, SEEDS, known_codes=forced, known_mask=keep, **options).flatten(1)
     assert torch.equal(codes[keep], forced[keep])
     prompts = [text for text, seeds in zip(TEXT, SEEDS) for _ in seeds]
     seeds = [seed for own in SEEDS for seed in own]
@@ -128,19 +128,19 @@ def test_rows_of_a_image_are_gone_on_from(model: DALLE) -> None:
     top[:2] = True
     calls: list[tuple[int, int]] = []
     codes = generate(
-        model, TEXT, SEEDS, forced=image, forced_mask=top, progress=lambda done, total: calls.append((done, total))
+        model, TEXT, SEEDS, known_codes=image, known_mask=top, progress=lambda done, total: calls.append((done, total))
     )
     assert (codes[:, :2] == image[:2]).all()
     assert calls == [(6 * step, 24) for step in range(1, 5)]  # only the last row is drawn
     alone = slow(model, TEXT[1], 7, image.flatten(), top.flatten())
     assert torch.equal(codes[3], alone)
-    everything = generate(model, TEXT, SEEDS, forced=image, forced_mask=torch.ones_like(top))
+    everything = generate(model, TEXT, SEEDS, known_codes=image, known_mask=torch.ones_like(top))
     assert torch.equal(everything, image.expand(6, 3, 4))
 
 
 def test_forced_codes_for_each_prompt(model: DALLE) -> None:
     forced = torch.randint(0, 11, (3, 3, 4), generator=torch.Generator().manual_seed(0))
-    codes = generate(model, TEXT, SEEDS, forced=forced, forced_mask=torch.ones(12, dtype=torch.bool))
+    codes = generate(model, TEXT, SEEDS, known_codes=forced, known_mask=torch.ones(12, dtype=torch.bool))
     assert torch.equal(codes, forced[[0, 0, 0, 1, 2, 2]])
 
 
@@ -176,16 +176,16 @@ def test_works_in_bfloat16_and_restores_the_mode() -> None:
         ({"seeds": [[1], [], [2]]}, r"3 prompts with \[1, 0, 1\] seeds"),
         ({"seeds": [[1]]}, r"3 prompts with \[1\] seeds"),
         ({"text": TEXT[:0], "seeds": []}, "0 prompts"),
-        ({"forced": torch.zeros(12, dtype=torch.int64)}, "go together"),
-        ({"forced": torch.zeros(12, dtype=torch.int64), "forced_mask": torch.zeros(12)}, "must be bool"),
-        ({"forced": torch.full((12,), 11), "forced_mask": torch.ones(12, dtype=torch.bool)}, "codes from 11 to 11"),
+        ({"known_codes": torch.zeros(12, dtype=torch.int64)}, "go together"),
+        ({"known_codes": torch.zeros(12, dtype=torch.int64), "known_mask": torch.zeros(12)}, "must be bool"),
+        ({"known_codes": torch.full((12,), 11), "known_mask": torch.ones(12, dtype=torch.bool)}, "codes from 11 to 11"),
         (
-            {"forced": torch.zeros(8, 6).long(), "forced_mask": torch.ones(12, dtype=torch.bool)},
-            r"forced has shape \[8, 6\]",
+            {"known_codes": torch.zeros(8, 6).long(), "known_mask": torch.ones(12, dtype=torch.bool)},
+            r"known_codes has shape \[8, 6\]",
         ),
         (
-            {"forced": torch.zeros(12).long(), "forced_mask": torch.ones(4, 12).bool()},
-            r"forced_mask has shape \[4, 12\]",
+            {"known_codes": torch.zeros(12).long(), "known_mask": torch.ones(4, 12).bool()},
+            r"known_mask has shape \[4, 12\]",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dalle.config import to_dict
 from dalle.generation.jacobi import jacobi_decode
-from dalle.kernels.sample import draw
+from dalle.kernels.sample import inverse_cdf_sample
 from dalle.pipeline import TextToImage
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
@@ -52,7 +52,7 @@ def test_kept_codes_and_first_rows(kept: list[int], guidance: float) -> None:
     forced = torch.randint(0, 11, (3, 3, 4), generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(12, dtype=torch.bool)
     mask[kept] = True
-    options = {"forced": forced, "forced_mask": mask, "guidance": guidance}
+    options = {"known_codes": forced, "known_mask": mask, "guidance": guidance}
     expected = generate(model, TEXT, SEEDS, **options)
     assert torch.equal(generate(model, TEXT, SEEDS, window=3, **options), expected)
 
@@ -60,8 +60,8 @@ def test_kept_codes_and_first_rows(kept: list[int], guidance: float) -> None:
 def test_each_candidate_keeps_codes_of_its_own() -> None:
     model, generator = tiny({}), torch.Generator().manual_seed(0)
     options = {
-        "forced": torch.randint(0, 11, (6, 12), generator=generator),
-        "forced_mask": torch.rand(6, 12, generator=generator) < 0.5,
+        "known_codes": torch.randint(0, 11, (6, 12), generator=generator),
+        "known_mask": torch.rand(6, 12, generator=generator) < 0.5,
     }
     expected = generate(model, TEXT, SEEDS, **options)
     assert torch.equal(generate(model, TEXT, SEEDS, window=5, **options), expected)
@@ -92,7 +92,7 @@ def test_half_the_steps_with_the_shipped_model() -> None:
     pipe = TextToImage.from_pretrained(device="cpu")
     counts = []
     for prompt in ("a red heart, 3d style", "कुत्ते का चेहरा", "रातो मुटु", "an elephant on a blue background"):
-        args = (pipe.model, pipe.text_tokenizer.padded(pipe.text_tokenizer.rows([prompt]), 24), [[0]])
+        args = (pipe.model, pipe.text_tokenizer.pad(pipe.text_tokenizer.encode_ragged([prompt]), 24), [[0]])
         plain, count = steps(*args, **to_dict(pipe.sampling))
         codes, fewer = steps(*args, **to_dict(pipe.sampling), window=16)
         assert torch.equal(codes, plain) and count == 64
@@ -129,7 +129,7 @@ class Table:
         codes, self.before = torch.zeros(rows, self.length, dtype=torch.int64), torch.zeros(rows, 0, dtype=torch.int64)
 
         def choose(probabilities: Tensor, numbers: Tensor) -> Tensor:
-            return draw(probabilities.flatten(0, 1), numbers.flatten()).view(numbers.shape)
+            return inverse_cdf_sample(probabilities.flatten(0, 1), numbers.flatten()).view(numbers.shape)
 
         first = self.after(codes[:, :0])[:, None]
         keep = torch.zeros_like(codes, dtype=torch.bool)

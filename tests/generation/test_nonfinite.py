@@ -37,7 +37,7 @@ def test_rows_that_are_no_distribution_are_noted(options: dict[str, Any], plain:
     for logits, expected in cases:
         failed = torch.zeros((), dtype=torch.bool)
         if plain:
-            with switches.forced(native="off"):
+            with switches.force_backend(native="off"):
                 drawn = sample(logits, torch.rand(3), failed=failed, **options)
         else:
             with torch.no_grad():
@@ -59,7 +59,7 @@ def spoiled(kind: dict[str, Any], value: float) -> DALLE:
 def test_a_model_whose_logits_are_none_draws_nothing(options: dict[str, Any], value: float, plain: bool) -> None:
     model = spoiled({}, value).train()
     with (
-        switches.forced(native="off") if plain else torch.no_grad(),
+        switches.force_backend(native="off") if plain else torch.no_grad(),
         pytest.raises(ValueError, match="logits are nan or infinite"),
     ):
         generate(model, TEXT, SEEDS, **options)

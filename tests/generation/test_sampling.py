@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dalle.generation.options import SamplingConfig
 from dalle.generation.sampling import guide
-from dalle.kernels.sample import draw, keep_top_k, keep_top_p
+from dalle.kernels.sample import inverse_cdf_sample, keep_top_k, keep_top_p
 from support.generation import sample
 
 
@@ -89,7 +89,9 @@ def test_draws_have_the_right_distribution(options: dict) -> None:
 def test_draw_equals_a_walk_over_the_distribution() -> None:
     probabilities = logits_of(200, 13).softmax(-1)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(2))
-    for row, number, drawn in zip(probabilities.double(), uniform.tolist(), draw(probabilities, uniform).tolist()):
+    for row, number, drawn in zip(
+        probabilities.double(), uniform.tolist(), inverse_cdf_sample(probabilities, uniform).tolist()
+    ):
         mass, wanted = 0.0, -1
         while mass <= number and wanted + 1 < len(row):
             wanted += 1
@@ -100,8 +102,13 @@ def test_draw_equals_a_walk_over_the_distribution() -> None:
 def test_impossible_tokens_are_never_drawn() -> None:
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
     below_one = 1 - 2**-24
-    assert [int(draw(probabilities, torch.tensor([u]))) for u in (0.0, 0.49, 0.5, below_one)] == [1, 1, 3, 3]
-    assert int(draw(torch.tensor([[1.0, 0.0]]), torch.tensor([below_one]))) == 0
+    assert [int(inverse_cdf_sample(probabilities, torch.tensor([u]))) for u in (0.0, 0.49, 0.5, below_one)] == [
+        1,
+        1,
+        3,
+        3,
+    ]
+    assert int(inverse_cdf_sample(torch.tensor([[1.0, 0.0]]), torch.tensor([below_one]))) == 0
 
 
 def test_temperature_at_its_ends() -> None:

@@ -35,8 +35,8 @@ def test_fsq_as_in_the_paper(levels: list[int]) -> None:
     made = model(z, 1.0)
     assert torch.equal(made.codes, torch.from_numpy(codes).round().long())
     assert torch.equal(model.encode(z), made.codes)
-    torch.testing.assert_close(made.vectors.permute(0, 2, 3, 1).double(), torch.from_numpy(vectors))
-    torch.testing.assert_close(model.lookup(made.codes), made.vectors)
+    torch.testing.assert_close(made.latents.permute(0, 2, 3, 1).double(), torch.from_numpy(vectors))
+    torch.testing.assert_close(model.lookup(made.codes), made.latents)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -57,7 +57,7 @@ def test_fsq_every_code_round_trips(levels: list[int]) -> None:
 def test_fsq_gradient_is_that_of_the_bound() -> None:
     model = FSQQuantizer(FSQConfig(levels=[8, 5]))
     z = torch.randn(2, 2, 3, 3).requires_grad_()
-    (through,) = torch.autograd.grad(model(z, 1.0).vectors.sum(), z)
+    (through,) = torch.autograd.grad(model(z, 1.0).latents.sum(), z)
     (bound,) = torch.autograd.grad((model.bound(z) / (model.levels // 2)).sum(), z)
     torch.testing.assert_close(through, bound)
 
@@ -95,11 +95,11 @@ def test_gumbel_relaxation_mixes_and_straight_through_picks() -> None:
     z = torch.randn(2, 6, 3, 3, requires_grad=True)
     soft, hard = gumbel(), gumbel(straight_through=True)
     picked = hard(z, 1.0)
-    torch.testing.assert_close(picked.vectors, hard.lookup(picked.codes))
-    assert not torch.allclose(soft(z, 1.0).vectors, picked.vectors, atol=1e-4)
+    torch.testing.assert_close(picked.latents, hard.lookup(picked.codes))
+    assert not torch.allclose(soft(z, 1.0).latents, picked.latents, atol=1e-4)
     cold = soft(z, 1e-4)
-    torch.testing.assert_close(cold.vectors, soft.lookup(cold.codes), atol=1e-4, rtol=1e-3)
-    (gradient,) = torch.autograd.grad(picked.vectors.square().sum(), z)
+    torch.testing.assert_close(cold.latents, soft.lookup(cold.codes), atol=1e-4, rtol=1e-3)
+    (gradient,) = torch.autograd.grad(picked.latents.square().sum(), z)
     assert gradient.abs().sum() > 0
 
 

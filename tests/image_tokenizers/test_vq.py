@@ -45,7 +45,7 @@ def test_nearest_code_as_in_a_slow_loop(distance: str) -> None:
 def test_comparing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantizer()
     whole = model.encode(cells(3))
-    monkeypatch.setattr(vq, "_SCORES", 12 * 5)
+    monkeypatch.setattr(vq, "_MAX_DISTANCES", 12 * 5)
     assert torch.equal(model.encode(cells(3)), whole)
 
 
@@ -94,9 +94,9 @@ def test_gradient_passes_straight_through(update: str) -> None:
     model = quantizer(update=update, distance="euclidean")
     z = cells(2).requires_grad_()
     made = model(z, 1.0)
-    assert torch.allclose(made.vectors, model.lookup(made.codes), atol=1e-6)
+    assert torch.allclose(made.latents, model.lookup(made.codes), atol=1e-6)
     weights = torch.randn_like(z)
-    (gradient,) = torch.autograd.grad((made.vectors * weights).sum(), z)
+    (gradient,) = torch.autograd.grad((made.latents * weights).sum(), z)
     assert torch.equal(gradient, weights)
 
 

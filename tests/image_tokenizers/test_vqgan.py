@@ -160,7 +160,7 @@ def test_attention_stands_where_asked() -> None:
         (torch.rand(2, 1, 16, 16), "shape"),
         (torch.rand(3, 16, 16), "shape"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uint8"),
-        (torch.rand(2, 3, 15, 16), "divisible by 2"),
+        (torch.rand(2, 3, 15, 16), "multiples of 2"),
     ],
 )
 def test_images_that_do_not_fit(images: Tensor, match: str) -> None:

@@ -79,7 +79,7 @@ def test_text_is_causal_and_seen_by_the_whole_image(kind: Kind) -> None:
 def test_wrong_kind_and_kernel_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown attention 'diagonal'"):
         mask("diagonal", 2, 2, 2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="is 4; it must be odd"):
+    with pytest.raises(ValueError, match="is 4 wide; it must be odd"):
         mask("conv", 2, 2, 2, kernel=4)
 
 
@@ -160,5 +160,5 @@ def test_cache_gives_back_what_went_in() -> None:
         cache.advance(end - start)
     assert cache.position == 5
     wide = KVCache(2, 4, 2, 9, 4)
-    wide.fill([cache.row(row) for row in (2, 2, 0, 1)])
+    wide.load_prefixes([cache.row(row) for row in (2, 2, 0, 1)])
     assert wide.position == 5 and torch.equal(wide.keys[:, :, :, :5], k[:, [2, 2, 0, 1]])

@@ -36,40 +36,42 @@ def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(3 * loss, of))
 
 
-@pytest.mark.parametrize("at_once", [1, CODES, 5 * CODES + 3, 8 * CODES, 2**20])
+@pytest.mark.parametrize("max_logits", [1, CODES, 5 * CODES + 3, 8 * CODES, 2**20])
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_mean_loss_is_that_of_all_logits(at_once: int, z_weight: float, bias: bool) -> None:
+def test_mean_loss_is_that_of_all_logits(max_logits: int, z_weight: float, bias: bool) -> None:
     head, hidden, targets = made(bias)
     of = (hidden, *head.parameters())
     expected, z = whole(head, hidden, targets, z_weight)
-    found = mean_loss(head, hidden, targets, z_weight, hits=True, at_once=at_once)
+    found = mean_loss(head, hidden, targets, z_weight, accuracy=True, max_logits=max_logits)
     torch.testing.assert_close(found.loss, expected)
     right = int((head(hidden).argmax(-1) == targets).sum())
-    assert found.hits is not None and found.hits.item() == pytest.approx(right / ROWS) and right >= 4
-    assert mean_loss(head, hidden, targets, z_weight, at_once=at_once).hits is None
+    assert found.accuracy is not None and found.accuracy.item() == pytest.approx(right / ROWS) and right >= 4
+    assert mean_loss(head, hidden, targets, z_weight, max_logits=max_logits).accuracy is None
     torch.testing.assert_close(found.nats, F.cross_entropy(head(hidden), targets).detach())
     torch.testing.assert_close(found.z, z.detach())
     torch.testing.assert_close(gradients(found.loss, *of), gradients(expected, *of))
     with torch.no_grad():
-        torch.testing.assert_close(mean_loss(head, hidden, targets, z_weight, hits=True, at_once=at_once), found)
+        torch.testing.assert_close(
+            mean_loss(head, hidden, targets, z_weight, accuracy=True, max_logits=max_logits), found
+        )
 
 
-@pytest.mark.parametrize("at_once", [CODES, 5 * CODES + 3, 2**20])
+@pytest.mark.parametrize("max_logits", [CODES, 5 * CODES + 3, 2**20])
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
 @pytest.mark.parametrize("form", ["bias", "no bias", "other"])
-def test_smoothed_targets_are_those_of_torch(at_once: int, z_weight: float, form: str) -> None:
+def test_smoothed_targets_are_those_of_torch(max_logits: int, z_weight: float, form: str) -> None:
     plain, hidden, targets = made(form != "no bias")
     head = Doubled(plain) if form == "other" else plain
     of = (hidden, *head.parameters())
     logits = head(hidden)
     expected = F.cross_entropy(logits, targets, label_smoothing=0.2) + z_weight * logits.logsumexp(-1).square().mean()
-    found = mean_loss(head, hidden, targets, z_weight, smoothing=0.2, at_once=at_once)
+    found = mean_loss(head, hidden, targets, z_weight, smoothing=0.2, max_logits=max_logits)
     torch.testing.assert_close(found.loss, expected)
     torch.testing.assert_close(found.nats, F.cross_entropy(logits, targets).detach())
     torch.testing.assert_close(gradients(found.loss, *of), gradients(expected, *of))
     with torch.no_grad():
-        again = mean_loss(head, hidden, targets, z_weight, smoothing=0.2, at_once=at_once)
+        again = mean_loss(head, hidden, targets, z_weight, smoothing=0.2, max_logits=max_logits)
         torch.testing.assert_close(again.loss, expected)
         torch.testing.assert_close(again.nats, found.nats)
 
@@ -103,7 +105,7 @@ def test_other_heads_are_called(z_weight: float) -> None:
     head, hidden, targets = made()
     other = Doubled(head)
     expected, _ = whole(other, hidden, targets, z_weight)
-    found = mean_loss(other, hidden, targets, z_weight, at_once=4 * CODES)
+    found = mean_loss(other, hidden, targets, z_weight, max_logits=4 * CODES)
     torch.testing.assert_close(found.loss, expected)
     of = (hidden, *head.parameters())
     torch.testing.assert_close(gradients(found.loss, *of), gradients(expected, *of))
@@ -114,7 +116,7 @@ def test_a_frozen_head_passes_gradients_on() -> None:
     expected, _ = whole(head, hidden, targets, 0.0)
     (wanted,) = gradients(expected, hidden)
     head.requires_grad_(False)
-    loss = mean_loss(head, hidden, targets, at_once=4 * CODES).loss
+    loss = mean_loss(head, hidden, targets, max_logits=4 * CODES).loss
     (3 * loss).backward()
     torch.testing.assert_close(hidden.grad, wanted)
     assert head.weight.grad is None and head.bias.grad is None
@@ -124,12 +126,12 @@ def test_a_frozen_head_passes_gradients_on() -> None:
 def test_each_row_is_scored(kind: str) -> None:
     head, hidden, targets = made()
     used: nn.Module = Int8Linear(head) if kind == "int8" else head
-    for at_once in (1, 5 * CODES, 2**20):
-        logits, scores = used(hidden), token_scores(used, hidden, targets, at_once=at_once)
+    for max_logits in (1, 5 * CODES, 2**20):
+        logits, scores = used(hidden), token_scores(used, hidden, targets, max_logits=max_logits)
         torch.testing.assert_close(scores.nats, F.cross_entropy(logits, targets, reduction="none"))
-        torch.testing.assert_close(scores.log_z, logits.logsumexp(-1))
-        assert torch.equal(scores.likeliest, logits.argmax(-1))
-        assert torch.equal(scores.likeliest[:4], targets[:4]) or kind == "int8"
+        torch.testing.assert_close(scores.lse, logits.logsumexp(-1))
+        assert torch.equal(scores.argmax, logits.argmax(-1))
+        assert torch.equal(scores.argmax[:4], targets[:4]) or kind == "int8"
         weights = torch.linspace(-1, 1, ROWS)  # each row has a gradient of its own
         found = gradients((weights * scores.nats).sum(), hidden)
         wanted = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
@@ -145,7 +147,7 @@ def test_bfloat16_is_as_near_to_float32_as_torchs_own(mode: str) -> None:
     exact, _ = whole(exact_head, exact_hidden, targets, 0.1)
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
         plain, _ = whole(head, hidden, targets, 0.1)
-        found = mean_loss(head, hidden, targets, 0.1, at_once=6 * CODES).loss
+        found = mean_loss(head, hidden, targets, 0.1, max_logits=6 * CODES).loss
     assert found.dtype == torch.float32
     assert abs(found - exact) <= abs(plain - exact) + 1e-3
     rows = zip(gradients(found, *of), gradients(plain, *of), gradients(exact, *exact_of))
@@ -166,10 +168,10 @@ def test_probabilities_too_small_for_float16_are_not_lost() -> None:
 
 
 def test_all_logits_are_never_in_memory(tmp_path: Path) -> None:
-    rows, codes, at_once = 512, 4096, 32 * 4096
+    rows, codes, max_logits = 512, 4096, 32 * 4096
     head, hidden = Linear(16, codes), torch.randn(rows, 16, requires_grad=True)
     targets = torch.randint(0, codes, (rows,))
-    peak = peak_of(lambda: mean_loss(head, hidden, targets, at_once=at_once).loss.backward(), tmp_path)
-    assert peak < 6 * 4 * at_once < rows * codes * 4  # some pieces, a gradient of the head
-    peak = peak_of(lambda: token_scores(head, hidden, targets, at_once=at_once).nats.sum().backward(), tmp_path)
-    assert peak < 6 * 4 * at_once
+    peak = peak_of(lambda: mean_loss(head, hidden, targets, max_logits=max_logits).loss.backward(), tmp_path)
+    assert peak < 6 * 4 * max_logits < rows * codes * 4  # some pieces, a gradient of the head
+    peak = peak_of(lambda: token_scores(head, hidden, targets, max_logits=max_logits).nats.sum().backward(), tmp_path)
+    assert peak < 6 * 4 * max_logits

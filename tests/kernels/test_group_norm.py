@@ -46,5 +46,5 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     assert group_norm(images.to(memory_format=LAST).double(), weight, weight, 32, 1e-6, False) is None
     few = torch.randn(2, 8, 4, 4).to(memory_format=LAST)
     assert group_norm(few, weight[:8], weight[:8], 8, 1e-6, False) is None
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         assert group_norm(images.to(memory_format=LAST), weight, weight, 32, 1e-6, False) is None

@@ -9,7 +9,7 @@ from torch import Tensor
 from dalle.kernels import matmul, switches
 from dalle.kernels.linear import Linear
 
-ROWS = matmul.FROM
+ROWS = matmul.MIN_ROWS
 
 
 def trained(made: Linear, states: Tensor, gradient: Tensor, bf16: bool) -> list[Tensor | None]:
@@ -32,9 +32,9 @@ def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, i
     made = Linear(*widths, bias=bias)
     states, gradient = torch.randn(4, ROWS // 4, widths[0]).to(dtype), torch.randn(4, ROWS // 4, widths[1])
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        assert made._trained_in(states) == (torch.bfloat16 if bf16 else torch.float32)
+        assert made._training_dtype(states) == (torch.bfloat16 if bf16 else torch.float32)
     found = trained(made, states, gradient, bf16)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         wanted = trained(made, states, gradient, bf16)
     exact = states.double() @ made.weight.detach().double().t() + (0 if made.bias is None else made.bias.double())
     assert found[0] is not None and found[0].shape == gradient.shape
@@ -48,18 +48,18 @@ def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, i
 
 def test_only_training_on_many_rows_goes_another_way() -> None:
     made, states = Linear(48, 96), torch.randn(ROWS, 48)
-    assert made._trained_in(states) == torch.float32
-    assert made._trained_in(states[:-1]) is None
-    assert made._trained_in(states.bfloat16()) is None  # torch says what is wrong, here and below
-    assert made._trained_in(torch.randn(ROWS, 96)) is None
+    assert made._training_dtype(states) == torch.float32
+    assert made._training_dtype(states[:-1]) is None
+    assert made._training_dtype(states.bfloat16()) is None  # torch says what is wrong, here and below
+    assert made._training_dtype(torch.randn(ROWS, 96)) is None
     with torch.autocast("cpu", torch.float16):
-        assert made._trained_in(states) is None
+        assert made._training_dtype(states) is None
     with torch.no_grad():
-        assert made._trained_in(states) is None
-    with switches.forced(native="off"):
-        assert made._trained_in(states) is None
+        assert made._training_dtype(states) is None
+    with switches.force_backend(native="off"):
+        assert made._training_dtype(states) is None
     made.requires_grad_(False)
-    assert made._trained_in(states) is None
+    assert made._training_dtype(states) is None
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS - 1, ROWS + 7])

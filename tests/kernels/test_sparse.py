@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from dalle.kernels import attention, sparse, switches
 from dalle.kernels.kv_cache import KVCache, Positions
 from dalle.kernels.masks import Kind, mask
-from dalle.kernels.pattern import Pattern, SparseMask, blocks
+from dalle.kernels.pattern import Pattern, SparseMask, attention_blocks
 from dalle.kernels.sparse import blocked, flex
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -41,7 +41,7 @@ def test_slices_are_what_one_query_sees_and_hold_what_several_see(
     for start in range(text, length):
         for end in {start + 1, start + 2, start + 6} - set(range(length + 1, length + 6)):
             found = [key for part in pattern.slices(start, end) for key in range(*part.indices(end))]
-            assert len(set(found)) == len(found) == pattern.covered(start, end)
+            assert len(set(found)) == len(found) == pattern.count_keys(start, end)
             wanted = set(seen[start:end, :end].any(0).nonzero().flatten().tolist())
             one = start == end - 1
             assert not one or set(pattern.keys(length)[start].tolist()) - {-1} == wanted
@@ -55,14 +55,14 @@ def test_blocks_hold_every_pair_once(kind: Kind, text: int, height: int, width: 
     seen = mask(kind, 0, height, width, kernel)
     for first in {0, size // 3, size // 2, size - 1}:
         for last in {first + 1, (first + size + 1) // 2, max(first + 1, size - 1), size}:
-            at = blocks(pattern, text + first, text + last, torch.float32, torch.device("cpu"))
+            at = attention_blocks(pattern, text + first, text + last, torch.float32, torch.device("cpu"))
             of, queries, keys = at.bias.shape[1:]
             pairs = torch.zeros(last - first, last)
             index = at.queries.view(of, queries, 1) * last + at.keys.view(of, 1, keys)
             pairs.view(-1).index_add_(0, index.flatten(), (at.bias == 0).float().flatten())
             assert torch.equal(pairs, seen[first:last, :last].float())
-            assert torch.equal(at.queries[at.places], torch.arange(last - first))
-            assert pattern.pairs(text + first, text + last) == (last - first) * text + of * queries * keys
+            assert torch.equal(at.queries[at.slots], torch.arange(last - first))
+            assert pattern.count_pairs(text + first, text + last) == (last - first) * text + of * queries * keys
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,7 +133,7 @@ def test_training_is_the_same(variant: str) -> None:
     for way in ("dense", "blocked"):
         model.zero_grad()
         torch.manual_seed(1)
-        with switches.forced(sparse=way):
+        with switches.force_backend(sparse=way):
             losses = model.losses(text, codes)
             (losses["text"] + losses["image"]).backward()
         found[way] = [loss.detach() for loss in losses.values()], [p.grad for p in model.parameters()]
@@ -149,11 +149,11 @@ def test_the_same_tokens_are_drawn(kind: str, options: dict, compiled: bool) -> 
     text = torch.randn(2, 5, 6).mul_(TEXT[..., None] > 0) if kind == "features" else TEXT
     lead = given.pop("lead", 0)
     if lead:
-        given["forced"] = torch.arange(42) % 11
-        given["forced_mask"] = torch.arange(42) < lead
+        given["known_codes"] = torch.arange(42) % 11
+        given["known_mask"] = torch.arange(42) < lead
     drawn = []
     for way in ("dense", "auto", "blocked"):
-        with switches.forced(sparse=way), nullcontext() if compiled else switches.forced(native="off"):
+        with switches.force_backend(sparse=way), nullcontext() if compiled else switches.force_backend(native="off"):
             drawn.append(generate(model, text, [[1], [3]], **given))
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
@@ -166,10 +166,10 @@ def test_keys_that_are_not_seen_are_not_read(kind: Kind, count: int, compiled: b
     """They are made no numbers, which a mask would not hide: 0 times nan is nan."""
     model = build(replace(CONFIG, attention=(kind,), grid=(9, 7))).eval()
     codes = torch.randint(0, 11, (2, 50), generator=torch.Generator().manual_seed(0))
-    with nullcontext() if compiled else switches.forced(native="off"):
+    with nullcontext() if compiled else switches.force_backend(native="off"):
         _, cache = model.prefill(TEXT)
         whole = model.new_cache(2)
-        whole.fill([cache.row(0), cache.row(1)])
+        whole.load_prefixes([cache.row(0), cache.row(1)])
         model.extend(codes[:, :-count], whole)
         at = whole.position
         expected = model.extend(codes[:, -count:], whole)
@@ -189,12 +189,12 @@ def test_which_way_is_gone() -> None:
     pattern, q = Pattern("row", 256, 32), torch.empty(1, 1, 1279, 8)
 
     def chosen(start: int, end: int, of: Pattern = pattern) -> str:
-        return sparse._choose(q[:, :, start:end], q[:, :, :end], of)
+        return sparse._choose_backend(q[:, :, start:end], q[:, :, :end], of)
 
     assert [chosen(0, 1279), chosen(900, 901), chosen(900, 932)] == ["blocked", "slices", "slices"]
     assert [chosen(256, 1279), chosen(256, 257), chosen(0, 256)] == ["blocked", "dense", "dense"]
     assert chosen(0, 95, Pattern("row", 32, 8)) == "dense"
-    with switches.forced(sparse="dense"):
+    with switches.force_backend(sparse="dense"):
         assert chosen(0, 1279) == "dense"
 
 
@@ -203,7 +203,7 @@ def test_stored_masks_that_are_known_are_recognised() -> None:
     own, window = mask("column", 5, 6, 7)[:46, :46], mask("row", 5, 6, 7)[:46, :46]
     window[40, 20] = True  # of nobody's kind
     model.masks.copy_(torch.stack((own, window)))
-    model.recognise()
+    model.detect_sparse_masks()
     assert model.patterns == {0: Pattern("column", 5, 7, 3)}
     made = model._masks(Positions(20, 21), None)
     assert isinstance(made[0], SparseMask) and torch.equal(made[1], window[20:21, :21]) and made[2] == "causal"
@@ -229,8 +229,8 @@ def test_compiled_flex_attention_gives_the_numbers_of_the_dense_mask() -> None:
         made = SparseMask(Pattern(kind, 6, 12), mask(kind, 6, 12, 12)[:149, :149])
         for batch in (2, 1):
             given = [x[:batch].detach() for x in tensors(0, 149, torch.float32)]
-            with switches.forced(sparse="flex"):
-                assert sparse._choose(given[0], given[1], made.pattern) == "flex"
+            with switches.force_backend(sparse="flex"):
+                assert sparse._choose_backend(given[0], given[1], made.pattern) == "flex"
                 found = sparse.attend(*given, made)
             torch.testing.assert_close(found, attention.attend(*given, made.dense))
 
@@ -243,7 +243,7 @@ def test_where_flex_attention_does_not_run_it_is_said_once(
     flex.runs.cache_clear()
     made = SparseMask(Pattern("row", 6, 12), mask("row", 6, 12, 12))
     given = tensors(0, 150, torch.float32)
-    with switches.forced(sparse="flex"):
+    with switches.force_backend(sparse="flex"):
         for _ in range(2):
             found = sparse.attend(*given, made)
             torch.testing.assert_close(found, attention.attend(*given, made.dense))

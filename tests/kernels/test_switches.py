@@ -20,7 +20,7 @@ HOMES = {
     "attend": "attention",
     "attend_packed": "attention",
     "conv3x3": "conv",
-    "cross_entropy_slopes": "cross_entropy",
+    "cross_entropy_grad_": "cross_entropy",
     "decode_attention": "decode_attention",
     "decode_step": "decode_step",
     "group_norm": "group_norm",
@@ -51,9 +51,9 @@ def test_defaults_environment_and_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [switches.switch(name) for name in ("native", "graphs", "sparse")] == ["on", "on", "auto"]
     monkeypatch.setenv("DALLE_KERNELS", "native=off, sparse=dense")
     assert [switches.switch(name) for name in ("native", "graphs", "sparse")] == ["off", "on", "dense"]
-    with switches.forced(native="on", graphs="off"):
+    with switches.force_backend(native="on", graphs="off"):
         assert [switches.switch(name) for name in ("native", "graphs", "sparse")] == ["on", "off", "dense"]
-        with switches.forced(native="off"):
+        with switches.force_backend(native="off"):
             assert switches.switch("native") == "off" and switches.switch("graphs") == "off"
         assert switches.switch("native") == "on"
     assert switches.switch("native") == "off"

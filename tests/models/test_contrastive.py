@@ -84,7 +84,7 @@ def test_scale_has_no_limit_and_scores_are_probabilities() -> None:
     found = clip.probabilities(torch.tensor([[0.1, 0.0], [0.2, -1.0]]))
     assert found.tolist()[0] == pytest.approx([0.5, 1 / (1 + math.exp(15))], rel=1e-4)
     assert found[1, 0].item() == pytest.approx(1 / (1 + math.exp(-15)), rel=1e-4) and found[1, 1].item() < 1e-20
-    with pytest.raises(ValueError, match="trained by a softmax"):
+    with pytest.raises(ValueError, match="trained with a softmax"):
         CLIP(CLIPConfig()).probabilities(torch.zeros(1))
 
 
@@ -171,7 +171,7 @@ def test_a_recipe_trains_one_that_loads(towers: str, tmp_path: Path, monkeypatch
         ({"loss": "sigmoid", "model": {"sigmoid": False}}, "leave out model.sigmoid, which loss sets"),
         ({"loss": "softmax", "model": {"initial_bias": -3}}, "initial_bias is -3.0, which a sigmoid adds"),
         ({"model": {"initial_scale": 0}}, "initial_scale is 0.0; it must be above 0"),
-        ({"model": {"towers": "siglip", "embed_dim": 8}}, "must be the width of the image tower, 16"),
+        ({"model": {"towers": "siglip", "embed_dim": 8}}, "must be the image tower's width, 16"),
         ({"loss": "hinge"}, "loss"),
     ],
 )

@@ -54,11 +54,11 @@ def test_cached_equals_uncached(config: DALLEConfig) -> None:
     expected = model(text, image_ids)
     first, cache = model.prefill(text)
     whole = model.new_cache(3)
-    whole.fill([cache.row(row) for row in range(3)])
+    whole.load_prefixes([cache.row(row) for row in range(3)])
     steps = [first] + [model.extend(image_ids[:, i : i + 1], whole) for i in range(11)]
     torch.testing.assert_close(torch.stack(steps, 1), expected, atol=1e-4, rtol=1e-4)
     assert whole.position == whole.keys.shape[3]  # its size is exact
-    whole.fill([cache.row(row) for row in range(3)])
+    whole.load_prefixes([cache.row(row) for row in range(3)])
     torch.testing.assert_close(model.extend(image_ids[:, :7], whole), expected[:, 7], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.extend(image_ids[:, 7:9], whole), expected[:, 9], atol=1e-4, rtol=1e-4)
 
@@ -132,7 +132,7 @@ def test_image_positions_are_row_plus_column() -> None:
 
 def test_too_many_tokens_are_refused() -> None:
     model, (text, image_ids) = build(), pairs()
-    with pytest.raises(ValueError, match="the text has 6 tokens and the model 5 text positions"):
+    with pytest.raises(ValueError, match="the text has 6 tokens, but the model only 5 text positions"):
         model(F.pad(text, (0, 1)), image_ids)
     with pytest.raises(ValueError, match="the image has 13 tokens and the model 12 image positions"):
         model(text, F.pad(image_ids, (0, 1)))

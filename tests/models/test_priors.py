@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dalle.generation.diffusion.sample import SamplerConfig
-from dalle.generation.prior import PriorSamplingConfig, draw_embeddings
+from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
@@ -98,7 +98,7 @@ def test_statistics_are_buffers_and_standardize(prior: Either) -> None:
     standard = prior.standardize(images)
     torch.testing.assert_close(standard.mean(0), torch.zeros(12), atol=1e-4, rtol=0)
     torch.testing.assert_close(standard.std(0), torch.ones(12), atol=1e-4, rtol=0)
-    torch.testing.assert_close(prior.raw(standard), images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prior.unstandardize(standard), images, rtol=1e-4, atol=1e-4)
     names = {name for name, _ in prior.named_parameters()}
     assert {"image_mean", "image_deviation", "text_mean", "text_deviation"} <= set(prior.state_dict()) - names
     again = type(prior)(prior.config).eval()
@@ -111,15 +111,15 @@ def test_a_candidate_alone_is_the_same_as_in_a_batch(prior: Either) -> None:
     text = captions(3)
     for guidance in (1.0, 2.5):
         options = PriorSamplingConfig(guidance=guidance, sampler=SamplerConfig(steps=4))
-        together = draw_embeddings(prior, text, [5, 6, 7], options)
+        together = sample_embeddings(prior, text, [5, 6, 7], options)
         assert together.shape == (3, 12) and together.isfinite().all()
         for row in range(3):
             alone = TextStates(*(part[row : row + 1] for part in text))
             torch.testing.assert_close(
-                draw_embeddings(prior, alone, [5 + row], options)[0], together[row], rtol=1e-3, atol=1e-3
+                sample_embeddings(prior, alone, [5 + row], options)[0], together[row], rtol=1e-3, atol=1e-3
             )
     with pytest.raises(ValueError, match="3 captions with 2 seeds"):
-        draw_embeddings(prior, text, [1, 2], PriorSamplingConfig())
+        sample_embeddings(prior, text, [1, 2], PriorSamplingConfig())
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def test_the_better_of_several_fits_its_caption_better() -> None:
     fits = []
     for samples in (1, 2, 8):
         options = PriorSamplingConfig(samples=samples, sampler=SamplerConfig(steps=3))
-        embeds = draw_embeddings(prior, text, range(16), options)
+        embeds = sample_embeddings(prior, text, range(16), options)
         fits.append(torch.cosine_similarity(embeds, text.embeds, dim=-1))
     assert fits[0].mean() < fits[1].mean() < fits[2].mean()
     assert (fits[1] >= fits[0] - 1e-6).all()  # the first is among the two
@@ -150,15 +150,15 @@ def test_buckets_hold_equally_many_and_give_the_embedding_back() -> None:
     prior = AutoregressivePrior(config)
     images, texts = embeddings(6400)
     prior.fit(images, texts)
-    ids = prior.tokens(images)
+    ids = prior.encode(images)
     assert ids.shape == (6400, 3)
     for component in range(3):
         counts = torch.bincount(ids[:, component], minlength=64)
         assert counts.min() >= 98 and counts.max() <= 102
     held_out, _ = embeddings(500, seed=3)
-    error = (prior.standardize(prior.embeds(prior.tokens(held_out))) - prior.standardize(held_out)).square().mean()
+    error = (prior.standardize(prior.decode(prior.encode(held_out))) - prior.standardize(held_out)).square().mean()
     assert error < 0.005  # of a variance of 1
-    dots = prior.dots(images, texts)
+    dots = prior.encode_dots(images, texts)
     unit = torch.nn.functional.normalize(images, dim=-1) * torch.nn.functional.normalize(texts, dim=-1)
     order = unit.sum(-1).argsort()
     assert (dots[order].diff() >= 0).all()
@@ -194,13 +194,13 @@ def test_the_dot_product_is_drawn_from_the_top_half(monkeypatch: pytest.MonkeyPa
         return prefill(text, dots, dropped)
 
     monkeypatch.setattr(prior, "prefill", watched)
-    draw_embeddings(prior, captions(200), range(200), PriorSamplingConfig())
+    sample_embeddings(prior, captions(200), range(200), PriorSamplingConfig())
     assert torch.bincount(seen[0], minlength=8)[:4].sum() == 0
     assert torch.bincount(seen[0], minlength=8)[4:].min() > 25
 
 
 def test_wrong_shapes_are_refused(prior: Either) -> None:
-    with pytest.raises(ValueError, match="captions of 9 tokens, this prior reads 7"):
+    with pytest.raises(ValueError, match="captions of 9 tokens, but this prior reads at most 7"):
         output(prior, captions(2, length=9))
     with pytest.raises(ValueError, match="2 or more embeddings"):
         prior.fit(*embeddings(1))

@@ -174,13 +174,13 @@ def test_words_are_cut_as_often_whatever_stands_around(tokenizer: SentencePieceT
     raw = tokenizer._processor
     order = [raw.id_to_piece(i) for i in sorted(range(260, tokenizer.vocab_size), key=lambda i: -raw.get_score(i))]
     words = ["heart", "yellow", "background", "हात्ती"]
-    plain = {word: tuple(tokenizer.rows([word])[0][:-1]) for word in words}
+    plain = {word: tuple(tokenizer.encode_ragged([word])[0][:-1]) for word in words}
     for word in words:
         pieces = tuple(raw.id_to_piece(i) for i in plain[word])
         changed = 1 - _outcomes(tuple(f"▁{word}"), order, p)[pieces]
         for around in (1, 8, 32):
             draws = 2048 // around
-            rows = tokenizer.rows([" ".join([word] * around)] * draws, dropout=p, seed=list(range(draws)))
+            rows = tokenizer.encode_ragged([" ".join([word] * around)] * draws, dropout=p, seed=list(range(draws)))
             cut = [spelt for row in rows for spelt in _words(raw, row)]
             assert len(cut) == 2048
             found = sum(spelt != plain[word] for spelt in cut) / len(cut)
@@ -196,7 +196,7 @@ def _words(raw: Any, row: list[int]) -> list[tuple[int, ...]]:
 def test_what_follows_a_word_does_not_change_how_it_is_cut(tokenizer: SentencePieceTokenizer) -> None:
     captions = ["a yellow heart", "a yellow heart on a pale blue background"]
     for seed in range(50):
-        short, long = (tokenizer.rows([caption], dropout=0.3, seed=seed)[0][:-1] for caption in captions)
+        short, long = (tokenizer.encode_ragged([caption], dropout=0.3, seed=seed)[0][:-1] for caption in captions)
         assert long[: len(short)] == short
 
 
@@ -261,7 +261,7 @@ def test_mistakes_give_one_line(tokenizer: SentencePieceTokenizer, tmp_path: Pat
     (tmp_path / "bpe.model").write_bytes(b"no model")
     with pytest.raises(ValueError) as error:
         SentencePieceTokenizer.load(tmp_path)
-    _one_line(error, "bpe.model", "truncated or foreign")
+    _one_line(error, "bpe.model", "truncated or of another kind")
 
 
 def test_a_vocabulary_that_does_not_fit_says_which_would() -> None:

@@ -138,7 +138,7 @@ def _drawer(
     else:
         image = start_image(options.start, height, width, generator) if init is None else init
         codes = tokenizer.encode(image.to(device))
-    return LatentCanvas(tokenizer, tokenizer.vectors(codes).float(), options.tile)
+    return LatentCanvas(tokenizer, tokenizer.embed_codes(codes).float(), options.tile)
 
 
 def _cutouts(options: PaintOptions, clip: CLIP) -> Cutouts:

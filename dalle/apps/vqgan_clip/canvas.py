@@ -87,19 +87,19 @@ class LatentCanvas(Canvas):
         super().__init__(values)
         self.tokenizer = [tokenizer]  # in a list, so that its weights are no part of the painting's state
         self.tile = tile
-        codebook = tokenizer.codebook_vectors()  # [K, C]
+        codebook = tokenizer.codebook_embeddings()  # [K, C]
         self.rate = _STEP * float(codebook.square().mean().sqrt())
         self.register_buffer("codebook", codebook, persistent=False)
         self.register_buffer("lowest", codebook.amin(0)[:, None, None], persistent=False)
         self.register_buffer("highest", codebook.amax(0)[:, None, None], persistent=False)
 
     def draw(self, values: Tensor) -> Tensor:
-        nearest = self.tokenizer[0].vectors(self.codes(values)).float()
+        nearest = self.tokenizer[0].embed_codes(self.codes(values)).float()
         straight = values + (nearest - values).detach()
         return within(decode_in_tiles(self.tokenizer[0], straight, self.tile), 0.0, 1.0)
 
     def values_of(self, image: Tensor) -> Tensor:
-        return self.tokenizer[0].vectors(self.tokenizer[0].encode(image)).float()
+        return self.tokenizer[0].embed_codes(self.tokenizer[0].encode(image)).float()
 
     @torch.no_grad()
     def codes(self, values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dalle.image_tokenizers import ImageTokenizer
 
 
 def decode_in_tiles(tokenizer: ImageTokenizer, vectors: Tensor, tile: int) -> Tensor:
-    """`tokenizer.from_vectors` of [1, C, h, w], in tiles where the image is larger than `tile` pixels a side.
+    """`tokenizer.decode_latents` of [1, C, h, w], in tiles where the image is larger than `tile` pixels a side.
 
     Neighbours share a quarter of a tile, over which one fades into the other. What a tile needs for its gradient is
     computed again in the backward pass, so memory grows with the tile, not with the image.
@@ -19,14 +19,14 @@ def decode_in_tiles(tokenizer: ImageTokenizer, vectors: Tensor, tile: int) -> Te
     factor = tokenizer.factor
     side = max(tile // factor, 4)  # cells
     if max(height, width) <= side:
-        return tokenizer.from_vectors(vectors)
+        return tokenizer.decode_latents(vectors)
     total: Tensor | float = 0.0
     weight: Tensor | float = 0.0
     overlap = side // 4
     for top in starts(height, side, overlap):
         for left in starts(width, side, overlap):
             part = vectors[:, :, top : top + side, left : left + side]
-            made = checkpoint(tokenizer.from_vectors, part, use_reentrant=False)
+            made = checkpoint(tokenizer.decode_latents, part, use_reentrant=False)
             fade = _ramp(made.shape[2], overlap * factor)[:, None] * _ramp(made.shape[3], overlap * factor)
             across = (left * factor, (width - left) * factor - made.shape[3])
             edges = (*across, top * factor, (height - top) * factor - made.shape[2])

@@ -1,4 +1,4 @@
-"""What a network predicts, turned into the data and the noise that it stands for: epsilon, v or the data themselves.
+"""Converts a network's prediction (epsilon, v or the data) to both data and noise; guidance and thresholding.
 
 v is sqrt(a_t) epsilon - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D).
 """
@@ -16,45 +16,45 @@ from dalle.generation.sampling import guide
 from dalle.models.noise_schedule import Predicts, Schedule
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""x_t [B, ...] and steps int64 [B] to what it predicts, [B, ...]; with learnt variance twice the channels."""
+"""x_t [B, ...] and steps int64 [B] to the prediction [B, ...]; with learned variance, twice the channels."""
 
 
 class Denoised(NamedTuple):
-    """A network's view of x_t: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) epsilon holds exactly."""
+    """A network's estimate of what x_t consists of: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) epsilon holds exactly."""
 
     x0: Tensor
     """The data, [B, ...]."""
     epsilon: Tensor
     """The noise, [B, ...]."""
     variance: Tensor | None = None
-    """Where between the two bounds the log variance of the next step lies, [B, ...] in [-1, 1], if it was learnt."""
+    """Where the next step's log variance lies between its bounds, [B, ...] in [-1, 1], if the network predicts it."""
 
 
 Denoiser = Callable[[Tensor, int], Denoised]
-"""x_t [B, ...] and its step to what is under the noise."""
+"""x_t [B, ...] and its step to the estimated data and noise."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Bounds that predicted data are kept in.
+    """Bounds on the predicted data.
 
-    With a `percentile` it is dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): each sample's
-    own percentile of |x_0| is clipped at and divided by, where it lies above 1, so that guidance does not saturate.
+    With a `percentile` this is dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): each sample
+    is clipped at its own percentile of |x_0| if that is above 1, and divided by it, so that guidance does not saturate.
     """
 
     value: float = 1.0
-    """Data lie in [-value, value]; dynamic: the largest percentile that is clipped at."""
+    """Data are in [-value, value]; with a percentile: the highest threshold."""
     percentile: float | None = None
-    """Share of the absolute values of a sample that are not clipped, such as 0.995; None clips at `value`."""
+    """Share of a sample's absolute values that are not clipped, such as 0.995; None: clip at `value`."""
 
     def __post_init__(self) -> None:
         if self.value <= 0:
             raise ValueError(f"the limit of predictions is {self.value}; it must be above 0")
         if self.percentile is not None and not 0 < self.percentile <= 1:
-            raise ValueError(f"the percentile of dynamic thresholding is {self.percentile}; give one in (0, 1]")
+            raise ValueError(f"the percentile of dynamic thresholding is {self.percentile}; it must be in (0, 1]")
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """[B, ...] within the bounds."""
+        """Clip x_0 [B, ...]."""
         if self.percentile is None:
             return x0.clamp(-self.value, self.value)
         bound = x0.float().abs().flatten(1).quantile(self.percentile, dim=1)
@@ -63,17 +63,17 @@ class Limit:
 
 
 def target(kind: Predicts, schedule: Schedule, x0: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-    """What a network is to predict of x_t, as x0 [B, ...]; steps int64 [B]."""
+    """The training target of a network, shaped like x0 [B, ...]; steps int64 [B]."""
     if kind == "epsilon":
         return noise
     if kind == "sample":
         return x0
-    signal, sigma = schedule.shares(steps, x0)
+    signal, sigma = schedule.scales(steps, x0)
     return signal * noise - sigma * x0
 
 
 def denoised(kind: Predicts, alpha_bar: float, x: Tensor, output: Tensor) -> Denoised:
-    """Data and noise of x_t [B, ...], of which a network has predicted `output`."""
+    """Data and noise of x_t [B, ...], given a network's prediction `output`."""
     signal, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     if kind == "epsilon":
         return Denoised((x - sigma * output) / signal, output)
@@ -86,7 +86,7 @@ def denoised_rows(kind: Predicts, schedule: Schedule, steps: Tensor, x: Tensor, 
     """The data of x_t, each sample [B, ...] at a step of its own, int64 [B]."""
     if kind == "sample":
         return output
-    signal, sigma = schedule.shares(steps, x)
+    signal, sigma = schedule.scales(steps, x)
     return (x - sigma * output) / signal if kind == "epsilon" else signal * x - sigma * output
 
 
@@ -100,27 +100,27 @@ def make_denoiser(
     limit: Limit | None = None,
     learned_variance: bool = False,
 ) -> Denoiser:
-    """A network as samplers call it.
+    """Wrap a network for the samplers.
 
-    Where predicted data are limited, the noise is made to agree with them, as OpenAI's code does it.
+    If predicted data are clipped, the noise is recomputed from them, as in OpenAI's code.
 
     Args:
-        network: with the condition.
-        schedule: what it was trained with.
+        network: conditional network.
+        schedule: the one it was trained with.
         kind: what it predicts.
-        unconditional: the same without the condition; asked where `guidance` is not 1.
-        guidance: classifier-free guidance scale (Ho & Salimans 2022, arXiv 2207.12598); 1 is none.
-        limit: bounds of predicted data.
+        unconditional: the same without the condition; called if `guidance` is not 1.
+        guidance: classifier-free guidance scale (Ho & Salimans 2022, arXiv 2207.12598); 1 is off.
+        limit: bounds on the predicted data.
         learned_variance: the second half of the network's channels is the variance (arXiv 2102.09672, equation 15),
-            taken from the conditional prediction.
+            which is taken from the conditional prediction.
 
     Raises:
-        ValueError: a guidance that is not finite, or one without `unconditional`.
+        ValueError: the guidance is not finite, or there is one but no `unconditional`.
     """
     if not 0 <= guidance < float("inf"):
         raise ValueError(f"guidance is {guidance}; it must be 0 or more (1 is no guidance)")
     if guidance != 1 and unconditional is None:
-        raise ValueError(f"guidance is {guidance}, but this model has no unconditional prediction; take guidance 1")
+        raise ValueError(f"guidance is {guidance}, but this model has no unconditional prediction: set it to 1")
 
     def denoise(x: Tensor, step: int) -> Denoised:
         steps = torch.full((len(x),), step, dtype=torch.long, device=x.device)

@@ -1,4 +1,4 @@
-"""From noise to data and back again: the loops of all samplers and of DDIM inversion over one list of steps."""
+"""Sampling loops, from noise to data, for all samplers; and DDIM inversion, from data to noise, over the same steps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dalle.generation.diffusion.steps import Variance, ddim_step, ddpm_step, dpm
 from dalle.models.noise_schedule import Schedule
 
 Noise = Callable[[], Tensor]
-"""Unit Gaussian numbers [B, ...]: what a sampler starts from, then those of each step, in the order of their use."""
+"""Returns unit Gaussian noise [B, ...] at each call: first the sampler's start, then that of each step."""
 Progress = Callable[[int, int], None]
-"""Called after each step with the steps that are done and all of them."""
+"""Called after each step with the number of steps done and in total."""
 
 
 @config
@@ -26,24 +26,26 @@ class SamplerConfig:
     """How a diffusion is sampled."""
 
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
-    """ddpm draws each step, ddim follows an ODE where eta is 0, dpm++ is DPM-Solver++ (2M): the same in fewer steps."""
+    """ddpm is stochastic, ddim deterministic if eta is 0, dpm++ is DPM-Solver++ (2M): as good in fewer steps."""
     steps: int = 25
-    """Passes of the network; at most as many as the steps it was trained with."""
+    """Network evaluations (twice as many with guidance); at most as many as the diffusion has time steps."""
     spacing: Spacing = "trailing"
-    """Which steps are visited: with both ends (linspace, unCLIP's), leading (with step 0) or trailing (with the last).
-    The logarithm of the signal-to-noise ratio leaps ahead of step 0: without it dpm++ needs far fewer steps."""
+    """Which time steps are visited: both ends (linspace, unCLIP's), from step 0 (leading), or to the last (trailing).
+    The log signal-to-noise ratio jumps just before step 0; without that step dpm++ needs far fewer steps."""
     eta: float = 0.0
-    """ddim: 0 draws nothing but the start, 1 has the variance of ddpm."""
+    """ddim: 0 adds no noise after the start, 1 has the variance of ddpm."""
     variance: Variance = "small"
-    """ddpm: that of the posterior, beta, or what the network has learnt."""
+    """ddpm: that of the posterior (small), beta (large), or the network's own (learned)."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must be from 0 (draws nothing) to 1 (as DDPM)")
+            raise ValueError(f"eta is {self.eta}; it must be from 0 (deterministic) to 1 (as DDPM)")
         if self.eta and self.sampler != "ddim":
-            raise ValueError(f"eta is {self.eta}, which is an option of sampler=ddim; sampler is {self.sampler}")
+            raise ValueError(
+                f"eta is {self.eta}, but only sampler=ddim uses it and sampler is {self.sampler}: set it to 0"
+            )
 
     @property
     def draws(self) -> bool:
@@ -51,38 +53,38 @@ class SamplerConfig:
         return self.sampler == "ddpm" or self.eta > 0
 
     def updated(self, **given: Any) -> SamplerConfig:
-        """These options where they are given (not None), its own elsewhere."""
+        """A copy with these options, except those that are None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 def candidate_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
-    """Noise [B, *shape] from a CPU generator for each of the B seeds: a candidate is the same alone and in a batch."""
+    """Noise [B, *shape] from one CPU generator per seed: a candidate is the same alone and in any batch."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def draw() -> Tensor:
+    def next_noise() -> Tensor:
         return torch.stack([torch.randn(*shape, generator=one) for one in generators]).to(device)
 
-    return draw
+    return next_noise
 
 
 @torch.no_grad()
 def sample(
     denoise: Denoiser, schedule: Schedule, options: SamplerConfig, noise: Noise, progress: Progress | None = None
 ) -> Tensor:
-    """Draw from the distribution that a denoiser has learnt.
+    """Sample from the distribution that a denoiser has learned.
 
     Args:
         denoise: see `make_denoiser`.
-        schedule: what the network was trained with.
-        options: sampler and its steps.
-        noise: the start x_T, then as many tensors as the sampler needs.
+        schedule: the one the network was trained with.
+        options: the sampler and its steps.
+        noise: the source of the start x_T and of each step's noise.
         progress: called after each step.
 
     Returns:
-        x_0 as the noise, [B, ...].
+        x_0, shaped like the noise, [B, ...].
 
     Raises:
-        ValueError: more steps than the network was trained with.
+        ValueError: more steps than the diffusion has.
     """
     return sample_from(noise(), denoise, schedule, options, noise, progress)
 
@@ -96,16 +98,17 @@ def sample_from(
     noise: Noise | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """`sample` from a start x_T [B, ...] that is given; noise is needed by ddpm, and by ddim where eta is above 0."""
+    """`sample` from a given start x_T [B, ...]; ddpm, and ddim with eta above 0, need noise for their steps too."""
     steps = spaced_steps(len(schedule), options.steps, options.spacing)
     if options.draws and noise is None:
-        raise ValueError(f"sampler {options.sampler} with eta {options.eta} draws noise in each step: give some")
+        raise ValueError(f"sampler {options.sampler} with eta {options.eta} needs noise in each step: pass some")
     x, before = start, None
     for done, (now, then) in enumerate(zip(steps, [*steps[1:], -1], strict=True)):
         found = denoise(x, now)
         a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)
-        drawn = noise() if options.draws and noise is not None and then >= 0 else None
-        x = sampler_step(options, x, found, a, b, drawn, before)
+        # The last step, to the data itself (then = -1), adds no noise
+        added = noise() if options.draws and noise is not None and then >= 0 else None
+        x = sampler_step(options, x, found, a, b, added, before)
         before = found.x0, a
         if progress is not None:
             progress(done + 1, len(steps))
@@ -138,25 +141,25 @@ def invert(
     iterations: int = 1,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The start x_T from which `sample_from` with the same options gives `x0` back (unCLIP, section 3).
+    """DDIM inversion: the start x_T from which `sample_from` with the same options returns `x0` (unCLIP, section 3).
 
-    DDIM's ODE is walked up the same list of steps (arXiv 2010.02502, section 4.3). The noise of the noisier point is
-    not known before it is reached: the first guess takes that predicted at the point before. Each further iteration
-    predicts it at the guess (Pan et al. 2023, arXiv 2309.04907, section 3.2), until it is exact.
+    The same steps are taken backward (arXiv 2010.02502, section 4.3). The noise prediction at the noisier point is not
+    known before that point: the first guess uses the prediction at the current point. Each further iteration predicts
+    at the guess (Pan et al. 2023, arXiv 2309.04907, section 3.2), which converges to the exact inverse.
 
     Args:
-        x0: data [B, ...], float32: errors add up over the steps.
-        denoise: without guidance and without limits, which no inversion can undo.
-        schedule: what the network was trained with.
-        options: ddim with eta 0, and the steps.
-        iterations: passes of the network for each step; 1 is plain DDIM inversion.
+        x0: data [B, ...], in float32 as errors accumulate over the steps.
+        denoise: without guidance and without limits, which cannot be inverted.
+        schedule: the one the network was trained with.
+        options: ddim with eta 0, and its steps.
+        iterations: network evaluations per step; 1 is plain DDIM inversion.
         progress: called after each step.
 
     Returns:
-        x_T as x0.
+        x_T, shaped like x0.
 
     Raises:
-        ValueError: a sampler that draws or has a memory, or no iterations.
+        ValueError: the sampler is stochastic or not ddim, or there are no iterations.
     """
     if options.sampler != "ddim" or options.eta:
         raise ValueError(f"inversion needs sampler=ddim with eta=0, got {options.sampler} with eta {options.eta}")
@@ -166,15 +169,16 @@ def invert(
     x = x0
     for done, (then, now) in enumerate(zip(reversed([*steps[1:], -1]), reversed(steps), strict=True)):
         a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)
-        share = (a / b) ** 0.5
-        guess = share * x + ((1 - a) ** 0.5 - share * (1 - b) ** 0.5) * denoise(x, now).epsilon
-        for _ in range(iterations - 1):  # x_s = ddim_step(x_t) solved for x_t
+        scale = (a / b) ** 0.5
+        guess = scale * x + ((1 - a) ** 0.5 - scale * (1 - b) ** 0.5) * denoise(x, now).epsilon
+        for _ in range(iterations - 1):  # fixed-point iteration of x_s = ddim_step(x_t), solved for x_t
             found = denoise(guess, now)
+            # Of the two equivalent forms, the one with epsilon contracts better at low noise, the one with x0 at high
             if b > 0.5:
-                guess = share * x + ((1 - a) ** 0.5 - share * (1 - b) ** 0.5) * found.epsilon
+                guess = scale * x + ((1 - a) ** 0.5 - scale * (1 - b) ** 0.5) * found.epsilon
             else:
-                grown = ((1 - a) / (1 - b)) ** 0.5
-                guess = grown * x + (a**0.5 - grown * b**0.5) * found.x0
+                noise_scale = ((1 - a) / (1 - b)) ** 0.5
+                guess = noise_scale * x + (a**0.5 - noise_scale * b**0.5) * found.x0
         x = guess
         if progress is not None:
             progress(done + 1, len(steps))

@@ -1,4 +1,4 @@
-"""Which steps of a diffusion a sampler visits."""
+"""Which time steps of a diffusion a sampler visits."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ Spacing = Literal["linspace", "leading", "trailing"]
 
 
 def spaced_steps(total: int, count: int, spacing: Spacing = "linspace") -> list[int]:
-    """The steps that a sampler visits, from noise to data: one list for sampling and for inversion.
+    """The time steps that a sampler visits, from noise to data; sampling and inversion use the same list.
 
     Args:
-        total: steps T of the schedule.
-        count: how many of them, 1 to `total`.
-        spacing: linspace has both the last step and step 0 (unCLIP's; one step alone is the last), leading step 0 and
-            not the last, trailing the last and not step 0 (Lin et al. 2023, arXiv 2305.08891, table 2).
+        total: number of time steps T of the schedule.
+        count: number of steps to visit, 1 to `total`.
+        spacing: linspace includes both the last step and step 0 (unCLIP's; a single step is the last), leading includes
+            step 0 but not the last, trailing the last but not step 0 (Lin et al. 2023, arXiv 2305.08891, table 2).
 
     Returns:
-        `count` falling steps, each from 0 to `total` - 1.
+        `count` descending steps, each from 0 to `total` - 1.
 
     Raises:
-        ValueError: a count out of range.
+        ValueError: count is out of range.
     """
     if not 1 <= count <= total:
-        raise ValueError(f"steps is {count}; this model was trained with {total}, give 1 to {total}")
+        raise ValueError(f"steps is {count}; this model was trained with {total} steps, so give 1 to {total}")
     if count == 1 and spacing == "linspace":
         return [total - 1]
     if spacing == "linspace":

@@ -1,6 +1,6 @@
 """One step of each sampler, from x_t to a less noisy x_s: DDPM, DDIM and DPM-Solver++ (2M). Pure functions.
 
-Of the schedule they know the two alpha-bars alone: `now` of x_t and `then` of x_s, which is 1 where x_s is the data.
+They need only two alpha-bars of the schedule: `now` of x_t, and `then` of x_s, which is 1 if x_s is the data.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ Variance = Literal["small", "large", "learned"]
 
 
 def ddpm_step(x: Tensor, found: Denoised, now: float, then: float, noise: Tensor, variance: Variance) -> Tensor:
-    """A draw from p(x_s | x_t) (Ho et al. 2020, arXiv 2006.11239, equations 6, 7 and 11).
+    """Sample from p(x_s | x_t) (Ho et al. 2020, arXiv 2006.11239, equations 6, 7 and 11).
 
     Args:
         x: x_t [B, ...].
-        found: what is under the noise.
+        found: the estimated data and noise.
         now: alpha-bar of x_t.
         then: alpha-bar of x_s, above `now`.
-        noise: unit Gaussian, as x; unused where x_s is the data.
-        variance: that of the posterior (small), beta (large), or learnt between the two, in logarithms
+        noise: unit Gaussian, shaped like x; unused if x_s is the data.
+        variance: that of the posterior (small), beta (large), or learned, an interpolation of their logarithms
             (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 15).
 
     Raises:
-        ValueError: learned, but the network predicts no variance.
+        ValueError: the variance is learned, but the network predicts none.
     """
     beta = 1 - now / then
     mean = (then**0.5 * beta * found.x0 + (now / then) ** 0.5 * (1 - then) * x) / (1 - now)
@@ -40,21 +40,21 @@ def ddpm_step(x: Tensor, found: Denoised, now: float, then: float, noise: Tensor
     if variance == "large":
         return mean + beta**0.5 * noise
     if found.variance is None:
-        raise ValueError("variance is learned, but this network predicts none: take small or large")
+        raise ValueError("variance is learned, but this network predicts none: set it to small or large")
     share = (found.variance.to(x.dtype) + 1) / 2
     log_variance = share * math.log(beta) + (1 - share) * math.log(small)
     return mean + (log_variance / 2).exp() * noise
 
 
 def ddim_step(found: Denoised, now: float, then: float, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
-    """The step of DDIM (Song et al. 2020, arXiv 2010.02502, equations 12 and 16).
+    """A DDIM step (Song et al. 2020, arXiv 2010.02502, equations 12 and 16).
 
     Args:
-        found: what is under the noise of x_t.
+        found: the estimated data and noise of x_t.
         now: alpha-bar of x_t.
         then: alpha-bar of x_s.
-        eta: 0 draws nothing, 1 has the variance of DDPM (small).
-        noise: unit Gaussian; needed where eta is above 0.
+        eta: 0 is deterministic, 1 has the variance of DDPM (small).
+        noise: unit Gaussian; needed if eta is above 0.
     """
     sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
     mean = then**0.5 * found.x0 + max(1 - then - sigma**2, 0.0) ** 0.5 * found.epsilon
@@ -64,27 +64,27 @@ def ddim_step(found: Denoised, now: float, then: float, eta: float = 0.0, noise:
 def dpm_solver_step(
     x: Tensor, found: Denoised, now: float, then: float, before: tuple[Tensor, float] | None = None
 ) -> Tensor:
-    """The step of DPM-Solver++ (2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); the first is of first order.
+    """A DPM-Solver++ (2M) step (Lu et al. 2022, arXiv 2211.01095, algorithm 2); the first one is first-order.
 
     Args:
         x: x_t [B, ...].
-        found: what is under the noise.
+        found: the estimated data and noise.
         now: alpha-bar of x_t.
         then: alpha-bar of x_s.
-        before: the predicted data of the step before and the alpha-bar it was predicted at. None: first order, as the
-            last step to the data is in any case, whose logarithmic signal-to-noise ratio is infinite.
+        before: the previous step's predicted data and the alpha-bar it was predicted at. None: first-order. So is the
+            last step, to the data, whose log signal-to-noise ratio is infinite.
     """
     if then == 1:
         return found.x0
-    width = _log_ratio(then) - _log_ratio(now)
+    width = _half_log_snr(then) - _half_log_snr(now)
     x0 = found.x0
     if before is not None:
         old, at = before
-        ratio = (_log_ratio(now) - _log_ratio(at)) / width
+        ratio = (_half_log_snr(now) - _half_log_snr(at)) / width
         x0 = x0 + (x0 - old) / (2 * ratio)
     return ((1 - then) / (1 - now)) ** 0.5 * x - then**0.5 * math.expm1(-width) * x0
 
 
-def _log_ratio(alpha_bar: float) -> float:
-    """log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)), the lambda of DPM-Solver."""
+def _half_log_snr(alpha_bar: float) -> float:
+    """log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)): half the log signal-to-noise ratio, DPM-Solver's lambda."""
     return (math.log(alpha_bar) - math.log1p(-alpha_bar)) / 2

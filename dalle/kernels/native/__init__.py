@@ -1,6 +1,6 @@
-"""Operations in C++ that is compiled for this machine's CPU; where there is no compiler, each of them declines.
+"""Operations in C++ compiled for this machine's CPU; without a compiler, each of them declines by returning None.
 
-Only `dalle.kernels.dispatch` may import it, which lets these go first.
+Only `dalle.kernels.dispatch` may import this; it tries these before the plain PyTorch versions.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ operations: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
         *(attention.attend, attention.attend_packed, winograd.conv3x3, winograd.image_layout),
-        *(cross_entropy.cross_entropy_slopes, group_norm.group_norm, linear.linear, sample.sample_tokens),
+        *(cross_entropy.cross_entropy_grad_, group_norm.group_norm, linear.linear, sample.sample_tokens),
         *(decode_attention.decode_attention, decode_step.decode_step),
     )
 }

@@ -1,4 +1,4 @@
-"""The compiled functions of csrc/bindings.cpp, by ctypes, and what their arguments must be like."""
+"""ctypes bindings of the compiled functions in csrc/bindings.cpp, and limits that their callers must respect."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ import torch
 
 from dalle.kernels.native.build import library
 
-STEP = 32  # numbers of a row that are taken at a time, at most: a row must be a multiple
-# Up to so many rows it is faster than torch; above, arithmetic counts more than reading (docs/log.md).
-MOST_ROWS = {torch.float32: 16, torch.bfloat16: 16, torch.int8: 2**62}
-TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
+ROW_MULTIPLE = 32  # the widest vectors: row lengths must be a multiple
+# Up to this many rows the native product is faster; with more, arithmetic outweighs reading weights (docs/log.md).
+MAX_ROWS = {torch.float32: 16, torch.bfloat16: 16, torch.int8: 2**62}
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 _POINTER, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+# By the start of a function's name; the rest is its types
 _ARGUMENTS = {
     "linear": [_POINTER] * 5 + [_NUMBER] * 3 + [_THREADS],
-    "step": [_POINTER, _THREADS],
-    "attend": [_POINTER, _THREADS],
-    "normal_forward": [_POINTER] * 6 + [_NUMBER] * 4 + [ctypes.c_float, _THREADS, _THREADS],
-    "normal_backward": [_POINTER] * 9 + [_NUMBER] * 4 + [_THREADS] * 2,
+    "decode_step": [_POINTER, _THREADS],
+    "decode_attention": [_POINTER, _THREADS],
+    "group_norm_forward": [_POINTER] * 6 + [_NUMBER] * 4 + [ctypes.c_float, _THREADS, _THREADS],
+    "group_norm_backward": [_POINTER] * 9 + [_NUMBER] * 4 + [_THREADS] * 2,
     "winograd_forward": [_POINTER] * 5 + [_NUMBER] * 5 + [_THREADS],
     "winograd_backward": [_POINTER] * 3 + [_NUMBER] * 5 + [_THREADS],
-    "entropy": [_POINTER] * 5 + [_NUMBER] * 2 + [ctypes.c_float, _THREADS],
-    "sequences": [_POINTER, _THREADS],
+    "cross_entropy": [_POINTER] * 5 + [_NUMBER] * 2 + [ctypes.c_float, _THREADS],
+    "attention": [_POINTER, _THREADS],
     "sample": [_POINTER] * 3 + [_NUMBER] * 2 + [ctypes.c_float, _NUMBER, ctypes.c_double, _THREADS],
 }
 _NAMES = (
     *("linear_float32_float32", "linear_bfloat16_bfloat16", "linear_float32_int8"),
-    *("step_float32_float32", "step_bfloat16_bfloat16", "step_int8_float32"),
-    *("attend_float32", "attend_bfloat16", "sample"),
-    *("sequences_forward", "sequences_backward", "entropy_float32", "entropy_bfloat16"),
-    *("normal_forward_float32", "normal_forward_bfloat16", "normal_backward_float32", "normal_backward_bfloat16"),
+    *("decode_step_float32_float32", "decode_step_bfloat16_bfloat16", "decode_step_int8_float32"),
+    *("decode_attention_float32", "decode_attention_bfloat16", "sample"),
+    *("attention_forward", "attention_backward", "cross_entropy_float32", "cross_entropy_bfloat16"),
+    *("group_norm_forward_float32", "group_norm_forward_bfloat16"),
+    *("group_norm_backward_float32", "group_norm_backward_bfloat16"),
     *("winograd_forward_float32", "winograd_forward_bfloat16"),
     *("winograd_backward_float32", "winograd_backward_bfloat16"),
 )
-_ALONE = 2**16  # multiplications of one thread that take less time than waking a second one
+_MAX_SINGLE_THREAD = 2**16  # multiplications that one thread finishes before a second one would wake up
 
 
 def threads(multiplications: int) -> int:
-    """How many threads so much work is for."""
-    return torch.get_num_threads() if multiplications > _ALONE else 1
+    """How many threads to use for this much work."""
+    return torch.get_num_threads() if multiplications > _MAX_SINGLE_THREAD else 1
 
 
 @functools.cache
 def functions() -> dict[str, Callable[..., Any]]:
-    """The compiled functions by name; none if there is no compiled code."""
+    """The compiled functions by name; empty without compiled code."""
     compiled = library()
     if compiled is None:
         return {}

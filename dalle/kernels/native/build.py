@@ -1,4 +1,4 @@
-"""Compiles bindings.cpp for this machine's CPU, once, into the user's cache. Knows nothing of what is in it."""
+"""Compiles bindings.cpp for this machine's CPU, once, into the user's cache. Does not know what it contains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dalle.kernels.compiler import cpp_compiler
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent / "csrc"
-# Strict arithmetic otherwise: -ffast-math would, by the linker, change how the whole process treats tiny numbers.
+# No -ffast-math: it would make the linker flush denormals to zero in the whole process.
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fopenmp", "-fPIC", "-shared", "-w"),
@@ -26,10 +26,10 @@ _FLAGS = (
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled code, from the cache or made now; None where that fails, with the reason in the log."""
+    """The compiled library, from the cache or compiled now; None if that fails, with the reason in the log."""
     compiler = cpp_compiler()
     if compiler is None or platform.system() != "Linux":
-        logger.debug("no compiled code for this CPU: it takes Linux and g++ or clang++")
+        logger.debug("no native kernels: they need Linux and g++ or clang++")
         return None
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
@@ -38,18 +38,16 @@ def library() -> ctypes.CDLL | None:
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        told = (told.decode(errors="replace") if isinstance(told, bytes) else told).strip().splitlines()
-        logger.info(
-            "drawing goes torch's way, as the native kernels were not compiled for this machine: %s", " ".join(told[:3])
-        )
+        output = getattr(error, "stderr", None) or str(error)
+        output = (output.decode(errors="replace") if isinstance(output, bytes) else output).strip().splitlines()
+        logger.info("using PyTorch's kernels, as the native ones failed to compile: %s", " ".join(output[:3]))
         return None
 
 
 def _compile(compiler: list[str], path: Path) -> None:
-    """Make the library whole or not at all, also if several processes begin at once."""
+    """Compile atomically: several processes may start at once, and one may be killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("compiling the native kernels for this machine, once: %s", path)
+    logger.info("compiling native kernels for this machine, once: %s", path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [*compiler, *_FLAGS, str(_FOLDER / "bindings.cpp"), *_threads(), "-o", str(made)]
@@ -58,15 +56,15 @@ def _compile(compiler: list[str], path: Path) -> None:
 
 
 def _threads() -> list[str]:
-    """The OpenMP that torch has loaded: with two in a process the threads of one would wait while the other's work."""
+    """Links the OpenMP library that PyTorch has loaded: of two in a process, one's threads would idle on its cores."""
     with open("/proc/self/maps", errors="surrogateescape") as lines:
         loaded = {line.rstrip("\n").split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}  # may have spaces
-    # Other libraries may have brought their own
+    # Other libraries may have loaded their own: PyTorch's goes first
     return ["-Wl,--as-needed", *sorted(loaded, key=lambda path: ("/torch/" not in path, path))[:1]]
 
 
 def _fingerprint(compiler: list[str]) -> str:
-    """What the compiled code depends on: sources, options, compiler, threads and the CPU's instructions."""
+    """A hash of all that the compiled code depends on: sources, flags, compiler, OpenMP and CPU features."""
     version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
     with open("/proc/cpuinfo", "rb") as lines:
         flags = next((line for line in lines if line.lower().startswith((b"flags", b"features"))), b"")

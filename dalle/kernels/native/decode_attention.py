@@ -1,7 +1,7 @@
-"""Attention of few tokens a row over a cache: norms, rotary positions and attention in one call.
+"""Attention of a few new tokens per sequence to a KV cache: norms, rotary positions and attention in one call.
 
-The cache is read once. What PyTorch needs between its functions (waking a thread, running Python whose code the cache
-has driven out of the CPU's caches) would be a third of the time.
+The cache is read only once. PyTorch's overhead between its functions (waking threads, running Python whose code the
+cache has evicted from the CPU's caches) would be a third of the time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dalle.kernels.block_weights import MAX_TOKENS, MatrixWeights, NormWeights, 
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.native import bindings
 from dalle.kernels.pattern import LayerMask, SparseMask
-from dalle.kernels.switches import inference
+from dalle.kernels.switches import allows_native_inference
 
-_HEADS = (16, 32, 48, 64, 80, 96, 128)  # widths of heads that there is code for, whatever the CPU
+_HEAD_WIDTHS = (16, 32, 48, 64, 80, 96, 128)  # compiled for every CPU
 
 pointer, number = ctypes.c_void_p, ctypes.c_int64
 
 
 def struct(name: str, **fields: type) -> type[ctypes.Structure]:
-    """A C structure of these fields."""
+    """A ctypes structure with these fields, mirroring the C struct of the same name."""
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
@@ -41,21 +41,21 @@ Attention = struct(
 
 
 class Addresses(list[Tensor]):
-    """C structures of tensors, which are kept as long as these point to them."""
+    """Builds C structs from tensors, and keeps the tensors alive as long as the structs point to them."""
 
     def of(self, tensor: Tensor | None) -> int | None:
-        """The address of a float32 copy of a tensor (or of itself); None of none."""
+        """The address of a tensor in float32, copied if necessary; None for None."""
         if tensor is None:
             return None
         self.append(tensor.detach().float().contiguous())
         return self[-1].data_ptr()
 
     def norm(self, norm: NormWeights | None) -> ctypes.Structure:
-        """A norm; one without weights is none."""
+        """`struct Norm`; zeros for None."""
         return Norm() if norm is None else Norm(self.of(norm.weight), self.of(norm.bias), norm.eps, norm.rms)
 
     def matrix(self, matrix: MatrixWeights) -> ctypes.Structure:
-        """A linear map."""
+        """`struct Matrix` of a linear layer."""
         count, width = matrix.weight.shape
         self.append(matrix.weight.detach())
         return Matrix(self[-1].data_ptr(), self.of(matrix.scale), self.of(matrix.bias), count, width)
@@ -68,7 +68,7 @@ class Addresses(list[Tensor]):
         k_norm: NormWeights | None,
         rotate_values: bool,
     ) -> ctypes.Structure:
-        """Attention of one layer over a cache."""
+        """`struct Attention` of one layer over a cache; the rest is set for each call."""
         _, batch, heads, room, width = cache.keys.shape
         return Attention(
             batch=batch, heads=heads, head_width=width, room=room, rotate_values=rotate_values,
@@ -78,29 +78,29 @@ class Addresses(list[Tensor]):
 
 
 class CachedAttention:
-    """Attention of one layer on top of a cache; prepared once for all its steps."""
+    """One layer's attention over a cache, prepared once for all steps."""
 
     def __init__(
         self, cache: KVCache, layer: int, q_norm: NormWeights | None, k_norm: NormWeights | None, rotate_values: bool
     ) -> None:
-        self._kept = Addresses()
+        self._tensors = Addresses()
         self.keys, self.values = cache.keys, cache.values
-        self.attention = self._kept.attention(cache, layer, q_norm, k_norm, rotate_values)
-        self.function = bindings.functions()[f"attend_{bindings.TYPES[cache.keys.dtype]}"]
+        self.attention = self._tensors.attention(cache, layer, q_norm, k_norm, rotate_values)
+        self.function = bindings.functions()[f"decode_attention_{bindings.DTYPE_NAMES[cache.keys.dtype]}"]
 
     def run(self, qkv: Tensor, mask: LayerMask, rope: Rope | None, cache: KVCache) -> Tensor:
-        """From queries, keys and values [B, T, 3 H D] to [B, T, H D]; keys and values are stored behind the others."""
+        """Queries, keys and values [B, T, 3 H D] to [B, T, H D]; appends the keys and values to the cache."""
         qkv = qkv.contiguous()
         mixed = qkv.new_empty(*qkv.shape[:2], qkv.shape[-1] // 3)
-        kept = place_tokens(self.attention, qkv.shape[1], mask, angles(rope), cache.position)
+        alive = set_tokens(self.attention, qkv.shape[1], mask, to_float32(rope), cache.position)
         self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
         work = 2 * mixed.numel() * (cache.position + 1)
         self.function(ctypes.byref(self.attention), bindings.threads(work))
-        del kept
+        del alive  # not earlier: the call reads their memory
         return mixed
 
 
-# What was prepared for the layers of a cache; None: there is no code for it
+# What was prepared for each layer of a cache; None: there is no native code for it
 prepared: WeakKeyDictionary[KVCache, dict[int, CachedAttention | None]] = WeakKeyDictionary()
 
 
@@ -115,25 +115,26 @@ def decode_attention(
     rotate_values: bool,
     dropout: float = 0.0,
 ) -> Tensor | None:
-    """`dalle.kernels.decode_attention.decode_attention` of few tokens a row [B, T, 3 H D] that follow others."""
-    if not cache.position or mask is None or dropout or not inference(qkv) or qkv.shape[1] > MAX_TOKENS:
+    """`dalle.kernels.decode_attention.decode_attention`, for a few tokens per sequence after the prefill."""
+    if not cache.position or mask is None or dropout or not allows_native_inference(qkv) or qkv.shape[1] > MAX_TOKENS:
         return None
     if not has_room(cache, *qkv.shape[:2]) or qkv.dtype != cache.keys.dtype:
         return None
     layers = prepared.setdefault(cache, {})
     found = layers.get(layer)
+    # Prepared again if the cache's tensors were replaced: the old addresses would be dangling
     if layer not in layers or (found is not None and not (found.keys is cache.keys and found.values is cache.values)):
         norms = norm_weights(q_norm), norm_weights(k_norm)
         heads = cache.keys.shape[2]
         width = qkv.shape[-1] // (3 * heads)
-        known = f"attend_{bindings.TYPES.get(qkv.dtype)}" in bindings.functions()
+        known = f"decode_attention_{bindings.DTYPE_NAMES.get(qkv.dtype)}" in bindings.functions()
         fits = known and readable(cache, heads, width) and fit_heads(norms, width)
         layers[layer] = found = CachedAttention(cache, layer, *norms, rotate_values) if fits else None
     return None if found is None else found.run(qkv, mask, rope, cache)
 
 
 def norm_weights(norm: nn.Module | None) -> NormWeights | None:
-    """The weights of a norm."""
+    """The weights of a LayerNorm or RMSNorm."""
     if norm is None:
         return None
     assert isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and norm.eps is not None
@@ -141,15 +142,15 @@ def norm_weights(norm: nn.Module | None) -> NormWeights | None:
 
 
 def has_room(cache: KVCache, batch: int, tokens: int) -> bool:
-    """Whether the cache has these rows, and room for these tokens; torch says what is wrong if not."""
+    """Whether the cache has this many rows, and room for the tokens; if not, the plain version raises the error."""
     _, rows, _, room, _ = cache.keys.shape
     return batch == rows and 0 <= cache.position <= room - tokens
 
 
 def readable(cache: KVCache, heads: int, width: int) -> bool:
-    """Whether native code can read the cache: such heads, of a width that there is code for, without gaps."""
+    """Whether native code can read the cache: a head width it is compiled for, and contiguous layers."""
     return (
-        width in _HEADS
+        width in _HEAD_WIDTHS
         and (cache.keys.shape[2], cache.keys.shape[4]) == (heads, width)
         and cache.values.shape == cache.keys.shape
         and cache.values.dtype == cache.keys.dtype
@@ -159,40 +160,40 @@ def readable(cache: KVCache, heads: int, width: int) -> bool:
 
 
 def fit_heads(norms: tuple[NormWeights | None, ...], width: int) -> bool:
-    """Whether the norms of queries and keys, where they are, are of heads of this width."""
+    """Whether the norms on queries and keys, if any, have this head width."""
     return all(norm is None or norm.weight.shape == (width,) for norm in norms)
 
 
-def angles(rope: Rope | None) -> Rope | None:
-    """Cosines and sines in float32, without gaps."""
+def to_float32(rope: Rope | None) -> Rope | None:
+    """Cosines and sines in float32, contiguous."""
     return None if rope is None else (rope[0].float().contiguous(), rope[1].float().contiguous())
 
 
-def place_tokens(
-    attention: ctypes.Structure, tokens: int, mask: LayerMask, turns: Rope | None, position: int
+def set_tokens(
+    attention: ctypes.Structure, tokens: int, mask: LayerMask, rope: Rope | None, position: int
 ) -> tuple[object, ...]:
-    """Set where the tokens stand and what they may look at; gives what must live until the call is over.
+    """Set the new tokens' positions and mask; returns the tensors that must stay alive during the call.
 
     Raises:
-        ValueError: mask or angles are not of so many tokens.
+        ValueError: mask or rope have another number of tokens.
     """
     attention.tokens, attention.position = tokens, position
-    if turns is not None:
+    if rope is not None:
         wanted = (tokens, attention.head_width // 2)
-        if not turns[0].shape == turns[1].shape == wanted:
-            raise ValueError(f"rope is {[list(table.shape) for table in turns]}; expected {list(wanted)} each")
-        attention.cos, attention.sin = turns[0].data_ptr(), turns[1].data_ptr()
+        if not rope[0].shape == rope[1].shape == wanted:
+            raise ValueError(f"rope is {[list(table.shape) for table in rope]}; expected {list(wanted)} each")
+        attention.cos, attention.sin = rope[0].data_ptr(), rope[1].data_ptr()
     attention.mask, mask = None, mask.dense if isinstance(mask, SparseMask) else mask
     if isinstance(mask, Tensor):
         _check_mask(mask, attention.batch, tokens, position + tokens)
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         attention.mask, attention.mask_token = mask.data_ptr(), mask.stride(-2)
         attention.mask_batch = mask.stride(0) if mask.ndim == 4 and len(mask) > 1 else 0
-    return mask, turns
+    return mask, rope
 
 
 def _check_mask(mask: Tensor, batch: int, tokens: int, keys: int) -> None:
-    """Refuse what is no mask of these queries and keys: a smaller one would be read behind its end."""
+    """Raise unless the mask fits these queries and keys: native code would read beyond the end of a smaller one."""
     square = mask.shape == (tokens, keys)
     batched = mask.ndim == 4 and len(mask) in (1, batch) and mask.shape[1:] == (1, tokens, keys)
     if not (square or batched) or mask.dtype != torch.bool or mask.device.type != "cpu":

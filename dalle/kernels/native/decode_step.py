@@ -1,8 +1,8 @@
-"""All blocks of a transformer over few tokens a row, on top of a cache, in one call (csrc/decode_step.h).
+"""All blocks of a transformer over a few new tokens per sequence, with a KV cache, in one call (csrc/decode_step.h).
 
-At few tokens a step the weights and the cache are read once and little is computed. What PyTorch needs between two
-products (waking a thread, running Python whose code the weights have driven out of the CPU's caches) is then a third of
-the time.
+With few tokens per step, the time goes into reading the weights and the cache once; little is computed. PyTorch's
+overhead between two products (waking threads, running Python whose code the weights have evicted from the CPU's
+caches) would then be a third of the time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from dalle.kernels.native.decode_attention import (
     Attention,
     Matrix,
     Norm,
-    angles,
     fit_heads,
     number,
-    place_tokens,
     pointer,
     readable,
+    set_tokens,
     struct,
+    to_float32,
 )
 from dalle.kernels.pattern import LayerMask
 
-_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu")  # by their numbers there
+_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu")  # in the order of `enum Activation`
 
 _Layer = struct(
     "Layer",
@@ -50,11 +50,11 @@ _Step = struct(
 def decode_step(
     layers: Sequence[LayerWeights], cache: KVCache, rows: int, activation: str, rotate_values: bool
 ) -> Step | None:
-    """`dalle.kernels.decode_step.decode_step`, where there is code for these weights and this cache."""
-    return Step(layers, cache, rows, activation, rotate_values) if _known(layers, cache) else None
+    """`dalle.kernels.decode_step.decode_step`, if there is native code for these weights and this cache."""
+    return Step(layers, cache, rows, activation, rotate_values) if _supported(layers, cache) else None
 
 
-def _known(layers: Sequence[LayerWeights], cache: KVCache) -> bool:
+def _supported(layers: Sequence[LayerWeights], cache: KVCache) -> bool:
     matrices = [matrix for layer in layers for matrix in _matrices(layer)]
     first = matrices[0].weight
     heads, width = cache.keys.shape[2], cache.keys.shape[4]
@@ -62,16 +62,17 @@ def _known(layers: Sequence[LayerWeights], cache: KVCache) -> bool:
         len({matrix.weight.dtype for matrix in matrices}) == 1
         and all(matrix.weight.device.type == "cpu" for matrix in matrices)
         and (first.dtype == torch.int8 or first.dtype == cache.keys.dtype)
-        and f"step_{bindings.TYPES.get(first.dtype)}_{bindings.TYPES.get(cache.keys.dtype)}" in bindings.functions()
+        and f"decode_step_{bindings.DTYPE_NAMES.get(first.dtype)}_{bindings.DTYPE_NAMES.get(cache.keys.dtype)}"
+        in bindings.functions()
         and all(matrix.weight.is_contiguous() for matrix in matrices)
-        and all(side % bindings.STEP == 0 for matrix in matrices for side in matrix.weight.shape)
+        and all(side % bindings.ROW_MULTIPLE == 0 for matrix in matrices for side in matrix.weight.shape)
         and readable(cache, heads, width)
-        and _alike(layers, heads * width, width)
+        and _equal_shapes(layers, heads * width, width)
     )
 
 
-def _alike(layers: Sequence[LayerWeights], inner: int, head: int) -> bool:
-    """Whether all blocks are of the sizes for which room is made: a module's parameters can be put in its place."""
+def _equal_shapes(layers: Sequence[LayerWeights], inner: int, head: int) -> bool:
+    """Whether all blocks have the shapes that the buffers are sized for; a user may have replaced some parameters."""
     up, down = layers[0].up.weight, layers[0].down.weight
     width, hidden = down.shape
     shapes = [(3 * inner, width), (width, inner), (up.shape[0], width), (width, hidden)]
@@ -89,56 +90,60 @@ def _alike(layers: Sequence[LayerWeights], inner: int, head: int) -> bool:
 
 
 class Step:
-    """One step of the blocks on top of a cache, prepared once for all steps of so many tokens."""
+    """A decode step over one KV cache, prepared once for all steps with the same number of rows."""
 
     def __init__(
         self, layers: Sequence[LayerWeights], cache: KVCache, rows: int, activation: str, rotate_values: bool
     ) -> None:
-        self._kept = Addresses()
+        self._tensors = Addresses()
         self.keys, self.values = cache.keys, cache.values
         up, down = layers[0].up.weight, layers[0].down.weight
         width, hidden = down.shape
         inner = cache.keys.shape[2] * cache.keys.shape[4]
+        # Activations between the operations: float32, allocated once
         sizes = {"x": width, "normed": width, "qkv": 3 * inner, "mixed": inner, "wide": up.shape[0]}
         sizes |= {"active": hidden, "narrow": max(width, inner, hidden)}
-        self.room = {name: torch.empty(rows, size, dtype=torch.float32, device="cpu") for name, size in sizes.items()}
-        room = {name: tensor.data_ptr() for name, tensor in self.room.items()}
+        self.buffers = {
+            name: torch.empty(rows, size, dtype=torch.float32, device="cpu") for name, size in sizes.items()
+        }
+        addresses = {name: tensor.data_ptr() for name, tensor in self.buffers.items()}
         self.layers = (_Layer * len(layers))(
             *(self._layer(one, cache, i, rotate_values) for i, one in enumerate(layers))
         )
         for layer in self.layers:
-            layer.attention.qkv, layer.attention.mixed = room["qkv"], room["mixed"]
+            layer.attention.qkv, layer.attention.mixed = addresses["qkv"], addresses["mixed"]
         self.step = _Step(
-            rows=rows, width=width, hidden=hidden, layers=len(layers), **room,
+            rows=rows, width=width, hidden=hidden, layers=len(layers), **addresses,
             activation=_ACTIVATIONS.index(activation), layer=ctypes.addressof(self.layers),
         )  # fmt: skip
-        self.function = bindings.functions()[f"step_{bindings.TYPES[up.dtype]}_{bindings.TYPES[cache.keys.dtype]}"]
+        names = bindings.DTYPE_NAMES[up.dtype], bindings.DTYPE_NAMES[cache.keys.dtype]
+        self.function = bindings.functions()["decode_step_{}_{}".format(*names)]
 
     def serves(self, cache: KVCache, rows: int) -> bool:
-        """Whether it was made for the tensors that the cache has now, and for so many rows."""
+        """Whether it was prepared for the tensors that the cache has now, and for this many rows."""
         return self.step.rows == rows and self.keys is cache.keys and self.values is cache.values
 
     def run(self, x: Tensor, masks: Sequence[LayerMask], rope: Rope | None, cache: KVCache) -> Tensor:
-        """What the blocks make of few tokens a row [B, T, C]; keys and values are stored behind the others."""
-        turns = angles(rope)
-        kept = [
-            place_tokens(layer.attention, x.shape[1], mask, turns, cache.position)
+        """Run a few tokens per sequence [B, T, C] through all blocks; appends their keys and values to the cache."""
+        rope = to_float32(rope)
+        alive = [
+            set_tokens(layer.attention, x.shape[1], mask, rope, cache.position)
             for layer, mask in zip(self.layers, masks, strict=True)
         ]
-        self.room["x"].copy_(x.flatten(0, 1))
+        self.buffers["x"].copy_(x.flatten(0, 1))
         self.function(ctypes.byref(self.step), bindings.threads(self.step.rows * self.step.width * self.step.hidden))
-        del kept
-        return self.room["x"].to(x.dtype, copy=True).view(x.shape)
+        del alive  # not earlier: the call reads their memory
+        return self.buffers["x"].to(x.dtype, copy=True).view(x.shape)
 
     def _layer(self, layer: LayerWeights, cache: KVCache, index: int, rotate_values: bool) -> ctypes.Structure:
-        kept = self._kept
-        qkv, out, up, down = (kept.matrix(matrix) for matrix in _matrices(layer))
+        tensors = self._tensors
+        qkv, out, up, down = (tensors.matrix(matrix) for matrix in _matrices(layer))
         return _Layer(
-            attention_norm=kept.norm(layer.attention_norm), feed_norm=kept.norm(layer.feed_norm),
-            attention_end=kept.norm(layer.attention_end), feed_end=kept.norm(layer.feed_end),
-            attention_scale=kept.of(layer.attention_scale), feed_scale=kept.of(layer.feed_scale),
+            attention_norm=tensors.norm(layer.attention_norm), feed_norm=tensors.norm(layer.feed_norm),
+            attention_end=tensors.norm(layer.attention_end), feed_end=tensors.norm(layer.feed_end),
+            attention_scale=tensors.of(layer.attention_scale), feed_scale=tensors.of(layer.feed_scale),
             qkv=qkv, out=out, up=up, down=down,
-            attention=kept.attention(cache, index, layer.q_norm, layer.k_norm, rotate_values),
+            attention=tensors.attention(cache, index, layer.q_norm, layer.k_norm, rotate_values),
         )  # fmt: skip
 
 

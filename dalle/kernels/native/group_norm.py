@@ -1,4 +1,4 @@
-"""GroupNorm of channels_last images, with swish if wanted, by compiled code: forward and backward."""
+"""GroupNorm over channels_last images, optionally followed by SiLU, forward and backward."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dalle.kernels.native import bindings
-from dalle.kernels.switches import differentiable
+from dalle.kernels.switches import allows_native
 
-_LANES = 16  # channels that are taken at a time, at most
+_CHANNEL_MULTIPLE = 16  # the widest vectors
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, swish: bool) -> Tensor | None:
-    """`group_norm(x)`, or `silu(group_norm(x))`, if this code is the fast way to it.
+    """GroupNorm, followed by SiLU if `swish`.
 
     Args:
         x: [B, C, H, W] float32 or bfloat16, channels_last.
@@ -23,48 +23,49 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: fl
         bias: [C].
         groups: must divide C.
         epsilon: added to the variance.
-        swish: whether silu follows.
+        swish: whether to apply SiLU afterwards.
 
     Returns:
-        As x; None if torch is to do it: there is no compiled code, or layout, dtype or device are others.
+        Shaped like x; None if PyTorch must do it: no compiled code, or another layout, dtype or device.
     """
     if (
-        not differentiable(x)
+        not allows_native(x)
         or x.dtype not in (torch.float32, torch.bfloat16)
         or not x.is_contiguous(memory_format=torch.channels_last)
-        or x.shape[1] % _LANES
+        or x.shape[1] % _CHANNEL_MULTIPLE
         or groups < 1
         or x.shape[1] % groups
-        or not all(t.shape == x.shape[1:2] and differentiable(t) for t in (weight, bias))
-        or f"normal_forward_{bindings.TYPES[x.dtype]}" not in bindings.functions()
+        or not all(t.shape == x.shape[1:2] and allows_native(t) for t in (weight, bias))
+        or f"group_norm_forward_{bindings.DTYPE_NAMES[x.dtype]}" not in bindings.functions()
     ):
         return None
-    return _Normal.apply(x, weight, bias, groups, epsilon, swish)
+    return _GroupNorm.apply(x, weight, bias, groups, epsilon, swish)
 
 
-class _Normal(torch.autograd.Function):
+class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float, swish: bool) -> Tensor:
         images, channels, height, width = x.shape
         scale, shift = (t.detach().float().contiguous() for t in (weight, bias))
-        mean, inverse = torch.empty(2, images, groups, dtype=torch.float32, device="cpu").unbind()
+        mean, inverse_std = torch.empty(2, images, groups, dtype=torch.float32, device="cpu").unbind()
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        function = bindings.functions()[f"normal_forward_{bindings.TYPES[x.dtype]}"]
-        tensors = (x, scale, shift, mean, inverse, y)
+        function = bindings.functions()[f"group_norm_forward_{bindings.DTYPE_NAMES[x.dtype]}"]
+        tensors = (x, scale, shift, mean, inverse_std, y)
         shape = (images, height * width, channels, groups)
         function(*(t.data_ptr() for t in tensors), *shape, epsilon, swish, bindings.threads(8 * x.numel()))
-        ctx.save_for_backward(x, scale, shift, mean, inverse)
+        ctx.save_for_backward(x, scale, shift, mean, inverse_std)
         ctx.shape, ctx.swish, ctx.dtype = shape, swish, weight.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, mean, inverse = ctx.saved_tensors
+        x, scale, shift, mean, inverse_std = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        to = torch.empty_like(x, memory_format=torch.channels_last)
-        of_weight, of_bias = torch.zeros(2, len(scale), dtype=torch.float64, device="cpu").unbind()
-        function = bindings.functions()[f"normal_backward_{bindings.TYPES[x.dtype]}"]
-        tensors = (x, scale, shift, mean, inverse, gradient, to, of_weight, of_bias)
+        x_grad = torch.empty_like(x, memory_format=torch.channels_last)
+        # Summed in float64, over all images and pixels
+        weight_grad, bias_grad = torch.zeros(2, len(scale), dtype=torch.float64, device="cpu").unbind()
+        function = bindings.functions()[f"group_norm_backward_{bindings.DTYPE_NAMES[x.dtype]}"]
+        tensors = (x, scale, shift, mean, inverse_std, gradient, x_grad, weight_grad, bias_grad)
         function(*(t.data_ptr() for t in tensors), *ctx.shape, ctx.swish, bindings.threads(8 * x.numel()))
-        return to, of_weight.to(ctx.dtype), of_bias.to(ctx.dtype), None, None, None
+        return x_grad, weight_grad.to(ctx.dtype), bias_grad.to(ctx.dtype), None, None, None

@@ -1,6 +1,6 @@
-"""A linear map for few rows, which reads the weights near the bandwidth of memory.
+"""A linear layer for few rows, which reads the weights at close to memory bandwidth.
 
-At the few rows of a decode step PyTorch's own products reach a third to nine tenths of that (docs/log.md).
+With the few rows of a decode step, PyTorch's own products reach a third to nine tenths of that (docs/log.md).
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dalle.kernels.native.bindings import MOST_ROWS, STEP, TYPES, functions, threads
-from dalle.kernels.switches import inference
+from dalle.kernels.native.bindings import DTYPE_NAMES, MAX_ROWS, ROW_MULTIPLE, functions, threads
+from dalle.kernels.switches import allows_native_inference
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor | None:
-    """`x @ (scale * weight).T + bias`, if this code is the fast way to it.
+    """`x @ (scale * weight).T + bias`, for inference with few rows.
 
     Args:
         x: [..., K] float32 or bfloat16.
@@ -22,19 +22,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
         scale: [N] float32, for int8.
 
     Returns:
-        [..., N], a new tensor that knows no gradient; None if torch is to do it: there is no compiled code, gradients
-        are wanted, rows are many, or shape, dtype or device are others (torch then says what is wrong with them).
+        [..., N], a new tensor without gradient; None if PyTorch must do it: no compiled code, gradients are needed, too
+        many rows, or another shape, dtype or device (PyTorch then reports what is wrong).
     """
     count, width = weight.shape
-    if not inference(x) or weight.device != x.device or width % STEP or x.shape[-1:] != (width,):
+    if not allows_native_inference(x) or weight.device != x.device or width % ROW_MULTIPLE or x.shape[-1:] != (width,):
         return None
     rows = x.numel() // width
-    if not 0 < rows <= MOST_ROWS.get(weight.dtype, 0):
+    if not 0 < rows <= MAX_ROWS.get(weight.dtype, 0):
         return None
-    function = functions().get(f"linear_{TYPES.get(x.dtype)}_{TYPES.get(weight.dtype)}")
-    if function is None or not weight.is_contiguous() or not _a_number_each(bias, count, x.dtype):
+    function = functions().get(f"linear_{DTYPE_NAMES.get(x.dtype)}_{DTYPE_NAMES.get(weight.dtype)}")
+    if function is None or not weight.is_contiguous() or not _fits(bias, count, x.dtype):
         return None
-    if not _a_number_each(scale, count, torch.float32):
+    if not _fits(scale, count, torch.float32):
         return None
     x, bias, scale = (
         x.contiguous(),
@@ -56,6 +56,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
     return y
 
 
-def _a_number_each(vector: Tensor | None, count: int, dtype: torch.dtype) -> bool:
-    """Whether a vector is there with `count` numbers of a type, or is not there at all."""
+def _fits(vector: Tensor | None, count: int, dtype: torch.dtype) -> bool:
+    """Whether an optional vector, if given, is of this length and dtype on the CPU."""
     return vector is None or (vector.shape == (count,) and vector.dtype == dtype and vector.device.type == "cpu")

@@ -1,4 +1,4 @@
-"""3x3 convolutions of channels_last images by compiled code (csrc/winograd.h): forward and backward."""
+"""3x3 convolutions of channels_last images, forward and backward, by Winograd's algorithm (csrc/winograd.h)."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dalle.kernels.native import bindings
-from dalle.kernels.switches import differentiable
+from dalle.kernels.switches import allows_native
 
 LAST = torch.channels_last
-_PANEL = 32  # channels that are made at a time, at most
-_NUMBERS = 36  # that stand for a kernel's 9, and for 16 cells
-_FEW = {torch.float32: 32, torch.bfloat16: 64}  # with fewer squares of 4x4 cells a kernel's numbers are not worth it
+_CHANNEL_MULTIPLE = 32  # output channels computed at once with the widest vectors
+_POINTS = 36  # values that replace the 9 of a 3x3 kernel, and the 6x6 pixels of an input tile
+# With fewer tiles (of 4x4 output pixels), transforming the kernel takes longer than it saves
+_MIN_TILES = {torch.float32: 32, torch.bfloat16: 64}
 
 
 def image_layout(x: Tensor) -> Tensor | None:
-    """Images [B, C, H, W] in channels_last, which this code takes; None where there is none for them."""
-    return x.contiguous(memory_format=LAST) if differentiable(x) and _known(x) else None
+    """Images [B, C, H, W] in channels_last, which this code needs; None if there is no native code for them."""
+    return x.contiguous(memory_format=LAST) if allows_native(x) and _known(x) else None
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """`conv2d(x, weight, bias, padding=1)` of 3x3 kernels, if this code is the fast way to it.
+    """3x3 convolution with padding 1, if this is faster than PyTorch.
 
-    Sums are in float32, also under autocast; the error is about twice that of adding up products one by one, so of a
-    result of deviation 1 some 1e-6.
+    Accumulates in float32, also under autocast. The error is about twice that of direct convolution: about 1e-6 for
+    outputs of standard deviation 1.
 
     Args:
         x: [B, K, H, W] float32 or bfloat16, channels_last.
-        weight: [N, K, 3, 3] of x's dtype; under autocast of any.
-        bias: [N] as weight, or None.
+        weight: [N, K, 3, 3] of x's dtype; under autocast of any dtype.
+        bias: [N] like weight, or None.
 
     Returns:
-        [B, N, H, W], channels_last, of x's dtype or autocast's; None if torch is to do it: there is no compiled code,
-        cells are few, or layout, dtype, channels or device are others.
+        [B, N, H, W], channels_last, in x's or autocast's dtype; None if PyTorch must do it: no compiled code, small
+        images, or another layout, dtype, number of channels or device.
     """
     parameters = [weight] if bias is None else [weight, bias]
-    if not all(differentiable(t) for t in (x, *parameters)):
+    if not all(allows_native(t) for t in (x, *parameters)):
         return None
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
@@ -47,28 +48,30 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     count, channels = weight.shape[:2]
     if not _known(x) or weight.shape != (count, x.shape[1], 3, 3) or (bias is not None and bias.shape != (count,)):
         return None
-    if channels % _PANEL or count % _PANEL or not x.is_contiguous(memory_format=LAST) or _squares(x) < _FEW[x.dtype]:
+    if channels % _CHANNEL_MULTIPLE or count % _CHANNEL_MULTIPLE:
+        return None
+    if not x.is_contiguous(memory_format=LAST) or _tiles(x) < _MIN_TILES[x.dtype]:
         return None
     return _Convolution.apply(x, weight, bias)
 
 
 def _known(x: Tensor) -> bool:
-    """Whether x is a batch of images of a type that there is code for."""
-    return x.ndim == 4 and x.dtype in _FEW and bool(bindings.functions())
+    """Whether x is a batch of images of a dtype that there is native code for."""
+    return x.ndim == 4 and x.dtype in _MIN_TILES and bool(bindings.functions())
 
 
-def _squares(x: Tensor) -> int:
+def _tiles(x: Tensor) -> int:
     return x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
 
 
-def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """x [B, K, H, W] channels_last, kernel [3, 3, K, N], bias [N], both float32 -> [B, N, H, W]."""
+def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, K, H, W] channels_last, kernel [3, 3, K, N] and bias [N], both float32, to [B, N, H, W]."""
     images, channels, height, width = x.shape
     count = kernel.shape[3]
-    weights = torch.empty(_NUMBERS * channels * count, dtype=torch.float32, device="cpu")
+    transformed = torch.empty(_POINTS * channels * count, dtype=torch.float32, device="cpu")
     y = torch.empty((images, count, height, width), dtype=x.dtype, device="cpu", memory_format=LAST)
-    tensors = (x, kernel, bias, weights, y)
-    bindings.functions()[f"winograd_forward_{bindings.TYPES[x.dtype]}"](
+    tensors = (x, kernel, bias, transformed, y)
+    bindings.functions()[f"winograd_forward_{bindings.DTYPE_NAMES[x.dtype]}"](
         *(None if t is None else t.data_ptr() for t in tensors),
         *(images, height, width, channels, count),
         torch.get_num_threads(),
@@ -81,7 +84,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias = None if bias is None else bias.dtype
-        return _convolved(
+        return _convolve(
             x, weight.permute(2, 3, 1, 0).float().contiguous(), None if bias is None else bias.float().contiguous()
         )
 
@@ -90,18 +93,18 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous(memory_format=LAST)
-        to = of_weight = of_bias = None
+        x_grad = weight_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            # What a cell adds to its neighbours comes back the other way
-            to = _convolved(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).float().contiguous(), None)
+            # The input's gradient is the convolution of the output's with the flipped, transposed kernel
+            x_grad = _convolve(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).float().contiguous(), None)
         if ctx.needs_input_grad[1]:
             kernel = torch.empty(3, 3, *weight.shape[1::-1], dtype=torch.float32, device="cpu")
-            bindings.functions()[f"winograd_backward_{bindings.TYPES[x.dtype]}"](
+            bindings.functions()[f"winograd_backward_{bindings.DTYPE_NAMES[x.dtype]}"](
                 *(t.data_ptr() for t in (x, gradient, kernel)),
                 *(x.shape[0], x.shape[2], x.shape[3], x.shape[1], weight.shape[0]),
                 torch.get_num_threads(),
             )
-            of_weight = torch.empty_like(weight).copy_(kernel.permute(3, 2, 0, 1))
+            weight_grad = torch.empty_like(weight).copy_(kernel.permute(3, 2, 0, 1))
         if ctx.needs_input_grad[2]:
-            of_bias = gradient.float().sum((0, 2, 3)).to(ctx.bias)
-        return to, of_weight, of_bias
+            bias_grad = gradient.float().sum((0, 2, 3)).to(ctx.bias)
+        return x_grad, weight_grad, bias_grad

@@ -1,6 +1,6 @@
-"""Attention that costs what its mask covers: which way is taken. `dalle.kernels.attention` says what is computed.
+"""Chooses how attention is computed, so that the cost follows what the mask covers; the result is always the same.
 
-Letters: B batch, H heads, T queries, S keys, D head width.
+Shapes: B batch, H heads, T queries, S keys, D head width.
 """
 
 from __future__ import annotations
@@ -15,69 +15,72 @@ from dalle.kernels.pattern import GatheredKeys, LayerMask, Pattern, SparseMask
 from dalle.kernels.sparse import blocked, flex
 from dalle.kernels.switches import switch
 
-_FEW = 32  # queries that are asked one by one which keys they see
-# Of the dense mask's pairs or keys: with fewer the other ways are faster (docs/log.md)
-_PAIRS, _KEYS = 0.5, 0.7
+_MAX_SLICED_QUERIES = 32  # each query's keys are found separately, so only for few
+# As a fraction of the dense mask's pairs or keys: the other implementations are faster below it (docs/log.md)
+_MAX_PAIR_FRACTION, _MAX_KEY_FRACTION = 0.5, 0.7
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None, dropout: float = 0.0) -> Tensor:
-    """`dalle.kernels.attention.attend`, in the way that is fast for the mask.
+    """`dalle.kernels.attention.attend`, by the implementation that is fastest for the mask.
 
     Args:
         q: [B, H, T, D].
         k: [B, H, S, D].
         v: [B, H, S, D].
-        mask: as there, a `SparseMask`, or `GatheredKeys` of one query.
-        dropout: as there; a `SparseMask` is then taken as a dense one.
+        mask: as there, or a `SparseMask`, or `GatheredKeys` if there is one query.
+        dropout: as there; a `SparseMask` is then treated as dense.
 
     Returns:
-        [B, H, T, D]: the same numbers whatever the way, but for rounding.
+        [B, H, T, D]; implementations differ by rounding only.
     """
     if isinstance(mask, GatheredKeys):
         k, v = k.index_select(2, mask.keys), v.index_select(2, mask.keys)
-        return attention.attend(q, k, v, mask.real[None], dropout)
+        return attention.attend(q, k, v, mask.valid[None], dropout)
     if not isinstance(mask, SparseMask):
         return attention.attend(q, k, v, mask, dropout)
     if dropout:
         return attention.attend(q, k, v, mask.dense, dropout)
-    way = _choose(q, k, mask.pattern)
-    if way == "blocked":
+    backend = _choose_backend(q, k, mask.pattern)
+    if backend == "blocked":
         return blocked.attend(q, k, v, mask.pattern)
-    if way == "flex":
+    if backend == "flex":
         return flex.attend(q, k, v, mask.pattern)
-    if way == "dense":
+    if backend == "dense":
         return attention.attend(q, k, v, mask.dense)
-    parts = mask.pattern.slices(k.shape[2] - q.shape[2], k.shape[2])
-    seen = None if q.shape[2] == 1 else _pick(mask.dense, parts, 1)
-    return attention.attend(q, _pick(k, parts, 2), _pick(v, parts, 2), seen)
+    slices = mask.pattern.slices(k.shape[2] - q.shape[2], k.shape[2])
+    seen = None if q.shape[2] == 1 else _concat_slices(mask.dense, slices, 1)  # exact for one query: needs no mask
+    return attention.attend(q, _concat_slices(k, slices, 2), _concat_slices(v, slices, 2), seen)
 
 
 def attend_packed(qkv: Tensor, mask: LayerMask = None, dropout: float = 0.0) -> Tensor:
-    """`attend` of whole sequences whose queries, keys and values are one tensor [3, B, H, T, D]."""
+    """`attend` over whole sequences, with queries, keys and values in one tensor [3, B, H, T, D]."""
     if isinstance(mask, SparseMask | GatheredKeys):
         q, k, v = qkv
         return attend(q, k, v, mask, dropout)
     return attention.attend_packed(qkv, mask, dropout)
 
 
-def _pick(x: Tensor, parts: list[slice], dim: int) -> Tensor:
-    """These slices of a dimension, one after the other."""
-    return torch.cat([x[(slice(None),) * dim + (part,)] for part in parts], dim)
+def _concat_slices(x: Tensor, slices: list[slice], dim: int) -> Tensor:
+    """Concatenate slices of a dimension."""
+    return torch.cat([x[(slice(None),) * dim + (part,)] for part in slices], dim)
 
 
-def _choose(q: Tensor, k: Tensor, pattern: Pattern) -> Literal["dense", "blocked", "flex", "slices"]:
-    """The way to go for some queries, the last tokens of the keys."""
-    way = switch("sparse")
+def _choose_backend(q: Tensor, k: Tensor, pattern: Pattern) -> Literal["dense", "blocked", "flex", "slices"]:
+    """The implementation to use, given that the queries are the last tokens of the keys."""
+    forced = switch("sparse")
     end = k.shape[2]
     start = end - q.shape[2]
-    within = start >= pattern.text  # queries of the image alone
-    if way == "dense" or end <= pattern.text or not (start == 0 or within):
+    image_only = start >= pattern.text
+    # Text alone is causal anyway, and the kernels handle either whole sequences or image queries
+    if forced == "dense" or end <= pattern.text or not (start == 0 or image_only):
         return "dense"
-    if way != "blocked" and within and end - start <= _FEW:
-        return "slices" if pattern.covered(start, end) <= _KEYS * end else "dense"
-    if q.device.type == "cpu" and way != "flex":
-        gains = pattern.pairs(start, end) <= _PAIRS * (end - start) * end
-        return "blocked" if gains or way == "blocked" else "dense"
-    if start == 0 and (q.device.type == "cuda" or way == "flex"):
+    # Decoding: few queries, whose keys can be copied together
+    if forced != "blocked" and image_only and end - start <= _MAX_SLICED_QUERIES:
+        return "slices" if pattern.count_keys(start, end) <= _MAX_KEY_FRACTION * end else "dense"
+    # Training and long prefixes: blocks on a CPU, FlexAttention on a GPU
+    if q.device.type == "cpu" and forced != "flex":
+        sparse_enough = pattern.count_pairs(start, end) <= _MAX_PAIR_FRACTION * (end - start) * end
+        return "blocked" if sparse_enough or forced == "blocked" else "dense"
+    if start == 0 and (q.device.type == "cuda" or forced == "flex"):
         return "flex" if flex.runs(q.dtype, q.device, q.shape[3], torch.is_grad_enabled()) else "dense"
     return "dense"

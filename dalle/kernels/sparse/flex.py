@@ -1,6 +1,6 @@
-"""Sparse attention by PyTorch's FlexAttention, compiled: blocks of 128 x 128 that are masked are left out.
+"""Sparse attention by PyTorch's FlexAttention, compiled, which skips fully masked blocks of 128 x 128.
 
-Only for whole sequences, as in training: each other length would be compiled anew.
+For whole sequences only, as in training: every other length would be compiled anew.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dalle.kernels.pattern import Pattern
 
 logger = logging.getLogger(__name__)
 
-_COMPILED = 64
+_RECOMPILE_LIMIT = 64
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-    """Attention of a whole sequence of text and image, [B, H, S, D] each, to [B, H, S, D]."""
+    """Attention over a whole sequence of text and image: [B, H, S, D] each, to [B, H, S, D]."""
     order, blocks = _blocks(pattern, q.shape[2], q.device)
     if order is None:
         return _run(q, k, v, blocks)
@@ -31,7 +31,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 @functools.cache
 def runs(dtype: torch.dtype, device: torch.device, width: int, backward: bool) -> bool:
-    """Whether it can be compiled here for heads of this width: tried, and said if not, once."""
+    """Whether FlexAttention compiles here for this head width: tried once, with a warning if it does not."""
     try:
         with torch.set_grad_enabled(backward):
             q, k, v = torch.ones(3, 1, 1, 200, width, dtype=dtype, device=device, requires_grad=backward)
@@ -40,7 +40,7 @@ def runs(dtype: torch.dtype, device: torch.device, width: int, backward: bool) -
                 mixed.sum().backward()
     except (RuntimeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        logger.warning("sparse attention is computed with dense masks, as FlexAttention does not run here: %s", reason)
+        logger.warning("sparse attention uses dense masks, as FlexAttention does not run here: %s", reason)
         return False
     return True
 
@@ -48,34 +48,35 @@ def runs(dtype: torch.dtype, device: torch.device, width: int, backward: bool) -
 def _run(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
     if torch.compiler.is_compiling():
         return flex_attention(q, k, v, block_mask=blocks)
-    # For each batch size, type and direction anew: more often than torch expects of a function
-    with torch._dynamo.config.patch(recompile_limit=_COMPILED, accumulated_recompile_limit=_COMPILED):
+    # Compiled anew for each batch size, dtype and direction: more often than torch expects of one function
+    with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT, accumulated_recompile_limit=_RECOMPILE_LIMIT):
         return _compiled()(q, k, v, block_mask=blocks)
 
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    """With sizes as constants: torch 2.13 makes faulty code for a CPU where they may change."""
+    """With static shapes: torch 2.13 generates faulty CPU code for dynamic ones."""
     return torch.compile(flex_attention, dynamic=False)
 
 
 @functools.lru_cache(maxsize=16)
 def _blocks(pattern: Pattern, length: int, device: torch.device) -> tuple[Tensor | None, BlockMask]:
-    """In which order tokens are taken (None: as they are), and which blocks are left out.
+    """The order to put tokens in (None: as they are), and the block mask in that order.
 
-    A column is spread over the whole image, so columns are put one after the other, as in the paper's figure 11.
+    A column is spread over the whole image, so columns are put one after the other, as in the paper's figure 11: only
+    then are whole blocks masked.
     """
     seen = pattern.mask(length)
     if pattern.kind != "column":
-        return None, _left_out(seen.to(device))
+        return None, _block_mask(seen.to(device))
     rows = -(-(length - pattern.text) // pattern.width)
     image = torch.arange(rows * pattern.width).view(rows, pattern.width).T.flatten() + pattern.text
     order = torch.cat((torch.arange(pattern.text), image[image < length]))
-    return order.to(device), _left_out(seen[order][:, order].to(device))
+    return order.to(device), _block_mask(seen[order][:, order].to(device))
 
 
-def _left_out(seen: Tensor) -> BlockMask:
-    """From bool [S, S]; in blocks that are masked in part the kernel looks each pair up."""
+def _block_mask(seen: Tensor) -> BlockMask:
+    """From a mask, bool [S, S]; in partly masked blocks the kernel looks up each pair."""
 
     def look(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return seen[query, key]

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from dalle.kernels.cross_entropy import piece_rows
+from dalle.kernels.cross_entropy import chunk_rows
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import Block
 
@@ -262,7 +262,7 @@ def _heads(size: ModelSize, setup: TrainSetup) -> _Heads:
         rows = setup.images * tokens
         weight = width * vocabulary  # C x V
         weights += _FLOAT * weight
-        chunk = piece_rows(rows, vocabulary, "cpu" if setup.on_cpu else "cuda") * vocabulary
+        chunk = chunk_rows(rows, vocabulary, "cpu" if setup.on_cpu else "cuda") * vocabulary
         last_gradient = _FLOAT * (weight + rows * width)  # of the head, and of its input states
         # With several chunks, or in low precision, a chunk's gradient of the head is computed apart and then added
         added = setup.compute * weight if setup.compute < _FLOAT or chunk < rows * vocabulary else 0
@@ -279,7 +279,7 @@ def _heads(size: ModelSize, setup: TrainSetup) -> _Heads:
 def _head_sizes(size: ModelSize) -> list[tuple[int, int]]:
     """For each head, in the order of their losses, the tokens that it predicts per image and its vocabulary size."""
     config = size.config
-    text = [(config.prefix_length - 1, config.words)] if config.text_head and config.prefix_length > 1 else []
+    text = [(config.prefix_length - 1, config.text_embeddings)] if config.text_head and config.prefix_length > 1 else []
     return [*text, (config.image_length, config.image_vocab)]
 
 

@@ -116,7 +116,7 @@ def operations(size: ModelSize, checkpointing: bool) -> float:
     blocks = shape.depth * 2 * _matrices(size) * size.tokens
     blocks += sum(4 * shape.heads * shape.head_width * pairs[kind] for kind in config.kinds)
     heads = 2 * shape.width * rows * columns * config.image_vocab
-    heads += 2 * shape.width * (config.prefix_length - 1) * config.words if config.text_head else 0
+    heads += 2 * shape.width * (config.prefix_length - 1) * config.text_embeddings if config.text_head else 0
     return blocks * (4 if checkpointing else 3) + heads * 3
 
 

@@ -38,7 +38,7 @@ from dalle.training.tasks.base import Phase, Samples, Task
 _NOISE_STREAM = 1  # separates the random numbers for code noise from others with the same seed
 _SAMPLE_BATCH_SIZE = 8  # candidates that a sharded model samples at a time
 # Methods besides `forward` that need the weights gathered
-_FSDP_METHODS = ("losses", "token_losses_and_likeliest", "new_cache", "prefill", "extend", "extend_each")
+_FSDP_METHODS = ("losses", "token_losses_and_predictions", "new_cache", "prefill", "extend", "extend_each")
 
 
 @dataclass
@@ -139,7 +139,7 @@ class DALLETask(Task):
             recipe.z_weight,
             recipe.run.logs(step),
             smoothing=recipe.label_smoothing,
-            read_ids=inputs.read,
+            input_ids=inputs.read,
         )
         total = recipe.text_weight * losses["text"] + recipe.image_weight * losses["image"]
         for name in ("text", "image"):  # log plain cross-entropy, without z-loss and smoothing, as validation does

@@ -95,8 +95,8 @@ class PriorTask(Task):
         buckets of principal components, in nats.
         """
         if isinstance(self.model, AutoregressivePrior):
-            ids = self.model.tokens(inputs.embeds)
-            dots = self.model.dots(inputs.embeds, inputs.text.embeds)
+            ids = self.model.encode(inputs.embeds)
+            dots = self.model.encode_dots(inputs.embeds, inputs.text.embeds)
             logits = self.model(ids, dots, inputs.text, inputs.dropped)
             accuracy = (logits.argmax(-1) == ids).float().mean()
             return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {"bucket_accuracy": accuracy}

@@ -23,7 +23,7 @@ def tokenizer_of(kind: str) -> ImageTokenizer:
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_through(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
-    codebook = tokenizer.codebook_vectors()
+    codebook = tokenizer.codebook_embeddings()
     values = torch.randn(1, codebook.shape[1], 4, 6) * codebook.std()
     drawer = LatentCanvas(tokenizer, values, tile=512)
     flat = values.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
@@ -31,9 +31,9 @@ def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_th
     assert torch.equal(drawer.codes(values), by_hand)
     image = drawer.draw(drawer.values)
     assert torch.allclose(image, tokenizer.decode(by_hand), atol=1e-5)
-    nearest = tokenizer.vectors(by_hand).float().requires_grad_()
+    nearest = tokenizer.embed_codes(by_hand).float().requires_grad_()
     weights = torch.rand_like(image)
-    (within(tokenizer.from_vectors(nearest), 0, 1) * weights).sum().backward()
+    (within(tokenizer.decode_latents(nearest), 0, 1) * weights).sum().backward()
     (image * weights).sum().backward()
     assert drawer.values.grad is not None and nearest.grad is not None
     assert torch.allclose(drawer.values.grad, nearest.grad, atol=1e-4)
@@ -49,7 +49,7 @@ def test_a_latent_starts_from_the_codes_of_a_image_and_stays_in_the_range_of_the
     with torch.no_grad():
         drawer.values.add_(100)
     drawer.on_step_end(0.9, 1)
-    assert torch.equal(drawer.values.amax((0, 2, 3)), tokenizer.codebook_vectors().amax(0))
+    assert torch.equal(drawer.values.amax((0, 2, 3)), tokenizer.codebook_embeddings().amax(0))
     assert not {name for name in drawer.state_dict() if "tokenizer" in name}
 
 
@@ -105,7 +105,7 @@ def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() ->
             middle = module.weight.data[:, :, 1:2, 1:2].clone()
             module.weight.data.zero_()[:, :, 1:2, 1:2] = middle
     vectors = torch.randn(1, 6, 11, 17, requires_grad=True)
-    whole = tokenizer.from_vectors(vectors)
+    whole = tokenizer.decode_latents(vectors)
     tiled = decode_in_tiles(tokenizer, vectors, tile=8)
     assert torch.allclose(tiled, whole, atol=1e-5)
     weights = torch.rand_like(whole)
@@ -117,4 +117,4 @@ def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() ->
 def test_small_images_are_decoded_at_once() -> None:
     tokenizer = tokenizer_of("vq")
     vectors = torch.randn(1, 4, 8, 8)
-    assert torch.equal(decode_in_tiles(tokenizer, vectors, tile=16), tokenizer.from_vectors(vectors))
+    assert torch.equal(decode_in_tiles(tokenizer, vectors, tile=16), tokenizer.decode_latents(vectors))

@@ -120,7 +120,7 @@ def test_text_ids_are_those_of_transformers(published: tuple[Any, Path, int]) ->
         if version == 1 and not text.strip():
             continue  # transformers puts a lone space there, big_vision nothing
         wanted = reference(text)["input_ids"]
-        assert tokenizer.rows([text])[0] == (wanted if version == 1 else [*wanted, 1]), text
+        assert tokenizer.encode_ragged([text])[0] == (wanted if version == 1 else [*wanted, 1]), text
     padded = tokenizer.encode(["a lion", "word " * 40], LENGTH)
     assert padded[0, -1] == tokenizer.pad_id == (1 if version == 1 else 0) and padded[1, -1] == 1
     with pytest.raises(ValueError, match="set bpe_dropout=0"):
@@ -154,7 +154,7 @@ def test_what_is_missing_or_another_is_one_line(published: tuple[Any, Path, int]
         assert "\n" not in str(caught.value)
 
     file.write_bytes(file.read_bytes()[:-7])
-    refused("no SentencePiece model")
+    refused("not a SentencePiece model")
     file.write_bytes(words(version, 40, LINES[:2]))
     refused("text tokens and its text tokenizer has")
     file.unlink()

@@ -42,8 +42,8 @@ def test_clip(name: str, whole: bool, tmp_path: Path) -> None:
     tokenizer = read_text_tokenizer(tmp_path if whole else file)
     assert isinstance(tokenizer, CLIPTokenizer) and tokenizer.vocab_size == 516
     merged = tokenizer.vocabulary["abc</w>"]
-    assert merged == 513 and tokenizer.rows(["ABC"]) == [[514, merged, 515]]
-    assert read_text_tokenizer(file, ends=False).rows(["abc"]) == [[merged]]
+    assert merged == 513 and tokenizer.encode_ragged(["ABC"]) == [[514, merged, 515]]
+    assert read_text_tokenizer(file, ends=False).encode_ragged(["abc"]) == [[merged]]
 
 
 def test_clip_beside_its_numbers(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_mindalle(prefix: str, tmp_path: Path) -> None:
 def test_rudalle_under_any_name(tmp_path: Path) -> None:
     for source in (yttm(tmp_path), tmp_path, yttm(tmp_path, "russian.txt")):
         assert isinstance(read_text_tokenizer(source), YTTMTokenizer)
-    assert read_text_tokenizer(tmp_path).rows([""]) == [[2, 3]]
-    assert read_text_tokenizer(tmp_path, ends=False).rows([""]) == [[]]
+    assert read_text_tokenizer(tmp_path).encode_ragged([""]) == [[2, 3]]
+    assert read_text_tokenizer(tmp_path, ends=False).encode_ragged([""]) == [[]]
 
 
 @pytest.mark.parametrize("make", [clip, lambda folder: char(folder, "bpe-16k-"), yttm])
@@ -91,10 +91,10 @@ def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(tmp_path, "it holds no text tokenizer: expected bpe.model")
     file = tmp_path / "file"
     for content, message in (
-        (b"", "the file of merges is empty"),
+        (b"", "the merges file is empty"),
         (b"\x89PNG\r\n\x1a\n\x00", "are not text"),
-        (b"# A card\n\nOf a model.\n", "expected two tokens that are known"),
-        (b"12 monkeys", "no model of YouTokenToMe"),
+        (b"# A card\n\nOf a model.\n", "expected two known tokens"),
+        (b"12 monkeys", "not a YouTokenToMe model"),
     ):
         file.write_bytes(content)
         refused(file, message)

@@ -92,7 +92,7 @@ def test_one_by_one_with_the_cache_as_in_one_go(case: str, tmp_path: Path) -> No
         whole = model(text, image)
         logits, state = model.prefill(text)
         cache = model.new_cache(2)
-        cache.fill([state.row(0), state.row(1)])
+        cache.load_prefixes([state.row(0), state.row(1)])
         steps = [logits]
         for i in range(3):
             steps.append(model.extend(image[:, i : i + 1], cache))

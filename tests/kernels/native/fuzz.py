@@ -26,7 +26,7 @@ from dalle.kernels.native import linear as native_linear
 from dalle.kernels.native import sample as native_sample
 from dalle.kernels.native.attention import attend_sequences as attend
 from dalle.kernels.native.attention import usable
-from dalle.kernels.native.cross_entropy import cross_entropy_slopes
+from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.group_norm import group_norm
 from dalle.kernels.native.winograd import conv3x3
 from dalle.models.dalle import DALLE, DALLEConfig
@@ -95,12 +95,12 @@ def cross_entropy() -> None:
     if wrong:
         ids[pick.choice([0, -1])] = pick.choice([codes, *BAD_IDS])
     try:
-        cross_entropy_slopes(logits, ids, pick.choice([0.0, 0.1]), pick.choice([None, torch.zeros(codes)]))
+        cross_entropy_grad_(logits, ids, pick.choice([0.0, 0.1]), pick.choice([None, torch.zeros(codes)]))
         assert not wrong, ids
     except IndexError:
         assert wrong, ids
     with suppress(*REFUSED):
-        cross_entropy_slopes(logits, ids[1:], 0.0, torch.zeros(codes - 1))
+        cross_entropy_grad_(logits, ids[1:], 0.0, torch.zeros(codes - 1))
 
 
 def normal() -> None:
@@ -176,7 +176,7 @@ def drawing() -> None:
     with torch.no_grad():
         _, state = own.prefill(torch.randint(0, config.text_vocab, (1, config.text_length)))
         cache, blocks = own.new_cache(batch), FusedBlocks(own.transformer)
-        cache.fill([state.row(0)] * batch)
+        cache.load_prefixes([state.row(0)] * batch)
         while cache.position < room:
             count = min(pick.choice([1, 1, 2, 5, 40]), room - cache.position)
             own.extend_each(torch.randint(0, config.image_vocab, (batch, count)), cache, blocks)
@@ -221,7 +221,7 @@ def main() -> None:
     if sys.argv[1] == "broken":
         values, ids = torch.randn(4, 32), torch.tensor([1, 2, 3, 32])
         addresses = [tensor.data_ptr() for tensor in (values, ids, values, values)]
-        bindings.functions()["entropy_float32"](*addresses, None, 4, 32, 0.0, 1)
+        bindings.functions()["cross_entropy_float32"](*addresses, None, 4, 32, 0.0, 1)
         return
     seed, rounds = int(sys.argv[1]), int(sys.argv[2])
     pick.seed(seed)

@@ -54,7 +54,7 @@ def test_values_and_gradients_are_attentions(tokens: int, channels: int, threads
     finally:
         torch.set_num_threads(before)
     own, qkv.grad = qkv.grad, None
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         plain = attention.attend(q, k, v, mask)
         plain.backward(gradient)
@@ -71,7 +71,7 @@ def test_training_takes_it_and_drawing_does_not() -> None:
     apart = attention.attend(q, k, v, "causal")
     assert torch.equal(packed, apart)
     assert "Attend" in type(packed.grad_fn).__name__ or "Attend" in str(packed.grad_fn)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         plain = attention.attend(q, k, v, "causal")
     assert not torch.equal(packed, plain)
     with torch.no_grad():
@@ -95,5 +95,5 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
     fitting = torch.zeros(1, 2, 4, 32).bfloat16()
     for other in (fitting.float(), fitting[..., :24], fitting.transpose(-1, -2), fitting[:, :, :0]):
         assert not sequence.usable(other)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         assert not sequence.usable(fitting)

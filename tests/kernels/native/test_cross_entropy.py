@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from dalle.kernels import switches
 from dalle.kernels.native import bindings
-from dalle.kernels.native.cross_entropy import cross_entropy_slopes
+from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 
 pytestmark = pytest.mark.skipif(not bindings.functions(), reason="no compiler")
 
@@ -23,7 +23,7 @@ def test_values_and_gradients_are_torchs(dtype: torch.dtype, rows: int, codes: i
     nats, log_z = F.cross_entropy(exact, ids, reduction="none"), exact.logsumexp(-1)
     (nats + weight * log_z.square()).sum().backward()
     of_bias = torch.ones(codes)
-    found = cross_entropy_slopes(logits, ids, weight, of_bias)
+    found = cross_entropy_grad_(logits, ids, weight, of_bias)
     assert found is not None and exact.grad is not None
     torch.testing.assert_close(found[0].double(), nats.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1].double(), log_z.detach(), atol=1e-5, rtol=1e-5)
@@ -36,7 +36,7 @@ def test_values_and_gradients_are_torchs(dtype: torch.dtype, rows: int, codes: i
 def test_what_is_not_finite_is_not_hidden(value: float) -> None:
     logits = torch.randn(3, 64)
     logits[1, 40] = value
-    found = cross_entropy_slopes(logits, torch.tensor([1, 2, 3]), 0.0, None)
+    found = cross_entropy_grad_(logits, torch.tensor([1, 2, 3]), 0.0, None)
     assert found is not None and found[0].isfinite().tolist() == [True, False, True]
     assert logits.isfinite().all(1).tolist() == [True, False, True]
 
@@ -44,6 +44,6 @@ def test_what_is_not_finite_is_not_hidden(value: float) -> None:
 def test_what_it_does_not_take_is_left_to_torch() -> None:
     ids = torch.tensor([0, 1])
     for other in (torch.ones(2, 33), torch.ones(2, 32).double(), torch.ones(32, 2).t(), torch.ones(0, 32)):
-        assert cross_entropy_slopes(other, ids[: len(other)], 0.0, None) is None
-    with switches.forced(native="off"):
-        assert cross_entropy_slopes(torch.ones(2, 32), ids, 0.0, None) is None
+        assert cross_entropy_grad_(other, ids[: len(other)], 0.0, None) is None
+    with switches.force_backend(native="off"):
+        assert cross_entropy_grad_(torch.ones(2, 32), ids, 0.0, None) is None

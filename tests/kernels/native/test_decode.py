@@ -63,7 +63,7 @@ def _no_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 8, 9, 17, 40])
 def test_linear(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_linear, "MOST_ROWS", {dtype: 100})
+    monkeypatch.setattr(native_linear, "MAX_ROWS", {dtype: 100})
     torch.manual_seed(rows)
     for count, width in ((1, 32), (7, 64), (24, 96), (129, 320)):
         x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, width), (count, width), (count,)))
@@ -85,7 +85,7 @@ def test_int8(rows: int) -> None:
     real = eight.weight.double() * eight.scale.double()[:, None]
     assert (real - linear.weight).abs().max() <= eight.scale.max() * 0.5001  # the nearest step
     torch.testing.assert_close(eight(x).double(), x.double() @ real.T + linear.bias.double(), rtol=1e-5, atol=1e-5)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         torch.testing.assert_close(eight(x).double(), x.double() @ real.T + linear.bias.double(), rtol=1e-5, atol=1e-5)
 
 
@@ -118,7 +118,7 @@ def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tup
     ids = torch.randint(0, model.config.image_vocab, (batch, sum(sizes)), generator=generator)
     _, state = model.prefill(text)
     cache = model.new_cache(batch)
-    cache.fill([state.row(row % len(text)) for row in range(batch)])
+    cache.load_prefixes([state.row(row % len(text)) for row in range(batch)])
     found, start = [], 0
     for size in sizes:
         found.append(decoder.extend_each(ids[:, start : start + size], cache))
@@ -128,7 +128,7 @@ def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tup
 
 def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], error: float) -> tuple[KVCache, Decoder]:
     fast, cache, decoder = steps(model, batch, text, sizes)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         plain, other, without = steps(model, batch, text, sizes)
     assert not attended(other) and not without.fused()
     scale = float(plain.abs().max())
@@ -172,7 +172,7 @@ def test_bfloat16_is_no_less_exact_than_torch() -> None:
     exact, *_ = steps(model.double(), 2, TEXT, (1,) * 8)
     model = model.bfloat16()
     fast, _, decoder = steps(model, 2, TEXT, (1,) * 8)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         plain, *_ = steps(model, 2, TEXT, (1,) * 8)
     assert decoder.fused()
     assert (fast - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean()
@@ -196,7 +196,7 @@ def test_the_same_tokens_at_the_same_seed(options: dict[str, Any]) -> None:
     seeds = [list(range(20)), [5]]
     for window in (1, 3):
         fast = generate(model, TEXT, seeds, window=window, **options)
-        with switches.forced(native="off"):
+        with switches.force_backend(native="off"):
             plain = generate(model, TEXT, seeds, **options)
         # A uniform number within rounding of a boundary may fall on its other side: one candidate in 21, at the most
         assert (fast == plain).flatten(1).all(1).sum() >= 20
@@ -219,7 +219,7 @@ def test_draws_are_those_of_torch() -> None:
         ):
             options = {"temperature": temperature, "top_k": k, "top_p": p}
             fast = sample(logits, uniform, **options)
-            with switches.forced(native="off"):
+            with switches.force_backend(native="off"):
                 plain = sample(logits, uniform, **options)
             assert fast.dtype == torch.int64
             different, total = different + int((fast != plain).sum()), total + len(fast)
@@ -256,7 +256,7 @@ def test_without_a_compiler_all_goes_torchs_way(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = filled(CONFIG)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         expected = generate(model, TEXT, [[1, 2], [3]])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")  # there, and fails
@@ -267,7 +267,7 @@ def test_without_a_compiler_all_goes_torchs_way(
             assert torch.equal(generate(model, TEXT, [[1, 2], [3]]), expected)
         assert build.library() is None
         if build.platform.system() == "Linux":
-            assert "native kernels were not compiled" in caplog.text and not list(tmp_path.rglob("*.so"))
+            assert "native ones failed to compile" in caplog.text and not list(tmp_path.rglob("*.so"))
         monkeypatch.setenv("CXX", "no-such-compiler")
         build.library.cache_clear()
         assert build.library() is None

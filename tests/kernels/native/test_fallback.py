@@ -19,7 +19,7 @@ from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import Linear
 from dalle.kernels.native import attention, bindings, build
 from dalle.kernels.native import linear as native_linear
-from dalle.kernels.native.cross_entropy import cross_entropy_slopes
+from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.dalle import DALLE
 from support.generation import sample
@@ -100,7 +100,7 @@ def test_what_is_trained_knows_no_default_type_or_device() -> None:
 
     def results() -> list[torch.Tensor | None]:
         made = [group_norm(images, weight, weight, 32, 1e-6, True)]
-        made += cross_entropy_slopes(logits.clone(), ids, 0.1, None) or ()
+        made += cross_entropy_grad_(logits.clone(), ids, 0.1, None) or ()
         if attention.usable(qkv):
             attended = attention.attend_sequences(qkv, None, True)
             made += [attended, *torch.autograd.grad(attended.sum(), qkv)]

@@ -18,7 +18,7 @@ from dalle.kernels.native import bindings
 from dalle.kernels.native import linear as native_linear
 from dalle.kernels.native import sample as native_sample
 from dalle.kernels.native.attention import attend_sequences
-from dalle.kernels.native.cross_entropy import cross_entropy_slopes
+from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.clip import CLIP, CLIPConfig
@@ -50,7 +50,7 @@ def test_targets(bad: int, place: int) -> None:
     for plain in (False, True):
         for score in (mean_loss, token_scores):
             with (
-                switches.forced(native="off") if plain else torch.enable_grad(),
+                switches.force_backend(native="off") if plain else torch.enable_grad(),
                 pytest.raises(IndexError, match=f"{bad}.*below 64"),
             ):
                 score(head, hidden, ids)
@@ -62,10 +62,10 @@ def test_cross_entropy_changes_nothing_where_a_target_is_out_of_range(bad: int) 
     logits = torch.randn(2, 64)
     before = logits.clone()
     with pytest.raises(IndexError, match=f"{bad}.*below 64"):
-        cross_entropy_slopes(logits, torch.tensor([3, bad]), 0.0, None)
+        cross_entropy_grad_(logits, torch.tensor([3, bad]), 0.0, None)
     for ids, to in ((torch.tensor([1]), None), (torch.tensor([1, 2]), torch.zeros(63))):
         with pytest.raises(ValueError, match="ids|bias_gradient"):
-            cross_entropy_slopes(logits, ids, 0.0, to)
+            cross_entropy_grad_(logits, ids, 0.0, to)
     assert torch.equal(logits, before)
 
 
@@ -118,7 +118,7 @@ def test_positions(model: DALLE, position: int, batch: int) -> None:
     before = cache.keys.clone(), cache.values.clone()
     for plain in (False, True):
         with (
-            switches.forced(native="off") if plain else torch.no_grad(),
+            switches.force_backend(native="off") if plain else torch.no_grad(),
             pytest.raises(IndexError, match="room for 24"),
         ):
             model.transformer(torch.randn(batch, 3, 64), "causal", cache=cache, blocks=FusedBlocks(model.transformer))
@@ -160,10 +160,10 @@ def test_blocks_of_other_sizes_are_left_to_torch(model: DALLE) -> None:
     ids = torch.zeros(2, 1, dtype=torch.int64)
     found = []
     for plain in (False, True):
-        with switches.forced(native="off") if plain else torch.no_grad():
+        with switches.force_backend(native="off") if plain else torch.no_grad():
             _, state = model.prefill(TEXT)
             cache = model.new_cache(2)
-            cache.fill([state.row(0), state.row(1)])
+            cache.load_prefixes([state.row(0), state.row(1)])
             blocks = FusedBlocks(model.transformer)
             found.append(model.extend(ids, cache, blocks))
         assert blocks.step is None
@@ -191,7 +191,7 @@ def test_masks_of_trained_attention() -> None:
         with pytest.raises(ValueError, match="mask|compiled attention"):
             attend_sequences(qkv, mask, False)
     for other in (qkv[..., :16], qkv[:2], qkv.float()):
-        with pytest.raises(ValueError, match="compiled attention takes"):
+        with pytest.raises(ValueError, match="native attention takes"):
             attend_sequences(other, None, True)
 
 

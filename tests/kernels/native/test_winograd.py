@@ -114,7 +114,7 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
         assert conv3x3(x, weight, bias) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert conv3x3(x.double(), weight, bias) is None
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         assert conv3x3(x, weight, bias) is None
 
 

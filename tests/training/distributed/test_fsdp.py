@@ -114,7 +114,7 @@ def _draws(model: DALLE, sharding: Sharding) -> None:
     """The same images, whatever part of the model stays gathered; afterwards all of it is in shares."""
     sizes, drawn = [sum(p.numel() for p in unit.parameters()) for unit in fsdp_units(model)], []
     for room, count in ((-1, 0), (4 * (sizes[0] + sizes[1]), 2), (4 * sum(sizes), len(sizes))):
-        with torch.no_grad(), switches.forced(native="off"), keep_unsharded(model, sharding, room) as kept:
+        with torch.no_grad(), switches.force_backend(native="off"), keep_unsharded(model, sharding, room) as kept:
             assert kept == count
             drawn.append(generate(model, torch.arange(1, 9)[None], [[0, 1, 2]], guidance=2.0, batch_size=8))
             gathered = [not is_sharded(unit.parameters()) for unit in fsdp_units(model)]

@@ -81,7 +81,7 @@ def peaks(case: Case) -> dict[str, float]:
         with keep_unsharded(model, sharding, sampling_budget(ModelSize.of(config), setup, ROWS)), torch.no_grad():
             _, cache = model.prefill(text[:1].expand(ROWS, -1))
             whole = model.new_cache(ROWS)
-            whole.fill([cache.row(row) for row in range(ROWS)])
+            whole.load_prefixes([cache.row(row) for row in range(ROWS)])
             del cache
             for at in range(3):
                 model.extend(codes[:1, at : at + 1].expand(ROWS, -1), whole)
@@ -97,7 +97,7 @@ def peaks(case: Case) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    attention._SHORT = 0  # as on accelerators, and so without compiled code
+    attention._MAX_MATMUL_KEYS = 0  # as on accelerators, and so without compiled code
     torch.manual_seed(0)
-    with switches.forced(native="off"):
+    with switches.force_backend(native="off"):
         print(json.dumps([[*astuple(case), peaks(case)] for case in CASES]))

@@ -89,8 +89,8 @@ def measured(config: DALLEConfig, precision: Precision, accumulation: int, scrat
 @pytest.fixture(autouse=True)
 def as_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """On CPUs losses by compiled code take less, and short sequences in bfloat16 have another attention."""
-    monkeypatch.setattr(attention, "_SHORT", 0)
-    with switches.forced(native="off"):
+    monkeypatch.setattr(attention, "_MAX_MATMUL_KEYS", 0)
+    with switches.force_backend(native="off"):
         yield
 
 

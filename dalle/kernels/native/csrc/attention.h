@@ -1,7 +1,8 @@
-// Attention within whole sequences in bfloat16, with gradients: a head's scores stay in the cache and are made again in
-// the backward pass (Dao et al. 2022, arXiv 2205.14135). Products are of pairs of bfloat16, summed in float32.
+// Attention over whole sequences in bfloat16, with gradients. As in FlashAttention (Dao et al. 2022, arXiv 2205.14135),
+// scores exist only while they are in the CPU's cache, and are computed again in the backward pass. Products use
+// AVX512-BF16's dot products of pairs of bfloat16, accumulated in float32.
 //
-// T tokens, D channels of a head, both in pairs: a word is two bfloat16 that follow each other along the axis that is summed.
+// T tokens, D channels of a head. A "word" is 32 bits: two bfloat16 that are neighbors along the axis of the sum.
 
 #pragma once
 
@@ -12,39 +13,40 @@
 #include "simd.h"
 
 struct Sequences {
-    const void *q, *k, *v;     // bfloat16, [B, H, T, D] by the strides of batch, head and token; channels follow each other
-    int64_t strides[3][3];     // of q, k, v
-    const uint8_t* mask;       // [T, T], 1 where a query sees a key; null: all, or those up to itself
-    int64_t causal;
+    const void *q, *k, *v;   // bfloat16 [B, H, T, D]; the channels are contiguous
+    int64_t strides[3][3];   // of q, k, v: batch, head, token
+    const uint8_t* mask;     // [T, T], 1 if the query may attend to the key; null: see `causal`
+    int64_t causal;          // without a mask: 1 if keys after the query are hidden
     int64_t batch, heads, tokens, channels;
-    float scale;
-    void* out;                 // bfloat16 [B, T, H, D]
-    float* log_sum;            // [B, H, T], of the exponentials
-    const void* given;         // backward: the gradient of out, [B, T, H, D]
-    void *of_q, *of_k, *of_v;  // gradients, [B, T, H, D] by `row`
-    int64_t row;               // numbers between two tokens of these
+    float scale;             // of the scores, 1 / sqrt(D)
+    void* out;               // bfloat16 [B, T, H, D]
+    float* lse;              // [B, H, T], log-sum-exp of the scores
+    const void* out_grad;    // backward: bfloat16 [B, T, H, D]
+    void *q_grad, *k_grad, *v_grad;  // backward: bfloat16, written; tokens are `grad_stride` apart
+    int64_t grad_stride;
 };
 
 #if defined(__AVX512BF16__)
 
 namespace {
 
-constexpr int64_t ROWS = 4, BLOCK = 64;  // rows and columns whose sums stay in registers
+constexpr int64_t ROWS = 4, BLOCK = 64;  // rows and columns of a block whose sums stay in registers
 
-inline __m512bh pairs(__m512i words) { return (__m512bh)words; }
+inline __m512bh as_pairs(__m512i words) { return (__m512bh)words; }
 
-// Sums of ROWS x 16 N numbers: words a[r * down + k * along] times b[k * width + 16 n ...], for k in [first, last).
-template <int N>  // not inlined, so that columns stay in registers
-__attribute__((noinline)) void products(const uint32_t* a, int64_t down, int64_t along, const uint32_t* b,
+// out[r][n] = sum over k in [first, last) of words a[r * row_stride + k * k_stride] times b[k * width + 16 n ...], for ROWS
+// rows and 16 N columns. Not inlined, so that the compiler keeps the N columns in registers.
+template <int N>
+__attribute__((noinline)) void matmul(const uint32_t* a, int64_t row_stride, int64_t k_stride, const uint32_t* b,
                                         int64_t width, int64_t first, int64_t last, __m512 (*sums)[N]) {
     __m512 own[ROWS][N];
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < N; n++) own[r][n] = _mm512_setzero_ps();
     for (int64_t k = first; k < last; k++) {
         __m512bh columns[N];
-        for (int n = 0; n < N; n++) columns[n] = pairs(_mm512_loadu_si512(b + k * width + 16 * n));
+        for (int n = 0; n < N; n++) columns[n] = as_pairs(_mm512_loadu_si512(b + k * width + 16 * n));
         for (int r = 0; r < ROWS; r++) {
-            const __m512bh row = pairs(_mm512_set1_epi32(a[r * down + k * along]));
+            const __m512bh row = as_pairs(_mm512_set1_epi32(a[r * row_stride + k * k_stride]));
             for (int n = 0; n < N; n++) own[r][n] = _mm512_dpbf16_ps(own[r][n], row, columns[n]);
         }
     }
@@ -52,13 +54,14 @@ __attribute__((noinline)) void products(const uint32_t* a, int64_t down, int64_t
         for (int n = 0; n < N; n++) sums[r][n] = own[r][n];
 }
 
-inline void round(bfloat16* to, __m512 values) {
+inline void store_rounded(bfloat16* to, __m512 values) {
     const __m256i halves = (__m256i)_mm512_cvtneps_pbh(values);
     std::memcpy(to, &halves, sizeof(halves));
 }
 
-// e^x for x <= 0, within 3e-7 of itself; nan stays nan.
-inline __m512 small_exponential(__m512 x) {
+// e^x for x <= 0, with a relative error of 3e-7; nan stays nan. 2^n e^r with r by its Taylor series; ln 2 is subtracted
+// in two parts, so that r is exact.
+inline __m512 exp_nonpositive_ps(__m512 x) {
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
     const __m512 high = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     const __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), high);
@@ -68,8 +71,8 @@ inline __m512 small_exponential(__m512 x) {
     return _mm512_scalef_ps(series, n);
 }
 
-// 16 x 16 words the other way round.
-inline void turn(const uint32_t* from, int64_t down, uint32_t* to, int64_t across) {
+// Transpose 16 x 16 words, in four rounds that exchange blocks of 1, 2, 4 and 8 words.
+inline void transpose_16x16(const uint32_t* from, int64_t down, uint32_t* to, int64_t across) {
     __m512i a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * down);
     for (int i = 0; i < 16; i += 2) {
@@ -82,7 +85,7 @@ inline void turn(const uint32_t* from, int64_t down, uint32_t* to, int64_t acros
         a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
         a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
     }
-    for (int i = 0; i < 4; i++) {  // of each fourth of the vectors rows i, 4 + i, 8 + i, 12 + i
+    for (int i = 0; i < 4; i++) {  // quarters of rows i, 4 + i, 8 + i and 12 + i form the rows of the result
         const __m512i one = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), two = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
         const __m512i three = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd), four = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
         b[i] = _mm512_shuffle_i32x4(one, two, 0x88), b[8 + i] = _mm512_shuffle_i32x4(one, two, 0xdd);
@@ -91,88 +94,97 @@ inline void turn(const uint32_t* from, int64_t down, uint32_t* to, int64_t acros
     for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * across, b[i]);
 }
 
+// One head of one sequence, with buffers that are reused for the next.
 class Head {
    public:
-    Head(const Sequences& all) : s(all), words(s.channels / 2), padded((s.tokens + BLOCK - 1) / BLOCK * BLOCK) {
-        seen.resize(padded, s.tokens), since.resize(padded, 0);
+    Head(const Sequences& all)
+        : s(all), words(s.channels / 2), padded((s.tokens + BLOCK - 1) / BLOCK * BLOCK) {
+        // Keys after the last visible one are skipped, and for keys, queries before the first that sees them
+        key_end.resize(padded, s.tokens), first_query.resize(padded, 0);
         for (int64_t i = 0; i < s.tokens; i++) {
             if (s.mask) {
-                seen[i] = s.tokens;
-                while (seen[i] > 0 && !s.mask[i * s.tokens + seen[i] - 1]) seen[i]--;
+                key_end[i] = s.tokens;
+                while (key_end[i] > 0 && !s.mask[i * s.tokens + key_end[i] - 1]) key_end[i]--;
             } else if (s.causal) {
-                seen[i] = i + 1;
+                key_end[i] = i + 1;
             }
         }
         for (int64_t j = 0; j < s.tokens; j++)
-            while (since[j] + 1 < s.tokens && seen[since[j]] <= j) since[j]++;
-        for (auto* buffer : {&q, &k, &v, &given}) buffer->resize(padded * words);
-        for (auto* buffer : {&across_k, &across_v}) buffer->resize(padded * words);
-        for (auto* buffer : {&down_q, &down_k, &down_v, &down_given}) buffer->resize(padded * words);
+            while (first_query[j] + 1 < s.tokens && key_end[first_query[j]] <= j) first_query[j]++;
+        for (auto* buffer : {&q, &k, &v, &out_grad}) buffer->resize(padded * words);
+        for (auto* buffer : {&k_transposed, &v_transposed}) buffer->resize(padded * words);
+        for (auto* buffer : {&q_pairs, &k_pairs, &v_pairs, &out_grad_pairs}) buffer->resize(padded * words);
         row.resize(ROWS * padded / 2);
-        scores.resize(ROWS * padded), slopes.resize(ROWS * padded);
+        scores.resize(ROWS * padded), weight_grads.resize(ROWS * padded);
     }
 
+    // For ROWS queries at a time: scores, softmax, product with the values.
     void forward(int64_t number) {
-        read(number, 0, s.q, q), read(number, 1, s.k, k), read(number, 2, s.v, v);
-        across(k, across_k), down(v, down_v);
+        load_head(number, 0, s.q, q), load_head(number, 1, s.k, k), load_head(number, 2, s.v, v);
+        transpose(k, k_transposed), pair_tokens(v, v_pairs);
         for (int64_t i = 0; i < s.tokens; i += ROWS) {
-            const int64_t end = columns(i);
-            float factors[ROWS];
-            fill(q, across_k, i, end, scores.data());
+            const int64_t end = key_count(i);
+            float scales[ROWS];
+            multiply_keys(q, k_transposed, i, end, scores.data());
             for (int64_t r = 0; r < ROWS; r++) {
-                float log_sum = 0;
-                factors[r] = exponentials(scores.data() + r * padded, i + r, end, row.data() + r * padded / 2, log_sum);
-                if (i + r < s.tokens) s.log_sum[number * s.tokens + i + r] = log_sum;
+                float lse = 0;
+                scales[r] = softmax(scores.data() + r * padded, i + r, end, row.data() + r * padded / 2, lse);
+                if (i + r < s.tokens) s.lse[number * s.tokens + i + r] = lse;
             }
-            write(row.data(), padded / 2, 1, down_v, 0, end / 2, i, (bfloat16*)s.out, s.heads * s.channels, number, factors);
+            multiply_store(row.data(), padded / 2, 1, v_pairs, 0, end / 2, i, (bfloat16*)s.out, s.heads * s.channels, number, scales);
         }
     }
 
+    // With P the attention weights and dO the gradient of the output: dV = P^T dO, dP = dO V^T,
+    // dS = P * (dP - rowsum(dO * O)) * scale, dQ = dS K, dK = dS^T Q.
     void backward(int64_t number) {
-        read(number, 0, s.q, q), read(number, 1, s.k, k), read(number, 2, s.v, v);
-        const int64_t between = s.heads * s.channels, at = place(number, between);
-        const bfloat16 *made = (const bfloat16*)s.out + at, *wanted = (const bfloat16*)s.given + at;
-        copy(wanted, between, given);
-        across(k, across_k), across(v, across_v), down(q, down_q), down(k, down_k), down(given, down_given);
-        shares.resize(padded / 2 * padded), changes.resize(padded / 2 * padded);
-        if (s.mask) std::fill(shares.begin(), shares.end(), 0), std::fill(changes.begin(), changes.end(), 0);
+        load_head(number, 0, s.q, q), load_head(number, 1, s.k, k), load_head(number, 2, s.v, v);
+        const int64_t between = s.heads * s.channels, at = offset(number, between);
+        const bfloat16 *out = (const bfloat16*)s.out + at, *grad = (const bfloat16*)s.out_grad + at;
+        copy(grad, between, out_grad);
+        transpose(k, k_transposed), transpose(v, v_transposed), pair_tokens(q, q_pairs), pair_tokens(k, k_pairs), pair_tokens(out_grad, out_grad_pairs);
+        weights.resize(padded / 2 * padded), score_grads.resize(padded / 2 * padded);
+        // With a mask, a later query may see fewer keys than an earlier one; what it does not write must be 0
+        if (s.mask) std::fill(weights.begin(), weights.end(), 0), std::fill(score_grads.begin(), score_grads.end(), 0);
         for (int64_t i = 0; i < s.tokens; i += ROWS) {
-            const int64_t end = columns(i);
-            float log_sums[ROWS] = {}, means[ROWS] = {};
+            const int64_t end = key_count(i);
+            float lses[ROWS] = {}, means[ROWS] = {};
             for (int64_t r = 0; r < std::min(ROWS, s.tokens - i); r++) {
                 const int64_t begin = (i + r) * between;
-                log_sums[r] = s.log_sum[number * s.tokens + i + r];
-                __builtin_prefetch(made + begin + 8 * between);
+                lses[r] = s.lse[number * s.tokens + i + r];
+                __builtin_prefetch(out + begin + 8 * between);
                 for (int64_t d = 0; d < s.channels; d += LANES)
-                    means[r] += sum(load(made + begin + d) * load(wanted + begin + d));
+                    means[r] += sum(load(out + begin + d) * load(grad + begin + d));
             }
-            fill(q, across_k, i, end, scores.data());
-            fill(given, across_v, i, end, slopes.data());
-            for (int64_t r = 0; r < ROWS; r += 2) slopes_of(i, r, end, log_sums + r, means + r);
-            write(row.data(), padded / 2, 1, down_k, 0, end / 2, i, (bfloat16*)s.of_q, s.row, number);
+            multiply_keys(q, k_transposed, i, end, scores.data());
+            multiply_keys(out_grad, v_transposed, i, end, weight_grads.data());
+            for (int64_t r = 0; r < ROWS; r += 2) score_gradients(i, r, end, lses + r, means + r);
+            multiply_store(row.data(), padded / 2, 1, k_pairs, 0, end / 2, i, (bfloat16*)s.q_grad, s.grad_stride, number);
         }
         for (int64_t j = 0; j < s.tokens; j += ROWS) {
-            const int64_t first = since[j] / 2, last = (s.tokens + 1) / 2;
-            write(shares.data() + j, 1, padded, down_given, first, last, j, (bfloat16*)s.of_v, s.row, number);
-            write(changes.data() + j, 1, padded, down_q, first, last, j, (bfloat16*)s.of_k, s.row, number);
+            const int64_t first = first_query[j] / 2, last = (s.tokens + 1) / 2;
+            multiply_store(weights.data() + j, 1, padded, out_grad_pairs, first, last, j, (bfloat16*)s.v_grad, s.grad_stride, number);
+            multiply_store(score_grads.data() + j, 1, padded, q_pairs, first, last, j, (bfloat16*)s.k_grad, s.grad_stride, number);
         }
     }
 
    private:
     const Sequences& s;
     const int64_t words, padded;  // words of a token; tokens, with rows of zeros behind the last
-    std::vector<int64_t> seen, since;  // keys up to the last that a query sees; the first query that sees up to a key
-    std::vector<uint32_t> q, k, v, given;                          // [padded, words] along channels
-    std::vector<uint32_t> across_k, across_v;                      // [words, padded], the same the other way
-    std::vector<uint32_t> down_q, down_k, down_v, down_given;      // [padded / 2, D], along tokens
-    std::vector<uint32_t> row, shares, changes;                    // of ROWS queries; [padded / 2, padded] along queries
-    std::vector<float> scores, slopes;                             // [ROWS, padded]
+    std::vector<int64_t> key_end, first_query;  // of a query, the end of its visible keys; of a key, its first query
+    std::vector<uint32_t> q, k, v, out_grad;    // [padded, words], words along channels
+    std::vector<uint32_t> k_transposed, v_transposed;               // [words, padded]
+    std::vector<uint32_t> q_pairs, k_pairs, v_pairs, out_grad_pairs;  // [padded / 2, D], words along tokens
+    std::vector<uint32_t> row;                   // [ROWS, padded / 2], weights or score gradients, words along keys
+    std::vector<uint32_t> weights, score_grads;  // [padded / 2, padded], words along queries
+    std::vector<float> scores, weight_grads;     // [ROWS, padded]
 
-    int64_t place(int64_t number, int64_t between) const {
+    // Where a head begins in a tensor [B, T, H, D] with this token stride.
+    int64_t offset(int64_t number, int64_t between) const {
         return number / s.heads * s.tokens * between + number % s.heads * s.channels;
     }
 
-    void read(int64_t number, int which, const void* from, std::vector<uint32_t>& to) const {
+    void load_head(int64_t number, int which, const void* from, std::vector<uint32_t>& to) const {
         const int64_t* stride = s.strides[which];
         copy((const bfloat16*)from + number / s.heads * stride[0] + number % s.heads * stride[1], stride[2], to);
     }
@@ -181,12 +193,14 @@ class Head {
         for (int64_t t = 0; t < s.tokens; t++) std::memcpy(&to[t * words], from + t * stride, words * 4);
     }
 
-    void across(const std::vector<uint32_t>& from, std::vector<uint32_t>& to) const {
+    // From words [padded, words] to [words, padded].
+    void transpose(const std::vector<uint32_t>& from, std::vector<uint32_t>& to) const {
         for (int64_t t = 0; t < padded; t += 16)
-            for (int64_t w = 0; w < words; w += 16) turn(&from[t * words + w], words, &to[w * padded + t], padded);
+            for (int64_t w = 0; w < words; w += 16) transpose_16x16(&from[t * words + w], words, &to[w * padded + t], padded);
     }
 
-    void down(const std::vector<uint32_t>& from, std::vector<uint32_t>& to) const {
+    // From words along channels to words along tokens: bfloat16 of tokens t and t + 1 side by side.
+    void pair_tokens(const std::vector<uint32_t>& from, std::vector<uint32_t>& to) const {
         for (int64_t t = 0; t < padded; t += 2)
             for (int64_t w = 0; w < words; w += 8) {
                 const __m512i one = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)&from[t * words + w]));
@@ -195,14 +209,15 @@ class Head {
             }
     }
 
-    // Columns that ROWS queries need, in whole halves of blocks.
-    int64_t columns(int64_t i) const {
+    // The number of keys that ROWS queries need, rounded up to half a block.
+    int64_t key_count(int64_t i) const {
         int64_t last = 0;
-        for (int64_t r = i; r < std::min(i + ROWS, s.tokens); r++) last = std::max(last, seen[r]);
+        for (int64_t r = i; r < std::min(i + ROWS, s.tokens); r++) last = std::max(last, key_end[r]);
         return (last + BLOCK / 2 - 1) / (BLOCK / 2) * (BLOCK / 2);
     }
 
-    void fill(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t end, float* to) const {
+    // Products of ROWS queries (or output gradients) with all needed keys (or values).
+    void multiply_keys(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t end, float* to) const {
         int64_t j = 0;
         for (; j + BLOCK <= end; j += BLOCK) block<4>(rows, b, i, j, to);
         if (j < end) block<2>(rows, b, i, j, to);
@@ -211,98 +226,98 @@ class Head {
     template <int N>
     void block(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t j, float* to) const {
         __m512 sums[ROWS][N];
-        products<N>(&rows[i * words], words, 1, &b[j], padded, 0, words, sums);
+        matmul<N>(&rows[i * words], words, 1, &b[j], padded, 0, words, sums);
         for (int r = 0; r < ROWS; r++)
             for (int n = 0; n < N; n++) _mm512_storeu_ps(to + r * padded + j + 16 * n, sums[r][n]);
     }
 
-    // Which of the keys j and on a query sees, a bit each.
+    // Which of 16 keys from j on a query may attend to, one bit each.
     __mmask16 visible(int64_t token, int64_t j) const {
-        const int64_t last = token < s.tokens ? seen[token] : 0;
+        const int64_t last = token < s.tokens ? key_end[token] : 0;
         uint32_t kept = j + 16 <= last ? 0xffff : j >= last ? 0 : (1u << (last - j)) - 1;
-        if (s.mask && kept) kept &= _mm_test_epi8_mask(seeing(token, j, kept), _mm_set1_epi8(-1));
+        if (s.mask && kept) kept &= _mm_test_epi8_mask(mask_bytes(token, j, kept), _mm_set1_epi8(-1));
         return kept;
     }
 
-    __m128i seeing(int64_t token, int64_t j, __mmask16 there) const {
+    __m128i mask_bytes(int64_t token, int64_t j, __mmask16 there) const {
         return _mm_maskz_loadu_epi8(there, s.mask + token * s.tokens + j);
     }
 
-    // Exponentials of a query's scores less the largest, as words; returns one over their sum, and tells its logarithm.
-    float exponentials(const float* own, int64_t token, int64_t end, uint32_t* to, float& log_sum) const {
+    // Unnormalized softmax of a query's scores, as words; returns 1 / sum, and the log-sum-exp by reference.
+    float softmax(const float* own, int64_t token, int64_t end, uint32_t* to, float& lse) const {
         __m512 high = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
         const __m512 scale = _mm512_set1_ps(s.scale);
         for (int64_t j = 0; j < end; j += 16) high = _mm512_mask_max_ps(high, visible(token, j), high, _mm512_loadu_ps(own + j));
-        const float most = _mm512_reduce_max_ps(high);
-        const __m512 less = _mm512_set1_ps(most * s.scale);
+        const float highest = _mm512_reduce_max_ps(high);
+        const __m512 shift = _mm512_set1_ps(highest * s.scale);
         for (int64_t j = 0; j < end; j += 16) {
-            const __m512 low = _mm512_fmsub_ps(_mm512_loadu_ps(own + j), scale, less);
-            const __m512 value = _mm512_maskz_mov_ps(visible(token, j), small_exponential(low));
+            const __m512 low = _mm512_fmsub_ps(_mm512_loadu_ps(own + j), scale, shift);
+            const __m512 value = _mm512_maskz_mov_ps(visible(token, j), exp_nonpositive_ps(low));
             total = _mm512_add_ps(total, value);
-            round((bfloat16*)to + j, value);
+            store_rounded((bfloat16*)to + j, value);
         }
         const float sum = _mm512_reduce_add_ps(total);
-        log_sum = most * s.scale + std::log(sum);
-        return sum > 0 || sum != sum ? 1 / sum : 0;  // of a row behind the last
+        lse = highest * s.scale + std::log(sum);
+        return sum > 0 || sum != sum ? 1 / sum : 0;  // 0 for padding rows, which see no key; nan is passed on
     }
 
-    // Shares and gradients of scores of queries i + r and the next: as words of both, and the latter along themselves.
-    void slopes_of(int64_t i, int64_t r, int64_t end, const float* log_sums, const float* means) {
+    // Attention weights and score gradients of queries i + r and i + r + 1: as words of both, and the latter along keys.
+    void score_gradients(int64_t i, int64_t r, int64_t end, const float* lses, const float* means) {
         const __m512 scale = _mm512_set1_ps(s.scale);
         const int64_t pair = (i + r) / 2 * padded;
         for (int64_t j = 0; j < end; j += 16) {
-            __m512i share[2], slope[2];
+            __m512i weight[2], grad[2];
             for (int64_t one = 0; one < 2; one++) {
                 const int64_t at = (r + one) * padded + j;
-                const __m512 low = _mm512_fmsub_ps(_mm512_loadu_ps(&scores[at]), scale, _mm512_set1_ps(log_sums[one]));
-                const __m512 value = _mm512_maskz_mov_ps(visible(i + r + one, j), small_exponential(low));
-                const __m512 change = _mm512_sub_ps(_mm512_loadu_ps(&slopes[at]), _mm512_set1_ps(means[one]));
-                share[one] = halves(value), slope[one] = halves(_mm512_mul_ps(_mm512_mul_ps(value, change), scale));
-                _mm256_storeu_si256((__m256i*)((bfloat16*)row.data() + at), _mm512_cvtepi32_epi16(slope[one]));
+                const __m512 low = _mm512_fmsub_ps(_mm512_loadu_ps(&scores[at]), scale, _mm512_set1_ps(lses[one]));
+                const __m512 value = _mm512_maskz_mov_ps(visible(i + r + one, j), exp_nonpositive_ps(low));
+                const __m512 change = _mm512_sub_ps(_mm512_loadu_ps(&weight_grads[at]), _mm512_set1_ps(means[one]));
+                weight[one] = halves(value), grad[one] = halves(_mm512_mul_ps(_mm512_mul_ps(value, change), scale));
+                _mm256_storeu_si256((__m256i*)((bfloat16*)row.data() + at), _mm512_cvtepi32_epi16(grad[one]));
             }
-            _mm512_storeu_si512(&shares[pair + j], _mm512_or_si512(share[0], _mm512_slli_epi32(share[1], 16)));
-            _mm512_storeu_si512(&changes[pair + j], _mm512_or_si512(slope[0], _mm512_slli_epi32(slope[1], 16)));
+            _mm512_storeu_si512(&weights[pair + j], _mm512_or_si512(weight[0], _mm512_slli_epi32(weight[1], 16)));
+            _mm512_storeu_si512(&score_grads[pair + j], _mm512_or_si512(grad[0], _mm512_slli_epi32(grad[1], 16)));
         }
     }
 
     static __m512i halves(__m512 values) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(values)); }
 
-    // ROWS rows of a product with b [K, D] to tokens i and on of a head.
-    void write(const uint32_t* a, int64_t along_rows, int64_t along, const std::vector<uint32_t>& b, int64_t first,
-               int64_t last, int64_t i, bfloat16* to, int64_t stride, int64_t number, const float* factors = nullptr) const {
-        to += place(number, stride);
+    // Multiply ROWS rows of words by b [K, D], and store the result as tokens i to i + ROWS - 1 of a head.
+    void multiply_store(const uint32_t* a, int64_t along_rows, int64_t along, const std::vector<uint32_t>& b, int64_t first,
+               int64_t last, int64_t i, bfloat16* to, int64_t stride, int64_t number, const float* scales = nullptr) const {
+        to += offset(number, stride);
         for (int64_t d = 0; d < s.channels; d += 16) {
             if (d + 64 <= s.channels) {
-                part<4>(a, along_rows, along, &b[d], first, last, i, to + d, stride, factors);
+                multiply_store_columns<4>(a, along_rows, along, &b[d], first, last, i, to + d, stride, scales);
                 d += 48;
             } else {
-                part<1>(a, along_rows, along, &b[d], first, last, i, to + d, stride, factors);
+                multiply_store_columns<1>(a, along_rows, along, &b[d], first, last, i, to + d, stride, scales);
             }
         }
     }
 
     template <int N>
-    void part(const uint32_t* a, int64_t along_rows, int64_t along, const uint32_t* b, int64_t first, int64_t last,
-              int64_t i, bfloat16* to, int64_t stride, const float* factors) const {
+    void multiply_store_columns(const uint32_t* a, int64_t along_rows, int64_t along, const uint32_t* b, int64_t first, int64_t last,
+              int64_t i, bfloat16* to, int64_t stride, const float* scales) const {
         __m512 sums[ROWS][N];
-        products<N>(a, along_rows, along, b, s.channels, first, last, sums);
+        matmul<N>(a, along_rows, along, b, s.channels, first, last, sums);
         for (int64_t r = 0; r < ROWS && i + r < s.tokens; r++)
             for (int n = 0; n < N; n++)
-                round(to + (i + r) * stride + 16 * n, factors ? _mm512_mul_ps(sums[r][n], _mm512_set1_ps(factors[r])) : sums[r][n]);
+                store_rounded(to + (i + r) * stride + 16 * n, scales ? _mm512_mul_ps(sums[r][n], _mm512_set1_ps(scales[r])) : sums[r][n]);
     }
 };
 
 }  // namespace
 
-#define SEQUENCES(NAME)                                                           \
-    extern "C" void sequences_##NAME(const Sequences* all, int threads) {         \
+#define ATTENTION(NAME)                                                           \
+    extern "C" void attention_##NAME(const Sequences* all, int threads) {         \
         _Pragma("omp parallel num_threads(threads)") {                            \
             Head head(*all);                                                      \
             _Pragma("omp for schedule(dynamic)")                                  \
             for (int64_t number = 0; number < all->batch * all->heads; number++) head.NAME(number); \
         }                                                                         \
     }
-#else  // torch does it
-#define SEQUENCES(NAME) \
-    extern "C" void sequences_##NAME(const Sequences*, int) {}
+#else  // without AVX512-BF16, dalle/kernels/native/attention.py declines
+#define ATTENTION(NAME) \
+    extern "C" void attention_##NAME(const Sequences*, int) {}
 #endif

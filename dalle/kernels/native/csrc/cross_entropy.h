@@ -1,4 +1,4 @@
-// Cross-entropy of rows of logits and its gradient, made in their place: each row is read while it is in the cache.
+// Cross-entropy of rows of logits, and its gradient in their place: all passes over a row hit the CPU's cache.
 
 #pragma once
 
@@ -10,15 +10,15 @@
 
 namespace {
 
-// Logits [rows, n], in their place the gradient of the sum of cross-entropy + weight log^2 Z. Adds to `of_bias` [n], if
-// it is there, the gradient's sum over rows.
+// Replaces logits [rows, n] by the gradient of the sum of cross-entropy + weight log^2 Z, and returns the cross-entropy
+// and log Z of each row. Adds the sum of the gradient over rows to `bias_grad` [n], unless it is null.
 template <class X>
-void cross_entropy(X* logits, const int64_t* ids, float* nats, float* log_z, float* of_bias, int64_t rows, int64_t n,
+void cross_entropy(X* logits, const int64_t* ids, float* nats, float* log_z_out, float* bias_grad, int64_t rows, int64_t n,
                    float weight, int threads) {
-    std::vector<float> partial(of_bias ? threads * n : 0);
+    std::vector<float> partial(bias_grad ? threads * n : 0);
 #pragma omp parallel num_threads(threads)
     {
-        float* own = of_bias ? partial.data() + omp_get_thread_num() * n : nullptr;
+        float* own = bias_grad ? partial.data() + omp_get_thread_num() * n : nullptr;
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) {
             X* values = logits + row * n;
@@ -27,27 +27,30 @@ void cross_entropy(X* logits, const int64_t* ids, float* nats, float* log_z, flo
                 Floats more = load(values + i);
                 high = more > high ? more : high;
             }
-            const float most = largest(high), right = to_float(values[ids[row]]);
+            const float highest = max_lane(high), right = to_float(values[ids[row]]);
             for (int64_t i = 0; i < n; i += LANES) {
-                Floats low = load(values + i) - most;
-                total += exponential(low > 0 ? Floats{} : low);
+                Floats low = load(values + i) - highest;
+                total += exp_nonpositive(low > 0 ? Floats{} : low);
             }
-            const float whole = most + std::log(sum(total)), factor = 1 + 2 * weight * whole;
-            log_z[row] = whole;
-            nats[row] = whole - right;
+            // d/dl of (log Z - l_target) + weight log^2 Z = softmax(l) (1 + 2 weight log Z) - onehot(target)
+            const float log_z = highest + std::log(sum(total)), factor = 1 + 2 * weight * log_z;
+            log_z_out[row] = log_z;
+            nats[row] = log_z - right;
             for (int64_t i = 0; i < n; i += LANES) {
-                Floats low = load(values + i) - whole;
-                Floats slope = exponential(low > 0 ? Floats{} : low) * factor;
-                if (own) save(own + i, load(own + i) + slope);
-                save(values + i, slope);
+                Floats low = load(values + i) - log_z;
+                Floats slope = exp_nonpositive(low > 0 ? Floats{} : low) * factor;
+                if (own) store(own + i, load(own + i) + slope);
+                store(values + i, slope);
             }
-            const float share = std::exp(std::min(right - whole, 0.0f)) * factor - 1;
-            store(values + ids[row], share);
+            // The target's own entry last: as 16-bit values, softmax - 1 must be rounded only once
+            const float target_grad = std::exp(std::min(right - log_z, 0.0f)) * factor - 1;
+            store(values + ids[row], target_grad);
             if (own) own[ids[row]] -= 1;
         }
     }
-    for (int64_t t = 0; of_bias && t < threads; t++)  // one after the other, so that a sum is the same each time
-        for (int64_t i = 0; i < n; i++) of_bias[i] += partial[t * n + i];
+    // Thread by thread, in a fixed order, so that the sum is reproducible
+    for (int64_t t = 0; bias_grad && t < threads; t++)
+        for (int64_t i = 0; i < n; i++) bias_grad[i] += partial[t * n + i];
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Vectors as wide as the machine's registers, and the functions of numbers that a step of drawing needs.
+// Vectors as wide as the machine's registers, and the elementwise functions that the kernels need.
 
 #pragma once
 
@@ -30,6 +30,7 @@ struct bfloat16 {
     uint16_t bits;
 };
 
+// An unaligned load of any vector type.
 template <class V>
 inline V read(const void* from) {
     V values;
@@ -62,8 +63,8 @@ inline float sum(Floats values) {
 #endif
 }
 
-// The sums of four vectors.
-inline void four(const Floats* values, float* to) {
+// The sums of four vectors at once: the shuffles are shared.
+inline void sum4(const Floats* values, float* to) {
 #if defined(__AVX512F__)
     const __m512 *v = reinterpret_cast<const __m512*>(values);
     __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
@@ -76,10 +77,10 @@ inline void four(const Floats* values, float* to) {
 #endif
 }
 
-inline float largest(Floats values) {
-    float most = values[0];
-    for (int i = 1; i < LANES; i++) most = std::max(most, values[i]);
-    return most;
+inline float max_lane(Floats values) {
+    float highest = values[0];
+    for (int i = 1; i < LANES; i++) highest = std::max(highest, values[i]);
+    return highest;
 }
 
 inline float to_float(float value) { return value; }
@@ -89,24 +90,25 @@ inline float to_float(bfloat16 value) {
 }
 
 inline void store(float* to, float value) { *to = value; }
-inline void store(bfloat16* to, float value) {  // to the nearest, halves to even; nan stays nan
+inline void store(bfloat16* to, float value) {  // rounds to nearest even; nan stays nan
     uint32_t word = read<uint32_t>(&value);
     to->bits = value != value ? 0x7fc0 : (word + 0x7fff + ((word >> 16) & 1)) >> 16;
 }
 
-inline void save(float* to, Floats values) { std::memcpy(to, &values, sizeof(values)); }
-inline void save(bfloat16* to, Floats values) {  // as `store`, all at once
+inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof(values)); }
+inline void store(bfloat16* to, Floats values) {  // likewise
     Words words = read<Words>(reinterpret_cast<const float*>(&values));
     Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
     Halves halves = __builtin_convertvector(values != values ? Words{} + 0x7fc0 : rounded, Halves);
     std::memcpy(to, &halves, sizeof(halves));
 }
 
-// e^x for x <= 0, within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2, and e^r by its series.
-inline Floats exponential(Floats x) {
+// e^x for x <= 0, within 2 ulp: 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series. ln 2 is subtracted in two parts,
+// the first of which has few bits, so that r is exact.
+inline Floats exp_nonpositive(Floats x) {
     Floats low = x < -87.0f ? Floats{} - 87.0f : x;
     Floats scaled = low * 1.44269504f - 0.5f;
-    Ints whole = __builtin_convertvector(scaled, Ints);  // towards zero: the nearest, as all are below zero
+    Ints whole = __builtin_convertvector(scaled, Ints);  // truncation rounds to nearest here, as all are negative
     Floats n = __builtin_convertvector(whole, Floats);
     Floats r = low - n * 0.693359375f + n * 2.12194440e-4f;
     Floats series = r * (1.0f / 5040) + 1.0f / 720;
@@ -116,16 +118,17 @@ inline Floats exponential(Floats x) {
     series = series * r + 0.5f;
     series = series * r + 1.0f;
     series = series * r + 1.0f;
-    Ints power = (whole + 127) << 23;
+    Ints power = (whole + 127) << 23;  // the bits of 2^n
     return x < -87.0f ? Floats{} : series * read<Floats>(&power);
 }
 
 inline Floats sigmoid(Floats x) {
-    Floats small = exponential(x < 0 ? x : -x);
+    // e^-|x| in either case, which cannot overflow
+    Floats small = exp_nonpositive(x < 0 ? x : -x);
     return (x < 0 ? small : Floats{} + 1.0f) / (1.0f + small);
 }
 
-// x Phi(x), the error function within 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
+// GELU, x Phi(x), with an error function that is accurate to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
 inline Floats gelu(Floats x) {
     Floats z = (x < 0 ? -x : x) * 0.707106781f;
     Floats t = 1.0f / (1.0f + 0.3275911f * z);
@@ -133,7 +136,7 @@ inline Floats gelu(Floats x) {
     series = series * t + 1.421413741f;
     series = series * t - 0.284496736f;
     series = series * t + 0.254829592f;
-    Floats tail = 0.5f * series * t * exponential(-z * z);  // Phi(-|x|)
+    Floats tail = 0.5f * series * t * exp_nonpositive(-z * z);  // Phi(-|x|)
     return x * (x < 0 ? tail : 1.0f - tail);
 }
 

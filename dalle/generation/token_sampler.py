@@ -1,6 +1,6 @@
 """Codes from a batch's logits, each candidate by its own options; which candidates take a second, unconditional row.
 
-Letters: B candidates of a batch, G of them guided, rows = B + G, n tokens, V image vocabulary.
+Shapes: B candidates of a batch, G of them guided, rows = B + G, n tokens, V image vocabulary.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from dalle.generation.options import SamplingConfig
 from dalle.generation.sampling import guide, sample
 
 
-class Choice:
-    """How the codes of one batch are drawn from logits.
+class TokenSampler:
+    """Samples the codes of one batch from logits, each candidate with its own options.
 
     The unconditional rows stand behind the candidates' own, those that need guidance longest first: where guidance ends
     for some (`guidance_until`), their rows are the last ones, and are dropped.
 
     Attributes:
         guided: int64 [G], which candidate each unconditional row belongs to.
-        ends: the image tokens at which the number of unconditional rows changes, in order, within (lead, length).
+        ends: the image tokens at which the number of unconditional rows changes, in order.
         failed: bool scalar on the model's device: some logits were no distribution.
     """
 
-    def __init__(self, samplings: Sequence[SamplingConfig], lead: int, length: int, failed: Tensor) -> None:
+    def __init__(self, samplings: Sequence[SamplingConfig], known_prefix: int, length: int, failed: Tensor) -> None:
         """Prepare a batch.
 
         Args:
             samplings: options of each candidate, B of them.
-            lead: image tokens that all of them keep at the start.
+            known_prefix: image tokens at the start that all of them know.
             length: image tokens of an image.
             failed: see above; of several batches it may be one.
         """
         self.samplings, self.failed, self.length = samplings, failed, length
         self.uniform = len(set(samplings)) == 1
-        indices = [i for i, one in enumerate(samplings) if one.guides(lead)]
+        indices = [i for i, one in enumerate(samplings) if one.guides(known_prefix)]
         indices.sort(key=lambda i: -_until(samplings[i], length))  # stable: of equals in the order of the batch
         self.guided = torch.tensor(indices, dtype=torch.int64, device=failed.device)
         self.until = [_until(samplings[i], length) for i in indices]
-        self.ends = sorted({end for end in self.until if lead < end < length})
+        self.ends = sorted({end for end in self.until if known_prefix < end < length})
         groups: dict[tuple[float | int | None, ...], list[int]] = {}
         for i, one in enumerate(samplings):
             groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
@@ -63,7 +63,7 @@ class Choice:
             return ids
         return torch.cat((ids, ids if self.uniform else ids[self.guided[:count]]))
 
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+    def sample_tokens(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Codes [B, n] that uniform numbers [B, n] draw from logits [rows, n, V]."""
         own, count = logits[: len(uniform)].float(), len(logits) - len(uniform)
         if count:
@@ -75,19 +75,19 @@ class Choice:
                 own = own.index_copy(0, where, guide(own[where], unconditional, self.scales[:count]))
         if len(self.groups) == 1:
             return self._sample(own, uniform, self.groups[0][0])
-        drawn = torch.empty_like(uniform, dtype=torch.int64)
+        sampled = torch.empty_like(uniform, dtype=torch.int64)
         for sampling, rows in self.groups:
-            drawn[rows] = self._sample(own[rows], uniform[rows], sampling)
-        return drawn
+            sampled[rows] = self._sample(own[rows], uniform[rows], sampling)
+        return sampled
 
     def _sample(self, logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
         return sample(logits.flatten(0, 1), uniform.flatten(), sampling, self.failed).view(uniform.shape)
 
     def check(self) -> None:
-        """Refuse what was drawn from logits that are not finite; this waits for the device."""
+        """Refuse what was sampled from logits that are not finite; this waits for the device."""
         if self.failed:
             raise ValueError(
-                "the model's logits are nan or infinite, so no code can be drawn from them: its training has diverged, "
+                "the model's logits are nan or infinite, so no code can be sampled from them: training has diverged, "
                 "or it overflows in float16 (then draw in float32 or bfloat16)"
             )
 
