@@ -85,6 +85,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, steps: Tensor) -> Tensor:
         """Time steps int64 [B] to [B, width]."""
         half = self.channels // 2
+        # Wavelengths from 2 pi to 10,000 * 2 pi, evenly spaced in their logarithms
         frequencies = torch.exp(torch.arange(half, device=steps.device) * (-math.log(10_000) / half))
         angles = steps[:, None].float() * frequencies
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
