@@ -56,6 +56,7 @@ class FusedBlocks:
         dtype = _linears(model.blocks[0])[0].weight.dtype
         if rows > MAX_ROWS.get(dtype, 0) or x.shape[1] > MAX_TOKENS or model.config.reversible:
             return None
+        # One native function handles all matrices, so they must all be of one type
         linears = {type(module) for block in model.blocks for module in _linears(block)}
         if len(linears) > 1 or not linears <= {Linear, Int8Linear}:
             return None  # adapters (LoRA) and quantized layers of another kind compute something else

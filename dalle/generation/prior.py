@@ -79,6 +79,7 @@ def sample_embeddings(
     if isinstance(prior, AutoregressivePrior):
         return _sample_components(prior, text, seeds, options)
     count, dim, device = options.samples, prior.config.embed_dim, text.states.device
+    # Each caption `count` times, next to each other
     each = TextStates(*(part.repeat_interleave(count, 0) for part in text))
     own = candidate_noise(seeds, (dim,), device)
 
@@ -96,6 +97,7 @@ def sample_embeddings(
     )
     embeds = prior.unstandardize(sample_diffusion(denoise, schedule, options.sampler, noise or candidates))
     embeds = embeds.unflatten(0, (-1, count))
+    # The paper keeps the better of two samples, by the dot product with the text embedding
     match = F.cosine_similarity(embeds, text.embeds[:, None], dim=-1)  # [B, count]
     return embeds[torch.arange(len(embeds), device=device), match.argmax(1)]
 
@@ -104,6 +106,7 @@ def _sample_components(
     prior: AutoregressivePrior, text: TextStates, seeds: Sequence[int], options: PriorSamplingConfig
 ) -> Tensor:
     """Sample one component after the other, with the dot product from the upper half of its buckets (section 2.2)."""
+    # One number for the dot product and one for each component, from each candidate's own generator
     numbers = [torch.rand(prior.components + 1, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     uniform = torch.stack(numbers).to(text.states.device)
     half = prior.config.dot_buckets // 2

@@ -91,6 +91,7 @@ class ImageTokenizer(nn.Module, ABC):
         """
         if codes.ndim != 3 or codes.dtype != torch.int64:
             raise ValueError(f"codes are {_describe(codes)}; expected int64 [B, h, w]")
+        # Waits for the device once; there, an index out of range would be an assertion that ends the process
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
             raise ValueError(
                 f"codes range from {int(codes.min())} to {int(codes.max())}; "

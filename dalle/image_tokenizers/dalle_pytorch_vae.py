@@ -69,6 +69,7 @@ class DiscreteVAE(ImageTokenizer):
         down = [_halving(3 if layer == 0 else hidden, hidden) for layer in range(config.layers)]
         blocks = [Block(hidden) for _ in range(config.blocks)]
         self.encoder = nn.Sequential(*down, *blocks, nn.Conv2d(hidden, config.codebook_size, 1))
+        # DALLE-pytorch has this convolution only if there are blocks; indices in the state dict depend on it
         first = [nn.Conv2d(config.code_channels, hidden, 1)] if config.blocks else []
         start = hidden if config.blocks else config.code_channels
         up = [_doubling(start if layer == 0 else hidden, hidden) for layer in range(config.layers)]

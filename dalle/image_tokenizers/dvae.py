@@ -47,6 +47,7 @@ class DVAEConfig:
                 f"groups {self.groups}, blocks_per_group {self.blocks_per_group}, codebook_size {self.codebook_size}, "
                 f"code_channels {self.code_channels}: each must be at least 1"
             )
+        # A rough count of parameters, so that an absurd config fails before anything is allocated
         widest = self.hidden * 2 ** min(self.groups, 64)
         numbers = self.groups * self.blocks_per_group * (widest**2 + 2**14)
         numbers += self.codebook_size * (widest + self.code_channels) + self.code_channels * widest
@@ -102,12 +103,14 @@ class DVAE(ImageTokenizer):
         self._check_images(images)
         mapped = map_pixels(images)
         logits = self.encoder(mapped)
+        # Differentiable sampling of codes; training anneals the temperature, so that they become one-hot
         relaxed = F.gumbel_softmax(logits, temperature, dim=1)
         mean, log_scale = self.decoder(relaxed).chunk(2, dim=1)
         losses = {
             "reconstruction": logit_laplace_nll(mapped, mean, log_scale).mean(),
             "kl": kl_to_uniform(logits),
         }
+        # The sigmoid of the Laplace mean is the median of the logit-Laplace distribution
         return Reconstruction(unmap_pixels(mean.sigmoid()), relaxed.argmax(1), losses)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
@@ -154,6 +157,7 @@ class Encoder(nn.Module):
     def __init__(self, config: DVAEConfig):
         super().__init__()
         self.input = _conv(3, config.hidden, 7)
+        # Three 3x3 kernels and a 1x1 kernel per block; the decoder has them in reverse order
         self.groups = _groups([config.hidden, *config.widths], (3, 3, 3, 1), config)
         self.output = _conv(config.widths[-1], config.codebook_size, 1)
 
@@ -161,6 +165,7 @@ class Encoder(nn.Module):
         """Mapped images [B, 3, H, W] to logits [B, K, h, w]."""
         x = self.input(image_layout(mapped.to(self.input.weight.dtype)))
         for index, group in enumerate(self.groups):
+            # The paper pools in the encoder and interpolates in the decoder, and has no strided convolutions
             x = group(F.max_pool2d(x, 2) if index else x)
         # Logits over thousands of codes are too coarse in 16 bits
         with torch.autocast(x.device.type, enabled=False):
@@ -179,12 +184,14 @@ class Decoder(nn.Module):
     def forward(self, relaxed: Tensor) -> Tensor:
         """See the class."""
         with torch.autocast(relaxed.device.type, enabled=False):
+            # A sum over thousands of small relaxed codes, for which 16 bits are too coarse
             latents = self.input(relaxed.to(self.input.weight.dtype))
         return self.decode_latents(latents)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """The first convolution of one-hot codes: codes int64 [B, h, w] pick columns of its weight, [B, C, h, w]."""
         assert self.input.bias is not None
+        # A 1x1 convolution of a one-hot vector selects a column: a lookup instead of a product over all codes
         rows = F.embedding(codes, self.input.weight[:, :, 0, 0].t()) + self.input.bias
         return rearrange(rows, "b h w c -> b c h w")
 

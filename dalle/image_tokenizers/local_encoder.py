@@ -49,6 +49,7 @@ class LocalEncoder(nn.Module):
     def __init__(self, config: LocalEncoderConfig, factor: int, latent_channels: int):
         super().__init__()
         self.margin = config.margin
+        # The stride is the cell and the window is the cell plus its margin: nothing beyond it is seen
         self.cell = nn.Conv2d(3, config.width, factor + 2 * config.margin, stride=factor)
         self.blocks = nn.ModuleList(CellBlock(config.width, config.expansion) for _ in range(config.blocks))
         self.norm_out = nn.LayerNorm(config.width)

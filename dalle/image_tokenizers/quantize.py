@@ -108,6 +108,7 @@ class GumbelQuantizer(Quantizer):
         logits = self._logits(z)
         relaxed = F.gumbel_softmax(logits, temperature, hard=self.config.straight_through, dim=1)
         with torch.autocast(z.device.type, enabled=False):
+            # In float32, as it sums over all codes
             latents = torch.einsum("bkhw,kc->bchw", relaxed, self.embed.weight.float())
         return Quantized(latents, relaxed.argmax(1), {"kl": kl_to_uniform(logits)})
 
@@ -136,6 +137,7 @@ class FSQQuantizer(Quantizer):
     def __init__(self, config: FSQConfig):
         super().__init__()
         self.codebook_size, self.code_channels = math.prod(config.levels), len(config.levels)
+        # Mixed radix: channel i counts in units of the product of the levels of the channels before it
         basis = [math.prod(config.levels[:channel]) for channel in range(len(config.levels))]
         self.register_buffer("levels", torch.tensor(config.levels)[:, None, None], persistent=False)
         self.register_buffer("basis", torch.tensor(basis)[:, None, None], persistent=False)
@@ -143,6 +145,7 @@ class FSQQuantizer(Quantizer):
     def forward(self, z: Tensor, temperature: float) -> Quantized:
         """See `Quantizer.forward`; the gradient passes straight through the rounding."""
         bounded = self.bound(z)
+        # Straight-through estimator: rounding in the forward pass, identity in the backward pass
         steps = bounded + (bounded.round() - bounded).detach()
         return Quantized(steps / (self.levels // 2), self._number(steps), {})
 
@@ -174,4 +177,5 @@ class FSQQuantizer(Quantizer):
 def kl_to_uniform(logits: Tensor) -> Tensor:
     """Mean KL divergence of categorical `logits` [B, K, ...] from the uniform distribution, in nats per cell."""
     log_q = logits.float().log_softmax(1)
+    # sum q log(q / (1 / K)) = sum q (log q + log K)
     return (log_q.exp() * (log_q + math.log(logits.shape[1]))).sum(1).mean()

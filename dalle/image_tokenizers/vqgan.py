@@ -63,6 +63,7 @@ class VQGANConfig:
                 f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, blocks {self.blocks}, "
                 f"latent_channels {self.latent_channels}: each must be at least 1"
             )
+        # A rough count of parameters, so that an absurd config fails before anything is allocated
         widest = max(*self.widths, self.latent_channels)
         numbers = len(self.channel_multipliers) * self.blocks * (18 * widest**2 + 2**14)
         if not isinstance(self.quantizer, FSQConfig):
@@ -147,6 +148,7 @@ class VQGAN(ImageTokenizer):
         return self.quantize.encode(self._latents(images))
 
     def _latents(self, images: Tensor) -> Tensor:
+        # quant_conv and post_quant_conv are taming's names; they adapt the channels to the quantizer's
         weight = self.quant_conv.weight
         return self.quant_conv(self.encoder((2 * images - 1).to(weight.dtype)))
 
@@ -168,6 +170,7 @@ class Encoder(nn.Module):
         widths = config.widths
         self.conv_in = Conv3x3(3 * config.patch**2, config.channels)
         self.down = nn.ModuleList()
+        # Level i maps the channels of level i - 1 to its own; zip drops the last width, which has no next level
         for level, (inputs, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
             blocks = [
                 ResidualBlock(inputs if block == 0 else width, width, config.dropout) for block in range(config.blocks)
@@ -199,6 +202,7 @@ class Decoder(nn.Module):
         self.conv_in = Conv3x3(config.latent_channels, widths[-1])
         self.mid = Middle(widths[-1], config.dropout)
         self.up = nn.ModuleList()
+        # The mirror image: level i receives the channels of level i + 1
         for level, (width, inputs) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             blocks = [
                 ResidualBlock(inputs if block == 0 else width, width, config.dropout)
@@ -277,6 +281,7 @@ class AttentionBlock(nn.Module):
         """[B, C, h, w] to the same shape."""
         normed = self.norm(x)
         q, k, v = (rearrange(conv(normed), "b c h w -> b 1 (h w) c") for conv in (self.q, self.k, self.v))
+        # Cells are tokens, and the single head has all channels
         mixed = F.scaled_dot_product_attention(q, k, v)  # [B, 1, h*w, C]
         return x + self.proj_out(rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
@@ -290,6 +295,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to [B, C, h / 2, w / 2]."""
+        # An even size with stride 2 needs one more row and column; on which side is part of the weights' meaning
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 

@@ -72,6 +72,7 @@ class AutoregressivePrior(Prior):
         self.head = nn.Linear(width, config.buckets)
         for weight in (self.dot_embedding.weight, self.embedding.weight, self.head.weight):
             nn.init.normal_(weight, std=0.02)
+        # Buffers, as they belong to the weights: `fit` sets them once, before training
         self.register_buffer("basis", torch.eye(config.embed_dim)[:, : config.components].contiguous())
         self.register_buffer("edges", torch.zeros(config.components, config.buckets - 1))
         self.register_buffer("centers", torch.zeros(config.components, config.buckets))
@@ -93,6 +94,7 @@ class AutoregressivePrior(Prior):
         values = standard @ self.basis  # [N, K]
         self.edges.copy_(_edges(values, self.config.buckets).T)
         for component, own in enumerate(values.T.contiguous()):
+            # The mean of each bucket minimizes the squared error of `decode`
             ids = torch.bucketize(own, self.edges[component])
             counts = torch.bincount(ids, minlength=self.config.buckets)
             sums = torch.zeros_like(self.centers[component]).index_add_(0, ids, own)
@@ -162,6 +164,7 @@ class AutoregressivePrior(Prior):
         check_ids(dots, self.config.dot_buckets, "dot products")
         tokens, valid = self._text_tokens(text, dropped)
         dot = self.dot_embedding(dots).to(tokens.dtype)
+        # Both condition the prediction, so guidance must drop both
         if dropped is not None:
             dot = torch.where(dropped[:, None], self.null_dot.to(dot.dtype), dot)
         length = text.states.shape[1]

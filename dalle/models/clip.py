@@ -199,6 +199,7 @@ class CLIP(nn.Module):
         """The factor on cosines, a scalar: the inverse temperature; with a softmax loss at most 100 (CLIP, 2.5)."""
         if self.config.sigmoid:
             return self.logit_scale.exp()
+        # "clipped to prevent scaling the logits by more than 100" (section 2.5)
         limited: Tensor = _LimitFromAbove.apply(self.logit_scale, math.log(MAX_SCALE))
         return limited.exp()
 
@@ -234,6 +235,7 @@ class CLIP(nn.Module):
             ValueError: images of another shape.
         """
         self._check(images)
+        # In float32: in 16 bits, cosines are too coarse for logits that are scaled by up to 100
         embeds = self.vision(images).float()
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
@@ -271,6 +273,7 @@ class CLIP(nn.Module):
         """
         ids = self._ids(text)
         states, end = self.text.states(ids), self.text.end(ids)
+        # Padding comes after EOS, which is included
         mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
         return TextStates(states.float(), mask, self.text.project(states, end).float())
 
@@ -305,6 +308,7 @@ class CLIP(nn.Module):
         """
         self._check(images)
         states: list[Tensor] = []
+        # Hooks, as the transformer itself returns the output of its last block only
         hooks = [
             block.register_forward_hook(lambda module, args, output: states.append(output))
             for block in self.vision.transformer.blocks
@@ -349,6 +353,7 @@ class _LimitFromAbove(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
+        # The gradient is needed only where x exceeds the limit and would be lowered
         ctx.save_for_backward(x > limit)
         return x.clamp(max=limit)
 

@@ -174,6 +174,7 @@ class DALLE(nn.Module):
             self.register_buffer("rope_sin", sin[:inputs], persistent=stored)
         if config.stored_masks:
             count = max(config.stored_masks) + 1
+            # Placeholders with the right shape: loading overwrites them
             self.register_buffer("masks", torch.ones(count, inputs, inputs, dtype=torch.bool).tril())
             return
         for kind in sorted(set(config.kinds) - {"full"}):
@@ -208,6 +209,7 @@ class DALLE(nn.Module):
             if name.endswith(".bias"):
                 nn.init.zeros_(parameter)
             else:
+                # Positions start smaller than tokens, as in GPT-2's code
                 nn.init.normal_(parameter, std=0.01 if name.endswith("_position") else 0.02)
 
     def forward(self, text: Tensor, image_ids: Tensor) -> Tensor:
@@ -307,6 +309,7 @@ class DALLE(nn.Module):
     def null_text(self, text: Tensor) -> Tensor:
         """The null captions for classifier-free guidance that correspond to these texts, in the same shape."""
         if isinstance(self.text_embedding, FeatureEmbedding):
+            # Zero rows are padding, in the null caption too
             return self.text_embedding.null[-text.shape[1] :].to(text.dtype) * text.any(-1, keepdim=True)
         return torch.full_like(text, self.config.pad_id)
 
@@ -364,10 +367,12 @@ class DALLE(nn.Module):
                 raise ValueError(
                     f"the text is {list(text.shape)}; this model takes features [B, T, {self.config.text_features}]"
                 )
+            # The features end right before the image, so padding comes first, as in LlamaGen
             return F.pad(text, (0, 0, length - text.shape[1], 0))
         check_ids(text, self.config.text_vocab, "text ids")
         text = F.pad(text, (0, length - text.shape[1]), value=self.config.pad_id)
         if self.config.padding == "positional":
+            # Ids from text_vocab on, which no tokenizer produces
             own = torch.arange(self.config.text_vocab, self.config.text_vocab + length, device=text.device)
             text = torch.where(text == self.config.pad_id, own, text)
         return text if self.config.begin_id is None else F.pad(text, (1, 0), value=self.config.begin_id)
@@ -406,6 +411,7 @@ class DALLE(nn.Module):
         rope: Rope | None = None
         if self.config.positions.endswith("rope"):
             rope = positions.rows(self.get_buffer("rope_cos")), positions.rows(self.get_buffer("rope_sin"))
+        # Dropout on embeddings, as in GPT-2
         x = F.dropout(x, self.config.transformer.dropout, self.training)
         masks = self._masks(positions, padding)
         return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache, blocks=blocks))
@@ -449,6 +455,7 @@ class DALLE(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DALLE:
         """Move or cast the module, but keep the rotary tables in float32: 16 bits are too coarse for angles."""
+        # Taken out before super() casts everything, and put back afterward
         angles = {name: table for name, table in self._buffers.items() if name.startswith("rope_")}
         super()._apply(fn, recurse)
         for name, table in angles.items():

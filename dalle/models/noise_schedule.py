@@ -77,6 +77,7 @@ class Schedule:
 
     def scales(self, steps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha-bar) and sqrt(1 - alpha-bar) of steps [B], each shaped to broadcast with `like` [B, ...]."""
+        # Looked up in float64, and cast only after the square root: 1 - alpha-bar is tiny at step 0
         alpha_bars = self.alpha_bars.to(steps.device)[steps].view(-1, *[1] * (like.ndim - 1))
         return alpha_bars.sqrt().to(like.dtype), (1 - alpha_bars).sqrt().to(like.dtype)
 
@@ -105,6 +106,7 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     if isinstance(config, LinearConfig):
         betas = torch.linspace(config.first, config.last, config.steps, dtype=torch.float64)
     else:
+        # In float64, as alpha-bar is a product of up to thousands of factors close to 1
         curve = torch.tensor([_squared_cosine(i / config.steps) for i in range(config.steps + 1)], dtype=torch.float64)
         betas = (1 - curve[1:] / curve[:-1]).clamp(max=_MAX_BETA)
     return Schedule((1 - betas).cumprod(0))

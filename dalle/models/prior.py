@@ -88,6 +88,7 @@ class Prior(nn.Module):
             raise ValueError(
                 f"got captions of {length} tokens, but this prior reads at most {self.text_length}: use its own CLIP"
             )
+        # Raw embeddings have another scale in each dimension and for each CLIP
         embeds = (text.embeds - self.text_mean) / self.text_deviation
         states, embed = self.states_in(text.states), self.embed_in(embeds)
         valid = text.mask
@@ -112,4 +113,5 @@ def causal_mask(valid: Tensor, length: int) -> Tensor:
     """
     seen = torch.cat((valid, valid.new_ones(len(valid), length - valid.shape[1])), dim=1)
     square = torch.ones(length, length, dtype=torch.bool, device=valid.device)
+    # Causal and valid, or the token itself
     return (square.tril() & seen[:, None, :] | square.diag().diag())[:, None]

@@ -41,6 +41,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """States [B, T, C] to [B, C]."""
+        # The same learned query for every image, so it is projected once
         query = rearrange(self.q(self.query.to(x.dtype)), "(H D) -> H 1 D", H=self.heads)
         k, v = rearrange(self.kv(x), "B T (two H D) -> two B H T D", two=2, H=self.heads)
         mixed = F.scaled_dot_product_attention(query.to(k.dtype).expand(len(x), -1, -1, -1), k, v)  # [B, H, 1, D]
@@ -106,6 +107,7 @@ class UnmaskedTextTransformer(nn.Module):
                 f"got captions of {ids.shape[1]} tokens, but this SigLIP reads all {len(self.positions)} positions, "
                 f"padding included: encode them with length={len(self.positions)}"
             )
+        # No mask at all: padding was part of the text in training
         states: Tensor = self.transformer(self.tokens(ids) + self.positions)
         return states
 

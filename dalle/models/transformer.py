@@ -207,6 +207,7 @@ class Block(nn.Module):
         """The attention branch's contribution to the residual stream, [B, T, C]."""
         x = self.attention_norm(x)
         if context.shift is not None:
+            # Both branches of each layer store their own channels for later tokens
             x = context.shift(x, context.cache, 2 * layer)
         return self.attention_end(self.attention(x, mask, context, layer))
 
@@ -266,6 +267,7 @@ class Transformer(nn.Module):
         self.norm = norm(config)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
+                # These two write to the residual stream, whose variance would otherwise grow with the depth
                 residual = name.endswith((".out", ".down"))
                 nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * config.depth) if residual else 0.02)
                 if module.bias is not None:
@@ -281,6 +283,7 @@ class Transformer(nn.Module):
         """
         weight = next(self.parameters())
         kind = weight.device.type
+        # Under autocast, keys are computed in its dtype and not in that of the weights
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         shape = self.config
         return KVCache(
@@ -331,11 +334,13 @@ class Transformer(nn.Module):
         if cache is not None:  # only now, as all layers write at the same position
             cache.advance(length)
         if self.config.divide_by_max:
+            # The maximum counts as a constant in the backward pass, as in DALLE-pytorch
             x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
 
     def run_blocks(self, x: Tensor, masks: Sequence[LayerMask], context: Context) -> Tensor:
         """Run the blocks one after the other: [B, T, C] to the same shape."""
+        # Recomputing pays only if a backward pass will follow
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         if self.config.reversible:
             x = torch.stack((x, x))

@@ -141,6 +141,7 @@ class TextTokenizer(ABC):
         for name, content in self.files().items():
             with atomic_file(folder / name) as part:
                 part.write_bytes(content)
+        # A recipe that is there says more than the minimum, and has to stay
         if not (folder / "config.yaml").exists():
             minimal = {"stage": "text_tokenizer", "model": to_dict(self.config)}
             write_text(folder / "config.yaml", yaml.safe_dump(minimal, sort_keys=False))

@@ -97,6 +97,7 @@ class CharTokenizer(BPETokenizer):
                 words.append([self._numbers[part]])
                 continue
             for word in split_words(normalize(part)):
+                # The last character of a word is a symbol of its own, so that merges know where words end
                 symbols = [*word[:-1], word[-1] + _WORD_END]
                 words.append([self._numbers.get(symbol, self._unknown) for symbol in symbols])
         return words

@@ -51,6 +51,7 @@ class SigLIPTokenizer(TextTokenizer):
                 f"these {len(model)} bytes are not a SentencePiece model: the file is truncated or of another kind"
             ) from None
         self.vocab_size = self._processor.get_piece_size()
+        # Version 1 has no padding token: big_vision pads with EOS
         end, pad = self._processor.eos_id(), self._processor.pad_id()
         if end < 0 or (config.version == 2 and pad < 0):
             raise ValueError("this SentencePiece model has no end or padding token, as SigLIP's has: it is another one")

@@ -71,6 +71,7 @@ class YTTMTokenizer(BPETokenizer):
             self.begin, self.end = (begin,), (end,)
         self._strings = {number: chr(code) for code, number in self._characters.items()}
         for (left, right), (_, joined) in self.rules.items():
+            # Rules come in order, so both parts are known already
             self._strings[joined] = self._strings.get(left, "") + self._strings.get(right, "")
             # A damaged file could make tokens that double in length with each rule.
             if len(self._strings[joined]) > _MAX_TOKEN_CHARACTERS:

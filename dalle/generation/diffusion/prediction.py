@@ -57,6 +57,7 @@ class Limit:
         """Clip x_0 [B, ...]."""
         if self.percentile is None:
             return x0.clamp(-self.value, self.value)
+        # Thresholds below 1 would amplify small values instead of limiting large ones
         bound = x0.float().abs().flatten(1).quantile(self.percentile, dim=1)
         bound = bound.clamp(1.0, max(self.value, 1.0)).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
         return torch.minimum(torch.maximum(x0, -bound), bound) / bound
@@ -74,6 +75,7 @@ def target(kind: Predicts, schedule: Schedule, x0: Tensor, noise: Tensor, steps:
 
 def denoised(kind: Predicts, alpha_bar: float, x: Tensor, output: Tensor) -> Denoised:
     """Data and noise of x_t [B, ...], given a network's prediction `output`."""
+    # x_t = signal x_0 + sigma epsilon, solved for what is not predicted
     signal, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     if kind == "epsilon":
         return Denoised((x - sigma * output) / signal, output)
@@ -126,10 +128,12 @@ def make_denoiser(
         steps = torch.full((len(x),), step, dtype=torch.long, device=x.device)
         output, variance = _halves(network(x, steps), learned_variance)
         if guidance != 1 and unconditional is not None:
+            # The variance is not guided, as in OpenAI's code
             output = guide(output, _halves(unconditional(x, steps), learned_variance)[0], guidance)
         alpha_bar = schedule.alpha_bar(step)
         found = denoised(kind, alpha_bar, x, output.to(x.dtype))
         if limit is not None:
+            # Clipping moves x_0, so the noise must be recomputed for x_t to stay consistent
             found = denoised("sample", alpha_bar, x, limit(found.x0))
         return found._replace(variance=variance)
 

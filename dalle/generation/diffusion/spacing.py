@@ -30,4 +30,5 @@ def spaced_steps(total: int, count: int, spacing: Spacing = "linspace") -> list[
         return [round(i * (total - 1) / (count - 1)) for i in reversed(range(count))]
     if spacing == "leading":
         return [i * (total // count) for i in reversed(range(count))]
+    # Rounded, so that the steps are spread evenly even if count does not divide total
     return [round(total - i * total / count) - 1 for i in range(count)]

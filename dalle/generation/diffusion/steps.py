@@ -30,10 +30,12 @@ def ddpm_step(x: Tensor, found: Denoised, now: float, then: float, noise: Tensor
     Raises:
         ValueError: the variance is learned, but the network predicts none.
     """
+    # The beta of a step from x_s to x_t that may skip time steps; alpha is their ratio
     beta = 1 - now / then
     mean = (then**0.5 * beta * found.x0 + (now / then) ** 0.5 * (1 - then) * x) / (1 - now)
     if then == 1:
         return mean
+    # Variance of the posterior q(x_s | x_t, x_0)
     small = beta * (1 - then) / (1 - now)
     if variance == "small":
         return mean + small**0.5 * noise
@@ -57,6 +59,7 @@ def ddim_step(found: Denoised, now: float, then: float, eta: float = 0.0, noise:
         noise: unit Gaussian; needed if eta is above 0.
     """
     sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
+    # Rounding may make the remaining variance slightly negative
     mean = then**0.5 * found.x0 + max(1 - then - sigma**2, 0.0) ** 0.5 * found.epsilon
     return mean if noise is None or not sigma else mean + sigma * noise
 
@@ -80,6 +83,7 @@ def dpm_solver_step(
     x0 = found.x0
     if before is not None:
         old, at = before
+        # Second order: extrapolate x_0 from the last two predictions
         ratio = (_half_log_snr(now) - _half_log_snr(at)) / width
         x0 = x0 + (x0 - old) / (2 * ratio)
     return ((1 - then) / (1 - now)) ** 0.5 * x - then**0.5 * math.expm1(-width) * x0
