@@ -156,7 +156,7 @@ class ImageTokenizerRecipe:
     temperature: CosineSchedule = CosineSchedule(first=1.0, last=1 / 16, steps=150_000)
     """Temperature of the Gumbel-softmax relaxation (dVAE and Gumbel quantizer)."""
     resume: Resume = False
-    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
+    """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
@@ -190,7 +190,7 @@ class CLIPRecipe:
     augment: float = 0.0
     """Strength of image augmentation from 0 (none) to 1: shift, scale, rotation, color, cutout, noise."""
     resume: Resume = False
-    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
+    """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
@@ -262,7 +262,7 @@ class DALLERecipe:
     sampling: SamplingConfig = SamplingConfig(guidance=2.0)
     """Sampling options of the sample images, and defaults of the model folder."""
     resume: Resume = False
-    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
+    """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
@@ -301,7 +301,7 @@ class PriorRecipe:
     sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
     """Sampling options of validations, and defaults of the model folder."""
     resume: Resume = False
-    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
+    """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
@@ -318,6 +318,8 @@ class PriorRecipe:
 
 @config
 class DiffusionRecipe:
+    """Training the diffusion models of unCLIP: the decoder, or the upsampler."""
+
     stage: Literal["diffusion"]
     model: DecoderConfig | UpsamplerConfig
     data: DataConfig
@@ -326,30 +328,30 @@ class DiffusionRecipe:
     clip: str | None = None
     """Decoder: folder of the CLIP whose embeddings are decoded (or a hub id); copied into the model folder."""
     statistics_images: int = 2048
-    """Decoder: images of the training set, spread evenly over it, that mean and deviation of the embeddings are taken
-    of at the start."""
+    """Decoder: number of training images, spread evenly over the set, from which mean and standard deviation of the
+    embeddings are computed at the start."""
     bpe_dropout: float = 0.0
-    """Decoder: chance of dropping a BPE merge in training."""
+    """Decoder: probability of dropping a BPE merge in training."""
     embedding_dropout: float = 0.1
-    """Decoder: chance that the embedding is replaced by a learnt one, for classifier-free guidance."""
+    """Decoder: probability of replacing the embedding by a learned one, for classifier-free guidance."""
     caption_dropout: float = 0.5
-    """Decoder: chance that the caption is replaced by the empty one."""
+    """Decoder: probability of replacing the caption by an empty one."""
     embedding_noise: float = 0.1
-    """Decoder: deviation of the noise that is added to standardized embeddings, as a prior's guesses are not exact."""
+    """Decoder: standard deviation of noise added to standardized embeddings, since those of a prior are inexact."""
     blur: float = 0.6
-    """Upsampler: sigma, in pixels, of the Gaussian that small images are blurred by in training; 0 does not."""
+    """Upsampler: sigma in pixels of the Gaussian blur of low-resolution images in training; 0 does not blur."""
     crop: float = 0.25
-    """Upsampler: side of the random crops that it is trained on, over that of the images."""
+    """Upsampler: side of the random training crops as a fraction of the image side."""
     loss_weight: Literal["uniform", "min_snr"] = "uniform"
-    """How squared errors of the steps are weighted; min_snr as arXiv 2303.09556."""
+    """Weighting of squared errors over diffusion steps; min_snr as in arXiv 2303.09556."""
     snr_gamma: float = 5.0
-    """min_snr: signal-to-noise ratio above which steps weigh no more."""
+    """min_snr: signal-to-noise ratio from which on the weight is constant."""
     bound_weight: float = 1e-3
-    """Weight of the variational bound, in bits a dimension, where the variance is learnt (arXiv 2102.09672)."""
+    """Weight of the variational bound, in bits per dimension, if the variance is learned (arXiv 2102.09672)."""
     sampling: DiffusionSamplingConfig = field(default_factory=DiffusionSamplingConfig)
-    """How validations sample, and what the model folder is sampled with if nothing else is said."""
+    """Sampling options of validations, and defaults of the model folder."""
     resume: Resume = False
-    """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
+    """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)

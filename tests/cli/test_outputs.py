@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.cli.outputs import check_folder, named, new_folder, slug
+from dalle.cli.outputs import check_folder, file_record, new_folder, slug
 from dalle.files import write_text
 
 
@@ -36,4 +36,4 @@ def test_files_are_whole_and_named_by_their_bytes(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "लाल")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "लाल"
-    assert named(tmp_path / "a.txt") == {"file": "a.txt", "sha256": hashlib.sha256("लाल".encode()).hexdigest()}
+    assert file_record(tmp_path / "a.txt") == {"file": "a.txt", "sha256": hashlib.sha256("लाल".encode()).hexdigest()}

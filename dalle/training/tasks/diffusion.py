@@ -1,6 +1,6 @@
-"""Training the diffusions of unCLIP: the decoder from CLIP's embeddings to images, and the upsampler.
+"""Stage diffusion: trains unCLIP's decoder, from CLIP image embeddings to images, and its upsampler (arXiv 2204.06125).
 
-Letters: B batch, H pixels a side.
+Shapes: B images of a batch, H height and width in pixels.
 """
 
 from __future__ import annotations
@@ -45,21 +45,23 @@ from dalle.training.tasks.base import Phase, Samples, Task
 from dalle.training.tasks.chance import PairRandom
 from dalle.training.tasks.clip_space import check_clip, training_embeddings
 
-_CHANCE = 3  # so that a pair's seed gives its noise other numbers than its composition
-_SAMPLED = 16  # images of a validation that are sampled, which takes many passes each
-_GOLDEN = 0.6180339887498949  # its multiples modulo 1 lie evenly, however many there are
+_CHANCE = 3  # separates the random numbers of the noise from others with the same seed
+_SAMPLED = 16  # images sampled per validation; each takes many forward passes
+_GOLDEN = 0.6180339887498949  # multiples of the golden ratio modulo 1 are evenly spread, however many there are
 
 
 @dataclass
 class Inputs:
+    """A micro-batch."""
+
     images: Tensor  # [B, 3, H, H] in [-1, 1]
-    place: Tensor  # [B] in [0, 1), where among the steps
-    noise: Tensor  # as images
-    given: tuple[Any, ...]  # what else the network reads
+    place: Tensor  # [B] in [0, 1), diffusion time as a fraction of the schedule
+    noise: Tensor  # like images
+    given: tuple[Any, ...]  # conditioning of the network
 
 
 class DiffusionTask(Task):
-    """What both have in common: noise, losses, figures of sampled images."""
+    """The common part of both models: noise, losses, metrics of sampled images."""
 
     model: DiffusionDecoder | Upsampler
 
@@ -72,14 +74,14 @@ class DiffusionTask(Task):
 
     @abstractmethod
     def _condition(self, batch: Batch) -> tuple[Tensor, tuple[Any, ...]]:
-        """Images [B, 3, H, H] in [-1, 1] as they are, and what the network reads of them, with nothing left out."""
+        """Clean images [B, 3, H, H] in [-1, 1] and their conditioning, without dropout."""
 
     @abstractmethod
     def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
-        """Rows of images in [0, 1], those that are sampled last, and figures of them."""
+        """Rows of images in [0, 1], the sampled ones last, and their metrics."""
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of what is predicted, weighted; and the variational bound for a learnt variance."""
+        """Weighted squared error of the prediction; with a learned variance also the variational bound."""
         config = self.model.config
         steps = (inputs.place * len(self.schedule)).long()
         noised = self.schedule.add_noise(inputs.images, inputs.noise, steps)
@@ -92,7 +94,7 @@ class DiffusionTask(Task):
             errors = errors * min_snr_weights(self.schedule, steps, config.predicts, self.recipe.snr_gamma)
         total = errors.mean()
         if variance is not None:
-            # The bound teaches the variance alone (arXiv 2102.09672, section 3.1)
+            # The mean is detached: the bound trains the variance only (arXiv 2102.09672, section 3.1)
             known = denoised_rows(config.predicts, self.schedule, steps, noised, mean.detach())
             bound = variational_bound(self.schedule, inputs.images, noised, steps, known, variance).mean()
             figures["bits"] = bound * len(self.schedule)
@@ -101,7 +103,7 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean squared error over all images, each at a step and with noise of its own; figures of sampled ones."""
+        """Mean squared error over all images, each at its own step and with its own noise; metrics of sampled ones."""
         errors: list[Tensor] = []
         figures: dict[str, float] = {}
         for batch in batches:
@@ -120,11 +122,12 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
+        """Sample the first validation images, with the same seeds each time."""
         rows, figures = self._sampled(model, _first(batch, _SAMPLED))
         return Samples(image_grid(rows), figures)
 
     def _drawn(self, denoise: Denoiser, count: int) -> Tensor:
-        """`count` images in [0, 1] with the same seeds each time."""
+        """Sample `count` images in [0, 1], with the same seeds each time."""
         noise = candidate_noise(range(count), image_shape(self.model), self.device)
         return to_unit(sample(denoise, self.schedule, self.recipe.sampling.sampler, noise))
 
@@ -134,6 +137,8 @@ class DiffusionTask(Task):
 
 
 class DecoderTask(DiffusionTask):
+    """Trains the decoder, conditioned on a CLIP image embedding and the caption."""
+
     model: DiffusionDecoder
 
     def __init__(self, recipe: DiffusionRecipe, device: torch.device):
@@ -145,7 +150,7 @@ class DecoderTask(DiffusionTask):
         self.model.fit(training_embeddings(self.clip, recipe.data, recipe.statistics_images, device)[0])
 
     def inputs(self, batch: Batch) -> Inputs:
-        """What is left to chance comes from each pair's seed, whatever process has it."""
+        """Embed images and captions, with dropout of both; randomness comes from each pair's seed."""
         recipe, random = self.recipe, PairRandom(batch.seeds, _CHANCE, self.device)
         place, dropped, silent = random.uniform(3).unbind(1)
         noise = random.normal(*image_shape(self.model))
@@ -154,7 +159,7 @@ class DecoderTask(DiffusionTask):
             for caption, empty in zip(batch.captions, (silent < recipe.caption_dropout).tolist(), strict=True)
         ]
         images, (embeds, text) = self._condition(replace(batch, captions=captions), recipe.bpe_dropout)
-        # A prior's guesses are not exact
+        # In use the embeddings come from a prior and are inexact: training with noise prepares the decoder for that
         embeds = embeds + recipe.embedding_noise * random.normal(embeds.shape[1])
         return Inputs(images, place, noise, (embeds, text, dropped < recipe.embedding_dropout))
 
@@ -172,7 +177,7 @@ class DecoderTask(DiffusionTask):
         return self.clip.text_states(to_device(self.device, ids))
 
     def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
-        """From the images' own embeddings: how far the decoded image has the embedding that it was made of."""
+        """Decode the images' own embeddings; the metric is the cosine between an embedding before and after."""
         assert isinstance(model, DiffusionDecoder)
         count = len(batch.captions)
         large = resize_batch(batch.unit_images(self.device), self.clip.config.image_size)
@@ -187,11 +192,14 @@ class DecoderTask(DiffusionTask):
         return [resize_batch(large, model.config.image_size), drawn], {"centered_cos": cosine}
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder with the CLIP in it."""
         assert self.recipe.clip is not None
         model_folder.save(folder, self._config(), weights, parts={"clip": resolve(self.recipe.clip)})
 
 
 class UpsamplerTask(DiffusionTask):
+    """Trains the upsampler, conditioned on the image in low resolution."""
+
     model: Upsampler
 
     def __init__(self, recipe: DiffusionRecipe, device: torch.device):
@@ -201,7 +209,7 @@ class UpsamplerTask(DiffusionTask):
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:
-        """Crops of images beside the same crops of their small versions, which are blurred (section 2.1)."""
+        """Random crops of images and of their blurred low-resolution versions (arXiv 2204.06125, section 2.1)."""
         random, size = PairRandom(batch.seeds, _CHANCE, self.device), self.model.config.image_size
         place, top, left = random.uniform(3).unbind(1)
         images, (large,) = self._condition(batch, self.recipe.blur)
@@ -219,7 +227,7 @@ class UpsamplerTask(DiffusionTask):
         return from_unit(resize_batch(to_unit(images), self.model.config.low_size))
 
     def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
-        """From the images in small: how near they come, and how near plain resizing does."""
+        """Upsample low-resolution images; PSNR of the result, and of bicubic resizing for comparison."""
         assert isinstance(model, Upsampler)
         images, (large,) = self._condition(batch)
         drawn = self._drawn(upsampler_denoiser(model, self._low(images), self.recipe.sampling.limit()), len(images))
@@ -228,11 +236,22 @@ class UpsamplerTask(DiffusionTask):
         return [unit, plain, drawn], figures
 
     def export(self, folder: Path, weights: Tensors) -> None:
+        """Write a model folder."""
         model_folder.save(folder, self._config(), weights)
 
 
 def crops(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """Squares of images [B, C, H, H] at places in [0, 1), float [B] each, evenly over all that lie within."""
+    """Crop squares out of images.
+
+    Args:
+        images: [B, C, H, H].
+        top: float [B] in [0, 1), vertical position among all possible ones.
+        left: float [B] in [0, 1), horizontal position.
+        side: side of the squares in pixels.
+
+    Returns:
+        [B, C, side, side].
+    """
     room = images.shape[-1] - side + 1
     rows, columns = (top * room).long().tolist(), (left * room).long().tolist()
     cut = [image[:, y : y + side, x : x + side] for image, y, x in zip(images, rows, columns, strict=True)]

@@ -22,7 +22,7 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.checkpoint.best import FIGURES
+from dalle.training.checkpoint.best import METRICS
 from dalle.training.recipe import PriorRecipe
 from dalle.training.tasks.prior import PriorTask
 
@@ -93,7 +93,7 @@ def test_a_run_makes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path
     assert folder.component("clip").sha256 == ModelFolder(Path(clip)).sha256
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     validation = next(line for line in lines if "validation/cos" in line)
-    assert {f"validation/{name}" for name in FIGURES["prior"]} <= set(validation)
+    assert {f"validation/{name}" for name in METRICS["prior"]} <= set(validation)
     # The statistics are those of the training set, not moved by weight decay or averaging
     images, texts = task_of(recipe, clip, tmp_path)._embeddings()
     assert len(images) == len(texts) == 64
