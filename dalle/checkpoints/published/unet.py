@@ -62,22 +62,22 @@ def _kind(name: object, way: str) -> str:
 def unet_tensors(
     config: UNetConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor | LazyTensor], dict[str, str]]:
-    """Tensors of the U-Net under our names, and what each of ours was called; other tensors are left alone."""
+    """Tensors of the U-Net under our names, and what each is called there, present or not; others are left alone."""
     names = dict(_modules(config))
     found: dict[str, Tensor | LazyTensor] = {}
     published: dict[str, str] = {}
     for theirs, ours in names.items():
         for kind in ("weight", "bias"):
+            published[f"{ours}.{kind}"] = f"{theirs}.{kind}"
             if f"{theirs}.{kind}" in tensors:
                 found[f"{ours}.{kind}"] = tensors[f"{theirs}.{kind}"]
-                published[f"{ours}.{kind}"] = f"{theirs}.{kind}"
     for theirs, ours in _attentions(config):
         for parts, mine in ((("to_q", "to_k", "to_v"), "qkv"), (("add_k_proj", "add_v_proj"), "context")):
             for kind in ("weight", "bias"):
                 sources = [f"{theirs}.{part}.{kind}" for part in parts]
+                published[f"{ours}.{mine}.{kind}"] = " and ".join(sources)
                 if all(source in tensors for source in sources):
                     found[f"{ours}.{mine}.{kind}"] = _joined([tensors[source] for source in sources])
-                    published[f"{ours}.{mine}.{kind}"] = " and ".join(sources)
     return found, published
 
 

@@ -1,0 +1,127 @@
+"""Karlo's decoder in diffusers' folders, small and with random weights, beside diffusers itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dalle.checkpoints.published.karlo import read_decoder
+from dalle.checkpoints.tensors import load_weights
+from dalle.models.clip import TextStates
+from dalle.models.diffusion_decoder import DiffusionDecoder
+
+DIM, CONTEXT, LENGTH = 12, 24, 7
+
+
+def randomized(module: nn.Module, seed: int) -> Any:
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Any, Any]:
+    """diffusers' own modules of Karlo's kinds."""
+    diffusers = pytest.importorskip("diffusers")
+    text_proj = pytest.importorskip("diffusers.pipelines.deprecated.unclip.text_proj")
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=6,
+        down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+        up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        block_out_channels=[32, 64],
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT,
+        attention_head_dim=32,
+        class_embed_type="identity",
+        resnet_time_scale_shift="scale_shift",
+    )
+    projection = text_proj.UnCLIPTextProjModel(
+        clip_extra_context_tokens=4, clip_embeddings_dim=DIM, time_embed_dim=128, cross_attention_dim=CONTEXT
+    )
+    return randomized(unet, 0), randomized(projection, 1)
+
+
+@pytest.fixture
+def folder(parts: tuple[Any, Any], tmp_path: Path) -> Path:
+    for name, module in zip(("decoder", "text_proj"), parts):
+        module.save_pretrained(tmp_path / "karlo" / name)
+    return tmp_path / "karlo"
+
+
+def loaded(folder: Path) -> DiffusionDecoder:
+    found = read_decoder(folder, LENGTH)
+    module = DiffusionDecoder(found.config)
+    found.check(module, str(folder))
+    return load_weights(module, found.tensors, str(folder)).eval()
+
+
+@torch.no_grad()
+def test_a_pass_is_that_of_diffusers(parts: tuple[Any, Any], folder: Path) -> None:
+    """Both halves of a guided pass: the caption with its embedding, and the empty one with the learnt embedding."""
+    unet, projection = parts
+    random = torch.Generator().manual_seed(2)
+    x, z = torch.randn(2, 3, 8, 8, generator=random), torch.randn(2, DIM, generator=random)
+    every, embeds = torch.randn(4, LENGTH, DIM, generator=random), torch.randn(4, DIM, generator=random)
+    mask = torch.arange(LENGTH) < torch.tensor([2, 2, 5, 7])[:, None]  # the unconditional half first
+    steps = torch.tensor([700, 3])
+    states, extra = projection(
+        image_embeddings=z, prompt_embeds=embeds, text_encoder_hidden_states=every, do_classifier_free_guidance=True
+    )
+    seen = nn.functional.pad(mask, (4, 0), value=True)
+    wanted = unet(torch.cat([x, x]), steps.repeat(2), states, class_labels=extra, attention_mask=seen.float()).sample
+    ours = loaded(folder)
+    assert ours.config.learned_variance and ours.config.image_tokens == 4 and ours.config.predicts == "epsilon"
+    nobody = torch.ones(2, dtype=torch.bool)
+    found = torch.cat(
+        [
+            ours(x, steps, z, TextStates(every[:2], mask[:2], embeds[:2]), nobody),
+            ours(x, steps, z, TextStates(every[2:], mask[2:], embeds[2:])),
+        ]
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def changed(file: Path, change: dict[str, Tensor | None]) -> None:
+    tensors = load_file(file) | change
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text_proj", {"embedding_proj.weight": None}, r"embedding_proj\.weight"),
+        ("decoder", {"mid_block.resnets.0.conv1.weight": None}, r"mid_block\.resnets\.0\.conv1\.weight"),
+        ("decoder", {"something.weight": torch.zeros(2)}, r"something\.weight"),
+        ("decoder", {"conv_in.weight": torch.zeros(32, 4, 3, 3)}, r"conv_in\.weight"),
+        ("text_proj", {"learned_classifier_free_guidance_embeddings": torch.zeros(5)}, "learned_classifier_free"),
+    ],
+)
+def test_damaged_parts_are_refused(part: str, change: dict[str, Tensor | None], message: str, folder: Path) -> None:
+    changed(folder / part / "diffusion_pytorch_model.safetensors", change)
+    with pytest.raises(ValueError, match=message):
+        loaded(folder)
+
+
+def test_missing_and_foreign_parts_are_refused(folder: Path) -> None:
+    file = folder / "decoder/config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"down_block_types": ["DownBlock2D", "SimpleCrossAttnDownBlock2D"]}))
+    with pytest.raises(ValueError, match="it has blocks of kind 'DownBlock2D'"):
+        read_decoder(folder)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="holds no settings"):
+        read_decoder(folder)
+    (folder / "text_proj").rename(folder / "elsewhere")
+    with pytest.raises(ValueError, match="has no folder text_proj"):
+        read_decoder(folder)
