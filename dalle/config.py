@@ -20,6 +20,8 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import dataclass_transform
 
+from dalle.ranges import check_ranges
+
 T = TypeVar("T")
 
 
@@ -58,8 +60,17 @@ def renamed(data: Any) -> Any:
 def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys.
 
-    A string literal right under a field is its description, which `describe` shows.
+    A string literal right under a field is its description, which `describe` shows. Each number states its range in
+    its annotation (`dalle.ranges`); it is checked before the class's own `__post_init__`.
     """
+    own_checks = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        check_ranges(self)
+        if own_checks is not None:
+            own_checks(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 

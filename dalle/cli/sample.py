@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dalle import __version__
 from dalle.cli.outputs import named, new_folder, slug
@@ -15,6 +15,7 @@ from dalle.cli.parser import CommandLine, add_options
 from dalle.config import apply_overrides, config, descriptions
 from dalle.files import write_text
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
+from dalle.ranges import PositiveInt, Range, Seed
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -27,11 +28,11 @@ _GIVEN = ("family", "heads", "convention", "grid")
 class SampleConfig:
     prompts: list[str]
     """What to draw, in any language that the model was trained on; "" draws what comes without a caption."""
-    n: int = 4
+    n: Annotated[int, Range(1, ceiling=2**20)] = 4
     """Candidates to draw for each prompt."""
-    keep: int | None = None
+    keep: PositiveInt | None = None
     """How many of them to keep, the best by CLIP; all if not given."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first candidate; candidate i has seed + i, and is the same image if drawn alone with it."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Options of `SamplingConfig`; the model's own where not given."""
@@ -39,7 +40,7 @@ class SampleConfig:
     """Options of `UnCLIPOptions`, of an unCLIP; the model's own where not given."""
     image: Path | None = None
     """Image to go on from, with --keep-rows or --mask; its middle square is used."""
-    keep_rows: float | None = None
+    keep_rows: Annotated[float, Range(0, ceiling=10**6)] | None = None
     """Rows of codes to keep from the top of --image: below 1 a fraction of them, else a whole number."""
     mask: Path | None = None
     """Image of the size of --image, white where it is drawn anew."""
@@ -66,12 +67,12 @@ class SampleConfig:
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
-    window: int = 1
+    window: PositiveInt = 1
     """Codes guessed and checked in one step: 16 halves the steps of one candidate at a time. The images do not depend
     on it."""
     compiled: bool = False
     """On a GPU: have torch.compile make the steps faster, which takes a minute or so first."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Candidates at a time; as many as fit the memory if not given. The images do not depend on it."""
     max_memory: str | None = None
     """What a batch may take beside the weights, for example 2GB; half of the free memory if not given."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -22,27 +23,23 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
+from dalle.ranges import Range
 
 
 @config
 class PriorSamplingConfig:
     """How embeddings are drawn."""
 
-    guidance: float = 1.0
+    guidance: Annotated[float, Range(0, ceiling=10**18, hint="1 is no guidance")] = 1.0
     """Classifier-free guidance scale; 1 is none (the paper found that guiding the prior hurts, section 5.5)."""
-    samples: int = 2
+    samples: Annotated[int, Range(1, ceiling=2**20)] = 2
     """diffusion: draw so many and keep the one that fits its caption best (section 2.2)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """diffusion: sampler and its steps."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0, ceiling=10**38, hint="0 takes the likeliest bucket")] = 1.0
     """autoregressive: 0 always takes the likeliest bucket; 1 is the model's own distribution."""
-    top_k: int | None = None
+    top_k: Annotated[int, Range(1, ceiling=10**12, hint="null draws from all")] | None = None
     """autoregressive: draw from the k likeliest buckets only; null from all."""
-
-    def __post_init__(self) -> None:
-        self.token_sampling()  # raises where a number is out of range
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; it must be at least 1")
 
     def token_sampling(self) -> SamplingConfig:
         """The options of the autoregressive prior as those of any tokens."""

@@ -9,32 +9,33 @@ Letters: B images, C channels, h x w cells.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
+from dalle.ranges import Range, Size
 
 
 @config
 class LocalEncoderConfig:
     """An encoder that sees a cell at a time."""
 
-    width: int = 256
+    width: Size = 256
     """Channels of a cell."""
-    blocks: int = 3
+    blocks: Size = 3
     """Residual blocks, each a multilayer perceptron over a cell's channels."""
-    expansion: int = 2
+    expansion: Size = 2
     """Hidden channels of a block over `width`."""
-    margin: int = 0
+    margin: Annotated[int, Range(0, 64, hint="pixels")] = 0
     """Pixels around its cell that a code looks at too; beyond the image's edge the edge is repeated."""
 
     def __post_init__(self) -> None:
-        if min(self.width, self.blocks, self.expansion) < 1:
-            raise ValueError(
-                f"width {self.width}, blocks {self.blocks}, expansion {self.expansion}: each must be at least 1"
-            )
-        if not 0 <= self.margin <= 64:
-            raise ValueError(f"margin is {self.margin}; it must be from 0 to 64 pixels")
+        check_total(
+            self.blocks * (2 * self.expansion * self.width**2 + 2**14),
+            f"width {self.width}, blocks {self.blocks}, expansion {self.expansion}",
+        )
 
 
 class LocalEncoder(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.image_tokenizers.base import Reduce
 from dalle.image_tokenizers.quantize import Quantized, Quantizer
+from dalle.ranges import Decay, NonNegativeInt, Size, Weight
 
 _SCORES = 2**25  # cells x codes compared at a time: 128 MiB of float32
 _CANDIDATES = 64  # cells of an image that may revive a dead code
@@ -27,29 +28,20 @@ class VQConfig:
 
     kind: Literal["vq"] = "vq"
     """Vector quantization."""
-    codebook_size: int = 1024
+    codebook_size: Size = 1024
     """Number of codes."""
-    code_channels: int = 8
+    code_channels: Size = 8
     """Channels of a code's vector: few of them are the known cure for unused codes."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """cosine: both sides l2-normalised (as LlamaGen). euclidean: as they are (as taming)."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: moving averages of what each code stands for, or its own loss."""
-    commitment: float = 0.25
+    commitment: Weight = 0.25
     """Weight of the commitment loss, which keeps the encoder near the codes."""
-    decay: float = 0.99
+    decay: Decay = 0.99
     """Of the moving averages (update: ema), a training step; at least 0 and below 1."""
-    revive_after: int = 100
+    revive_after: NonNegativeInt = 100
     """Steps without use after which a code is put on an output of the encoder; 0: never."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay is {self.decay}; it must be at least 0 and below 1")
-        if min(self.codebook_size, self.code_channels) < 1 or self.revive_after < 0:
-            raise ValueError(
-                f"codebook_size {self.codebook_size}, code_channels {self.code_channels}, "
-                f"revive_after {self.revive_after}: the first two must be at least 1, the last at least 0"
-            )
 
 
 class VectorQuantizer(Quantizer):

@@ -6,7 +6,7 @@ Letters: B batch, T text length, N = h * w image tokens, C width, V image vocabu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,38 +22,39 @@ from dalle.kernels.linear import Linear
 from dalle.kernels.masks import Kind, Mask, mask
 from dalle.kernels.pattern import GatheredKeys, LayerMask, Pattern, SparseMask
 from dalle.models.transformer import Blocks, Transformer, TransformerConfig, norm
+from dalle.ranges import NonNegativeInt, Range, Size
 
 
 @config
 class DALLEConfig:
     transformer: TransformerConfig = TransformerConfig()
     """Shape of the transformer."""
-    text_vocab: int = 4096
+    text_vocab: Size = 4096
     """Ids of the text tokenizer."""
-    text_length: int = 32
+    text_length: Size = 32
     """Text tokens in every sequence."""
-    image_vocab: int = 1024
+    image_vocab: Size = 1024
     """Codes of the image tokenizer."""
-    grid: tuple[int, int] = (8, 8)
+    grid: tuple[Size, Size] = (8, 8)
     """Rows and columns of image tokens."""
     attention: tuple[Kind, ...] = ("full",)
     """Kinds of attention, repeated over the layers from the first."""
     last_attention: Kind | None = None
     """Kind of the last layer, where it is another."""
-    conv_kernel: int = 11
+    conv_kernel: Annotated[int, Range(1, ceiling=2**16)] = 11
     """Side of the window of "conv" attention, odd."""
     positions: Literal["learned", "learned_cells", "rope", "stored_rope"] = "learned"
     """Learned embeddings (text 1-D; image row + column, or one for each cell), or rotary in two dimensions, by the
     model's own table or by one that comes with the weights."""
-    stored_masks: tuple[int, ...] = ()
+    stored_masks: tuple[Annotated[int, Range(-1, ceiling=2**16)], ...] = ()
     """For each layer which of the masks that come with the weights it has, -1 for full; empty: `attention` says it."""
-    pad_id: int = 0
+    pad_id: NonNegativeInt = 0
     """Text id that stands for "no token here"."""
     padding: Literal["positional", "word"] = "positional"
     """Each position has a padding word of its own behind the text vocabulary, or pad_id is a word as any other."""
-    begin_id: int | None = None
+    begin_id: NonNegativeInt | None = None
     """Text id put in front of every text; null for none."""
-    text_features: int | None = None
+    text_features: Size | None = None
     """Channels of the features that a text encoder gives in place of text ids; null: the text is ids."""
     text_head: bool = True
     """Predict text too."""
@@ -69,25 +70,22 @@ class DALLEConfig:
             "text_vocab": self.text_vocab,
             "text_length": self.text_length,
             "image_vocab": self.image_vocab,
-            "grid": min(self.grid),
+            "grid": self.grid,
+            "width": self.transformer.width,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         tokens = self.prefix_length + self.image_length
         numbers = (self.words + 2 * self.image_vocab + tokens) * self.transformer.width + tokens**2
-        sizes |= {"grid": self.grid, "width": self.transformer.width}  # type: ignore[dict-item]
         check_total(numbers, ", ".join(f"{name} {size}" for name, size in sizes.items()))
         if not self.attention:
             raise ValueError("attention is empty; name at least one of full, row, column, conv")
-        if self.conv_kernel < 1 or self.conv_kernel % 2 == 0:
-            raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd and at least 1")
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd")
         if self.positions == "rope" and self.transformer.head_width % 4:
             raise ValueError(f"positions rope needs a head width that 4 divides, not {self.transformer.head_width}")
         if self.stored_masks and len(self.stored_masks) != self.transformer.depth:
             raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, depth is {self.transformer.depth}")
-        if not 0 <= self.pad_id < self.text_vocab:
-            raise ValueError(f"pad_id is {self.pad_id}; it must be at least 0 and below text_vocab, {self.text_vocab}")
+        if self.pad_id >= self.text_vocab:
+            raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
         if self.text_features is not None and self.text_head:
             raise ValueError("text_features goes with text_head: false; features are not predicted")
         if self.shift_tokens and self.transformer.width % 4:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from dalle.config import config
+from dalle.ranges import Range
 
 _LARGEST_BETA = 0.999  # "we clip beta_t to be no larger than 0.999" (arXiv 2102.09672, section 3.2)
 
 Predicts = Literal["epsilon", "v", "sample"]
 """The noise, v = sqrt(alpha-bar) epsilon - sqrt(1 - alpha-bar) x_0 (arXiv 2202.00512, appendix D), or the data."""
+
+_Steps = Annotated[int, Range(2, ceiling=10**6)]
+_Beta = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 @config
@@ -23,11 +27,8 @@ class CosineConfig:
 
     kind: Literal["cosine"] = "cosine"
     """Squared cosine."""
-    steps: int = 1000
+    steps: _Steps = 1000
     """Steps T of the diffusion that the network learns."""
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
 
 
 @config
@@ -36,25 +37,19 @@ class LinearConfig:
 
     kind: Literal["linear"] = "linear"
     """Betas on a line."""
-    steps: int = 1000
+    steps: _Steps = 1000
     """Steps T of the diffusion that the network learns."""
-    first: float = 1e-4
+    first: _Beta = 1e-4
     """beta of step 0."""
-    last: float = 0.02
+    last: _Beta = 0.02
     """beta of the last step."""
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        if not 0 < self.first <= self.last < 1:
-            raise ValueError(f"betas go from {self.first} to {self.last}; they must grow, above 0 and below 1")
+        if self.first > self.last:
+            raise ValueError(f"betas go from {self.first} to {self.last}; they must grow")
 
 
 ScheduleConfig = CosineConfig | LinearConfig
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; a diffusion has at least 2")
 
 
 @dataclass(frozen=True)

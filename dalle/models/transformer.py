@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from dalle.kernels.kv_cache import KVCache, TokenShift
 from dalle.kernels.linear import Linear
 from dalle.kernels.pattern import LayerMask
 from dalle.kernels.sparse import attend, attend_packed
+from dalle.ranges import Decay, Range, Size
 
 _MODULE = 2**14  # numbers that the objects of a block take the memory of
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
@@ -26,17 +27,17 @@ FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 
 @config
 class TransformerConfig:
-    width: int = 256
+    width: Size = 256
     """Channels of the residual stream."""
-    depth: int = 8
+    depth: Size = 8
     """Number of blocks."""
-    heads: int = 4
+    heads: Size = 4
     """Attention heads; must divide width, unless head_channels is given."""
-    head_channels: int | None = None
+    head_channels: Size | None = None
     """Channels of one head; null is width over heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(0, above=True, ceiling=10**6)] = 4.0
     """Hidden width of the feed-forward part over width (swiglu, geglu: two thirds of it, for equal parameters)."""
-    hidden: int | None = None
+    hidden: Size | None = None
     """Hidden width of the feed-forward part as such, in place of mlp_ratio."""
     feed_forward: FeedForwardKind = "gelu"
     """Kind of feed-forward part."""
@@ -50,9 +51,9 @@ class TransformerConfig:
     """Which linear maps have a bias."""
     qk_norm: bool = False
     """Normalise queries and keys in each head: steadier at high learning rates."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of the outputs of each residual branch (and of embeddings) dropped in training, from 0 to below 1."""
-    attention_dropout: float = 0.0
+    attention_dropout: Decay = 0.0
     """Share of the attention weights dropped in training, from 0 to below 1; attention then goes by torch's functions,
     and sparse kinds by dense masks."""
     checkpoint_activations: bool = False
@@ -65,16 +66,13 @@ class TransformerConfig:
     """Divide the last states by their largest channel before the final norm, as in DALLE-pytorch (`stable`)."""
 
     def __post_init__(self) -> None:
-        whole = self.head_channels is not None or self.width % max(self.heads, 1) == 0
-        if min(self.width, self.depth, self.heads, self.head_channels or 1, self.hidden or 1) < 1 or not whole:
+        if self.head_channels is None and self.width % self.heads:
             raise ValueError(
-                f"width {self.width}, depth {self.depth}, heads {self.heads}: "
-                "all must be at least 1 and heads must divide width"
+                f"heads is {self.heads}; it must divide width, {self.width}, unless head_channels is given"
             )
-        check_total(self.numbers, f"width {self.width}, depth {self.depth}, heads {self.heads}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        names = ("width", "depth", "heads", "head_channels", "hidden", "mlp_ratio")
+        sizes = {name: getattr(self, name) for name in names}
+        check_total(self.numbers, ", ".join(f"{name} {size}" for name, size in sizes.items() if size is not None))
 
     @property
     def numbers(self) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from dalle.config import config
+from dalle.ranges import Range
 from dalle.text_tokenizers.base import TextTokenizer
 
 
@@ -14,12 +15,8 @@ from dalle.text_tokenizers.base import TextTokenizer
 class ClassTokenizerConfig:
     kind: Literal["classes"] = "classes"
     """Numbers of classes."""
-    classes: int = 1000
+    classes: Annotated[int, Range(1, ceiling=2**24)] = 1000
     """How many there are; those of ImageNet are numbered from 0 in the order of their WordNet ids."""
-
-    def __post_init__(self) -> None:
-        if self.classes < 1:
-            raise ValueError(f"classes is {self.classes}; it must be at least 1")
 
 
 class ClassTokenizer(TextTokenizer):

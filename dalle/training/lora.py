@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from dalle.checkpoints.tensors import LazyTensor, Tensors, drop_pages
 from dalle.config import config
+from dalle.ranges import Decay, PositiveFloat, Range
 
 
 @config
 class LoRAConfig:
-    rank: int = 16
+    rank: Annotated[int, Range(1, ceiling=2**20)] = 16
     """Rank of the change of each matrix."""
-    alpha: float = 32.0
+    alpha: PositiveFloat = 32.0
     """The change is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of a change's inputs dropped in training."""
     targets: tuple[str, ...] = ("qkv", "out", "up", "down")
     """Names of the linear maps of the transformer that change."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets:
-            raise ValueError(f"rank is {self.rank}, targets {list(self.targets)}: at least 1, and at least one name")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if not self.targets:
+            raise ValueError("targets is empty: name at least one linear map, for example qkv")
 
 
 def add_lora(model: nn.Module, options: LoRAConfig) -> None:

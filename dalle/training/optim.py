@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.ranges import Decay, NonNegativeInt, Probability, Range, Weight
 from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a kernel for all of AdamW
@@ -25,58 +26,39 @@ class Layered(Protocol):
 
 @config
 class OptimConfig:
-    lr: float = 3e-4
+    lr: Annotated[float, Range(0, ceiling=1000)] = 3e-4
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.96)
+    betas: tuple[Decay, Decay] = (0.9, 0.96)
     """Decay of the two moments of Adam."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
     """Adam's epsilon."""
-    weight_decay: float = 4.5e-2
+    weight_decay: Annotated[float, Range(0, ceiling=1000)] = 4.5e-2
     """Decoupled weight decay of matrices and kernels; gains, biases and embeddings have none."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(0, 1, above=True, hint="1: all alike")] = 1.0
     """Factor of the learning rate from each block to the one below it, in both towers (stage clip; BEiT, arXiv
     2106.08254, appendix): what was learned first moves least. 1 has one rate for all."""
-    warmup: int = 500
+    warmup: NonNegativeInt = 500
     """Steps over which the learning rate rises linearly from 0."""
-    warmup_tokens: float | None = None
+    warmup_tokens: Annotated[float, Range(0, ceiling=10**18, hint="null counts in steps")] | None = None
     """The same in tokens of text and image: where given, `warmup` is as many steps as that takes."""
-    final_lr: float = 0.1
+    final_lr: Probability = 0.1
     """Learning rate at the end of the cosine, as a fraction of the peak."""
-    clip_norm: float | None = 4.0
+    clip_norm: Annotated[float, Range(0, above=True, ceiling=10**18, hint="null does not clip")] | None = 4.0
     """Largest norm of the gradient; null does not clip."""
-    ema: float | None = 0.999
+    ema: Annotated[float, Range(0, 1, below=True, hint="null keeps no average")] | None = 0.999
     """Decay of the averaged weights, which are validated and exported; null uses the trained ones."""
-
-    def __post_init__(self) -> None:
-        if self.lr < 0 or self.weight_decay < 0 or self.warmup < 0 or self.final_lr < 0:
-            raise ValueError(
-                f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}, final_lr {self.final_lr}: "
-                "none may be below 0"
-            )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (all alike)")
-        if self.warmup_tokens is not None and self.warmup_tokens < 0:
-            raise ValueError(f"warmup_tokens is {self.warmup_tokens}; it must be at least 0 (null counts in steps)")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0 (null does not clip)")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1 (null keeps no average)")
 
 
 @config
 class CosineSchedule:
     """A number that goes from `first` to `last` along half a cosine (appendix A.2 of the DALL-E paper)."""
 
-    first: float
+    first: Weight
     """Value at step 0."""
-    last: float
+    last: Weight
     """Value from `steps` on."""
-    steps: int
+    steps: NonNegativeInt
     """Length of the ramp."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; it must be at least 0")
 
 
 def ramp(schedule: CosineSchedule, step: int) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from dalle.models.dalle import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.models.upsampler import UpsamplerConfig
+from dalle.ranges import Decay, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Range, Seed, Weight
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.checkpoint.best import check_figure
 from dalle.training.distributed.powersgd import PowerSGDConfig
@@ -39,15 +40,15 @@ Resume = bool | Literal["auto"]
 class RunConfig:
     dir: Path
     """Folder of the run: config, log, checkpoints, sample images, and the newest weights under model/."""
-    steps: int
+    steps: NonNegativeInt
     """Optimiser steps in all; 0 trains nothing."""
-    tokens: float | None = None
+    tokens: Annotated[float, Range(0, above=True, ceiling=10**18, hint="null counts in steps")] | None = None
     """Tokens in all, of text and image: where given, `steps` is as many as it takes."""
-    batch_size: int
+    batch_size: Annotated[int, Range(1, ceiling=2**20)]
     """Images of one step, over all processes and all micro-batches."""
-    accumulation: int = 1
+    accumulation: Annotated[int, Range(1, ceiling=2**20)] = 1
     """Micro-batches that one step is split into, to save memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first weights, of the data's order and of all noise."""
     precision: Precision = "auto"
     """Arithmetic of forward and backward passes; weights and optimiser stay in fp32. auto is bf16 where the device is
@@ -59,57 +60,42 @@ class RunConfig:
     does so where a config given to `accelerate launch` says FSDP."""
     powersgd: PowerSGDConfig | None = None
     """What processes tell each other of a gradient is of low rank, without sharding; null tells all of it."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, ceiling=512)] = 0
     """Processes that prepare data; 0 does it in the training process."""
-    log_every: int = 20
+    log_every: PositiveInt = 20
     """Steps between two log lines."""
-    validate_every: int = 500
+    validate_every: PositiveInt = 500
     """Steps between two validations."""
-    validation_images: int = 256
+    validation_images: PositiveInt = 256
     """Images that a validation looks at, at most; spread evenly over the split."""
-    sample_every: int = 500
+    sample_every: PositiveInt = 500
     """Steps between two sample images."""
-    save_every: int = 500
+    save_every: PositiveInt = 500
     """Steps between two checkpoints."""
-    keep: int = 2
+    keep: PositiveInt = 2
     """How many of the newest checkpoints stay on disk."""
     keep_best: str | None = None
     """A figure of validations, such as image_nats or psnr: the checkpoint that is best by it stays too, and model/ has
     its weights in place of the newest."""
-    stop_after: int | None = None
+    stop_after: Annotated[int, Range(1, ceiling=10**12, hint="null never stops early")] | None = None
     """Validations in a row without a new best by which training ends early; null goes on to the last step."""
-    max_skipped: int = 20
+    max_skipped: PositiveInt = 20
     """How many steps in a row may be skipped for a non-finite loss or gradient before training stops."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves go besides the run's metrics.jsonl."""
     report: bool = True
     """Write report.html, curves and images in one file, after validations and at the end."""
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float, Range(0, above=True, ceiling=10**6, hint="null logs no utilization")] | None = None
     """What one device can do in `precision`, in TFLOP/s; the log then has the share of it that the model's operations
     take (stage dalle, all weights trained)."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes an accelerator if there is one."""
 
     def __post_init__(self) -> None:
-        for name in (
-            *("batch_size", "accumulation", "log_every", "validate_every", "validation_images", "sample_every"),
-            *("save_every", "keep", "max_skipped"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilisation)")
-        if self.tokens is not None and self.tokens <= 0:
-            raise ValueError(f"tokens is {self.tokens}; it must be above 0 (null counts in steps)")
         if self.powersgd is not None and self.sharding == "fsdp":
             raise ValueError("powersgd is for replicas: fsdp has no whole gradient; set powersgd=null or sharding=none")
         if self.powersgd is not None and self.precision == "fp16":
             raise ValueError("powersgd keeps gradients for later, and fp16 changes their scale: take bf16 or fp32")
-        if self.stop_after is not None and self.stop_after < 1:
-            raise ValueError(f"stop_after is {self.stop_after}; it must be at least 1 (null never stops early)")
-        for name in ("steps", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
     def logs(self, step: int) -> bool:
         """Whether the update that follows `step` others has a line in the log."""
@@ -123,7 +109,7 @@ class TextTokenizerRecipe:
     data: DataConfig
     dir: Path
     """Folder of the run: the trained tokenizer is written to its model/."""
-    max_captions: int = 1_000_000
+    max_captions: PositiveInt = 1_000_000
     """Captions that the BPE is learnt from, at most."""
 
 
@@ -134,13 +120,13 @@ class ImageTokenizerRecipe:
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
-    l1_weight: float = 1.0
+    l1_weight: Weight = 1.0
     """Weight of the mean absolute error (VQGAN)."""
-    codebook_weight: float = 1.0
+    codebook_weight: Weight = 1.0
     """Weight of the codebook and commitment loss (VQGAN)."""
     perceptual: PerceptualConfig = NonePerceptual()
     """Features network of the perceptual loss."""
-    perceptual_weight: float = 1.0
+    perceptual_weight: Weight = 1.0
     """Weight of the perceptual loss."""
     adversarial: AdversarialConfig | None = None
     """Patch discriminator; null trains without one."""
@@ -176,9 +162,9 @@ class CLIPRecipe:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: which caption of the batch is an image's, and the other way round (CLIP). sigmoid: of each pair alone,
     whether it is one (SigLIP, arXiv 2303.15343); scores are then probabilities, and `model.sigmoid` is set."""
-    bpe_dropout: float = 0.0
+    bpe_dropout: Probability = 0.0
     """Chance of dropping a BPE merge in training."""
-    augment: float = 0.0
+    augment: Probability = 0.0
     """Strength, up to 1, of random changes of the images: place, size, turn, colours, a hole, noise; 0: none."""
     resume: Resume = False
     """Go on from the newest checkpoint of run.dir; auto does so where there is one, of the same config, else begins."""
@@ -204,8 +190,6 @@ class CLIPRecipe:
                 "run.compile with run.accumulation and dropout: compiled code draws other random numbers with a graph "
                 "than without one; set run.compile=false, or dropout and attention_dropout of both towers to 0"
             )
-        if not 0 <= self.augment <= 1:
-            raise ValueError(f"augment is {self.augment}: give a strength from 0 to 1")
 
     @property
     def _drops(self) -> bool:
@@ -230,20 +214,20 @@ class DALLERecipe:
     """Train changes of low rank only, which are added to the weights in the model folder; null trains all weights."""
     clip: str | None = None
     """Folder of the CLIP that ranks this model's samples; copied into the model folder."""
-    text_weight: float = 1 / 8
+    text_weight: Weight = 1 / 8
     """Weight of the text loss (section 2.2 of the DALL-E paper)."""
-    image_weight: float = 7 / 8
+    image_weight: Weight = 7 / 8
     """Weight of the image loss."""
-    z_weight: float = 0.0
+    z_weight: Annotated[float, Range(0, ceiling=10**6, hint="PaLM's is 1e-4")] = 0.0
     """Weight of log² Z, which is added to the cross-entropy of each token (z-loss of PaLM, arXiv 2204.02311, section 5;
     there 1e-4): large models in bf16 stay stable by it. 0 has none."""
-    label_smoothing: float = 0.0
+    label_smoothing: Decay = 0.0
     """Share of each image target that is spread evenly over all codes (label smoothing); what is logged is without."""
-    code_noise: float = 0.0
+    code_noise: Decay = 0.0
     """Share of the image tokens that the model reads replaced by random codes in training; targets stay as they are."""
-    bpe_dropout: float = 0.1
+    bpe_dropout: Probability = 0.1
     """Chance of dropping a BPE merge in training."""
-    caption_dropout: float = 0.1
+    caption_dropout: Probability = 0.1
     """Chance that a caption is replaced by padding, for classifier-free guidance."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample images; always drawn with the same seeds."""
@@ -256,11 +240,8 @@ class DALLERecipe:
         check_figure(self.stage, self.run.keep_best, self.run.stop_after)
         if self.lora is not None and self.optim.ema is not None:
             raise ValueError("lora trains without an average of weights: set optim.ema=null")
-        if self.z_weight < 0:
-            raise ValueError(f"z_weight is {self.z_weight}; it must be at least 0 (PaLM's is 1e-4)")
-        for name in ("label_smoothing", "code_noise"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not self.text_weight and not self.image_weight:
+            raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
@@ -277,12 +258,12 @@ class PriorRecipe:
     run: RunConfig
     clip: str
     """Folder of the CLIP whose embeddings are learnt (or a hub id); copied into the model folder."""
-    statistics_images: int = 2048
+    statistics_images: Annotated[int, Range(2, ceiling=10**12)] = 2048
     """Images of the training set, spread evenly over it, that statistics of the embeddings are taken of at the start:
     mean and deviation, of the autoregressive prior also principal components and buckets."""
-    bpe_dropout: float = 0.0
+    bpe_dropout: Probability = 0.0
     """Chance of dropping a BPE merge in training."""
-    caption_dropout: float = 0.1
+    caption_dropout: Probability = 0.1
     """Chance that a caption is replaced by the learnt one of no text, for classifier-free guidance."""
     sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
     """How validations draw, and what the model folder is drawn with if nothing else is said."""
@@ -291,10 +272,6 @@ class PriorRecipe:
 
     def __post_init__(self) -> None:
         check_figure(self.stage, self.run.keep_best, self.run.stop_after)
-        if self.statistics_images < 2:
-            raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"caption_dropout is {self.caption_dropout}; it must be from 0 to 1")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
@@ -311,26 +288,26 @@ class DiffusionRecipe:
     run: RunConfig
     clip: str | None = None
     """Decoder: folder of the CLIP whose embeddings are decoded (or a hub id); copied into the model folder."""
-    statistics_images: int = 2048
+    statistics_images: Annotated[int, Range(2, ceiling=10**12)] = 2048
     """Decoder: images of the training set, spread evenly over it, that mean and deviation of the embeddings are taken
     of at the start."""
-    bpe_dropout: float = 0.0
+    bpe_dropout: Probability = 0.0
     """Decoder: chance of dropping a BPE merge in training."""
-    embedding_dropout: float = 0.1
+    embedding_dropout: Probability = 0.1
     """Decoder: chance that the embedding is replaced by a learnt one, for classifier-free guidance."""
-    caption_dropout: float = 0.5
+    caption_dropout: Probability = 0.5
     """Decoder: chance that the caption is replaced by the empty one."""
-    embedding_noise: float = 0.1
+    embedding_noise: Weight = 0.1
     """Decoder: deviation of the noise that is added to standardized embeddings, as a prior's guesses are not exact."""
-    blur: float = 0.6
+    blur: Annotated[float, Range(0, ceiling=10**4, hint="pixels")] = 0.6
     """Upsampler: sigma, in pixels, of the Gaussian that small images are blurred by in training; 0 does not."""
-    crop: float = 0.25
+    crop: Annotated[float, Range(0, 1, above=True)] = 0.25
     """Upsampler: side of the random crops that it is trained on, over that of the images."""
     loss_weight: Literal["uniform", "min_snr"] = "uniform"
     """How squared errors of the steps are weighted; min_snr as arXiv 2303.09556."""
-    snr_gamma: float = 5.0
+    snr_gamma: PositiveFloat = 5.0
     """min_snr: signal-to-noise ratio above which steps weigh no more."""
-    bound_weight: float = 1e-3
+    bound_weight: Weight = 1e-3
     """Weight of the variational bound, in bits a dimension, where the variance is learnt (arXiv 2102.09672)."""
     sampling: DiffusionSamplingConfig = field(default_factory=DiffusionSamplingConfig)
     """How validations sample, and what the model folder is sampled with if nothing else is said."""
@@ -342,14 +319,6 @@ class DiffusionRecipe:
         other = "psnr" if isinstance(self.model, DecoderConfig) else "centered_cos"
         if self.run.keep_best == other:
             raise ValueError(f"run.keep_best is {other}, which the validation of a {self.model.kind} has not: take mse")
-        for name in ("embedding_dropout", "caption_dropout", "bpe_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        for name in ("embedding_noise", "blur", "bound_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.snr_gamma <= 0:
-            raise ValueError(f"snr_gamma is {self.snr_gamma}; it must be above 0")
         if self.sampling.sampler.variance == "learned" and not self.model.learned_variance:
             raise ValueError("sampling.sampler.variance is learned: set model.learned_variance=true, or take small")
         if isinstance(self.model, DecoderConfig):
@@ -360,8 +329,6 @@ class DiffusionRecipe:
     def _check_decoder(self) -> None:
         if self.clip is None:
             raise ValueError("clip is missing: a decoder is trained on the embeddings of a CLIP, name its folder")
-        if self.statistics_images < 2:
-            raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
         if self.sampling.guidance != 1 and not self.embedding_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but embedding_dropout is 0: guidance needs embeddings "
@@ -373,11 +340,10 @@ class DiffusionRecipe:
             raise ValueError(f"clip is {self.clip}: an upsampler reads no embeddings, leave it out")
         if self.sampling.guidance != 1:
             raise ValueError(f"sampling.guidance is {self.sampling.guidance}: an upsampler has none, set it to 1")
-        side = round(model.image_size * self.crop) if 0 < self.crop <= 1 else 0
+        side = round(model.image_size * self.crop)
         if not side or side % model.unet.factor:
             raise ValueError(
-                f"crop is {self.crop}: it must be above 0 and at most 1, and of {model.image_size} pixels leave a "
-                f"multiple of {model.unet.factor}"
+                f"crop is {self.crop}; of {model.image_size} pixels it must leave a multiple of {model.unet.factor}"
             )
 
 

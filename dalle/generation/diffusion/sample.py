@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from dalle.generation.diffusion.prediction import Denoised, Denoiser
 from dalle.generation.diffusion.spacing import Spacing, spaced_steps
 from dalle.generation.diffusion.steps import Variance, ddim_step, ddpm_step, dpm_solver_step
 from dalle.models.noise_schedule import Schedule
+from dalle.ranges import Range
 
 Noise = Callable[[], Tensor]
 """Unit Gaussian numbers [B, ...]: what a sampler starts from, then those of each step, in the order of their use."""
@@ -27,21 +28,17 @@ class SamplerConfig:
 
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
     """ddpm draws each step, ddim follows an ODE where eta is 0, dpm++ is DPM-Solver++ (2M): the same in fewer steps."""
-    steps: int = 25
+    steps: Annotated[int, Range(1, ceiling=10**6)] = 25
     """Passes of the network; at most as many as the steps it was trained with."""
     spacing: Spacing = "trailing"
     """Which steps are visited: with both ends (linspace, unCLIP's), leading (with step 0) or trailing (with the last).
     The logarithm of the signal-to-noise ratio leaps ahead of step 0: without it dpm++ needs far fewer steps."""
-    eta: float = 0.0
+    eta: Annotated[float, Range(0, 1, hint="0 draws nothing, 1 as DDPM")] = 0.0
     """ddim: 0 draws nothing but the start, 1 has the variance of ddpm."""
     variance: Variance = "small"
     """ddpm: that of the posterior, beta, or what the network has learnt."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; it must be at least 1")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must be from 0 (draws nothing) to 1 (as DDPM)")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta}, which is an option of sampler=ddim; sampler is {self.sampler}")
 

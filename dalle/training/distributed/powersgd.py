@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, distributed
@@ -16,19 +16,16 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 
 from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import config
+from dalle.ranges import PositiveInt, Range
 
 
 @config
 class PowerSGDConfig:
-    rank: int = 4
+    rank: PositiveInt = 4
     """Rank of what is told of a matrix's gradient; matrices of which that is not at most half are told whole, as are
     vectors."""
-    start: int = 1000
+    start: Annotated[int, Range(2, ceiling=10**12)] = 1000
     """Steps before which gradients are told whole."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.start < 2:
-            raise ValueError(f"rank is {self.rank}, start {self.start}: a rank of at least 1, a start of at least 2")
 
 
 @dataclass(frozen=True)

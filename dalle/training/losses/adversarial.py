@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.ranges import NonNegativeInt, Range, Weight
 
 _SCALE = 1024.0  # of losses, lest a mean's gradient at one pixel be lost in float16
 
 
 @config
 class AdversarialConfig:
-    weight: float = 0.8
+    weight: Weight = 0.8
     """Weight of the generator's loss, before the adaptive weight multiplies it (`disc_weight` of taming)."""
-    start: int = 10_000
+    start: NonNegativeInt = 10_000
     """Steps before the discriminator starts, so that it meets a tokenizer that reconstructs already."""
-    channels: int = 64
+    channels: Annotated[int, Range(1, ceiling=4096)] = 64
     """Channels after the discriminator's first convolution; they double with every layer, up to eightfold."""
-    layers: int = 3
+    layers: Annotated[int, Range(1, ceiling=16)] = 3
     """Halvings of the resolution; 3 judges overlapping patches of 70x70 pixels."""
     adaptive: bool = True
     """Balance the generator's loss against the reconstruction by their gradients at the decoder's last layer."""
-    lr: float | None = None
+    lr: Annotated[float, Range(0, ceiling=1000)] | None = None
     """Peak learning rate of the discriminator; null takes the tokenizer's."""
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.layers) < 1 or self.start < 0:
-            raise ValueError(
-                f"channels {self.channels}, layers {self.layers}, start {self.start}: "
-                "the first two must be at least 1, the last at least 0"
-            )
 
 
 class PatchDiscriminator(nn.Module):
