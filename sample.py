@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dalle.cli.outputs import check_folder
 from dalle.cli.parser import parse_size, print_error
 from dalle.cli.sample import SampleConfig, SampleFiles, check_unclip, command_line, progress_meter, published_options
+from dalle.cli.streams import settle_streams
 from dalle.cli.threads import wait_briefly
 from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
@@ -26,6 +27,7 @@ _TOGETHER = 32  # candidates that are drawn before their images are written, whe
 
 def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
     """Sample; `dalle sample` too. What a user can cause is one line and exit code 2, Ctrl-C is exit code 130."""
+    settle_streams()
     logging.basicConfig(format=f"{program}: %(message)s")
     wait_briefly()
     run = None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dalle.cli.interrupt import SignalHandler
 from dalle.cli.parser import CommandLine, print_error
+from dalle.cli.streams import settle_streams
 from dalle.config import dump
 from dalle.data.loader import lost_worker
 from dalle.device import out_of_memory
@@ -95,6 +96,7 @@ def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
     """Parse, validate, train; `dalle train` too. What a user can cause is one line (of a config, more), code 2."""
     show_traceback = False
+    settle_streams()
     try:
         args = parse(argv, program)
         show_traceback = args.traceback

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dalle import __version__
 from dalle.cli import scripts
 from dalle.cli.parser import CommandLine, print_error
+from dalle.cli.streams import settle_streams
 from dalle.cli.threads import wait_briefly
 
 # Modules of dalle/cli, in the order of --help.
@@ -24,6 +25,7 @@ _PAIRS = ("overrides", "data", "given")  # what the commands call their key=valu
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. What a user can cause is one line and exit code 2."""
     wait_briefly()
+    settle_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in scripts.SCRIPTS:
         return scripts.run_script(words[0], words[1:])

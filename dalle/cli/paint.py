@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dalle import __version__
 from dalle.apps.vqgan_clip.options import PaintOptions
+from dalle.apps.vqgan_clip.prompts import echo, parse_text
 from dalle.cli.parser import add_options
+from dalle.cli.streams import utf8_argument
 from dalle.config import descriptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
@@ -25,7 +27,12 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser("paint", help="paint a prompt: optimise an image until CLIP finds the prompt in it")
     command.add_argument(
-        "prompt", nargs="?", default=argparse.SUPPRESS, metavar="PROMPT", help=descriptions(PaintOptions)["prompt"]
+        "prompt",
+        nargs="?",
+        type=utf8_argument,
+        default=argparse.SUPPRESS,
+        metavar="PROMPT",
+        help=descriptions(PaintOptions)["prompt"],
     )
     add_options(command, PaintOptions, skip=("prompt",))
     command.add_argument("--resume", type=Path, metavar="STATE", help="state.safetensors to go on from, or its folder")
@@ -62,6 +69,9 @@ def _run(args: argparse.Namespace) -> None:
     painter = begin(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
+    understood = echo(parse_text(options.prompt)) if options.prompt else None
+    if understood is not None:
+        print(f"dalle paint: read as {understood}", file=sys.stderr)
     run = _Run(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
     start, figures, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays

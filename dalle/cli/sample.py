@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from dalle import __version__
 from dalle.cli.outputs import named, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options
+from dalle.cli.streams import utf8_argument
 from dalle.config import apply_overrides, config, descriptions
 from dalle.files import write_text
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
@@ -81,7 +82,9 @@ class SampleConfig:
 def command_line(program: str = "sample.py") -> argparse.ArgumentParser:
     """Command line of SampleConfig's fields: `prompts` by position, each other one as an option of its name."""
     parser = CommandLine(program, description=_DESCRIPTION)
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
+    parser.add_argument(
+        "prompts", nargs="+", type=utf8_argument, metavar="PROMPT", help=descriptions(SampleConfig)["prompts"]
+    )
     add_options(parser, SampleConfig, skip=("prompts", "sampling", "diffusion"))
     add_options(parser, SamplingConfig, default="the model's own")
     add_options(parser, UnCLIPOptions, default="the model's own")
