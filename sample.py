@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dalle.cli.outputs import check_folder
 from dalle.cli.parser import parse_size, print_error
 from dalle.cli.sample import SampleConfig, SampleFiles, check_unclip, command_line, progress_meter, published_options
+from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
 from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
@@ -26,6 +27,7 @@ _MAX_CANDIDATES = 32  # with many prompts, images are written to disk after abou
 
 def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
     """Generate images; also `dalle sample`. A user error is one line and exit code 2; Ctrl-C gives exit code 130."""
+    settle_streams()
     logging.basicConfig(format=f"{program}: %(message)s")
     limit_openmp_spinning()
     run = None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dalle.cli.interrupt import SignalHandler
 from dalle.cli.parser import CommandLine, print_error
+from dalle.cli.streams import settle_streams
 from dalle.config import dump
 from dalle.data.loader import lost_worker
 from dalle.device import out_of_memory
@@ -108,6 +109,7 @@ def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
     """Parse, validate, train; also `dalle train`. A user error is one line (for a config one per mistake), code 2."""
     show_traceback = False
+    settle_streams()
     try:
         args = parse(argv, program)
         show_traceback = args.traceback

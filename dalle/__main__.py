@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dalle import __version__
 from dalle.cli import scripts
 from dalle.cli.parser import CommandLine, print_error
+from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
 
 # Modules of dalle/cli, in the order of --help
@@ -24,6 +25,7 @@ _KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value argu
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A user error is printed as one line, exit code 2; Ctrl-C gives exit code 130."""
     limit_openmp_spinning()
+    settle_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in scripts.SCRIPTS:
         return scripts.run_script(words[0], words[1:])

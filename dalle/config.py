@@ -20,6 +20,8 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import dataclass_transform
 
+from dalle.ranges import check_ranges
+
 T = TypeVar("T")
 
 
@@ -58,8 +60,17 @@ def renamed(data: Any) -> Any:
 def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that rejects unknown keys.
 
-    A string literal right below a field is its description, which `describe` shows.
+    A string literal right below a field is its description, which `describe` shows. Each number states its range in
+    its annotation (`dalle.ranges`); ranges are checked before the class's own `__post_init__`.
     """
+    own_checks = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        check_ranges(self)
+        if own_checks is not None:
+            own_checks(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
@@ -97,14 +108,39 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, a SafeLoader
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a YAML file, it is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from error
+    data = _parsed(text, f"{path}: not valid YAML")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {_kind(data)}")
     return data
+
+
+def _parsed(text: str, where: str) -> Any:
+    """A YAML text as plain data; what PyYAML and the conversion of its scalars raise is one line."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {_problem(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: brackets or keys are nested too deep") from error
+    except ValueError as error:  # a date that is none, a whole number of more than 4,300 digits
+        raise ConfigError(f"{where}: {str(error).partition(';')[0]}") from error
+
+
+def _value(override: str, text: str) -> Any:
+    """The value of key=value. A command line has no comments: text that is not quoted may have a # in it."""
+    quoted = text.lstrip()[:1] in ("[", "{", '"', "'")
+    if not quoted and re.search(r"(^|\s)#", text):
+        return text
+    try:
+        shown = override if len(override) <= 80 else f"{override[:80]}..."
+        return _parsed(text, f"{shown!r}: the value is not valid YAML")
+    except ConfigError as error:
+        if re.search(r"\s#", text):
+            raise ConfigError(f"{error}; a # after a space begins a comment: put the text in quotes") from error
+        raise
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -115,7 +151,7 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of `data` with each `key.path=value` set; values are parsed as YAML.
+    """Return a copy of `data` with each `key.path=value` set; values are parsed as YAML without comments.
 
     Raises:
         ConfigError: an override has no `=` or no key, its value is not YAML, or its path passes through a value that
@@ -127,10 +163,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         keys = path.split(".")
         if not equals or not all(keys):
             raise ConfigError(f"{override!r}: expected key.path=value, for example optim.lr=3e-4")
-        try:
-            value = yaml.load(text, _Loader)  # noqa: S506
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not valid YAML: {_problem(error)}") from error
+        value = _value(override, text)
         node = result
         for depth, key in enumerate(keys[:-1]):
             if node.get(key) is None:

@@ -424,3 +424,40 @@ def test_types_in_words(annotation: Any, words: str) -> None:
 def test_refusal_names_the_program_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_error("train.py", ConfigError("a: wrong\nb: wrong")) == 2
     assert capsys.readouterr().err == "train.py: a: wrong\ntrain.py: b: wrong\n"
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("runs/exp #3", "runs/exp #3"),
+        ("#3", "#3"),
+        ("a#b", "a#b"),
+        ("'runs/exp #3'", "runs/exp #3"),
+        ("{a: 'x #1', b: 2}", {"a": "x #1", "b": 2}),
+        ("3", 3),
+    ],
+)
+def test_a_hash_in_an_override_is_no_comment(text: str, value: object) -> None:
+    assert apply_overrides({}, [f"key={text}"]) == {"key": value}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 20000, "nested too deep"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("2026-02-31", "not valid YAML: day is out of range for month"),
+        ("{a: x #1}", "a # after a space begins a comment: put the text in quotes"),
+    ],
+    ids=["deep", "long number", "date", "comment"],
+)
+def test_values_that_yaml_fails_on_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        apply_overrides({}, [f"key={text}"])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    if "#" not in text:
+        file = tmp_path / "x.yaml"
+        file.write_text(f"key: {text}\n")
+        with pytest.raises(ConfigError, match=message) as caught:
+            read_yaml(file)
+        assert "\n" not in str(caught.value)

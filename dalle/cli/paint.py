@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dalle import __version__
 from dalle.apps.vqgan_clip.options import PaintOptions
+from dalle.apps.vqgan_clip.prompts import echo, parse_text
 from dalle.cli.parser import add_options
+from dalle.cli.streams import utf8_argument
 from dalle.config import descriptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
@@ -27,7 +29,12 @@ def add(commands: Any) -> None:
         "paint", help="paint a prompt: optimize an image until CLIP finds that it fits the prompt"
     )
     command.add_argument(
-        "prompt", nargs="?", default=argparse.SUPPRESS, metavar="PROMPT", help=descriptions(PaintOptions)["prompt"]
+        "prompt",
+        nargs="?",
+        type=utf8_argument,
+        default=argparse.SUPPRESS,
+        metavar="PROMPT",
+        help=descriptions(PaintOptions)["prompt"],
     )
     add_options(command, PaintOptions, skip=("prompt",))
     command.add_argument("--resume", type=Path, metavar="STATE", help="state.safetensors to continue, or its folder")
@@ -64,6 +71,9 @@ def _run(args: argparse.Namespace) -> None:
     painter = begin(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
+    understood = echo(parse_text(options.prompt)) if options.prompt else None
+    if understood is not None:
+        print(f"dalle paint: read as {understood}", file=sys.stderr)
     run = _PaintingFiles(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
     start, metrics, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every refresh of the bar

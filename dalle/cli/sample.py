@@ -7,14 +7,16 @@ import json
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dalle import __version__
 from dalle.cli.outputs import file_record, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options
+from dalle.cli.streams import utf8_argument
 from dalle.config import apply_overrides, config, descriptions
 from dalle.files import write_text
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
+from dalle.ranges import PositiveInt, Range, Seed
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipeline import Result
@@ -29,11 +31,11 @@ class SampleConfig:
 
     prompts: list[str]
     """Prompts, in any language that the model was trained on; "" generates images without a caption."""
-    n: int = 4
+    n: Annotated[int, Range(1, ceiling=2**20)] = 4
     """Number of candidates per prompt."""
-    keep: int | None = None
+    keep: PositiveInt | None = None
     """Number of candidates to keep, the best by CLIP; all if not given."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first candidate; candidate i has seed + i and is the same image if generated alone."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Options of `SamplingConfig`; the model's own where not given."""
@@ -41,7 +43,7 @@ class SampleConfig:
     """Options of `UnCLIPOptions`, of an unCLIP; the model's own where not given."""
     image: Path | None = None
     """Image to complete or edit, with --keep-rows or --mask; its center square is used."""
-    keep_rows: float | None = None
+    keep_rows: Annotated[float, Range(0, ceiling=10**6)] | None = None
     """Rows of codes to keep from the top of --image: below 1 a fraction of them, else a whole number."""
     mask: Path | None = None
     """Mask of the size of --image, white where new content is generated (inpainting)."""
@@ -68,12 +70,12 @@ class SampleConfig:
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     """Precision of the transformer; int8 stores weights in 8 bits and computes in float32, on a CPU."""
-    window: int = 1
+    window: PositiveInt = 1
     """Jacobi decoding: number of codes guessed and verified per step. 16 halves the steps when one candidate is
     generated at a time. Does not change the images."""
     compiled: bool = False
     """On a GPU, compile the decode step with torch.compile, which takes about a minute at first."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Candidates per batch; as many as fit in memory if not given. Does not change the images."""
     max_memory: str | None = None
     """Memory limit of a batch in addition to the weights, for example 2GB; half of the free memory if not given."""
@@ -82,7 +84,9 @@ class SampleConfig:
 def command_line(program: str = "sample.py") -> argparse.ArgumentParser:
     """Build the parser: `prompts` are positional, every other field of SampleConfig is an option."""
     parser = CommandLine(program, description=_DESCRIPTION)
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=descriptions(SampleConfig)["prompts"])
+    parser.add_argument(
+        "prompts", nargs="+", type=utf8_argument, metavar="PROMPT", help=descriptions(SampleConfig)["prompts"]
+    )
     add_options(parser, SampleConfig, skip=("prompts", "sampling", "diffusion"))
     add_options(parser, SamplingConfig, default="the model's own")
     add_options(parser, UnCLIPOptions, default="the model's own")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import product
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from dalle.config import config
 from dalle.data.base import Pair
+from dalle.ranges import NonNegativeInt, PositiveInt, Range
 
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
 COLOURS = {
@@ -44,18 +45,12 @@ class ShapesData:
 
     kind: Literal["shapes"] = "shapes"
     """Synthetic shapes."""
-    size: int = 512
+    size: PositiveInt = 512
     """Pairs in the training split; the validation split has an eighth as many, but no combination twice."""
-    shift: float = 0.04
+    shift: Annotated[float, Range(0, 0.06, hint="places would mix")] = 0.04
     """Part of the image's side by which a shape may lie off its place, at most."""
-    max_bad: int = 0
+    max_bad: NonNegativeInt = 0
     """Broken records that are skipped before it is an error; shapes have none."""
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size {self.size}: at least one pair")
-        if not 0 <= self.shift <= 0.06:
-            raise ValueError(f"shift {self.shift}: from 0 to 0.06, or places would mix")
 
 
 class ShapesPairs:

@@ -6,6 +6,7 @@ Images are float [B, 3, H, W] in [-1, 1] here, as the networks have them.
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,23 +18,22 @@ from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import make_schedule
 from dalle.models.upsampler import Upsampler, enlarged
+from dalle.ranges import Probability, Range
 
 
 @config
 class DiffusionSamplingConfig:
     """How images are sampled."""
 
-    guidance: float = 1.0
+    guidance: Annotated[float, Range(0, ceiling=10**18, hint="1 is no guidance")] = 1.0
     """Classifier-free guidance scale of a decoder; 1 is none. Upsamplers have none."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Sampler and its steps."""
-    percentile: float | None = None
+    percentile: Probability | None = None
     """Dynamic thresholding (arXiv 2205.11487, section 2.3): this share of the values, such as 0.995, is not clipped;
     null clips predicted images at [-1, 1]."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance is {self.guidance}; it must be 0 or more (1 is no guidance)")
         self.limit()  # raises where the percentile is out of range
 
     def limit(self) -> Limit:

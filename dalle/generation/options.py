@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from dalle.config import config
+from dalle.ranges import NonNegativeInt, PositiveInt, Probability, Range
 
 
 @config
 class EngineOptions:
     """Speed and memory of generation; they never change an image."""
 
-    window: int = 1
+    window: Annotated[int, Range(1, ceiling=10**12, hint="1 draws one token after the other")] = 1
     """Codes guessed and checked per step (Jacobi decoding, `dalle.generation.jacobi`): 16 halves the steps of a single
     candidate; 1 generates one after the other."""
     compiled: bool = False
     """On a GPU: compile the decode step with torch.compile, which is faster but takes about a minute first."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Candidates generated at once; null: as many as fit in memory."""
-    max_memory: int | None = None
+    max_memory: Annotated[int, Range(1, ceiling=10**18)] | None = None
     """Bytes that a batch may take besides the weights; null: half of the free memory."""
 
     def __post_init__(self) -> None:
@@ -33,15 +34,15 @@ class EngineOptions:
 class SamplingConfig:
     """How a token is sampled from logits: the only declaration of the sampling options."""
 
-    guidance: float = 1.0
+    guidance: Annotated[float, Range(0, ceiling=10**18, hint="1 is no guidance")] = 1.0
     """Classifier-free guidance scale: above 1 follows the prompt more closely, with less variety; 1 is off."""
-    guidance_until: int | None = None
+    guidance_until: NonNegativeInt | None = None
     """Use guidance for this many image tokens, and generate the rest without, twice as fast; null: for all."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0, ceiling=10**38, hint="0 takes the most likely token")] = 1.0
     """0 always takes the most likely code; 1 samples from the model's own distribution."""
-    top_k: int | None = None
+    top_k: Annotated[int, Range(1, ceiling=10**12, hint="leave it out to keep all codes")] | None = None
     """Sample from the k most likely codes only; null, or the size of the codebook: from all."""
-    top_p: float | None = None
+    top_p: Annotated[float, Range(0, 1, above=True)] | None = None
     """Sample from the most likely codes that together have this probability, in (0, 1]; null or 1: from all."""
 
     def __post_init__(self) -> None:
@@ -77,19 +78,19 @@ class SamplingConfig:
 class UnCLIPOptions:
     """How an unCLIP samples, beside its guidance: what is not given is as its parts say."""
 
-    steps: int | None = None
+    steps: Annotated[int, Range(1, ceiling=10**6)] | None = None
     """Diffusion: passes of the decoder."""
     sampler: Literal["ddpm", "ddim", "dpm++"] | None = None
     """Diffusion: sampler of the decoder."""
-    eta: float | None = None
+    eta: Probability | None = None
     """Diffusion: with ddim, from 0, which draws nothing but the start, to 1, as ddpm."""
-    prior_steps: int | None = None
+    prior_steps: Annotated[int, Range(1, ceiling=10**6)] | None = None
     """Diffusion: passes of a diffusion prior."""
-    prior_guidance: float | None = None
+    prior_guidance: Annotated[float, Range(0, ceiling=10**18, hint="1 is no guidance")] | None = None
     """Diffusion: guidance scale of the prior; 1 is none, and the paper found that more hurts."""
-    prior_samples: int | None = None
+    prior_samples: Annotated[int, Range(1, ceiling=2**20)] | None = None
     """Diffusion: embeddings that a diffusion prior samples of each candidate, to keep the one that fits best."""
-    upsampler_steps: int | None = None
+    upsampler_steps: Annotated[int, Range(1, ceiling=10**6)] | None = None
     """Diffusion: passes of the upsampler."""
-    resample: int | None = None
+    resample: Annotated[int, Range(1, ceiling=10**6)] | None = None
     """Diffusion: how often each step is taken where a mask says what is new (RePaint); 1 if not given."""

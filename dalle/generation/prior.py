@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +23,22 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
+from dalle.ranges import Range
 
 
 @config
 class PriorSamplingConfig:
     """How image embeddings are sampled from a prior."""
 
-    guidance: float = 1.0
+    guidance: Annotated[float, Range(0, ceiling=10**18, hint="1 is no guidance")] = 1.0
     """Classifier-free guidance scale; 1 is off (guiding the prior hurts, according to the paper, section 5.5)."""
-    samples: int = 2
+    samples: Annotated[int, Range(1, ceiling=2**20)] = 2
     """diffusion: sample this many and keep the one that best matches its caption (section 2.2)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """diffusion: the sampler and its steps."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0, ceiling=10**38, hint="0 takes the likeliest bucket")] = 1.0
     """autoregressive: 0 always takes the most likely bucket; 1 samples from the model's own distribution."""
-    top_k: int | None = None
+    top_k: Annotated[int, Range(1, ceiling=10**12, hint="null draws from all")] | None = None
     """autoregressive: sample from the k most likely buckets only; null: from all."""
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ Shapes: B images, K codes, C channels.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from dalle.config import check_total, config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
 from dalle.kernels.conv import Conv3x3
+from dalle.ranges import Range, Size
 
 
 @config
@@ -24,34 +25,29 @@ class DiscreteVAEConfig:
 
     kind: Literal["discrete_vae"] = "discrete_vae"
     """The discrete VAE of DALLE-pytorch."""
-    image_size: int = 256
+    image_size: Size = 256
     """Height and width of the images, in pixels."""
-    codebook_size: int = 512
+    codebook_size: Size = 512
     """Number of codes."""
-    code_channels: int = 512
+    code_channels: Size = 512
     """Channels of a codebook vector."""
-    layers: int = 3
+    layers: Size = 3
     """Strided convolutions, each of which halves the resolution; the decoder has as many that double it."""
-    blocks: int = 0
+    blocks: Annotated[int, Range(0, ceiling=10**6)] = 0
     """Residual blocks at the lowest resolution, in the encoder and in the decoder."""
-    hidden: int = 64
+    hidden: Size = 64
     """Channels of the hidden layers."""
     normalised: bool = True
     """The network works on pixels in [-1, 1] rather than [0, 1]."""
 
     def __post_init__(self) -> None:
-        if min(self.codebook_size, self.code_channels, self.layers, self.hidden) < 1 or self.blocks < 0:
-            raise ValueError(
-                f"codebook_size {self.codebook_size}, code_channels {self.code_channels}, layers {self.layers}, hidden "
-                f"{self.hidden}: each must be at least 1, and blocks, {self.blocks}, at least 0"
-            )
         numbers = (self.layers + self.blocks) * (32 * self.hidden**2 + 2**14) + self.codebook_size * self.code_channels
         check_total(
             max(numbers, self.image_size**2, 2 ** min(self.layers, 64)),
             f"layers {self.layers}, blocks {self.blocks}, hidden {self.hidden}, codebook_size {self.codebook_size}, "
             f"code_channels {self.code_channels}, image_size {self.image_size}",
         )
-        if self.image_size < 1 or self.image_size % 2**self.layers:
+        if self.image_size % 2**self.layers:
             raise ValueError(
                 f"image_size is {self.image_size}; {self.layers} layers need a multiple of {2**self.layers}"
             )

@@ -18,6 +18,7 @@ from dalle.config import check_total, config
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
 from dalle.kernels.conv import Conv3x3, image_layout
+from dalle.ranges import Size
 
 EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is bounded (appendix A.3)
 
@@ -28,25 +29,20 @@ class DVAEConfig:
 
     kind: Literal["dvae"] = "dvae"
     """The discrete VAE of DALL-E."""
-    image_size: int = 64
+    image_size: Size = 64
     """Height and width of the images, in pixels."""
-    codebook_size: int = 1024
+    codebook_size: Size = 1024
     """Number of codes."""
-    groups: int = 4
+    groups: Size = 4
     """Groups of blocks; the resolution halves (in the decoder: doubles) between two groups."""
-    blocks_per_group: int = 2
+    blocks_per_group: Size = 2
     """Residual blocks per group."""
-    hidden: int = 64
+    hidden: Size = 64
     """Channels at full resolution; each group further down has twice as many. A multiple of 4."""
-    code_channels: int = 64
+    code_channels: Size = 64
     """Channels of a code's vector, which is the decoder's input."""
 
     def __post_init__(self) -> None:
-        if min(self.groups, self.blocks_per_group, self.codebook_size, self.code_channels) < 1:
-            raise ValueError(
-                f"groups {self.groups}, blocks_per_group {self.blocks_per_group}, codebook_size {self.codebook_size}, "
-                f"code_channels {self.code_channels}: each must be at least 1"
-            )
         # A rough count of parameters, so that an absurd config fails before anything is allocated
         widest = self.hidden * 2 ** min(self.groups, 64)
         numbers = self.groups * self.blocks_per_group * (widest**2 + 2**14)
@@ -56,9 +52,9 @@ class DVAEConfig:
             f"groups {self.groups}, blocks_per_group {self.blocks_per_group}, hidden {self.hidden}, codebook_size "
             f"{self.codebook_size}, code_channels {self.code_channels}, image_size {self.image_size}",
         )
-        if self.hidden < 4 or self.hidden % 4:
+        if self.hidden % 4:
             raise ValueError(f"hidden is {self.hidden}; it must be a multiple of 4")
-        if self.image_size < 1 or self.image_size % self.factor:
+        if self.image_size % self.factor:
             raise ValueError(f"image_size is {self.image_size}; {self.groups} groups need a multiple of {self.factor}")
 
     @property

@@ -9,32 +9,33 @@ Shapes: B images, C channels, h x w cells.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
+from dalle.ranges import Range, Size
 
 
 @config
 class LocalEncoderConfig:
     """Architecture of a local encoder."""
 
-    width: int = 256
+    width: Size = 256
     """Channels per cell."""
-    blocks: int = 3
+    blocks: Size = 3
     """Residual blocks, each an MLP over the channels of one cell."""
-    expansion: int = 2
+    expansion: Size = 2
     """Hidden channels of a block, as a multiple of `width`."""
-    margin: int = 0
+    margin: Annotated[int, Range(0, 64, hint="pixels")] = 0
     """Pixels around its cell that a code depends on too; the image is padded by repeating its edge."""
 
     def __post_init__(self) -> None:
-        if min(self.width, self.blocks, self.expansion) < 1:
-            raise ValueError(
-                f"width {self.width}, blocks {self.blocks}, expansion {self.expansion}: each must be at least 1"
-            )
-        if not 0 <= self.margin <= 64:
-            raise ValueError(f"margin is {self.margin}; it must be from 0 to 64 pixels")
+        check_total(
+            self.blocks * (2 * self.expansion * self.width**2 + 2**14),
+            f"width {self.width}, blocks {self.blocks}, expansion {self.expansion}",
+        )
 
 
 class LocalEncoder(nn.Module):

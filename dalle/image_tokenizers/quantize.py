@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import field
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.image_tokenizers.base import Reduce
+from dalle.ranges import Range, Size
 
 
 @config
@@ -25,18 +26,12 @@ class GumbelConfig:
 
     kind: Literal["gumbel"] = "gumbel"
     """Gumbel-softmax relaxation."""
-    codebook_size: int = 1024
+    codebook_size: Size = 1024
     """Number of codes."""
-    code_channels: int = 64
+    code_channels: Size = 64
     """Channels of a codebook vector."""
     straight_through: bool = False
     """Decode the sampled code's exact vector, with the gradient of the relaxation."""
-
-    def __post_init__(self) -> None:
-        if min(self.codebook_size, self.code_channels) < 1:
-            raise ValueError(
-                f"codebook_size {self.codebook_size}, code_channels {self.code_channels}: both must be at least 1"
-            )
 
 
 @config
@@ -45,12 +40,13 @@ class FSQConfig:
 
     kind: Literal["fsq"] = "fsq"
     """Finite scalar quantization: no codebook to learn, so no dead codes."""
-    levels: list[int] = field(default_factory=lambda: [8, 5, 5, 5])
+    levels: list[Annotated[int, Range(2, ceiling=10**12)]] = field(default_factory=lambda: [8, 5, 5, 5])
     """Quantization levels per channel; their product is the number of codes."""
 
     def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"levels is {self.levels}; give at least one channel, and at least 2 levels for each")
+        if not self.levels:
+            raise ValueError("levels is empty; give at least one channel, and at least 2 levels for each")
+        check_total(math.prod(self.levels), f"levels {self.levels}")
 
 
 class Quantized(NamedTuple):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dalle.config import config
 from dalle.image_tokenizers.base import Reduce
 from dalle.image_tokenizers.quantize import Quantized, Quantizer
+from dalle.ranges import Decay, NonNegativeInt, Size, Weight
 
 _MAX_DISTANCES = 2**25  # cells x codes compared at once: 128 MiB of float32
 _CANDIDATES_PER_IMAGE = 64  # cells of an image that may replace a dead code
@@ -27,19 +28,19 @@ class VQConfig:
 
     kind: Literal["vq"] = "vq"
     """Vector quantization."""
-    codebook_size: int = 1024
+    codebook_size: Size = 1024
     """Number of codes."""
-    code_channels: int = 8
+    code_channels: Size = 8
     """Channels of a codebook vector; few channels are the usual remedy for unused codes (ViT-VQGAN, LlamaGen)."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """cosine: latents and codes are l2-normalized (LlamaGen). euclidean: neither is (taming)."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: by moving averages of the latents assigned to each code, or by a gradient."""
-    commitment: float = 0.25
+    commitment: Weight = 0.25
     """Weight of the commitment loss, which pulls the encoder's outputs toward their codes."""
-    decay: float = 0.99
+    decay: Decay = 0.99
     """Decay per training step of the moving averages (update: ema); at least 0 and below 1."""
-    revive_after: int = 100
+    revive_after: NonNegativeInt = 100
     """Steps without use after which a code is restarted at one of the encoder's outputs; 0: never."""
 
     def __post_init__(self) -> None:

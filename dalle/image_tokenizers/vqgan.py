@@ -22,6 +22,7 @@ from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfi
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
+from dalle.ranges import Decay, Size
 
 
 @config
@@ -30,22 +31,22 @@ class VQGANConfig:
 
     kind: Literal["vqgan"] = "vqgan"
     """taming-transformers' encoder and decoder."""
-    image_size: int = 64
+    image_size: Size = 64
     """Height and width of the images, in pixels."""
     patch: Literal[1, 2, 4] = 1
     """2 or 4: fold 2x2 or 4x4 pixels into channels at the input and unfold them at the output (pixel unshuffle), which
     is several times cheaper. 1: taming's architecture."""
-    channels: int = 64
+    channels: Size = 64
     """Channels of the first level, the one with the highest resolution."""
-    channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 2, 4])
+    channel_multipliers: list[Size] = field(default_factory=lambda: [1, 2, 2, 4])
     """Channels of each level as a multiple of `channels`; each level but the first halves the resolution."""
-    blocks: int = 1
+    blocks: Size = 1
     """Residual blocks per level of the encoder; the decoder has one more per level."""
-    attention_resolutions: list[int] = field(default_factory=lambda: [8])
+    attention_resolutions: list[Size] = field(default_factory=lambda: [8])
     """Resolutions (cells per side at `image_size`) at which self-attention follows each block."""
-    latent_channels: int = 64
+    latent_channels: Size = 64
     """Channels of the encoder's output and the decoder's input; 1x1 convolutions adapt them to the quantizer's."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout inside the residual blocks."""
     local_encoder: LocalEncoderConfig | None = None
     """An encoder whose codes describe only their own cell; null: taming's, whose codes depend on the whole image.
@@ -54,15 +55,8 @@ class VQGANConfig:
     """How latents become codes."""
 
     def __post_init__(self) -> None:
-        if (
-            not self.channel_multipliers
-            or min(self.channel_multipliers) < 1
-            or min(self.channels, self.blocks, self.latent_channels) < 1
-        ):
-            raise ValueError(
-                f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, blocks {self.blocks}, "
-                f"latent_channels {self.latent_channels}: each must be at least 1"
-            )
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers is empty; give one for each level, for example [1, 2, 2, 4]")
         # A rough count of parameters, so that an absurd config fails before anything is allocated
         widest = max(*self.widths, self.latent_channels)
         numbers = len(self.channel_multipliers) * self.blocks * (18 * widest**2 + 2**14)
@@ -70,12 +64,10 @@ class VQGANConfig:
             numbers += self.quantizer.codebook_size * self.quantizer.code_channels
         check_total(
             max(numbers, self.image_size**2),
-            f"image_size {self.image_size}, channels {self.channels}, blocks {self.blocks}, latent_channels "
-            f"{self.latent_channels}, quantizer {self.quantizer}",
+            f"image_size {self.image_size}, channels {self.channels}, channel_multipliers {self.channel_multipliers}, "
+            f"blocks {self.blocks}, latent_channels {self.latent_channels}, quantizer {self.quantizer}",
         )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.image_size < 1 or self.image_size % self.factor:
+        if self.image_size % self.factor:
             raise ValueError(
                 f"image_size is {self.image_size}; patch {self.patch} and {len(self.channel_multipliers)} levels "
                 f"need a multiple of {self.factor}"

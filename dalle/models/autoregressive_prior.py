@@ -5,7 +5,7 @@ Shapes: as in `dalle.models.prior`; K components, V buckets.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from dalle.kernels.kv_cache import KVCache
 from dalle.models.clip import TextStates
 from dalle.models.prior import Prior, PriorShape, causal_mask
 from dalle.models.transformer import Transformer
+from dalle.ranges import Range, Size
 
 
 @config
@@ -25,24 +26,19 @@ class AutoregressivePriorConfig(PriorShape):
 
     kind: Literal["autoregressive"] = "autoregressive"
     """Predicts quantized principal components one after the other."""
-    components: int | None = None
+    components: Size | None = None
     """Number of principal components K; null takes as many as explain `variance`."""
-    variance: float = 0.99
+    variance: Annotated[float, Range(0, 1, above=True)] = 0.99
     """Share of the variance that the components must explain, if `components` is null."""
-    buckets: int = 256
+    buckets: Annotated[int, Range(2, ceiling=2**16)] = 256
     """Values V of a component's token; the training set fills them equally."""
-    dot_buckets: int = 32
+    dot_buckets: Annotated[int, Range(2, ceiling=2**16)] = 32
     """Values of the token that encodes how well caption and image match."""
 
     def __post_init__(self) -> None:
-        PriorShape.__post_init__(self)
-        if self.components is not None and not 1 <= self.components <= self.embed_dim:
+        super().__post_init__()
+        if self.components is not None and self.components > self.embed_dim:
             raise ValueError(f"components is {self.components}; it must be from 1 to embed_dim, {self.embed_dim}")
-        if not 0 < self.variance <= 1:
-            raise ValueError(f"variance is {self.variance}; it must be above 0 and at most 1")
-        for name in ("buckets", "dot_buckets"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 2")
 
 
 class AutoregressivePrior(Prior):

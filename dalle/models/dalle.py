@@ -7,7 +7,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from dalle.kernels.linear import Linear
 from dalle.kernels.masks import Kind, Mask, mask
 from dalle.kernels.pattern import GatheredKeys, LayerMask, Pattern, SparseMask
 from dalle.models.transformer import RunBlocks, Transformer, TransformerConfig, norm
+from dalle.ranges import NonNegativeInt, Range, Size
 
 
 @config
@@ -31,34 +32,34 @@ class DALLEConfig:
 
     transformer: TransformerConfig = TransformerConfig()
     """Architecture of the transformer."""
-    text_vocab: int = 4096
+    text_vocab: Size = 4096
     """Size of the text tokenizer's vocabulary."""
-    text_length: int = 32
+    text_length: Size = 32
     """Number of text tokens in every sequence, padding included."""
-    image_vocab: int = 1024
+    image_vocab: Size = 1024
     """Number of codes of the image tokenizer."""
-    grid: tuple[int, int] = (8, 8)
+    grid: tuple[Size, Size] = (8, 8)
     """Rows and columns of image tokens."""
     attention: tuple[Kind, ...] = ("full",)
     """Kinds of attention, cycled over the layers from the first."""
     last_attention: Kind | None = None
     """Kind of the last layer's attention; null: as the cycle has it."""
-    conv_kernel: int = 11
+    conv_kernel: Annotated[int, Range(1, ceiling=2**16)] = 11
     """Side of the window of "conv" attention; odd."""
     positions: Literal["learned", "learned_cells", "rope", "stored_rope"] = "learned"
     """Position embeddings. learned: text 1-D, image row + column; learned_cells: one for each image position; rope:
     rotary in two dimensions; stored_rope: rotary, with a table that is stored with the weights."""
-    stored_masks: tuple[int, ...] = ()
+    stored_masks: tuple[Annotated[int, Range(-1, ceiling=2**16)], ...] = ()
     """For each layer, the index of its mask among those stored with the weights, -1 for full attention; empty: use
     `attention`."""
-    pad_id: int = 0
+    pad_id: NonNegativeInt = 0
     """Text id that means "no token here"."""
     padding: Literal["positional", "word"] = "positional"
     """positional: each position has its own padding token, with ids from text_vocab on; word: pad_id is an ordinary
     token."""
-    begin_id: int | None = None
+    begin_id: NonNegativeInt | None = None
     """Text id prepended to every text; null for none."""
-    text_features: int | None = None
+    text_features: Size | None = None
     """Channels of a text encoder's features, which are then read instead of text ids; null: the text is ids."""
     text_head: bool = True
     """Also predict the text tokens."""
@@ -74,27 +75,24 @@ class DALLEConfig:
             "text_vocab": self.text_vocab,
             "text_length": self.text_length,
             "image_vocab": self.image_vocab,
-            "grid": min(self.grid),
+            "grid": self.grid,
+            "width": self.transformer.width,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         tokens = self.prefix_length + self.image_length
         numbers = (self.text_embeddings + 2 * self.image_vocab + tokens) * self.transformer.width + tokens**2
-        sizes |= {"grid": self.grid, "width": self.transformer.width}  # type: ignore[dict-item]
         check_total(numbers, ", ".join(f"{name} {size}" for name, size in sizes.items()))
         if not self.attention:
             raise ValueError("attention is empty; give at least one of full, row, column, conv")
-        if self.conv_kernel < 1 or self.conv_kernel % 2 == 0:
-            raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd and at least 1")
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd")
         if self.positions == "rope" and self.transformer.head_width % 4:
             raise ValueError(
                 f"positions: rope needs a head width that is a multiple of 4, not {self.transformer.head_width}"
             )
         if self.stored_masks and len(self.stored_masks) != self.transformer.depth:
             raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, but depth is {self.transformer.depth}")
-        if not 0 <= self.pad_id < self.text_vocab:
-            raise ValueError(f"pad_id is {self.pad_id}; it must be at least 0 and below text_vocab, {self.text_vocab}")
+        if self.pad_id >= self.text_vocab:
+            raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
         if self.text_features is not None and self.text_head:
             raise ValueError("text_features needs text_head: false, as features cannot be predicted as tokens")
         if self.shift_tokens and self.transformer.width % 4:

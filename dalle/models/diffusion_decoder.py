@@ -13,12 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import CosineConfig, Predicts, ScheduleConfig
 from dalle.models.prior import MIN_DEVIATION
 from dalle.models.time_embedding import TimeEmbedding
 from dalle.models.unet import UNet, UNetConfig
+from dalle.ranges import Size
 
 
 @config
@@ -27,19 +28,19 @@ class DecoderConfig:
 
     kind: Literal["decoder"] = "decoder"
     """From an embedding and a caption."""
-    image_size: int = 32
+    image_size: Size = 32
     """Height and width of the images, in pixels."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """Shape of the U-Net."""
-    embed_dim: int = 128
+    embed_dim: Size = 128
     """Dimensions D of the CLIP's embeddings."""
-    text_width: int = 192
+    text_width: Size = 192
     """Channels W of the CLIP's text states."""
-    text_length: int = 24
+    text_length: Size = 24
     """Longest caption of the CLIP in tokens."""
-    context_width: int = 128
+    context_width: Size = 128
     """Channels of the tokens that the U-Net attends to."""
-    image_tokens: int = 4
+    image_tokens: Size = 4
     """Tokens K that the embedding becomes, in front of the caption's."""
     predicts: Predicts = "v"
     """What the U-Net gives: the noise, v, or the data."""
@@ -49,9 +50,12 @@ class DecoderConfig:
     """Noise of the steps."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "embed_dim", "text_width", "text_length", "context_width", "image_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        names = ("image_size", "embed_dim", "text_width", "text_length", "context_width", "image_tokens")
+        numbers = (self.embed_dim * (self.image_tokens + 1) + self.text_width + self.text_length) * self.context_width
+        check_total(
+            max(numbers, self.embed_dim * self.unet.vector_width, self.image_size**2),
+            ", ".join(f"{name} {getattr(self, name)}" for name in names),
+        )
         check_sides(self.unet, image_size=self.image_size)
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from dalle.config import config
+from dalle.ranges import Range
 
 _MAX_BETA = 0.999  # "we clip beta_t to be no larger than 0.999" (arXiv 2102.09672, section 3.2)
 
 Predicts = Literal["epsilon", "v", "sample"]
 """What a network predicts: the noise; v = sqrt(alpha-bar) epsilon - sqrt(1 - alpha-bar) x_0 (arXiv 2202.00512,
 appendix D); or the data x_0."""
+
+_Steps = Annotated[int, Range(2, ceiling=10**6)]
+_Beta = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 @config
@@ -24,11 +28,8 @@ class CosineConfig:
 
     kind: Literal["cosine"] = "cosine"
     """Squared-cosine schedule."""
-    steps: int = 1000
+    steps: _Steps = 1000
     """Number of time steps T."""
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
 
 
 @config
@@ -37,25 +38,19 @@ class LinearConfig:
 
     kind: Literal["linear"] = "linear"
     """Linear schedule of beta."""
-    steps: int = 1000
+    steps: _Steps = 1000
     """Number of time steps T."""
-    first: float = 1e-4
+    first: _Beta = 1e-4
     """beta of step 0."""
-    last: float = 0.02
+    last: _Beta = 0.02
     """beta of the last step."""
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        if not 0 < self.first <= self.last < 1:
-            raise ValueError(f"betas go from {self.first} to {self.last}; they must increase, above 0 and below 1")
+        if self.first > self.last:
+            raise ValueError(f"betas go from {self.first} to {self.last}; they must increase")
 
 
 ScheduleConfig = CosineConfig | LinearConfig
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; a diffusion needs at least 2")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.models.clip import TextStates
 from dalle.models.transformer import TransformerConfig
+from dalle.ranges import Size
 
 MIN_DEVIATION = 1e-6  # so that a constant dimension standardizes to 0 rather than nan
 
@@ -23,17 +24,20 @@ class PriorShape:
 
     transformer: TransformerConfig = TransformerConfig()
     """Architecture of the transformer."""
-    embed_dim: int = 128
+    embed_dim: Size = 128
     """Dimensions D of CLIP's embeddings."""
-    text_width: int = 192
+    text_width: Size = 192
     """Channels W of CLIP's text states."""
-    text_length: int = 24
+    text_length: Size = 24
     """Maximum caption length of the CLIP, in tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim", "text_width", "text_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        numbers = (self.embed_dim + self.text_width + self.text_length) * self.transformer.width
+        check_total(
+            numbers + self.embed_dim**2,
+            f"embed_dim {self.embed_dim}, text_width {self.text_width}, text_length {self.text_length}, "
+            f"transformer.width {self.transformer.width}",
+        )
 
 
 class Prior(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from dalle.kernels.kv_cache import KVCache, TokenShift
 from dalle.kernels.linear import Linear
 from dalle.kernels.pattern import LayerMask
 from dalle.kernels.sparse import attend, attend_packed
+from dalle.ranges import Decay, Range, Size
 
 _BLOCK_OVERHEAD = 2**14  # memory of a block's Python objects, in units of one parameter
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
@@ -28,18 +29,18 @@ FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
 class TransformerConfig:
     """Architecture of a transformer; the options beyond GPT-2's exist for published checkpoints and for stability."""
 
-    width: int = 256
+    width: Size = 256
     """Channels of the residual stream."""
-    depth: int = 8
+    depth: Size = 8
     """Number of blocks."""
-    heads: int = 4
+    heads: Size = 4
     """Attention heads; must divide width, unless head_channels is set."""
-    head_channels: int | None = None
+    head_channels: Size | None = None
     """Channels per head; null: width / heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(0, above=True, ceiling=10**6)] = 4.0
     """Hidden width of the feed-forward layers as a multiple of width (swiglu, geglu: two thirds of it, so that the
     number of parameters is the same)."""
-    hidden: int | None = None
+    hidden: Size | None = None
     """Hidden width of the feed-forward layers in channels, overriding mlp_ratio."""
     feed_forward: FeedForwardKind = "gelu"
     """Activation of the feed-forward layers."""
@@ -53,9 +54,9 @@ class TransformerConfig:
     """Which linear layers have biases."""
     qk_norm: bool = False
     """Normalize queries and keys per head, for stability at high learning rates."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout on embeddings and on the output of each residual branch, from 0 to below 1."""
-    attention_dropout: float = 0.0
+    attention_dropout: Decay = 0.0
     """Dropout on attention weights, from 0 to below 1; sparse attention then runs with dense masks and without native
     kernels."""
     checkpoint_activations: bool = False
@@ -68,16 +69,14 @@ class TransformerConfig:
     """Divide the last states by their largest channel before the final norm, as DALLE-pytorch does (`stable`)."""
 
     def __post_init__(self) -> None:
-        divides = self.head_channels is not None or self.width % max(self.heads, 1) == 0
-        if min(self.width, self.depth, self.heads, self.head_channels or 1, self.hidden or 1) < 1 or not divides:
+        if self.head_channels is None and self.width % self.heads:
             raise ValueError(
-                f"width {self.width}, depth {self.depth}, heads {self.heads}: "
-                "all must be at least 1 and heads must divide width"
+                f"heads is {self.heads}; it must divide width, {self.width}, unless head_channels is given"
             )
-        check_total(self.approximate_size, f"width {self.width}, depth {self.depth}, heads {self.heads}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        names = ("width", "depth", "heads", "head_channels", "hidden", "mlp_ratio")
+        sizes = {name: getattr(self, name) for name in names}
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items() if size is not None)
+        check_total(self.approximate_size, shown)
 
     @property
     def approximate_size(self) -> int:

@@ -21,6 +21,7 @@ from dalle.config import check_total, config
 from dalle.kernels.attention import attend
 from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
+from dalle.ranges import Decay, NonNegativeInt, Size
 
 _EPS = 1e-5
 _Linear = TypeVar("_Linear", bound=nn.Module)
@@ -30,41 +31,34 @@ _Linear = TypeVar("_Linear", bound=nn.Module)
 class UNetConfig:
     """Shape of a U-Net. The defaults are for small images."""
 
-    channels: int = 64
+    channels: Size = 64
     """Channels of the first level."""
-    channel_multipliers: list[int] = field(default_factory=lambda: [1, 2, 3])
+    channel_multipliers: list[Size] = field(default_factory=lambda: [1, 2, 3])
     """Channels of each level over `channels`; each level but the first halves the resolution."""
-    layers: int = 1
+    layers: Size = 1
     """Residual blocks of a level on the way down; on the way up there is one more."""
-    attention_levels: list[int] = field(default_factory=lambda: [2])
+    attention_levels: list[NonNegativeInt] = field(default_factory=lambda: [2])
     """Levels, 0 the finest, whose blocks are each followed by attention to all pixels and to the context. The middle
     attends if any level does."""
-    head_channels: int = 64
+    head_channels: Size = 64
     """Channels of an attention head; must divide those of the levels that attend."""
     scale_shift: bool = True
     """The vector scales and shifts what is normalized (adaptive group normalization); false: it is added before."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of activations dropped inside residual blocks in training, from 0 to below 1."""
     checkpoint_activations: bool = False
     """Recompute each residual block in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        if (
-            not self.channel_multipliers
-            or min(self.channel_multipliers) < 1
-            or min(self.channels, self.layers, self.head_channels) < 1
-        ):
-            raise ValueError(
-                f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, layers {self.layers}, "
-                f"head_channels {self.head_channels}: each must be at least 1"
-            )
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers is empty; give one for each level, for example [1, 2, 3]")
         levels = len(self.channel_multipliers)
         check_total(
             levels * self.layers * (18 * max(self.widths) ** 2 + 2**14),
             f"channels {self.channels}, channel_multipliers {self.channel_multipliers}, layers {self.layers}",
         )
         for level in self.attention_levels:
-            if not 0 <= level < levels:
+            if level >= levels:
                 raise ValueError(f"attention_levels has {level}; there are levels 0 to {levels - 1}")
         attending = [*self.attention_levels, levels - 1] if self.attention_levels else []
         for level in attending:
@@ -73,8 +67,6 @@ class UNetConfig:
                     f"head_channels is {self.head_channels}; it must divide the {self.widths[level]} channels of "
                     f"level {level}, which attends"
                 )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
     @property
     def widths(self) -> list[int]:

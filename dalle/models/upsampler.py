@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.config import config
+from dalle.config import check_total, config
 from dalle.models.diffusion_decoder import check_sides
 from dalle.models.noise_schedule import CosineConfig, Predicts, ScheduleConfig
 from dalle.models.time_embedding import TimeEmbedding
 from dalle.models.unet import UNet, UNetConfig
+from dalle.ranges import Size
 
 
 @config
@@ -27,9 +28,9 @@ class UpsamplerConfig:
 
     kind: Literal["upsampler"] = "upsampler"
     """From smaller images."""
-    image_size: int = 64
+    image_size: Size = 64
     """Height and width of the images, in pixels."""
-    low_size: int = 32
+    low_size: Size = 32
     """Height and width of the small images."""
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(channel_multipliers=[1, 2], attention_levels=[]))
     """Shape of the U-Net."""
@@ -41,8 +42,9 @@ class UpsamplerConfig:
     """Noise of the steps."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low_size < self.image_size:
+        if self.low_size >= self.image_size:
             raise ValueError(f"low_size is {self.low_size}; it must be from 1 to below image_size, {self.image_size}")
+        check_total(self.image_size**2, f"image_size {self.image_size}")
         check_sides(self.unet, image_size=self.image_size)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from dalle.config import config
+from dalle.ranges import Range
 from dalle.text_tokenizers.base import TextTokenizer
 
 
@@ -16,7 +17,7 @@ class ClassTokenizerConfig:
 
     kind: Literal["classes"] = "classes"
     """Class indices."""
-    classes: int = 1000
+    classes: Annotated[int, Range(1, ceiling=2**24)] = 1000
     """Number of classes; ImageNet's are numbered from 0 in the order of their WordNet ids."""
 
     def __post_init__(self) -> None:

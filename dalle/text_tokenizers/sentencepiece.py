@@ -17,11 +17,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import sentencepiece
 
 from dalle.config import config, from_dict, read_yaml
+from dalle.ranges import Range
 from dalle.text_tokenizers.base import TextTokenizer, check_characters
 from dalle.text_tokenizers.bpe import merge
 
@@ -38,11 +39,11 @@ _MAX_LINE_BYTES = 1 << 20  # SentencePiece drops longer training lines; its defa
 class TextTokenizerConfig:
     """Architecture of a text tokenizer: all that encoding needs besides `bpe.model`."""
 
-    vocab_size: int = 4096
+    vocab_size: Annotated[int, Range(1, ceiling=2**24)] = 4096
     """Number of tokens, including the four special ones and the 256 bytes of the fallback."""
     byte_fallback: bool = True
     """Encode characters outside the vocabulary as their UTF-8 bytes, so that any script round-trips."""
-    character_coverage: float = 1.0
+    character_coverage: Annotated[float, Range(0.98, 1)] = 1.0
     """Share of the training text's characters that get their own token, from 0.98 to 1."""
     split_digits: bool = True
     """Encode each digit as a separate token."""
@@ -50,12 +51,6 @@ class TextTokenizerConfig:
     """Unicode normalization, applied to captions first."""
     lower_case: bool = False
     """Lower-case captions, as the DALL-E paper does; they decode to lower case."""
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size is {self.vocab_size}; it must be at least 1")
-        if not 0.98 <= self.character_coverage <= 1:
-            raise ValueError(f"character_coverage is {self.character_coverage}; it must be from 0.98 to 1")
 
 
 class SentencePieceTokenizer(TextTokenizer):

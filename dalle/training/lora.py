@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from dalle.checkpoints.tensors import LazyTensor, Tensors, drop_pages
 from dalle.config import config
+from dalle.ranges import Decay, PositiveFloat, Range
 
 
 @config
 class LoRAConfig:
     """Options of LoRA."""
 
-    rank: int = 16
+    rank: Annotated[int, Range(1, ceiling=2**20)] = 16
     """Rank of the adapters."""
-    alpha: float = 32.0
+    alpha: PositiveFloat = 32.0
     """Adapters are scaled by alpha / rank."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout on the inputs of the adapters."""
     targets: tuple[str, ...] = ("qkv", "out", "up", "down")
     """Names of the transformer's linear layers that get an adapter."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets:
-            raise ValueError(
-                f"rank is {self.rank}, targets is {list(self.targets)}: give a rank of at least 1 and at least one name"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if not self.targets:
+            raise ValueError("targets is empty: give at least one name of a linear layer, for example qkv")
 
 
 def add_lora(model: nn.Module, options: LoRAConfig) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.ranges import Decay, NonNegativeInt, Probability, Range, Weight
 from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a fused AdamW kernel
@@ -29,26 +30,26 @@ class Layered(Protocol):
 class OptimConfig:
     """Options of AdamW, its learning-rate schedule, clipping and EMA."""
 
-    lr: float = 3e-4
+    lr: Annotated[float, Range(0, ceiling=1000)] = 3e-4
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.96)
+    betas: tuple[Decay, Decay] = (0.9, 0.96)
     """Decay rates of Adam's two moments."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
     """Adam's epsilon."""
-    weight_decay: float = 4.5e-2
+    weight_decay: Annotated[float, Range(0, ceiling=1000)] = 4.5e-2
     """Decoupled weight decay of matrices and convolutions; norms, biases and embeddings are not decayed."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(0, 1, above=True, hint="1: all alike")] = 1.0
     """Layer-wise learning-rate decay: factor from each block to the one below it, in both towers (stage clip; BEiT,
     arXiv 2106.08254, appendix). 1 uses the same rate everywhere."""
-    warmup: int = 500
+    warmup: NonNegativeInt = 500
     """Steps over which the learning rate rises linearly from 0."""
-    warmup_tokens: float | None = None
+    warmup_tokens: Annotated[float, Range(0, ceiling=10**18, hint="null counts in steps")] | None = None
     """Warm-up in text and image tokens; if given, it determines `warmup`."""
-    final_lr: float = 0.1
+    final_lr: Probability = 0.1
     """Learning rate at the end of the cosine, as a fraction of the peak."""
-    clip_norm: float | None = 4.0
+    clip_norm: Annotated[float, Range(0, above=True, ceiling=10**18, hint="null does not clip")] | None = 4.0
     """Maximum gradient norm; null disables clipping."""
-    ema: float | None = 0.999
+    ema: Annotated[float, Range(0, 1, below=True, hint="null keeps no average")] | None = 0.999
     """Decay of the EMA weights, which are validated and exported; null uses the trained weights."""
 
     def __post_init__(self) -> None:
@@ -71,11 +72,11 @@ class OptimConfig:
 class CosineSchedule:
     """A value that moves from `first` to `last` along half a cosine (appendix A.2 of the DALL-E paper)."""
 
-    first: float
+    first: Weight
     """Value at step 0."""
-    last: float
+    last: Weight
     """Value from `steps` on."""
-    steps: int
+    steps: NonNegativeInt
     """Number of steps from `first` to `last`."""
 
     def __post_init__(self) -> None:

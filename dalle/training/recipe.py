@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from dalle.models.dalle import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.models.upsampler import UpsamplerConfig
+from dalle.ranges import Decay, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Range, Seed, Weight
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.checkpoint.best import check_metric
 from dalle.training.distributed.powersgd import PowerSGDConfig
@@ -41,15 +42,15 @@ class RunConfig:
 
     dir: Path
     """Run folder: config, log, checkpoints, sample images, and the current weights in model/."""
-    steps: int
+    steps: NonNegativeInt
     """Total number of optimizer steps; 0 trains nothing."""
-    tokens: float | None = None
+    tokens: Annotated[float, Range(0, above=True, ceiling=10**18, hint="null counts in steps")] | None = None
     """Total number of text and image tokens; if given, it determines `steps`."""
-    batch_size: int
+    batch_size: Annotated[int, Range(1, ceiling=2**20)]
     """Images per step, over all processes and micro-batches."""
-    accumulation: int = 1
+    accumulation: Annotated[int, Range(1, ceiling=2**20)] = 1
     """Gradient accumulation: micro-batches per step, to save memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, the data order and all noise."""
     precision: Precision = "auto"
     """Precision of forward and backward passes (autocast); weights and optimizer stay in fp32. auto takes bf16 where
@@ -61,58 +62,43 @@ class RunConfig:
     config given to `accelerate launch` asks for FSDP."""
     powersgd: PowerSGDConfig | None = None
     """PowerSGD: all-reduce low-rank approximations of gradients (replicated training only); null sends them in full."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, ceiling=512)] = 0
     """Data-loading processes; 0 loads data in the training process."""
-    log_every: int = 20
+    log_every: PositiveInt = 20
     """Steps between log lines."""
-    validate_every: int = 500
+    validate_every: PositiveInt = 500
     """Steps between validations."""
-    validation_images: int = 256
+    validation_images: PositiveInt = 256
     """Maximum number of images per validation, spread evenly over the split."""
-    sample_every: int = 500
+    sample_every: PositiveInt = 500
     """Steps between sample images."""
-    save_every: int = 500
+    save_every: PositiveInt = 500
     """Steps between checkpoints."""
-    keep: int = 2
+    keep: PositiveInt = 2
     """Number of newest checkpoints that stay on disk."""
     keep_best: str | None = None
     """A validation metric, such as image_nats or psnr: the best checkpoint by it is kept as well, and model/ has its
     weights instead of the newest."""
-    stop_after: int | None = None
+    stop_after: Annotated[int, Range(1, ceiling=10**12, hint="null never stops early")] | None = None
     """Early stopping: number of validations in a row without a new best; null trains to the last step."""
-    max_skipped: int = 20
+    max_skipped: PositiveInt = 20
     """Number of steps in a row that may be skipped for a non-finite loss or gradient before training stops."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Experiment tracker, in addition to metrics.jsonl."""
     report: bool = True
     """Write report.html (curves and images in one file) after validations and at the end."""
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float, Range(0, above=True, ceiling=10**6, hint="null logs no utilization")] | None = None
     """Peak of one device in `precision`, in TFLOP/s; the log then has the model FLOPs utilization (stage dalle, when
     all weights are trained)."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes an accelerator if there is one."""
 
     def __post_init__(self) -> None:
-        for name in (
-            *("batch_size", "accumulation", "log_every", "validate_every", "validation_images", "sample_every"),
-            *("save_every", "keep", "max_skipped"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0 (null logs no utilization)")
-        if self.tokens is not None and self.tokens <= 0:
-            raise ValueError(f"tokens is {self.tokens}; it must be above 0 (null counts in steps)")
         if self.powersgd is not None and self.sharding == "fsdp":
             raise ValueError("fsdp shards gradients, powersgd needs them whole; set one of them to null or none")
         if self.powersgd is not None and self.precision == "fp16":
             # The error feedback would mix gradients of different loss scales
             raise ValueError("powersgd does not work with fp16, whose loss scale changes: set precision=bf16 or fp32")
-        if self.stop_after is not None and self.stop_after < 1:
-            raise ValueError(f"stop_after is {self.stop_after}; it must be at least 1 (null never stops early)")
-        for name in ("steps", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
     def logs(self, step: int) -> bool:
         """Return whether the next step, after `step` completed ones, is logged."""
@@ -128,7 +114,7 @@ class TextTokenizerRecipe:
     data: DataConfig
     dir: Path
     """Run folder: the tokenizer is written to its model/."""
-    max_captions: int = 1_000_000
+    max_captions: PositiveInt = 1_000_000
     """Maximum number of captions to learn the BPE from."""
 
 
@@ -141,13 +127,13 @@ class ImageTokenizerRecipe:
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
-    l1_weight: float = 1.0
+    l1_weight: Weight = 1.0
     """Weight of the mean absolute error (VQGAN)."""
-    codebook_weight: float = 1.0
+    codebook_weight: Weight = 1.0
     """Weight of the codebook and commitment loss (VQGAN)."""
     perceptual: PerceptualConfig = NonePerceptual()
     """Feature network of the perceptual loss."""
-    perceptual_weight: float = 1.0
+    perceptual_weight: Weight = 1.0
     """Weight of the perceptual loss."""
     adversarial: AdversarialConfig | None = None
     """Patch discriminator; null trains without an adversarial loss."""
@@ -185,9 +171,9 @@ class CLIPRecipe:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: pick the matching caption of each image within the batch, and vice versa (CLIP). sigmoid: classify each
     pair on its own as matching or not (SigLIP, arXiv 2303.15343); scores are probabilities; sets `model.sigmoid`."""
-    bpe_dropout: float = 0.0
+    bpe_dropout: Probability = 0.0
     """Probability of dropping a BPE merge in training."""
-    augment: float = 0.0
+    augment: Probability = 0.0
     """Strength of image augmentation from 0 (none) to 1: shift, scale, rotation, color, cutout, noise."""
     resume: Resume = False
     """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
@@ -213,8 +199,6 @@ class CLIPRecipe:
                 "run.compile with run.accumulation and dropout: compiled code drops other units with autograd than "
                 "without; set run.compile=false, or dropout and attention_dropout of both towers to 0"
             )
-        if not 0 <= self.augment <= 1:
-            raise ValueError(f"augment is {self.augment}; it must be from 0 to 1")
 
     @property
     def _drops(self) -> bool:
@@ -241,21 +225,21 @@ class DALLERecipe:
     """Train LoRA adapters only, which are merged into the weights of the model folder; null trains all weights."""
     clip: str | None = None
     """Folder of the CLIP that reranks this model's samples; copied into the model folder."""
-    text_weight: float = 1 / 8
+    text_weight: Weight = 1 / 8
     """Weight of the text loss (section 2.2 of the DALL-E paper)."""
-    image_weight: float = 7 / 8
+    image_weight: Weight = 7 / 8
     """Weight of the image loss."""
-    z_weight: float = 0.0
+    z_weight: Annotated[float, Range(0, ceiling=10**6, hint="PaLM's is 1e-4")] = 0.0
     """Weight of the z-loss, log² Z of each token, which stabilizes large models in bf16 (PaLM, arXiv 2204.02311,
     section 5, uses 1e-4); 0 disables it."""
-    label_smoothing: float = 0.0
+    label_smoothing: Decay = 0.0
     """Label smoothing of image codes: the fraction of the target spread evenly over all codes. Logged losses are
     without it."""
-    code_noise: float = 0.0
+    code_noise: Decay = 0.0
     """Probability of replacing an image token in the model's input by a random code; targets are unchanged."""
-    bpe_dropout: float = 0.1
+    bpe_dropout: Probability = 0.1
     """Probability of dropping a BPE merge in training."""
-    caption_dropout: float = 0.1
+    caption_dropout: Probability = 0.1
     """Probability of replacing a caption by padding, for classifier-free guidance."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample images, which always use the same seeds."""
@@ -268,11 +252,8 @@ class DALLERecipe:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
         if self.lora is not None and self.optim.ema is not None:
             raise ValueError("lora does not work with an EMA of the weights: set optim.ema=null")
-        if self.z_weight < 0:
-            raise ValueError(f"z_weight is {self.z_weight}; it must be at least 0 (PaLM's is 1e-4)")
-        for name in ("label_smoothing", "code_noise"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not self.text_weight and not self.image_weight:
+            raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
@@ -291,12 +272,12 @@ class PriorRecipe:
     run: RunConfig
     clip: str
     """Folder of the CLIP whose image embeddings are predicted (or a hub id); copied into the model folder."""
-    statistics_images: int = 2048
+    statistics_images: Annotated[int, Range(2, ceiling=10**12)] = 2048
     """Number of training images, spread evenly over the set, from which embedding statistics are computed at the start:
     mean and standard deviation; for the autoregressive prior also principal components and buckets."""
-    bpe_dropout: float = 0.0
+    bpe_dropout: Probability = 0.0
     """Probability of dropping a BPE merge in training."""
-    caption_dropout: float = 0.1
+    caption_dropout: Probability = 0.1
     """Probability of replacing a caption by a learned null embedding, for classifier-free guidance."""
     sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
     """Sampling options of validations, and defaults of the model folder."""
@@ -305,10 +286,6 @@ class PriorRecipe:
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
-        if self.statistics_images < 2:
-            raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"caption_dropout is {self.caption_dropout}; it must be from 0 to 1")
         if self.sampling.guidance != 1 and not self.caption_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
@@ -327,26 +304,26 @@ class DiffusionRecipe:
     run: RunConfig
     clip: str | None = None
     """Decoder: folder of the CLIP whose embeddings are decoded (or a hub id); copied into the model folder."""
-    statistics_images: int = 2048
+    statistics_images: Annotated[int, Range(2, ceiling=10**12)] = 2048
     """Decoder: number of training images, spread evenly over the set, from which mean and standard deviation of the
     embeddings are computed at the start."""
-    bpe_dropout: float = 0.0
+    bpe_dropout: Probability = 0.0
     """Decoder: probability of dropping a BPE merge in training."""
-    embedding_dropout: float = 0.1
+    embedding_dropout: Probability = 0.1
     """Decoder: probability of replacing the embedding by a learned one, for classifier-free guidance."""
-    caption_dropout: float = 0.5
+    caption_dropout: Probability = 0.5
     """Decoder: probability of replacing the caption by an empty one."""
-    embedding_noise: float = 0.1
+    embedding_noise: Weight = 0.1
     """Decoder: standard deviation of noise added to standardized embeddings, since those of a prior are inexact."""
-    blur: float = 0.6
+    blur: Annotated[float, Range(0, ceiling=10**4, hint="pixels")] = 0.6
     """Upsampler: sigma in pixels of the Gaussian blur of low-resolution images in training; 0 does not blur."""
-    crop: float = 0.25
+    crop: Annotated[float, Range(0, 1, above=True)] = 0.25
     """Upsampler: side of the random training crops as a fraction of the image side."""
     loss_weight: Literal["uniform", "min_snr"] = "uniform"
     """Weighting of squared errors over diffusion steps; min_snr as in arXiv 2303.09556."""
-    snr_gamma: float = 5.0
+    snr_gamma: PositiveFloat = 5.0
     """min_snr: signal-to-noise ratio from which on the weight is constant."""
-    bound_weight: float = 1e-3
+    bound_weight: Weight = 1e-3
     """Weight of the variational bound, in bits per dimension, if the variance is learned (arXiv 2102.09672)."""
     sampling: DiffusionSamplingConfig = field(default_factory=DiffusionSamplingConfig)
     """Sampling options of validations, and defaults of the model folder."""
@@ -358,14 +335,6 @@ class DiffusionRecipe:
         other = "psnr" if isinstance(self.model, DecoderConfig) else "centered_cos"
         if self.run.keep_best == other:
             raise ValueError(f"run.keep_best is {other}, which the validation of a {self.model.kind} has not: take mse")
-        for name in ("embedding_dropout", "caption_dropout", "bpe_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        for name in ("embedding_noise", "blur", "bound_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.snr_gamma <= 0:
-            raise ValueError(f"snr_gamma is {self.snr_gamma}; it must be above 0")
         if self.sampling.sampler.variance == "learned" and not self.model.learned_variance:
             raise ValueError("sampling.sampler.variance is learned: set model.learned_variance=true, or take small")
         if isinstance(self.model, DecoderConfig):
@@ -376,8 +345,6 @@ class DiffusionRecipe:
     def _check_decoder(self) -> None:
         if self.clip is None:
             raise ValueError("clip is missing: a decoder is trained on the embeddings of a CLIP, name its folder")
-        if self.statistics_images < 2:
-            raise ValueError(f"statistics_images is {self.statistics_images}; it must be at least 2")
         if self.sampling.guidance != 1 and not self.embedding_dropout:
             raise ValueError(
                 f"sampling.guidance is {self.sampling.guidance} but embedding_dropout is 0: guidance needs embeddings "
@@ -389,11 +356,10 @@ class DiffusionRecipe:
             raise ValueError(f"clip is {self.clip}: an upsampler reads no embeddings, leave it out")
         if self.sampling.guidance != 1:
             raise ValueError(f"sampling.guidance is {self.sampling.guidance}: an upsampler has none, set it to 1")
-        side = round(model.image_size * self.crop) if 0 < self.crop <= 1 else 0
+        side = round(model.image_size * self.crop)
         if not side or side % model.unet.factor:
             raise ValueError(
-                f"crop is {self.crop}: it must be above 0 and at most 1, and of {model.image_size} pixels leave a "
-                f"multiple of {model.unet.factor}"
+                f"crop is {self.crop}; of {model.image_size} pixels it must leave a multiple of {model.unet.factor}"
             )
 
 

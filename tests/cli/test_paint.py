@@ -112,8 +112,8 @@ def big(path: Path) -> Path:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "no cutouts": (["--cutouts", "0"], "cutouts is 0: give 1 or more"),
-    "no steps": (["--steps", "0"], "steps is 0: give 1 or more"),
+    "no cutouts": (["--cutouts", "0"], "cutouts is 0; it must be at least 1"),
+    "no steps": (["--steps", "0"], "steps is 0; it must be at least 1"),
     "only weights": (["PROMPT", ":1 | :0.5"], "has a weight without a text"),
     "only negative": (["PROMPT", "fog:-1"], "no prompt has a weight above 0 (fog)"),
     "empty": (["PROMPT", ""], "the prompt is empty: say what to paint"),
@@ -128,9 +128,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "black mask": (["--init", "DOT", "--mask", "BLACK"], "mask has no white pixel"),
     "augmentation": (["--augment", "affine,blur"], "augment has 'blur': choose from training, affine"),
     "strength": (["--augment", "training", "--augment-strength", "2"], "with augment=training give 1 at most"),
-    "learning rate": (["--lr", "-1"], "lr is -1.0: give a number above 0"),
-    "not a number": (["--tv", "nan"], "tv is nan: give a finite number"),
-    "average": (["--average", "1"], "average is 1.0: give at least 0 and less than 1"),
+    "learning rate": (["--lr", "-1"], "lr is -1.0; it must be above 0"),
+    "not a number": (["--tv", "nan"], "tv is nan; it must be a finite number"),
+    "average": (["--average", "1"], "average is 1.0; it must be at least 0 and below 1"),
     "seed": (["--seed", "-1"], "seed is -1"),
     "optimizer": (["--optimizer", "sgd"], "invalid choice: 'sgd'"),
     "unknown option": (["--cut", "3"], "see --help"),

@@ -77,7 +77,7 @@ def test_what_cannot_be() -> None:
         ShapesPairs(ShapesData(), "test", 16)
     with pytest.raises(ValueError, match="image_size must be 8 or more"):
         ShapesPairs(ShapesData(), "train", 4)
-    with pytest.raises(ValueError, match="at least one pair"):
+    with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
         ShapesData(size=0)
     with pytest.raises(ValueError, match=r"from 0 to 0\.06"):
         ShapesData(shift=0.5)

@@ -64,5 +64,5 @@ def test_wrong_numbers_are_refused() -> None:
             spaced_steps(10, count)
     with pytest.raises(ValueError, match="betas go from 0.5 to 0.1"):
         LinearConfig(first=0.5, last=0.1)
-    with pytest.raises(ValueError, match="steps is 1; a diffusion needs at least 2"):
+    with pytest.raises(ValueError, match="steps is 1; it must be at least 2"):
         CosineConfig(steps=1)

@@ -124,7 +124,7 @@ WRONG = {
         ["vqgan.yaml", "temperature={first: 1, last: 0, steps: 5}"],
         "temperature goes from 1.0 to 0.0",
     ),
-    "no latents": (["vqgan.yaml", "model.latent_channels=0"], "latent_channels 0"),
+    "no latents": (["vqgan.yaml", "model.latent_channels=0"], "latent_channels is 0"),
     "too small to be judged": (["vqgan.yaml", "adversarial={layers: 3, start: 5}"], "needs images of at least 24x24"),
     "too small to be validated": (
         ["vqgan.yaml", "model.image_size=8"],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dalle.config import config
+from dalle.ranges import Decay, NonNegativeInt, PositiveInt, Range, Seed, Weight
 
 PRESETS = {"draft": (100, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
 AUGMENTS = ("training", "affine", "perspective", "jitter", "sharpness", "noise", "erasing")
@@ -21,11 +21,11 @@ class PaintOptions:
     from), phases that follow each other between ^."""
     preset: Literal["draft", "good", "best"] = "good"
     """How much work goes into it: steps and cutouts where these are not given."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Steps; the preset's if not given."""
-    cutouts: int | None = None
+    cutouts: Annotated[int, Range(1, ceiling=2**20)] | None = None
     """Cutouts of the image that each CLIP looks at in a step; the preset's if not given."""
-    seed: int = 0
+    seed: Seed = 0
     """The same seed and options paint the same image."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels, multiples of the tokenizer's factor; what the tokenizer was made for if not given."""
@@ -39,91 +39,59 @@ class PaintOptions:
     """FILE:WEIGHT, an image that the painting shall resemble to CLIP; may be repeated."""
     noise_prompt: tuple[str, ...] = ()
     """SEED:WEIGHT, a random direction to lean to; may be repeated."""
-    change_every: int | None = None
+    change_every: PositiveInt | None = None
     """Steps after which the next of the prompts between ^ holds; all for the same time if not given."""
     init: Path | None = None
     """Image to start from; it is cut to the painting's shape and resized."""
     start: Literal["codes", "noise", "gradient", "grey", "white"] = "white"
     """What to start from without --init: random codes (a smooth random image for the other drawers), coloured noise,
     a gradient of random colours, or one tone (the emoji are on white; VQGAN-CLIP starts from codes)."""
-    init_weight: float = 0.0
+    init_weight: Weight = 0.0
     """Pull back towards the start."""
-    init_decay: int = 50
+    init_decay: NonNegativeInt = 50
     """Steps in which that pull halves; 0: it stays."""
     mask: Path | None = None
     """Image of the size of --init, white where it is painted; all else stays as it is."""
     optimizer: Literal["adam", "adamw", "adamax", "adagrad", "nadam", "radam", "rmsprop"] = "adam"
     """Of torch.optim."""
-    lr: float | None = None
+    lr: Annotated[float, Range(0, above=True, ceiling=1000)] | None = None
     """Learning rate; if not given 0.02 for pixels, 0.05 for fft, and for vqgan a share of the size of its codes."""
-    average: float = 0.95
+    average: Decay = 0.95
     """Moving average of what is optimised, which is what the image shows; 0: none."""
     cutout: tuple[Literal["random", "pool", "whole"], ...] = ("random",)
     """Kinds of cutouts, which share their number: squares of random size and place, or all of the image squeezed to
     a square by means and maxima (pool) or by means (whole); may be repeated."""
-    cut_min: float = 1.0
+    cut_min: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Smallest random cutout, as a share of the shorter side; "training" enlarges by itself."""
-    cut_power: float = 1.0
+    cut_power: Annotated[float, Range(0, above=True, ceiling=1000)] = 1.0
     """Above 1: smaller cutouts more often."""
     augment: str = "training"
     """What is done to cutouts, by commas: training (as CLIP's images are changed when it is trained with `augment`),
     affine, perspective, jitter, sharpness, noise, erasing (by kornia, as in VQGAN-CLIP); or none."""
-    augment_strength: float = 1.0
+    augment_strength: Annotated[float, Range(0, above=True, ceiling=1000)] = 1.0
     """Strength of these changes; 1 is that of training, which may not be exceeded, or of VQGAN-CLIP."""
-    cutout_batch: int | None = None
+    cutout_batch: PositiveInt | None = None
     """Cutouts that CLIP sees at a time, to save memory; all if not given. The image does not depend on it."""
-    tv: float = 0.0
+    tv: Weight = 0.0
     """Weight of the total variation: smooths."""
-    saturation: float = 0.0
+    saturation: Annotated[float, Range(-(10**6), 10**6)] = 0.0
     """Weight of the saturation: above 0 more colourful, below 0 less."""
-    tile: int = 512
+    tile: Annotated[int, Range(1, ceiling=65536)] = 512
     """Larger images than this many pixels a side are decoded in overlapping tiles."""
-    frame_every: int = 1
+    frame_every: PositiveInt = 1
     """Steps from one frame of the video to the next."""
-    zoom: float = 1.0
+    zoom: Annotated[float, Range(0, above=True, ceiling=1000)] = 1.0
     """Enlargement from frame to frame, for example 1.02."""
-    rotate: float = 0.0
+    rotate: Annotated[float, Range(-(10**6), 10**6, hint="degrees")] = 0.0
     """Turn from frame to frame, in degrees, counter-clockwise."""
-    shift_x: float = 0.0
+    shift_x: Annotated[float, Range(-(10**6), 10**6, hint="pixels")] = 0.0
     """Shift to the right from frame to frame, in pixels."""
-    shift_y: float = 0.0
+    shift_y: Annotated[float, Range(-(10**6), 10**6, hint="pixels")] = 0.0
     """Shift downwards from frame to frame, in pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of CLIP."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "cutouts", "change_every", "cutout_batch", "frame_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: give 1 or more")
-        for name in (
-            "init_weight",
-            "tv",
-            "saturation",
-            "lr",
-            "zoom",
-            "rotate",
-            "shift_x",
-            "shift_y",
-            "cut_power",
-            "augment_strength",
-        ):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}: give a finite number")
-        for name in ("lr", "zoom", "cut_power", "augment_strength", "tile"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}: give a number above 0")
-        for name in ("init_weight", "init_decay", "tv"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}: give a number from 0 to 2^63 - 1")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average is {self.average}: give at least 0 and less than 1")
-        if not 0 < self.cut_min <= 1:
-            raise ValueError(f"cut_min is {self.cut_min}: give a share above 0, and at most 1")
         strongest = 1 if "training" in self.augments else 5
         if self.augment_strength > strongest:
             raise ValueError(

@@ -21,10 +21,10 @@ class Prompt:
 
 
 def parse_text(prompt: str) -> list[list[Prompt]]:
-    """Phases that follow each other, each a list of weighted texts: "a dog:2 | oil painting:0.5 ^ a cat".
+    r"""Phases that follow each other, each a list of weighted texts: "a dog:2 | oil painting:0.5 ^ a cat".
 
     A weight is a number after the last colon; a text without one has weight 1. A text that itself ends in a colon
-    and a number is written with its weight: "the clock at 12:30:1".
+    and a number is written with its weight, "the clock at 12:30:1", or with a backslash, r"the clock at 12\:30".
 
     Raises:
         ValueError: nothing to paint, or a weight without a text.
@@ -89,9 +89,18 @@ def phase_of(step: int, steps: int, phases: int, change_every: int | None) -> in
 def _weighted(part: str, where: str) -> tuple[str, float]:
     """ "text:0.5" to text and weight."""
     text, colon, number = part.strip().rpartition(":")
-    if not colon or not _NUMBER.fullmatch(number.strip()):
+    if not colon or text.endswith("\\") or not _NUMBER.fullmatch(number.strip()):
         text, number = part.strip(), "1"
     if not text.strip():
         missing = "a weight without a text" if part.strip() else "an empty part"
         raise ValueError(f"{where} has {missing}: write what is meant before the weight, as in 'a red heart:0.5'")
-    return text.strip(), float(number)
+    return text.strip().replace("\\:", ":"), float(number)
+
+
+def echo(phases: Sequence[Sequence[Prompt]]) -> str | None:
+    """How a prompt was understood, in one line; None where all weights are 1 and there is but one phase."""
+    if len(phases) == 1 and all(prompt.weight == 1 for prompt in phases[0]):
+        return None
+    return ", then ".join(
+        " and ".join(f"{prompt.content!r} with weight {prompt.weight:g}" for prompt in phase) for phase in phases
+    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from dalle.data.custom.walk import described
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.shuffle import spread
 from dalle.images.read import Crop
+from dalle.ranges import Decay, NonNegativeInt, PositiveInt, Range
 from dalle.remote import may_be_an_id
 
 log = logging.getLogger(__name__)
@@ -52,33 +53,26 @@ class PairsData:
     """Column with captions (tar: an ending, or json.ENTRY); null takes caption, captions, text, texts or txt."""
     key: str | None = None
     """Column with a name of each record (parquet, hub), by which some are held out; null takes file and row."""
-    validation_share: float = 0.02
+    validation_share: Decay = 0.02
     """Share of records that is held out for validation, by a hash of each record's name."""
     validation_split: str | None = None
     """Another split of the same data set to validate on; nothing is held out then."""
     validation_path: str | None = None
     """Another path to validate on; nothing is held out then."""
-    stream_validation: int = 256
+    stream_validation: PositiveInt = 256
     """Records that a streamed set is validated on, at most; they are read ahead and kept in memory."""
-    shuffle_buffer: int = 2000
+    shuffle_buffer: PositiveInt = 2000
     """Records that a stream mixes at a time."""
     crop: Crop = "centre"
     """centre: the largest square in the middle. random: any square. pad: all of the image, with white beside it."""
-    crop_share: float = 0.7
+    crop_share: Annotated[float, Range(0, 1, above=True)] = 0.7
     """Smallest share of the largest square's area that a random crop takes."""
-    max_bad: int = 100
+    max_bad: NonNegativeInt = 100
     """Broken records (an unreadable image, no caption) that are skipped before it is an error."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():
             raise ValueError("path is empty: expected a folder, a file, a pattern or a hub id")
-        if not 0 <= self.validation_share < 1:
-            raise ValueError(f"validation_share {self.validation_share}: from 0 to less than 1")
-        if not 0 < self.crop_share <= 1:
-            raise ValueError(f"crop_share {self.crop_share}: more than 0, at most 1")
-        for name in ("shuffle_buffer", "stream_validation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: at least 1")
 
     @property
     def separate_validation(self) -> bool:

@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from dalle.data.drawings.composition import (
 )
 from dalle.data.drawings.render import BLACK, Color
 from dalle.data.drawings.sets import DRAWINGS, Drawing, SetName, read_set
+from dalle.ranges import NonNegativeInt, Probability, Range
 
 TESTS = ("test_pair", "test_block", "test_concept")
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -49,7 +50,7 @@ class DrawingsData:
     """The embedded drawings: emoji and vector icons."""
     sets: tuple[SetName, ...] = ("emoji", "icons")
     """Which of the embedded sets."""
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Annotated[float, Range(0, 1000, above=True)], ...] | None = None
     """How often each set is shown, relative to the others; null: by the square roots of its concepts' drawings."""
     root: Path | None = None
     """Folder that holds emoji/ and icons/; null is the repository's data."""
@@ -57,31 +58,31 @@ class DrawingsData:
     """Art styles to use; null: all of the sets'."""
     languages: tuple[Language, ...] = ("en", "hi", "ne")
     """Languages of the captions; the first is the most frequent."""
-    first_language: float = 0.7
+    first_language: Probability = 0.7
     """Share of captions in the first language, of what has names in all; the others share the rest."""
-    style_named: float = 0.75
+    style_named: Probability = 0.75
     """Share of captions that name the style."""
-    keywords: float = 0.08
+    keywords: Probability = 0.08
     """Share of captions of one object that go on with some of its keywords."""
-    inks: float = 0.5
+    inks: Probability = 0.5
     """Share of the drawings of one color that have another than black, which the caption names."""
-    backgrounds: float = 0.35
+    backgrounds: Probability = 0.35
     """Share of images on a colored background, which the caption names."""
-    scenes: float = 0.12
+    scenes: Probability = 0.12
     """Share of images that show two or three objects and how they lie."""
-    shift: float = 0.06
+    shift: Annotated[float, Range(0, 0.25, hint="a share of the side")] = 0.06
     """How far an object may lie off the center, as a share of the image's side; none is cut."""
-    scale: float = 0.75
+    scale: Annotated[float, Range(0.25, 1)] = 0.75
     """Smallest size an object is shown at, as a share of the whole image."""
-    rotation: float = 0.0
+    rotation: Annotated[float, Range(0, 45, hint="degrees")] = 0.0
     """Degrees by which an object may be turned, at most."""
-    flips: float = 0.0
+    flips: Probability = 0.0
     """Share of objects that are mirrored, where they have no right way round; captions swap left and right."""
     composed: bool = True
     """Whether training images are composed; false shows each drawing as evaluation does."""
     include_test: bool = False
     """Let the split train hold all others too: for a judge of drawings (docs/evaluation.md), never for a model."""
-    max_bad: int = 0
+    max_bad: NonNegativeInt = 0
     """Broken records that are skipped before it is an error."""
 
     def __post_init__(self) -> None:
@@ -92,23 +93,10 @@ class DrawingsData:
             unknown = [style for style in self.styles if style not in known]
             if unknown or not self.styles:
                 raise ValueError(f"styles {unknown or '[]'}: choose from {', '.join(known)}")
-        if self.weights is not None and (
-            len(self.weights) != len(self.sets) or not all(0 < weight <= 1000 for weight in self.weights)
-        ):
-            raise ValueError(f"weights {list(self.weights)}: one for each of sets, above 0 and at most 1000")
+        if self.weights is not None and len(self.weights) != len(self.sets):
+            raise ValueError(f"weights {list(self.weights)}: one for each of sets, {', '.join(self.sets)}")
         if not self.languages:
             raise ValueError("languages is empty: choose from en, hi, ne")
-        for name in ("first_language", "style_named", "keywords", "inks", "backgrounds", "scenes", "flips"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)}: a share, from 0 to 1")
-        if not 0 <= self.shift <= 0.25:
-            raise ValueError(f"shift {self.shift}: a share of the side, from 0 to 0.25")
-        if not 0.25 <= self.scale <= 1:
-            raise ValueError(f"scale {self.scale}: from 0.25 to 1")
-        if not 0 <= self.rotation <= 45:
-            raise ValueError(f"rotation {self.rotation}: degrees, from 0 to 45")
-        if self.max_bad < 0:
-            raise ValueError(f"max_bad {self.max_bad}: at least 0")
 
 
 class Drawings:

@@ -15,6 +15,7 @@ from dalle.data.base import BadRecord, Order, Pair
 from dalle.data.custom.records import sample_caption
 from dalle.data.shuffle import WindowShuffle, shuffled
 from dalle.data.token_shards.files import GROUP_ROWS, INDEX, Group, Index, ShardFile, read_group, read_index
+from dalle.ranges import NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,10 @@ class TokensData:
     """Token shards: codes in place of images."""
     path: Path
     """Folder of the shards."""
-    shuffle_buffer: int = 2**17
+    shuffle_buffer: PositiveInt = 2**17
     """Rows that are mixed and kept in memory at a time; a set that is no larger is shuffled whole."""
-    max_bad: int = 0
+    max_bad: NonNegativeInt = 0
     """Damaged groups of rows (1,024 each) that are passed over before it is an error."""
-
-    def __post_init__(self) -> None:
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer {self.shuffle_buffer}: at least 1")
 
     def check_tokenizer(self, sha256: str, name: str) -> None:
         """Refuse an image tokenizer that did not make these codes.

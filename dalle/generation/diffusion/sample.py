@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from dalle.generation.diffusion.prediction import Denoised, Denoiser
 from dalle.generation.diffusion.spacing import Spacing, spaced_steps
 from dalle.generation.diffusion.steps import Variance, ddim_step, ddpm_step, dpm_solver_step
 from dalle.models.noise_schedule import Schedule
+from dalle.ranges import Range
 
 Noise = Callable[[], Tensor]
 """Returns unit Gaussian noise [B, ...] at each call: first the sampler's start, then that of each step."""
@@ -27,21 +28,17 @@ class SamplerConfig:
 
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
     """ddpm is stochastic, ddim deterministic if eta is 0, dpm++ is DPM-Solver++ (2M): as good in fewer steps."""
-    steps: int = 25
+    steps: Annotated[int, Range(1, ceiling=10**6)] = 25
     """Network evaluations (twice as many with guidance); at most as many as the diffusion has time steps."""
     spacing: Spacing = "trailing"
     """Which time steps are visited: both ends (linspace, unCLIP's), from step 0 (leading), or to the last (trailing).
     The log signal-to-noise ratio jumps just before step 0; without that step dpm++ needs far fewer steps."""
-    eta: float = 0.0
+    eta: Annotated[float, Range(0, 1, hint="0 draws nothing, 1 as DDPM")] = 0.0
     """ddim: 0 adds no noise after the start, 1 has the variance of ddpm."""
     variance: Variance = "small"
     """ddpm: that of the posterior (small), beta (large), or the network's own (learned)."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; it must be at least 1")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must be from 0 (deterministic) to 1 (as DDPM)")
         if self.eta and self.sampler != "ddim":
             raise ValueError(
                 f"eta is {self.eta}, but only sampler=ddim uses it and sampler is {self.sampler}: set it to 0"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, distributed
@@ -16,15 +16,16 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 
 from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import config
+from dalle.ranges import PositiveInt, Range
 
 
 @config
 class PowerSGDConfig:
     """Gradient compression of replicated training."""
 
-    rank: int = 4
+    rank: PositiveInt = 4
     """Rank of the approximation. Vectors, and matrices that would not shrink by at least half, are sent in full."""
-    start: int = 1000
+    start: Annotated[int, Range(2, ceiling=10**12)] = 1000
     """Step at which compression begins; until then gradients are all-reduced in full."""
 
     def __post_init__(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.ranges import NonNegativeInt, Range, Weight
 
 # Losses are means over many pixels: at a single one the gradient can underflow in float16. Both are scaled up before
 # differentiation and the gradients scaled down again
@@ -19,25 +21,18 @@ _GRADIENT_SCALE = 1024.0
 class AdversarialConfig:
     """Options of the adversarial loss."""
 
-    weight: float = 0.8
+    weight: Weight = 0.8
     """Weight of the generator's loss, multiplied by the adaptive weight (`disc_weight` in taming-transformers)."""
-    start: int = 10_000
+    start: NonNegativeInt = 10_000
     """Step at which the discriminator starts, so that the tokenizer learns to reconstruct first."""
-    channels: int = 64
+    channels: Annotated[int, Range(1, ceiling=4096)] = 64
     """Channels after the discriminator's first convolution; they double with every layer, up to eightfold."""
-    layers: int = 3
+    layers: Annotated[int, Range(1, ceiling=16)] = 3
     """Number of stride-2 layers; 3 gives a receptive field of 70x70 pixels."""
     adaptive: bool = True
     """Balance the generator's loss against the reconstruction loss by their gradients at the decoder's last layer."""
-    lr: float | None = None
+    lr: Annotated[float, Range(0, ceiling=1000)] | None = None
     """Peak learning rate of the discriminator; null takes the tokenizer's."""
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.layers) < 1 or self.start < 0:
-            raise ValueError(
-                f"channels {self.channels}, layers {self.layers}, start {self.start}: "
-                "the first two must be at least 1, the last at least 0"
-            )
 
 
 class PatchDiscriminator(nn.Module):

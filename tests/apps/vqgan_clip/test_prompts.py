@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.apps.vqgan_clip.prompts import Prompt, check_weights, parse_images, parse_noise, parse_text, phase_of
+from dalle.apps.vqgan_clip.prompts import Prompt, check_weights, echo, parse_images, parse_noise, parse_text, phase_of
 
 
 def texts(prompt: str) -> list[list[tuple[str, float]]]:
@@ -23,6 +23,8 @@ def texts(prompt: str) -> list[list[tuple[str, float]]]:
         ("a red heart", [[("a red heart", 1)]]),
         ("a dog:2 ^ a cat | night : .5", [[("a dog", 2)], [("a cat", 1), ("night", 0.5)]]),
         ("the clock at 12:30:1", [[("the clock at 12:30", 1)]]),
+        (r"photo at 16\:9", [[("photo at 16:9", 1)]]),
+        (r"photo at 16\:9:0.5 | a cat", [[("photo at 16:9", 0.5), ("a cat", 1)]]),
         ("note: a song", [[("note: a song", 1)]]),
         ("a cat:nan", [[("a cat:nan", 1)]]),  # no number that could be meant
         ("गुलाबी हात्ती:0.7 | 雪", [[("गुलाबी हात्ती", 0.7), ("雪", 1)]]),
@@ -73,3 +75,11 @@ def test_phases_share_the_steps_or_take_turns() -> None:
     assert [phase_of(step, 7, 3, None) for step in range(7)] == [0, 0, 0, 1, 1, 2, 2]
     assert [phase_of(step, 7, 3, 2) for step in range(7)] == [0, 0, 1, 1, 2, 2, 0]
     assert {phase_of(step, 7, 1, None) for step in range(7)} == {0}
+
+
+def test_a_number_that_was_read_as_a_weight_is_said() -> None:
+    assert echo(parse_text("photo at 16:9")) == "'photo at 16' with weight 9"
+    assert echo(parse_text("a dog:2 | night ^ a cat")) == (
+        "'a dog' with weight 2 and 'night' with weight 1, then 'a cat' with weight 1"
+    )
+    assert echo(parse_text("a red heart")) is None and echo(parse_text(r"photo at 16\:9")) is None

@@ -84,5 +84,5 @@ def test_what_is_not_finite_leaves_no_trace() -> None:
 
 def test_wrong_options_are_told() -> None:
     for options in ({"rank": 0}, {"start": 1}):
-        with pytest.raises(ValueError, match="they must be at least 1 and 2"):
+        with pytest.raises(ValueError, match="is [01]; it must be at least [12]"):
             PowerSGDConfig(**options)

@@ -1,0 +1,64 @@
+"""Streams and arguments of shells whose encoding lacks a character, and streams that are closed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dalle.cli.streams import utf8_argument
+
+ROOT = Path(__file__).parents[2]
+PRINTS = (
+    "import sys; from dalle.cli.streams import settle_streams; settle_streams(); "
+    "print('\u0444/d.png'); print(1, file=sys.stderr)"
+)
+
+
+def run(command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command, shell=True, capture_output=True, cwd=ROOT, env=os.environ | environment, timeout=60, check=False
+    )
+
+
+def test_what_the_encoding_lacks_is_printed_as_escapes() -> None:
+    result = run(f'{sys.executable} -c "{PRINTS}"', PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"\\u0444/d.png\n", b"1\n")
+
+
+@pytest.mark.parametrize("closed, out", [("2>&-", "\u0444/d.png\n"), (">&-", "")])
+def test_a_stream_that_is_closed(closed: str, out: str) -> None:
+    result = run(f'{sys.executable} -c "{PRINTS}" {closed}', PYTHONIOENCODING="utf-8")
+    assert (result.returncode, result.stdout.decode()) == (0, out)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "dalle", "inspect"], ["-m", "dalle", "sample", "--model"], ["-m", "dalle", "train"], ["train.py"]],
+    ids=" ".join,
+)
+def test_errors_of_every_entry_point(command: list[str], tmp_path: Path) -> None:
+    """A path that the terminal cannot show is escaped in the error line, which is one line all the same."""
+    missing = str(tmp_path / "\u0444.yaml")
+    extra = ["a dog"] if "sample" in command else []
+    result = subprocess.run(
+        [sys.executable, *command, missing, *extra],
+        capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert b"\\u0444.yaml" in result.stderr and result.stderr.count(b"\n") == 1
+
+
+def test_prompts_are_utf_8_whatever_the_locale() -> None:
+    assert utf8_argument("a dog") == "a dog" and utf8_argument("\u0915\u0947\u0930\u093e") == "\u0915\u0947\u0930\u093e"
+    program = "import sys; from dalle.cli.streams import utf8_argument; print(ascii(utf8_argument(sys.argv[1])))"
+    result = subprocess.run(
+        [sys.executable, "-c", program, "\u0915\u0947".encode()],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert result.stdout.strip() == ascii("\u0915\u0947")
+    assert utf8_argument("half \udce0") == "half \udce0"
