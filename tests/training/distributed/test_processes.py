@@ -217,7 +217,7 @@ def test_accelerate_launches_what_its_configs_say(name: str, recipes: dict[str, 
 def test_what_cannot_be_shared_is_one_line(recipes: dict[str, str], tmp_path: Path) -> None:
     told = {
         "run.precision=fp16": "needs a GPU",
-        "lora={rank: 2}": "name them by init_from, or set lora=null",
+        "lora={rank: 2}": "give init_from, or set lora=null",
         "run.powersgd={rank: 2}": "set powersgd=null or sharding=none",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
