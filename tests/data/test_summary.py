@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data.custom.test_layouts import put
 
 from dalle.data import open_data, open_training
 from dalle.data.custom.dataset import PairsData
 from dalle.data.shapes import ShapesData
 from dalle.data.summary import Summary, changed, summary_of
+from support.image_folders import put
 
 
 def summary(config: PairsData | ShapesData) -> Summary:

@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import built, read, reference
 from torch import Tensor
 
 from dalle.generation import cuda_graph
 from dalle.kernels import switches
-from dalle.models.dalle import DALLE
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
+from support.published.transformers import built, read, reference
 from support.tiny_transformers import KINDS, OPTIONS, SEEDS, TEXT, tiny
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes `generate` draw by recorded steps, played back in Python; a list of the key buckets that were recorded."""
-    buckets: list[int] = []
-
-    def drawing(model: DALLE, sample_tokens: cuda_graph.SampleTokens, compiled: bool) -> cuda_graph.CudaGraphDecoder:
-        def record(warmup: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
-            cache = next(reversed(made.steps.values())).step.cache
-            bucket = cache.key_bucket
-            buckets.append(bucket)
-            warmup()
-            warmup()
-
-            def replay() -> None:
-                cache.key_bucket = bucket
-                run()
-
-            return replay
-
-        made = cuda_graph.CudaGraphDecoder(model, sample_tokens, compiled, record)
-        return made
-
-    monkeypatch.setattr(cuda_graph, "cuda_graph_decoder", drawing)
-    return buckets
 
 
 def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import built, read, reference
 from torch import Tensor, nn
 
 from dalle.config import to_dict
@@ -17,6 +16,7 @@ from dalle.kernels.sample import inverse_cdf_sample
 from dalle.pipeline import TextToImage
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
+from support.published.transformers import built, read, reference
 from support.tiny_transformers import KINDS, OPTIONS, SEEDS, TEXT, tiny
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from generation.test_cuda_graph import recorded  # noqa: F401, a fixture
 from torch import Tensor, nn
 
 import dalle
@@ -66,7 +65,7 @@ def test_a_model_whose_logits_are_none_draws_nothing(options: dict[str, Any], va
     assert model.training
 
 
-def test_recorded_steps_note_it_too(recorded: list[int]) -> None:  # noqa: F811
+def test_recorded_steps_note_it_too(recorded: list[int]) -> None:
     with pytest.raises(ValueError, match="logits are nan or infinite"):
         generate(spoiled({}, float("nan")), TEXT, SEEDS)
     assert recorded

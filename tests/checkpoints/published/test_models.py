@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import reference
 from torch import Tensor
 
 import dalle
@@ -20,6 +19,7 @@ from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import clip_bpe
 from support.published import folders
 from support.published.references.transformers import CASES, CODES, ROWS, features, inputs, pixels
+from support.published.transformers import reference
 from support.tiny_model import make_tiny_model
 
 GIVEN: dict[str, dict[str, Any]] = {

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels.native.test_decode import CONFIG, SHAPE, TEXT, Decoder, attended, compiled, filled, steps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,6 +22,7 @@ from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.dalle import DALLE
 from support.generation import sample
+from support.native_decode import CONFIG, SHAPE, TEXT, Decoder, attended, compiled, filled, steps
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,49 +14,12 @@ import torch
 
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
 from dalle.training.optim import EMA, OptimConfig, adamw
 from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, cache_bytes, memory
 from support.memory_peaks import peak_of
+from support.model_sizes import IMAGES, SIZES, with_checkpointing
 
 FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[3]
-IMAGES = 4
-SIZES = {
-    "small": DALLEConfig(
-        transformer=TransformerConfig(width=64, depth=3, heads=4), text_vocab=300, text_length=16, image_vocab=512
-    ),
-    "deep": DALLEConfig(
-        transformer=TransformerConfig(width=192, depth=8, heads=3),
-        text_vocab=2048,
-        text_length=48,
-        grid=(12, 12),
-        attention=("row", "column", "row", "row"),
-        last_attention="conv",
-    ),
-    "many codes": DALLEConfig(
-        transformer=TransformerConfig(width=128, depth=4, heads=4),
-        text_vocab=1024,
-        text_length=32,
-        image_vocab=8192,
-        grid=(16, 16),
-    ),
-    "sparse": DALLEConfig(
-        transformer=TransformerConfig(width=128, depth=4, heads=4),
-        text_vocab=300,
-        text_length=64,
-        grid=(20, 20),
-        attention=("row", "column", "row", "conv"),
-    ),
-    "gated": DALLEConfig(
-        transformer=TransformerConfig(width=128, depth=4, heads=2, qk_norm=True, feed_forward="swiglu", dropout=0.1),
-        positions="rope",
-        grid=(12, 12),
-    ),
-}
-
-
-def with_checkpointing(config: DALLEConfig, on: bool) -> DALLEConfig:
-    return replace(config, transformer=replace(config.transformer, checkpoint_activations=on))
 
 
 def measured(config: DALLEConfig, precision: Precision, accumulation: int, scratch: Path) -> int:
