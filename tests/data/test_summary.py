@@ -40,7 +40,7 @@ def test_a_stream_and_what_is_made_up(folder: Path) -> None:
     assert told.startswith("data: ") and " images to train on, " in told and "captions" not in told
 
 
-def test_a_set_that_has_changed_is_told_at_resume(folder: Path) -> None:
+def test_changed_data_is_reported_at_resume(folder: Path) -> None:
     config, file = PairsData(path=str(folder), validation_share=0), folder / "data.json"
     assert changed(summary(config), file) is None
     assert changed(summary(config), file) is None

@@ -27,7 +27,7 @@ def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[T
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tokens_of_the_plain_way(kind: dict, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graph_tokens_equal_eager(kind: dict, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_KEY_BUCKET", 4)
     drawn, plain = both(monkeypatch, tiny(kind), TEXT, SEEDS, guidance=2.0)
     assert torch.equal(drawn, plain)
@@ -65,7 +65,7 @@ def test_published_models(case: str, tmp_path: Path, recorded: list[int], monkey
 
 @pytest.mark.parametrize("kind", [KINDS[4], KINDS[5]])
 @pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "top_k": 5, "top_p": 0.9}, {"temperature": 0}])
-def test_nothing_waits_for_the_device(
+def test_no_host_sync_while_decoding(
     kind: dict, options: dict[str, Any], recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced as one graph: a number that Python had to know of the device would have cut it, which is an error."""

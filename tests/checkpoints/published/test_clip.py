@@ -137,7 +137,7 @@ def test_full_width(name: str, parameters: int, monkeypatch: pytest.MonkeyPatch,
     assert found.config.vision.heads == found.config.vision.width // 64
 
 
-def test_what_is_none_is_one_line(tmp_path: Path) -> None:
+def test_files_that_are_not_clips_are_one_line_errors(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     cases: list[tuple[dict[str, Tensor], str]] = [
         ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "a ResNet; only vision transformers"),

@@ -380,7 +380,7 @@ def test_counts_are_one_line() -> None:
     assert described(walk(Path(__file__).parent).passed) == ""
 
 
-def test_what_is_not_used_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, a_png=None, a_txt="one", b_heic="x")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

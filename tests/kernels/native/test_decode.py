@@ -90,7 +90,7 @@ def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], erro
 @compiled
 @pytest.mark.parametrize("eight", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_is_what_the_blocks_are(variant: str, eight: bool) -> None:
+def test_fused_step_equals_the_blocks(variant: str, eight: bool) -> None:
     shape = replace(SHAPE, **VARIANTS[variant])
     positions = "rope" if variant in ("swiglu", "layer_scale") else "learned"
     kinds = ("row", "column", "conv") if variant in ("gelu", "swiglu") else ("full",)
@@ -126,7 +126,7 @@ def test_bfloat16_is_no_less_exact_than_torch() -> None:
 
 @compiled
 @pytest.mark.parametrize("case", CASES)
-def test_published_models_take_the_fast_way_where_they_can(case: str, tmp_path: Path) -> None:
+def test_published_models_use_the_fused_step_where_supported(case: str, tmp_path: Path) -> None:
     model = built(read(case, reference(case)[0], tmp_path))
     text, _ = inputs()
     if case.startswith("llamagen"):
@@ -173,7 +173,7 @@ def test_draws_are_those_of_torch() -> None:
 
 
 @compiled
-def test_draws_of_what_is_no_distribution_end() -> None:
+def test_sampling_from_nonfinite_logits_terminates() -> None:
     logits = torch.full((3, 40), torch.nan)
     logits[1:] = torch.tensor([torch.inf, -torch.inf])[:, None]
     for options in ({}, {"top_k": 3}, {"top_p": 0.5}):
@@ -198,7 +198,7 @@ def test_packed_weights_last_as_long_as_they_are_wanted() -> None:
         assert packed_bytes(model, rows) == 0
 
 
-def test_without_a_compiler_all_goes_torchs_way(
+def test_without_a_compiler_torch_is_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = filled(CONFIG)

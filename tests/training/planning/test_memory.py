@@ -103,7 +103,7 @@ def _printed(command: list[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a while")
-def test_a_process_has_no_room_for_the_whole_model(tmp_path: Path) -> None:
+def test_sharded_init_and_loading_hold_one_full_parameter(tmp_path: Path) -> None:
     """63 million weights in four shares: made, averaged, filled, saved and read a parameter at a time."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
     found = json.loads(_printed([*launch, str(FOLDER / "sharded_host.py"), str(tmp_path)]))
