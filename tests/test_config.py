@@ -96,7 +96,7 @@ def test_a_config_is_frozen_and_takes_keywords_only() -> None:
     assert optim == Optim(lr=1e-3) and hash(optim) == hash(Optim(lr=1e-3))
 
 
-def test_defaults_fill_what_is_not_given() -> None:
+def test_missing_fields_take_defaults() -> None:
     assert build() == Root(name="x")
     assert build(optim={"warmup": 3}).optim == Optim(warmup=3)
 
@@ -169,7 +169,7 @@ def test_whole_numbers_are_numbers_of_either_type() -> None:
     assert (type(root.optim.lr), type(root.optim.warmup)) == (float, int)
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     found = mistakes(
         nonsense=1,
         name=2,

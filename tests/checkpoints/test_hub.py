@@ -44,7 +44,7 @@ def lists(monkeypatch: pytest.MonkeyPatch, files: list[str] | Exception) -> None
     monkeypatch.setattr(huggingface_hub, "model_info", info)
 
 
-def test_what_is_here_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_resolve_to_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve(tmp_path) == tmp_path and resolve(str(tmp_path)) == tmp_path
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "file.pt").write_text("")
@@ -153,7 +153,7 @@ LOCAL = ["models/emojj", "runs/no-such-run/model", "tokenizers/emoji-bqe", "here
 
 
 @pytest.mark.parametrize("source", LOCAL)
-def test_what_looks_like_a_path_here_is_not_asked_of_the_hub(
+def test_local_looking_paths_are_not_looked_up_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -175,9 +175,7 @@ def test_paths_of_shipped_recipes_are_found_from_anywhere(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./a/b", "/a/b", "../b", "~/b", "a/../b", "a//b"])
-def test_what_can_be_no_id_is_not_asked_of_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+def test_invalid_repository_ids_are_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "_fetch", lambda *_: pytest.fail("asked the hub"))
     assert one_line(source).startswith(f"{source}: no such file or folder")

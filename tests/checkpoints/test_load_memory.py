@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import reference
 
 from dalle.checkpoints.model_folder import export, save
 from dalle.checkpoints.tensors import LazyTensor, write_tensors
 from dalle.config import to_dict
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
+from support.published.transformers import reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 

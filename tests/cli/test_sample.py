@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_draws_ranks_and_writes(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_reranks_and_writes(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--n", "5", "--keep", "2", "--seed", "7", "--guidance", "3", "--top-k", "9", "--model", str(model)]
     assert sample.main(["a red heart", "लाल दिल", *options]) == 0
     folder = here / "outputs" / "a-red-heart-7"
@@ -95,7 +95,7 @@ def test_a_window_takes_fewer_steps_for_the_same_files(model: Path, here: Path) 
     assert found[0][0] == 3 * 16 and 3 < found[1][0] < 3 * 16
 
 
-def test_faster_ways_to_draw(model: Path, here: Path) -> None:
+def test_faster_decoders(model: Path, here: Path) -> None:
     found = {}
     ways = {"plain": [], "little memory": ["--max-memory", "1kB"], "8 bits": ["--dtype", "int8"]}
     ways |= {"all guided": ["--guidance", "3"], "guided": ["--guidance", "3", "--guidance-until", "16"]}

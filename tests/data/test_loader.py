@@ -151,7 +151,7 @@ def test_shares_of_processes_make_the_whole(kind: Kind, slow: Callable, world: i
 @KINDS
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers, start", [(1, 0), (3, 4)])
-def test_workers_change_nothing(kind: Kind, slow: Callable, workers: int, start: int) -> None:
+def test_batches_do_not_depend_on_workers(kind: Kind, slow: Callable, workers: int, start: int) -> None:
     options = {"batch_size": 4, "seed": 3, "start": start}
     apart = batches(kind(10, (1,)), workers=workers, **options)
     for batch in itertools.islice(batches(kind(10, (1,)), **options), 8):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data.custom.test_layouts import put
 
 from dalle.data import open_data, open_training
 from dalle.data.custom.dataset import PairsData
 from dalle.data.shapes import ShapesData
 from dalle.data.summary import Summary, changed, summary_of
+from support.image_folders import put
 
 
 def summary(config: PairsData | ShapesData) -> Summary:
@@ -40,7 +40,7 @@ def test_a_stream_and_what_is_made_up(folder: Path) -> None:
     assert told.startswith("data: ") and " images to train on, " in told and "captions" not in told
 
 
-def test_a_set_that_has_changed_is_told_at_resume(folder: Path) -> None:
+def test_changed_data_is_reported_at_resume(folder: Path) -> None:
     config, file = PairsData(path=str(folder), validation_share=0), folder / "data.json"
     assert changed(summary(config), file) is None
     assert changed(summary(config), file) is None

@@ -26,7 +26,7 @@ def test_the_best_temperature_is_that_of_a_fine_grid(scale: float) -> None:
     assert temperature == pytest.approx(scale, rel=0.05)
 
 
-def test_what_is_best_at_the_end_of_the_range_is_given_there() -> None:
+def test_optimum_at_the_end_of_the_range() -> None:
     sure = Temperatures()
     sure.update(torch.tensor([[0.9, 0.0], [0.8, 0.0]]), torch.tensor([0, 0]))  # always right: the surer, the better
     assert sure.best()[0] == pytest.approx(0.1)

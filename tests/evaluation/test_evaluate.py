@@ -176,7 +176,7 @@ def test_figures_of_a_dalle(folder: Path, pairs: list[Pair]) -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_a_caption_tells_is_the_difference_to_none_and_to_another(folder: Path, pairs: list[Pair]) -> None:
+def test_image_nats_with_own_empty_and_other_caption(folder: Path, pairs: list[Pair]) -> None:
     model = dalle.load_model(folder / "model")
     words = dalle.load_text_tokenizer(folder / "text_tokenizer")
     tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
@@ -234,7 +234,7 @@ def test_published_weights_are_measured_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 101])
-def test_no_image_is_given_its_own_caption_and_each_caption_is_given_once(count: int) -> None:
+def test_deranged_is_a_permutation_without_fixed_points(count: int) -> None:
     others = deranged(count)
     assert others is not None
     assert sorted(others) == list(range(count)) and all(other != index for index, other in enumerate(others))
@@ -246,7 +246,7 @@ def _real(row: torch.Tensor, length: int) -> list[tuple[int, int]]:
     return [(i, int(row[i])) for i in range(1, length)]
 
 
-def test_a_limit_looks_at_so_many_images(folder: Path) -> None:
+def test_limit_is_the_number_of_images(folder: Path) -> None:
     assert of_validation(folder / "clip", limit=4)["images"] == 4
     assert of_validation(folder / "clip", limit=99)["images"] == 10
 

@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import built, read, reference
 from torch import Tensor
 
 from dalle.generation import cuda_graph
 from dalle.kernels import switches
-from dalle.models.dalle import DALLE
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
+from support.published.transformers import built, read, reference
 from support.tiny_transformers import KINDS, OPTIONS, SEEDS, TEXT, tiny
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes `generate` draw by recorded steps, played back in Python; a list of the key buckets that were recorded."""
-    buckets: list[int] = []
-
-    def drawing(model: DALLE, sample_tokens: cuda_graph.SampleTokens, compiled: bool) -> cuda_graph.CudaGraphDecoder:
-        def record(warmup: Callable[[], None], run: Callable[[], None]) -> Callable[[], object]:
-            cache = next(reversed(made.steps.values())).step.cache
-            bucket = cache.key_bucket
-            buckets.append(bucket)
-            warmup()
-            warmup()
-
-            def replay() -> None:
-                cache.key_bucket = bucket
-                run()
-
-            return replay
-
-        made = cuda_graph.CudaGraphDecoder(model, sample_tokens, compiled, record)
-        return made
-
-    monkeypatch.setattr(cuda_graph, "cuda_graph_decoder", drawing)
-    return buckets
 
 
 def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -55,7 +27,7 @@ def both(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> tuple[T
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tokens_of_the_plain_way(kind: dict, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graph_tokens_equal_eager(kind: dict, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_KEY_BUCKET", 4)
     drawn, plain = both(monkeypatch, tiny(kind), TEXT, SEEDS, guidance=2.0)
     assert torch.equal(drawn, plain)
@@ -93,7 +65,7 @@ def test_published_models(case: str, tmp_path: Path, recorded: list[int], monkey
 
 @pytest.mark.parametrize("kind", [KINDS[4], KINDS[5]])
 @pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "top_k": 5, "top_p": 0.9}, {"temperature": 0}])
-def test_nothing_waits_for_the_device(
+def test_no_host_sync_while_decoding(
     kind: dict, options: dict[str, Any], recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced as one graph: a number that Python had to know of the device would have cut it, which is an error."""

@@ -66,7 +66,7 @@ def slow(
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_equals_drawing_alone_without_a_cache(model: DALLE, options: dict) -> None:
+def test_batched_cached_equals_single_uncached(model: DALLE, options: dict) -> None:
     codes = generate(model, TEXT, SEEDS, **options)
     assert codes.shape == (6, 3, 4) and codes.dtype == torch.int64
     alone = [slow(model, text, seed, **options) for text, seeds in zip(TEXT, SEEDS) for seed in seeds]
@@ -75,7 +75,7 @@ def test_equals_drawing_alone_without_a_cache(model: DALLE, options: dict) -> No
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 6, 100])
-def test_the_split_changes_nothing(model: DALLE, options: dict, batch_size: int) -> None:
+def test_tokens_do_not_depend_on_batch_size(model: DALLE, options: dict, batch_size: int) -> None:
     assert torch.equal(
         generate(model, TEXT, SEEDS, batch_size=batch_size, **options), generate(model, TEXT, SEEDS, **options)
     )
@@ -109,7 +109,7 @@ def test_each_text_is_run_once(model: DALLE, monkeypatch: pytest.MonkeyPatch, ba
 
 
 @pytest.mark.parametrize("options", OPTIONS[:2])
-def test_kept_codes_are_kept_and_the_rest_follows_from_them(model: DALLE, options: dict) -> None:
+def test_known_codes_are_kept_and_condition_the_rest(model: DALLE, options: dict) -> None:
     generator = torch.Generator().manual_seed(0)
     forced = torch.randint(0, 11, (6, 12), generator=generator)
     keep = torch.rand(6, 12, generator=generator) < 0.5

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import built, read, reference
 from torch import Tensor, nn
 
 from dalle.config import to_dict
@@ -17,6 +16,7 @@ from dalle.kernels.sample import inverse_cdf_sample
 from dalle.pipeline import TextToImage
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
+from support.published.transformers import built, read, reference
 from support.tiny_transformers import KINDS, OPTIONS, SEEDS, TEXT, tiny
 
 
@@ -31,7 +31,7 @@ def steps(*args: Any, **options: Any) -> tuple[Tensor, int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", [2, 5, 100])
-def test_the_tokens_of_one_by_one_drawing(kind: dict, window: int) -> None:
+def test_jacobi_tokens_equal_sequential_decoding(kind: dict, window: int) -> None:
     model = tiny(kind)
     plain, count = steps(model, TEXT, SEEDS)
     codes, fewer = steps(model, TEXT, SEEDS, window=window)
@@ -47,7 +47,7 @@ def test_with_every_option(options: dict) -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("kept", [[], [0], [0, 1, 2, 3, 4], [2, 3, 7, 11], list(range(11)), list(range(12))])
-def test_kept_codes_and_first_rows(kept: list[int], guidance: float) -> None:
+def test_known_codes_and_prefix_rows(kept: list[int], guidance: float) -> None:
     model = tiny(KINDS[4])
     forced = torch.randint(0, 11, (3, 3, 4), generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(12, dtype=torch.bool)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from generation.test_cuda_graph import recorded  # noqa: F401, a fixture
 from torch import Tensor, nn
 
 import dalle
@@ -25,7 +24,7 @@ BAD = [float("nan"), float("inf"), -float("inf")]
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 3, "top_p": 0.5}, {"temperature": 0.01}])
 @pytest.mark.parametrize("plain", [False, True])
-def test_rows_that_are_no_distribution_are_noted(options: dict[str, Any], plain: bool) -> None:
+def test_sample_reports_rows_of_nonfinite_logits(options: dict[str, Any], plain: bool) -> None:
     whole = torch.randn(3, 40)
     whole[:, ::3] = -torch.inf  # a code that is out of the question is no failure
     cases = [(whole, False)]
@@ -56,7 +55,7 @@ def spoiled(kind: dict[str, Any], value: float) -> DALLE:
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"window": 3}, {"guidance": 2.0, "guidance_until": 4}])
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_model_whose_logits_are_none_draws_nothing(options: dict[str, Any], value: float, plain: bool) -> None:
+def test_generate_refuses_nonfinite_logits(options: dict[str, Any], value: float, plain: bool) -> None:
     model = spoiled({}, value).train()
     with (
         switches.force_backend(native="off") if plain else torch.no_grad(),
@@ -66,7 +65,7 @@ def test_a_model_whose_logits_are_none_draws_nothing(options: dict[str, Any], va
     assert model.training
 
 
-def test_recorded_steps_note_it_too(recorded: list[int]) -> None:  # noqa: F811
+def test_cuda_graph_steps_report_nonfinite_logits(recorded: list[int]) -> None:
     with pytest.raises(ValueError, match="logits are nan or infinite"):
         generate(spoiled({}, float("nan")), TEXT, SEEDS)
     assert recorded
@@ -117,7 +116,7 @@ def test_they_are_not_written(value: float, storage: Any, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
-def test_what_is_too_large_for_its_type_is_not_written(tmp_path: Path) -> None:
+def test_weights_that_overflow_their_dtype_are_not_written(tmp_path: Path) -> None:
     model_folder.save(tmp_path / "a", {"stage": "clip"}, weights(70_000.0), storage="bfloat16")
     with pytest.raises(NotFiniteError, match="or it is too large for float16"):
         model_folder.save(tmp_path / "a", {"stage": "clip"}, weights(70_000.0), storage="float16")

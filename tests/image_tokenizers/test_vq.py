@@ -42,7 +42,7 @@ def test_nearest_code_as_in_a_slow_loop(distance: str) -> None:
                 assert torch.allclose(model.lookup(codes)[b, :, y, x], rows[codes[b, y, x]])
 
 
-def test_comparing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_nearest_code_equals_unchunked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantizer()
     whole = model.encode(cells(3))
     monkeypatch.setattr(vq, "_MAX_DISTANCES", 12 * 5)

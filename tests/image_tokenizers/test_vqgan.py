@@ -99,7 +99,7 @@ def test_codes_do_not_depend_on_the_batch() -> None:
     assert torch.equal(model.encode(images.flip(0)), codes.flip(0))
 
 
-def test_memory_format_changes_nothing() -> None:
+def test_outputs_do_not_depend_on_memory_format() -> None:
     model, images = tiny(), random_images()
     plain = model(images).images
     last = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last)).images

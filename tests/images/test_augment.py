@@ -25,12 +25,12 @@ def test_a_image_changes_as_its_seed_says_alone_and_in_a_batch() -> None:
     assert not torch.allclose(together, augmented(images, [8, 9, 10, 11], 1.0), atol=0.1)
 
 
-def test_strength_zero_changes_nothing() -> None:
+def test_strength_zero_is_the_identity() -> None:
     images = random_images(3)
     assert torch.allclose(augmented(images, [1, 2, 3], 0.0), images, atol=1e-5)
 
 
-def test_noise_is_uniformly_strong_up_to_what_is_told() -> None:
+def test_noise_strength_is_uniform_up_to_the_maximum() -> None:
     """A grey image changes in brightness only, so what varies within it is noise; its corner has few holes."""
     changed = augmented(torch.full((300, 3, 16, 16), 0.5), range(300), 0.5)
     deviations = (changed - changed.median()).flatten(1).abs().median(1).values / 0.6745  # holes move no median

@@ -271,7 +271,7 @@ def test_flipped_bytes_are_a_image_or_a_bad_pair(kind: str) -> None:
         (saved(Image.new("RGB", (8, 8)), "eps"), "the file is text, not an image: '%!PS-Adobe-3.0 EPSF-3.0'"),
     ],
 )
-def test_what_is_no_image(data: bytes, reason: str) -> None:
+def test_files_that_are_not_images(data: bytes, reason: str) -> None:
     with pytest.raises(BadRecord) as caught:
         read_image(data, "a.jpg", 8)
     assert str(caught.value) == f"a.jpg: {reason}"

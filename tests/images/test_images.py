@@ -74,7 +74,7 @@ def test_broken_metadata_do_not_keep_pixels_from_being_read(tmp_path: Path, exif
     assert square_image((tmp_path / "a.png").read_bytes(), 16).shape == (16, 16, 3)
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.png: no such image"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not an image")

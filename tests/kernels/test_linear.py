@@ -46,7 +46,7 @@ def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, i
             torch.testing.assert_close(one, other)
 
 
-def test_only_training_on_many_rows_goes_another_way() -> None:
+def test_compute_dtype_of_training_matmuls() -> None:
     made, states = Linear(48, 96), torch.randn(ROWS, 48)
     assert made._training_dtype(states) == torch.float32
     assert made._training_dtype(states[:-1]) is None

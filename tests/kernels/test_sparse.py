@@ -144,7 +144,7 @@ def test_training_is_the_same(variant: str) -> None:
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("options", [{"guidance": 2.0}, {"window": 4}, {"lead": 20}])
 @pytest.mark.parametrize("kind", ["all", "features"])
-def test_the_same_tokens_are_drawn(kind: str, options: dict, compiled: bool) -> None:
+def test_sparse_backends_sample_the_same_tokens(kind: str, options: dict, compiled: bool) -> None:
     model, given = build(VARIANTS["features"] if kind == "features" else CONFIG), dict(options)
     text = torch.randn(2, 5, 6).mul_(TEXT[..., None] > 0) if kind == "features" else TEXT
     lead = given.pop("lead", 0)
@@ -184,7 +184,7 @@ def test_keys_that_are_not_seen_are_not_read(kind: Kind, count: int, compiled: b
         torch.testing.assert_close(model.extend(codes[:, -count:], held), expected)
 
 
-def test_which_way_is_gone() -> None:
+def test_sparse_backend_by_number_of_queries() -> None:
     """On a CPU: slices for few queries, blocks where they save enough, else the dense mask."""
     pattern, q = Pattern("row", 256, 32), torch.empty(1, 1, 1279, 8)
 
@@ -198,7 +198,7 @@ def test_which_way_is_gone() -> None:
         assert chosen(0, 1279) == "dense"
 
 
-def test_stored_masks_that_are_known_are_recognised() -> None:
+def test_stored_masks_are_detected_as_patterns() -> None:
     model = build(replace(CONFIG, stored_masks=(0, 1, -1)))
     own, window = mask("column", 5, 6, 7)[:46, :46], mask("row", 5, 6, 7)[:46, :46]
     window[40, 20] = True  # of nobody's kind
@@ -235,7 +235,7 @@ def test_compiled_flex_attention_gives_the_numbers_of_the_dense_mask() -> None:
             torch.testing.assert_close(found, attention.attend(*given, made.dense))
 
 
-def test_where_flex_attention_does_not_run_it_is_said_once(
+def test_flex_attention_fallback_is_reported_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU it has no backward pass."""

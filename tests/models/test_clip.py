@@ -131,7 +131,7 @@ def test_embeddings_do_not_depend_on_the_batch(clip: CLIP) -> None:
         torch.testing.assert_close(clip.encode_text(ids[i : i + 1])[0], clip.encode_text(ids)[i])
 
 
-def test_patches_are_cut_and_normalised_as_told(clip: CLIP) -> None:
+def test_patches_and_normalization(clip: CLIP) -> None:
     """The tower's input, patch by patch, from the definition."""
     images, _ = pairs(1)
     mean, std = torch.tensor(CONFIG.mean).view(3, 1, 1), torch.tensor(CONFIG.std).view(3, 1, 1)

@@ -151,7 +151,7 @@ def test_no_code_of_a_folder_is_run(kind: str, tiny: Path, tmp_path: Path, monke
     assert not asked and not ran.exists()
 
 
-def test_what_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_or_folder_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r'pip install "dalle\[t5\]"'):
         T5Encoder.load(tmp_path)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints.published.test_clip import hub_folder
 from PIL import Image
 
 import dalle
@@ -17,6 +16,7 @@ import train
 from dalle.__main__ import main
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.training.optim import OptimConfig, adamw, set_learning_rate
+from support.published.clips import hub_folder
 from support.tiny_model import TOWER, make_tiny_model
 
 

@@ -28,7 +28,7 @@ VQGAN = {
 
 
 @pytest.mark.parametrize("sizes", [[1], [1, 2, 3, 6], [1, 2, 4, 8, 16, 32, 64], list(range(1, 40))])
-def test_the_search_finds_what_trying_all_would(sizes: list[int]) -> None:
+def test_batch_search_equals_exhaustive_search(sizes: list[int]) -> None:
     for most in sizes:
         for guess in sizes:
             asked: list[int] = []
@@ -63,9 +63,7 @@ def test_some_of_a_batch_fits_and_the_rest_is_accumulated(recipe: Path, capfd: p
 
 
 @pytest.mark.slow
-def test_what_is_wrong_with_a_recipe_is_told_and_not_taken_for_memory(
-    recipe: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_recipe_errors_are_not_taken_for_out_of_memory(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["find-batch", str(recipe), "data={kind: drawings, root: nowhere}"]) == 2
     err = capfd.readouterr().err
     assert "nowhere" in err and "fit" not in err and err.count("\n") == 1

@@ -166,7 +166,7 @@ def test_what_a_recipe_leaves_out_is_the_models(tmp_path: Path) -> None:
     assert with_initial_config({"stage": "clip"}) == {"stage": "clip"}
 
 
-def test_masks_of_a_known_kind_are_recognised_before_training(tmp_path: Path) -> None:
+def test_stored_masks_are_detected_as_sparse_patterns(tmp_path: Path) -> None:
     stored = replace(SMALL, transformer=replace(SMALL.transformer, depth=1), stored_masks=(0,))
     model = DALLE(stored)
     length, text = stored.prefix_length + stored.image_length - 1, stored.prefix_length

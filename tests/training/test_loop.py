@@ -357,7 +357,7 @@ def test_non_finite_losses_are_skipped_then_stop(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("phase", ["generator", "discriminator"])
-def test_a_loss_that_is_not_finite_changes_nothing_in_its_phase(
+def test_a_nonfinite_loss_leaves_its_phase_unchanged(
     phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loss = ImageTokenizerTask.loss

@@ -67,7 +67,7 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_between_log_points_nothing_waits(
+def test_no_host_sync_between_log_points(
     precision: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 2 to 4 of 5, whole: from the batch's tensors to the averaged weights; 1 and 5 are logged."""
@@ -124,7 +124,7 @@ def backward(module: nn.Module, seed: int) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_step_that_is_not_wanted_changes_nothing(fused: bool) -> None:
+def test_a_nonfinite_step_leaves_weights_and_state_unchanged(fused: bool) -> None:
     """With and without it, bit for bit: also when it comes first, before there are moments."""
     found = []
     for unwanted in ((), (0, 2, 3)):
@@ -214,7 +214,7 @@ def test_fp16_lowers_its_scale_for_an_overflow_and_skips_it() -> None:
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-7)
 
 
-def test_skipped_steps_are_told_late_with_their_numbers(tmp_path: Path) -> None:
+def test_skipped_steps_are_reported_one_step_late(tmp_path: Path) -> None:
     told: list[tuple[int, str, int]] = []
     log = cast("RunLog", SimpleNamespace(skipped=lambda *what: told.append(what)))
     outcomes = SkippedStepMonitor(log, 3, tmp_path)

@@ -181,7 +181,7 @@ def flip(file: Path, where: float) -> None:
     file.write_bytes(content)
 
 
-def test_broken_lines_of_the_log_are_dropped_and_told(
+def test_broken_metrics_lines_are_dropped_with_a_warning(
     run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = run / "metrics.jsonl"
@@ -252,7 +252,7 @@ def test_a_process_of_the_loader_that_dies_is_one_line(
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_changes_nothing(run: Path, six_steps: Path, tmp_path: Path) -> None:
+def test_losses_do_not_depend_on_the_clock(run: Path, six_steps: Path, tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler and Linux")
@@ -304,7 +304,7 @@ def test_the_log_has_the_use_of_codes_of_all_batches_since_its_last_line(
         assert found["train/codebook_perplexity"] == pytest.approx(perplexity)
 
 
-def test_a_batch_of_nan_is_skipped_and_told(
+def test_a_nan_batch_is_skipped_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

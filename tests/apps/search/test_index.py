@@ -87,7 +87,7 @@ def test_queries_are_sums_and_differences(index: ImageIndex, clip: CLIP) -> None
     torch.testing.assert_close(both, expected / expected.norm(), rtol=0, atol=1e-5)
 
 
-def test_a_image_finds_itself_and_its_copy(index: ImageIndex, photos: Path) -> None:
+def test_an_image_retrieves_itself_and_its_copy(index: ImageIndex, photos: Path) -> None:
     hits = index.search(image=photos / "copy.png", top=2)
     assert {Path(hit.path).name for hit in hits} == {"copy.png", "00.png"}
     assert hits[0].score == pytest.approx(1, abs=1e-3) and hits[0].sha256 == hits[1].sha256
@@ -133,7 +133,7 @@ def test_captions_for_a_image_are_ranked_by_the_text_tower(index: ImageIndex, cl
         assert float(clip.encode_text([caption])[0].detach() @ image) == pytest.approx(score, abs=1e-5)
 
 
-def test_blocks_and_chosen_rows_change_nothing() -> None:
+def test_blockwise_nearest_equals_topk_also_of_filtered_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(50, 8, generator=generator), dim=1).half()
     queries, kept = torch.randn(3, 8, generator=generator), np.arange(50) % 3 == 0

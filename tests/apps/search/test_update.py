@@ -207,7 +207,7 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
         ImageIndex.build(tmp_path / "elsewhere", tmp_path / "elsewhere", clip=clip)
 
 
-def test_many_images_without_the_extra_are_told_of(
+def test_large_index_without_faiss_warns(
     clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(update, "EXACT", 4)

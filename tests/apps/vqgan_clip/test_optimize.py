@@ -102,7 +102,7 @@ def test_a_step_is_that_of_the_formula(folder: Path) -> None:
         assert torch.allclose(painter.drawer.values, values, atol=1e-4)
 
 
-def test_several_clips_count_alike(folder: Path) -> None:
+def test_several_clips_are_weighted_equally(folder: Path) -> None:
     """Twice the same CLIP is that CLIP."""
     one = options(folder, drawer="pixels", augment="none", cutout=("whole",))
     assert torch.allclose(painted(replace(one, clip=one.clip * 2)), painted(one), atol=1e-5)

@@ -45,7 +45,7 @@ def test_texts(prompt: str, expected: list[list[tuple[str, float]]]) -> None:
         ("a cat ^ ", r"nothing on one side of \^"),
     ],
 )
-def test_what_says_nothing_is_refused(prompt: str, message: str) -> None:
+def test_invalid_text_prompts_are_errors(prompt: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         parse_text(prompt)
     assert "\n" not in str(error.value)

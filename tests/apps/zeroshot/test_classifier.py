@@ -54,7 +54,7 @@ def test_probabilities_are_those_of_the_papers_formula(clip: CLIP) -> None:
     assert result.probabilities == sorted(result.probabilities, reverse=True)
 
 
-def test_a_image_is_classified_alike_in_any_batch(clip: CLIP, tmp_path: Path) -> None:
+def test_classification_does_not_depend_on_the_batch(clip: CLIP, tmp_path: Path) -> None:
     images = [Image.effect_noise((20, 20), 10 * n).convert("RGB") for n in range(1, 6)]
     images[0].save(tmp_path / "a.png")
     classifier = ZeroShotClassifier(clip, LABELS)

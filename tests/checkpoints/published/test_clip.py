@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,44 +16,13 @@ from dalle.__main__ import main
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.tensors import check_fit
 from dalle.models.clip import CLIP
-from support.published import REFERENCES
+from support.published.clips import EXPECTED, SHAPES, hub_folder, state
 from support.published.references.clips import DIMENSIONS, LENGTH, PATCH, SIDE, VOCAB, ids, images
-from support.published.references.weights import weight
-
-FILE = REFERENCES / "clips.safetensors"
-with safe_open(FILE, framework="pt") as _reference:
-    SHAPES: dict[str, dict[str, list[int]]] = json.loads(_reference.metadata()["shapes"])
-    EXPECTED = {name: _reference.get_tensor(name) for name in _reference.keys()}  # noqa: SIM118, not a dict
-
-
-def state(name: str) -> dict[str, Tensor]:
-    return {key: weight(key, shape) for key, shape in SHAPES[name].items()}
 
 
 def merges(folder: Path) -> None:
     """A text tokenizer of as many ids as the models here have: none of its merges is met."""
     (folder / "merges.txt").write_text("#version: 0.2\n")
-
-
-def hub_folder(folder: Path, name: str, words: int = VOCAB) -> Path:
-    """A folder as save_pretrained of transformers writes it, in two shards; `words` ids are known, at least `VOCAB`."""
-    names = sorted(SHAPES[name])
-    whole = state(name) | {"text_model.embeddings.position_ids": torch.arange(LENGTH)[None]}
-    table = whole["text_model.embeddings.token_embedding.weight"]
-    whole["text_model.embeddings.token_embedding.weight"] = torch.cat(
-        (table, table.new_zeros(words - VOCAB, *table.shape[1:]))
-    )
-    shards = {"model-00001-of-00002.safetensors": names[:20], "model-00002-of-00002.safetensors": [*names[20:]]}
-    for shard, own in shards.items():
-        save_file({key: whole[key] for key in own}, folder / shard)
-    index = {"weight_map": {key: shard for shard, own in shards.items() for key in own}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    act = "gelu" if name.endswith("gelu") else "quick_gelu"
-    config = {"vision_config": {"num_attention_heads": 2, "hidden_act": act}}
-    config["text_config"] = {"num_attention_heads": 4, "hidden_act": act}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    return folder
 
 
 class Archived(nn.Module):
@@ -169,7 +137,7 @@ def test_full_width(name: str, parameters: int, monkeypatch: pytest.MonkeyPatch,
     assert found.config.vision.heads == found.config.vision.width // 64
 
 
-def test_what_is_none_is_one_line(tmp_path: Path) -> None:
+def test_files_that_are_not_clips_are_one_line_errors(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     cases: list[tuple[dict[str, Tensor], str]] = [
         ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "a ResNet; only vision transformers"),

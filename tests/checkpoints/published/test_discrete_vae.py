@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import reference
 from safetensors import safe_open
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from support.published import REFERENCES
 from support.published.references import rudalle_vq
 from support.published.references.transformers import CASES, CODES, ROWS, inputs, pixels
 from support.published.references.weights import weight
+from support.published.transformers import reference
 
 VERSIONS = [case for case in CASES if case.startswith("dalle-pytorch")]
 OPTIONS = {"image_size": 2 * ROWS, "num_tokens": CODES, "codebook_dim": 8, "num_layers": 1, "hidden_dim": 8}

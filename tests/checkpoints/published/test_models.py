@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints.published.test_transformers import reference
 from torch import Tensor
 
 import dalle
@@ -20,6 +19,7 @@ from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import clip_bpe
 from support.published import folders
 from support.published.references.transformers import CASES, CODES, ROWS, features, inputs, pixels
+from support.published.transformers import reference
 from support.tiny_model import make_tiny_model
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -43,7 +43,9 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_drawn_converted_and_drawn_again(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_converted_models_sample_the_same_images(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = made(family, tmp_path / "theirs")
     pipe = dalle.TextToImage.from_pretrained(source, device="cpu", **GIVEN[family])
     (result,) = pipe(PROMPTS[family], n=3, seed=5)
@@ -200,7 +202,7 @@ def wrong(call: Any) -> str:
     return str(caught.value)
 
 
-def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+def test_errors_are_one_line_and_name_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     state: dict[str, Tensor] = reference("rudalle-v3")[0]
 

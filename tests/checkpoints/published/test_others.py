@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints.published.test_clip import hub_folder, state
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from dalle.__main__ import main
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.image_tokenizers import VQGAN, VQConfig
+from support.published.clips import hub_folder, state
 from support.published.folders import YTTM, vqgan
 
 NEAREST = VQConfig(codebook_size=40, code_channels=8, distance="euclidean", update="gradient")

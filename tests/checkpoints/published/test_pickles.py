@@ -172,7 +172,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_checkpoint_is_one_line(name: str, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_one_line_errors(name: str, tmp_path: Path) -> None:
     content, message = BAD[name]
     (tmp_path / "a.pkl").write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:

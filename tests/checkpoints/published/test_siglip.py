@@ -143,7 +143,7 @@ def test_converted_it_is_the_same_and_ranks(
     assert load_file(tmp_path / "ours/model.safetensors")["logit_bias"].item() == -3
 
 
-def test_what_is_missing_or_another_is_one_line(published: tuple[Any, Path, int], tmp_path: Path) -> None:
+def test_missing_or_mismatched_parts_are_one_line_errors(published: tuple[Any, Path, int], tmp_path: Path) -> None:
     _, folder, version = published
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     file = copy / ("spiece.model" if version == 1 else "tokenizer.model")

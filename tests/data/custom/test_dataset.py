@@ -215,7 +215,7 @@ def test_resume_is_exact(layout: Layout, stream: bool, tmp_path: Path) -> None:
 @KINDS
 @STREAM
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_processes_and_workers_change_nothing(layout: Layout, stream: bool, tmp_path: Path) -> None:
+def test_order_does_not_depend_on_processes_or_workers(layout: Layout, stream: bool, tmp_path: Path) -> None:
     data = open_training(PairsData(path=str(layout(tmp_path)), stream=stream, shuffle_buffer=16), SIDE)
     whole = batches(data, batch_size=6, seed=4)
     ranks = [batches(data, batch_size=6, seed=4, rank=rank, world=2, workers=2 * rank) for rank in range(2)]
@@ -768,7 +768,7 @@ def test_options_out_of_range(options: dict) -> None:
         PairsData(**{"path": "x"} | options)
 
 
-def test_images_that_metadata_leaves_out_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_missing_from_metadata_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (with_jsonl(tmp_path) / "extra.png").write_bytes(image(1))
     with caplog.at_level(logging.WARNING):
         assert len(Pairs(PairsData(path=str(tmp_path), validation_share=0), "train", SIDE)) == COUNT

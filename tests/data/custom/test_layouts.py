@@ -18,7 +18,6 @@ import datasets
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from PIL import Image
 
 from dalle.apps.search.sources import Item, items_of
 from dalle.apps.search.store import Source
@@ -26,6 +25,7 @@ from dalle.data.custom.dataset import Pairs, PairsData, PairsStream
 from dalle.data.custom.folder import image_files
 from dalle.data.custom.records import captions_of
 from dalle.data.custom.walk import described, name_of, walk
+from support.image_folders import image, put
 
 NFC, NFD = "café", unicodedata.normalize("NFD", "café")
 
@@ -33,22 +33,6 @@ NFC, NFD = "café", unicodedata.normalize("NFD", "café")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def image(kind: str = "png") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (9, 90, 200)).save(file, kind)
-    return file.getvalue()
-
-
-def put(root: Path, **texts: str | bytes | None) -> Path:
-    """Files by their names (two underscores: a folder, one: a dot); None is an image."""
-    for name, content in texts.items():
-        file = root / name.replace("__", "/").replace("_", ".")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = image() if content is None else content
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
-    return root
 
 
 def tar(file: Path, **members: str | bytes) -> None:
@@ -396,7 +380,7 @@ def test_counts_are_one_line() -> None:
     assert described(walk(Path(__file__).parent).passed) == ""
 
 
-def test_what_is_not_used_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, a_png=None, a_txt="one", b_heic="x")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

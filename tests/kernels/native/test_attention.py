@@ -65,7 +65,7 @@ def test_values_and_gradients_are_attentions(tokens: int, channels: int, threads
 
 
 @NEEDED
-def test_training_takes_it_and_drawing_does_not() -> None:
+def test_native_attention_in_training_but_not_in_decoding() -> None:
     q, k, v = torch.randn(3, 2, 2, 40, 32).bfloat16().requires_grad_()
     packed = attention.attend_packed(torch.stack((q, k, v)), "causal")
     apart = attention.attend(q, k, v, "causal")
@@ -80,7 +80,7 @@ def test_training_takes_it_and_drawing_does_not() -> None:
 
 @NEEDED
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden(value: float) -> None:
+def test_nonfinite_inputs_propagate(value: float) -> None:
     """A step with it must be skipped, so it has to reach the loss."""
     for part in range(3):
         qkv = torch.randn(3, 1, 2, 20, 32).bfloat16()

@@ -33,7 +33,7 @@ def test_values_and_gradients_are_torchs(dtype: torch.dtype, rows: int, codes: i
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden(value: float) -> None:
+def test_nonfinite_logits_propagate(value: float) -> None:
     logits = torch.randn(3, 64)
     logits[1, 40] = value
     found = cross_entropy_grad_(logits, torch.tensor([1, 2, 3]), 0.0, None)

@@ -12,25 +12,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints.published.test_transformers import built, read, reference
-from torch import Tensor, nn
+from torch import Tensor
 
-from dalle.generation.cpu_step import FusedBlocks
 from dalle.kernels import switches
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import Int8Linear, Linear, packed, packed_bytes, quantize
 from dalle.kernels.native import bindings, build
 from dalle.kernels.native import linear as native_linear
-from dalle.kernels.native.decode_attention import prepared
-from dalle.kernels.native.decode_step import Step
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
 from support.generation import generate, sample
+from support.native_decode import CONFIG, SHAPE, TEXT, Decoder, attended, compiled, filled, steps
 from support.published.references.transformers import CASES, features, inputs
+from support.published.transformers import built, read, reference
 
-compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
-SHAPE = TransformerConfig(width=64, depth=3, heads=2)
-CONFIG = DALLEConfig(transformer=SHAPE, text_vocab=20, text_length=5, image_vocab=33, grid=(4, 5), conv_kernel=3)
 VARIANTS: dict[str, dict[str, Any]] = {
     "gelu": {},
     "gelu_tanh": {"feed_forward": "gelu_tanh"},
@@ -43,14 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide heads": {"heads": 3, "head_channels": 96},
     "narrow heads": {"heads": 4},
 }
-
-
-def filled(config: DALLEConfig) -> DALLE:
-    torch.manual_seed(0)
-    model = DALLE(config).eval()
-    for name, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.15)
-    return model
 
 
 @pytest.fixture(autouse=True)
@@ -89,43 +75,6 @@ def test_int8(rows: int) -> None:
         torch.testing.assert_close(eight(x).double(), x.double() @ real.T + linear.bias.double(), rtol=1e-5, atol=1e-5)
 
 
-class Decoder:
-    """A model whose blocks run in one call where they can."""
-
-    def __init__(self, model: DALLE) -> None:
-        self.model, self.blocks = model, FusedBlocks(model.transformer)
-
-    def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
-        return self.model.extend(ids, cache, self.blocks)
-
-    def extend_each(self, ids: Tensor, cache: KVCache) -> Tensor:
-        return self.model.extend_each(ids, cache, self.blocks)
-
-    def fused(self) -> bool:
-        """Whether the last step was one call."""
-        return isinstance(self.blocks.step, Step)
-
-
-def attended(cache: KVCache) -> bool:
-    """Whether native attention has read this cache."""
-    return any(one is not None for one in prepared.get(cache, {}).values())
-
-
-def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, KVCache, Decoder]:
-    """Logits of image tokens that are added some at a time, the cache that holds them, and what added them."""
-    decoder = Decoder(model)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, model.config.image_vocab, (batch, sum(sizes)), generator=generator)
-    _, state = model.prefill(text)
-    cache = model.new_cache(batch)
-    cache.load_prefixes([state.row(row % len(text)) for row in range(batch)])
-    found, start = [], 0
-    for size in sizes:
-        found.append(decoder.extend_each(ids[:, start : start + size], cache))
-        start += size
-    return torch.cat(found, dim=1), cache, decoder
-
-
 def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], error: float) -> tuple[KVCache, Decoder]:
     fast, cache, decoder = steps(model, batch, text, sizes)
     with switches.force_backend(native="off"):
@@ -138,13 +87,10 @@ def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], erro
     return cache, decoder
 
 
-TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
-
-
 @compiled
 @pytest.mark.parametrize("eight", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_is_what_the_blocks_are(variant: str, eight: bool) -> None:
+def test_fused_step_equals_the_blocks(variant: str, eight: bool) -> None:
     shape = replace(SHAPE, **VARIANTS[variant])
     positions = "rope" if variant in ("swiglu", "layer_scale") else "learned"
     kinds = ("row", "column", "conv") if variant in ("gelu", "swiglu") else ("full",)
@@ -180,7 +126,7 @@ def test_bfloat16_is_no_less_exact_than_torch() -> None:
 
 @compiled
 @pytest.mark.parametrize("case", CASES)
-def test_published_models_take_the_fast_way_where_they_can(case: str, tmp_path: Path) -> None:
+def test_published_models_use_the_fused_step_where_supported(case: str, tmp_path: Path) -> None:
     model = built(read(case, reference(case)[0], tmp_path))
     text, _ = inputs()
     if case.startswith("llamagen"):
@@ -227,7 +173,7 @@ def test_draws_are_those_of_torch() -> None:
 
 
 @compiled
-def test_draws_of_what_is_no_distribution_end() -> None:
+def test_sampling_from_nonfinite_logits_terminates() -> None:
     logits = torch.full((3, 40), torch.nan)
     logits[1:] = torch.tensor([torch.inf, -torch.inf])[:, None]
     for options in ({}, {"top_k": 3}, {"top_p": 0.5}):
@@ -252,7 +198,7 @@ def test_packed_weights_last_as_long_as_they_are_wanted() -> None:
         assert packed_bytes(model, rows) == 0
 
 
-def test_without_a_compiler_all_goes_torchs_way(
+def test_without_a_compiler_torch_is_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = filled(CONFIG)

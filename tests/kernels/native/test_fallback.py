@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels.native.test_decode import CONFIG, SHAPE, TEXT, Decoder, attended, compiled, filled, steps
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,6 +22,7 @@ from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.dalle import DALLE
 from support.generation import sample
+from support.native_decode import CONFIG, SHAPE, TEXT, Decoder, attended, compiled, filled, steps
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_biases_need_not_lie_together(linear: Linear) -> None:
     torch.testing.assert_close(found, F.linear(x, linear.weight, bias), rtol=1e-5, atol=1e-5)
 
 
-def test_within_what_looks_at_operations(linear: Linear) -> None:
+def test_vmap_jvp_trace_and_fake_tensors(linear: Linear) -> None:
     x, other = torch.randn(3, 2, 32), torch.randn(3, 2, 32)
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(torch.func.vmap(linear)(x), linear(x), **close)
@@ -93,7 +93,7 @@ def test_other_defaults_of_type_and_device(dtype: torch.dtype) -> None:
 
 
 @torch.enable_grad()
-def test_what_is_trained_knows_no_default_type_or_device() -> None:
+def test_native_training_ops_ignore_default_dtype_and_device() -> None:
     qkv, ids = torch.randn(3, 2, 3, 16, 32).bfloat16().requires_grad_(), torch.arange(5)
     images, weight = torch.randn(2, 32, 3, 3).contiguous(memory_format=torch.channels_last), torch.ones(32)
     logits = torch.randn(5, 64)
@@ -151,7 +151,7 @@ def test_a_cache_whose_rows_were_reordered(batch: int) -> None:
     torch.testing.assert_close(decoder.extend(ids, cache), expected.flip(0), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_pointed_to_is_kept() -> None:
+def test_fused_step_follows_replaced_parameters() -> None:
     model = filled(CONFIG)
     (cache, decoder), ids = begun(model), torch.full((2, 1), 3)
     position, expected = cache.position, decoder.extend(ids, cache)

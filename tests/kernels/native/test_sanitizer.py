@@ -49,7 +49,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=1800)
 
 
-def test_no_access_goes_astray(sanitized: dict[str, str]) -> None:
+def test_no_out_of_bounds_access(sanitized: dict[str, str]) -> None:
     done = run(sanitized, "0", "40")
     assert done.returncode == 0, done.stderr[-6000:]
     calls = json.loads(done.stdout)
@@ -58,6 +58,6 @@ def test_no_access_goes_astray(sanitized: dict[str, str]) -> None:
     assert set(calls) == expected, "a function was never called, or one that should not be"
 
 
-def test_the_sanitizer_sees_what_goes_astray(sanitized: dict[str, str]) -> None:
+def test_out_of_bounds_access_is_caught(sanitized: dict[str, str]) -> None:
     done = run(sanitized, "broken")
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "cross_entropy" in done.stderr

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints.published.test_transformers import reference
 from torch import Tensor
 
 from dalle.image_tokenizers import GumbelConfig, VQConfig, VQGANConfig, build
 from support.published.references.transformers import CASES, CODES, ROWS, WORDS
 from support.published.references.weights import weight
+from support.published.transformers import reference
 
 CHARACTERS = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 4, "a</w>": 5, "b</w>": 6, "c</w>": 7, "ab": 8, "ab</w>": 9}
 # Six ids of single characters, two merges

@@ -117,7 +117,7 @@ def test_interrupted_is_uninterrupted(stops: tuple[int, ...], clock: Clock, tmp_
         assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_a_kill_between_validation_and_checkpoint_is_made_good(
+def test_best_weights_after_a_kill_between_validation_and_checkpoint(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(tmp_path / "whole") == 0
@@ -150,7 +150,7 @@ def test_training_ends_early_and_goes_on_with_more_patience(
     assert validated(tmp_path / "a")[-1][0] == 16 and is_exported(tmp_path / "a", 10)
 
 
-def test_best_weights_that_are_gone_are_told(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_best_weights_are_reported(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "a", "run.keep_best=null", "run.steps=12") == 0
     assert names(tmp_path / "a") == ["step-00000012"] and is_exported(tmp_path / "a", 12)
     assert run(tmp_path / "a", "resume=true") == 0

@@ -126,7 +126,7 @@ def _draws(model: DALLE, sharding: Sharding) -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # as it is in this process
 @pytest.mark.parametrize("kind", ["dalle", pytest.param("clip", marks=pytest.mark.slow)])
-def test_a_step_of_shares_is_that_of_the_whole_model(kind: str, tmp_path: Path) -> None:
+def test_a_sharded_step_equals_the_unsharded_step(kind: str, tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_worker, args=(2, kind, tmp_path), nprocs=2, start_method="fork")
     whole = _stepped(_model(kind))
     there = sharded_checkpoint.open_shards(tmp_path / "shards")
@@ -224,7 +224,7 @@ def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(variable)
 
 
-def test_a_single_process_shares_nothing() -> None:
+def test_a_single_process_is_not_sharded() -> None:
     run = RunConfig(
         dir=Path("x"), steps=1, batch_size=2, device="cpu", precision="fp32", tracker="none", sharding="fsdp"
     )

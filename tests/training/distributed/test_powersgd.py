@@ -39,7 +39,7 @@ def _flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def test_what_is_not_told_is_told_later() -> None:
+def test_error_feedback_sends_the_residual_later() -> None:
     told = PowerSGD(PowerSGDConfig(rank=2, start=2))
     given, sent = torch.zeros(24 * 16 + 10 + 288), torch.zeros(24 * 16 + 10 + 288)
     for step in range(6):
@@ -70,7 +70,7 @@ def test_an_interrupted_run_goes_on_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(other.state()["error"], state["error"] + 1)
 
 
-def test_what_is_not_finite_leaves_no_trace() -> None:
+def test_nonfinite_gradients_leave_compressor_state_unchanged() -> None:
     told, other = (PowerSGD(PowerSGDConfig(rank=2, start=2)) for _ in range(2))
     for step in range(3):
         _told(told, step)
@@ -82,7 +82,7 @@ def test_what_is_not_finite_leaves_no_trace() -> None:
     assert all(torch.equal(a, b) for a, b in zip(_told(told, 4), _told(other, 4)))
 
 
-def test_wrong_options_are_told() -> None:
+def test_invalid_options_are_errors() -> None:
     for options in ({"rank": 0}, {"start": 1}):
         with pytest.raises(ValueError, match="is [01]; it must be at least [12]"):
             PowerSGDConfig(**options)

@@ -70,7 +70,7 @@ def _same(make: Callable[[], nn.Module], whole: nn.Module, world: int, after: to
 
 @pytest.mark.parametrize("kind", MADE)
 @pytest.mark.parametrize("world", [2, 5])
-def test_shares_are_what_a_whole_module_begins_with(kind: str, world: int) -> None:
+def test_shards_equal_slices_of_the_full_initialization(kind: str, world: int) -> None:
     if kind == "lora":
         pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     torch.manual_seed(3)

@@ -187,7 +187,7 @@ def test_network_is_frozen_and_images_get_gradients(kind: str) -> None:
     torch.testing.assert_close(loss(a, b), (loss(a[:1], b[:1]) + loss(a[1:], b[1:])) / 2)
 
 
-def test_none_is_no_loss() -> None:
+def test_perceptual_kind_none_builds_no_loss() -> None:
     assert build_perceptual(NonePerceptual()) is None
 
 

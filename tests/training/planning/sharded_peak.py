@@ -12,7 +12,6 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
-from test_memory import IMAGES, SIZES, with_checkpointing
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -22,6 +21,7 @@ from dalle.training.distributed.fsdp import Sharding, keep_unsharded, local, res
 from dalle.training.optim import OptimConfig, adamw
 from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, memory, sampling_budget
 from support.memory_peaks import peak_of
+from support.model_sizes import IMAGES, SIZES, with_checkpointing
 
 ROWS = 4  # that are drawn at a time
 

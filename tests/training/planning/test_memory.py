@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,49 +14,12 @@ import torch
 
 from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
 from dalle.training.optim import EMA, OptimConfig, adamw
 from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, cache_bytes, memory
 from support.memory_peaks import peak_of
+from support.model_sizes import IMAGES, SIZES, with_checkpointing
 
 FOLDER, ROOT = Path(__file__).parent, Path(__file__).parents[3]
-IMAGES = 4
-SIZES = {
-    "small": DALLEConfig(
-        transformer=TransformerConfig(width=64, depth=3, heads=4), text_vocab=300, text_length=16, image_vocab=512
-    ),
-    "deep": DALLEConfig(
-        transformer=TransformerConfig(width=192, depth=8, heads=3),
-        text_vocab=2048,
-        text_length=48,
-        grid=(12, 12),
-        attention=("row", "column", "row", "row"),
-        last_attention="conv",
-    ),
-    "many codes": DALLEConfig(
-        transformer=TransformerConfig(width=128, depth=4, heads=4),
-        text_vocab=1024,
-        text_length=32,
-        image_vocab=8192,
-        grid=(16, 16),
-    ),
-    "sparse": DALLEConfig(
-        transformer=TransformerConfig(width=128, depth=4, heads=4),
-        text_vocab=300,
-        text_length=64,
-        grid=(20, 20),
-        attention=("row", "column", "row", "conv"),
-    ),
-    "gated": DALLEConfig(
-        transformer=TransformerConfig(width=128, depth=4, heads=2, qk_norm=True, feed_forward="swiglu", dropout=0.1),
-        positions="rope",
-        grid=(12, 12),
-    ),
-}
-
-
-def with_checkpointing(config: DALLEConfig, on: bool) -> DALLEConfig:
-    return replace(config, transformer=replace(config.transformer, checkpoint_activations=on))
 
 
 def measured(config: DALLEConfig, precision: Precision, accumulation: int, scratch: Path) -> int:
@@ -141,7 +103,7 @@ def _printed(command: list[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a while")
-def test_a_process_has_no_room_for_the_whole_model(tmp_path: Path) -> None:
+def test_sharded_init_and_loading_hold_one_full_parameter(tmp_path: Path) -> None:
     """63 million weights in four shares: made, averaged, filled, saved and read a parameter at a time."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
     found = json.loads(_printed([*launch, str(FOLDER / "sharded_host.py"), str(tmp_path)]))

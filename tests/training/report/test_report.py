@@ -99,7 +99,7 @@ def test_curves_are_the_numbers_of_the_log(run: Path, kind: str) -> None:
             assert y == (pytest.approx(value, rel=1e-3) if kind == "log" else pytest.approx(value, abs=1e-3 * span))
 
 
-def test_the_page_has_everything_and_needs_nothing(run: Path) -> None:
+def test_the_page_is_complete_and_self_contained(run: Path) -> None:
     root = page(run)
     text = text_of(root)
     for expected in (
@@ -206,7 +206,7 @@ def test_each_curve_is_in_one_chart(run: Path) -> None:
         ("run: [", "not valid YAML"),
     ],
 )
-def test_what_is_no_run_is_one_line(
+def test_a_folder_without_a_run_is_a_one_line_error(
     config: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if config is not None:

@@ -1,0 +1,65 @@
+"""A small model whose decode steps run in native code, and what tells whether they did."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dalle.generation.cpu_step import FusedBlocks
+from dalle.kernels.kv_cache import KVCache
+from dalle.kernels.native import bindings
+from dalle.kernels.native.decode_attention import prepared
+from dalle.kernels.native.decode_step import Step
+from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.transformer import TransformerConfig
+
+compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
+SHAPE = TransformerConfig(width=64, depth=3, heads=2)
+CONFIG = DALLEConfig(transformer=SHAPE, text_vocab=20, text_length=5, image_vocab=33, grid=(4, 5), conv_kernel=3)
+TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
+
+
+def filled(config: DALLEConfig) -> DALLE:
+    torch.manual_seed(0)
+    model = DALLE(config).eval()
+    for name, parameter in model.named_parameters():
+        nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.15)
+    return model
+
+
+class Decoder:
+    """A model whose blocks run in one call where they can."""
+
+    def __init__(self, model: DALLE) -> None:
+        self.model, self.blocks = model, FusedBlocks(model.transformer)
+
+    def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
+        return self.model.extend(ids, cache, self.blocks)
+
+    def extend_each(self, ids: Tensor, cache: KVCache) -> Tensor:
+        return self.model.extend_each(ids, cache, self.blocks)
+
+    def fused(self) -> bool:
+        """Whether the last step was one call."""
+        return isinstance(self.blocks.step, Step)
+
+
+def attended(cache: KVCache) -> bool:
+    """Whether native attention has read this cache."""
+    return any(one is not None for one in prepared.get(cache, {}).values())
+
+
+def steps(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, KVCache, Decoder]:
+    """Logits of image tokens that are added some at a time, the cache that holds them, and what added them."""
+    decoder = Decoder(model)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, model.config.image_vocab, (batch, sum(sizes)), generator=generator)
+    _, state = model.prefill(text)
+    cache = model.new_cache(batch)
+    cache.load_prefixes([state.row(row % len(text)) for row in range(batch)])
+    found, start = [], 0
+    for size in sizes:
+        found.append(decoder.extend_each(ids[:, start : start + size], cache))
+        start += size
+    return torch.cat(found, dim=1), cache, decoder
