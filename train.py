@@ -24,7 +24,7 @@ from torch import Tensor
 from dalle.cli.interrupt import SignalHandler
 from dalle.cli.parser import CommandLine, print_error
 from dalle.config import dump
-from dalle.data.loader import lost_worker
+from dalle.data.loader import describe_lost_worker
 from dalle.device import out_of_memory
 from dalle.training.checkpoint.best import NotANumber
 from dalle.training.init_from import resolve_recipe
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
         short = out_of_memory(error)
         if short is not None:
             return print_error(program, f"{short}: {_SMALLER}")
-        reported = lost_worker(error) if isinstance(error, RuntimeError) else error
+        reported = describe_lost_worker(error) if isinstance(error, RuntimeError) else error
         if reported is None:
             raise
         return print_error(program, reported)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.load import is_ours, open_source
+from dalle.checkpoints.load import is_model_folder, open_source
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.convert import convert
@@ -102,7 +102,7 @@ def prepare_initial(recipe: DALLERecipe | CLIPRecipe) -> None:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
     place = recipe.run.dir / FOLDER
-    if not is_ours(path) and not place.exists():
+    if not is_model_folder(path) and not place.exists():
         convert(path, place, "float32")
 
 
@@ -132,4 +132,4 @@ def initial_weights(recipe: DALLERecipe) -> Tensors:
 def _file(recipe: DALLERecipe | CLIPRecipe) -> Path:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
-    return (path if is_ours(path) else recipe.run.dir / FOLDER) / WEIGHTS
+    return (path if is_model_folder(path) else recipe.run.dir / FOLDER) / WEIGHTS

@@ -12,7 +12,7 @@ from dalle.config import to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.loader import Batch, batches, evaluation_batches
-from dalle.data.summary import Summary, changed, summary_of
+from dalle.data.summary import Summary, record_and_compare, summarize
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import Best, check_numbers, validations
 from dalle.training.checkpoint.checkpoint import Checkpoint
@@ -88,7 +88,7 @@ class Run:
             workers=run.workers,
         )
         self.log = RunLog(recipe, self.accelerator, self.start, task)
-        self._announce(summary_of(data, self.held_out) if self.accelerator.is_main_process else None)
+        self._announce(summarize(data, self.held_out) if self.accelerator.is_main_process else None)
         self._skipped = SkippedStepMonitor(self.log, run.max_skipped, run.dir)
         self.told_to_stop = StopSignal(self.accelerator)
         task.model.train()
@@ -110,7 +110,7 @@ class Run:
             self.log.say(f"resume=auto: {begun}")
         if summary is not None:
             self.log.say(str(summary))
-            if (other := changed(summary, self.options.dir / "data.json")) is not None:
+            if (other := record_and_compare(summary, self.options.dir / "data.json")) is not None:
                 self.log.say(other)
         if self._uncompiled is not None:
             self.log.say(f"run.compile: {self._uncompiled}; training goes on uncompiled")

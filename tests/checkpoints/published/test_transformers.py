@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle
-from dalle.checkpoints.published.state import Published, published_name, renamed
+from dalle.checkpoints.published.state import Published, published_name, rename_tensors
 from dalle.checkpoints.tensors import LazyTensor, check_fit
 from dalle.models.dalle import DALLE
 from support.generation import generate
@@ -163,6 +163,6 @@ def test_masks_of_rudalle() -> None:
 def test_what_a_tensor_is_called_in_the_file(case: str) -> None:
     family = {"mindalle": mindalle, "rudalle": rudalle, "llamagen": llamagen}[case.partition("-")[0]]
     for name in reference(case)[0]:
-        for ours in renamed({name: torch.empty(0)}, family._RULES, family._DROPPED)[0]:
+        for ours in rename_tensors({name: torch.empty(0)}, family._RULES, family._DROPPED)[0]:
             assert published_name(ours, family._RULES) == name
     assert published_name("something.else", family._RULES) is None
