@@ -10,150 +10,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import check_total, config
 from dalle.kernels.ids import check_ids
+from dalle.models.clip_config import CLIPConfig as CLIPConfig
+from dalle.models.clip_towers import TextTransformer, VisionTransformer
 from dalle.models.siglip import PooledVisionTransformer, UnmaskedTextTransformer
-from dalle.models.transformer import Transformer, TransformerConfig
-from dalle.ranges import NonNegativeInt, PositiveFloat, Range, Size
-from dalle.text_tokenizers import EOS_ID, TextTokenizer
+from dalle.text_tokenizers import TextTokenizer
 
 INITIAL_TEMPERATURE = 0.07
 INITIAL_SIGMOID_SCALE, INITIAL_SIGMOID_BIAS = 10.0, -10.0  # SigLIP, algorithm 1
 MAX_SCALE = 100.0
-
-_Mean = Annotated[float, Range(-1000, 1000)]
-_Deviation = Annotated[float, Range(0, 1000, above=True)]
-
-
-@config
-class CLIPConfig:
-    """Architecture of a CLIP."""
-
-    image_size: Size = 64
-    """Height and width of the images, in pixels."""
-    patch_size: Size = 8
-    """Height and width of a patch, in pixels; divides image_size."""
-    vision: TransformerConfig = TransformerConfig()
-    """Image tower."""
-    text: TransformerConfig = TransformerConfig()
-    """Number of text tokens in the vocabulary."""
-    text_vocab: Size = 4096
-    """Maximum caption length in tokens, including EOS."""
-    text_length: Size = 32
-    """Longest caption in tokens, EOS included."""
-    eos_id: NonNegativeInt = EOS_ID
-    """Id of the EOS token, at which a caption's embedding is read."""
-    embed_dim: Size = 256
-    """Dimensions D of the joint embedding space."""
-    mean: tuple[_Mean, _Mean, _Mean] = (0.48145466, 0.4578275, 0.40821073)
-    """Mean of the red, green and blue channels, subtracted from images in [0, 1]."""
-    std: tuple[_Deviation, _Deviation, _Deviation] = (0.26862954, 0.26130258, 0.27577711)
-    """Standard deviation of the channels, by which images are then divided."""
-    towers: Literal["clip", "siglip"] = "clip"
-    """clip: class token; causal text, read at EOS. siglip: attention pooling over the patches (embed_dim must equal the
-    image tower's width); bidirectional text that attends to padding too, read at its last position."""
-    sigmoid: bool = False
-    """Give each pair its own probability, sigmoid(scale * cosine + bias), as SigLIP does (train with `loss: sigmoid`).
-    false: no bias; scores only rank texts or images against each other."""
-    initial_scale: PositiveFloat | None = None
-    """Initial value of the logit scale; null: 1 / 0.07, or 10 with the sigmoid."""
-    initial_bias: Annotated[float, Range(-(10**6), 10**6)] | None = None
-    """Initial value of the sigmoid's bias; null: -10. The paper also tried log(1 / batch size)."""
-
-    def __post_init__(self) -> None:
-        tokens = self.text_length + (self.image_size // self.patch_size) ** 2
-        widest = max(self.vision.width, self.text.width)
-        numbers = (self.text_vocab + tokens + self.embed_dim + self.patch_size**2) * widest + self.text_length**2
-        check_total(
-            max(numbers, self.image_size**2),
-            f"image_size {self.image_size}, patch_size {self.patch_size}, text_vocab {self.text_vocab}, "
-            f"text_length {self.text_length}, embed_dim {self.embed_dim}",
-        )
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
-        if self.towers == "siglip" and self.embed_dim != self.vision.width:
-            raise ValueError(
-                f"embed_dim is {self.embed_dim}; SigLIP towers have no image projection, so it must be the image "
-                f"tower's width, {self.vision.width}"
-            )
-        if self.initial_bias is not None and not self.sigmoid:
-            raise ValueError(f"initial_bias is {self.initial_bias}, but only the sigmoid has a bias: set it to null")
-
-
-class VisionTransformer(nn.Module):
-    """Image tower: patches and a class token, LayerNorm, pre-norm transformer, projection of the class token."""
-
-    mean: Tensor
-    std: Tensor
-    first_patch = 1  # position 0 is the class token
-
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__()
-        width, side = config.vision.width, config.image_size // config.patch_size
-        self.side = side
-        self.patches = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
-        self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positions = nn.Parameter(torch.randn(1 + side**2, width) * width**-0.5)
-        self.norm = nn.LayerNorm(width)
-        self.transformer = Transformer(config.vision)
-        self.projection = nn.Linear(width, config.embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to the transformer's input [B, 1 + h*w, C], class token first."""
-        normalized = (images - self.mean) / self.std
-        patches = self.patches(normalized.to(self.patches.weight.dtype))  # [B, C, h, w]
-        tokens = rearrange(patches, "B C h w -> B (h w) C")
-        first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
-        x: Tensor = self.norm(torch.cat([first, tokens], dim=1) + self.positions)
-        return x
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
-        projected: Tensor = self.projection(self.transformer(self.embed(images))[:, 0])
-        return projected
-
-
-class TextTransformer(nn.Module):
-    """Text tower: causal pre-norm transformer, projection of the state at EOS."""
-
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__()
-        width, self.eos_id = config.text.width, config.eos_id
-        self.tokens = nn.Embedding(config.text_vocab, width)
-        self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
-        self.transformer = Transformer(config.text)
-        self.projection = nn.Linear(width, config.embed_dim, bias=False)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
-
-    def states(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] to the states [B, T, C] after the final norm."""
-        x: Tensor = self.transformer(self.tokens(ids) + self.positions[: ids.shape[1]], "causal")
-        return x
-
-    def end(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] to the position to read, int64 [B]: the first EOS or, without one, the last position."""
-        ends = ids.eq(self.eos_id)
-        return torch.where(ends.any(dim=1), ends.int().argmax(dim=1), ids.shape[1] - 1)
-
-    def project(self, states: Tensor, end: Tensor) -> Tensor:
-        """States [B, T, C] and the position [B] to read, to embeddings [B, D], not normalized."""
-        projected: Tensor = self.projection(states[torch.arange(len(states), device=states.device), end])
-        return projected
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] to embeddings [B, D], not normalized."""
-        return self.project(self.states(ids), self.end(ids))
 
 
 class TextStates(NamedTuple):

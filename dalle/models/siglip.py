@@ -7,18 +7,14 @@ Shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.kernels.linear import Linear
+from dalle.models.clip_config import CLIPConfig
 from dalle.models.transformer import FeedForward, Transformer, TransformerConfig
-
-if TYPE_CHECKING:
-    from dalle.models.clip import CLIPConfig
 
 _NORM_EPS = 1e-6
 

@@ -158,6 +158,7 @@ class Stage(nn.Module):
         self.attention = AttentionBlock(width, config.head_channels, context_width) if attends else None
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None, real: Tensor | None) -> Tensor:
+        """[B, before, h, w], conditioned on vectors [B, vector_width] and a context, to [B, width, h', w']."""
         x = self.block(x, vector)
         return x if self.attention is None else self.attention(x, context, real)
 
@@ -181,6 +182,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None = None, real: Tensor | None = None) -> Tensor:
+        """[B, before, h, w] and vectors [B, vector_width] to [B, width, h', w']; context and its mask are not used."""
         if self.checkpointed and self.training:
             return checkpoint(self._run, x, vector, use_reentrant=False)
         return self._run(x, vector)
@@ -213,6 +215,7 @@ class AttentionBlock(nn.Module):
         self.out = _zeroed(nn.Linear(width, width))
 
     def forward(self, x: Tensor, context: Tensor | None, real: Tensor | None) -> Tensor:
+        """[B, width, h, w], attending to itself and to the context tokens that are `real`, to the same shape."""
         height, pixels = x.shape[2], x.shape[2] * x.shape[3]
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.heads)

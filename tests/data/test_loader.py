@@ -22,7 +22,7 @@ from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.loader import Batch, batches, evaluation_batches
-from dalle.data.shapes import ShapesConfig
+from dalle.data.shapes import ShapesConfig, ShapesDataset
 from dalle.training.checkpoint.latest import load_latest
 
 

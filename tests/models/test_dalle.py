@@ -134,7 +134,7 @@ def test_too_many_tokens_are_refused() -> None:
     model, (text, image_ids) = build(), pairs()
     with pytest.raises(ValueError, match="the text has 6 tokens, but the model only 5 text positions"):
         model(F.pad(text, (0, 1)), image_ids)
-    with pytest.raises(ValueError, match="the image has 13 tokens and the model 12 image positions"):
+    with pytest.raises(ValueError, match="the image has 13 tokens, but the model only 12 image positions"):
         model(text, F.pad(image_ids, (0, 1)))
 
 

@@ -202,7 +202,7 @@ def test_the_dot_product_is_drawn_from_the_top_half(monkeypatch: pytest.MonkeyPa
 def test_wrong_shapes_are_refused(prior: Either) -> None:
     with pytest.raises(ValueError, match="captions of 9 tokens, but this prior reads at most 7"):
         output(prior, captions(2, length=9))
-    with pytest.raises(ValueError, match="2 or more embeddings"):
+    with pytest.raises(ValueError, match="at least 2 embeddings"):
         prior.fit(*embeddings(1))
     with pytest.raises(ValueError, match="components is 40"):
         AutoregressivePriorConfig(**SHAPE, components=40)

@@ -214,7 +214,10 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
             lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"2 0\n9601 4\n1114112 5\n1 0 2 3\n"),
             "that Unicode does not have",
         ),
-        (lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"2 0\n9601 4\n%d 5\n1 0 2 3\n" % 10**30), "Unicode has not"),
+        (
+            lambda: YTTMTokenizer(YTTMTokenizerConfig(), b"2 0\n9601 4\n%d 5\n1 0 2 3\n" % 10**30),
+            "Unicode does not have",
+        ),
         (lambda: YTTMTokenizer(YTTMTokenizerConfig(), DOUBLED.encode()), "has over 4096 characters"),
         (lambda: CLIPTokenizer(CLIPTokenizerConfig(), "#version\nĠ t\n".encode()), "is of another model, as GPT-2"),
         (lambda: CLIPTokenizer(CLIPTokenizerConfig(), gzip.compress(bytes(1 << 25))), "have over 16,777,216 bytes"),

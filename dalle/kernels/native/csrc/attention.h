@@ -13,15 +13,15 @@
 #include "simd.h"
 
 struct Sequences {
-    const void *q, *k, *v;   // bfloat16 [B, H, T, D]; the channels are contiguous
-    int64_t strides[3][3];   // of q, k, v: batch, head, token
-    const uint8_t* mask;     // [T, T], 1 if the query may attend to the key; null: see `causal`
-    int64_t causal;          // without a mask: 1 if keys after the query are hidden
+    const void *q, *k, *v;  // bfloat16 [B, H, T, D]; the channels are contiguous
+    int64_t strides[3][3];  // of q, k, v: batch, head, token
+    const uint8_t* mask;    // [T, T], 1 if the query may attend to the key; null: see `causal`
+    int64_t causal;         // without a mask: 1 if keys after the query are hidden
     int64_t batch, heads, tokens, channels;
-    float scale;             // of the scores, 1 / sqrt(D)
-    void* out;               // bfloat16 [B, T, H, D]
-    float* lse;              // [B, H, T], log-sum-exp of the scores
-    const void* out_grad;    // backward: bfloat16 [B, T, H, D]
+    float scale;                     // of the scores, 1 / sqrt(D)
+    void* out;                       // bfloat16 [B, T, H, D]
+    float* lse;                      // [B, H, T], log-sum-exp of the scores
+    const void* out_grad;            // backward: bfloat16 [B, T, H, D]
     void *q_grad, *k_grad, *v_grad;  // backward: bfloat16, written; tokens are `grad_stride` apart
     int64_t grad_stride;
 };
@@ -34,11 +34,11 @@ constexpr int64_t ROWS = 4, BLOCK = 64;  // rows and columns of a block whose su
 
 inline __m512bh as_pairs(__m512i words) { return (__m512bh)words; }
 
-// out[r][n] = sum over k in [first, last) of words a[r * row_stride + k * k_stride] times b[k * width + 16 n ...], for ROWS
-// rows and 16 N columns. Not inlined, so that the compiler keeps the N columns in registers.
+// out[r][n] = sum over k in [first, last) of words a[r * row_stride + k * k_stride] times b[k * width + 16 n ...], for
+// ROWS rows and 16 N columns. Not inlined, so that the compiler keeps the N columns in registers.
 template <int N>
 __attribute__((noinline)) void matmul(const uint32_t* a, int64_t row_stride, int64_t k_stride, const uint32_t* b,
-                                        int64_t width, int64_t first, int64_t last, __m512 (*sums)[N]) {
+                                      int64_t width, int64_t first, int64_t last, __m512 (*sums)[N]) {
     __m512 own[ROWS][N];
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < N; n++) own[r][n] = _mm512_setzero_ps();
@@ -86,8 +86,10 @@ inline void transpose_16x16(const uint32_t* from, int64_t down, uint32_t* to, in
         a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
     }
     for (int i = 0; i < 4; i++) {  // quarters of rows i, 4 + i, 8 + i and 12 + i form the rows of the result
-        const __m512i one = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), two = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
-        const __m512i three = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd), four = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
+        const __m512i one = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88),
+                      two = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+        const __m512i three = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd),
+                      four = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
         b[i] = _mm512_shuffle_i32x4(one, two, 0x88), b[8 + i] = _mm512_shuffle_i32x4(one, two, 0xdd);
         b[4 + i] = _mm512_shuffle_i32x4(three, four, 0x88), b[12 + i] = _mm512_shuffle_i32x4(three, four, 0xdd);
     }
@@ -96,9 +98,8 @@ inline void transpose_16x16(const uint32_t* from, int64_t down, uint32_t* to, in
 
 // One head of one sequence, with buffers that are reused for the next.
 class Head {
-   public:
-    Head(const Sequences& all)
-        : s(all), words(s.channels / 2), padded((s.tokens + BLOCK - 1) / BLOCK * BLOCK) {
+ public:
+    Head(const Sequences& all) : s(all), words(s.channels / 2), padded((s.tokens + BLOCK - 1) / BLOCK * BLOCK) {
         // Keys after the last visible one are skipped, and for keys, queries before the first that sees them
         key_end.resize(padded, s.tokens), first_query.resize(padded, 0);
         for (int64_t i = 0; i < s.tokens; i++) {
@@ -131,7 +132,8 @@ class Head {
                 scales[r] = softmax(scores.data() + r * padded, i + r, end, row.data() + r * padded / 2, lse);
                 if (i + r < s.tokens) s.lse[number * s.tokens + i + r] = lse;
             }
-            multiply_store(row.data(), padded / 2, 1, v_pairs, 0, end / 2, i, (bfloat16*)s.out, s.heads * s.channels, number, scales);
+            multiply_store(row.data(), padded / 2, 1, v_pairs, 0, end / 2, i, (bfloat16*)s.out, s.heads * s.channels,
+                           number, scales);
         }
     }
 
@@ -142,7 +144,8 @@ class Head {
         const int64_t between = s.heads * s.channels, at = offset(number, between);
         const bfloat16 *out = (const bfloat16*)s.out + at, *grad = (const bfloat16*)s.out_grad + at;
         copy(grad, between, out_grad);
-        transpose(k, k_transposed), transpose(v, v_transposed), pair_tokens(q, q_pairs), pair_tokens(k, k_pairs), pair_tokens(out_grad, out_grad_pairs);
+        transpose(k, k_transposed), transpose(v, v_transposed), pair_tokens(q, q_pairs), pair_tokens(k, k_pairs),
+            pair_tokens(out_grad, out_grad_pairs);
         weights.resize(padded / 2 * padded), score_grads.resize(padded / 2 * padded);
         // With a mask, a later query may see fewer keys than an earlier one; what it does not write must be 0
         if (s.mask) std::fill(weights.begin(), weights.end(), 0), std::fill(score_grads.begin(), score_grads.end(), 0);
@@ -159,21 +162,24 @@ class Head {
             multiply_keys(q, k_transposed, i, end, scores.data());
             multiply_keys(out_grad, v_transposed, i, end, weight_grads.data());
             for (int64_t r = 0; r < ROWS; r += 2) score_gradients(i, r, end, lses + r, means + r);
-            multiply_store(row.data(), padded / 2, 1, k_pairs, 0, end / 2, i, (bfloat16*)s.q_grad, s.grad_stride, number);
+            multiply_store(row.data(), padded / 2, 1, k_pairs, 0, end / 2, i, (bfloat16*)s.q_grad, s.grad_stride,
+                           number);
         }
         for (int64_t j = 0; j < s.tokens; j += ROWS) {
             const int64_t first = first_query[j] / 2, last = (s.tokens + 1) / 2;
-            multiply_store(weights.data() + j, 1, padded, out_grad_pairs, first, last, j, (bfloat16*)s.v_grad, s.grad_stride, number);
-            multiply_store(score_grads.data() + j, 1, padded, q_pairs, first, last, j, (bfloat16*)s.k_grad, s.grad_stride, number);
+            multiply_store(weights.data() + j, 1, padded, out_grad_pairs, first, last, j, (bfloat16*)s.v_grad,
+                           s.grad_stride, number);
+            multiply_store(score_grads.data() + j, 1, padded, q_pairs, first, last, j, (bfloat16*)s.k_grad,
+                           s.grad_stride, number);
         }
     }
 
-   private:
+ private:
     const Sequences& s;
-    const int64_t words, padded;  // words of a token; tokens, with rows of zeros behind the last
+    const int64_t words, padded;                // words of a token; tokens, with rows of zeros behind the last
     std::vector<int64_t> key_end, first_query;  // of a query, the end of its visible keys; of a key, its first query
     std::vector<uint32_t> q, k, v, out_grad;    // [padded, words], words along channels
-    std::vector<uint32_t> k_transposed, v_transposed;               // [words, padded]
+    std::vector<uint32_t> k_transposed, v_transposed;                 // [words, padded]
     std::vector<uint32_t> q_pairs, k_pairs, v_pairs, out_grad_pairs;  // [padded / 2, D], words along tokens
     std::vector<uint32_t> row;                   // [ROWS, padded / 2], weights or score gradients, words along keys
     std::vector<uint32_t> weights, score_grads;  // [padded / 2, padded], words along queries
@@ -196,7 +202,8 @@ class Head {
     // From words [padded, words] to [words, padded].
     void transpose(const std::vector<uint32_t>& from, std::vector<uint32_t>& to) const {
         for (int64_t t = 0; t < padded; t += 16)
-            for (int64_t w = 0; w < words; w += 16) transpose_16x16(&from[t * words + w], words, &to[w * padded + t], padded);
+            for (int64_t w = 0; w < words; w += 16)
+                transpose_16x16(&from[t * words + w], words, &to[w * padded + t], padded);
     }
 
     // From words along channels to words along tokens: bfloat16 of tokens t and t + 1 side by side.
@@ -204,7 +211,8 @@ class Head {
         for (int64_t t = 0; t < padded; t += 2)
             for (int64_t w = 0; w < words; w += 8) {
                 const __m512i one = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)&from[t * words + w]));
-                const __m512i other = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)&from[(t + 1) * words + w]));
+                const __m512i other =
+                    _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)&from[(t + 1) * words + w]));
                 _mm512_storeu_si512(&to[t * words + 2 * w], _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
             }
     }
@@ -217,14 +225,16 @@ class Head {
     }
 
     // Products of ROWS queries (or output gradients) with all needed keys (or values).
-    void multiply_keys(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t end, float* to) const {
+    void multiply_keys(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t end,
+                       float* to) const {
         int64_t j = 0;
         for (; j + BLOCK <= end; j += BLOCK) block<4>(rows, b, i, j, to);
         if (j < end) block<2>(rows, b, i, j, to);
     }
 
     template <int N>
-    void block(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t j, float* to) const {
+    void block(const std::vector<uint32_t>& rows, const std::vector<uint32_t>& b, int64_t i, int64_t j,
+               float* to) const {
         __m512 sums[ROWS][N];
         matmul<N>(&rows[i * words], words, 1, &b[j], padded, 0, words, sums);
         for (int r = 0; r < ROWS; r++)
@@ -247,7 +257,8 @@ class Head {
     float softmax(const float* own, int64_t token, int64_t end, uint32_t* to, float& lse) const {
         __m512 high = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
         const __m512 scale = _mm512_set1_ps(s.scale);
-        for (int64_t j = 0; j < end; j += 16) high = _mm512_mask_max_ps(high, visible(token, j), high, _mm512_loadu_ps(own + j));
+        for (int64_t j = 0; j < end; j += 16)
+            high = _mm512_mask_max_ps(high, visible(token, j), high, _mm512_loadu_ps(own + j));
         const float highest = _mm512_reduce_max_ps(high);
         const __m512 shift = _mm512_set1_ps(highest * s.scale);
         for (int64_t j = 0; j < end; j += 16) {
@@ -261,7 +272,8 @@ class Head {
         return sum > 0 || sum != sum ? 1 / sum : 0;  // 0 for padding rows, which see no key; nan is passed on
     }
 
-    // Attention weights and score gradients of queries i + r and i + r + 1: as words of both, and the latter along keys.
+    // Attention weights and score gradients of queries i + r and i + r + 1: as words of both, and the latter along
+    // keys.
     void score_gradients(int64_t i, int64_t r, int64_t end, const float* lses, const float* means) {
         const __m512 scale = _mm512_set1_ps(s.scale);
         const int64_t pair = (i + r) / 2 * padded;
@@ -283,8 +295,9 @@ class Head {
     static __m512i halves(__m512 values) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(values)); }
 
     // Multiply ROWS rows of words by b [K, D], and store the result as tokens i to i + ROWS - 1 of a head.
-    void multiply_store(const uint32_t* a, int64_t along_rows, int64_t along, const std::vector<uint32_t>& b, int64_t first,
-               int64_t last, int64_t i, bfloat16* to, int64_t stride, int64_t number, const float* scales = nullptr) const {
+    void multiply_store(const uint32_t* a, int64_t along_rows, int64_t along, const std::vector<uint32_t>& b,
+                        int64_t first, int64_t last, int64_t i, bfloat16* to, int64_t stride, int64_t number,
+                        const float* scales = nullptr) const {
         to += offset(number, stride);
         for (int64_t d = 0; d < s.channels; d += 16) {
             if (d + 64 <= s.channels) {
@@ -297,25 +310,26 @@ class Head {
     }
 
     template <int N>
-    void multiply_store_columns(const uint32_t* a, int64_t along_rows, int64_t along, const uint32_t* b, int64_t first, int64_t last,
-              int64_t i, bfloat16* to, int64_t stride, const float* scales) const {
+    void multiply_store_columns(const uint32_t* a, int64_t along_rows, int64_t along, const uint32_t* b, int64_t first,
+                                int64_t last, int64_t i, bfloat16* to, int64_t stride, const float* scales) const {
         __m512 sums[ROWS][N];
         matmul<N>(a, along_rows, along, b, s.channels, first, last, sums);
         for (int64_t r = 0; r < ROWS && i + r < s.tokens; r++)
             for (int n = 0; n < N; n++)
-                store_rounded(to + (i + r) * stride + 16 * n, scales ? _mm512_mul_ps(sums[r][n], _mm512_set1_ps(scales[r])) : sums[r][n]);
+                store_rounded(to + (i + r) * stride + 16 * n,
+                              scales ? _mm512_mul_ps(sums[r][n], _mm512_set1_ps(scales[r])) : sums[r][n]);
     }
 };
 
 }  // namespace
 
-#define ATTENTION(NAME)                                                           \
-    extern "C" void attention_##NAME(const Sequences* all, int threads) {         \
-        _Pragma("omp parallel num_threads(threads)") {                            \
-            Head head(*all);                                                      \
-            _Pragma("omp for schedule(dynamic)")                                  \
-            for (int64_t number = 0; number < all->batch * all->heads; number++) head.NAME(number); \
-        }                                                                         \
+#define ATTENTION(NAME)                                                                                               \
+    extern "C" void attention_##NAME(const Sequences* all, int threads) {                                             \
+        _Pragma("omp parallel num_threads(threads)") {                                                                \
+            Head head(*all);                                                                                          \
+            _Pragma("omp for schedule(dynamic)") for (int64_t number = 0; number < all->batch * all->heads; number++) \
+                head.NAME(number);                                                                                    \
+        }                                                                                                             \
     }
 #else  // without AVX512-BF16, dalle/kernels/native/attention.py declines
 #define ATTENTION(NAME) \

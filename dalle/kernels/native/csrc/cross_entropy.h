@@ -13,8 +13,8 @@ namespace {
 // Replaces logits [rows, n] by the gradient of the sum of cross-entropy + weight log^2 Z, and returns the cross-entropy
 // and log Z of each row. Adds the sum of the gradient over rows to `bias_grad` [n], unless it is null.
 template <class X>
-void cross_entropy(X* logits, const int64_t* ids, float* nats, float* log_z_out, float* bias_grad, int64_t rows, int64_t n,
-                   float weight, int threads) {
+void cross_entropy(X* logits, const int64_t* ids, float* nats, float* log_z_out, float* bias_grad, int64_t rows,
+                   int64_t n, float weight, int threads) {
     std::vector<float> partial(bias_grad ? threads * n : 0);
 #pragma omp parallel num_threads(threads)
     {

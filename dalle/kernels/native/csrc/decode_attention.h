@@ -11,7 +11,7 @@ struct Norm {
     const float *weight, *bias;
     float eps;
     int32_t rms;
-// A LayerNorm, or an RMSNorm if `rms`.
+    // A LayerNorm, or an RMSNorm if `rms`.
 };
 
 // New tokens attend to the cached ones, to earlier new ones and to themselves; keys and values go into the cache.
@@ -63,16 +63,18 @@ template <class X, class C>
 struct CachedAttention {
     const Attention& args;
 
-    // One head of one new token, with VECTORS * LANES channels; the sequence's earlier new tokens must be done, as their
-    // keys are read from the cache. `key_index` and `weights` are buffers for the visible keys and their weights.
+    // One head of one new token, with VECTORS * LANES channels; the sequence's earlier new tokens must be done, as
+    // their keys are read from the cache. `key_index` and `weights` are buffers for the visible keys and their weights.
     template <int VECTORS>
     void head(int64_t b, int64_t t, int64_t h, int32_t* key_index, float* weights) const {
         constexpr int64_t width = VECTORS * LANES;
-        const int64_t inner = args.heads * width, token = b * args.tokens + t, position = args.position + t, keys = position + 1;
+        const int64_t inner = args.heads * width, token = b * args.tokens + t, position = args.position + t,
+                      keys = position + 1;
         const X* from = static_cast<const X*>(args.qkv) + token * 3 * inner + h * width;
         alignas(64) float q[width], k[width], v[width];
         for (int64_t i = 0; i < width; i += LANES) {
-            store(q + i, load(from + i)), store(k + i, load(from + inner + i)), store(v + i, load(from + 2 * inner + i));
+            store(q + i, load(from + i)), store(k + i, load(from + inner + i)),
+                store(v + i, load(from + 2 * inner + i));
         }
         if (args.q_norm.weight) normalize(args.q_norm, q, q, width), normalize(args.k_norm, k, k, width);
         if (args.cos) {
@@ -103,7 +105,8 @@ struct CachedAttention {
             Floats totals[4] = {};
             for (int j = 0; j < 4; j++) {
                 prefetch<VECTORS>(next_keys + key_index[s + j + ahead] * width);
-                for (int i = 0; i < VECTORS; i++) totals[j] += query[i] * load(key + key_index[s + j] * width + i * LANES);
+                for (int i = 0; i < VECTORS; i++)
+                    totals[j] += query[i] * load(key + key_index[s + j] * width + i * LANES);
             }
             sum4(totals, weights + s);
         }

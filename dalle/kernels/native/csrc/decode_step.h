@@ -9,7 +9,7 @@
 #include "gemm.h"
 
 struct Matrix {
-// A linear layer. This and the following structs mirror those in dalle/kernels/native/decode_step.py.
+    // A linear layer. This and the following structs mirror those in dalle/kernels/native/decode_step.py.
     const void* weight;         // [n, k]
     const float *scale, *bias;  // [n]; scale of int8 rows
     int64_t n, k;

@@ -6,7 +6,8 @@
 
 namespace {
 
-// Register blocking: with 8 matrix rows at a time, this many x rows, likewise with 4 and 3, so that all sums stay in registers.
+// Register blocking: with 8 matrix rows at a time, this many x rows, likewise with 4 and 3, so that all sums stay in
+// registers.
 #if defined(__AVX512F__)
 constexpr int MAX_X_8 = 3, MAX_X_4 = 6, MAX_X_3 = 8;
 #elif defined(__AVX2__)
@@ -42,7 +43,7 @@ struct Dot<bfloat16, bfloat16> {
 // Where sums go, and what is applied to them first.
 template <class Y>
 struct Output {
-    Y* y;                 // [m, n]
+    Y* y;  // [m, n]
     int64_t n;
     const float* scale;   // [n], or null: of int8 weights
     const Y* bias;        // [n], or null
@@ -122,7 +123,7 @@ struct Gemm {
     }
 
     void run() const {
-    // The fewer x rows, the more matrix rows at a time
+        // The fewer x rows, the more matrix rows at a time
         m <= MAX_X_8 ? blocks<8, MAX_X_8>() : m <= MAX_X_4 ? blocks<4, MAX_X_4>() : blocks<3, MAX_X_3>();
     }
 };

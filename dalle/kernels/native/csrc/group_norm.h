@@ -17,9 +17,9 @@ constexpr int64_t BLOCK_PIXELS = 64;  // summed in float32 before they are added
 
 template <class X>
 struct GroupNorm {
-    const X* x;                   // [B, P, C]
-    const float *weight, *bias;   // [C]
-    float *mean, *inverse_std;    // [B, G], saved for the backward pass
+    const X* x;                  // [B, P, C]
+    const float *weight, *bias;  // [C]
+    float *mean, *inverse_std;   // [B, G], saved for the backward pass
     int64_t images, pixels, channels, groups;
     float epsilon;
     bool swish;
@@ -35,7 +35,8 @@ struct GroupNorm {
 #pragma omp for schedule(static)
             for (int64_t block = 0; block < (pixels + BLOCK_PIXELS - 1) / BLOCK_PIXELS; block++) {
                 std::fill(block_sums.begin(), block_sums.end(), 0.0f);
-                for (int64_t pixel = block * BLOCK_PIXELS; pixel < std::min(pixels, (block + 1) * BLOCK_PIXELS); pixel++)
+                for (int64_t pixel = block * BLOCK_PIXELS; pixel < std::min(pixels, (block + 1) * BLOCK_PIXELS);
+                     pixel++)
                     for (int64_t c = 0; c < channels; c += LANES) {
                         Floats one, other;
                         values((image * pixels + pixel) * channels + c, c, one, other);
@@ -67,7 +68,8 @@ struct GroupNorm {
             // Per-channel statistics to per-group ones: var = mean of (channel variance + (channel mean - mean)^2)
             for (int64_t group = 0; group < groups; group++) {
                 double mean_of_group = 0, variance = 0;
-                for (int64_t c = group * size; c < (group + 1) * size; c++) mean_of_group += (origin[c] + total[c] / pixels) / size;
+                for (int64_t c = group * size; c < (group + 1) * size; c++)
+                    mean_of_group += (origin[c] + total[c] / pixels) / size;
                 for (int64_t c = group * size; c < (group + 1) * size; c++) {
                     double own = total[c] / pixels, deviation = origin[c] + own - mean_of_group;
                     variance += (total[channels + c] / pixels - own * own + deviation * deviation) / size;
@@ -90,7 +92,8 @@ struct GroupNorm {
     void backward(const X* y_grad, X* x_grad, double* weight_grad, double* bias_grad, int threads) const {
         int64_t size = channels / groups;
         std::vector<double> total(2 * channels);
-        std::vector<float> scale(channels), shift(channels), mean_of_group(channels), inverse(channels), mean_grad(channels), mean_grad_x(channels);
+        std::vector<float> scale(channels), shift(channels), mean_of_group(channels), inverse(channels),
+            mean_grad(channels), mean_grad_x(channels);
         for (int64_t image = 0; image < images; image++) {
             factors(image, scale.data(), shift.data());
             for (int64_t c = 0; c < channels; c++) {
@@ -128,7 +131,8 @@ struct GroupNorm {
                     int64_t at = (image * pixels + pixel) * channels + c;
                     Floats value = load(x + at), inverse_here = load(&inverse[c]);
                     Floats normalized = (value - load(&mean_of_group[c])) * inverse_here;
-                    Floats made = load(weight + c) * slope(at, c, value) - load(&mean_grad[c]) - normalized * load(&mean_grad_x[c]);
+                    Floats made = load(weight + c) * slope(at, c, value) - load(&mean_grad[c]) -
+                                  normalized * load(&mean_grad_x[c]);
                     store(x_grad + at, made * inverse_here);
                 }
         }

@@ -11,12 +11,12 @@ namespace {
 
 // Samples row after row; its members are buffers that are reused.
 class Sampler {
-  public:
+ public:
     explicit Sampler(int64_t vocabulary)
         : vocabulary_(vocabulary), scaled_((vocabulary + LANES - 1) / LANES * LANES), weights_(scaled_.size()) {}
 
-    // `top_k` is from 1 to the vocabulary, `top_p` in (0, 1]; at the upper ends all tokens stay. Returns -1 if the logits
-    // are not finite.
+    // `top_k` is from 1 to the vocabulary, `top_p` in (0, 1]; at the upper ends all tokens stay. Returns -1 if the
+    // logits are not finite.
     int64_t sample(const float* logits, double uniform, float temperature, int64_t top_k, double top_p) {
         scale(logits, temperature);
         double all = 0;
@@ -37,7 +37,7 @@ class Sampler {
         return inverse_cdf(uniform);
     }
 
-  private:
+ private:
     static constexpr int64_t NUCLEUS_GUESS = 256;
 
     struct Token {
@@ -56,7 +56,8 @@ class Sampler {
     // A threshold that at least `count` logits reach, and not many more: logits are put in groups, and `count` of the
     // groups' maxima reach it.
     float threshold(int64_t count) {
-        const int64_t pieces = scaled_.size() / LANES, groups = std::min<int64_t>(pieces, std::max<int64_t>(count * 4 / LANES, 1));
+        const int64_t pieces = scaled_.size() / LANES,
+                      groups = std::min<int64_t>(pieces, std::max<int64_t>(count * 4 / LANES, 1));
         if (groups * LANES < count) return -INFINITY;
         highest_.assign(groups * LANES, -INFINITY);
         for (int64_t piece = 0; piece < pieces; piece++) {
@@ -107,8 +108,8 @@ class Sampler {
         return total;
     }
 
-    // The smallest number of largest tokens that have at least this mass together; all if they have less. Quickselect: the
-    // half that contains the answer is partitioned further.
+    // The smallest number of largest tokens that have at least this mass together; all if they have less. Quickselect:
+    // the half that contains the answer is partitioned further.
     int64_t nucleus(double wanted) {
         order_ = candidates_;
         auto first = order_.begin(), last = order_.end();

@@ -66,11 +66,12 @@ inline float sum(Floats values) {
 // The sums of four vectors at once: the shuffles are shared.
 inline void sum4(const Floats* values, float* to) {
 #if defined(__AVX512F__)
-    const __m512 *v = reinterpret_cast<const __m512*>(values);
+    const __m512* v = reinterpret_cast<const __m512*>(values);
     __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
     __m512 second = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
     __m512 all = _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x44), _mm512_shuffle_ps(first, second, 0xee));
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
+    __m256 half =
+        _mm256_add_ps(_mm512_castps512_ps256(all), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
     _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 #else
     for (int i = 0; i < 4; i++) to[i] = sum(values[i]);
@@ -103,8 +104,8 @@ inline void store(bfloat16* to, Floats values) {  // likewise
     std::memcpy(to, &halves, sizeof(halves));
 }
 
-// e^x for x <= 0, within 2 ulp: 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series. ln 2 is subtracted in two parts,
-// the first of which has few bits, so that r is exact.
+// e^x for x <= 0, within 2 ulp: 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series. ln 2 is subtracted in two
+// parts, the first of which has few bits, so that r is exact.
 inline Floats exp_nonpositive(Floats x) {
     Floats low = x < -87.0f ? Floats{} - 87.0f : x;
     Floats scaled = low * 1.44269504f - 0.5f;

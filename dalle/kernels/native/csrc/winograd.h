@@ -6,8 +6,8 @@
 // d is a tile of 6x6 input pixels, g a 3x3 filter, Y the 4x4 output pixels. U = G g G^T and V = B^T d B have 36 values
 // each. The sum over channels makes 36 matrix products M = V U, each [tiles, K] x [K, N], one for each value.
 //
-// The interpolation points are 0, +-1/sqrt(2), +-sqrt(2) and infinity: they lose about half a digit less than the paper's
-// integers (0, +-1, +-2).
+// The interpolation points are 0, +-1/sqrt(2), +-sqrt(2) and infinity: they lose about half a digit less than the
+// paper's integers (0, +-1, +-2).
 //
 // B images, H rows, W columns, K input channels, N output channels; K and N are multiples of 2 * LANES. All in float32.
 
@@ -50,14 +50,16 @@ constexpr float PA = 0.70710678118654752f, PB = 1.41421356237309505f;
 constexpr float G_A = 1 / (2 * PA2 * (PA2 - PB2)), G_B = 1 / (2 * PB2 * (PB2 - PA2));
 
 // Values at +-a and +-b: the even terms of the polynomial agree, the odd ones have opposite signs.
-__attribute__((always_inline)) inline void at_points(Floats even_a, Floats odd_a, Floats even_b, Floats odd_b, Floats* to) {
+__attribute__((always_inline)) inline void at_points(Floats even_a, Floats odd_a, Floats even_b, Floats odd_b,
+                                                     Floats* to) {
     to[1] = even_a + odd_a;
     to[2] = even_a - odd_a;
     to[3] = even_b + odd_b;
     to[4] = even_b - odd_b;
 }
 
-// 1-D transforms by the matrices B^T, G and A^T and by their adjoints; `transform_2d` applies them to columns, then rows.
+// 1-D transforms by the matrices B^T, G and A^T and by their adjoints; `transform_2d` applies them to columns, then
+// rows.
 
 // B^T, of input tiles.
 struct InputTransform {
@@ -140,10 +142,11 @@ __attribute__((always_inline)) inline void transform_2d(Read read, Write write) 
     }
 }
 
-// out[r, c] (+)= sum over k of x[r, k] * panel[k * width + c], for M rows and PANEL columns. x[r, k] is at r * row + k, or,
-// if ADJACENT, at k * row + r.
+// out[r, c] (+)= sum over k of x[r, k] * panel[k * width + c], for M rows and PANEL columns. x[r, k] is at r * row + k,
+// or, if ADJACENT, at k * row + r.
 template <int M, bool ADD, bool ADJACENT>
-inline void tile(const float* x, int64_t row, const float* panel, int64_t width, int64_t count, float* to, int64_t stride) {
+inline void tile(const float* x, int64_t row, const float* panel, int64_t width, int64_t count, float* to,
+                 int64_t stride) {
     Floats totals[M][2];
 #pragma GCC unroll 12
     for (int r = 0; r < M; r++)
@@ -196,17 +199,20 @@ struct Convolution {
     // The output pixel where a tile begins.
     Origin origin(int64_t tile) const {
         const int64_t rest = tile % (tile_rows() * tile_columns());
-        return {tile / (tile_rows() * tile_columns()), rest / tile_columns() * OUT_TILE, rest % tile_columns() * OUT_TILE};
+        return {tile / (tile_rows() * tile_columns()), rest / tile_columns() * OUT_TILE,
+                rest % tile_columns() * OUT_TILE};
     }
 
-    // Transform one vector of channels of the tile of x [B, H, W, channels] that begins `before` pixels above and to the
-    // left of the tile's output; pixels outside the image are zero.
+    // Transform one vector of channels of the tile of x [B, H, W, channels] that begins `before` pixels above and to
+    // the left of the tile's output; pixels outside the image are zero.
     template <class Transform>
     void transform_tile(const X* x, int64_t channels, int64_t tile, int before, float* to, int64_t stride) const {
         const Origin first = origin(tile);
         const int64_t top = first.top - before, left = first.left - before;
         const X* from = x + ((first.image * height + top) * width + left) * channels;
-        const auto write = [&](int row, int column, Floats value) { store(to + (row * ALPHA + column) * stride, value); };
+        const auto write = [&](int row, int column, Floats value) {
+            store(to + (row * ALPHA + column) * stride, value);
+        };
         if (top >= 0 && left >= 0 && top + Transform::INPUTS <= height && left + Transform::INPUTS <= width)
             transform_2d<Transform>(
                 [&](int row, int column) {
@@ -234,19 +240,21 @@ struct Convolution {
                 for (int64_t c = 0; c < PANEL; c += LANES) {
                     const float* from = kernel + i * n + panel * PANEL + c;
                     float* here = to + (panel * POINTS * k + i) * PANEL + c;
-                    transform_2d<FilterTransform>([&](int row, int column) { return load(from + (row * 3 + column) * k * n); },
-                                   [&](int row, int column, Floats value) {
-                                       store(here + (row * ALPHA + column) * k * PANEL, value);
-                                   });
+                    transform_2d<FilterTransform>(
+                        [&](int row, int column) { return load(from + (row * 3 + column) * k * n); },
+                        [&](int row, int column, Floats value) {
+                            store(here + (row * ALPHA + column) * k * PANEL, value);
+                        });
                 }
     }
 
-    // y [B, H, W, N] = bias + the convolution of x [B, H, W, K], with padding 1. Each thread takes as many tiles as keep V in
-    // L2, and runs all panels of U over them.
+    // y [B, H, W, N] = bias + the convolution of x [B, H, W, K], with padding 1. Each thread takes as many tiles as
+    // keep V in L2, and runs all panels of U over them.
     void forward(const X* x, const float* u, const float* bias, X* y, int threads) const {
         const int64_t chunk = std::max<int64_t>(L2_FLOATS / (POINTS * k) / ROWS, 1) * ROWS, row = k + LANES;
         const int64_t v_stride = odd_lines(chunk * row), m_stride = odd_lines(chunk * PANEL);
-        const int64_t parts = std::max<int64_t>((tile_count() + chunk - 1) / chunk, std::min<int64_t>(threads, tile_count()));
+        const int64_t parts =
+            std::max<int64_t>((tile_count() + chunk - 1) / chunk, std::min<int64_t>(threads, tile_count()));
 #pragma omp parallel num_threads(threads)
         {
             const Buffer v(POINTS * v_stride), m(POINTS * m_stride);
@@ -260,8 +268,9 @@ struct Convolution {
                     for (int point = 0; point < POINTS; point++) {
                         const float* own = u + (panel * POINTS + point) * k * PANEL;
                         for (int64_t t = 0; t < size; t += ROWS)
-                            tiles<ROWS, false, false>(std::min<int64_t>(ROWS, size - t), v.start + point * v_stride + t * row,
-                                                      row, own, PANEL, k, m.start + point * m_stride + t * PANEL, PANEL);
+                            tiles<ROWS, false, false>(std::min<int64_t>(ROWS, size - t),
+                                                      v.start + point * v_stride + t * row, row, own, PANEL, k,
+                                                      m.start + point * m_stride + t * PANEL, PANEL);
                     }
                     for (int64_t c = 0; c < PANEL; c += LANES) {
                         const Floats offset = bias ? load(bias + panel * PANEL + c) : Floats{};
@@ -278,7 +287,9 @@ struct Convolution {
         const Origin first = origin(tile);
         X* to = y + ((first.image * height + first.top) * width + first.left) * n;
         const auto read = [&](int row, int column) { return load(m + (row * ALPHA + column) * stride); };
-        const auto write = [&](int row, int column, Floats value) { store(to + (row * width + column) * n, value + bias); };
+        const auto write = [&](int row, int column, Floats value) {
+            store(to + (row * width + column) * n, value + bias);
+        };
         if (first.top + OUT_TILE <= height && first.left + OUT_TILE <= width)
             transform_2d<OutputTransform>(read, write);
         else
@@ -287,10 +298,11 @@ struct Convolution {
             });
     }
 
-    // The filter's gradient [3, 3, K, N] from x [B, H, W, K] and y's gradient [B, H, W, N]: G^T [V^T (A dY A^T)] G, summed
-    // over tiles.
+    // The filter's gradient [3, 3, K, N] from x [B, H, W, K] and y's gradient [B, H, W, N]: G^T [V^T (A dY A^T)] G,
+    // summed over tiles.
     void backward(const X* x, const X* y_grad, float* to, int threads) const {
-        const int64_t chunk = std::min(tile_count(), std::max<int64_t>(MAX_TILES * 128 / (k + n), 1)), xs = k + LANES, ys = n + LANES;
+        const int64_t chunk = std::min(tile_count(), std::max<int64_t>(MAX_TILES * 128 / (k + n), 1)), xs = k + LANES,
+                      ys = n + LANES;
         const int64_t v_stride = odd_lines(chunk * xs), dy_stride = odd_lines(chunk * ys);
         const Buffer v(POINTS * v_stride), dy(POINTS * dy_stride), grad(POINTS * k * n);
         for (int64_t begin = 0; begin < tile_count(); begin += chunk) {
@@ -303,7 +315,8 @@ struct Convolution {
                     for (int64_t c = 0; c < k; c += LANES)
                         transform_tile<InputTransform>(x + c, k, begin + t, 1, v.start + t * xs + c, v_stride);
                     for (int64_t c = 0; c < n; c += LANES)
-                        transform_tile<OutputGradTransform>(y_grad + c, n, begin + t, 0, dy.start + t * ys + c, dy_stride);
+                        transform_tile<OutputGradTransform>(y_grad + c, n, begin + t, 0, dy.start + t * ys + c,
+                                                            dy_stride);
                 }
 #pragma omp for schedule(static) collapse(2)
                 for (int point = 0; point < POINTS; point++)
@@ -318,8 +331,9 @@ struct Convolution {
             for (int64_t c = 0; c < n; c += LANES) {
                 const float* from = grad.start + i * n + c;
                 float* here = to + i * n + c;
-                transform_2d<FilterGradTransform>([&](int row, int column) { return load(from + (row * ALPHA + column) * k * n); },
-                               [&](int row, int column, Floats value) { store(here + (row * 3 + column) * k * n, value); });
+                transform_2d<FilterGradTransform>(
+                    [&](int row, int column) { return load(from + (row * ALPHA + column) * k * n); },
+                    [&](int row, int column, Floats value) { store(here + (row * 3 + column) * k * n, value); });
             }
     }
 };

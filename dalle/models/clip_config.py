@@ -1,0 +1,68 @@
+"""The architecture of a CLIP, or of a SigLIP, as a config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from dalle.config import check_total, config
+from dalle.models.transformer import TransformerConfig
+from dalle.ranges import NonNegativeInt, PositiveFloat, Range, Size
+from dalle.text_tokenizers import EOS_ID
+
+_Mean = Annotated[float, Range(-1000, 1000)]
+_Deviation = Annotated[float, Range(0, 1000, above=True)]
+
+
+@config
+class CLIPConfig:
+    """Architecture of a CLIP."""
+
+    image_size: Size = 64
+    """Height and width of the images, in pixels."""
+    patch_size: Size = 8
+    """Height and width of a patch, in pixels; divides image_size."""
+    vision: TransformerConfig = TransformerConfig()
+    """Image tower."""
+    text: TransformerConfig = TransformerConfig()
+    """Number of text tokens in the vocabulary."""
+    text_vocab: Size = 4096
+    """Maximum caption length in tokens, including EOS."""
+    text_length: Size = 32
+    """Longest caption in tokens, EOS included."""
+    eos_id: NonNegativeInt = EOS_ID
+    """Id of the EOS token, at which a caption's embedding is read."""
+    embed_dim: Size = 256
+    """Dimensions D of the joint embedding space."""
+    mean: tuple[_Mean, _Mean, _Mean] = (0.48145466, 0.4578275, 0.40821073)
+    """Mean of the red, green and blue channels, subtracted from images in [0, 1]."""
+    std: tuple[_Deviation, _Deviation, _Deviation] = (0.26862954, 0.26130258, 0.27577711)
+    """Standard deviation of the channels, by which images are then divided."""
+    towers: Literal["clip", "siglip"] = "clip"
+    """clip: class token; causal text, read at EOS. siglip: attention pooling over the patches (embed_dim must equal the
+    image tower's width); bidirectional text that attends to padding too, read at its last position."""
+    sigmoid: bool = False
+    """Give each pair its own probability, sigmoid(scale * cosine + bias), as SigLIP does (train with `loss: sigmoid`).
+    false: no bias; scores only rank texts or images against each other."""
+    initial_scale: PositiveFloat | None = None
+    """Initial value of the logit scale; null: 1 / 0.07, or 10 with the sigmoid."""
+    initial_bias: Annotated[float, Range(-(10**6), 10**6)] | None = None
+    """Initial value of the sigmoid's bias; null: -10. The paper also tried log(1 / batch size)."""
+
+    def __post_init__(self) -> None:
+        tokens = self.text_length + (self.image_size // self.patch_size) ** 2
+        widest = max(self.vision.width, self.text.width)
+        numbers = (self.text_vocab + tokens + self.embed_dim + self.patch_size**2) * widest + self.text_length**2
+        check_total(
+            max(numbers, self.image_size**2),
+            f"image_size {self.image_size}, patch_size {self.patch_size}, text_vocab {self.text_vocab}, "
+            f"text_length {self.text_length}, embed_dim {self.embed_dim}",
+        )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
+        if self.towers == "siglip" and self.embed_dim != self.vision.width:
+            raise ValueError(
+                f"embed_dim is {self.embed_dim}; SigLIP towers have no image projection, so it must be the image "
+                f"tower's width, {self.vision.width}"
+            )
+        if self.initial_bias is not None and not self.sigmoid:
+            raise ValueError(f"initial_bias is {self.initial_bias}, but only the sigmoid has a bias: set it to null")
