@@ -30,10 +30,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
-		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,lora,t5,wandb]' $(IMPORTED); \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED); \
 		uv pip install -q --python $(BIN)/python --no-deps $(REFERENCES); \
 	else \
-		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,lora,t5,wandb]' $(IMPORTED); \
+		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED); \
 		$(BIN)/python -m pip install -q --no-deps $(REFERENCES); \
 	fi
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
@@ -43,6 +43,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only --quiet .
@@ -53,6 +54,14 @@ bench: $(STAMP)
 
 wheel: $(STAMP)
 	$(BIN)/python -m hatchling build -t wheel
+
+docs: $(STAMP)
+	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs]'; \
+	else \
+		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs]'; \
+	fi
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # uv if it is there or comes with pip (an environment in 20 seconds), else pip (a minute).
 $(STAMP): pyproject.toml constraints.txt

@@ -89,14 +89,20 @@ def train(recipe: LoopRecipe) -> int:
     return 0 if run.finish() else signals.code
 
 
-def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
-    """Parse the command line; --help prints every option of the recipe, or of all stages, and exits."""
+def command_line(program: str = "train.py") -> CommandLine:
+    """The parser, which lists none of a recipe's own options."""
     parser = CommandLine(program, description=(__doc__ or "").partition("\n")[0], add_help=False)
     parser.add_argument("config", nargs="?", type=Path, help="a YAML, or the name of one that ships: emoji/dalle")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the config to override")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument("-h", "--help", action="store_true", help="show every option: type, default and meaning")
+    return parser
+
+
+def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
+    """Parse the command line; --help prints every option of the recipe, or of all stages, and exits."""
+    parser = command_line(program)
     args = parser.parse_intermixed_args(argv)  # flags may come between overrides
     if args.help:
         print(f"{parser.format_help()}\n{describe_recipes(args.config)}")

@@ -384,12 +384,13 @@ def _kind(value: Any) -> str:
 
 def describe(schema: Any, base: Mapping[str, Any] | None = None) -> str:
     """Describe every option, one per line: dotted name, type, default (or value in `base`), meaning."""
-    rows = list(_rows(schema, base or {}, ""))
+    rows = list(option_rows(schema, base or {}, ""))
     left = max((len(name) for name, _, _ in rows), default=0)
     return "\n".join(f"  {name:<{left}}  {kind}{'. ' if text else ''}{text}" for name, kind, text in rows)
 
 
-def _rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str]]:
+def option_rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Each option under `path`: its dotted name, its type with the default (or the value in `base`), its meaning."""
     kinds = _kinds(annotation)
     chosen = _class_for(annotation, base)
     for kind, cls in kinds.items():
@@ -407,7 +408,7 @@ def _rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, str, str
             elif _kinds(inner):
                 if texts.get(field.name) or type(None) in union_members(inner):
                     yield name + suffix, type_name(inner) + _default(field, None), texts.get(field.name, "")
-                yield from _rows(inner, given if given is not None else _plain(default_of(field)), f"{name}.")
+                yield from option_rows(inner, given if given is not None else _plain(default_of(field)), f"{name}.")
             else:
                 yield name + suffix, type_name(inner) + _default(field, given), texts.get(field.name, "")
 
