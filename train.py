@@ -25,7 +25,7 @@ from dalle.cli.interrupt import SignalHandler
 from dalle.cli.parser import CommandLine, print_error
 from dalle.cli.streams import settle_streams
 from dalle.config import dump
-from dalle.data.loader import lost_worker
+from dalle.data.loader import describe_lost_worker
 from dalle.device import out_of_memory
 from dalle.training.checkpoint.best import NaNMetricError
 from dalle.training.init_from import prepare_initial, resolve_recipe
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
         shortage = out_of_memory(error)
         if shortage is not None:
             return print_error(program, f"{shortage}: {_OUT_OF_MEMORY_HINT}")
-        reported = lost_worker(error) if isinstance(error, RuntimeError) else error
+        reported = describe_lost_worker(error) if isinstance(error, RuntimeError) else error
         if reported is None:
             raise
         return print_error(program, reported)

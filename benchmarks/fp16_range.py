@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dalle
-from dalle.data import DrawingsData, open_data
+from dalle.data import DrawingsConfig, open_data
 from dalle.data.loader import evaluation_batches
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
@@ -63,7 +63,7 @@ def main() -> None:
         measure(f"random weights, {depth} blocks", DALLE(config), text, codes)
     folder = ROOT / "models/emoji"
     model = dalle.load_model(folder).requires_grad_(True).train()
-    data = open_data(DrawingsData(sets=("emoji",)), "validation", 64)
+    data = open_data(DrawingsConfig(sets=("emoji",)), "validation", 64)
     batch = next(iter(evaluation_batches(data, 8, limit=8)))
     text = dalle.load_text_tokenizer(folder / "text_tokenizer").encode(batch.captions, model.config.text_length)
     images = batch.unit_images(torch.device("cpu"))

@@ -25,8 +25,8 @@ from torch import Tensor
 import dalle
 from dalle.apps.vqgan_clip.api import CLIP_FOLDER
 from dalle.config import apply_overrides
-from dalle.data.drawings import Drawings, DrawingsData
-from dalle.images.grid import labelled_grid
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
+from dalle.images.grid import labeled_grid
 from dalle.images.png import write_png
 from dalle.images.transforms import to_tensor
 from dalle.models.clip import CLIP
@@ -36,8 +36,8 @@ CAPTIONS = 400
 
 def held_out(count: int, seed: int) -> tuple[list[str], list[Image.Image], list[str]]:
     """Captions to paint, their real images, and the captions that they are told from (theirs among them)."""
-    pairs = Drawings(DrawingsData(sets=("emoji",)), "test_pair", 128)
-    others = Drawings(DrawingsData(sets=("emoji",)), "test_block", 128)
+    pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_pair", 128)
+    others = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_block", 128)
     first = {pairs.canonical_caption(index): index for index in reversed(range(len(pairs)))}
     rest = [others.canonical_caption(index) for index in range(len(others))]
     captions = list(dict.fromkeys([*sorted(first, key=lambda caption: first[caption]), *rest]))[:CAPTIONS]
@@ -99,7 +99,7 @@ def main() -> None:
             (caption, [painting, image], [f"painted: {rank}", f"real: {beside}"])
             for caption, painting, image, rank, beside in zip(chosen, painted, real, found, of_real, strict=True)
         ]
-        sheets = [labelled_grid(part) for part in (rows[:half], rows[half:])]
+        sheets = [labeled_grid(part) for part in (rows[:half], rows[half:])]
         sheet = Image.new("RGB", (sum(s.width for s in sheets), max(s.height for s in sheets)), "white")
         sheet.paste(sheets[0], (0, 0))
         sheet.paste(sheets[1], (sheets[0].width, 0))

@@ -18,11 +18,11 @@ import torch
 
 from dalle import load_image_tokenizer
 from dalle.checkpoints import model_folder
-from dalle.data import EncodedConfig, ShapesData, open_data
+from dalle.data import AnyDataConfig, ShapesConfig, open_data
 from dalle.data.loader import Batch, batches
-from dalle.data.token_shards.dataset import TokenPairs, TokensData
+from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDataset
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
-from dalle.data.token_shards.files import GROUP_ROWS, Index, Provenance, write_index, write_shard
+from dalle.data.token_shards.files import GROUP_ROWS, Provenance, ShardIndex, write_index, write_shard
 from dalle.training.optim import adamw
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.dalle import DALLETask
@@ -35,7 +35,7 @@ def encoded(recipe: DALLERecipe, folder: Path) -> float:
     """Encode the shapes; returns images a second."""
     tokenizer = load_image_tokenizer(recipe.image_tokenizer)
     sha256 = model_folder.folder_hash(Path(recipe.image_tokenizer))
-    encoding = Encoding(ShapesData(size=IMAGES), tokenizer, sha256, folder, EncodeOptions())
+    encoding = Encoding(ShapesConfig(size=IMAGES), tokenizer, sha256, folder, EncodeOptions())
     encoding.begin()
     start = time.perf_counter()
     found = encoding.run(0, 1, lambda *_: None)
@@ -58,7 +58,7 @@ def training_step(task: DALLETask, optimizer: torch.optim.Optimizer, data: Itera
 
 def read_rate(folder: Path) -> float:
     """Rows a second from shards of 256 codes of 8,192, in the order of an epoch."""
-    making = Provenance("random", 8192, (16, 16), {}, "", 0, 1, False, ROWS)
+    provenance = Provenance("random", 8192, (16, 16), {}, "", 0, 1, False, ROWS)
     rng = np.random.default_rng(0)
     columns = {
         "key": [f"part-{row // 1000:05}.tar/{row:09}" for row in range(ROWS)],
@@ -66,10 +66,10 @@ def read_rate(folder: Path) -> float:
         "mirrored": [False] * ROWS,
         "captions": [[f"a caption of the usual length, and number {row}"] for row in range(ROWS)],
     }
-    shard = write_shard(folder / "train-00000.parquet", columns, rng.integers(0, 8192, (ROWS, 256)), making, [])
-    write_index(folder, Index(making, {"train": [shard], "validation": []}))
+    shard = write_shard(folder / "train-00000.parquet", columns, rng.integers(0, 8192, (ROWS, 256)), provenance, [])
+    write_index(folder, ShardIndex(provenance, {"train": [shard], "validation": []}))
     print(f"a row of 256 codes and a caption: {shard.size / ROWS:.0f} bytes on disk")
-    data = TokenPairs(TokensData(path=folder, shuffle_buffer=ROWS // 4), "train")
+    data = TokenShardsDataset(TokenShardsConfig(path=folder, shuffle_buffer=ROWS // 4), "train")
     start = time.perf_counter()
     for group in range(ROWS // GROUP_ROWS):
         data.pair(group * GROUP_ROWS, 0)
@@ -89,7 +89,10 @@ def main() -> None:
         print(f"encoding: {encoded(recipe, shards):.0f} images a second, {torch.get_num_threads()} threads")
         task = DALLETask(recipe, torch.device("cpu"))
         optimizer = adamw(task.model, recipe.optim)
-        configs: dict[str, EncodedConfig] = {"images": ShapesData(size=IMAGES), "shards": TokensData(path=shards)}
+        configs: dict[str, AnyDataConfig] = {
+            "images": ShapesConfig(size=IMAGES),
+            "shards": TokenShardsConfig(path=shards),
+        }
         size = recipe.run.batch_size
         data = {
             name: batches(open_data(config, "train", task.image_size), batch_size=size, seed=0)

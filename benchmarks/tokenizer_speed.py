@@ -15,7 +15,7 @@ from machine import describe, median, seconds
 from torch import nn
 
 import dalle
-from dalle.data import DrawingsData, open_data
+from dalle.data import DrawingsConfig, open_data
 from dalle.image_tokenizers import ImageTokenizer
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def main() -> None:
             print(f"; taming's modules (64 channels) {one:.0f} and {other:.0f}", end="")
         print()
     words = dalle.load_text_tokenizer(args.text)
-    captions = list(islice(open_data(DrawingsData(sets=("emoji",)), "train", 64).captions(), 5000))
+    captions = list(islice(open_data(DrawingsConfig(sets=("emoji",)), "train", 64).captions(), 5000))
     ids = words.encode(captions, 24)
     print(f"{args.text}: encodes {rate(len(captions), lambda: words.encode(captions, 24), args.rounds):.0f}, ", end="")
     print(f"decodes {rate(len(captions), lambda: words.decode(ids), args.rounds):.0f} captions/s")

@@ -24,7 +24,7 @@ from dalle.generation.generate import Progress, Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.rerank import best, score
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.images.transforms import redrawn_pixels, square_tensor
+from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
@@ -296,7 +296,7 @@ class TextToImage:
             assert mask is not None
             if mask.size != image.size:
                 raise ValueError(f"mask is {_size(mask)} and image {_size(image)}: give a mask of the image's size")
-            redrawn = redrawn_pixels(mask, self.image_size)
+            redrawn = inpaint_pixels(mask, self.image_size)
             kept = F.adaptive_max_pool2d(redrawn[None].float(), (rows, columns))[0] == 0
         original = square_tensor(image, self.image_size).to(self.image_tokenizer.last_layer.device)
         codes = self.image_tokenizer.encode(original[None])[0]

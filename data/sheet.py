@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import STYLES
 
 HERE = Path(__file__).parent
@@ -31,7 +31,7 @@ def grid(rows: list[list[np.ndarray]]) -> Image.Image:
 
 
 def main() -> None:
-    emoji = Drawings(DrawingsData(sets=("emoji",)), "known", SIDE)
+    emoji = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "known", SIDE)
     at = {
         (style, concept.names["en"]): index
         for index, (style, concept) in enumerate(zip(emoji.styles, emoji.concepts, strict=True))
@@ -43,7 +43,7 @@ def main() -> None:
     ]
     grid(styles).save(HERE / "emoji" / "contact_sheet.webp", quality=90, method=6)
 
-    both = Drawings(DrawingsData(scenes=0.3, backgrounds=0.5, flips=0.25, weights=(1, 1)), "train", SIDE)
+    both = DrawingsDataset(DrawingsConfig(scenes=0.3, backgrounds=0.5, flips=0.25, weights=(1, 1)), "train", SIDE)
     shown = [both.pair(index, seed=2) for index in range(31, len(both), len(both) // COMPOSED)][:COMPOSED]
     across = COMPOSED // ROWS
     rows = [[pair.image for pair in shown[row * across : (row + 1) * across]] for row in range(ROWS)]

@@ -16,7 +16,7 @@ from dalle.checkpoints.model_folder import write_config
 from dalle.config import read_yaml
 from dalle.device import pick_device
 from dalle.generation.rerank import score
-from dalle.images.transforms import redrawn_pixels, square_tensor
+from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.pipeline import Result, TextToImage, whole_rows
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
@@ -145,8 +145,8 @@ def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
     mask.putpixel((9 + 13, 31), 1)
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[15, 6] = True
-    assert torch.equal(redrawn_pixels(mask, 16), expected)
-    assert redrawn_pixels(Image.new("L", (8, 8), 255), 16).all()
+    assert torch.equal(inpaint_pixels(mask, 16), expected)
+    assert inpaint_pixels(Image.new("L", (8, 8), 255), 16).all()
 
 
 def test_images_are_cut_and_transparency_becomes_white() -> None:

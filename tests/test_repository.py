@@ -19,7 +19,7 @@ import yaml
 
 import dalle
 from dalle.checkpoints import load
-from dalle.checkpoints.load import diffusion_of, prior_of
+from dalle.checkpoints.load import build_diffusion, build_prior
 from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
 from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml
@@ -83,9 +83,9 @@ def parameters(recipe: Recipe) -> int:
         elif isinstance(recipe, DALLERecipe):
             model = DALLE(recipe.model)
         elif isinstance(recipe, PriorRecipe):
-            model = prior_of(recipe.model)
+            model = build_prior(recipe.model)
         elif isinstance(recipe, DiffusionRecipe):
-            model = diffusion_of(recipe.model)
+            model = build_diffusion(recipe.model)
         else:
             return 0
     return sum(parameter.numel() for parameter in model.parameters())

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dalle.config import to_dict
 from dalle.data.base import BadRecord, read_image
-from dalle.data.custom.records import FileSpan, Record, content_of
+from dalle.data.custom.records import FileSpan, Record, image_bytes
 from dalle.images.read import dimensions
 from dalle.models.clip import CLIP
 
@@ -158,7 +158,7 @@ class _Decoded(Dataset[tuple[np.ndarray, ImageInfo] | BadRecord]):
     def __getitem__(self, number: int) -> tuple[np.ndarray, ImageInfo] | BadRecord:
         record = self.records[number]
         try:
-            content = content_of(record)
+            content = image_bytes(record)
             pixels = read_image(content, record.key, self.size)
         except BadRecord as error:
             return error

@@ -1,1 +1,1 @@
-"""Weights on disk: our model folders and published files, local or from a hub, and modules made of them."""
+"""Weights on disk: our model folders and published checkpoints, local or on a hub, and loading them into modules."""

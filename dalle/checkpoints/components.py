@@ -1,4 +1,4 @@
-"""A model with its components (tokenizers, CLIP): our own from one folder, published ones from wherever they are."""
+"""Loads a model with its components (tokenizers, CLIP): from one folder of ours, or from published files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.load import (
-    image_tokenizer_of,
+    build_published_image_tokenizer,
+    build_published_model,
     load_clip,
     load_image_tokenizer,
     load_model,
     load_text_tokenizer,
-    model_of,
     open_source,
 )
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.checkpoints.published.image_tokenizers import sized
+from dalle.checkpoints.published.image_tokenizers import resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.config import from_dict
 from dalle.files import sha256
@@ -41,8 +41,8 @@ class Components:
     text_tokenizer: TextTokenizer | T5Encoder
     image_tokenizer: ImageTokenizer
     clip: CLIP | None
-    sampling: SamplingConfig  # how it is drawn with if nothing else is said
-    model_hash: str  # sha256: of ours of the weights and all they stand on, of a published file of its bytes
+    sampling: SamplingConfig  # default sampling options
+    model_hash: str  # sha256 of the model folder (`ModelFolder.sha256`), or of a published file's bytes
 
 
 def load_components(
@@ -60,36 +60,36 @@ def load_components(
     """Load a model with its components.
 
     Args:
-        source: local file or folder, or hub id; ours, or as published.
-        device: where all of it goes.
-        dtype: arithmetic of the transformer and of a text encoder; None is float32. The image tokenizer and CLIP stay
-            in float32.
-        family: of published files, see `load_model`.
-        image_tokenizer: in place of the model's own.
-        text_tokenizer: in place of the model's own.
-        text_encoder: of models that read features.
-        clip: in place of the model's own; None and no own: none.
-        given: what published files do not tell, see `load_model`.
+        source: local file or folder, or hub id; a model folder of ours or published files.
+        device: where to put all modules.
+        dtype: dtype of the transformer and of a text encoder; None is float32. The image tokenizer and CLIP stay in
+            float32.
+        family: family of published files, see `load_model`.
+        image_tokenizer: replaces the model's own.
+        text_tokenizer: replaces the model's own.
+        text_encoder: text encoder of models that read its features.
+        clip: replaces the model's own CLIP; if there is neither, nothing is ranked.
+        given: what published files do not record, see `load_model`.
 
     Raises:
-        ValueError: nothing is there, something does not fit, or a part has to be given.
+        ValueError: the source does not exist, components do not match, or one is missing and has to be given.
     """
     path = open_source(source, family)
     if isinstance(path, ModelFolder):
-        return _ours(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip, given or {})
+        return _from_model_folder(path, device, dtype, image_tokenizer, text_tokenizer, text_encoder, clip, given or {})
     found = read_model(path, family, given)
-    model = model_of(found.model, str(source), device, dtype)
+    model = build_published_model(found.model, str(source), device, dtype)
     return Components(
         model,
-        _text_of(found, model, text_tokenizer, text_encoder, device, dtype),
-        _images_of(found, model, image_tokenizer, device),
+        _published_text_tokenizer(found, model, text_tokenizer, text_encoder, device, dtype),
+        _published_image_tokenizer(found, model, image_tokenizer, device),
         None if clip is None else load_clip(clip, device),
         found.sampling,
         sha256(found.file),
     )
 
 
-def _ours(
+def _from_model_folder(
     folder: ModelFolder,
     device: torch.device,
     dtype: torch.dtype | None,
@@ -100,13 +100,13 @@ def _ours(
     given: dict[str, Any],
 ) -> Components:
     model = load_model(folder, device=device, dtype=dtype, **given)
-    has = folder.components
-    if images is None and "image_tokenizer" not in has:
+    components = folder.components
+    if images is None and "image_tokenizer" not in components:
         raise ValueError(f"{folder.path} has no image tokenizer: give the one it was trained with (image_tokenizer)")
     read: TextTokenizer | T5Encoder
     if model.config.text_features is not None:
-        read = _encoder(encoder or folder.config.get("text_encoder"), device, dtype)
-    elif words is None and "text_tokenizer" not in has:
+        read = _load_text_encoder(encoder or folder.config.get("text_encoder"), device, dtype)
+    elif words is None and "text_tokenizer" not in components:
         raise ValueError(f"{folder.path} has no text tokenizer: give the one it was trained with (text_tokenizer)")
     else:
         read = load_text_tokenizer(folder.component("text_tokenizer") if words is None else words)
@@ -115,13 +115,13 @@ def _ours(
         model,
         read,
         load_image_tokenizer(folder.component("image_tokenizer") if images is None else images, device, rows=rows),
-        load_clip(clip or folder.component("clip"), device) if clip is not None or "clip" in has else None,
+        load_clip(clip or folder.component("clip"), device) if clip is not None or "clip" in components else None,
         from_dict(SamplingConfig, folder.config.get("sampling") or {}, folder.origin),
         folder.sha256,
     )
 
 
-def _text_of(
+def _published_text_tokenizer(
     found: PublishedModel,
     model: DALLE,
     words: _Source,
@@ -130,32 +130,38 @@ def _text_of(
     dtype: torch.dtype | None,
 ) -> TextTokenizer | T5Encoder:
     if model.config.text_features is not None:
-        return _encoder(encoder or found.text_source, device, dtype)
+        return _load_text_encoder(encoder or found.text_source, device, dtype)
     if words is not None:
-        return load_text_tokenizer(words, found.text_ends)
+        return load_text_tokenizer(words, found.add_special_tokens)
     if found.text_tokenizer is not None:
         return found.text_tokenizer
     if not found.text_source:
         raise ValueError(
-            f"{found.file} does not hold its text tokenizer: give it (text_tokenizer), bpe_simple_vocab_16e6.txt.gz of "
-            "github.com/openai/CLIP if it was trained without another"
+            f"{found.file} does not contain its text tokenizer: give it (text_tokenizer); if it was trained with the "
+            "default, that is bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP"
         )
     try:
-        return load_text_tokenizer(found.text_source, found.text_ends)
+        return load_text_tokenizer(found.text_source, found.add_special_tokens)
     except ValueError as error:
         raise ValueError(f"{error}; give the text tokenizer (text_tokenizer), or put it beside {found.file}") from error
 
 
-def _images_of(found: PublishedModel, model: DALLE, images: _Source, device: torch.device) -> ImageTokenizer:
+def _published_image_tokenizer(
+    found: PublishedModel, model: DALLE, images: _Source, device: torch.device
+) -> ImageTokenizer:
     rows = model.config.grid[0]
     if images is None and found.image_tokenizer is not None:
-        return image_tokenizer_of(sized(found.image_tokenizer, rows), str(found.file), device, None)
+        return build_published_image_tokenizer(
+            resize_tokenizer(found.image_tokenizer, rows), str(found.file), device, None
+        )
     if images is None and not found.image_source:
-        raise ValueError(f"{found.file} does not hold its image tokenizer: give it (image_tokenizer)")
+        raise ValueError(f"{found.file} does not contain its image tokenizer: give it (image_tokenizer)")
     return load_image_tokenizer(images or found.image_source, device, rows=rows)
 
 
-def _encoder(source: _Source, device: torch.device, dtype: torch.dtype | None) -> T5Encoder:
+def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype | None) -> T5Encoder:
     if not source:
-        raise ValueError("this model reads the features of a text encoder: give it (text_encoder), google/flan-t5-xl")
+        raise ValueError(
+            "this model reads the features of a text encoder: give it (text_encoder), such as google/flan-t5-xl"
+        )
     return T5Encoder.load(str(resolve(source)), device, dtype)

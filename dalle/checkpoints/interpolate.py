@@ -1,4 +1,4 @@
-"""Weights between two models of one architecture: WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903, equation 1)."""
+"""Linear interpolation between the weights of two models: WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903, eq. 1)."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ _LOADERS: dict[str, Callable[[str], nn.Module]] = {
 }
 
 
-def interpolated(folder: Path, tensors: Tensors, source: str, share: float) -> dict[str, Tensor | LazyTensor]:
+def interpolate(folder: Path, tensors: Tensors, source: str, share: float) -> dict[str, Tensor | LazyTensor]:
     """Weights on the straight line from what a training began with to what it came to.
 
     Between the two a fine-tuned model often keeps most of what it knew and most of what it has learned.
 
     Args:
-        folder: of weights, as train.py makes it.
+        folder: a model folder, as written by train.py.
         tensors: its weights, or those of a checkpoint.
-        source: what it is mixed with, ours or as published.
-        share: of `tensors`; 0 gives the source, 1 the folder.
+        source: the model to mix with, ours or published.
+        share: weight of `tensors`, from 0 (only the source) to 1 (only `tensors`).
 
     Returns:
-        As `tensors`, each made when it is called for; what holds no fractions is the folder's.
+        The mixed tensors by name, evaluated lazily; tensors of integers are those of `tensors`.
 
     Raises:
-        ValueError: the share is out of range, or the source is of another stage or architecture.
+        ValueError: the share is out of range, or the source has another stage or architecture.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"--interpolate is {share:g}: give a share from 0 (the source alone) to 1 (the run alone)")
+        raise ValueError(f"--interpolate is {share:g}: give a weight from 0 (only the source) to 1 (only the run)")
     stage = str(ModelFolder(folder).config.get("stage"))
     if stage not in _LOADERS:
-        raise ValueError(f"{folder} is of stage {stage!r}, which has no weights to mix: expected {', '.join(_LOADERS)}")
+        raise ValueError(
+            f"{folder} has the stage {stage!r}, which has no weights to mix: expected {', '.join(_LOADERS)}"
+        )
     other = _LOADERS[stage](source)
-    check_fit(other, tensors, str(folder), causes=(f"it is of another architecture than {source}",) * 2)
+    check_fit(other, tensors, str(folder), causes=(f"its architecture differs from that of {source}",) * 2)
     start = other.state_dict()
-    return {name: _between(start[name], value, share) for name, value in tensors.items()}
+    return {name: _lerp(start[name], value, share) for name, value in tensors.items()}
 
 
-def _between(start: Tensor, end: Tensor | LazyTensor, share: float) -> Tensor | LazyTensor:
+def _lerp(start: Tensor, end: Tensor | LazyTensor, share: float) -> Tensor | LazyTensor:
     if not start.is_floating_point():
         return end
 

@@ -1,4 +1,4 @@
-"""A source of weights to a module that is ready to use: our own folders and published files, local or of a hub.
+"""Loads weights into ready-to-use modules: from our model folders or published files, local or on a hub.
 
 Knows nothing of how the weights were trained.
 """
@@ -15,8 +15,8 @@ from dalle import text_tokenizers
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published import mindalle
-from dalle.checkpoints.published.clip import check_words, read_clip
-from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, sized
+from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, resize_tokenizer
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
@@ -34,9 +34,9 @@ from dalle.text_tokenizers import TextTokenizer
 _Module = TypeVar("_Module", bound=nn.Module)
 _Device = str | torch.device
 Source = str | Path | ModelFolder
-"""Local file or folder, hub id, or a folder of ours that is open already."""
+"""Local file or folder, hub id, or a model folder that is already open."""
 
-# stage in config.yaml -> what it is, and what loads it
+# stage in config.yaml -> description and loader, for error messages
 _STAGES = {
     "text_tokenizer": ("a text tokenizer", "dalle.load_text_tokenizer"),
     "image_tokenizer": ("an image tokenizer", "dalle.load_image_tokenizer"),
@@ -48,19 +48,19 @@ _STAGES = {
 }
 
 
-def load_text_tokenizer(source: Source, ends: bool = True) -> TextTokenizer:
+def load_text_tokenizer(source: Source, add_special_tokens: bool = True) -> TextTokenizer:
     """Load a text tokenizer.
 
     Args:
-        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
-        ends: of published ones, whether rows begin and end with tokens (False for DALLE-pytorch).
+        source: local file or folder, or hub id; ours or published (docs/checkpoints.md).
+        add_special_tokens: whether a published tokenizer adds begin and end tokens (False for DALLE-pytorch).
 
     Raises:
-        ValueError: nothing is there, it is something else, or its files are broken.
+        ValueError: the source does not exist, is something else, or is damaged.
     """
     found = open_source(source)
     if isinstance(found, Path):
-        return read_text_tokenizer(found, ends)
+        return read_text_tokenizer(found, add_special_tokens)
     _check_stage(found, "text_tokenizer")
     return text_tokenizers.load(found.path, found.config)
 
@@ -71,18 +71,20 @@ def load_image_tokenizer(
     """Load an image tokenizer in evaluation mode.
 
     Args:
-        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
-        device: where its weights go.
-        dtype: floating type of its weights; None: float32.
-        rows: of published ones, the rows of codes of its images; None: of those that it was trained on.
+        source: local file or folder, or hub id; ours or published (docs/checkpoints.md).
+        device: where to put its weights.
+        dtype: floating-point dtype of its weights; None is float32.
+        rows: for a published one, rows of codes per image; None is the size it was trained on.
 
     Raises:
-        ValueError: nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
     folder = open_source(source)
     if isinstance(folder, Path):
         found = read_image_tokenizer(folder)
-        return image_tokenizer_of(found if rows is None else sized(found, rows), str(source), device, dtype)
+        return build_published_image_tokenizer(
+            found if rows is None else resize_tokenizer(found, rows), str(source), device, dtype
+        )
     _check_stage(folder, "image_tokenizer")
     with skip_init():
         module = build(from_dict(ImageTokenizerConfig, folder.config["model"], folder.origin))
@@ -90,26 +92,26 @@ def load_image_tokenizer(
 
 
 def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None, **given: Any) -> CLIP:
-    """Load a CLIP in evaluation mode, with the text tokenizer from its folder, so that it takes strings.
+    """Load a CLIP in evaluation mode, with its text tokenizer attached, so that it accepts strings.
 
     Args:
-        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
-        device: where its weights go.
-        dtype: floating type of its weights; None: float32.
-        given: what a published file does not tell: `feed_forward`, `heads`, `text_heads`.
+        source: local file or folder, or hub id; ours or published (docs/checkpoints.md).
+        device: where to put its weights.
+        dtype: floating-point dtype of its weights; None is float32.
+        given: what a published file does not record: `feed_forward`, `heads`, `text_heads`.
 
     Raises:
-        ValueError: nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
     folder = open_source(source)
     if isinstance(folder, Path):
         found = read_clip(folder, given)
         words = clip_text_tokenizer(folder, found.config.towers)
-        check_words(found, words)
+        check_text_tokenizer(found, words)
         with skip_init():
-            foreign = CLIP(found.config)
-        found.check(foreign, str(source))
-        module = load_weights(foreign, found.tensors, str(source), device, dtype)
+            empty = CLIP(found.config)
+        found.check(empty, str(source))
+        module = load_weights(empty, found.tensors, str(source), device, dtype)
         module.tokenizer = words
         return module
     if given:
@@ -132,18 +134,18 @@ def load_model(
     """Load a DALL-E transformer in evaluation mode; `dalle.TextToImage` loads its tokenizers too.
 
     Args:
-        source: local file or folder, or hub id; ours, or as published (docs/checkpoints.md).
-        family: of published files "mindalle", "rudalle", "dalle-pytorch" or "llamagen"; None finds out.
-        device: where its weights go.
-        dtype: floating type of its weights; None: float32.
-        given: what a published file does not tell: `heads`, `convention` (ruDALL-E), `grid` (LlamaGen).
+        source: local file or folder, or hub id; ours or published (docs/checkpoints.md).
+        family: family of published files: "mindalle", "rudalle", "dalle-pytorch" or "llamagen"; None detects it.
+        device: where to put its weights.
+        dtype: floating-point dtype of its weights; None is float32.
+        given: what a published file does not record: `heads`, `convention` (ruDALL-E), `grid` (LlamaGen).
 
     Raises:
-        ValueError: nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
     folder = open_source(source, family)
     if isinstance(folder, Path):
-        return model_of(read_model(folder, family, given).model, str(source), device, dtype)
+        return build_published_model(read_model(folder, family, given).model, str(source), device, dtype)
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     _check_stage(folder, "dalle")
@@ -156,15 +158,15 @@ def load_model(
 def load_prior(
     source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None
 ) -> DiffusionPrior | AutoregressivePrior:
-    """Load a prior of unCLIP in evaluation mode; the CLIP that it was trained with is its component `clip`.
+    """Load an unCLIP prior in evaluation mode; the CLIP that it was trained with is its component `clip`.
 
     Args:
-        source: local folder or hub id, ours.
-        device: where its weights go.
-        dtype: floating type of its weights; None: float32.
+        source: local model folder or hub id of one.
+        device: where to put its weights.
+        dtype: floating-point dtype of its weights; None is float32.
 
     Raises:
-        ValueError: nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
     folder = open_source(source)
     if isinstance(folder, Path):
@@ -172,44 +174,44 @@ def load_prior(
     _check_stage(folder, "prior")
     schema = DiffusionPriorConfig | AutoregressivePriorConfig
     with skip_init():
-        module = prior_of(from_dict(schema, folder.config["model"], folder.origin))
+        module = build_prior(from_dict(schema, folder.config["model"], folder.origin))
     return _fill(module, folder, device, dtype)
 
 
-def prior_of(config: DiffusionPriorConfig | AutoregressivePriorConfig) -> DiffusionPrior | AutoregressivePrior:
-    """The prior that a config describes, of either kind."""
+def build_prior(config: DiffusionPriorConfig | AutoregressivePriorConfig) -> DiffusionPrior | AutoregressivePrior:
+    """Build the prior that a config describes, of either kind."""
     return DiffusionPrior(config) if isinstance(config, DiffusionPriorConfig) else AutoregressivePrior(config)
 
 
 def load_diffusion(
     source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None
 ) -> DiffusionDecoder | Upsampler:
-    """Load a decoder or an upsampler of unCLIP in evaluation mode; the CLIP of a decoder is its component `clip`.
+    """Load an unCLIP decoder or upsampler in evaluation mode; the CLIP of a decoder is its component `clip`.
 
     Args:
-        source: local folder or hub id, ours.
-        device: where its weights go.
-        dtype: floating type of its weights; None: float32.
+        source: local model folder or hub id of one.
+        device: where to put its weights.
+        dtype: floating-point dtype of its weights; None is float32.
 
     Raises:
-        ValueError: nothing is there, it is something else, or its weights do not fit its config.
+        ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
     folder = open_source(source)
     if isinstance(folder, Path):
-        raise ValueError(f"{source} has no config.yaml: give the folder of a diffusion made by train.py")
+        raise ValueError(f"{source} has no config.yaml: give the folder of a diffusion model made by train.py")
     _check_stage(folder, "diffusion")
     with skip_init():
-        module = diffusion_of(from_dict(DecoderConfig | UpsamplerConfig, folder.config["model"], folder.origin))
+        module = build_diffusion(from_dict(DecoderConfig | UpsamplerConfig, folder.config["model"], folder.origin))
     return _fill(module, folder, device, dtype)
 
 
-def diffusion_of(config: DecoderConfig | UpsamplerConfig) -> DiffusionDecoder | Upsampler:
-    """The diffusion that a config describes, of either kind."""
+def build_diffusion(config: DecoderConfig | UpsamplerConfig) -> DiffusionDecoder | Upsampler:
+    """Build the diffusion model that a config describes, of either kind."""
     return DiffusionDecoder(config) if isinstance(config, DecoderConfig) else Upsampler(config)
 
 
-def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:
-    """The transformer of published files."""
+def build_published_model(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:
+    """Build the transformer of published files and load its weights."""
     with skip_init():
         module = DALLE(found.config)
     found.check(module, source)
@@ -217,33 +219,38 @@ def model_of(found: Published, source: str, device: _Device, dtype: torch.dtype 
     return module
 
 
-def image_tokenizer_of(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> ImageTokenizer:
-    """The image tokenizer of published files."""
+def build_published_image_tokenizer(
+    found: Published, source: str, device: _Device, dtype: torch.dtype | None
+) -> ImageTokenizer:
+    """Build the image tokenizer of published files and load its weights."""
     with skip_init():
         module = build(found.config)
     found.check(module, source)
     return load_weights(module, found.tensors, source, device, dtype)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a folder is of the form that train.py and `convert` write (minDALL-E has a config.yaml of its own)."""
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder is a model folder as train.py and `convert` write it.
+
+    A published minDALL-E folder also has a config.yaml, of another kind.
+    """
     return (path / "config.yaml").is_file() and not mindalle.is_there(path)
 
 
 def open_source(source: Source, family: str | None = None) -> ModelFolder | Path:
-    """What a source names: a folder of ours, opened; or the path of published files (always with a `family`).
+    """Resolve a source: an open model folder of ours, or the path of published files (always, if `family` is given).
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: the source does not exist.
     """
     if isinstance(source, ModelFolder):
         return source
     path = resolve(source)
-    return ModelFolder(path) if family is None and is_ours(path) else path
+    return ModelFolder(path) if family is None and is_model_folder(path) else path
 
 
 def _check_stage(folder: ModelFolder, stage: str) -> None:
-    """Refuse a folder whose config.yaml does not say that it is of this stage."""
+    """Check that a folder's config.yaml has the expected stage."""
     found = folder.config.get("stage")
     wanted, _ = _STAGES[stage]
     if found in _STAGES and found != stage:
@@ -256,7 +263,7 @@ def _check_stage(folder: ModelFolder, stage: str) -> None:
             f"{folder.origin} says stage: {found!r}, expected {stage!r}: give the folder of {wanted} made by train.py"
         )
     if not isinstance(folder.config.get("model"), dict):
-        raise ValueError(f"{folder.origin} has no `model:` part: expected the architecture of {wanted} there")
+        raise ValueError(f"{folder.origin} has no section `model:`: expected the architecture of {wanted} there")
 
 
 def _fill(module: _Module, folder: ModelFolder, device: _Device, dtype: torch.dtype | None) -> _Module:

@@ -1,7 +1,7 @@
-"""A folder of weights: config.yaml, model.safetensors or bpe.model, README.md, and copies of the parts it stands on.
+"""A model folder: config.yaml, model.safetensors or bpe.model, README.md, and copies of its components.
 
-A folder's config.yaml says what it is (`stage:`), the architecture that rebuilds the module (`model:`), and perhaps
-`parts:`. Other keys are the recipe that made it; nothing here needs them.
+Its config.yaml has the `stage:` (what it is), the architecture (`model:`) and perhaps the components with their hashes
+(`parts:`). Other keys are the training recipe, which loading does not need.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dalle.config import read_yaml, to_yaml
 from dalle.files import atomic_folder
 
 WEIGHTS = "model.safetensors"
+# Files that determine what a model computes. README.md and images may change without changing its hash.
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model")
 
 
@@ -33,24 +34,24 @@ def save(
     storage: Storage | None = None,
     card: str | None = None,
 ) -> None:
-    """Write a folder of weights, whole or not at all.
+    """Write a model folder atomically.
 
     Args:
-        folder: where to; one that is there is replaced.
-        config: `stage` and `model` at least; `parts` is added.
+        folder: the folder to write; an existing one is replaced.
+        config: content of config.yaml, with `stage` and `model`; `parts` is added.
         tensors: the module's state.
-        parts: folders that are copied into it, each under its name, and recorded with their hashes.
-        storage: how floating tensors are stored; None as they are.
+        parts: folders of components, which are copied into it by name and recorded with their hashes.
+        storage: dtype in which floating-point tensors are stored; None keeps theirs.
         card: text of its README.md.
 
     Raises:
-        NotFiniteError: a weight is nan or infinite; what was in `folder` stays.
+        NotFiniteError: a weight is nan or infinite; an existing `folder` is unchanged.
     """
     with atomic_folder(folder) as new:
         _write(tensors, folder, new, storage)
         recorded: dict[str, Any] = {}
         for name, source in (parts or {}).items():
-            # A card stays with what it is about: its images and links are not for another place.
+            # Cards of components are not copied: their images and relative links would break.
             shutil.copytree(source, new / name, ignore=shutil.ignore_patterns("README.md", "*.png"))
             recorded[name] = {"path": name, "sha256": folder_hash(new / name)}
         write_config(new, dict(config) | ({"parts": recorded} if recorded else {}))
@@ -59,7 +60,7 @@ def save(
 
 
 def _write(tensors: Tensors, folder: Path, new: Path, storage: Storage | None) -> None:
-    """Write the weights of what is to become `folder`."""
+    """Write the weights to `new`, which will become `folder`."""
     try:
         write_tensors(tensors, new / WEIGHTS, storage, finite=True)
     except NotFiniteError as error:
@@ -72,26 +73,26 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.yaml.
+    """Read a folder's config.yaml.
 
     Raises:
-        ValueError: there is none, or it is not YAML.
+        ValueError: it does not exist or is not valid YAML.
     """
     if Path(folder).is_file():
         raise ValueError(f"{folder} is a file; expected a folder with a config.yaml")
     if not (Path(folder) / "config.yaml").is_file():
         raise ValueError(
-            f"{folder} has no config.yaml: it is not a folder of weights as train.py makes them; of published files "
-            "`python -m dalle convert` makes one"
+            f"{folder} has no config.yaml: it is not a model folder written by train.py; published weights can be "
+            "converted with `python -m dalle convert`"
         )
     return read_yaml(Path(folder) / "config.yaml")
 
 
 class ModelFolder:
-    """A folder of weights that is opened once: its config.yaml is read, and its weights are hashed, at most once.
+    """An open model folder, which reads its config.yaml and hashes its weights at most once.
 
     Attributes:
-        path: where it is.
+        path: the folder.
     """
 
     def __init__(self, path: Path):
@@ -99,21 +100,21 @@ class ModelFolder:
 
     @property
     def origin(self) -> str:
-        """What errors call its config.yaml."""
+        """The path of its config.yaml, for error messages."""
         return str(self.path / "config.yaml")
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What its config.yaml says.
+        """The content of its config.yaml.
 
         Raises:
-            ValueError: there is none, or it is not YAML.
+            ValueError: it does not exist or is not valid YAML.
         """
         return read_config(self.path)
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of what it computes: its weights and, of config.yaml, `stage`, `model` and `parts`.
+        """Hash of everything that determines its outputs: weights, and `stage`, `model` and `parts` of config.yaml.
 
         Cards and recipes may change without changing it.
         """
@@ -125,65 +126,70 @@ class ModelFolder:
                 with file.open("rb") as handle:
                     while block := handle.read(1 << 20):
                         digest.update(block)
+        # `parts` contains the hashes of the components, so that this hash covers them too.
         kept = {key: self.config.get(key) for key in ("stage", "model", "parts")}
         digest.update(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode())
         return digest.hexdigest()
 
     @property
     def components(self) -> list[str]:
-        """Names of the tokenizers and of the CLIP that lie in it."""
+        """Names of its components: tokenizers, CLIP."""
         return list(self.config.get("parts") or {})
 
     def component(self, name: str) -> ModelFolder:
-        """The folder of a component, its contents checked against the hash in config.yaml.
+        """Open the folder of a component and verify its hash against config.yaml.
 
         Raises:
-            ValueError: there is no such component, or it is not the one that these weights were trained with.
+            ValueError: there is no such component, or it is not the one these weights were trained with.
         """
         parts = self.config.get("parts") or {}
         if name not in parts:
-            raise ValueError(f"{self.path} has no part {name}: its config.yaml names {', '.join(parts) or 'none'}")
+            raise ValueError(f"{self.path} has no component {name}: its config.yaml lists {', '.join(parts) or 'none'}")
         recorded = parts[name]
         if not isinstance(recorded, dict) or not {"path", "sha256"} <= set(recorded):
-            raise ValueError(f"{self.origin}: parts.{name} needs a path and a sha256, as export writes them")
+            raise ValueError(f"{self.origin}: parts.{name} needs a path and a sha256: export the folder again")
         found = ModelFolder(self.path / recorded["path"])
         if found.sha256 != recorded["sha256"]:
             raise ValueError(
-                f"{found.path} is not the {name} that {self.path} was made with: its sha256 is {found.sha256}, "
-                f"expected {recorded['sha256']}"
+                f"{found.path} is not the {name} that {self.path} was trained with: its sha256 is {found.sha256}, "
+                f"expected {recorded['sha256']}; restore the original"
             )
         return found
 
     def tensors(self) -> dict[str, Tensor | LazyTensor]:
-        """Its weights by name, which are read when they are called for."""
+        """Its weights by name, memory-mapped, so that they are read on first use."""
         return open_tensors(self.path / WEIGHTS)
 
 
 def folder_hash(folder: Path) -> str:
-    """`ModelFolder.sha256` of a folder."""
+    """The `ModelFolder.sha256` of a folder."""
     return ModelFolder(Path(folder)).sha256
 
 
 def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None = None) -> None:
-    """Copy a folder of weights to `target` with its weights stored as `storage`; parts are copied as they are.
+    """Copy a model folder, converting the dtype of its weights; components are copied unchanged.
 
-    `tensors` take the place of its weights, where they are given.
+    Cards (README.md) and images in `target` are kept. So is its config.yaml if that is a recipe (it has `data:`), as in
+    tokenizers/NAME, where one file serves both training and loading.
 
-    Cards (README.md) and images that are in `target` stay. So does its config.yaml where that is a recipe (it has
-    `data:`), as in tokenizers/NAME: the recipe's file serves the loader too.
+    Args:
+        source: the folder to copy.
+        target: the folder to write, atomically.
+        storage: dtype in which floating-point tensors are stored.
+        tensors: replace the weights of `source`, such as those of a checkpoint.
 
     Raises:
-        NotFiniteError: a weight is nan or infinite; what was in `target` stays.
-        ValueError: the recipe in `target`, or `tensors`, are of another architecture.
+        NotFiniteError: a weight is nan or infinite; `target` is unchanged.
+        ValueError: the recipe in `target`, or `tensors`, have another architecture.
     """
     stored = open_tensors(source / WEIGHTS) if tensors is not None else {}
     if tensors is not None and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in stored.items()}:
-        raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of the run")
+        raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of its own run")
     config, recipe = read_config(source), None
     if (target / "config.yaml").is_file():
         recipe = read_config(target) if "data" in read_config(target) else None
-    if recipe is not None and not _within({key: recipe.get(key) for key in ("stage", "model")}, config):
-        raise ValueError(f"{target / 'config.yaml'} is of another architecture than {source}: export to another folder")
+    if recipe is not None and not _agrees({key: recipe.get(key) for key in ("stage", "model")}, config):
+        raise ValueError(f"{target / 'config.yaml'} has another architecture than {source}: export to another folder")
     with atomic_folder(target) as new:
         if target.exists():
             shutil.copytree(target, new, dirs_exist_ok=True)
@@ -196,8 +202,8 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
                 shutil.copy(entry, new / entry.name)
 
 
-def _within(some: Any, whole: Any) -> bool:
-    """Whether all that `some` says is so in `whole`, which may say more (the defaults)."""
+def _agrees(some: Any, whole: Any) -> bool:
+    """Whether every value in `some` is the same in `whole`, which may have more keys (the defaults)."""
     if isinstance(some, dict) and isinstance(whole, dict):
-        return all(key in whole and _within(value, whole[key]) for key, value in some.items())
+        return all(key in whole and _agrees(value, whole[key]) for key, value in some.items())
     return bool(some == whole)

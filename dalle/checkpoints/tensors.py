@@ -1,7 +1,7 @@
-"""Tensors from files into modules and back, one at a time, so that a model takes no more memory than it has weights.
+"""Reads and writes safetensors files and loads them into modules tensor by tensor, without a second copy in memory.
 
-A file is safetensors. "int8" storage keeps each row of a matrix or kernel as 8-bit integers and one float32 scale, its
-largest magnitude / 127 (symmetric, per output channel; an error of at most 1/254 of that magnitude).
+"int8" storage is symmetric quantization per output channel: each row of a matrix or kernel is stored as 8-bit integers
+with one float32 scale, its largest magnitude / 127 (an error of at most 1/254 of that magnitude).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 Storage = Literal["float32", "bfloat16", "float16", "int8"]
 STORAGE: tuple[str, ...] = get_args(Storage)
-_SCALE = ".int8_scale"  # suffix of the scales of a tensor that is stored in 8 bits
-_EXACT = ("rope_cos", "rope_sin")  # tables of angles stay in float32, whatever the weights are stored in
+_SCALE = ".int8_scale"  # suffix of the name of an int8 tensor's scales
+_EXACT = ("rope_cos", "rope_sin")  # rotary tables stay in float32: rounded angles shift all positions
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -42,12 +42,12 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is made when it is called for, so that it takes no memory before.
+    """A tensor that is computed when called, so that it takes no memory before.
 
     Attributes:
         shape: its shape.
-        dtype: its type.
-        make: makes it.
+        dtype: its dtype.
+        make: computes it.
     """
 
     shape: torch.Size
@@ -55,6 +55,7 @@ class LazyTensor:
     make: Callable[[], Tensor]
 
     def __call__(self) -> Tensor:
+        """Compute the tensor."""
         return self.make()
 
 
@@ -65,70 +66,73 @@ Tensors = Mapping[str, "Tensor | LazyTensor"]
 
 
 def open_tensors(file: Path) -> dict[str, Tensor | LazyTensor]:
-    """The tensors of a safetensors file, mapped from it; those stored in 8 bits as float32, made when called for.
+    """The memory-mapped tensors of a safetensors file; int8 ones are dequantized to float32 lazily.
 
     Raises:
-        ValueError: no such file, or it is damaged or something else.
+        ValueError: the file does not exist, is damaged, or has another format.
     """
     stored = stored_tensors(file)
-    return {name: _whole(name, stored) for name in stored if not name.endswith(_SCALE)}
+    return {name: _dequantized(name, stored) for name in stored if not name.endswith(_SCALE)}
 
 
 def stored_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file as they are stored, mapped from it: no memory until they are looked at.
+    """The memory-mapped tensors of a safetensors file exactly as stored.
 
     Raises:
-        ValueError: no such file, or it is damaged or something else.
+        ValueError: the file does not exist, is damaged, or has another format.
     """
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such file")
     try:
-        with safe_open(file, framework="pt"):  # looks at the header and at the length of the file
+        with safe_open(file, framework="pt"):  # validates the header and the file's length
             pass
         with Path(file).open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is no safetensors file, or a truncated one ({error}): fetch it again") from error
+        raise ValueError(f"{file} is not a safetensors file, or is truncated ({error}): download it again") from error
     header.pop("__metadata__", None)
     types = {name: dtype for dtype, name in _NAMES.items()}
     whole = mmap_bytes(Path(file)) if header else torch.empty(0, dtype=torch.uint8)
     found = {}
     for name, entry in header.items():
         if entry["dtype"] not in types:
-            raise ValueError(f"{file}: {name} is of type {entry['dtype']}, which is not read")
+            raise ValueError(
+                f"{file}: {name} has the unsupported dtype {entry['dtype']}: convert it to float32 or bfloat16"
+            )
         start, end = (8 + length + offset for offset in entry["data_offsets"])
         dtype, part = types[entry["dtype"]], whole[start:end]
+        # A view needs aligned data; files of other writers may not have it.
         aligned = part if start % dtype.itemsize == 0 else part.clone()
         found[name] = aligned.view(dtype).view(entry["shape"])
     return found
 
 
-def _whole(name: str, stored: Mapping[str, Tensor]) -> Tensor | LazyTensor:
-    """A stored tensor, or what 8 bits and scales make."""
+def _dequantized(name: str, stored: Mapping[str, Tensor]) -> Tensor | LazyTensor:
+    """A stored tensor; an int8 one with scales as a lazy float32 tensor."""
     packed, scale = stored[name], stored.get(name + _SCALE)
     if scale is None:
         return packed
-    return LazyTensor(packed.shape, torch.float32, lambda: _scaled(packed, scale))
+    return LazyTensor(packed.shape, torch.float32, lambda: _dequantize(packed, scale))
 
 
-def _scaled(packed: Tensor, scale: Tensor) -> Tensor:
+def _dequantize(packed: Tensor, scale: Tensor) -> Tensor:
     made = packed.float().mul_(scale.view(-1, *[1] * (packed.ndim - 1)))
     drop_pages(packed)
     return made
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file in memory, those stored in 8 bits as float32.
+    """Read all tensors of a safetensors file into memory, int8 ones as float32.
 
     Raises:
-        ValueError: no such file, or it is damaged or something else.
+        ValueError: the file does not exist, is damaged, or has another format.
     """
     return {name: t() if isinstance(t, LazyTensor) else t.clone() for name, t in open_tensors(file).items()}
 
 
 class NotFiniteError(ValueError):
-    """Weights are nan or infinite."""
+    """Weights contain nan or infinity."""
 
 
 def write_tensors(
@@ -139,79 +143,93 @@ def write_tensors(
     *,
     finite: bool = False,
 ) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, one tensor in memory at a time.
+
+    The safetensors library would need all of them in memory at once.
 
     Args:
-        tensors: what goes into it.
-        file: where to.
-        storage: how floating tensors are stored; None as they are.
-        metadata: words about it.
-        finite: refuse numbers that are none.
+        tensors: the tensors by name.
+        file: the file to write, which is incomplete if an error is raised.
+        storage: dtype in which floating-point tensors are stored; None keeps theirs.
+        metadata: strings for the file's header.
+        finite: whether to reject nan and infinity.
 
     Raises:
-        NotFiniteError: one is nan or infinite, perhaps as it is stored; the file is then not whole.
+        NotFiniteError: a value is nan or infinite, or becomes infinite in the storage dtype.
     """
     entries: list[tuple[str, LazyTensor]] = []
     for name, tensor in tensors.items():
-        entries += _packed(name, tensor, storage)
-    entries.sort(key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))  # aligned, as the library orders them
+        entries += _storage_entries(name, tensor, storage)
+    entries.sort(
+        key=lambda entry: (-entry[1].dtype.itemsize, entry[0])
+    )  # the library's order, largest dtypes first, which aligns every tensor
     header: dict[str, Mapping[str, object]] = {} if metadata is None else {"__metadata__": metadata}
     at = 0
     for name, tensor in entries:
         size = tensor.shape.numel() * tensor.dtype.itemsize
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
-    described = json.dumps(header, separators=(",", ":")).encode()
-    described += b" " * (-len(described) % 8)
+    encoded_header = json.dumps(header, separators=(",", ":")).encode()
+    # Spaces pad the header to a multiple of 8 bytes, so that the data begins aligned.
+    encoded_header += b" " * (-len(encoded_header) % 8)
     with file.open("wb") as handle:
-        handle.write(len(described).to_bytes(8, "little") + described)
+        handle.write(len(encoded_header).to_bytes(8, "little") + encoded_header)
         for name, tensor in entries:
             value = tensor()
             if finite and not is_finite(value):
                 raise NotFiniteError(
                     f"{name.removesuffix(_SCALE)} is nan or infinite: the training has diverged"
-                    + (", or it is too large for float16 (bfloat16 has room)" if value.dtype == torch.float16 else "")
+                    + (
+                        ", or it is too large for float16 (use bfloat16, which has a larger range)"
+                        if value.dtype == torch.float16
+                        else ""
+                    )
                 )
             handle.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             drop_pages(value)
-    file.chmod(file.parent.stat().st_mode & 0o666)  # files that whoever may read the folder may read
+    file.chmod(file.parent.stat().st_mode & 0o666)  # readable by whoever can read the folder
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number of a tensor is nan or infinite, by its least and its largest."""
+    """Whether a tensor contains neither nan nor infinity.
+
+    `aminmax` propagates nan and needs no temporary tensor, unlike `isfinite().all()`.
+    """
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def pack(tensors: Tensors, storage: Storage | None) -> dict[str, Tensor]:
-    """Tensors as they are stored: on the CPU, floating ones in another type; "int8" leaves vectors in float32."""
-    return {name: lazy() for key, tensor in tensors.items() for name, lazy in _packed(key, tensor, storage)}
+    """Tensors on the CPU in their storage dtype; with "int8", vectors stay in float32."""
+    return {name: lazy() for key, tensor in tensors.items() for name, lazy in _storage_entries(key, tensor, storage)}
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `pack` stored: 8-bit tensors times their scales, the rest as it is."""
-    whole = {name: _whole(name, tensors) for name in tensors if not name.endswith(_SCALE)}
+    """The inverse of `pack`: int8 tensors are dequantized, others returned as they are."""
+    whole = {name: _dequantized(name, tensors) for name in tensors if not name.endswith(_SCALE)}
     return {name: value() if isinstance(value, LazyTensor) else value for name, value in whole.items()}
 
 
-def _packed(name: str, tensor: Tensor | LazyTensor, storage: Storage | None) -> list[tuple[str, LazyTensor]]:
-    """The entries of a file that keep one tensor."""
+def _storage_entries(name: str, tensor: Tensor | LazyTensor, storage: Storage | None) -> list[tuple[str, LazyTensor]]:
+    """The file entries that store one tensor: itself, or its int8 values and scales."""
     source = _lazy(tensor)
     exact = name.rpartition(".")[2] in _EXACT
     if storage == "int8" and source.dtype.is_floating_point and len(source.shape) >= 2 and not exact:
         return [
-            (name, _made_of(source, torch.int8, _eight_bits, source.shape)),
-            (name + _SCALE, _made_of(source, torch.float32, _scales, source.shape[:1])),
+            (name, _converted(source, torch.int8, _to_int8, source.shape)),
+            (name + _SCALE, _converted(source, torch.float32, _scales, source.shape[:1])),
         ]
     dtype = source.dtype
     if storage is not None and dtype.is_floating_point:
         dtype = torch.float32 if storage == "int8" or exact else getattr(torch, storage)
-    return [(name, _made_of(source, dtype, lambda value: value.to(dtype), source.shape))]
+    return [(name, _converted(source, dtype, lambda value: value.to(dtype), source.shape))]
 
 
-def _made_of(source: LazyTensor, dtype: torch.dtype, form: Callable[[Tensor], Tensor], shape: torch.Size) -> LazyTensor:
-    """What `form` makes of a tensor on the CPU, whose memory is given back where it is mapped."""
+def _converted(
+    source: LazyTensor, dtype: torch.dtype, form: Callable[[Tensor], Tensor], shape: torch.Size
+) -> LazyTensor:
+    """A lazy tensor: `form` applied to `source` on the CPU, after which mapped pages of the source are released."""
 
     def make() -> Tensor:
         value = source()
@@ -231,7 +249,7 @@ def _scales(value: Tensor) -> Tensor:
     return value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
 
 
-def _eight_bits(value: Tensor) -> Tensor:
+def _to_int8(value: Tensor) -> Tensor:
     rows = value.float().flatten(1)
     return (rows / _scales(value)[:, None]).round().to(torch.int8).view(value.shape)
 
@@ -243,9 +261,8 @@ def _eight_bits(value: Tensor) -> Tensor:
 def skip_init() -> Iterator[None]:
     """Skips parameter initialization of modules built in this block; `load_weights` overwrites the values.
 
-    It costs no time, and no memory is touched.
-
-    (On the meta device torch imports 100 MB of Python to draw numbers that are none.)
+    Memory is allocated but not touched. (Building on the meta device instead makes torch import 100 MB of Python to
+    "initialize" meta tensors.)
     """
     functions = init_functions()
     try:
@@ -258,41 +275,43 @@ def skip_init() -> Iterator[None]:
 
 
 def init_functions() -> dict[str, Callable[..., Any]]:
-    """The functions of `torch.nn.init` that give a tensor numbers, by name."""
+    """The functions of `torch.nn.init` that fill a tensor in place, by name."""
     return {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
 
 
 def load_weights(
     module: _Module, tensors: Tensors, source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> _Module:
-    """Give a module a state, strictly, and put it on a device in evaluation mode.
+    """Load a state dict strictly into a module, and put it on a device in evaluation mode.
 
     Args:
-        module: its parameters may be `skip_init`, or on the meta device within `training.distributed.sharded_init`.
-        tensors: its state; copied, so that the file it comes from may change afterwards.
-        source: where it comes from, for messages.
-        device: where it goes.
-        dtype: floating type of its weights; None: as the module was made (float32).
+        module: built under `skip_init`, or on the meta device within `training.distributed.sharded_init`.
+        tensors: its state dict; values are copied, so that their file may change afterwards.
+        source: name of the source in error messages.
+        device: where to put the module.
+        dtype: floating-point dtype of its weights; None keeps the module's (float32).
 
     Raises:
-        NotFiniteError: a number is nan or infinite.
-        ValueError: keys are missing, left over, or of another shape.
+        NotFiniteError: a weight is nan or infinite.
+        ValueError: keys are missing or unexpected, or shapes differ.
     """
     check_fit(module, tensors, source)
-    in_shares = any(parameter.is_meta for parameter in module.parameters())
+    sharded = any(parameter.is_meta for parameter in module.parameters())
     for name, own in module.state_dict(keep_vars=True).items():
         place, _, leaf = name.rpartition(".")
         value = tensors[name]
         value = value() if isinstance(value, LazyTensor) else value
         if not is_finite(value):
             raise NotFiniteError(
-                f"{source}: {name} is nan or infinite, so nothing can be computed with it: the run that wrote it has "
-                "diverged (take an earlier checkpoint), or the file is damaged"
+                f"{source}: {name} is nan or infinite: its run has diverged (use an earlier checkpoint), or "
+                "the file is damaged (download it again)"
             )
         kept = dtype is None or not own.is_floating_point() or leaf in _EXACT
         kind = own.dtype if dtype is None or kept else dtype
         made = own.detach()
-        if in_shares and isinstance(own, nn.Parameter):  # registering it copies what is kept of it
+        if sharded and isinstance(
+            own, nn.Parameter
+        ):  # `register_parameter` is patched there and keeps this rank's shard
             made = value.to(kind)
         else:
             if (made.dtype, made.device) != (kind, torch.device(device)):
@@ -303,20 +322,20 @@ def load_weights(
             owner.register_parameter(leaf, nn.Parameter(made, own.requires_grad))
         else:
             owner._buffers[leaf] = made
-        drop_pages(value)
-    return module.eval() if in_shares else module.to(device=device, dtype=dtype).eval()
+        drop_pages(value)  # at most one tensor of the file stays resident
+    return module.eval() if sharded else module.to(device=device, dtype=dtype).eval()
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a state strictly into a module that has weights; values are cast to the module's types.
+    """Load a state dict strictly into an initialized module; values are cast to the module's dtypes.
 
     Args:
-        module: gets the state.
-        tensors: its state.
-        source: where it comes from, for messages.
+        module: the module to load into.
+        tensors: the state dict.
+        source: name of the source in error messages.
 
     Raises:
-        ValueError: keys are missing, left over, or of another shape.
+        ValueError: keys are missing or unexpected, or shapes differ.
     """
     check_fit(module, tensors, source)
     module.load_state_dict(dict(tensors))
@@ -326,29 +345,29 @@ def check_fit(
     module: nn.Module,
     tensors: Tensors,
     source: str,
-    called: Callable[[str], str] = str,
+    display_name: Callable[[str], str] = str,
     causes: tuple[str, str] = ("", ""),
 ) -> None:
-    """Refuse a state that does not fit; the module may be on the meta device.
+    """Check that a state dict matches a module, which may be on the meta device.
 
     Args:
-        module: what the state is for.
-        tensors: the state.
-        source: where it comes from, for the message.
-        called: what to call a tensor in the message.
-        causes: likely ones, of other names and of other shapes.
+        module: the module.
+        tensors: the state dict.
+        source: name of the source in error messages.
+        display_name: maps a tensor's name to the one to show.
+        causes: likely causes to add to the message, of different keys and of different shapes.
 
     Raises:
-        ValueError: keys are missing, left over, or of another shape.
+        ValueError: keys are missing or unexpected, or shapes differ.
     """
     own = module.state_dict()
     wrong = [
-        f"{called(name)} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        f"{display_name(name)} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    missing = [f"{called(name)} {list(own[name].shape)}" for name in own if name not in tensors]
-    unexpected = [called(name) for name in tensors if name not in own]
+    missing = [f"{display_name(name)} {list(own[name].shape)}" for name in own if name not in tensors]
+    unexpected = [display_name(name) for name in tensors if name not in own]
     problems = [
         f"{title}: {_some(names)}"
         for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
@@ -370,7 +389,7 @@ def _some(names: list[str]) -> str:
 
 
 def mmap_bytes(file: Path) -> Tensor:
-    """The bytes of a file, uint8, without reading them; a page is copied once it is written to."""
+    """Memory-map a file as uint8, copy-on-write."""
     size = file.stat().st_size
     storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=size)
     storage.mapped = True  # type: ignore[union-attr]
@@ -378,11 +397,12 @@ def mmap_bytes(file: Path) -> Tensor:
 
 
 def drop_pages(tensor: Tensor) -> None:
-    """Give back the memory of a view of a mapped file, which is read again if need be; else do nothing."""
+    """Release the resident pages of a view of a mapped file (they are read again on access); else do nothing."""
     if sys.platform != "linux" or not getattr(tensor.untyped_storage(), "mapped", False) or not tensor.numel():
         return
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start, end = tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize  # also of what is transposed
+    # The extent in memory by strides, which is right for transposed views too; then only whole pages inside it.
+    start, end = tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize
     start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
         advise = CDLL(None).madvise

@@ -35,4 +35,4 @@ def _run(args: argparse.Namespace) -> None:
         text_tokenizer=args.text_tokenizer,
         given=apply_overrides({}, args.given),
     )
-    print(f"{args.out}: {found.family}; license of the weights: {found.licence}")
+    print(f"{args.out}: {found.family}; license of the weights: {found.license}")

@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints import model_folder
     from dalle.checkpoints.hub import resolve
     from dalle.checkpoints.load import load_image_tokenizer
-    from dalle.data.token_shards.dataset import TokensData
+    from dalle.data.token_shards.dataset import TokenShardsConfig
     from dalle.data.token_shards.encode import EncodeOptions, Encoding
     from dalle.training.init_from import resolve_recipe
     from dalle.training.recipe import DALLERecipe
@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> None:
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
-    if isinstance(recipe.data, TokensData):
+    if isinstance(recipe.data, TokenShardsConfig):
         raise ValueError(f"{args.config}: data.kind is tokens already; give a recipe with images to encode")
     options = EncodeOptions(recipe.run.seed, args.views, args.mirror, args.shard_images, args.batch_size, args.workers)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -40,9 +40,9 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.data import EncodedConfig
+    from dalle.data import AnyDataConfig
 
-    data = from_dict(EncodedConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
+    data = from_dict(AnyDataConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     if (args.draw is None) != (args.judge is None):
         raise ValueError("--draw and --judge go together: give the number of prompts and the folder of a judge")
     tables = {"": _evaluate(args, data)} if args.draw is None else _evaluate_samples(args, data)

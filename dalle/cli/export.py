@@ -39,10 +39,10 @@ def _run(args: argparse.Namespace) -> None:
         latest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)
     if args.start is not None:
-        from dalle.checkpoints.interpolate import interpolated
+        from dalle.checkpoints.interpolate import interpolate
 
         own = model_folder.ModelFolder(run / "model").tensors() if tensors is None else tensors
-        tensors = interpolated(run / "model", own, args.start, args.interpolate)
+        tensors = interpolate(run / "model", own, args.start, args.interpolate)
     model_folder.export(run / "model", args.out, args.dtype, tensors)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")

@@ -33,10 +33,10 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.apps.judging.drawings import open_plain
     from dalle.apps.judging.train import JudgeOptions, train_judge
     from dalle.cli.outputs import check_folder
-    from dalle.data import EncodedConfig
+    from dalle.data import AnyDataConfig
     from dalle.device import pick_device
 
-    data = from_dict(EncodedConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
+    data = from_dict(AnyDataConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     options = JudgeOptions(args.epochs, args.batch_size, args.lr, args.seed)
     check_folder(args.out)
     drawings = open_plain(data, "all", SIDE)

@@ -160,7 +160,7 @@ class SampleFiles:
 
     def finish(self) -> Path:
         """Write the grid, if asked for; returns the path to show to the user."""
-        from dalle.images.grid import labelled_grid
+        from dalle.images.grid import labeled_grid
         from dalle.images.png import write_png
 
         assert self.folder is not None
@@ -171,7 +171,7 @@ class SampleFiles:
             scores = [""] * len(result.seeds) if result.scores is None else [f"  {s:.3f}" for s in result.scores]
             captions = [f"seed {seed}{score}" for seed, score in zip(result.seeds, scores, strict=True)]
             rows.append((result.prompt, result.images, captions))
-        write_png(labelled_grid(rows), self.folder / "grid.png", {"Software": f"dalle {__version__}"})
+        write_png(labeled_grid(rows), self.folder / "grid.png", {"Software": f"dalle {__version__}"})
         return self.folder / "grid.png"
 
 

@@ -1,66 +1,67 @@
-"""Captioned images: the embedded drawings, synthetic shapes, the user's own; and the token shards made of them."""
+"""Data sets of captioned images: embedded drawings, synthetic shapes, your own images, and pre-encoded token shards."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
-from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamValidation
-from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream, StreamValidation
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.dataset import TESTS
 from dalle.data.drawings.sets import DRAWINGS
-from dalle.data.shapes import ShapesData, ShapesPairs
-from dalle.data.token_shards.dataset import TokenPairs, TokensData
+from dalle.data.shapes import ShapesConfig, ShapesDataset
+from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDataset
 
-DataConfig = DrawingsData | ShapesData | PairsData
-EncodedConfig = DataConfig | TokensData  # of what takes codes in place of images too
+DataConfig = DrawingsConfig | ShapesConfig | CustomConfig
+AnyDataConfig = DataConfig | TokenShardsConfig  # for models that accept pre-encoded codes
 
 
-def open_data(config: EncodedConfig, split: str, image_size: int) -> PairDataset:
-    """A split of a data set, its images [image_size, image_size, 3]; of a streamed set the first records.
+def open_data(config: AnyDataConfig, split: str, image_size: int) -> PairDataset:
+    """Open one split of a data set for random access.
 
-    Token shards have codes in their place.
+    Images are uint8 [image_size, image_size, 3]; token shards yield codes instead. The validation split of a streamed
+    set is a fixed sample of its records.
 
     Raises:
-        ValueError: the data is not there, has no such split, or is not what its options say.
+        ValueError: the data does not exist, has no such split, or does not match its options.
     """
-    if isinstance(config, TokensData):
-        return TokenPairs(config, split)
-    if isinstance(config, ShapesData):
-        return ShapesPairs(config, split, image_size)
-    if isinstance(config, PairsData):
-        return (StreamValidation if config.stream else Pairs)(config, split, image_size)
-    return Drawings(config, split, image_size)
+    if isinstance(config, TokenShardsConfig):
+        return TokenShardsDataset(config, split)
+    if isinstance(config, ShapesConfig):
+        return ShapesDataset(config, split, image_size)
+    if isinstance(config, CustomConfig):
+        return (StreamValidation if config.stream else CustomDataset)(config, split, image_size)
+    return DrawingsDataset(config, split, image_size)
 
 
-def open_training(config: EncodedConfig, image_size: int) -> PairDataset | PairStream:
-    """The training split, as a stream where the options ask for one."""
-    if isinstance(config, PairsData) and config.stream:
-        return PairsStream(config, image_size)
+def open_training(config: AnyDataConfig, image_size: int) -> PairDataset | PairStream:
+    """Open the training split: a stream if the config says `stream: true`, else a random-access data set."""
+    if isinstance(config, CustomConfig) and config.stream:
+        return CustomStream(config, image_size)
     return open_data(config, "train", image_size)
 
 
-def splits_of(config: EncodedConfig) -> tuple[str, ...]:
-    """The splits of a data set that figures are stated of, none of them the same as another."""
-    return ("known", "validation", *TESTS) if isinstance(config, DrawingsData) else ("train", "validation")
+def reporting_splits(config: AnyDataConfig) -> tuple[str, ...]:
+    """The disjoint splits for which metrics are reported."""
+    return ("known", "validation", *TESTS) if isinstance(config, DrawingsConfig) else ("train", "validation")
 
 
-def location(config: EncodedConfig) -> Path | None:
-    """The file or folder on this machine that holds the data; None for shapes, a hub id or a pattern."""
-    if isinstance(config, TokensData):
+def location(config: AnyDataConfig) -> Path | None:
+    """The local file or folder that holds the data; None for synthetic shapes, a hub id or a glob pattern."""
+    if isinstance(config, TokenShardsConfig):
         return config.path
-    if isinstance(config, DrawingsData):
+    if isinstance(config, DrawingsConfig):
         return config.root or DRAWINGS
-    if isinstance(config, PairsData) and Path(config.path).expanduser().exists():
+    if isinstance(config, CustomConfig) and Path(config.path).expanduser().exists():
         return Path(config.path).expanduser()
     return None
 
 
 __all__ = [
+    "AnyDataConfig",
     "BadRecord",
     "DataConfig",
-    "DrawingsData",
-    "EncodedConfig",
+    "DrawingsConfig",
     "Pair",
     "PairDataset",
     "PairStream",

@@ -1,4 +1,4 @@
-"""What every data set is to the rest: pairs of an image and a caption, each determined by an index and a seed."""
+"""The interfaces of data sets: image-caption pairs, each a function of an index and a seed, or a stream of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Pair:
     """An image and one of its captions.
 
     Attributes:
-        image: uint8 [H, W, 3]; of token shards the image's codes, int64 [h, w].
-        caption: the one that is shown.
-        captions: those that it was drawn from; none where a set makes captions up as it goes.
-        key: name of the record, where it has one.
+        image: uint8 [H, W, 3]; from token shards, the image's codes, int64 [h, w].
+        caption: the caption chosen for this sample.
+        captions: all captions of the image; empty if the data set generates captions on the fly.
+        key: name of the record, if it has one.
     """
 
     image: np.ndarray
@@ -29,23 +29,25 @@ class Pair:
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used: the loader skips it, counts it and names it."""
+    """A record that cannot be used. The loader skips it, counts it and logs its name."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"{name}: {reason}")
         self.name, self.reason = name, reason
 
     def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:
-        return BadRecord, (self.name, self.reason)  # worker processes send it to the loader
+        # Exceptions unpickle by calling the class with `args` (one string here), but the constructor takes two, and
+        # worker processes send bad records to the loader.
+        return BadRecord, (self.name, self.reason)
 
 
 def read_image(
     data: bytes, name: str, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0
 ) -> np.ndarray:
-    """A record's image file as a square image, uint8 [size, size, 3], as `dalle.images.read.square_image` makes it.
+    """Decode a record's image file to a square uint8 [size, size, 3] (`dalle.images.read.square_image`).
 
     Raises:
-        BadRecord: it cannot be read; `name` is what the record is called.
+        BadRecord: the image cannot be read. The error carries `name`, the name of the record.
     """
     try:
         return square_image(data, size, crop, share, seed)
@@ -59,7 +61,7 @@ class PairDataset(Protocol):
     def __len__(self) -> int: ...
 
     def pair(self, index: int, seed: int) -> Pair:
-        """The pair `index`; whatever is left to chance (template, background, crop) comes from `seed` alone.
+        """The pair `index`. Everything random (template, background, crop) depends on `seed` alone.
 
         Raises:
             BadRecord: the record is broken.
@@ -72,30 +74,30 @@ class PairDataset(Protocol):
 
 
 class Order(Protocol):
-    """Numbers of pairs by their place in an epoch."""
+    """The order of an epoch: maps a position in the epoch to the index of a pair."""
 
     def __getitem__(self, place: int, /) -> int: ...
 
 
 @runtime_checkable
 class HasSampler(Protocol):
-    """A finite set that is too large to be shuffled whole: it says itself in which order an epoch shows it."""
+    """A data set with its own shuffling, because a global shuffle would read its files in random order."""
 
     def order(self, seed: int, epoch: int) -> Order:
-        """Each number once; a function of (seed, epoch), of which any place can be asked for at once."""
+        """The order of an epoch, each index once. It depends on (seed, epoch) only and can be indexed anywhere."""
         ...
 
 
 @runtime_checkable
 class PairStream(Protocol):
-    """Pairs that can only be read in order, pass after pass; every pass holds the same records."""
+    """Pairs that can only be read sequentially, one pass per epoch; every pass holds the same records."""
 
     def records(self, seed: int, epoch: int) -> Iterator[Any]:
         """The records of one pass, undecoded, in an order that is a function of (seed, epoch)."""
         ...
 
     def pair(self, record: Any, seed: int) -> Pair:
-        """Decode a record; whatever is left to chance comes from `seed` alone.
+        """Decode a record. Everything random depends on `seed` alone.
 
         Raises:
             BadRecord: the record is broken.

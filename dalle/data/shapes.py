@@ -1,4 +1,4 @@
-"""Synthetic images of one coloured shape with exact captions: for tests and for trying things out, not for models."""
+"""Synthetic images of one colored shape with exact captions, for tests and experiments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dalle.data.base import Pair
 from dalle.ranges import NonNegativeInt, PositiveInt, Range
 
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "orange": (245, 150, 40),
     "yellow": (235, 205, 40),
@@ -24,7 +24,7 @@ COLOURS = {
     "brown": (130, 85, 50),
     "black": (20, 20, 20),
 }
-# Where the middle lies, right and down in shares of the image's side, and what the caption calls it.
+# Phrase in the caption -> center of the shape (right, down), as fractions of the image's side.
 PLACES = {
     "": (0.50, 0.50),
     " on the left": (0.28, 0.50),
@@ -34,40 +34,51 @@ PLACES = {
 }
 RADIUS = 0.26  # of the image's side
 SPLITS = ("train", "validation")
-COMBINATIONS = tuple(product(SHAPES, COLOURS, PLACES))
-_FINE = 4  # a pixel's coverage is the mean of so many samples each way
+COMBINATIONS = tuple(product(SHAPES, COLORS, PLACES))
+_FINE = 4  # antialiasing: samples per pixel in each direction
 _MIN_SIDE = 8
 
 
 @config
-class ShapesData:
-    """Shapes in eight colours and five places on white, "a red circle on the left"."""
+class ShapesConfig:
+    """Six shapes in eight colors at five positions on white, "a red circle on the left"."""
 
     kind: Literal["shapes"] = "shapes"
     """Synthetic shapes."""
     size: PositiveInt = 512
-    """Pairs in the training split; the validation split has an eighth as many, but no combination twice."""
+    """Pairs in the training split; the validation split has an eighth as many, each combination at most once."""
     shift: Annotated[float, Range(0, 0.06, hint="places would mix")] = 0.04
-    """Part of the image's side by which a shape may lie off its place, at most."""
+    """Largest random offset of a shape, as a fraction of the image's side."""
     max_bad: NonNegativeInt = 0
-    """Broken records that are skipped before it is an error; shapes have none."""
+    """Number of broken records to skip before raising an error; shapes have none."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}: give at least 1")
+        if not 0 <= self.shift <= 0.06:
+            raise ValueError(f"shift is {self.shift}: give a fraction from 0 to 0.06, so that positions stay distinct")
 
 
-class ShapesPairs:
-    """Pairs of one split; the combination (shape, colour, place) of each is in that split only.
+class ShapesDataset:
+    """One split of the shapes; no combination (shape, color, position) is in both splits.
 
-    Pair `index` shows combination `index` modulo their number, so a split no larger than that shows each at most once.
+    Pair `index` shows combination `index` modulo their number.
+
+    Args:
+        config: how many pairs, and how much they vary.
+        split: "train" or "validation".
+        image_size: height and width of the images, in pixels, at least 8.
 
     Attributes:
-        combinations: (shape, colour, place) of this split, shuffled the same way each time.
+        combinations: (shape, color, position) of this split, in a fixed random order.
 
     Raises:
         ValueError: the split is unknown, or images are smaller than 8 x 8.
     """
 
-    def __init__(self, config: ShapesData, split: str, image_size: int):
+    def __init__(self, config: ShapesConfig, split: str, image_size: int):
         if split not in SPLITS:
-            raise ValueError(f"data split {split!r} is unknown: choose from {', '.join(SPLITS)}")
+            raise ValueError(f"unknown data split {split!r}: choose from {', '.join(SPLITS)}")
         if image_size < _MIN_SIDE:
             raise ValueError(
                 f"shapes of {image_size} pixels cannot be told apart: image_size must be {_MIN_SIDE} or more"
@@ -78,39 +89,46 @@ class ShapesPairs:
         held_out = len(shuffled) // 8
         self.combinations = shuffled[:held_out] if split == "validation" else shuffled[held_out:]
         self.length = config.size
-        if split == "validation":  # where every caption stands for one image only, as retrieval needs it
+        if split == "validation":  # retrieval metrics need each caption to match one image only
             self.length = min(max(1, config.size // 8), len(self.combinations))
 
     def __len__(self) -> int:
         return self.length
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Pair `index`, image uint8 [image_size, image_size, 3]; the seed moves the shape, in training only."""
-        shape, colour, place = self.combinations[index % len(self.combinations)]
+        """Pair `index`, its image uint8 [image_size, image_size, 3]; in training, the seed shifts the shape."""
+        shape, color, place = self.combinations[index % len(self.combinations)]
         right, down = PLACES[place]
         if self.split == "train":
             rng = random.Random(f"{seed}/{index}")
             right += rng.uniform(-self.config.shift, self.config.shift)
             down += rng.uniform(-self.config.shift, self.config.shift)
         covered = coverage(shape, self.image_size, right, down)[..., None]
-        image = 255 + covered * (np.asarray(COLOURS[colour]) - 255)
-        return Pair(image.round().astype(np.uint8), caption(shape, colour, place))
+        image = 255 + covered * (np.asarray(COLORS[color]) - 255)
+        return Pair(image.round().astype(np.uint8), caption(shape, color, place))
 
     def captions(self) -> Iterator[str]:
-        """Every caption of the split, once: what a BPE is learnt from."""
+        """Every caption of the split, once: the corpus for BPE training."""
         for combination in self.combinations:
             yield caption(*combination)
 
 
-def caption(shape: str, colour: str, place: str) -> str:
-    """ "a red circle on the left"."""
-    return f"{'an' if colour == 'orange' else 'a'} {colour} {shape}{place}"
+def caption(shape: str, color: str, place: str) -> str:
+    """The caption of a combination: "a red circle on the left"."""
+    return f"{'an' if color == 'orange' else 'a'} {color} {shape}{place}"
 
 
 def coverage(shape: str, side: int, right: float, down: float) -> np.ndarray:
-    """How much of each pixel a shape covers, float [side, side] in [0, 1]; its middle in shares of the side."""
+    """The fraction of each pixel that a shape covers, float [side, side] in [0, 1].
+
+    Args:
+        shape: one of `SHAPES`.
+        side: side of the image in pixels.
+        right: horizontal center of the shape, as a fraction of the side.
+        down: vertical center of the shape, as a fraction of the side.
+    """
     at = (np.arange(side * _FINE) + 0.5) / (side * _FINE)
-    x, y = (at[None] - right) / RADIUS, (at[:, None] - down) / RADIUS  # the shape reaches from -1 to 1
+    x, y = (at[None] - right) / RADIUS, (at[:, None] - down) / RADIUS  # the shape spans [-1, 1]
     far = np.maximum(abs(x), abs(y))
     square_radius = x * x + y * y
     inside = {

@@ -1,4 +1,4 @@
-"""What a training will look at, said before it begins: how many records, images and captions, and one of each."""
+"""Describes a data set before training: how many images and captions, one example, and whether it has changed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dalle.data.base import BadRecord, PairDataset, PairStream
-from dalle.data.custom.dataset import Pairs, PairsStream, StreamValidation
+from dalle.data.custom.dataset import CustomDataset, CustomStream, StreamValidation
 
-_TRIES = 20  # broken records that are passed over for an example
-_COUNTED = 100_000  # records of which captions are counted one by one: some seconds
-_SHOWN = 60  # characters of a caption
+_TRIES = 20  # records to try for a readable example
+_MAX_COUNTED = 100_000  # largest set whose captions are counted, which takes a few seconds
+_MAX_CHARS = 60  # characters of the example's caption
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Summary:
     """A data set in numbers.
 
     Attributes:
-        training: pairs of the training split; None of a stream, whose end nobody knows.
-        validation: of the split that validates, likewise.
-        captions: of the training split; None where they are made up or not counted.
-        example: name and caption of one.
-        digest: differs where records have come, gone or been renamed.
+        training: pairs in the training split; None for a stream, whose length is unknown.
+        validation: pairs in the validation split; None for a stream.
+        captions: captions in the training split; None if they are generated or not counted.
+        example: name and caption of one record.
+        digest: hash of the record names, which changes if records are added, removed or renamed.
     """
 
     training: int | None
@@ -39,20 +39,20 @@ class Summary:
         captions = "" if self.captions is None else f" with {self.captions:,} captions"
         return (
             f"data: {self.training:,} images{captions} to train on, {self.validation:,} to validate on; "
-            f"one of them is {self.example}"
+            f"for example {self.example}"
         )
 
 
-def summary_of(training: PairDataset | PairStream, held_out: PairDataset) -> Summary:
-    """Look at both splits; of a stream at its first record."""
-    if isinstance(training, PairsStream):
+def summarize(training: PairDataset | PairStream, held_out: PairDataset) -> Summary:
+    """Summarize both splits; of a stream only the first record is read."""
+    if isinstance(training, CustomStream):
         record = next(iter(training.source.shards(images=False)[0].records()), None)
         example = "none" if record is None else _shown(record.key, (record.captions or ("",))[0])
         return Summary(None, None, None, example, "")
     assert not isinstance(training, PairStream)
     captions, names = None, f"{len(training)}/{len(held_out)}"
-    if isinstance(training, Pairs):
-        if len(training) <= _COUNTED:
+    if isinstance(training, CustomDataset):
+        if len(training) <= _MAX_COUNTED:
             captions = sum(len(training.rows.captions(int(row))) for row in training.members)
         names = "\0".join(training.rows.keys)
     validation = len(held_out) if not isinstance(held_out, StreamValidation) else None
@@ -60,8 +60,8 @@ def summary_of(training: PairDataset | PairStream, held_out: PairDataset) -> Sum
     return Summary(len(training), validation, captions, _example(training), digest)
 
 
-def changed(summary: Summary, file: Path) -> str | None:
-    """Keep a run's summary in a file; where another is kept there, a line on what has changed since."""
+def record_and_compare(summary: Summary, file: Path) -> str | None:
+    """Write a run's summary to `file`; if an earlier one was there and differs, return a warning about the change."""
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     now = asdict(summary)
     file.write_text(json.dumps(now, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -80,8 +80,8 @@ def _example(data: PairDataset) -> str:
         except BadRecord:
             continue
         return _shown(pair.key or f"number {number}", pair.caption)
-    return "none: all that were tried are broken"
+    return f"none: the first {_TRIES} are broken"
 
 
 def _shown(name: str, caption: str) -> str:
-    return f"{name}: {caption if len(caption) <= _SHOWN else caption[:_SHOWN] + '...'}"
+    return f"{name}: {caption if len(caption) <= _MAX_CHARS else caption[:_MAX_CHARS] + '...'}"

@@ -10,13 +10,13 @@ import torch
 
 from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.load import is_ours, load_clip, load_image_tokenizer
+from dalle.checkpoints.load import is_model_folder, load_clip, load_image_tokenizer
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0, is_installed, load_efficientnet_lite0
 from dalle.checkpoints.published.summary import stage_of
-from dalle.data import EncodedConfig, open_data, splits_of
+from dalle.data import AnyDataConfig, open_data, reporting_splits
 from dalle.data.loader import Batch, evaluation_batches
-from dalle.data.token_shards.dataset import TokensData
+from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.evaluation.captions import caption_metrics
 from dalle.evaluation.evaluate import clip_figures
 from dalle.evaluation.tokenizer import tokenizer_metrics, white_codes
@@ -30,7 +30,7 @@ Metrics = dict[str, float | None]
 
 def evaluate(
     source: str | Path,
-    data: EncodedConfig,
+    data: AnyDataConfig,
     splits: Sequence[str] | None = None,
     batch_size: int = 64,
     limit: int | None = None,
@@ -59,11 +59,11 @@ def evaluate(
             raise ValueError(f"{name} is {number}: look at 1 image at least")
     path = resolve(source)
     stage = _stage(path)
-    if isinstance(data, TokensData):
+    if isinstance(data, TokenShardsConfig):
         _check_tokens(data, path, stage, source)
     size, measure = _measuring(source, path, stage, batch_size, torch.device(device))
     found: dict[str, Metrics] = {}
-    for split in splits_of(data) if splits is None else splits:
+    for split in reporting_splits(data) if splits is None else splits:
         most = TRAIN_IMAGES if limit is None and split in ("train", "known") else limit
         images = 0
 
@@ -116,7 +116,7 @@ def check_stage(source: str | Path, wanted: str) -> None:
 
 
 def _stage(path: Path) -> object:
-    return ModelFolder(path).config.get("stage") if is_ours(path) else stage_of(path)
+    return ModelFolder(path).config.get("stage") if is_model_folder(path) else stage_of(path)
 
 
 def frozen_features(device: str | torch.device) -> EfficientNetLite0 | None:
@@ -127,7 +127,7 @@ def frozen_features(device: str | torch.device) -> EfficientNetLite0 | None:
     return None
 
 
-def _check_tokens(data: TokensData, folder: Path, stage: object, source: str | Path) -> None:
+def _check_tokens(data: TokenShardsConfig, folder: Path, stage: object, source: str | Path) -> None:
     """Refuse token shards for what looks at images, and for a model with another image tokenizer."""
     if stage != "dalle":
         raise ValueError(f"{data.path} holds codes and no images, and {source} is no DALL-E: give it images")

@@ -1,1 +1,1 @@
-"""Images of users and of models: reading files safely, resizing, augmentation, grids."""
+"""Image utilities: safe reading of files, resizing, augmentation, grids."""

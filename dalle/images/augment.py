@@ -1,7 +1,7 @@
-"""Random changes of the images that CLIP learns from: place, size, turn, colours, a hole, noise. Only torch.
+"""Augmentation of CLIP's training images in PyTorch: affine transforms, color jitter, erasing, noise.
 
-They are those that cutouts of a painting go through, so that a CLIP which is painted with has seen such images. Noise
-matters most: the gradients of networks that bear it look like things (Kaur et al. 2019, arXiv 1910.08640).
+VQGAN+CLIP applies similar changes to its cutouts, so a CLIP that guides it must have seen them in training. Noise
+matters most: noise-robust networks have perceptually aligned gradients (Kaur et al. 2019, arXiv 1910.08640).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from dalle.device import to_device
 
-_NUMBERS = 16  # uniform numbers that the changes of an image are made of
+_NUMBERS = 16  # uniform random numbers per image, from which all changes are derived
 
 
-def augmented(images: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
-    """Each image changed at random, as its seed says: alone, in a batch, or on another process it comes out the same.
+def augment(images: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
+    """Augment each image at random, determined by its own seed, so that the batch and process do not matter.
 
     Args:
         images: float [B, 3, S, S] in [0, 1].
-        seeds: B of them.
-        strength: of all changes, at least 0 and at most 1. At 1 an image shows 70 to 120 % of its sides, is moved by
-            up to 10 %, turned by up to 15 degrees, slanted; one in five stays where it is; brightness, contrast and
-            saturation change by up to 20 %; one in three has a hole; the noise's deviation is up to 0.5.
+        seeds: B random seeds.
+        strength: strength of all changes, from 0 to 1. At 1, four of five images are zoomed to 70 to 120 % of their
+            sides, shifted by up to 10 %, rotated by up to 15 degrees and sheared; brightness, contrast and saturation
+            change by up to 20 %; one in three has a rectangle erased; the noise has a standard deviation up to 0.5.
 
     Returns:
         Float [B, 3, S, S]; noise may leave [0, 1].
@@ -35,16 +35,16 @@ def augmented(images: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
     numbers = to_device(images.device, torch.stack([torch.rand(_NUMBERS, generator=g) for g in generators]))  # [B, 16]
     noise = to_device(images.device, torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]))
     place, tone, hole, loud = numbers[:, :6], numbers[:, 6:9], numbers[:, 9:15], numbers[:, 15]
-    changed = _holed(_toned(_placed(images, place, strength), tone, strength), hole, strength)
+    changed = _erase(_jitter_color(_warp(images, place, strength), tone, strength), hole, strength)
     return changed + 0.5 * strength * loud[:, None, None, None] * noise
 
 
-def _placed(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
-    """Moved, scaled, turned and slanted; beyond the border the border goes on. Numbers [B, 6] in [0, 1)."""
+def _warp(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
+    """Random affine transform with border padding, from uniform numbers [B, 6] in [0, 1)."""
     signed = strength * (2 * numbers - 1)
-    scale = 1 - strength * (0.3 - 0.5 * numbers[:, 0])  # share of the sides that is seen
+    scale = 1 - strength * (0.3 - 0.5 * numbers[:, 0])  # visible fraction of the sides
     angle, slant = math.radians(15) * signed[:, 1], math.radians(5) * signed[:, 2]
-    down, right = 0.2 * signed[:, 3], 0.2 * signed[:, 4]  # of half a side
+    down, right = 0.2 * signed[:, 3], 0.2 * signed[:, 4]  # in units of half a side, as affine_grid has them
     rows = [
         [scale * angle.cos(), scale * (slant - angle.sin()), right],
         [scale * angle.sin(), scale * angle.cos(), down],
@@ -55,18 +55,18 @@ def _placed(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
     return torch.where((numbers[:, 5] < 0.8)[:, None, None, None], moved, images)
 
 
-def _toned(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
-    """Brightness, contrast and saturation changed. Numbers [B, 3] in [0, 1)."""
+def _jitter_color(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation, from uniform numbers [B, 3] in [0, 1)."""
     factors = 1 + 0.2 * strength * (2 * numbers - 1)
-    bright, contrast, colour = factors[:, :, None, None, None].unbind(1)
-    grey = images.mean(1, keepdim=True)
-    coloured = grey + colour * (images - grey)
-    middle = coloured.mean((1, 2, 3), keepdim=True)
-    return (bright * (middle + contrast * (coloured - middle))).clamp(0, 1)
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    gray = images.mean(1, keepdim=True)
+    colored = gray + saturation * (images - gray)
+    mean = colored.mean((1, 2, 3), keepdim=True)
+    return (brightness * (mean + contrast * (colored - mean))).clamp(0, 1)
 
 
-def _holed(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
-    """One image in three (at strength 1) with a white rectangle of up to half the sides. Numbers [B, 6] in [0, 1)."""
+def _erase(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
+    """Erase a white rectangle of up to half the sides in a third of the images; from uniform numbers [B, 6]."""
     side = images.shape[-1]
     at = (torch.arange(side, device=images.device) + 0.5) / side
     high, wide = 0.2 + 0.3 * numbers[:, 0:1], 0.2 + 0.3 * numbers[:, 1:2]

@@ -1,4 +1,4 @@
-"""Several images as one: the samples of a training run, and labelled rows with fonts for any script."""
+"""Image grids: plain ones for training samples, and rows labeled with prompts in any script."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _GAP = 8  # pixels between the cells of a grid
-_CELL = 128  # smallest side of a cell
-_TEXT = 15  # size of the labels
-# Fonts with scripts beyond Latin, where fontconfig is not there to be asked (Pillow finds them by name)
+_CELL = 128  # smallest side of a cell, in pixels
+_TEXT = 15  # font size of the labels
+# Fonts with scripts beyond Latin, for systems without fontconfig (Pillow finds them by name)
 _FONTS = (
     "DejaVuSans.ttf",
     "NotoSansDevanagari-Regular.ttf",
@@ -34,7 +34,7 @@ Font = ImageFont.FreeTypeFont
 
 
 def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
-    """Rows of images [N, 3, H, W] in [0, 1] as one image on white."""
+    """Arrange rows of images, each [N, 3, H, W] in [0, 1], on a white background."""
     count = max(len(row) for row in rows)
     height, width = rows[0].shape[-2:]
     sheet = torch.ones(3, len(rows) * (height + gap) + gap, count * (width + gap) + gap)
@@ -46,11 +46,14 @@ def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:
-    """One image of all: each row a label, images of one size, and a caption below each of them.
+def labeled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:
+    """Arrange labeled rows of images of one size, with a caption below each image.
 
     Small images are enlarged to about 128 pixels. A label for which this machine has no font is replaced by the row's
-    number, and the log says so.
+    number, with a warning in the log.
+
+    Args:
+        rows: (label, images, captions) of each row.
     """
     side = max(image.width for _, images, _ in rows for image in images)
     cell = side * max(1, _CELL // side)
@@ -76,12 +79,12 @@ def labelled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]
 
 
 def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
-    """A label in lines of at most `width` pixels, and the font to draw it in."""
+    """A label wrapped to lines of at most `width` pixels, and its font."""
     text = " ".join(text.split())
     font = font_for(text, _TEXT) if text else None
     if font is None:
         if text:
-            logger.warning("no font found for %r: its row of the grid is labelled by number", text)
+            logger.warning("no font found for %r: its row of the grid is labeled by number", text)
         return [f"prompt {number}" if text else f"prompt {number} (empty)"], _latin(_TEXT)
     lines = [""]
     for word in text.split(" "):
@@ -94,11 +97,11 @@ def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
 
 
 def font_for(text: str, size: int) -> Font | None:
-    """A font with glyphs for all of `text`: Pillow's own for Latin, else one of this machine's; None if none has."""
+    """A font with glyphs for all of `text`: Pillow's own for Latin, else one of this machine's; None without one."""
     own = _latin(size)
     if _covers(own, text):
         return own
-    # Vowel signs and the like move and join: without a layout engine they would be drawn in the wrong order
+    # Combining marks are reordered and joined: without a layout engine (Raqm) they would be drawn in the wrong order
     if any(unicodedata.category(c) in ("Mc", "Mn") for c in text) and not features.check("raqm"):
         return None
     for name in [*_fontconfig(text), *_FONTS]:
@@ -118,14 +121,14 @@ def _latin(size: int) -> Font:
 
 
 def _covers(font: Font, text: str) -> bool:
-    """Whether no character of `text` is drawn as the font draws one that it lacks."""
+    """Whether the font has a glyph for every character: none is drawn like a code point that it certainly lacks."""
     lacking = bytes(font.getmask("\U0010ffff"))
-    # U+200C and U+200D only tell a layout engine how to join their neighbours
+    # U+200C and U+200D are invisible: they tell a layout engine how to join their neighbors
     return all(c.isspace() or c in "\u200c\u200d" or bytes(font.getmask(c)) != lacking for c in set(text))
 
 
 def _fontconfig(text: str) -> list[str]:
-    """The font file that fontconfig, where there is one, finds best for the characters of `text`."""
+    """The best font file for the characters of `text`, according to fontconfig if it is installed."""
     program = shutil.which("fc-match")
     if program is None:
         return []

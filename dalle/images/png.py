@@ -1,4 +1,4 @@
-"""PNG files that say in their metadata how they were made."""
+"""PNG files with metadata on how they were generated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dalle.files import atomic_file
 
 
 def write_png(image: Image.Image, path: Path, texts: Mapping[str, str]) -> None:
-    """Write a PNG whole or not at all, with `texts` as metadata: iTXt chunks, so that any script is kept."""
+    """Write a PNG atomically, with `texts` as metadata in iTXt chunks, which hold any Unicode text."""
     metadata = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         metadata.add_itxt(name, text)

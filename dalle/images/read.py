@@ -1,4 +1,4 @@
-"""Image files of users, read safely: by a list of formats and a limit of pixels, and never by a guess."""
+"""Reads users' image files safely: an allow-list of formats and a limit on pixels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dalle.images.transforms import REDUCING_GAP, Box, resized, to_rgb
+from dalle.images.transforms import REDUCING_GAP, Box, resize, to_rgb
 
 Crop = Literal["centre", "random", "pad"]
 
-MAX_PIXELS = 2**26  # 8192 x 8192: a larger file is refused before any of it is decoded
+MAX_PIXELS = 2**26  # 8192 x 8192; checked in the header, before anything is decoded
 EXTENSIONS = (
     ".jpg",
     ".jpeg",
@@ -38,9 +38,9 @@ EXTENSIONS = (
     ".ppm",
     ".pgm",
 )
-# The formats of these endings, and nothing else that Pillow reads: Ghostscript would run an EPS as a program.
+# The formats of these extensions only, not all that Pillow reads: it would hand an EPS to Ghostscript, which runs it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
-# All that Pillow's readers raise on broken files.
+# The exceptions that Pillow's readers raise on broken files.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -56,18 +56,20 @@ _BROKEN = (
 
 
 class UnreadableImage(ValueError):
-    """Why an image file cannot be read, without its name."""
+    """An image file cannot be read; the message gives the reason without the file's name."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """A user's image file: upright, 8 bits a channel, in the mode and size that it has; of an animation the first.
+    """Read a user's image file upright and with 8 bits per channel, in its own mode and size.
+
+    Of an animation the first frame is read.
 
     Raises:
         ValueError: there is no such file, or it cannot be read.
     """
     try:
-        with _opened(path.read_bytes()) as image:
-            return _loaded(image)
+        with _open(path.read_bytes()) as image:
+            return _load(image)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except UnreadableImage as error:
@@ -77,52 +79,53 @@ def read_image(path: Path) -> Image.Image:
 
 
 def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0) -> np.ndarray:
-    """An image file as a square image.
+    """Decode an image file to a square RGB image.
 
-    Its bytes tell the kind, one of those of EXTENSIONS. The EXIF orientation is obeyed, what is transparent becomes
-    white, grey and CMYK become RGB, 16 bits become 8, and of an animation the first frame is taken. Colour profiles are
-    not looked at.
+    The format is detected from the bytes and must be one of those of EXTENSIONS. The EXIF orientation is applied,
+    transparency becomes white, gray and CMYK become RGB, 16 bits become 8, and of an animation the first frame is
+    read. Color profiles are ignored.
 
     Args:
         data: the file's bytes.
         size: side of the result in pixels; smaller images are enlarged.
-        crop: "centre" takes the largest square in the middle; "random" takes a square of at least `share` of its area
-            anywhere in the image; "pad" takes all of the image, with white on both sides of the shorter one.
-        share: from 0 (exclusive) to 1, for "random".
-        seed: all that is random comes from it.
+        crop: "centre" takes the largest central square; "random" a random square of at least `share` of its area;
+            "pad" the whole image, padded with white to a square.
+        share: smallest area of a random crop, in (0, 1].
+        seed: random seed of the crop.
 
     Returns:
         uint8 [size, size, 3].
 
     Raises:
-        UnreadableImage: the bytes are no image, only a part of one, more than 8192 x 8192 pixels, of a kind whose
-            brightness is not defined (32 bits a channel), or a line so thin that nothing of it is left when padded.
+        UnreadableImage: the bytes are no image or a truncated one; it has more than 8192 x 8192 pixels, or 32 bits per
+            channel, whose range is undefined; or it is so elongated that nothing would be left when padded.
     """
-    with _opened(data) as image:
+    with _open(data) as image:
         x, y, part = _square(crop, share, seed)
         side = max(image.size) if crop == "pad" else part * min(image.size)
         reduction = max(1.0, side / (size * REDUCING_GAP))
+        # JPEG can decode at 1/2, 1/4 or 1/8 of its size, which saves most of the time for large photos.
         image.draft(None, (math.ceil(image.width / reduction), math.ceil(image.height / reduction)))
-        rgb = to_rgb(_loaded(image))
+        rgb = to_rgb(_load(image))
     if crop == "pad":
         if round(size * min(rgb.size) / max(rgb.size)) < 1:
             raise UnreadableImage(f"{rgb.width} x {rgb.height} pixels leave nothing to see when padded to a square")
         return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.LANCZOS, "white"))
-    return np.asarray(resized(rgb, size, size, box=_box(rgb.size, x, y, part)))
+    return np.asarray(resize(rgb, size, size, box=_box(rgb.size, x, y, part)))
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height that the header of an image file tells, before any rotation."""
-    with _opened(data) as image:
+    """Width and height from the header of an image file, before EXIF rotation."""
+    with _open(data) as image:
         return image.size
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """An image file whose header is read; whatever its reader raises in the block becomes UnreadableImage."""
+def _open(data: bytes) -> Iterator[Image.Image]:
+    """Open an image file's header; errors inside the block, such as while decoding, become UnreadableImage."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of large images: those are refused below
+            warnings.simplefilter("ignore")  # about odd metadata, and about large images, which are refused below
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
@@ -130,27 +133,27 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(_what_is(data)) from error
+        raise UnreadableImage(_describe_content(data)) from error
     except (Image.DecompressionBombError, *_BROKEN) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnreadableImage(f"the image cannot be decoded ({reason})") from error
 
 
-def _loaded(image: Image.Image) -> Image.Image:
-    """The pixels of an opened file, upright, with 8 bits a channel."""
+def _load(image: Image.Image) -> Image.Image:
+    """Decode an opened file, upright and with 8 bits per channel."""
     image.load()
-    of_16_bits = image.format in ("PNG", "PPM")  # then 16 are what Pillow holds in 32
+    of_16_bits = image.format in ("PNG", "PPM")  # Pillow opens these in a 32-bit mode
     try:
         upright = ImageOps.exif_transpose(image)
-    except _BROKEN:  # of the EXIF block alone: the pixels are there
+    except _BROKEN:  # only the EXIF block is broken: keep the pixels
         upright = image.copy()
     if upright.mode == "F" or (upright.mode == "I" and not of_16_bits):
-        raise UnreadableImage("32 bits a channel, and nothing says which value is white: save it with 8 or 16")
+        raise UnreadableImage("it has 32 bits per channel, whose range is undefined: save it with 8 or 16")
     return _from_16_bits(upright) if upright.mode.startswith("I") else upright
 
 
 def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:
-    """Where a crop lies, in shares of the room there is across and down, and its side in shares of the shorter side."""
+    """A crop (x, y, side): its position in the free space and its side relative to the shorter one, in [0, 1]."""
     if crop != "random":
         return 0.5, 0.5, 1.0
     rng = random.Random(seed)
@@ -158,7 +161,7 @@ def _square(crop: Crop, share: float, seed: int) -> tuple[float, float, float]:
 
 
 def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
-    """The same in pixels of the decoded image."""
+    """The crop of `_square` in pixels of the decoded image."""
     width, height = extent
     side = part * min(width, height)
     left, upper = x * (width - side), y * (height - side)
@@ -166,17 +169,19 @@ def _box(extent: tuple[int, int], x: float, y: float, part: float) -> Box:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """16 bits of grey to 8: Pillow's own conversion would cut off all above 255."""
+    """Convert 16-bit gray to 8 bits by scaling: Pillow's own conversion clips everything above 255."""
     values = np.asarray(image).astype(np.uint32)
-    values = np.where(values == image.info.get("transparency", -1), 65535, values)  # a clear level of grey is white
+    values = np.where(
+        values == image.info.get("transparency", -1), 65535, values
+    )  # a transparent gray level becomes white
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _what_is(data: bytes) -> str:
-    """Why no reader took the file."""
+def _describe_content(data: bytes) -> str:
+    """Why no reader recognized the file."""
     if not data:
         return "the file is empty"
     if not re.search(rb"[\x00-\x08\x0e-\x1f]", data[:512]):
         lines = data[:200].decode("utf-8", "replace").split("\n")
         return f"the file is text, not an image: {lines[0][:40].strip()!r}"
-    return "the file is not an image of a known kind"
+    return "the file is not an image in a supported format"

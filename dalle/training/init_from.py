@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.load import is_ours, open_source
+from dalle.checkpoints.load import is_model_folder, open_source
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.convert import convert
@@ -113,7 +113,7 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
     with accelerator.main_process_first():
         path = resolve(recipe.init_from)
         target = recipe.run.dir / FOLDER
-        if not is_ours(path) and not target.exists():
+        if not is_model_folder(path) and not target.exists():
             convert(path, target, "float32")
 
 
@@ -144,4 +144,4 @@ def initial_weights(recipe: DALLERecipe) -> Tensors:
 def _file(recipe: DALLERecipe | CLIPRecipe) -> Path:
     assert recipe.init_from is not None
     path = resolve(recipe.init_from)
-    return (path if is_ours(path) else recipe.run.dir / FOLDER) / WEIGHTS
+    return (path if is_model_folder(path) else recipe.run.dir / FOLDER) / WEIGHTS

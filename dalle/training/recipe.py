@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
-from dalle.data import DataConfig, EncodedConfig
+from dalle.data import AnyDataConfig, DataConfig
 from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.options import SamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
@@ -211,7 +211,7 @@ class DALLERecipe:
 
     stage: Literal["dalle"]
     model: DALLEConfig
-    data: EncodedConfig
+    data: AnyDataConfig
     optim: OptimConfig
     run: RunConfig
     text_tokenizer: str

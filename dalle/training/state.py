@@ -13,7 +13,7 @@ from dalle.config import to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.loader import Batch, batches, evaluation_batches
-from dalle.data.summary import Summary, changed, summary_of
+from dalle.data.summary import Summary, record_and_compare, summarize
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import BestTracker, check_not_nan, validations
 from dalle.training.checkpoint.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ class Run:
             workers=run.workers,
         )
         self.log = RunLog(recipe, self.accelerator, self.start, task)
-        self._announce(summary_of(data, self.validation_data) if self.accelerator.is_main_process else None)
+        self._announce(summarize(data, self.validation_data) if self.accelerator.is_main_process else None)
         self._skipped = SkippedStepMonitor(self.log, run.max_skipped, run.dir)
         self.should_stop = StopSignal(self.accelerator)
         task.model.train()
@@ -109,7 +109,7 @@ class Run:
             self.log.say(f"resume=auto: {begun}")
         if summary is not None:
             self.log.say(str(summary))
-            if (other := changed(summary, self.options.dir / "data.json")) is not None:
+            if (other := record_and_compare(summary, self.options.dir / "data.json")) is not None:
                 self.log.say(other)
         if self._uncompiled is not None:
             self.log.say(f"run.compile: {self._uncompiled}; training without compilation")

@@ -22,7 +22,7 @@ from dalle.generation.generate import Progress
 from dalle.generation.prior import sample_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
-from dalle.images.transforms import redrawn_pixels, square_tensor
+from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.pipeline import Result, check_request
 from dalle.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
 from dalle.unclip.sampling import Meter, Start, stage_seeds
@@ -224,5 +224,5 @@ class UnCLIP(EmbeddingDecoder):
                 f"mask is {mask.width}x{mask.height} and image {image.width}x{image.height}: give a mask of the "
                 "image's size"
             )
-        new = redrawn_pixels(mask, self.image_size).to(self.device)
+        new = inpaint_pixels(mask, self.image_size).to(self.device)
         return Start(square_tensor(image, self.image_size).to(self.device), new, 1 if resample is None else resample)

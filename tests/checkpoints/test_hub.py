@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from dalle.checkpoints import hub
-from dalle.checkpoints.hub import resolve, wanted
+from dalle.checkpoints.hub import loadable_files, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,12 +91,12 @@ def test_a_repository_of_several_models_is_not_fetched_whole(monkeypatch: pytest
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
     lists(monkeypatch, ["README.md", "c2i_B_256.pt", "c2i_L_256.pt"])
     message = one_line("some/models")
-    assert "holds 2 files of weights" in message and message.endswith("some/models/c2i_B_256.pt")
+    assert "holds 2 weight files" in message and message.endswith("some/models/c2i_B_256.pt")
 
 
 def test_which_files_are_fetched() -> None:
-    assert wanted(["a.bin", "b.msgpack", "merges.txt"]) == ["a.bin", "merges.txt"]
-    assert wanted(["a.bin", "a.safetensors"]) == ["a.safetensors"]
+    assert loadable_files(["a.bin", "b.msgpack", "merges.txt"]) == ["a.bin", "merges.txt"]
+    assert loadable_files(["a.bin", "a.safetensors"]) == ["a.safetensors"]
 
 
 def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +116,8 @@ def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.Mo
         lists(monkeypatch, error)
         reason = str(error).splitlines()[0]
         for name in ("owner/name", "owner/name/a.pt"):
-            wanted = f"{name}: no such file or folder, and it cannot be had from the hub ({reason})"
-            assert one_line(name) == wanted
+            loadable_files = f"{name}: no such file or folder, and it cannot be downloaded from the hub ({reason})"
+            assert one_line(name) == loadable_files
 
 
 def test_without_a_network_it_is_one_try(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_without_a_network_it_is_one_try(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT
     )
-    assert done.stdout.startswith("owner/name: no such file or folder, and it cannot be had from the hub (")
+    assert done.stdout.startswith("owner/name: no such file or folder, and it cannot be downloaded from the hub (")
     assert done.stdout.count("\n") == 1 and "Retry" not in done.stderr and done.returncode == 0
 
 
@@ -141,7 +141,7 @@ def test_fetching_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
     resolve("owner/name")
     assert [record.getMessage() for record in caplog.records] == [
-        f"owner/name is fetched from the Hugging Face hub, and kept in {folder}"
+        f"downloading owner/name from the Hugging Face hub to {folder}"
     ]
     folder.mkdir(parents=True)
     caplog.clear()
@@ -208,9 +208,9 @@ def test_an_archive_that_is_not_what_was_expected(tmp_path: Path, monkeypatch: p
     address = (tmp_path / "a.tar.gz").as_uri()
     md5 = archive(tmp_path / "a.tar.gz", ["../outside"])
     monkeypatch.setitem(hub.ARCHIVES, "some/model/1B", (address, md5))
-    assert "fetch and unpack it by hand" in one_line("some/model/1B")
+    assert "unpack it by hand" in one_line("some/model/1B")
     assert not (tmp_path / "home" / "outside").exists() and not list((tmp_path / "home" / "dalle").iterdir())
     monkeypatch.setitem(hub.ARCHIVES, "some/model/1B", (address, "0" * 32))
     assert f"its MD5 is {md5}, expected 0000" in one_line("some/model/1B")
     monkeypatch.setitem(hub.ARCHIVES, "some/model/1B", ((tmp_path / "none").as_uri(), md5))
-    assert "some/model/1B cannot be had from" in one_line("some/model/1B")
+    assert "some/model/1B cannot be downloaded from" in one_line("some/model/1B")

@@ -213,13 +213,13 @@ def test_damaged_and_foreign_files(tmp_path: Path, damage: Callable[[bytes], byt
     save_file(state(), file)
     file.write_bytes(damage(file.read_bytes()))
     message = one_line(lambda: read_tensors(file))
-    assert message.startswith(f"{file} is no safetensors file, or a truncated one")
+    assert message.startswith(f"{file} is not a safetensors file, or is truncated")
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert one_line(lambda: read_tensors(tmp_path / "x")) == f"{tmp_path / 'x'}: no such file"
     assert one_line(lambda: read_tensors(tmp_path)) == f"{tmp_path}: no such file"
-    assert "has no config.yaml: it is not a folder of weights" in one_line(lambda: read_config(tmp_path))
+    assert "has no config.yaml: it is not a model folder" in one_line(lambda: read_config(tmp_path))
     (tmp_path / "config.yaml").write_text("a: [")
     assert "not valid YAML" in one_line(lambda: read_config(tmp_path))
 
@@ -312,17 +312,17 @@ def test_a_part_that_was_changed_is_refused_with_both_hashes(tmp_path: Path) -> 
     save(tmp_path / "a" / "clip", CONFIG, state(2))
     message = one_line(lambda: ModelFolder(tmp_path / "a").component("clip").path)
     assert expected in message and folder_hash(tmp_path / "a" / "clip") in message
-    assert f"is not the clip that {tmp_path / 'a'} was made with" in message
+    assert f"is not the clip that {tmp_path / 'a'} was trained with" in message
 
 
 def test_parts_that_are_not_there(tmp_path: Path) -> None:
     save(tmp_path / "a", CONFIG, state())
     assert one_line(lambda: ModelFolder(tmp_path / "a").component("clip").path).endswith(
-        "has no part clip: its config.yaml names none"
+        "has no component clip: its config.yaml lists none"
     )
     save(tmp_path / "b", CONFIG, state(), parts={"one": tmp_path / "a"})
     assert one_line(lambda: ModelFolder(tmp_path / "b").component("clip").path).endswith(
-        "has no part clip: its config.yaml names one"
+        "has no component clip: its config.yaml lists one"
     )
     model_folder.write_config(tmp_path / "b", CONFIG | {"parts": {"one": "a"}})
     assert "parts.one needs a path and a sha256" in one_line(lambda: ModelFolder(tmp_path / "b").component("one").path)
@@ -379,9 +379,7 @@ def test_export_refuses_the_recipe_of_another_architecture(tmp_path: Path) -> No
         other.mkdir()
         (other / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {key: value}))
         before = content(other)
-        assert "is of another architecture than" in one_line(
-            lambda other=other: export(tmp_path / "run", other, "int8")
-        )
+        assert "has another architecture than" in one_line(lambda other=other: export(tmp_path / "run", other, "int8"))
         assert content(other) == before
 
 
@@ -390,5 +388,5 @@ def test_export_of_a_damaged_folder_leaves_the_target(tmp_path: Path) -> None:
     save(tmp_path / "out", CONFIG, state(1))
     (tmp_path / "run" / "model.safetensors").write_bytes(b"short")
     before = content(tmp_path / "out")
-    assert "is no safetensors file" in one_line(lambda: export(tmp_path / "run", tmp_path / "out", "int8"))
+    assert "is not a safetensors file" in one_line(lambda: export(tmp_path / "run", tmp_path / "out", "int8"))
     assert content(tmp_path / "out") == before

@@ -112,7 +112,7 @@ def test_a_model_of_another_tokenizer_is_refused(
 WRONG = {
     "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle"),
     "no recipe": (["nowhere.yaml", "OUT"], "nowhere.yaml: no such file"),
-    "no views": (["configs/emoji/dalle.yaml", "OUT", "--views", "0"], "views is 0: at least 1"),
+    "no views": (["configs/emoji/dalle.yaml", "OUT", "--views", "0"], "views is 0: give at least 1"),
     "shards of shards": (["TOKENS", "OUT"], "data.kind is tokens already"),
     "a file": (["configs/shapes/dalle.yaml", "README.md", "image_tokenizer=IMAGES"], "README.md"),
 }

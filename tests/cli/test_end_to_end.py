@@ -20,7 +20,7 @@ import dalle
 import sample
 import train
 from dalle.checkpoints.hub import SHIPPED
-from dalle.data import ShapesData, open_data
+from dalle.data import ShapesConfig, open_data
 from support.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def figures(folder: Path) -> dict[str, float]:
 
 def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = ShapesData(size=16, shift=0)
+    data = ShapesConfig(size=16, shift=0)
     parts = {
         "bpe": {"stage": "text_tokenizer", "model": {"vocab_size": 300}, "data": {"kind": "shapes"}, "dir": "bpe"},
         "vqgan": {

@@ -13,7 +13,7 @@ from PIL import Image
 
 import dalle
 from dalle.__main__ import main
-from dalle.data import ShapesData
+from dalle.data import ShapesConfig
 from dalle.evaluation.run import evaluate
 from support.tiny_model import make_tiny_model
 
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["image_tokenizer", "clip", "model"])
 def test_eval_prints_what_evaluate_gives(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = evaluate(run / name, ShapesData(size=64), limit=5)
+    expected = evaluate(run / name, ShapesConfig(size=64), limit=5)
     options = [str(run / name), *SHAPES, "--limit", "5", "--batch-size", "2", "--device", "cpu"]
     assert main(["eval", *options, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -142,7 +142,7 @@ def test_show_opens_a_page_where_there_is_a_browser(
 WRONG = {
     "nothing there": (["eval", "./nowhere"], "nowhere: no such file or folder"),
     "no weights": (["eval", "EMPTY", *SHAPES], "has no config.yaml"),
-    "truncated": (["eval", "BROKEN", *SHAPES], "model.safetensors is no safetensors file, or a truncated one"),
+    "truncated": (["eval", "BROKEN", *SHAPES], "model.safetensors is not a safetensors file, or is truncated"),
     "unknown key": (["eval", "RUN", "kind=shapes", "sizes=3"], "command line: sizes: unknown key; did you mean size?"),
     "wrong type": (["eval", "RUN", "kind=shapes", "size=few"], "size: expected an integer, got 'few'"),
     "unknown kind": (["eval", "RUN", "kind=shape"], "kind: expected one of drawings, shapes"),

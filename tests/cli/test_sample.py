@@ -163,7 +163,7 @@ WRONG = {
     "text as mask": (["a", "--image", "face.png", "--mask", "text.txt"], "text.txt: the file is text, not an image"),
     "black mask": (["a", "--image", "face.png", "--mask", "black.png"], "no white pixel"),
     "an empty folder as model": (["a", "--model", "empty"], "empty cannot be loaded: it has no config.yaml"),
-    "a file as model": (["a", "--model", "text.txt"], "text.txt is no file of torch.save, or a damaged one"),
+    "a file as model": (["a", "--model", "text.txt"], "text.txt was not written by torch.save, or is damaged"),
     "a CLIP as model": (["a", "--model", "MODEL/clip"], "holds a CLIP, expected a DALL-E"),
     "a model as CLIP": (["a", "--clip", "MODEL"], "holds a DALL-E, expected a CLIP"),
     "out under a file": (["a", "--out", "text.txt/out"], "text.txt is not a folder that can be written"),
@@ -211,7 +211,7 @@ def test_without_clip_all_must_be_kept(
 
 
 BROKEN = {
-    "model.safetensors": (-100, "model.safetensors is no safetensors file, or a truncated one"),
+    "model.safetensors": (-100, "model.safetensors is not a safetensors file, or is truncated"),
     "config.yaml": (0, "config.yaml: expected `key: value` lines, found nothing"),
     "image_tokenizer/model.safetensors": (-100, "is not the image_tokenizer that"),  # names both hashes
     "text_tokenizer/bpe.model": (100, "is not the text_tokenizer that"),

@@ -20,9 +20,9 @@ import train
 from dalle.data import open_data
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
-from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.loader import Batch, batches, evaluation_batches
-from dalle.data.shapes import ShapesData, ShapesPairs
+from dalle.data.shapes import ShapesConfig, ShapesDataset
 from dalle.training.checkpoint.latest import load_latest
 
 
@@ -175,12 +175,12 @@ def test_nothing_usable(kind: Kind, slow: Callable, workers: int) -> None:
 
 
 def test_an_empty_stream() -> None:
-    with pytest.raises(ValueError, match="holds no records to train on: look at what data.path names"):
+    with pytest.raises(ValueError, match="holds no records to train on: check data.path"):
         next(batches(Stream(0), batch_size=2, seed=0))
 
 
 def test_an_empty_set() -> None:
-    with pytest.raises(ValueError, match="holds no records to train on: look at what data.path names"):
+    with pytest.raises(ValueError, match="holds no records to train on: check data.path"):
         next(batches(Numbers(0), batch_size=2, seed=0))
 
 
@@ -212,8 +212,8 @@ def test_evaluation_limit(limit: int | None, sizes: list[int]) -> None:
 def test_a_limited_evaluation_sees_all_parts_of_a_sorted_set() -> None:
     shown = [int(c.split()[0]) for b in evaluation_batches(Numbers(70), 4, limit=14) for c in b.captions]
     assert [number // 10 for number in shown] == [kind for kind in range(7) for _ in range(2)]
-    emoji = open_data(DrawingsData(sets=("emoji",)), "validation", 64)
-    assert isinstance(emoji, Drawings)
+    emoji = open_data(DrawingsConfig(sets=("emoji",)), "validation", 64)
+    assert isinstance(emoji, DrawingsDataset)
     styles_of = {emoji.canonical_caption(i): emoji.styles[i] for i in range(len(emoji))}
     seen = [styles_of[c] for b in evaluation_batches(emoji, 32, limit=56) for c in b.captions]
     share = Counter(emoji.styles)
@@ -244,13 +244,13 @@ def test_training_counts_broken_records_to_the_end(
 ) -> None:
     """Through train.py: named once, kept by checkpoints, reported at the end, and an error beyond max_bad."""
 
-    def breaking(self: ShapesPairs, index: int, seed: int) -> Pair:
+    def breaking(self: ShapesDataset, index: int, seed: int) -> Pair:
         if index in (3, 5):
             raise BadRecord(f"shape {index}", "broken")
         return whole(self, index, seed)
 
-    whole = ShapesPairs.pair
-    monkeypatch.setattr(ShapesPairs, "pair", breaking)
+    whole = ShapesDataset.pair
+    monkeypatch.setattr(ShapesDataset, "pair", breaking)
     recipe = str(Path(__file__).parents[2] / "configs/shapes/vqgan.yaml")
     run = [recipe, f"run.dir={tmp_path}", "run.batch_size=4", "run.device=cpu", "data.size=8", "model.channels=16"]
     assert train.main([*run, "run.steps=3", "data.max_bad=2"]) == 0
@@ -267,7 +267,7 @@ def test_training_counts_broken_records_to_the_end(
 
 def test_shapes_have_no_broken_records(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert next(batches(ShapesPairs(ShapesData(), "train", 8), batch_size=64, seed=0)).bad == []
+        assert next(batches(ShapesDataset(ShapesConfig(), "train", 8), batch_size=64, seed=0)).bad == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")

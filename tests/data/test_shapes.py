@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dalle.data.shapes import COLOURS, PLACES, RADIUS, SHAPES, ShapesData, ShapesPairs, coverage
+from dalle.data.shapes import COLORS, PLACES, RADIUS, SHAPES, ShapesConfig, ShapesDataset, coverage
 
 INSIDE = {  # of the shape with radius 1 around 0, y pointing down
     "circle": lambda x, y: x**2 + y**2 <= 1,
@@ -34,13 +34,13 @@ def test_coverage_is_the_share_of_a_pixel_inside(shape: str) -> None:
 
 
 def test_images_show_what_captions_say() -> None:
-    pairs = ShapesPairs(ShapesData(), "train", 32)
+    pairs = ShapesDataset(ShapesConfig(), "train", 32)
     for index in range(0, len(pairs), 7):
         pair = pairs.pair(index, seed=index)
         shape, colour, place = pairs.combinations[index % len(pairs.combinations)]
         assert pair.caption in (f"a {colour} {shape}{place}", f"an {colour} {shape}{place}")
         assert (pair.image[0, 0] == 255).all()
-        dark = np.abs(pair.image.astype(int) - COLOURS[colour]).sum(-1) == 0
+        dark = np.abs(pair.image.astype(int) - COLORS[colour]).sum(-1) == 0
         assert dark.any()
         drawn = np.argwhere((pair.image < 255).any(-1))
         y, x = (drawn.min(0) + drawn.max(0)) / 2 / 31
@@ -49,35 +49,35 @@ def test_images_show_what_captions_say() -> None:
 
 
 def test_a_pair_is_a_function_of_index_and_seed() -> None:
-    a, b = ShapesPairs(ShapesData(), "train", 16), ShapesPairs(ShapesData(), "train", 16)
+    a, b = ShapesDataset(ShapesConfig(), "train", 16), ShapesDataset(ShapesConfig(), "train", 16)
     assert np.array_equal(a.pair(3, 5).image, b.pair(3, 5).image)
     assert not np.array_equal(a.pair(3, 5).image, b.pair(3, 6).image)
-    held_out = ShapesPairs(ShapesData(), "validation", 16)
+    held_out = ShapesDataset(ShapesConfig(), "validation", 16)
     assert np.array_equal(held_out.pair(3, 5).image, held_out.pair(3, 6).image)
 
 
 def test_splits_are_apart_and_together_everything() -> None:
-    train, held_out = (set(ShapesPairs(ShapesData(), split, 8).combinations) for split in ("train", "validation"))
+    train, held_out = (set(ShapesDataset(ShapesConfig(), split, 8).combinations) for split in ("train", "validation"))
     assert not train & held_out
-    assert train | held_out == set(itertools.product(SHAPES, COLOURS, PLACES))
+    assert train | held_out == set(itertools.product(SHAPES, COLORS, PLACES))
 
 
 def test_captions_are_those_of_the_split() -> None:
-    pairs = ShapesPairs(ShapesData(size=1000), "train", 8)
+    pairs = ShapesDataset(ShapesConfig(size=1000), "train", 8)
     assert set(pairs.captions()) == {pairs.pair(index, 0).caption for index in range(len(pairs))}
 
 
 @pytest.mark.parametrize("split, size", [("train", 40), ("validation", 5)])
 def test_sizes(split: str, size: int) -> None:
-    assert len(ShapesPairs(ShapesData(size=40), split, 8)) == size
+    assert len(ShapesDataset(ShapesConfig(size=40), split, 8)) == size
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="data split 'test' is unknown"):
-        ShapesPairs(ShapesData(), "test", 16)
+    with pytest.raises(ValueError, match="unknown data split 'test'"):
+        ShapesDataset(ShapesConfig(), "test", 16)
     with pytest.raises(ValueError, match="image_size must be 8 or more"):
-        ShapesPairs(ShapesData(), "train", 4)
+        ShapesDataset(ShapesConfig(), "train", 4)
     with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
-        ShapesData(size=0)
+        ShapesConfig(size=0)
     with pytest.raises(ValueError, match=r"from 0 to 0\.06"):
-        ShapesData(shift=0.5)
+        ShapesConfig(shift=0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dalle.data.shuffle import WindowShuffle, shuffled, spread
+from dalle.data.shuffle import WindowShuffle, permutation, stratified_indices
 
 SIZES = np.array([5, 5, 3, 5, 1, 5, 5, 2])
 TOTAL = int(SIZES.sum())
@@ -20,7 +20,7 @@ def slow(window: int, seed: int, epoch: int) -> list[int]:
     rows = [list(range(sum(SIZES[:g]), sum(SIZES[: g + 1]))) for g in range(len(SIZES))]
     windows: dict[int, list[int]] = {}
     place = 0
-    for group in shuffled(len(SIZES), seed, epoch):
+    for group in permutation(len(SIZES), seed, epoch):
         windows.setdefault(place // window, []).extend(rows[group])
         place += len(rows[group])
     mixed = [np.random.default_rng((seed, epoch, n)).permutation(own) for n, own in enumerate(windows.values())]
@@ -54,7 +54,7 @@ def test_epochs_and_seeds_differ_and_large_sets_stay_near() -> None:
 
 @pytest.mark.parametrize("length, count", [(10, 10), (10, 11), (0, 3), (1, 1), (8846, 256), (10, 7), (10**9 + 7, 256)])
 def test_a_spread_has_one_of_each_equal_stretch(length: int, count: int) -> None:
-    found = list(spread(length, count))
+    found = list(stratified_indices(length, count))
     assert len(found) == min(length, count) and found == sorted(set(found))
     for number, index in enumerate(found):
         assert number * length // len(found) <= index < (number + 1) * length // len(found)
@@ -62,5 +62,5 @@ def test_a_spread_has_one_of_each_equal_stretch(length: int, count: int) -> None
 
 @pytest.mark.parametrize("period", [2, 3, 4, 7, 32])
 def test_a_spread_does_not_fall_into_step_with_a_set(period: int) -> None:
-    kinds = np.bincount(np.array(spread(256 * period * 4, 256)) % period, minlength=period)
+    kinds = np.bincount(np.array(stratified_indices(256 * period * 4, 256)) % period, minlength=period)
     assert kinds.min() >= 256 / period / 2

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from dalle.data import open_data, open_training
-from dalle.data.custom.dataset import PairsData
-from dalle.data.shapes import ShapesData
-from dalle.data.summary import Summary, changed, summary_of
+from dalle.data.custom.dataset import CustomConfig
+from dalle.data.shapes import ShapesConfig
+from dalle.data.summary import Summary, record_and_compare, summarize
 from support.image_folders import put
 
 
-def summary(config: PairsData | ShapesData) -> Summary:
-    return summary_of(open_training(config, 8), open_data(config, "validation", 8))
+def summary(config: CustomConfig | ShapesConfig) -> Summary:
+    return summarize(open_training(config, 8), open_data(config, "validation", 8))
 
 
 @pytest.fixture
@@ -25,29 +25,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_images_in_a_folder(folder: Path) -> None:
-    config = PairsData(path=str(folder), validation_path=str(folder / "held"))
+    config = CustomConfig(path=str(folder), validation_path=str(folder / "held"))
     assert str(summary(config)) == (
-        "data: 4 images with 5 captions to train on, 1 to validate on; one of them is b.png: one"
+        "data: 4 images with 5 captions to train on, 1 to validate on; for example b.png: one"
     ) or "b.png: long long" in str(summary(config))
     (folder / "b.txt").write_text("long " * 30)
-    assert str(summary(config)).endswith(f"one of them is b.png: {'long ' * 12}...")
+    assert str(summary(config)).endswith(f"for example b.png: {'long ' * 12}...")
 
 
 def test_a_stream_and_what_is_made_up(folder: Path) -> None:
-    told = str(summary(PairsData(path=str(folder), stream=True)))
+    told = str(summary(CustomConfig(path=str(folder), stream=True)))
     assert told == "data: read as a stream; the first record is a.png: x"
-    told = str(summary(ShapesData()))
+    told = str(summary(ShapesConfig()))
     assert told.startswith("data: ") and " images to train on, " in told and "captions" not in told
 
 
 def test_changed_data_is_reported_at_resume(folder: Path) -> None:
-    config, file = PairsData(path=str(folder), validation_share=0), folder / "data.json"
-    assert changed(summary(config), file) is None
-    assert changed(summary(config), file) is None
+    config, file = CustomConfig(path=str(folder), validation_share=0), folder / "data.json"
+    assert record_and_compare(summary(config), file) is None
+    assert record_and_compare(summary(config), file) is None
     put(folder, e_png=None, e_txt="four")
-    assert str(changed(summary(config), file)).startswith(
+    assert str(record_and_compare(summary(config), file)).startswith(
         "the data set has changed since this run began: it had 4 images to train on, now 5"
     )
     (folder / "e.png").rename(folder / "f.png")
     (folder / "e.txt").rename(folder / "f.txt")
-    assert "it had 5 images to train on, now 5" in str(changed(summary(config), file))
+    assert "it had 5 images to train on, now 5" in str(record_and_compare(summary(config), file))

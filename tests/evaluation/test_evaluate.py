@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dalle
-from dalle.data import Pair, ShapesData, open_data
+from dalle.data import Pair, ShapesConfig, open_data
 from dalle.evaluation.captions import deranged
 from dalle.evaluation.metrics import frechet_distance, psnr
 from dalle.evaluation.run import evaluate, frozen_features
@@ -21,7 +21,7 @@ from dalle.image_tokenizers.vq import VQConfig
 from support.published import folders
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
-DATA = ShapesData(size=80)  # 10 of them held out
+DATA = ShapesConfig(size=80)  # 10 of them held out
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def _nats_at(rows: np.ndarray, targets: np.ndarray, temperature: float) -> float
 
 def test_published_weights_are_measured_as_they_are(tmp_path: Path) -> None:
     """A VQGAN of taming-transformers, and minDALL-E with its own parts: small ones of the same layout."""
-    data = ShapesData(size=24)
+    data = ShapesConfig(size=24)
     quantizer = VQConfig(codebook_size=13, code_channels=8, distance="euclidean", update="gradient")
     torch.save({"state_dict": folders.vqgan(quantizer)}, tmp_path / "last.ckpt")
     (tmp_path / "model.yaml").write_text(

@@ -10,7 +10,7 @@ from PIL import Image
 import dalle
 from dalle.__main__ import main
 from dalle.data import open_training
-from dalle.data.token_shards.dataset import TokensData
+from dalle.data.token_shards.dataset import TokenShardsConfig
 
 
 def read() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read() -> dict[str, Any]:
 
 
 def _shards() -> list[dict[str, Any]]:
-    rows = open_training(TokensData(path=Path("shards")), 16)
+    rows = open_training(TokenShardsConfig(path=Path("shards")), 16)
     pairs = [rows.pair(index, 0) for index in range(len(rows))]
     return [{"caption": pair.caption, "codes": pair.image.flatten().tolist()} for pair in pairs]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle.images.augment import augmented
+from dalle.images.augment import augment
 from dalle.training.recipe import load_recipe
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "emoji" / "clip.yaml"
@@ -19,27 +19,27 @@ def random_images(count: int) -> torch.Tensor:
 
 def test_a_image_changes_as_its_seed_says_alone_and_in_a_batch() -> None:
     images, seeds = random_images(4), [5, 6, 7, 5]
-    together = augmented(images, seeds, 1.0)
-    alone = torch.cat([augmented(images[i : i + 1], seeds[i : i + 1], 1.0) for i in range(4)])
+    together = augment(images, seeds, 1.0)
+    alone = torch.cat([augment(images[i : i + 1], seeds[i : i + 1], 1.0) for i in range(4)])
     assert torch.allclose(together, alone, atol=1e-6)
-    assert not torch.allclose(together, augmented(images, [8, 9, 10, 11], 1.0), atol=0.1)
+    assert not torch.allclose(together, augment(images, [8, 9, 10, 11], 1.0), atol=0.1)
 
 
 def test_strength_zero_is_the_identity() -> None:
     images = random_images(3)
-    assert torch.allclose(augmented(images, [1, 2, 3], 0.0), images, atol=1e-5)
+    assert torch.allclose(augment(images, [1, 2, 3], 0.0), images, atol=1e-5)
 
 
 def test_noise_strength_is_uniform_up_to_the_maximum() -> None:
     """A grey image changes in brightness only, so what varies within it is noise; its corner has few holes."""
-    changed = augmented(torch.full((300, 3, 16, 16), 0.5), range(300), 0.5)
+    changed = augment(torch.full((300, 3, 16, 16), 0.5), range(300), 0.5)
     deviations = (changed - changed.median()).flatten(1).abs().median(1).values / 0.6745  # holes move no median
     assert float(deviations.max()) < 0.3
     assert 0.1 < float(deviations.median()) < 0.15  # uniform from 0 to 0.25, and a little of brightness
 
 
 def test_one_image_in_three_has_a_white_hole() -> None:
-    changed = augmented(torch.zeros(300, 3, 16, 16), range(300), 1.0)
+    changed = augment(torch.zeros(300, 3, 16, 16), range(300), 1.0)
     holes = int((changed.mean((1, 2, 3)) > 0.03).sum())  # noise has a mean of 0, the least hole one of 0.04
     assert 80 < holes < 120
 

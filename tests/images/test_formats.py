@@ -109,7 +109,7 @@ def test_sixteen_bits_with_a_clear_level() -> None:
 
 @pytest.mark.parametrize("values", [GREY16.astype(np.int32), GREY16.astype(np.float32)])
 def test_brightness_that_nothing_defines(values: np.ndarray) -> None:
-    with pytest.raises(BadRecord, match="32 bits a channel"):
+    with pytest.raises(BadRecord, match="32 bits per channel"):
         read_image(saved(Image.fromarray(values), "tiff"), "x", 8)
 
 
@@ -263,10 +263,10 @@ def test_flipped_bytes_are_a_image_or_a_bad_pair(kind: str) -> None:
         (b"", "the file is empty"),
         (b"<html>404</html>\nmore", "the file is text, not an image: '<html>404</html>'"),
         ("रातो मुटु".encode(), "the file is text, not an image: 'रातो मुटु'"),
-        (b"\x00\x01\x02\x03", "the file is not an image of a known kind"),
+        (b"\x00\x01\x02\x03", "the file is not an image in a supported format"),
         (
             b"BLP2\7\0\0\0\1\1\1\1\10\0\0\0\10\0\0\0" + bytes(2000),
-            "the file is not an image of a known kind",
+            "the file is not an image in a supported format",
         ),
         (saved(Image.new("RGB", (8, 8)), "eps"), "the file is text, not an image: '%!PS-Adobe-3.0 EPSF-3.0'"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageChops, ImageFont
 
 from dalle.images import grid as images
-from dalle.images.grid import font_for, labelled_grid
+from dalle.images.grid import font_for, labeled_grid
 from dalle.images.png import write_png
 from dalle.images.read import read_image, square_image
 
@@ -91,7 +91,7 @@ def test_files_that_are_not_images_are_named(tmp_path: Path) -> None:
 def test_grid_shows_every_image_under_its_label() -> None:
     colours = [["red", "lime"], ["blue"]]
     rows = [("a prompt", [Image.new("RGB", (64, 64), c) for c in row], ["seed 1"] * len(row)) for row in colours]
-    grid = labelled_grid(rows)
+    grid = labeled_grid(rows)
     counts = {colour: count for count, colour in grid.getcolors(1 << 24)}
     for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
         assert counts[colour] == 128 * 128  # enlarged twice
@@ -102,7 +102,7 @@ def test_grid_shows_every_image_under_its_label() -> None:
 
 def test_long_labels_are_wrapped() -> None:
     image = Image.new("RGB", (64, 64), "red")
-    short, long = (labelled_grid([(text, [image], [""])]) for text in ("a dog", "a dog and " * 20))
+    short, long = (labeled_grid([(text, [image], [""])]) for text in ("a dog", "a dog and " * 20))
     assert long.width == short.width and long.height > short.height + 50
 
 
@@ -120,14 +120,14 @@ def test_a_label_without_font_becomes_the_rows_number(
     monkeypatch.setattr(ImageFont, "truetype", built_in_only)
     image = Image.new("RGB", (64, 64), "red")
     with caplog.at_level(logging.WARNING):
-        drawn = labelled_grid([("a dog", [image], [""]), ("हात्ती", [image], [""])])
-        numbered = labelled_grid([("a dog", [image], [""]), ("prompt 2", [image], [""])])
+        drawn = labeled_grid([("a dog", [image], [""]), ("हात्ती", [image], [""])])
+        numbered = labeled_grid([("a dog", [image], [""]), ("prompt 2", [image], [""])])
     assert ImageChops.difference(drawn, numbered).getbbox() is None
     assert [r.getMessage() for r in caplog.records] == [
-        "no font found for 'हात्ती': its row of the grid is labelled by number"
+        "no font found for 'हात्ती': its row of the grid is labeled by number"
     ]
     assert font_for("a red heart, 3d style!", 12) is not None  # Pillow's own
-    labelled_grid([("", [image], [""])])
+    labeled_grid([("", [image], [""])])
 
 
 def test_devanagari_is_shaped_where_this_machine_has_a_font_for_it() -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dalle.images.read import square_image
-from dalle.images.transforms import redrawn_pixels, square_tensor, to_image, to_mask, to_rgb, to_tensor
+from dalle.images.transforms import inpaint_pixels, square_tensor, to_image, to_mask, to_rgb, to_tensor
 
 
 def strokes(left: int, right: int, color: int = 255) -> Image.Image:
@@ -26,10 +26,10 @@ def test_transparent_parts_of_a_mask_are_not_painted(color: int) -> None:
     image = Image.new("RGB", (8, 8))
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:, 2:5] = True
-    assert torch.equal(redrawn_pixels(strokes(2, 5, color), 8), expected)
+    assert torch.equal(inpaint_pixels(strokes(2, 5, color), 8), expected)
     assert torch.equal(to_mask(strokes(2, 5, color), image, 8, 8)[0, 0], expected.float())
     with pytest.raises(ValueError, match="no white pixel"):
-        redrawn_pixels(strokes(0, 0, color), 8)
+        inpaint_pixels(strokes(0, 0, color), 8)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 25), (25, 40), (31, 64)])

@@ -122,7 +122,7 @@ def test_interpolation_ends_at_both(source: Path, tmp_path: Path, capsys: pytest
         ("--interpolate", "0.5"): "go together",
         ("--with", str(source)): "go together",
         ("--interpolate", "0.5", "--with", str(tmp_path / "parts/model")): "holds a DALL-E, expected a CLIP",
-        ("--interpolate", "0.5", "--with", str(other)): "it is of another architecture than",
+        ("--interpolate", "0.5", "--with", str(other)): "its architecture differs from",
     }
     for options, message in wrong.items():
         assert main(["export", str(run), str(tmp_path / "out"), *options]) == 2

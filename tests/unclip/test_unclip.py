@@ -25,7 +25,7 @@ from dalle.generation.diffusion.prediction import make_denoiser
 from dalle.generation.diffusion.sample import SamplerConfig, candidate_noise
 from dalle.generation.diffusion.spacing import spaced_steps
 from dalle.generation.slerp import blend, slerp, text_difference
-from dalle.images.transforms import redrawn_pixels, square_tensor
+from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
@@ -423,4 +423,4 @@ def test_wrong_calls_are_refused(pipe: UnCLIP) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    assert redrawn_pixels(Image.new("L", (4, 4), 255), 2).all()
+    assert inpaint_pixels(Image.new("L", (4, 4), 255), 2).all()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle.data import EncodedConfig, Pair, open_data
+from dalle.data import AnyDataConfig, Pair, open_data
 from dalle.data.drawings.captions import Concept
 
 _PLAIN = {"train": "known"}  # the split that shows the images of another one uncomposed
@@ -44,7 +44,7 @@ class Drawings(Protocol):
         ...
 
 
-def open_plain(data: EncodedConfig, split: str, image_size: int) -> Drawings:
+def open_plain(data: AnyDataConfig, split: str, image_size: int) -> Drawings:
     """A split with its images uncomposed: each alone, in the middle of white.
 
     Raises:

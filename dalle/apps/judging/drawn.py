@@ -20,7 +20,7 @@ from dalle.apps.judging.sheets import write_images, write_neighbors, write_sheet
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0
 from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import to_dict
-from dalle.data import EncodedConfig
+from dalle.data import AnyDataConfig
 from dalle.evaluation.metrics import frechet_distance
 from dalle.files import atomic_file
 from dalle.generation.rerank import score
@@ -71,7 +71,7 @@ class Examination:
         pipe: TextToImage,
         judge: Judge,
         features: EfficientNetLite0,
-        data: EncodedConfig,
+        data: AnyDataConfig,
         options: DrawOptions,
         scorer: CLIP | None = None,
         progress: Callable[[int], object] | None = None,

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.apps.judging.copies import Neighbors
-from dalle.images.grid import labelled_grid
+from dalle.images.grid import labeled_grid
 from dalle.images.png import write_png
 
 _ROWS = 24  # prompts that a sheet shows, the first ones
@@ -50,7 +50,7 @@ def write_images(folder: Path, images: Tensor) -> None:
 def _beside(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], parts: int) -> Image.Image:
     """A grid of rows in several parts, the first rows at the left."""
     count = -(-len(rows) // parts)
-    grids = [labelled_grid(rows[first : first + count]) for first in range(0, len(rows), count)]
+    grids = [labeled_grid(rows[first : first + count]) for first in range(0, len(rows), count)]
     sheet = Image.new("RGB", (sum(grid.width for grid in grids), max(grid.height for grid in grids)), "white")
     left = 0
     for grid in grids:

@@ -25,7 +25,7 @@ from dalle.apps.search.store import Source
 from dalle.apps.search.update import EXACT, Progress, Report, other_clip, update
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
-from dalle.data.custom.records import Record, content_of
+from dalle.data.custom.records import Record, image_bytes
 from dalle.device import pick_device
 from dalle.models.clip import CLIP
 
@@ -307,7 +307,7 @@ class ImageIndex:
         Raises:
             BadRecord: it is not there any more, or cannot be read.
         """
-        return content_of(self.record(hit))
+        return image_bytes(self.record(hit))
 
     def record(self, hit: Hit) -> Record:
         """Where an image that was found lies."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Source
-from dalle.data.custom.dataset import is_hub_id, matching
-from dalle.data.custom.folder import FolderSource, unread
-from dalle.data.custom.parquet import hub_source, image_of, parquet_source
-from dalle.data.custom.records import FileSpan, Record, Rows, image_column
-from dalle.data.custom.walk import tell, walk
+from dalle.data.custom.dataset import expand_pattern, is_hub_id
+from dalle.data.custom.folder import FolderSource, count_unsupported
+from dalle.data.custom.parquet import hub_source, parquet_source, parse_image_cell
+from dalle.data.custom.records import FileSpan, IndexedRecords, Record, image_column
+from dalle.data.custom.walk import log_ignored, walk
 from dalle.data.custom.webdataset import TarSource
 from dalle.images.read import EXTENSIONS
 
@@ -40,12 +40,13 @@ class Item:
     size: int
     row: int
     stamp: str
-    rows: Rows
+    rows: IndexedRecords
     number: int
     source: int
 
     @property
     def identity(self) -> str:
+        """The name of this image in the index: file, offset and row."""
         return identity(self.file, self.offset, self.row)
 
 
@@ -89,9 +90,9 @@ def _items(source: Source) -> Iterator[Item | str]:
     elif local.is_dir():
         yield from _of_folder(local, source)
     else:
-        files = matching(local)
+        files = expand_pattern(local)
         if not files:
-            raise ValueError(f"there is no folder or file {source.path}")
+            raise ValueError(f"no such file or folder: {source.path}")
         other = next((file for file in files if file.suffix.lower() not in (".parquet", ".tar", *EXTENSIONS)), None)
         if other is not None:
             raise ValueError(f"{other}: expected a folder, images, or files that end in .parquet or in .tar")
@@ -113,7 +114,7 @@ def read_item(row: dict[str, object], source: Source) -> Record:
                 count = table.metadata.row_group(group).num_rows
                 if number < count:
                     found = table.read_row_group(group, [column]).column(column)[number].as_py()
-                    image, fault = image_of(found)
+                    image, fault = parse_image_cell(found)
                     return Record(path, image=image, fault=fault)
                 number -= count
     except (OSError, ValueError) as error:  # gone, or no longer the table that it was
@@ -128,7 +129,7 @@ def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
     images = any(file.suffix.lower() in EXTENSIONS for file in files)
     if not images and not any(by_ending.values()):
         raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
-    tell(root, found.passed + unread(files, ".parquet", ".tar"))
+    log_ignored(root, found.ignored + count_unsupported(files, ".parquet", ".tar"))
     if images:
         yield from _of_places(FolderSource(root, files, source.caption, captioned=False).rows())
     for file in (*by_ending[".parquet"], *by_ending[".tar"]):
@@ -148,7 +149,7 @@ def _of_file(file: Path, source: Source) -> Iterator[Item | str]:
         yield from _of_places(FolderSource(file.parent, [file], source.caption, captioned=False).rows())
 
 
-def _of_places(rows: Rows) -> Iterator[Item | str]:
+def _of_places(rows: IndexedRecords) -> Iterator[Item | str]:
     stamp_of = cache(_stamp)
     for number, key in enumerate(rows.keys):
         record = rows.record(number)

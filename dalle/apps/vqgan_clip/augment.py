@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dalle.images.augment import augmented
+from dalle.images.augment import augment
 
 
 def augmentation(names: Sequence[str], strength: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -59,7 +59,7 @@ class _Training(nn.Module):
         self.strength = strength
 
     def forward(self, images: Tensor) -> Tensor:
-        return augmented(images, torch.randint(2**31, (len(images),)).tolist(), self.strength)
+        return augment(images, torch.randint(2**31, (len(images),)).tolist(), self.strength)
 
 
 class _Noise(nn.Module):

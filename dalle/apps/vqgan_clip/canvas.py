@@ -94,11 +94,13 @@ class LatentCanvas(Canvas):
         self.register_buffer("highest", codebook.amax(0)[:, None, None], persistent=False)
 
     def draw(self, values: Tensor) -> Tensor:
+        """Quantize latents [1, C, h, w] with a straight-through gradient, and decode them."""
         nearest = self.tokenizer[0].embed_codes(self.codes(values)).float()
         straight = values + (nearest - values).detach()
         return within(decode_in_tiles(self.tokenizer[0], straight, self.tile), 0.0, 1.0)
 
     def values_of(self, image: Tensor) -> Tensor:
+        """The codebook vectors [1, C, h, w] of the encoded image."""
         return self.tokenizer[0].embed_codes(self.tokenizer[0].encode(image)).float()
 
     @torch.no_grad()
@@ -111,6 +113,7 @@ class LatentCanvas(Canvas):
         return torch.cat(near).view(len(values), *values.shape[2:])
 
     def limit(self) -> None:
+        """Clamp each channel to the range of the codebook."""
         self.values.copy_(self.values.maximum(self.lowest).minimum(self.highest))
 
 
@@ -120,12 +123,15 @@ class PixelCanvas(Canvas):
     rate = 0.02
 
     def draw(self, values: Tensor) -> Tensor:
+        """Return the pixels themselves."""
         return values
 
     def values_of(self, image: Tensor) -> Tensor:
+        """Return the image itself."""
         return image
 
     def limit(self) -> None:
+        """Clamp pixels to [0, 1]."""
         self.values.clamp_(0, 1)
 
 
@@ -155,11 +161,13 @@ class FourierCanvas(Canvas):
         self.register_buffer("colours", colours, persistent=False)
 
     def draw(self, values: Tensor) -> Tensor:
+        """Inverse Fourier transform, color basis and sigmoid."""
         spectrum = torch.view_as_complex(values.contiguous()) * self.scale
         x = torch.fft.irfft2(spectrum, s=self.extent, norm="ortho")
         return torch.einsum("bkhw,kc->bchw", x, self.colours).sigmoid()
 
     def values_of(self, image: Tensor) -> Tensor:
+        """The spectrum of an image [1, 3, H, W]."""
         return _spectrum(image, self.scale, self.colours)
 
 

@@ -16,6 +16,8 @@ LARGEST = 2**26  # pixels of an image
 
 @config
 class PaintOptions:
+    """Options of VQGAN+CLIP; docs/paint.md explains their effects."""
+
     prompt: str = ""
     """What to paint: "TEXT:WEIGHT | TEXT:WEIGHT ^ TEXT", parts with weights (1 if not given, below 0 to keep away
     from), phases that follow each other between ^."""

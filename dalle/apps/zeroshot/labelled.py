@@ -18,10 +18,10 @@ from torch import Tensor
 from dalle.apps.embed import Records, as_record, embed_images
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 from dalle.apps.zeroshot.labels import Labels
-from dalle.data.custom.dataset import PairsData, open_source
+from dalle.data.custom.dataset import CustomConfig, open_source
 from dalle.data.custom.folder import image_files
-from dalle.data.custom.records import Record, Rows
-from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.custom.records import IndexedRecords, Record
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS, STYLES
 from dalle.evaluation import metrics
 
@@ -84,7 +84,7 @@ def labelled_images(source: str, by: str | None = None, split: str | None = None
         return _emoji(by or "style", split or "test_pair")
     if by is None and Path(source).expanduser().is_dir():
         return _folder(Path(source).expanduser())
-    rows = open_source(PairsData(path=source, image=image, caption=by or "label"), source, split or "train").rows()
+    rows = open_source(CustomConfig(path=source, image=image, caption=by or "label"), source, split or "train").rows()
     return _labelled(_Numbered(rows), [next(iter(rows.captions(row)), None) for row in range(len(rows))])
 
 
@@ -137,7 +137,7 @@ def accuracy_on(
 def _emoji(by: str, split: str) -> Labelled:
     if by not in _EMOJI_LABELS:
         raise ValueError(f"the emoji are not told apart by {by!r}: choose from {', '.join(_EMOJI_LABELS)}")
-    pairs = Drawings(DrawingsData(sets=("emoji",)), split, _SIDE)
+    pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), split, _SIDE)
     names = pairs.styles if by == "style" else pairs.groups
     records = [
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))
@@ -165,7 +165,7 @@ def _labelled(records: Records, classes: list[str | None]) -> Labelled:
 class _Numbered:
     """Rows as a sequence."""
 
-    def __init__(self, rows: Rows):
+    def __init__(self, rows: IndexedRecords):
         self.rows = rows
 
     def __len__(self) -> int:

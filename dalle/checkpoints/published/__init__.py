@@ -1,1 +1,1 @@
-"""What others have published: their files to our modules, a module for each family."""
+"""Converters from published checkpoints to our modules, one Python module per family."""

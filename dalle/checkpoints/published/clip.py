@@ -1,6 +1,6 @@
-"""CLIPs with a vision transformer: of OpenAI (TorchScript archive or state dict), Hugging Face, open_clip; SigLIPs.
+"""Published CLIPs with a vision transformer: OpenAI (TorchScript or state dict), Hugging Face, open_clip; SigLIPs.
 
-OpenAI and open_clip share one set of names; Hugging Face has another, with separate queries, keys and values.
+OpenAI and open_clip use the same tensor names; Hugging Face has others, with separate queries, keys and values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dalle.checkpoints.published import siglip
 from dalle.checkpoints.published.files import read_state
-from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, renamed, shape, square
+from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, rename_tensors, shape, square
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
@@ -23,8 +23,9 @@ from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
 _OPEN_CLIP = ("a CLIP of open_clip", "that of whoever trained it (the code: MIT, github.com/mlfoundations/open_clip)")
 _HUGGING_FACE = ("a CLIP of Hugging Face", "see its repository (OpenAI's: MIT)")
-# Widths whose heads are not 64 channels wide: ViT-H/14, g/14, bigG/14 of open_clip.
+# Vision width -> heads, where heads are not 64 channels wide: ViT-H/14, g/14 and bigG/14 of open_clip.
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
+# OpenAI's names give the text tower no prefix, and fuse queries, keys and values as `in_proj`.
 _TOWERS = ((r"visual\.transformer", "vision"), (r"transformer", "text"))
 _NAMES = (
     (r"visual\.conv1\.weight", "vision.patches.weight"),
@@ -77,11 +78,21 @@ _NAMES_HF = (
         )
     ),
 )
-# What a TorchScript archive remembers of its making, and buffers.
+# Buffers, and constants that OpenAI's TorchScript archives store.
 _DROPPED = r"input_resolution|context_length|vocab_size|(?:.*\.)?attn_mask|.*\.position_ids"
-# What a config of open_clip may say of a tower besides its sizes: other values compute otherwise with the same tensors.
-_SIZES = {"layers", "width", "head_width", "heads", "patch_size", "image_size", "context_length", "vocab_size"}
-_SIZES |= {
+# Options of open_clip's config that are safe to ignore: sizes (read from the tensors), and others that only matter for
+# architectures rejected elsewhere or in training. Any other option changes what the same tensors compute.
+_IGNORED_OPTIONS = {
+    "layers",
+    "width",
+    "head_width",
+    "heads",
+    "patch_size",
+    "image_size",
+    "context_length",
+    "vocab_size",
+}
+_IGNORED_OPTIONS |= {
     "mlp_ratio",
     "patch_dropout",
     "timm_proj",
@@ -90,8 +101,9 @@ _SIZES |= {
     "attn_pooler_queries",
     "attn_pooler_heads",
 }
-_SIZES |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "eos_id"}  # count where others do, or in training
-_PLAIN = {"pos_embed_type": ("learnable",), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
+_IGNORED_OPTIONS |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "eos_id"}
+# Options with the only values that our CLIP implements.
+_SUPPORTED = {"pos_embed_type": ("learnable",), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
 _ACTIVATIONS: dict[str, FeedForwardKind] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -100,15 +112,15 @@ _ACTIVATIONS: dict[str, FeedForwardKind] = {
 
 
 def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published:
-    """The CLIP in a file or folder that somebody has published.
+    """Read a published CLIP.
 
     Args:
-        source: the file, or a folder with it and its config.json or open_clip_config.json.
-        given: what the source does not tell: `feed_forward` ("quick_gelu" or "gelu"), `heads` of the image tower,
+        source: the weight file, or a folder with it and its config.json or open_clip_config.json.
+        given: what the source does not record: `feed_forward` ("quick_gelu" or "gelu"), `heads` of the image tower,
             `text_heads`.
 
     Raises:
-        ValueError: it is none, is damaged, or something has to be given; one line that names the source.
+        ValueError: it is not a CLIP, is damaged, or an option has to be given; one line that names the source.
     """
     try:
         published = read_state(source)
@@ -116,29 +128,34 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
             return _read_siglip(published, source, dict(given or {}))
         return _read(published, _settings(source), dict(given or {}))
     except ValueError as error:
-        told = str(error)
-        raise ValueError(told if str(source) in told else f"{source} cannot be loaded as a CLIP: {told}") from error
+        reason = str(error)
+        raise ValueError(
+            reason if str(source) in reason else f"{source} cannot be loaded as a CLIP: {reason}"
+        ) from error
     except SHAPE_ERRORS as error:
-        raise ValueError(f"{source} cannot be loaded as a CLIP: its tensors are not of the shapes of one") from error
+        raise ValueError(f"{source} cannot be loaded as a CLIP: its tensors do not have the shapes of one") from error
 
 
 def _read_siglip(published: dict[str, Tensor], source: Path, given: dict[str, Any]) -> Published:
     folder = source if source.is_dir() else source.parent
     if given:
-        raise ValueError(f"{next(iter(given))} is not to be given: the config.json of a SigLIP tells it")
-    return siglip.read(published, _json(folder / "config.json"), _pixels(folder))
+        raise ValueError(f"{next(iter(given))} must not be given: the config.json of a SigLIP records it")
+    return siglip.read(published, _json(folder / "config.json"), _normalization(folder))
 
 
 def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[str, Any]) -> Published:
     hugging_face = "text_model.embeddings.token_embedding.weight" in published
     if not hugging_face and "visual.layer1.0.conv1.weight" in published:
-        raise ValueError("its image tower is a ResNet; only vision transformers are supported (ViT-B/32, say)")
+        raise ValueError(
+            "its image tower is a ResNet, which is not supported: use one with a vision transformer, such as ViT-B/32"
+        )
     archive = {"input_resolution", "context_length", "vocab_size"} <= set(published)
-    tensors, dropped = renamed(published, _NAMES_HF if hugging_face else _NAMES, _DROPPED)
+    tensors, dropped = rename_tensors(published, _NAMES_HF if hugging_face else _NAMES, _DROPPED)
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     if hugging_face:
-        _join(state, tensors)
+        _fuse_qkv(state, tensors)
     else:
+        # There the projections are parameters [C, E], applied as x @ W; `nn.Linear` stores the transpose.
         for name in ("vision.projection.weight", "text.projection.weight"):
             shape(tensors, name)
             state[name] = tensors[name].T
@@ -158,38 +175,35 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
         text_vocab=vocab,
         text_length=shape(tensors, "text.positions")[0],
         embed_dim=state["text.projection.weight"].shape[0],
-        eos_id=vocab - 1,  # the end is the highest id
+        eos_id=vocab - 1,  # CLIP's end token has the highest id
         **options,
     )
-    family, licence = _HUGGING_FACE if hugging_face else _OPENAI if archive else _OPEN_CLIP
-    return Published(family, licence, config, state, dropped, _NAMES_HF if hugging_face else _NAMES)
+    names = _HUGGING_FACE if hugging_face else _OPENAI if archive else _OPEN_CLIP
+    return Published(*names, config, state, dropped, _NAMES_HF if hugging_face else _NAMES)
 
 
-def check_words(found: Published, words: TextTokenizer) -> None:
-    """Refuse a text tokenizer whose ids this CLIP does not know.
+def check_text_tokenizer(found: Published, words: TextTokenizer) -> None:
+    """Check that a text tokenizer matches a CLIP.
 
     Raises:
-        ValueError: it is of another kind than CLIP's, as ruCLIP's is, or has other ids.
+        ValueError: it is of another kind, as ruCLIP's is, or has another vocabulary size.
     """
     kind = words.config.kind
     if found.config.towers == "siglip" and not isinstance(words, SigLIPTokenizer):
         raise ValueError(
-            f"its text tokenizer is of the kind {kind}: spiece.model of SigLIP, or tokenizer.model of SigLIP 2, is "
-            "needed"
+            f"its text tokenizer is of the kind {kind}: give spiece.model of SigLIP, or tokenizer.model of SigLIP 2"
         )
     if found.config.towers == "clip" and not isinstance(words, CLIPTokenizer):
-        raise ValueError(
-            f"its text tokenizer is of the kind {kind}, as ruCLIP's, which is not supported: CLIP's is needed"
-        )
+        raise ValueError(f"its text tokenizer is of the kind {kind}, as ruCLIP's, which is not supported: give CLIP's")
     if words.vocab_size != found.config.text_vocab:
         raise ValueError(
-            f"it reads {found.config.text_vocab:,} text tokens and its text tokenizer has {words.vocab_size:,}: give "
-            "the one that it was trained with, or it is of another family"
+            f"it has {found.config.text_vocab:,} text tokens, its text tokenizer {words.vocab_size:,}: give "
+            "the tokenizer it was trained with, unless it is of another family"
         )
 
 
-def _join(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tensor]) -> None:
-    """Queries, keys and values as one."""
+def _fuse_qkv(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tensor]) -> None:
+    """Concatenate separate query, key and value projections to the fused one."""
     for name in tensors:
         place, found, kind = name.partition(".attention.q.")
         if found:
@@ -201,14 +215,14 @@ def _join(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tensor]) -> 
 
 
 def _tower(
-    tensors: dict[str, Tensor], tower: str, activation: FeedForwardKind, told: int | None, given: Any
+    tensors: dict[str, Tensor], tower: str, activation: FeedForwardKind, recorded: int | None, given: Any
 ) -> TransformerConfig:
     width = shape(tensors, f"{tower}.positions")[1]
     known = _VISION_HEADS.get(width) if tower == "vision" else None
-    heads = given or told or known or (width // 64 if width % 64 == 0 else None)
+    heads = given or recorded or known or (width // 64 if width % 64 == 0 else None)
     option = "heads" if tower == "vision" else "text_heads"
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise ValueError(f"it does not tell how many heads its {tower} width of {width} has: give {option}=NUMBER")
+        raise ValueError(f"its number of {tower} attention heads is not recorded (width {width}): give {option}=NUMBER")
     return TransformerConfig(
         width=width,
         depth=count(tensors, rf"{tower}\.transformer\.blocks\.(\d+)\."),
@@ -221,13 +235,13 @@ def _tower(
 def _activation(settings: dict[str, Any], given: dict[str, Any], archive: bool) -> FeedForwardKind:
     named = given.get("feed_forward") or settings.get("activation") or ("quick_gelu" if archive else None)
     if named not in _ACTIVATIONS:
-        told = "it does not tell which GELU it has" if named is None else f"its activation {named!r} is not supported"
-        raise ValueError(f"{told}: give feed_forward=quick_gelu (OpenAI's) or feed_forward=gelu (most of LAION's)")
+        reason = "its kind of GELU is not recorded" if named is None else f"its activation {named!r} is not supported"
+        raise ValueError(f"{reason}: give feed_forward=quick_gelu (OpenAI's) or feed_forward=gelu (most of LAION's)")
     return _ACTIVATIONS[str(named)]
 
 
 def _settings(source: Path) -> dict[str, Any]:
-    """What the JSON files beside the weights say that the weights do not."""
+    """Settings from the JSON files beside the weights that the tensors do not reveal."""
     folder = source if source.is_dir() else source.parent
     settings: dict[str, Any] = {}
     config = _json(folder / "config.json")
@@ -239,8 +253,8 @@ def _settings(source: Path) -> dict[str, Any]:
         settings["text_heads"] = text.get("num_attention_heads", 8)
         settings["activation"] = vision.get("hidden_act", "quick_gelu")
         if text.get("hidden_act", "quick_gelu") != settings["activation"]:
-            raise ValueError("its two towers have different activations, which is not supported")
-    settings |= _pixels(folder)
+            raise ValueError("its two towers have different activations, which is not supported: use another CLIP")
+    settings |= _normalization(folder)
     ours = _json(folder / "open_clip_config.json")
     model = ours.get("model_cfg")
     if isinstance(model, dict):
@@ -258,21 +272,21 @@ def _settings(source: Path) -> dict[str, Any]:
     return settings
 
 
-def _pixels(folder: Path) -> dict[str, Any]:
-    """How images are normalized, where the folder tells."""
+def _normalization(folder: Path) -> dict[str, Any]:
+    """The mean and standard deviation of image normalization, if the folder records them."""
     image = _json(folder / "preprocessor_config.json")
     names = (("mean", "image_mean"), ("std", "image_std"))
     return {ours: image[theirs] for ours, theirs in names if theirs in image}
 
 
 def _check_open_clip(part: str, options: dict[str, Any], file: Path) -> None:
-    """Refuse options of a tower with which it computes otherwise.
+    """Check that all options of a tower are supported.
 
     Raises:
-        ValueError: there is one.
+        ValueError: one is not.
     """
     for name, value in options.items():
-        if name not in _SIZES and value and value not in _PLAIN.get(name, ()):
+        if name not in _IGNORED_OPTIONS and value and value not in _SUPPORTED.get(name, ()):
             raise ValueError(f"{file} says {part}.{name}: {value!r}, which is not supported")
 
 
@@ -282,5 +296,5 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON: fetch it again") from error
+        raise ValueError(f"{file} is not valid JSON: download it again") from error
     return content if isinstance(content, dict) else {}

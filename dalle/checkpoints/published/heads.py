@@ -1,4 +1,4 @@
-"""Heads of published attention: how many there are, and the order of their channels where positions are rotary."""
+"""Attention heads of published models: their number, and the order of their channels under rotary embeddings."""
 
 from __future__ import annotations
 
@@ -13,23 +13,34 @@ from dalle.checkpoints.tensors import LazyTensor
 
 
 def heads_of(width: int, known: Mapping[int, int], given: Mapping[str, Any]) -> int:
-    """How many heads a transformer has, which no shape tells: as given, or as its family's models of that width have.
+    """The number of attention heads, which no tensor shape reveals: as given, or from a table by width.
+
+    Args:
+        width: channels of the transformer.
+        known: width -> heads of the family's published models.
+        given: the user's options, perhaps with `heads`.
 
     Raises:
-        ValueError: neither tells, or what is given does not divide the width.
+        ValueError: the number is unknown, or does not divide the width.
     """
     heads = given.get("heads", known.get(width))
     if heads is None:
-        raise ValueError(f"it does not tell how many heads its width of {width} has: give heads=NUMBER")
+        raise ValueError(f"its number of attention heads is not recorded (width {width}): give heads=NUMBER")
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise ValueError(f"heads is {heads!r}; give a whole number that divides the width, {width}")
     return heads
 
 
 def permute_rope_rows(weight: Tensor, heads: int, parts: Literal["qk", "qkv"]) -> LazyTensor:
-    """Query, key and value rows [3 * heads * D, C] for rotary positions whose pairs are (i, i + D / 2).
+    """Reorder the rows of a fused projection [3 * heads * D, C] from interleaved to half-split rotary embeddings.
 
-    Published are pairs of neighbours (2 i, 2 i + 1). What queries and keys give each other is the same in any order.
+    The published code rotates neighboring channels (2 i, 2 i + 1); ours rotates (i, i + D / 2). The same permutation of
+    query and key channels leaves their dot products unchanged.
+
+    Args:
+        weight: query, key and value rows.
+        heads: number of heads.
+        parts: which projections are rotated: usually "qk".
     """
 
     def make() -> Tensor:
@@ -42,5 +53,5 @@ def permute_rope_rows(weight: Tensor, heads: int, parts: Literal["qk", "qkv"]) -
 
 
 def deinterleave(dim: int) -> Tensor:
-    """Channels of a head in pairs of neighbours, the first ones of all pairs and then the second ones: int64 [D]."""
+    """Channel order of a head that puts all even channels before all odd ones, int64 [D]."""
     return torch.cat((torch.arange(0, dim, 2), torch.arange(1, dim, 2)))

@@ -1,4 +1,4 @@
-"""Which family a published image tokenizer is of, by what its files hold."""
+"""Detects the family of a published image tokenizer from its files, and reads it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor
 from dalle.checkpoints.published import discrete_vae, openai_dvae, vqgan
 from dalle.checkpoints.published.files import PICKLES
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, arguments_of, state_of, unwrapped
+from dalle.checkpoints.published.state import Published, named_tensors, strip_wrappers, training_options
 from dalle.config import read_yaml
 from dalle.image_tokenizers import ImageTokenizer, VQGANConfig, build
 
-_IMAGE_SIZE = 256  # of the VQGANs where no model.yaml says otherwise
+_IMAGE_SIZE = 256  # pixels, for VQGANs without a model.yaml
 
 
 def read_image_tokenizer(source: Path) -> Published:
-    """The image tokenizer in a file or folder that somebody has published.
+    """Read a published image tokenizer.
+
+    Args:
+        source: its file or folder.
 
     Raises:
         ValueError: it is of no known family, or damaged; one line that names the file.
@@ -29,7 +32,7 @@ def read_image_tokenizer(source: Path) -> Published:
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
     if (source / "config.yaml").is_file():
-        raise ValueError(f"{source} has a config.yaml: it is a folder of weights as train.py makes them already")
+        raise ValueError(f"{source} has a config.yaml: it is already a model folder")
     try:
         if openai_dvae.is_there(source):
             return openai_dvae.read(source)
@@ -38,27 +41,27 @@ def read_image_tokenizer(source: Path) -> Published:
         if len(checkpoints) == 1:
             tree = read_pickled(checkpoints[0])
             if discrete_vae.is_of(tree):
-                return discrete_vae.read(tree["hparams"], unwrapped(tree["weights"]))
+                return discrete_vae.read(tree["hparams"], strip_wrappers(tree["weights"]))
             options = _options(source)
             size = _IMAGE_SIZE if options is None else vqgan.resolution(*options)
-            found = vqgan.read(state_of(tree), size, arguments_of(tree))
+            found = vqgan.read(named_tensors(tree), size, training_options(tree))
             if options is None:
-                vqgan.check_search(found)
+                vqgan.reject_ibq(found)
             return found
     except ValueError as error:
-        told = str(error)
-        raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
+        reason = str(error)
+        raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
     raise ValueError(
-        f"{source} is no image tokenizer: expected a folder made by train.py (config.yaml), encoder.pkl and "
+        f"{source} is not an image tokenizer: expected a folder made by train.py (config.yaml), encoder.pkl and "
         "decoder.pkl of OpenAI, or one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch"
     )
 
 
-def of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -> Published | None:
-    """The image tokenizer among the weights of a DALLE-pytorch file, of whichever kind; None where there is none.
+def tokenizer_of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -> Published | None:
+    """The image tokenizer contained in a DALLE-pytorch checkpoint; None if there is none.
 
     Args:
-        tensors: all weights of the file, under their published names.
+        tensors: all weights of the file, by their published names.
         options: `vae_params` of the file.
 
     Raises:
@@ -79,8 +82,8 @@ def of_dalle_pytorch(tensors: Mapping[str, Tensor], options: object) -> Publishe
     return vqgan.read(inner, _IMAGE_SIZE) if inner else None
 
 
-def sized(found: Published, rows: int) -> Published:
-    """The same tokenizer for images of `rows` rows of codes: its convolutions take any size."""
+def resize_tokenizer(found: Published, rows: int) -> Published:
+    """The same tokenizer for images with `rows` rows of codes: convolutions work at any size."""
     config = found.config
     size = rows * without_weights(found).factor
     if size == config.image_size:
@@ -92,13 +95,13 @@ def sized(found: Published, rows: int) -> Published:
 
 
 def without_weights(found: Published) -> ImageTokenizer:
-    """The module without its numbers."""
+    """Build the module on the meta device."""
     with torch.device("meta"):
         return build(found.config)
 
 
 def _options(source: Path) -> tuple[dict[str, Any], str] | None:
-    """What taming's model.yaml says, in a folder or beside a file, and where it is; None if there is none."""
+    """The content and path of taming's model.yaml, in a folder or beside a file; None if there is none."""
     options = sorted(source.rglob("model.yaml")) if source.is_dir() else [source.with_name("model.yaml")]
     there = [file for file in options if file.is_file()]
     return (read_yaml(there[0]), str(there[0])) if there else None

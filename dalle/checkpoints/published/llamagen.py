@@ -1,4 +1,4 @@
-"""LlamaGen (arXiv 2406.06525): a Llama over image tokens behind the features of a T5 (t2i) or a class (c2i)."""
+"""LlamaGen (arXiv 2406.06525): a Llama over image tokens, conditioned on T5 features (t2i) or a class (c2i)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from dalle.checkpoints.published.heads import heads_of, permute_rope_rows
-from dalle.checkpoints.published.state import Published, concat_lazy, count, renamed, shape
+from dalle.checkpoints.published.state import Published, concat_lazy, count, rename_tensors, shape
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
 FAMILY = "LlamaGen"
-LICENCE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"
+LICENSE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"
 TEXT_ENCODER = "google/flan-t5-xl"
 T2I_IMAGES, C2I_IMAGES = "peizesun/llamagen_t2i/vq_ds16_t2i.pt", "FoundationVision/LlamaGen/vq_ds16_c2i.pt"
 T2I_SAMPLING, C2I_SAMPLING = SamplingConfig(guidance=7.5, top_k=1000), SamplingConfig(guidance=4.0, top_k=2000)
-# B, L, XL, XXL, XXXL, 1B, 3B, 7B of autoregressive/models/gpt.py
+# width -> heads of B, L, XL, XXL, XXXL, 1B, 3B, 7B (autoregressive/models/gpt.py)
 _HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2560: 40, 2048: 32, 3200: 32, 4096: 32}
 _BASE = 10_000.0
 _LAYER = r"layers\.(\d+)"
@@ -42,23 +42,23 @@ _DROPPED = r"freqs_cis|causal_mask|.*\.kv_cache\..+"
 
 
 def is_of(tensors: dict[str, Tensor]) -> bool:
-    """Whether tensors under published names are of this family."""
+    """Whether tensors, by their published names, are of this family."""
     return "tok_embeddings.weight" in tensors and "layers.0.attention.wqkv.weight" in tensors
 
 
 def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given: dict[str, Any]) -> Published:
-    """A model from the tensors of a checkpoint.
+    """Convert the tensors of a checkpoint.
 
     Args:
-        published: under their published names.
-        options: of its training, where the checkpoint holds them.
-        name: of the file: the side of its images in pixels stands there.
-        given: `heads` and `grid` (rows of image tokens), where nothing tells them.
+        published: tensors by their published names.
+        options: training options, if the checkpoint stores them.
+        name: name of the file, which may contain the image size in pixels.
+        given: `heads` and `grid` (rows of image tokens), if they are not recorded.
 
     Raises:
-        ValueError: they are of something else, or something has to be given.
+        ValueError: they are of something else, or an option has to be given.
     """
-    tensors, dropped = renamed(published, _RULES, _DROPPED)
+    tensors, dropped = rename_tensors(published, _RULES, _DROPPED)
     vocab, width = shape(tensors, "image_embedding.weight")
     depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
     heads = heads_of(width, _HEADS, given)
@@ -72,12 +72,15 @@ def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given
         for part in ("w1", "w2", "w3"):
             shape(tensors, f"{place}.feed_forward.{part}")
             del state[f"{place}.feed_forward.{part}"]
+        # SwiGLU is w2(silu(w1 x) * w3 x); we fuse gate (w1) and up (w3) to one matrix, gate first.
         gate, down, up = (tensors[f"{place}.feed_forward.{part}"] for part in ("w1", "w2", "w3"))
         state[f"{place}.feed_forward.up.weight"] = concat_lazy(gate, up)
         state[f"{place}.feed_forward.down.weight"] = down
         fused = f"{place}.attention.qkv.weight"
         if shape(tensors, fused)[0] != 3 * width:
-            raise ValueError(f"layer {layer} has fewer heads for keys than for queries, which is not supported")
+            raise ValueError(
+                f"layer {layer} has fewer heads for keys than for queries (grouped-query attention), not supported"
+            )
         state[fused] = permute_rope_rows(tensors[fused], heads, "qk")
     state["rope_cos"], state["rope_sin"] = rope(length, rows, width // heads)
     config = DALLEConfig(
@@ -101,7 +104,7 @@ def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given
         text_head=False,
         head_bias=False,
     )
-    return Published(f"{FAMILY} ({'c2i' if classes else 't2i'})", LICENCE, config, state, dropped, _RULES)
+    return Published(f"{FAMILY} ({'c2i' if classes else 't2i'})", LICENSE, config, state, dropped, _RULES)
 
 
 def _rows(options: dict[str, Any], name: str, given: dict[str, Any]) -> int:
@@ -111,14 +114,14 @@ def _rows(options: dict[str, Any], name: str, given: dict[str, Any]) -> int:
     if pixels is None and (match := re.search(r"_(256|384|512)(?!\d)", name)):
         pixels = int(match[1])
     if not isinstance(pixels, int) or not isinstance(factor, int):
-        raise ValueError("it does not tell the size of its images: give grid=16 (256 pixels), 24 (384) or 32 (512)")
+        raise ValueError("its image size is not recorded: give grid=16 (256 pixels), 24 (384) or 32 (512)")
     return pixels // factor
 
 
 def rope(length: int, rows: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [length + rows^2 - 1, dim / 2]: half of a head turns with the row, half with the column.
+    """2D rotary tables, cosines and sines [length + rows^2 - 1, dim / 2]: half a head encodes the row, half the column.
 
-    Of the prefix both are 0, so that its queries and keys vanish and all of it is looked at alike.
+    The published code has zeros for both at the prefix, which zeroes its keys: all of it gets equal attention.
     """
     frequency = _BASE ** (-torch.arange(0, dim // 2, 2).float() / (dim // 2))  # [dim / 4]
     angle = torch.outer(torch.arange(rows).float(), frequency)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, concat_lazy, count, renamed, shape, square, state_of
+from dalle.checkpoints.published.state import (
+    Published,
+    concat_lazy,
+    count,
+    named_tensors,
+    rename_tensors,
+    shape,
+    square,
+)
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.config import read_yaml
 from dalle.generation.options import SamplingConfig
@@ -17,7 +25,7 @@ from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
 
 FAMILY = "minDALL-E"
-LICENCE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"
+LICENSE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"
 IMAGES, TRANSFORMER, TOKENIZER = "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer"
 SAMPLING = SamplingConfig(top_k=256)
 _HEADS = {1536: 24}
@@ -41,22 +49,22 @@ _DROPPED = r"blocks\.\d+\.attn\.mask"
 
 
 def is_there(source: Path) -> bool:
-    """Whether a folder holds one."""
+    """Whether a folder contains a minDALL-E."""
     return (source / TRANSFORMER).is_file()
 
 
 def read(source: Path, pad_id: int, given: dict[str, Any]) -> Published:
-    """The transformer in a folder.
+    """Read the transformer of a folder.
 
     Args:
         source: the folder.
-        pad_id: of its text tokenizer.
-        given: `heads`, where no config.yaml and no table tells it.
+        pad_id: padding id of its text tokenizer.
+        given: `heads`, if neither a config.yaml nor the table has it.
 
     Raises:
-        ValueError: its file is damaged or of something else.
+        ValueError: the file is damaged or holds something else.
     """
-    tensors, dropped = renamed(state_of(read_pickled(source / TRANSFORMER)), _RULES, _DROPPED)
+    tensors, dropped = rename_tensors(named_tensors(read_pickled(source / TRANSFORMER)), _RULES, _DROPPED)
     options: dict[str, Any] = {}
     if (source / "config.yaml").is_file():
         options = ((read_yaml(source / "config.yaml").get("stage2") or {}).get("hparams")) or {}
@@ -90,4 +98,4 @@ def read(source: Path, pad_id: int, given: dict[str, Any]) -> Published:
         padding="word",
         head_bias=False,
     )
-    return Published(FAMILY, LICENCE, config, state, dropped, _RULES)
+    return Published(FAMILY, LICENSE, config, state, dropped, _RULES)

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, count, renamed, shape, state_of
+from dalle.checkpoints.published.state import Published, count, named_tensors, rename_tensors, shape
 from dalle.image_tokenizers.dvae import DVAEConfig
 
 FAMILY = "OpenAI's dVAE"
-LICENCE = "modified MIT (github.com/openai/DALL-E, LICENSE)"
-_IMAGE_SIZE = 256  # of the images it was trained on
+LICENSE = "modified MIT (github.com/openai/DALL-E, LICENSE)"
+_IMAGE_SIZE = 256  # pixels, of its training images
 _RULES = (
     (r"blocks\.input\.(\w)", r"input.\1"),
     (r"blocks\.group_(\d+)\.block_(\d+)\.res_path\.conv_(\d+)\.(\w)", r"groups.\1.\2.convs.\3.\4"),
@@ -23,28 +23,28 @@ _RULES = (
 
 
 def is_there(source: Path) -> bool:
-    """Whether a folder holds both files."""
+    """Whether a folder contains both files."""
     return (source / "encoder.pkl").is_file() and (source / "decoder.pkl").is_file()
 
 
 def read(source: Path) -> Published:
-    """The dVAE in a folder with encoder.pkl and decoder.pkl.
+    """Read the dVAE in a folder with encoder.pkl and decoder.pkl.
 
     Raises:
-        ValueError: a file is damaged, or of something else.
+        ValueError: a file is damaged, or holds something else.
     """
-    return of_tensors({part: state_of(read_pickled(source / f"{part}.pkl")) for part in ("encoder", "decoder")})
+    return of_tensors({part: named_tensors(read_pickled(source / f"{part}.pkl")) for part in ("encoder", "decoder")})
 
 
 def of_tensors(published: Mapping[str, Mapping[str, Tensor]]) -> Published:
-    """The dVAE of the tensors of its "encoder" and "decoder", under their published names.
+    """The dVAE from the tensors of its "encoder" and "decoder", by their published names.
 
     Raises:
         ValueError: they are of something else.
     """
     tensors: dict[str, Tensor] = {}
     for part in ("encoder", "decoder"):
-        own, _ = renamed(published[part], _RULES)
+        own, _ = rename_tensors(published[part], _RULES)
         tensors |= {f"{part}.{_from_0(name)}": value for name, value in own.items()}
     config = DVAEConfig(
         image_size=_IMAGE_SIZE,
@@ -54,11 +54,11 @@ def of_tensors(published: Mapping[str, Mapping[str, Tensor]]) -> Published:
         hidden=shape(tensors, "encoder.input.weight", 4)[0],
         code_channels=shape(tensors, "decoder.input.weight", 4)[0],
     )
-    return Published(FAMILY, LICENCE, config, tensors, [])
+    return Published(FAMILY, LICENSE, config, tensors, [])
 
 
 def _from_0(name: str) -> str:
-    """They count from 1, and call weights and biases w and b."""
+    """Convert a name: the published ones count from 1, and call weights and biases w and b."""
     *path, kind = name.split(".")
     return ".".join(
         [str(int(step) - 1) if step.isdigit() else step for step in path] + [{"w": "weight"}.get(kind, "bias")]

@@ -1,7 +1,7 @@
-"""Published weights that are none of ours, by their names: what a message calls them.
+"""Detects published weights of unsupported families by their tensor names.
 
-Many projects build on one another's code and keep its names, so a file may fit the names, and even the shapes, of a
-family whose numbers are computed otherwise.
+Projects reuse each other's code and names, so a file may match the names, and even the shapes, of a supported family
+and yet compute something else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_OTHERS = (
+_UNSUPPORTED = (
     (r"(language_model\.model|gen_(aligner|embed|vision_model))\..+", "a Janus of DeepSeek"),
     (r"(model\.)?generation_(embeddings|aligner|head)\..+", "a Janus of DeepSeek in the layout of transformers"),
     (r".+\.time_res_stack\..+", "the image tokenizer of Emu3"),
@@ -29,17 +29,17 @@ _OTHERS = (
     (r"text\.transformer\..+", "a CLIP of open_clip with a text tower of its own"),
     (r"text_model\.(roberta|embeddings\.LayerNorm)\..+", "an AltCLIP or another CLIP with a BERT"),
 )
-_ALL = re.compile("|".join(f"({pattern})" for pattern, _ in _OTHERS))
+_ALL = re.compile("|".join(f"({pattern})" for pattern, _ in _UNSUPPORTED))
 
 
-def refuse_others(names: Iterable[str]) -> None:
-    """Refuse weights that are known to be of a family that there is no reader for.
+def reject_unsupported(names: Iterable[str]) -> None:
+    """Reject weights of a family that is known but not supported.
 
     Raises:
-        ValueError: they are; one line that says of which.
+        ValueError: they are of such a family, which the message names.
     """
     for name in names:
         found = _ALL.fullmatch(name)
         if found is not None:
-            what = next(what for pattern, what in _OTHERS if re.fullmatch(pattern, name))
+            what = next(what for pattern, what in _UNSUPPORTED if re.fullmatch(pattern, name))
             raise ValueError(f"it is {what}, which is not supported (it holds {name})")

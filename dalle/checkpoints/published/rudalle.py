@@ -1,7 +1,8 @@
-"""ruDALL-E of Sber (Malevich, Emojich, Surrealist, Kandinsky): state dicts of one architecture in two conventions.
+"""ruDALL-E of Sber (Malevich, Emojich, Surrealist, Kandinsky): one architecture in two conventions.
 
-v3: 128 text tokens, then 1,024 of the image. v2 puts token 2 in front of the text, but its masks still count 128, so
-that the image grid they see lies one token off; and its convolutional mask goes round the edges of the image.
+v3 has 128 text tokens, then 1,024 image tokens. v2 prepends token 2 to the text, but its masks still assume 128 tokens,
+so that their image grid is off by one; and its convolutional mask wraps around the edges of the image. Models were
+trained with these quirks, so they are reproduced.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import torch
 from torch import Tensor
 
 from dalle.checkpoints.published.heads import heads_of
-from dalle.checkpoints.published.state import Published, count, renamed, shape
+from dalle.checkpoints.published.state import Published, count, rename_tensors, shape
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle import DALLEConfig
 from dalle.models.transformer import TransformerConfig
 
 FAMILY = "ruDALL-E"
-LICENCE = "Apache 2.0 (github.com/ai-forever/ru-dalle, LICENSE.txt)"
+LICENSE = "Apache 2.0 (github.com/ai-forever/ru-dalle, LICENSE.txt)"
 IMAGE_TOKENIZER = "ai-forever/rudalle-utils/vqgan.gumbelf8-sber.model.ckpt"
 TEXT_TOKENIZER = "shonenkov/rudalle-utils/bpe.model"
 SAMPLING = SamplingConfig(top_k=2048, top_p=0.995)
 Convention = Literal["v2", "v3"]
-_HEADS = {768: 12, 2048: 16, 3840: 60}  # of the models that rudalle/dalle/__init__.py names
+_HEADS = {768: 12, 2048: 16, 3840: 60}  # width -> heads of the models listed in rudalle/dalle/__init__.py
 _KERNEL = 11
 _BEGIN = 2
 _LAYER = r"transformer\.layers\.(\d+)"
@@ -45,25 +46,25 @@ _RULES = (
     (r"to_logits\.0\.(.+)", r"head_norm.\1"),
     (r"to_logits\.1\.(.+)", r"to_logits.\1"),
 )
-_DROPPED = r"transformer\.(row|col|conv)_mask"  # made anew: their type differs from file to file
+_DROPPED = r"transformer\.(row|col|conv)_mask"  # rebuilt, because their dtype differs between files
 
 
 def is_of(tensors: dict[str, Tensor]) -> bool:
-    """Whether tensors under published names are of this family."""
+    """Whether tensors, by their published names, are of this family."""
     return "text_pos_embeddings.weight" in tensors and "image_row_embeddings.weight" in tensors
 
 
 def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
-    """A model from the tensors of a checkpoint.
+    """Convert the tensors of a checkpoint.
 
     Args:
-        published: under their published names.
-        given: `heads`, `convention` ("v2" or "v3"), where the file does not tell them.
+        published: tensors by their published names.
+        given: `heads`, `convention` ("v2" or "v3"), if the file does not record them.
 
     Raises:
-        ValueError: they are of something else, or something has to be given.
+        ValueError: they are of something else, or an option has to be given.
     """
-    tensors, dropped = renamed(published, _RULES, _DROPPED)
+    tensors, dropped = rename_tensors(published, _RULES, _DROPPED)
     words, width = shape(tensors, "text_embedding.weight")
     side = shape(tensors, "row_position")[0]
     length = shape(tensors, "text_position")[0] - 1
@@ -82,6 +83,7 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
         assert isinstance(both, Tensor)
         state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]
     size = prefix + side**2 - 1
+    # Layers 1, 5, 9, ... attend by column, the last one by convolution, all others by row.
     layers = tuple(1 if (layer - 1) % 4 == 0 else 2 if layer == depth - 1 else 0 for layer in range(depth))
     tables = masks(length, side, convention)[: max(layers, default=0) + 1]
     state["masks"] = torch.stack([table[:size, :size] for table in tables])
@@ -102,14 +104,14 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
         begin_id=_BEGIN if convention == "v2" else None,
         head_norm=True,
     )
-    return Published(f"{FAMILY} ({convention})", LICENCE, config, state, dropped, _RULES)
+    return Published(f"{FAMILY} ({convention})", LICENSE, config, state, dropped, _RULES)
 
 
 def convention_of(published: dict[str, Tensor], length: int, side: int, given: dict[str, Any]) -> Convention:
-    """v2 or v3: as given, or as the convolutional mask of the file is.
+    """The convention, v2 or v3: as given, or detected by the file's convolutional mask.
 
     Raises:
-        ValueError: neither tells.
+        ValueError: it is neither given nor recorded.
     """
     if "convention" in given:
         if given["convention"] not in ("v2", "v3"):
@@ -120,14 +122,14 @@ def convention_of(published: dict[str, Tensor], length: int, side: int, given: d
         for convention in ("v3", "v2"):
             if torch.equal(conv > 0.5, masks(length, side, convention)[2]):
                 return convention
-    raise ValueError("it does not tell its convention: give convention=v3 (Malevich v3, Surrealist) or convention=v2")
+    raise ValueError("its convention is not recorded: give convention=v3 (Malevich v3, Surrealist) or convention=v2")
 
 
 def masks(length: int, side: int, convention: Convention) -> list[Tensor]:
-    """The row, column and convolutional mask, bool [S, S] with S = length + side^2, True where a query may look.
+    """The row, column and convolutional masks, bool [S, S] with S = length + side^2, True where a query attends.
 
-    Row: the `side` tokens before (a sliding window). Column: the same column. Convolutional: a window of 11 x 11 around
-    the key, cut off at the edges in v3, and in v2 going on at the opposite edge.
+    Row: the `side` preceding tokens (a sliding window). Column: the same column. Convolutional: a window of 11 x 11
+    around the key, clipped at the edges in v3 and wrapped to the opposite edge in v2.
     """
     size = length + side**2
     position = torch.arange(size)
@@ -137,12 +139,12 @@ def masks(length: int, side: int, convention: Convention) -> list[Tensor]:
     down = (cell // side)[:, None] - (cell // side)[None]
     across = (cell % side)[:, None] - (cell % side)[None]
     if convention == "v2":
-        down, across = (_around(distance, side) for distance in (down, across))
+        down, across = (_wrapped_distance(distance, side) for distance in (down, across))
     reach = _KERNEL // 2
-    near = (down.abs() <= reach) & (across.abs() <= reach)
-    return [causal & (text | kind) for kind in (back <= side, back % side == 0, near | (back == 0))]
+    visible = (down.abs() <= reach) & (across.abs() <= reach)
+    return [causal & (text | kind) for kind in (back <= side, back % side == 0, visible | (back == 0))]
 
 
-def _around(distance: Tensor, side: int) -> Tensor:
-    """The shorter way between two lines when the first follows the last."""
+def _wrapped_distance(distance: Tensor, side: int) -> Tensor:
+    """The distance between two rows or columns on a torus."""
     return torch.minimum(distance % side, -distance % side)

@@ -1,4 +1,4 @@
-"""SigLIP and SigLIP 2 in the layout of Hugging Face's `SiglipModel`; those of any resolution (NaFlex) have another."""
+"""SigLIP and SigLIP 2 in the layout of Hugging Face's `SiglipModel` (not the NaFlex variants)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.published.state import Published, concat_lazy, count, renamed, shape, square
+from dalle.checkpoints.published.state import Published, concat_lazy, count, rename_tensors, shape, square
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
 from dalle.models.transformer import FeedForwardKind, TransformerConfig
@@ -46,30 +46,32 @@ _ACTIVATIONS: dict[Any, FeedForwardKind] = {"gelu_pytorch_tanh": "gelu_tanh", "g
 
 
 def is_of(names: Mapping[str, Any]) -> bool:
-    """Whether these are the names of a SigLIP."""
+    """Whether these tensor names are those of a SigLIP."""
     return "vision_model.head.probe" in names
 
 
 def read(published: Mapping[str, Tensor], config: Mapping[str, Any], pixels: Mapping[str, Any]) -> Published:
-    """A SigLIP as one of our CLIPs.
+    """Convert a SigLIP to our CLIP.
 
     Args:
         published: its tensors.
-        config: its config.json, which tells heads and activation; {}: those of the paper's Base.
-        pixels: `mean` and `std` of its images; {}: 0.5.
+        config: its config.json with heads and activation; {} assumes those of the paper's Base model.
+        pixels: `mean` and `std` of image normalization; {} assumes 0.5.
 
     Raises:
-        ValueError: something is missing, or computes otherwise.
+        ValueError: a tensor is missing, or the architecture is not supported.
     """
     if len(published["vision_model.embeddings.patch_embedding.weight"].shape) != 4:
-        raise ValueError("it takes images of any shape (NaFlex), which is not supported: take one of fixed resolution")
-    tensors, dropped = renamed(published, _NAMES, r".*\.position_ids")
+        raise ValueError("it takes images of any shape (NaFlex), which is not supported: use one of fixed resolution")
+    tensors, dropped = rename_tensors(published, _NAMES, r".*\.position_ids")
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     for name in ("logit_scale", "logit_bias"):
         shape(tensors, name)
         state[name] = tensors[name].reshape(())
     state["vision.pooling.query"] = tensors["vision.pooling.query"].reshape(-1)
     width = shape(tensors, "vision.positions", 2)[1]
+    # The attention-pooling head is an `nn.MultiheadAttention`, which fuses queries with keys and values. Its query is a
+    # learned vector, so we keep queries apart.
     for kind in ("weight", "bias"):
         whole = tensors[f"vision.pooling.in.{kind}"]
         state[f"vision.pooling.q.{kind}"], state[f"vision.pooling.kv.{kind}"] = whole[:width], whole[width:]
@@ -92,7 +94,7 @@ def read(published: Mapping[str, Tensor], config: Mapping[str, Any], pixels: Map
         text_vocab=vocab,
         text_length=shape(tensors, "text.positions", 2)[0],
         embed_dim=shape(tensors, "text.projection.weight", 2)[0],
-        eos_id=1,  # nothing is read there
+        eos_id=1,  # unused: SigLIP pools the last position
         mean=tuple(pixels.get("mean", (0.5,) * 3)),
         std=tuple(pixels.get("std", (0.5,) * 3)),
         towers="siglip",

@@ -1,4 +1,4 @@
-"""What is told of weights, published or our own, without reading them: `python -m dalle inspect`, and cards."""
+"""Describes weights, published or ours, without loading them: for `python -m dalle inspect` and for cards."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
 from dalle.checkpoints.published.clip import read_clip
-from dalle.checkpoints.published.files import read_as_saved, read_state
+from dalle.checkpoints.published.files import read_state, read_stored_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import Published, as_saved, state_of, wrappers_of
+from dalle.checkpoints.published.state import Published, find_wrappers, named_tensors, stored_state
 from dalle.config import from_dict, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
@@ -38,38 +38,38 @@ _SCHEMAS: dict[str, Any] = {
 
 
 def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
-    """Lines that say what a published source is, or a folder of ours.
+    """Describe a published source or a model folder in a few lines.
 
     Raises:
-        ValueError: it is nothing that is known, or damaged.
+        ValueError: it is of no known kind, or damaged.
     """
     path = resolve(source)
     if (path / "config.yaml").is_file() and not mindalle.is_there(path):
-        return f"{source}: {_own(path)}"
+        return f"{source}: {_describe_model_folder(path)}"
     stage = stage_of(path)
     if stage == "dalle":
         model = read_model(path, None, given)
-        return f"{source}: {model.model.family}\n{model_summary(model)}{_wrapped(path)}"
+        return f"{source}: {model.model.family}\n{model_summary(model)}{_describe_wrappers(path)}"
     found = read_clip(path, given) if stage == "clip" else read_image_tokenizer(path)
-    return f"{source}: {found.family}\n{summary(found)}{_wrapped(path)}"
+    return f"{source}: {found.family}\n{summary(found)}{_describe_wrappers(path)}"
 
 
-def _wrapped(source: Path) -> str:
-    """A line on what training code has put into the names of a file."""
+def _describe_wrappers(source: Path) -> str:
+    """A line on the wrapper parts removed from a file's tensor names."""
     if mindalle.is_there(source) or openai_dvae.is_there(source):
         return ""
     file = transformer_file(source)
     if file.suffix == ".safetensors" or file.name.endswith(".json"):
-        names: Iterable[str] = read_as_saved(file)
+        names: Iterable[str] = read_stored_state(file)
     else:
         tree = read_pickled(file)
-        names = tree["weights"] if dalle_pytorch.is_of(tree) else as_saved(tree)
-    found = wrappers_of(names)
-    return f"\n- taken off its names: {', '.join(found)} (as training code wraps modules)" if found else ""
+        names = tree["weights"] if dalle_pytorch.is_of(tree) else stored_state(tree)
+    found = find_wrappers(names)
+    return f"\n- removed from its names: {', '.join(found)} (wrappers of training code)" if found else ""
 
 
 def stage_of(source: Path) -> Stage:
-    """What kind of weights a file or folder holds, by their names.
+    """Detect what kind of weights published files hold, by tensor names.
 
     Raises:
         ValueError: there is no such file, or it is damaged; one line that names it.
@@ -79,7 +79,7 @@ def stage_of(source: Path) -> Stage:
     if mindalle.is_there(source):
         return "dalle"
     if (source / "config.yaml").is_file():
-        raise ValueError(f"{source} has a config.yaml: it is a folder of weights as train.py makes them already")
+        raise ValueError(f"{source} has a config.yaml: it is already a model folder")
     if openai_dvae.is_there(source):
         return "image_tokenizer"
     try:
@@ -90,34 +90,34 @@ def stage_of(source: Path) -> Stage:
             tree = read_pickled(file)
             if dalle_pytorch.is_of(tree):
                 return "dalle"
-            names = state_of(tree)
+            names = named_tensors(tree)
     except ValueError as error:
-        told = str(error)
-        raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
+        reason = str(error)
+        raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
     if rudalle.is_of(names) or llamagen.is_of(names):
         return "dalle"
     return "clip" if any(name.startswith(("visual.", "vision_model.")) for name in names) else "image_tokenizer"
 
 
 def summary(found: Published) -> str:
-    """What an image tokenizer or a CLIP is."""
+    """Describe a published image tokenizer or CLIP."""
     module = without_weights(found.config)
-    return _listed(_form(found.config, module) | _terms(found))
+    return _format(_architecture(found.config, module) | _terms(found))
 
 
 def model_summary(found: PublishedModel) -> str:
-    """What a text-to-image model is, and where its tokenizers are."""
+    """Describe a published text-to-image model, and where its tokenizers are."""
     module = without_weights(found.model.config)
     places = {
         "text tokenizer": _place(found.text_tokenizer, found.text_source),
         "image tokenizer": _place(found.image_tokenizer, found.image_source),
-        "drawn with": ", ".join(f"{k} {v:g}" for k, v in to_dict(found.sampling).items() if v is not None),
+        "sampled with": ", ".join(f"{k} {v:g}" for k, v in to_dict(found.sampling).items() if v is not None),
     }
-    return _listed(_form(found.model.config, module) | places | _terms(found.model))
+    return _format(_architecture(found.model.config, module) | places | _terms(found.model))
 
 
 def without_weights(config: Any) -> nn.Module:
-    """The module that a config describes, without its numbers."""
+    """Build the module of a config on the meta device."""
     with torch.device("meta"):
         if isinstance(config, DALLEConfig):
             return DALLE(config)
@@ -132,23 +132,25 @@ def without_weights(config: Any) -> nn.Module:
         return CLIP(config) if isinstance(config, CLIPConfig) else build(config)
 
 
-def _own(folder: Path) -> str:
-    """What a folder made by train.py or `convert` is."""
+def _describe_model_folder(folder: Path) -> str:
+    """Describe a model folder made by train.py or `convert`."""
     content = model_folder.read_config(folder)
     stage = content.get("stage")
     if stage == "unclip":
-        return "\n".join(["unclip", *(f"{name}: {_own(folder / name)}" for name in content.get("parts") or {})])
+        return "\n".join(
+            ["unclip", *(f"{name}: {_describe_model_folder(folder / name)}" for name in content.get("parts") or {})]
+        )
     if stage not in _SCHEMAS:
         raise ValueError(f"{folder / 'config.yaml'} says stage: {stage!r}; expected one of {', '.join(_SCHEMAS)}")
     config = from_dict(_SCHEMAS[stage], content.get("model") or {}, str(folder / "config.yaml"))
-    lines = _form(config, without_weights(config))
-    lines["parts"] = ", ".join(content.get("parts") or {}) or "none"
-    lines["licence"] = "see its README.md"
-    return f"{stage.replace('_', ' ')}, {content.get('origin') or 'made by train.py'}\n{_listed(lines)}"
+    lines = _architecture(config, without_weights(config))
+    lines["components"] = ", ".join(content.get("parts") or {}) or "none"
+    lines["license"] = "see its README.md"
+    return f"{stage.replace('_', ' ')}, {content.get('origin') or 'made by train.py'}\n{_format(lines)}"
 
 
-def _form(config: Any, module: nn.Module) -> dict[str, str]:
-    """Architecture and size."""
+def _architecture(config: Any, module: nn.Module) -> dict[str, str]:
+    """Lines on architecture and size."""
     lines = {}
     if isinstance(config, DALLEConfig):
         shape, (rows, columns) = config.transformer, config.grid
@@ -172,14 +174,14 @@ def _form(config: Any, module: nn.Module) -> dict[str, str]:
 
 def _terms(found: Published) -> dict[str, str]:
     return {
-        "licence": f"{found.licence}, as its project states it",
-        "left out": f"{len(found.dropped):,} tensors of its training" if found.dropped else "nothing",
+        "license": f"{found.license}, as stated by its project",
+        "left out": f"{len(found.dropped):,} tensors that only training needs" if found.dropped else "nothing",
     }
 
 
 def _place(part: object, source: str) -> str:
-    return "in these files" if part is not None else f"read from {source}" if source else "not here, to be given"
+    return "in these files" if part is not None else f"read from {source}" if source else "not found, has to be given"
 
 
-def _listed(lines: Mapping[str, str]) -> str:
+def _format(lines: Mapping[str, str]) -> str:
     return "\n".join(f"- {name}: {text}" for name, text in lines.items())

@@ -1,4 +1,4 @@
-"""Which kind a published text tokenizer is of, by what its files hold."""
+"""Detects the kind of a published text tokenizer from its files, and reads it."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from dalle.text_tokenizers import (
 )
 
 CLIP_SOURCE = "openai/clip-vit-base-patch32/merges.txt"
-"""Where CLIP's text tokenizer is on the hub, for files that were published without it."""
-CLIP_WORDS = 49_408
+"""CLIP's text tokenizer on the hub, for models published without it."""
+CLIP_WORDS = 49_408  # size of its vocabulary
 _CLIP_MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 _YTTM = "bpe.model"
-_SIGLIP = {"spiece.model": 1, "tokenizer.model": 2}  # and which version of SigLIP has it
-_MOST_BYTES = 1 << 26  # of a file; weights are larger
+_SIGLIP = {"spiece.model": 1, "tokenizer.model": 2}  # file name -> version of SigLIP
+_MOST_BYTES = 1 << 26  # largest text tokenizer file; weights are larger
 _CHAR = (("bpe-16k-vocab.json", "bpe-16k-merges.txt"), ("vocab.json", "merges.txt"))
 
 
-def read_text_tokenizer(source: Path, ends: bool = True) -> TextTokenizer:
-    """The text tokenizer in a file or folder that somebody has published.
+def read_text_tokenizer(source: Path, add_special_tokens: bool = True) -> TextTokenizer:
+    """Read a published text tokenizer.
 
     Args:
-        source: merges of CLIP, `bpe.model` of YouTokenToMe, or a folder with one of these or with the vocabulary and
+        source: CLIP's merges, `bpe.model` of YouTokenToMe, or a folder with one of these or with the vocabulary and
             merges of minDALL-E.
-        ends: whether rows begin and end with tokens, as those of CLIP and ruDALL-E do and those of DALLE-pytorch, which
-            uses the same files, do not.
+        add_special_tokens: whether to add begin and end tokens, as CLIP and ruDALL-E do; DALLE-pytorch, which uses the
+            same files, does not.
 
     Raises:
         ValueError: it is none of these, or damaged; one line that names the source.
     """
     try:
-        return _read(source, ends)
+        return _read(source, add_special_tokens)
     except ValueError as error:
-        told = str(error)
-        raise ValueError(told if str(source) in told else f"{source} cannot be loaded: {told}") from error
+        reason = str(error)
+        raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
 
 
-def text_tokenizer_beside(weights: Path, ends: bool = True) -> TextTokenizer | None:
-    """The text tokenizer in a folder, or beside a file; None where there is none.
+def find_text_tokenizer(weights: Path, add_special_tokens: bool = True) -> TextTokenizer | None:
+    """The text tokenizer in a folder, or beside a weight file; None if there is none.
 
     Raises:
         ValueError: it is damaged.
     """
     folder = weights if weights.is_dir() else weights.parent
-    return read_text_tokenizer(folder, ends) if _files(folder) else None
+    return read_text_tokenizer(folder, add_special_tokens) if _files(folder) else None
 
 
 def clip_text_tokenizer(weights: Path, towers: str = "clip") -> TextTokenizer:
-    """The text tokenizer beside a published CLIP, or the one that all of them have, SigLIPs (`towers`) excepted.
+    """The text tokenizer beside a published CLIP; without one, OpenAI's, which all CLIPs but SigLIPs (`towers`) use.
 
     Raises:
         ValueError: there is none beside it, and the hub cannot be reached.
     """
-    found = text_tokenizer_beside(weights)
+    found = find_text_tokenizer(weights)
     if found is not None:
         return found
     if towers == "siglip":
@@ -75,13 +75,13 @@ def clip_text_tokenizer(weights: Path, towers: str = "clip") -> TextTokenizer:
         return read_text_tokenizer(resolve(CLIP_SOURCE))
     except ValueError as error:
         raise ValueError(
-            f"{weights} has no text tokenizer beside it, and {CLIP_SOURCE} cannot be had: put merges.txt of that "
+            f"{weights} has no text tokenizer beside it, and {CLIP_SOURCE} cannot be fetched: put merges.txt of that "
             "repository there, or bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP"
         ) from error
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files of text tokenizers in a folder: the two of minDALL-E's, or those of others."""
+    """The text tokenizer files in a folder: minDALL-E's two, or those of other kinds."""
     for names in _CHAR:
         pair = [folder / name for name in names]
         if all(file.is_file() for file in pair) and b'"[UNK]"' in _content(pair[0]):
@@ -89,23 +89,24 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in (*_CLIP_MERGES, _YTTM, *_SIGLIP) if (folder / name).is_file()]
 
 
-def _read(source: Path, ends: bool) -> TextTokenizer:
+def _read(source: Path, add_special_tokens: bool) -> TextTokenizer:
     if source.is_dir():
         there = _files(source)
         if len(there) == 2 and there[0].suffix == ".json":
             return CharTokenizer(CharTokenizerConfig(), *map(_content, there))
         if not there:
             raise ValueError(
-                "it holds no text tokenizer: expected bpe.model (ruDALL-E), merges.txt or bpe_simple_vocab_16e6.txt.gz "
+                "it has no text tokenizer: expected bpe.model (ruDALL-E), merges.txt or bpe_simple_vocab_16e6.txt.gz "
                 "(CLIP), spiece.model or tokenizer.model (SigLIP), or vocabulary and merges (minDALL-E)"
             )
         source = there[0]
     content = _content(source)
     if source.name in _SIGLIP:
         return SigLIPTokenizer(SigLIPTokenizerConfig(version=1 if _SIGLIP[source.name] == 1 else 2), content)
+    # YouTokenToMe's models begin with two counts; CLIP's merges with a version line or a pair of symbols.
     if content[:64].split(None, 1)[:1] and content[:64].split(None, 1)[0].isdigit():
-        return YTTMTokenizer(YTTMTokenizerConfig(ends=ends), content)
-    tokenizer = CLIPTokenizer(CLIPTokenizerConfig(ends=ends), content)
+        return YTTMTokenizer(YTTMTokenizerConfig(ends=add_special_tokens), content)
+    tokenizer = CLIPTokenizer(CLIPTokenizerConfig(ends=add_special_tokens), content)
     numbers = source.with_name("vocab.json")
     if source.name == "merges.txt" and numbers.is_file():
         _check(tokenizer, numbers)
@@ -113,16 +114,18 @@ def _read(source: Path, ends: bool) -> TextTokenizer:
 
 
 def _check(tokenizer: CLIPTokenizer, vocab: Path) -> None:
-    """Refuse merges of a model that numbers its tokens in another way."""
+    """Check that vocab.json numbers tokens as CLIP does: other models also publish a merges.txt."""
     try:
         numbers = json.loads(_content(vocab))
     except (ValueError, RecursionError):
-        raise ValueError(f"{vocab} is no JSON: fetch it again") from None
+        raise ValueError(f"{vocab} is not valid JSON: download it again") from None
     if numbers != tokenizer.vocabulary:
-        raise ValueError(f"{vocab} numbers other tokens than merges.txt does in CLIP: they are of another model")
+        raise ValueError(f"{vocab} numbers its tokens differently from CLIP: give the files of a CLIP")
 
 
 def _content(file: Path) -> bytes:
     if file.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, which no text tokenizer has: give its files")
+        raise ValueError(
+            f"{file} has {file.stat().st_size:,} bytes, too many for a text tokenizer: give the tokenizer's own files"
+        )
     return file.read_bytes()

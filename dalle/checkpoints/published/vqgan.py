@@ -1,7 +1,7 @@
-"""VQGANs of taming-transformers (arXiv 2012.09841) and LlamaGen (arXiv 2406.06525): one network, two sets of names.
+"""VQGANs of taming-transformers (arXiv 2012.09841) and LlamaGen (arXiv 2406.06525): one network, two naming schemes.
 
-taming: Lightning checkpoints with a model.yaml; nearest codes of 256 channels, or the Gumbel quantizer. LlamaGen:
-nearest codes of 8 channels, both sides l2-normalised; its decoder counts levels from the coarsest.
+taming: Lightning checkpoints with a model.yaml; a 256-channel VQ codebook, or the Gumbel quantizer. LlamaGen: an
+8-channel codebook with l2-normalized codes and latents; its decoder numbers levels from the coarsest.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.published.state import Published, count, renamed, shape
+from dalle.checkpoints.published.state import Published, count, rename_tensors, shape
 from dalle.image_tokenizers import GumbelConfig, VQConfig, VQGANConfig
 
 _FAMILIES = {
     False: ("a VQGAN of taming-transformers", "MIT (github.com/CompVis/taming-transformers, License.txt)"),
     True: ("a VQGAN of LlamaGen", "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"),
 }
-_MOST_CODES = 2**16
+_MAX_CODES = 2**16
 _TARGETS = ("taming.models.vqgan.VQModel", "taming.models.vqgan.GumbelVQ")
 _ENDS = (
     (r"((?:encoder|decoder)\.(?:conv_in|conv_out|norm_out)\..+)", r"\1"),
@@ -46,15 +46,15 @@ _LLAMAGEN = (
         for theirs, ours in (("res", "block"), ("attn", "attn"), ("(?:down|up)sample", "resample"))
     ),
 )
-# Discriminator and LPIPS, the bulk of taming's files; which codes LlamaGen's training has met.
+# Discriminator and LPIPS, most of a taming checkpoint; LlamaGen's record of used codes.
 _DROPPED = r"loss\..*|quantize\.codebook_used"
 
 
 def resolution(options: dict[str, Any], where: str) -> int:
-    """`resolution` of taming's model.yaml, whose `target` is compared with a table and never imported.
+    """The `resolution` in taming's model.yaml, whose `target` class is compared with a table and never imported.
 
     Raises:
-        ValueError: it is of another model, or says no resolution.
+        ValueError: it is of another model, or has no resolution.
     """
     model = options.get("model")
     target = model.get("target") if isinstance(model, dict) else None
@@ -63,27 +63,29 @@ def resolution(options: dict[str, Any], where: str) -> int:
     try:
         return int(options["model"]["params"]["ddconfig"]["resolution"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} has no whole number model.params.ddconfig.resolution") from error
+        raise ValueError(
+            f"{where} has no integer model.params.ddconfig.resolution: give a complete model.yaml"
+        ) from error
 
 
 def read(tensors: dict[str, Tensor], image_size: int, options: Mapping[str, Any] | None = None) -> Published:
-    """A VQGAN from the tensors of a checkpoint.
+    """Convert the tensors of a checkpoint.
 
     Args:
-        tensors: under their published names.
-        image_size: of the images it was trained on, which nothing in the file tells.
-        options: of its training, where the checkpoint holds them.
+        tensors: tensors by their published names.
+        image_size: size of its training images in pixels, which the file does not record.
+        options: training options, if the checkpoint stores them.
 
     Raises:
         ValueError: they are of something else.
     """
     if any(name.endswith("decoder.idwt.g0_col") for name in tensors):
         raise ValueError(
-            "its decoder makes wavelets (vqgan.gumbelf8-sber-dwt), which is not supported: give "
-            "vqgan.gumbelf8-sber.model.ckpt, which has the same codes"
+            "its decoder outputs wavelets (vqgan.gumbelf8-sber-dwt), which is not supported: give "
+            "vqgan.gumbelf8-sber.model.ckpt, which has the same codebook"
         )
     llamagen = any(".conv_blocks." in name for name in tensors)
-    ours, dropped = renamed(tensors, _LLAMAGEN if llamagen else _TAMING, _DROPPED)
+    ours, dropped = rename_tensors(tensors, _LLAMAGEN if llamagen else _TAMING, _DROPPED)
     if llamagen:
         last = count(ours, r"decoder\.up\.(\d+)\.") - 1
         ours = {
@@ -91,40 +93,44 @@ def read(tensors: dict[str, Tensor], image_size: int, options: Mapping[str, Any]
             for name, tensor in ours.items()
         }
     if "quant_conv.weight" in ours and not any(name.startswith("quantize.") for name in ours):
-        raise ValueError("it is an autoencoder without codes (of latent diffusion), which is not supported")
-    config = config_of(ours, image_size, normalised=llamagen and (options or {}).get("codebook_l2_norm", True))
-    if isinstance(config.quantizer, VQConfig):  # our own counters, which start anew
+        raise ValueError("it is a continuous autoencoder (of latent diffusion), which is not supported: give a VQGAN")
+    config = config_of(ours, image_size, normalized=llamagen and (options or {}).get("codebook_l2_norm", True))
+    if isinstance(config.quantizer, VQConfig):  # statistics of our quantizer, which start at zero
         ours["quantize.age"] = torch.zeros(config.quantizer.codebook_size, dtype=torch.int64)
         ours["quantize.updates"] = torch.zeros((), dtype=torch.int64)
-    family, licence = _FAMILIES[llamagen]
-    return Published(family, licence, config, ours, dropped, _LLAMAGEN if llamagen else _TAMING)
+    return Published(*_FAMILIES[llamagen], config, ours, dropped, _LLAMAGEN if llamagen else _TAMING)
 
 
-def check_search(found: Published) -> None:
-    """Refuse what may be of IBQ (arXiv 2412.02692), whose files nothing but their sizes tells from taming's.
+def reject_ibq(found: Published) -> None:
+    """Reject a checkpoint that may be an IBQ (arXiv 2412.02692), which only its sizes distinguish from taming's.
 
-    Its codes are those of the largest dot product: by the nearest vector three of four would be wrong, in silence. All
-    that it has published has four blocks a level; taming's have two, and at most 16,384 codes.
+    IBQ picks codes by the largest dot product; by the nearest vector, three of four would silently be wrong. All its
+    published models have four blocks per level; taming's have two, and at most 16,384 codes.
 
     Raises:
-        ValueError: it has more blocks, or more codes, than taming's.
+        ValueError: it has more blocks or codes than taming's.
     """
     config = found.config
     quantizer = config.quantizer
     if not isinstance(quantizer, VQConfig) or quantizer.distance != "euclidean":
         return
-    if config.blocks >= 4 or quantizer.codebook_size > _MOST_CODES:
+    if config.blocks >= 4 or quantizer.codebook_size > _MAX_CODES:
         raise ValueError(
-            f"it has {config.blocks} blocks a level and {quantizer.codebook_size:,} codes, as an IBQ (Emu3.5, "
+            f"it has {config.blocks} blocks per level and {quantizer.codebook_size:,} codes, like an IBQ (Emu3.5, "
             "SEED-Voken), which is not supported; if it is of taming-transformers, put its model.yaml beside it"
         )
 
 
-def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = False) -> VQGANConfig:
-    """What the shapes of tensors under our names say; `normalised`: codes are compared by their angle.
+def config_of(tensors: dict[str, Tensor], image_size: int, normalized: bool = False) -> VQGANConfig:
+    """The architecture by tensor shapes.
+
+    Args:
+        tensors: tensors by our names.
+        image_size: size of its training images in pixels.
+        normalized: whether codes are compared by cosine similarity.
 
     Raises:
-        ValueError: one that is needed is not there.
+        ValueError: a tensor is missing.
     """
     channels = shape(tensors, "encoder.conv_in.weight", 4)[0]
     levels = count(tensors, r"encoder\.down\.(\d+)\.")
@@ -133,7 +139,7 @@ def config_of(tensors: dict[str, Tensor], image_size: int, normalised: bool = Fa
     quantizer: VQConfig | GumbelConfig
     if "quantize.codebook" in tensors:
         codes, width = shape(tensors, "quantize.codebook", 2)
-        distance: Literal["cosine", "euclidean"] = "cosine" if normalised else "euclidean"
+        distance: Literal["cosine", "euclidean"] = "cosine" if normalized else "euclidean"
         quantizer = VQConfig(codebook_size=codes, code_channels=width, distance=distance, update="gradient")
     else:
         codes, width = shape(tensors, "quantize.embed.weight", 2)

@@ -1,1 +1,1 @@
-"""Data sets of the user's own: folders, Parquet files, WebDataset tar shards, data sets of the Hugging Face hub."""
+"""Your own data: image folders, Parquet files, WebDataset tar shards, data sets of the Hugging Face hub."""

@@ -1,4 +1,4 @@
-"""The user's own captioned images: a folder, parquet files, tar shards, or a data set of the hub."""
+"""Your own captioned images, as a random-access data set or a stream: a folder, Parquet, tar shards, or a hub id."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ from dalle.data.base import BadRecord, Pair, read_image
 from dalle.data.custom.folder import FolderSource
 from dalle.data.custom.layouts import layout_of
 from dalle.data.custom.parquet import hub_source, parquet_source, saved_source
-from dalle.data.custom.records import Record, Rows, Shard, Source, content_of, held_out, sample_caption
-from dalle.data.custom.walk import described
+from dalle.data.custom.records import (
+    IndexedRecords,
+    Record,
+    Shard,
+    Source,
+    image_bytes,
+    in_validation_split,
+    sample_caption,
+)
+from dalle.data.custom.walk import describe_ignored
 from dalle.data.custom.webdataset import TarSource
-from dalle.data.shuffle import spread
+from dalle.data.shuffle import stratified_indices
 from dalle.images.read import Crop
 from dalle.ranges import Decay, NonNegativeInt, PositiveInt, Range
 from dalle.remote import may_be_an_id
@@ -30,88 +38,102 @@ from dalle.remote import may_be_an_id
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
-_OPEN_SHARDS = 32  # of a stream, in validation
+_OPEN_SHARDS = 32  # shards read in turn for the validation sample of a stream
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 @config
-class PairsData:
+class CustomConfig:
     """Your own images with captions; docs/data.md shows every layout."""
 
     kind: Literal["pairs"] = "pairs"
     """Captioned images of your own."""
     path: str
-    """A folder of captioned images; parquet or tar files (a file, a folder, a pattern); or a hub id, owner/name."""
+    """A folder of captioned images; Parquet or tar files (one, a folder, a glob pattern); or a hub id, owner/name."""
     stream: bool = False
-    """Read in order through a shuffle buffer, for sets that are too large to index or to copy to this machine."""
+    """Read sequentially through a shuffle buffer, for data sets too large to index or to download."""
     split: str = "train"
-    """Split to train on, where a hub data set or a folder in its layout has splits."""
+    """Split to train on, if the data set has named splits."""
     image: str | None = None
-    """Column with images (tar: the ending of their names); null takes image, jpg, png, webp, ..."""
+    """Column with images (tar: their file extension); null tries image, jpg, png, webp, ..."""
     caption: str | None = None
-    """Column with captions (tar: an ending, or json.ENTRY); null takes caption, captions, text, texts or txt."""
+    """Column with captions (tar: a file extension, or json.ENTRY); null tries caption, captions, text, texts, txt."""
     key: str | None = None
-    """Column with a name of each record (parquet, hub), by which some are held out; null takes file and row."""
+    """Column with unique record names (Parquet, hub), which decide the validation split; null uses file and row."""
     validation_share: Decay = 0.02
-    """Share of records that is held out for validation, by a hash of each record's name."""
+    """Fraction of records held out for validation, chosen by a hash of each record's name."""
     validation_split: str | None = None
-    """Another split of the same data set to validate on; nothing is held out then."""
+    """Another split of the same data set to validate on; then nothing is held out."""
     validation_path: str | None = None
-    """Another path to validate on; nothing is held out then."""
+    """Another path to validate on; then nothing is held out."""
     stream_validation: PositiveInt = 256
-    """Records that a streamed set is validated on, at most; they are read ahead and kept in memory."""
+    """Largest number of records to validate a stream on; they are kept in memory."""
     shuffle_buffer: PositiveInt = 2000
-    """Records that a stream mixes at a time."""
+    """Size of a stream's shuffle buffer, in records."""
     crop: Crop = "centre"
-    """centre: the largest square in the middle. random: any square. pad: all of the image, with white beside it."""
+    """centre: the largest central square. random: a random square. pad: the whole image, padded with white."""
     crop_share: Annotated[float, Range(0, 1, above=True)] = 0.7
-    """Smallest share of the largest square's area that a random crop takes."""
+    """Smallest area of a random crop, as a fraction of the largest square's."""
     max_bad: NonNegativeInt = 100
-    """Broken records (an unreadable image, no caption) that are skipped before it is an error."""
+    """Number of broken records (unreadable image, no caption) to skip before raising an error."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():
-            raise ValueError("path is empty: expected a folder, a file, a pattern or a hub id")
+            raise ValueError("path is empty: give a folder, a file, a glob pattern or a hub id")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share is {self.validation_share}: give a fraction from 0 to less than 1")
+        if not 0 < self.crop_share <= 1:
+            raise ValueError(f"crop_share is {self.crop_share}: give a fraction above 0, at most 1")
+        for name in ("shuffle_buffer", "stream_validation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
 
     @property
     def separate_validation(self) -> bool:
+        """Whether validation records come from another split or path, so that none is held out of this one."""
         return self.validation_path is not None or self.validation_split is not None
 
     def holds_out(self, key: str) -> bool:
-        """Whether the record of that name validates."""
-        return not self.separate_validation and held_out(key, self.validation_share)
+        """Whether the record named `key` belongs to the validation split."""
+        return not self.separate_validation and in_validation_split(key, self.validation_share)
 
     def source(self, split: str) -> Source:
-        """Where the records of a split are, those of the other split perhaps among them."""
+        """Open the source that contains the records of a split, possibly along with those of the other split."""
         if split == "train" or not self.separate_validation:
             return open_source(self, self.path, self.split)
         return open_source(self, self.validation_path or self.path, self.validation_split or self.split)
 
 
-class Pairs:
-    """Pairs of one split, in any order.
+class CustomDataset:
+    """One split of your own data, with random access.
 
-    In "train" the caption (of several) and a random crop come from the pair's seed; in "validation" it is always the
-    first caption, and no crop is random.
+    In "train", the seed chooses one of several captions and a random crop. In "validation", the caption is always the
+    first, and no crop is random.
+
+    Args:
+        config: where the data is and how to read it.
+        split: "train" or "validation".
+        image_size: height and width of the images, in pixels.
 
     Attributes:
-        rows: all records.
-        members: numbers of this split's.
+        rows: all records, of both splits.
+        members: indices of the records of this split, int64 [N].
 
     Raises:
-        ValueError: there is no such split, or nothing usable at the path.
+        ValueError: there is no such split, or no usable data at the path.
     """
 
-    def __init__(self, config: PairsData, split: str, image_size: int):
-        self.config, self.split, self.image_size = config, _known(split), image_size
-        self.rows: Rows = config.source(split).rows()
-        apart = np.array([config.holds_out(key) for key in self.rows.keys])
-        if split == "validation" and not config.separate_validation and not apart.any():
-            _tell_none_held_out(config)
-        self.members = np.flatnonzero(apart == (split == "validation"))
-        if config.separate_validation or apart.all() or not apart.any():
-            self.members = np.arange(len(self.rows))  # too few to have two splits: both are the whole
+    def __init__(self, config: CustomConfig, split: str, image_size: int):
+        self.config, self.split, self.image_size = config, _check_split(split), image_size
+        self.rows: IndexedRecords = config.source(split).rows()
+        in_validation_split = np.array([config.holds_out(key) for key in self.rows.keys])
+        if split == "validation" and not config.separate_validation and not in_validation_split.any():
+            _warn_nothing_held_out(config)
+        self.members = np.flatnonzero(in_validation_split == (split == "validation"))
+        if config.separate_validation or in_validation_split.all() or not in_validation_split.any():
+            # A set so small that one split would be empty is used whole for both.
+            self.members = np.arange(len(self.rows))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -119,30 +141,39 @@ class Pairs:
     def pair(self, index: int, seed: int) -> Pair:
         """Pair `index`, its image uint8 [image_size, image_size, 3]."""
         record = self.rows.record(int(self.members[index]))
-        return decoded(record, self.config, self.image_size, seed if self.split == "train" else None)
+        return decode_record(record, self.config, self.image_size, seed if self.split == "train" else None)
 
     def captions(self) -> Iterator[str]:
-        """Every caption of the split: what a BPE is learnt from."""
+        """Every caption of the split: the corpus for BPE training."""
         for row in self.members:
             yield from self.rows.captions(int(row))
 
 
-class PairsStream:
-    """The training pairs of a set that is read in order, shard after shard."""
+class CustomStream:
+    """The training pairs of your own data, read sequentially shard by shard.
 
-    def __init__(self, config: PairsData, image_size: int):
+    Args:
+        config: where the data is and how to read it.
+        image_size: height and width of the images, in pixels.
+    """
+
+    def __init__(self, config: CustomConfig, image_size: int):
         self.config, self.image_size = config, image_size
         self.source = config.source("train")
         self.shards = self.source.shards()
 
     def records(self, seed: int, epoch: int) -> Iterator[Record]:
-        """One pass, in an order that is a function of (seed, epoch): shards shuffled, records mixed by a buffer."""
+        """One pass over the data: shards in random order, records mixed by a shuffle buffer.
+
+        The order is a function of (seed, epoch), so that a resumed run continues with the records that the
+        uninterrupted run would have seen.
+        """
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(self.shards))
         everything = (record for number in order for record in self.shards[number].records())
         ours = (record for record in everything if not self.config.holds_out(record.key))
         buffer = list(islice(ours, self.config.shuffle_buffer))
-        for record in ours:
+        for record in ours:  # each new record replaces a random one of the buffer, which is emitted
             slot = int(rng.integers(len(buffer)))
             yield buffer[slot]
             buffer[slot] = record
@@ -150,11 +181,11 @@ class PairsStream:
             yield buffer[slot]
 
     def pair(self, record: Record, seed: int) -> Pair:
-        """A record's pair, its image uint8 [image_size, image_size, 3]."""
-        return decoded(record, self.config, self.image_size, seed)
+        """Decode a record; its image is uint8 [image_size, image_size, 3]."""
+        return decode_record(record, self.config, self.image_size, seed)
 
     def captions(self) -> Iterator[str]:
-        """Every caption of the training split, in the order of the shards."""
+        """Every caption of the training split, shard by shard."""
         for shard in self.source.shards(images=False):
             for record in shard.records():
                 if not self.config.holds_out(record.key):
@@ -162,21 +193,22 @@ class PairsStream:
 
 
 class StreamValidation:
-    """A few records of a streamed split, read when they are first needed, and kept undecoded in memory.
+    """A fixed sample of a streamed split, read at first use and kept undecoded in memory.
 
-    They are the first ones of some shards that lie evenly among all, one of each in turn.
+    The sample takes the first records of shards spread evenly over the set, one of each in turn: streams are often
+    sorted, and the first records alone would be of one kind.
     """
 
-    def __init__(self, config: PairsData, split: str, image_size: int):
-        self.config, self.split, self.image_size = config, _known(split), image_size
-        self._kept: list[Record] | None = None
+    def __init__(self, config: CustomConfig, split: str, image_size: int):
+        self.config, self.split, self.image_size = config, _check_split(split), image_size
+        self._cache: list[Record] | None = None
 
     def __len__(self) -> int:
         return len(self._records())
 
     def pair(self, index: int, seed: int) -> Pair:
         """Pair `index`, with its first caption and no random crop."""
-        return decoded(self._records()[index], self.config, self.image_size, None)
+        return decode_record(self._records()[index], self.config, self.image_size, None)
 
     def captions(self) -> Iterator[str]:
         """All captions of these records."""
@@ -184,20 +216,22 @@ class StreamValidation:
             yield from record.captions
 
     def _records(self) -> list[Record]:
-        if self._kept is None:
+        if self._cache is None:
             config, most = self.config, self.config.stream_validation
             shards = config.source(self.split).shards()
             wanted = self.split == "validation" and not config.separate_validation
-            self._kept = list(islice(_in_turn(shards, lambda record: config.holds_out(record.key) == wanted), most))
-            if not self._kept:
-                _tell_none_held_out(config)
-                self._kept = list(islice(_in_turn(shards, lambda _: True), most))
-        return self._kept
+            self._cache = list(
+                islice(_round_robin(shards, lambda record: config.holds_out(record.key) == wanted), most)
+            )
+            if not self._cache:
+                _warn_nothing_held_out(config)
+                self._cache = list(islice(_round_robin(shards, lambda _: True), most))
+        return self._cache
 
 
-def _in_turn(shards: Sequence[Shard], wanted: Callable[[Record], bool]) -> Iterator[Record]:
-    """Records one by one of as many shards as are open at a time; where one ends, another is opened."""
-    first = set(spread(len(shards), _OPEN_SHARDS))
+def _round_robin(shards: Sequence[Shard], wanted: Callable[[Record], bool]) -> Iterator[Record]:
+    """Yield matching records from up to `_OPEN_SHARDS` shards in turn; an exhausted shard is replaced by the next."""
+    first = set(stratified_indices(len(shards), _OPEN_SHARDS))
     others = deque(shard for number, shard in enumerate(shards) if number not in first)
     turns = deque(filter(wanted, shards[number].records()) for number in sorted(first))
     while turns:
@@ -210,75 +244,79 @@ def _in_turn(shards: Sequence[Shard], wanted: Callable[[Record], bool]) -> Itera
             turns.append(filter(wanted, others.popleft().records()))
 
 
-def open_source(config: PairsData, path: str, split: str) -> Source:
-    """What lies at a path, by what it looks like.
+def open_source(config: CustomConfig, path: str, split: str) -> Source:
+    """Open the data at `path`, whose layout is detected: folder, Parquet or tar files, or a hub id.
 
     Raises:
-        ValueError: nothing that could be used.
+        ValueError: there is no usable data.
     """
     local = Path(path).expanduser()
     if local.is_dir():
         return _of_folder(config, local, split)
-    found = matching(local)
+    found = expand_pattern(local)
     if found:
         if split != "train":
-            raise ValueError(f"{path} has no split {split!r}: files that are named are all of one split")
+            raise ValueError(
+                f"{path} has no split {split!r}: named files are all of split train; give a folder to use its splits"
+            )
         return _of_files(config, found)
     if set(path) & set("*?[{"):
         raise ValueError(f"no file matches data.path {path}")
     if not is_hub_id(path):
-        raise ValueError(f"there is no folder or file {path}: set data.path to your images")
+        raise ValueError(f"no such file or folder: {path}; set data.path to your images")
     return hub_source(path, split, config.image, config.caption, config.key)
 
 
-def _of_folder(config: PairsData, root: Path, split: str) -> Source:
+def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
     layout = layout_of(root, split, config.image, config.caption)
     if layout.kind == "saved":
         return saved_source(root, split, config.image, config.caption, config.key)
     if layout.kind != "images":
-        _tell_once(str(root), described(layout.passed))
+        _warn_once(str(root), describe_ignored(layout.ignored))
         return _of_files(config, layout.files)
     for name in ("image", "key"):
         if getattr(config, name) is not None:
             raise ValueError(
-                f"data.{name}={getattr(config, name)} is for tables and tar files, and {root} is of images"
+                f"data.{name}={getattr(config, name)} is for Parquet and tar files, {root} is an image folder: omit it"
             )
     source = FolderSource(root, layout.files, config.caption)
-    _tell_once(str(root), described(layout.passed + source.passed))
+    _warn_once(str(root), describe_ignored(layout.ignored + source.ignored))
     return source
 
 
 @cache
-def _tell_once(where: str, passed: str) -> None:
-    if passed:
-        log.warning("%s: not used: %s", where, passed)
+def _warn_once(where: str, ignored: str) -> None:
+    if ignored:
+        log.warning("%s: not used: %s", where, ignored)
 
 
-def _of_files(config: PairsData, files: list[Path]) -> Source:
+def _of_files(config: CustomConfig, files: list[Path]) -> Source:
     endings = {file.suffix.lower() for file in files}
     if endings == {".parquet"}:
         return parquet_source(files, config.image, config.caption, config.key)
     if endings == {".tar"} and config.key is not None:
-        raise ValueError(f"data.key={config.key} is for tables, and {files[0]} is a tar file, whose records have names")
+        raise ValueError(f"data.key={config.key} is for Parquet files, and {files[0]} is a tar file: omit it")
     if endings == {".tar"}:
         return TarSource(files, config.image, config.caption)
-    raise ValueError(f"{files[0]}: expected a folder, or files that end in .parquet or in .tar")
+    raise ValueError(
+        f"{files[0]} is not a data file that can be read: expected a folder, or files that end in .parquet or .tar"
+    )
 
 
-def matching(path: Path) -> list[Path]:
-    """A file, or those that a pattern matches."""
-    return [path] if path.is_file() else [Path(f) for one in braces(str(path)) for f in sorted(glob.glob(one))]
+def expand_pattern(path: Path) -> list[Path]:
+    """The file at `path`, or the files that match it as a glob pattern."""
+    return [path] if path.is_file() else [Path(f) for one in expand_braces(str(path)) for f in sorted(glob.glob(one))]
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `owner/name` can be meant for the hub, rather than for something that is not there."""
+    """Whether `path` looks like a hub id (`owner/name`) and not like a local path that does not exist."""
     local = Path(path).expanduser()
     alike = _HUB_ID.fullmatch(path) is not None and may_be_an_id(path.split("/"))
     return alike and not local.parent.is_dir() and local.suffix not in (".parquet", ".tar")
 
 
-def braces(pattern: str) -> list[str]:
-    """Shell braces written out: a-{000..002}.tar, {left,right}/*.tar."""
+def expand_braces(pattern: str) -> list[str]:
+    """Expand shell braces: a-{000..002}.tar, {left,right}/*.tar."""
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
@@ -288,18 +326,18 @@ def braces(pattern: str) -> list[str]:
     else:
         choices = found[1].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
-    return [one for choice in choices for one in braces(before + choice + after)]
+    return [one for choice in choices for one in expand_braces(before + choice + after)]
 
 
-def decoded(record: Record, config: PairsData, image_size: int, seed: int | None) -> Pair:
-    """A record's image and caption; without a seed the first caption and no random crop.
+def decode_record(record: Record, config: CustomConfig, image_size: int, seed: int | None) -> Pair:
+    """Decode a record's image and choose a caption. Without a seed: the first caption, and no random crop.
 
     Raises:
         BadRecord: the record cannot be used.
     """
     if record.fault is None and not record.captions:
         raise BadRecord(record.key, "its caption is empty")
-    content = content_of(record)
+    content = image_bytes(record)
     if seed is None:
         crop: Crop = "centre" if config.crop == "random" else config.crop
         image, caption = read_image(content, record.key, image_size, crop), record.captions[0]
@@ -309,15 +347,15 @@ def decoded(record: Record, config: PairsData, image_size: int, seed: int | None
     return Pair(image, caption, record.captions, record.key)
 
 
-def _known(split: str) -> str:
+def _check_split(split: str) -> str:
     if split not in SPLITS:
-        raise ValueError(f"data split {split!r} is unknown: choose from {', '.join(SPLITS)}")
+        raise ValueError(f"unknown data split {split!r}: choose from {', '.join(SPLITS)}")
     return split
 
 
-def _tell_none_held_out(config: PairsData) -> None:
+def _warn_nothing_held_out(config: CustomConfig) -> None:
     log.warning(
-        "%s: no record is held out (data.validation_share=%g), so validation looks at training images",
+        "%s: no record is held out (data.validation_share=%g), so validation uses training images",
         config.path,
         config.validation_share,
     )

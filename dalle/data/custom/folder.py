@@ -1,4 +1,4 @@
-"""Images in a folder, with a metadata file or with a text file each."""
+"""A folder of images with captions: in metadata files, or in a sidecar text file beside each image."""
 
 from __future__ import annotations
 
@@ -17,192 +17,207 @@ import pyarrow.parquet as parquet
 from dalle.data.custom.records import (
     CAPTIONS,
     FileSpan,
-    Index,
     Record,
+    RecordIndex,
     Shard,
     Source,
     caption_column,
-    captions_of,
+    clean_captions,
     has_captions,
-    in_utf8,
+    require_utf8,
 )
-from dalle.data.custom.walk import by_endings, ending, name_of, tell, walk
+from dalle.data.custom.walk import count_by_extension, extension, log_ignored, normalized_name, walk
 from dalle.images.read import EXTENSIONS
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_TEXTS = (".txt", ".caption")
+_TEXTS = (".txt", ".caption")  # extensions of sidecar files
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
-_STATISTICS = "_stats.json"  # of img2dataset, beside its shards
+_STATISTICS = "_stats.json"  # written by img2dataset beside its shards
 
 
 class FolderSource(Source):
-    """The images that metadata files name; without one, all images, with NAME.txt (or .caption, .json) beside each.
+    """The images listed by metadata files or, without one, all images with a sidecar NAME.txt (or .caption, .json).
 
     A record's key is the image's path within the folder.
 
     Args:
         root: the folder.
-        files: those in it that count.
-        caption: column of a metadata file, or ending of the files beside images ("json.ENTRY": an entry of
-            NAME.json); None: the usual ones.
-        captioned: whether a record needs a caption. Where not, images without one are records too.
+        files: the files in it to consider.
+        caption: caption column of the metadata, or extension of the sidecar files ("json.ENTRY": an entry of
+            NAME.json); None tries the usual names.
+        captioned: whether images without a caption are left out.
 
     Attributes:
-        passed: how many of the files were not used, by the reason.
+        index: the records.
+        ignored: number of unused files by reason.
 
     Raises:
-        ValueError: no images, no captions, or a metadata file that cannot be read or names what is not there.
+        ValueError: there are no images or no captions, or a metadata file cannot be read or lists a missing image.
     """
 
     def __init__(self, root: Path, files: list[Path], caption: str | None, captioned: bool = True):
         metadata = [file for file in files if file.name in METADATA]
-        images = [file for file in files if ending(file) in EXTENSIONS]
-        beside = _Beside(files, caption)
+        images = [file for file in files if extension(file) in EXTENSIONS]
+        sidecars = _SidecarCaptions(files, caption)
         if not captioned:
-            records = _all(root, metadata, files, images, caption, beside)
+            records = _all_images(root, metadata, files, images, caption, sidecars)
         elif metadata:
-            records = _listed(root, metadata, files, caption)
+            records = _read_metadata(root, metadata, files, caption)
         elif not images:
             raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
         else:
-            records = [beside.record(root, image) for image in images]
+            records = [sidecars.record(root, image) for image in images]
             if not any(record.captions for record in records):
                 raise ValueError(
                     f"{root} holds images but no captions: expected metadata.jsonl, metadata.csv or "
-                    f"NAME{beside.endings[0]} beside NAME{images[0].suffix}"
+                    f"NAME{sidecars.extensions[0]} beside NAME{images[0].suffix}"
                 )
-        self.index = Index(map(in_utf8, records))
+        self.index = RecordIndex(map(require_utf8, records))
         taken = {record.image.file for record in records if isinstance(record.image, FileSpan)}
-        self.passed = _passed(files, taken | {str(file) for file in (*metadata, *beside.used)}, bool(metadata))
+        self.ignored = _count_ignored(
+            files, taken | {str(file) for file in (*metadata, *sidecars.used)}, bool(metadata)
+        )
 
-    def rows(self) -> Index:
+    def rows(self) -> RecordIndex:
+        """All records by index."""
         return self.index
 
     def shards(self, images: bool = True) -> list[Shard]:
+        """The same records for sequential reading, shard by shard."""
         return [Shard("", lambda: (self.index.record(row) for row in range(len(self.index))))]
 
 
-class _Beside:
-    """Texts beside images: NAME.txt or NAME.caption, whose lines are captions, or entries of NAME.json.
+class _SidecarCaptions:
+    """Finds captions in sidecar files: the lines of NAME.txt or NAME.caption, or entries of NAME.json.
 
     Attributes:
-        used: the files that were asked for.
+        used: the sidecar files found so far.
     """
 
     def __init__(self, files: list[Path], caption: str | None):
         self.used: list[Path] = []
         self.entries: tuple[str, ...] = CAPTIONS
-        self.endings: tuple[str, ...] = (*_TEXTS, ".json")
+        self.extensions: tuple[str, ...] = (*_TEXTS, ".json")
         if caption is not None:
             kind, _, entry = caption.partition(".")
-            self.endings = (f".{kind.lower()}",)
+            self.extensions = (f".{kind.lower()}",)
             if kind == "json" and entry:
                 self.entries = (entry,)
-        known = {*_TEXTS, ".json", *self.endings}
-        self.files = {name_of(file): file for file in files if ending(file) in known}
+        known = {*_TEXTS, ".json", *self.extensions}
+        self.files = {normalized_name(file): file for file in files if extension(file) in known}
 
     def of(self, image: Path) -> Path | None:
-        """The file with an image's captions; of several the first kind counts."""
-        for kind in self.endings:
+        """The sidecar file of an image, NAME.txt or NAME.jpg.txt; of several, that of the first extension."""
+        for kind in self.extensions:
             for name in (image.with_suffix(kind), Path(f"{image}{kind}")):
-                found = self.files.get(name_of(name))
+                found = self.files.get(normalized_name(name))
                 if found is not None:
                     return found
         return None
 
     def wanted(self, image: Path) -> str:
-        """What was looked for beside an image."""
-        return " or ".join(image.with_suffix(kind).name for kind in self.endings)
+        """The expected names of an image's sidecar file, for messages."""
+        return " or ".join(image.with_suffix(kind).name for kind in self.extensions)
 
     def record(self, root: Path, image: Path) -> Record:
-        """An image and its captions."""
+        """The record of an image; without a usable sidecar file, a record with a fault."""
         key, text = _key(root, image), self.of(image)
         if text is None:
             return Record(key, fault=f"there is no caption: expected it in {self.wanted(image)}")
-        self.used += [file for kind in (*_TEXTS, ".json") if (file := self.files.get(name_of(image.with_suffix(kind))))]
+        # Sidecar files of other kinds describe this image too: do not report them as unused.
+        self.used += [
+            file for kind in (*_TEXTS, ".json") if (file := self.files.get(normalized_name(image.with_suffix(kind))))
+        ]
         self.used.append(text)
         try:
             content = text.read_bytes()
-            captions = self._entry(content) if ending(text) == ".json" else captions_of(content, lines=True)
-        except (OSError, ValueError) as error:  # JSON or UTF-8 that is none
+            captions = self._entry(content) if extension(text) == ".json" else clean_captions(content, lines=True)
+        except (OSError, ValueError) as error:  # invalid JSON or UTF-8
             return Record(key, fault=f"{text.name} cannot be read ({error})")
         return Record(key, captions, FileSpan(str(image)))
 
     def _entry(self, content: bytes) -> tuple[str, ...]:
         entries = json.loads(content)
         found = [entries[name] for name in self.entries if isinstance(entries, dict) and name in entries]
-        return captions_of(found[0]) if found else ()
+        return clean_captions(found[0]) if found else ()
 
 
-def captioned_images(files: list[Path], caption: str | None) -> bool:
-    """Whether some image among these files has a text beside it."""
-    beside = _Beside(files, caption)
-    return any(beside.of(file) is not None for file in files if ending(file) in EXTENSIONS)
+def has_sidecar_captions(files: list[Path], caption: str | None) -> bool:
+    """Whether any image among these files has a sidecar file."""
+    sidecars = _SidecarCaptions(files, caption)
+    return any(sidecars.of(file) is not None for file in files if extension(file) in EXTENSIONS)
 
 
-def _passed(files: list[Path], used: set[str], metadata: bool) -> Counter[str]:
-    """How many files were not used, by the reason."""
+def _count_ignored(files: list[Path], used: set[str], metadata: bool) -> Counter[str]:
+    """The number of unused files by reason."""
     others = [file for file in files if str(file) not in used and not file.name.endswith(_STATISTICS)]
-    named = "images that no metadata file names" if metadata else "images without a caption"
+    named = "images not listed in a metadata file" if metadata else "images without a caption"
     reasons = dict.fromkeys(EXTENSIONS, named) | dict.fromkeys(_TEXTS, "texts without an image")
     reasons |= {".parquet": "tables beside images (.parquet)", ".tar": "archives beside images (.tar)"}
-    rest = [file for file in others if ending(file) not in reasons]
-    theirs = {file.with_suffix("") for file in rest}  # texts of images that cannot be read go without saying
-    told = [
+    rest = [file for file in others if extension(file) not in reasons]
+    theirs = {file.with_suffix("") for file in rest}
+    reported = [  # but not the text of an unsupported image, which is reported itself
         file
         for file in others
-        if ending(file) in reasons and not (ending(file) in _TEXTS and file.with_suffix("") in theirs)
+        if extension(file) in reasons and not (extension(file) in _TEXTS and file.with_suffix("") in theirs)
     ]
-    return Counter(reasons[ending(file)] for file in told) + by_endings(rest)
+    return Counter(reasons[extension(file)] for file in reported) + count_by_extension(rest)
 
 
-def unread(files: list[Path], *readable: str) -> Counter[str]:
-    """How many files are neither images nor what tells of images, nor of other endings that are read."""
+def count_unsupported(files: list[Path], *readable: str) -> Counter[str]:
+    """The number of files by extension that are neither images nor captions, nor have another `readable` extension."""
     known = {*EXTENSIONS, *_TEXTS, ".json", ".jsonl", ".csv", *readable}
-    return by_endings(file for file in files if ending(file) not in known)
+    return count_by_extension(file for file in files if extension(file) not in known)
 
 
-def _all(
-    root: Path, metadata: list[Path], files: list[Path], images: list[Path], caption: str | None, beside: _Beside
+def _all_images(
+    root: Path,
+    metadata: list[Path],
+    files: list[Path],
+    images: list[Path],
+    caption: str | None,
+    sidecars: _SidecarCaptions,
 ) -> list[Record]:
-    """Every image, with the captions that it may have."""
+    """A record for every image, with or without captions."""
     if not images:
         raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)} in it")
-    listed = {record.key: record for record in (_listed(root, metadata, files, caption, False) if metadata else [])}
+    listed = {
+        record.key: record for record in (_read_metadata(root, metadata, files, caption, False) if metadata else [])
+    }
     for image in images:
         key = _key(root, image)
         if key not in listed:
-            has_text = beside.of(image) is not None
-            listed[key] = beside.record(root, image) if has_text else Record(key, (), FileSpan(str(image)))
+            has_text = sidecars.of(image) is not None
+            listed[key] = sidecars.record(root, image) if has_text else Record(key, (), FileSpan(str(image)))
     return list(listed.values())
 
 
 def image_files(path: str | Path) -> list[Record]:
-    """An image file, or all images in a folder and in those below it, in the order of their paths, without captions.
+    """Records without captions of an image file, or of all images in a folder and its subfolders, sorted by path.
 
-    A file that is named is taken whatever its ending says; what has a name that begins with a dot is left out.
+    A file given by name is accepted whatever its extension; hidden files are left out.
 
     Raises:
-        ValueError: nothing is there, or no images are in it.
+        ValueError: the path does not exist, or there are no images in it.
     """
     root = Path(path).expanduser()
     if root.is_file():
-        return [in_utf8(Record(str(root), (), FileSpan(str(root))))]
+        return [require_utf8(Record(str(root), (), FileSpan(str(root))))]
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder")
     walked = walk(root)
-    found = [file for file in walked.files if ending(file) in EXTENSIONS]
+    found = [file for file in walked.files if extension(file) in EXTENSIONS]
     if not found:
         raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)} in it")
-    tell(root, walked.passed + unread(walked.files))
-    return [in_utf8(Record(str(file), (), FileSpan(str(file)))) for file in found]
+    log_ignored(root, walked.ignored + count_unsupported(walked.files))
+    return [require_utf8(Record(str(file), (), FileSpan(str(file)))) for file in found]
 
 
-def _listed(
+def _read_metadata(
     root: Path, metadata: list[Path], files: list[Path], caption: str | None, captioned: bool = True
 ) -> list[Record]:
-    """The records of metadata files; several rows for one image are several captions."""
-    there = {name_of(file): file for file in files}
+    """Records from metadata files. Several rows for one image give it several captions."""
+    by_name = {normalized_name(file): file for file in files}
     captions: dict[Path, list[str]] = {}
     for file in metadata:
         rows = list(_ROWS[file.suffix](file))
@@ -217,20 +232,20 @@ def _listed(
             name = row.get("file_name")
             if not isinstance(name, str) or not name:
                 raise ValueError(f"{file}, line {line}: file_name is {name!r}, expected the path of an image")
-            image = _named(file.parent, name, there)
+            image = _find_image(file.parent, name, by_name)
             if image is None:
                 raise ValueError(f"{file}, line {line}: there is no image {file.parent / name}")
-            captions.setdefault(image, []).extend(captions_of(row.get(column)) if column else ())
+            captions.setdefault(image, []).extend(clean_captions(row.get(column)) if column else ())
     return [
         Record(_key(root, image), tuple(dict.fromkeys(own)), FileSpan(str(image))) for image, own in captions.items()
     ]
 
 
-def _named(folder: Path, name: str, there: dict[str, Path]) -> Path | None:
-    """The image that a metadata file means, whose names may be composed otherwise or have backslashes; None: none."""
+def _find_image(folder: Path, name: str, by_name: dict[str, Path]) -> Path | None:
+    """The image that a metadata row names, whatever its Unicode normalization or path separators; None if missing."""
     for own in (name, name.replace("\\", "/")):
         image = folder / own
-        found = there.get(name_of(image)) or there.get(name_of(os.path.normpath(image)))
+        found = by_name.get(normalized_name(image)) or by_name.get(normalized_name(os.path.normpath(image)))
         if found is not None or image.is_file():
             return found or image
     return None
@@ -256,33 +271,35 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = _lines(file)
     first = lines.readline()
     lines.seek(0)
-    delimiter = max(_DELIMITERS, key=first.count)  # as spreadsheets of many countries write it
+    delimiter = max(_DELIMITERS, key=first.count)  # spreadsheets of many locales write semicolons
     reader = csv.DictReader(lines, strict=True, delimiter=delimiter, skipinitialspace=True)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for row in reader:
-            if None in row:  # what stands beyond the last column
+            if None in row:  # csv collects fields beyond the last column under None
                 raise ValueError(
-                    f"{file}, line {reader.line_num} has more fields than the first line names: a caption with a "
-                    f'{_DELIMITERS[delimiter]} stands in quotes, "a dog{delimiter} running"'
+                    f"{file}, line {reader.line_num} has more fields than the header: put a caption that contains a "
+                    f'{_DELIMITERS[delimiter]} in quotes, "a dog{delimiter} running"'
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num + 1}: {error}; is a quote left open there?") from error
+        raise ValueError(f"{file}, line {reader.line_num + 1}: {error}; is a quote left open?") from error
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         yield from enumerate(parquet.read_table(file).to_pylist(), 1)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{file} is not a whole parquet file ({str(error).splitlines()[0]}): copy it anew") from error
+        raise ValueError(
+            f"{file} is not a complete Parquet file ({str(error).splitlines()[0]}): copy it again"
+        ) from error
 
 
 _ROWS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
 
 
 def _lines(file: Path) -> io.StringIO:
-    """Lines with their ends, which may stand inside a quoted field of a csv."""
+    """The text of a file, line ends unchanged: a quoted CSV field may contain them."""
     try:
         return io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")
     except (OSError, UnicodeDecodeError) as error:

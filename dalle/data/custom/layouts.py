@@ -1,4 +1,4 @@
-"""What a folder of data holds, and which of its files are of a split: the rules by which every reader decides."""
+"""Detects the layout of a data folder, and which of its files belong to a split."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dalle.data.custom.folder import METADATA, captioned_images
+from dalle.data.custom.folder import METADATA, has_sidecar_captions
 from dalle.data.custom.records import IMAGES
-from dalle.data.custom.walk import by_endings, ending, walk
+from dalle.data.custom.walk import count_by_extension, extension, walk
 from dalle.images.read import EXTENSIONS
 
-# As Hugging Face datasets know them.
+# The split names that Hugging Face datasets recognizes.
 _NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -30,52 +30,54 @@ Kind = Literal["images", "parquet", "tar", "saved"]
 
 @dataclass
 class Layout:
-    """What is to be read of a folder.
+    """What to read of a folder.
 
     Attributes:
-        kind: images with captions beside or in metadata files; tables; tar shards; or a data set that
-            `save_to_disk` of Hugging Face datasets wrote, whose splits it knows itself.
-        files: those that count.
-        passed: how many do not, by the reason.
+        kind: images with sidecar or metadata files; Parquet tables; tar shards; or a data set written by
+            `save_to_disk` of Hugging Face datasets, which records its own splits.
+        files: the files to read.
+        ignored: number of other files by reason.
     """
 
     kind: Kind
     files: list[Path]
-    passed: Counter[str]
+    ignored: Counter[str]
 
 
 def layout_of(root: Path, split: str, image: str | None = None, caption: str | None = None) -> Layout:
-    """What a folder holds of a split.
+    """Detect a folder's layout and the files of a split.
 
-    Metadata files come first, then tables with images, images with captions beside them, and tar files.
+    The first that is found decides: metadata files, Parquet tables with images, images with sidecar files, tar files.
 
     Args:
         root: the folder.
-        split: by one of its names.
-        image: column with images, of tables; None: one of the usual names.
-        caption: ending of the files with captions; None: one of the usual ones.
+        split: name of the split, or an alias of it ("val", "dev").
+        image: image column of Parquet tables; None tries the usual names.
+        caption: extension of sidecar files; None tries the usual ones.
 
     Raises:
-        ValueError: it has splits, and not this one; or it has none, and another than "train" is wanted.
+        ValueError: the folder has splits but not this one, or has none and `split` is not "train".
     """
     if (root / "dataset_dict.json").is_file() or all((root / n).is_file() for n in ("dataset_info.json", "state.json")):
         return Layout("saved", [], Counter())
     found = walk(root)
-    files, passed = found.files, found.passed
+    files, ignored = found.files, found.ignored
     folders = _split_folders(root, files)
     if folders:
-        wanted = _wanted(root, split, set(folders.values()))
+        wanted = _resolve_split(root, split, set(folders.values()))
         own = [file for file in files if folders.get(file.relative_to(root).parts[0]) in (wanted, None)]
-        passed[f"of other splits ({_listed(set(folders.values()) - {wanted})})"] += _records(files) - _records(own)
+        ignored[f"of other splits ({_format_splits(set(folders.values()) - {wanted})})"] += _count_records(
+            files
+        ) - _count_records(own)
         files = own
-    tables = [file for file in files if ending(file) == ".parquet" and file.name not in METADATA]
-    tars = [file for file in files if ending(file) == ".tar"]
-    with_images = [file for file in tables if _has_images(file, image)]
+    tables = [file for file in files if extension(file) == ".parquet" and file.name not in METADATA]
+    tars = [file for file in files if extension(file) == ".tar"]
+    with_images = [file for file in tables if _has_image_column(file, image)]
     if any(file.name in METADATA for file in files):
         kind: Kind = "images"
     elif with_images:
         kind, chosen = "parquet", with_images
-    elif captioned_images(files, caption) or not (tars or tables):
+    elif has_sidecar_captions(files, caption) or not (tars or tables):
         kind = "images"
     else:
         kind, chosen = ("tar", tars) if tars else ("parquet", tables)
@@ -84,16 +86,18 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
             raise ValueError(
                 f"{root} has no split {split!r}: expected folders train/, {split}/, ... with images in them"
             )
-        return Layout(kind, files, +passed)
+        return Layout(kind, files, +ignored)
     if not folders:
-        chosen, others = _of_split(root, chosen, split)
-        passed += others
-    rest = [file for file in files if ending(file) not in (f".{kind}",) and not file.name.endswith(_STATISTICS)]
-    return Layout(kind, chosen, +(passed + _beside(rest, kind) + _without_images(tables, with_images, kind)))
+        chosen, others = _select_split(root, chosen, split)
+        ignored += others
+    rest = [file for file in files if extension(file) not in (f".{kind}",) and not file.name.endswith(_STATISTICS)]
+    return Layout(
+        kind, chosen, +(ignored + _count_other_files(rest, kind) + _count_imageless_tables(tables, with_images, kind))
+    )
 
 
 def _split_folders(root: Path, files: list[Path]) -> dict[str, str]:
-    """Which split each folder in the root is, where all that holds records is a split and "train" is among them."""
+    """Top-level folder -> split, if every top-level folder with data is named after a split and one is "train"."""
     names = {file.relative_to(root).parts for file in files if _is_data(file)}
     tops = {parts[0] for parts in names}
     if any(len(parts) == 1 for parts in names) or not all(top.lower() in _SPLITS for top in tops):
@@ -102,19 +106,19 @@ def _split_folders(root: Path, files: list[Path]) -> dict[str, str]:
     return found if "train" in found.values() else {}
 
 
-def _of_split(root: Path, files: list[Path], split: str) -> tuple[list[Path], Counter[str]]:
-    """The files that are of a split by their names; those that name none are of "train"."""
+def _select_split(root: Path, files: list[Path], split: str) -> tuple[list[Path], Counter[str]]:
+    """The files whose names contain the name of the split; files without a split name belong to "train"."""
     names = {file: _split_in(file.relative_to(root)) for file in files}
-    wanted = _wanted(root, split, {name or "train" for name in names.values()})
+    wanted = _resolve_split(root, split, {name or "train" for name in names.values()})
     chosen = [file for file, name in names.items() if (name or "train") == wanted]
     others = {name for name in names.values() if name not in (None, wanted)}
-    return chosen, Counter({f"files of other splits ({_listed(others)})": len(files) - len(chosen)})
+    return chosen, Counter({f"files of other splits ({_format_splits(others)})": len(files) - len(chosen)})
 
 
-def _wanted(root: Path, split: str, there: set[str]) -> str:
+def _resolve_split(root: Path, split: str, there: set[str]) -> str:
     wanted = _canonical(split)
     if wanted not in there:
-        raise ValueError(f"{root} has no split {split!r}: there are {_listed(there)}; set data.split to one")
+        raise ValueError(f"{root} has no split {split!r}: there are {_format_splits(there)}; set data.split to one")
     return wanted
 
 
@@ -122,12 +126,12 @@ def _canonical(split: str) -> str:
     return _SPLITS.get(split.lower(), split)
 
 
-def _listed(splits: set[str]) -> str:
+def _format_splits(splits: set[str]) -> str:
     return ", ".join(sorted(splits, key=lambda name: (name != "train", name)))
 
 
 def _split_in(path: Path) -> str | None:
-    """The split that the name of a file, or else of a folder that it lies in, tells."""
+    """The split named by a file's name or else by the nearest enclosing folder's."""
     for part in reversed((*path.parts[:-1], path.stem)):
         found = _NAMED.search(part.lower())
         if found is not None:
@@ -136,15 +140,15 @@ def _split_in(path: Path) -> str | None:
 
 
 def _is_data(file: Path) -> bool:
-    return ending(file) in (*EXTENSIONS, ".parquet", ".tar") or file.name in METADATA
+    return extension(file) in (*EXTENSIONS, ".parquet", ".tar") or file.name in METADATA
 
 
-def _records(files: list[Path]) -> int:
+def _count_records(files: list[Path]) -> int:
     return sum(_is_data(file) and file.name not in METADATA for file in files)
 
 
-def _has_images(file: Path, image: str | None) -> bool:
-    """Whether a table has a column that is called as one of images would be, or cannot be read: then it is told."""
+def _has_image_column(file: Path, image: str | None) -> bool:
+    """Whether a table has an image column. Unreadable files count too, so that opening them reports the error."""
     try:
         names = parquet.read_schema(file).names
     except (OSError, pyarrow.ArrowException):
@@ -152,16 +156,16 @@ def _has_images(file: Path, image: str | None) -> bool:
     return image in names if image is not None else not set(IMAGES).isdisjoint(names)
 
 
-def _beside(files: list[Path], kind: str) -> Counter[str]:
-    """What lies beside tables or archives."""
+def _count_other_files(files: list[Path], kind: str) -> Counter[str]:
+    """The number of files beside tables or archives that are not read, by reason."""
     what = {"parquet": "tables", "tar": "archives"}[kind]
     known = {".parquet", ".tar", *EXTENSIONS}
-    counts = by_endings(file for file in files if ending(file) not in known)
-    counts[f"images beside {what}"] += sum(ending(file) in EXTENSIONS for file in files)
-    counts[f"archives beside {what} (.tar)"] += sum(ending(file) == ".tar" for file in files)
+    counts = count_by_extension(file for file in files if extension(file) not in known)
+    counts[f"images beside {what}"] += sum(extension(file) in EXTENSIONS for file in files)
+    counts[f"archives beside {what} (.tar)"] += sum(extension(file) == ".tar" for file in files)
     return counts
 
 
-def _without_images(tables: list[Path], with_images: list[Path], kind: str) -> Counter[str]:
+def _count_imageless_tables(tables: list[Path], with_images: list[Path], kind: str) -> Counter[str]:
     reason = "tables without images (.parquet)"
     return Counter({reason: len(tables) - len(with_images) if with_images or kind != "parquet" else 0})

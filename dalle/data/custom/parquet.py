@@ -1,4 +1,4 @@
-"""Tables through Hugging Face datasets: parquet files here, or a data set of the hub, loaded whole or streamed."""
+"""Tables through Hugging Face datasets: local Parquet files, `save_to_disk` folders, hub ids; indexed or streamed."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ import pyarrow.parquet as parquet
 
 from dalle.data.custom.records import (
     FileSpan,
+    IndexedRecords,
     Record,
-    Rows,
     Shard,
     Source,
     caption_column,
-    captions_of,
+    clean_captions,
     has_captions,
     image_column,
 )
 from dalle.remote import PATIENCE, failures
 
-_SHARDS = 16  # of a saved set that is streamed
+_SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
 _CHUNK = 16  # records that a stream reads at a time
-_KEY = "__key__"  # of the WebDataset layout
+_KEY = "__key__"  # record names in the WebDataset layout of the hub
 
 
 class TableSource(Source):
-    """A table with a column of images and one of captions (a text, or a list of texts).
+    """A table with an image column and a caption column (strings, or lists of strings).
 
-    A record's key is what its column data.key holds; else FILE/ROW, or only ROW for a data set of the hub.
+    A record's key is its value in column data.key; else FILE/ROW, or only ROW for a data set of the hub.
 
     Args:
-        load: Loads it through `datasets`, streaming or not.
-        where: What to call it in errors.
-        files: The parquet files, where they are here.
-        image, caption, key: Names of columns; None: the usual ones.
-        captioned: Whether there must be captions.
+        load: loads the table with `datasets`; its argument says whether to stream.
+        where: name of the source in error messages.
+        files: the local Parquet files; empty for other sources.
+        image, caption, key: column names; None tries the usual ones.
+        captioned: whether a caption column is required.
 
     Raises:
-        ValueError: it cannot be loaded, or has not these columns.
+        ValueError: the table cannot be loaded, or lacks a column.
     """
 
     def __init__(
@@ -59,26 +59,28 @@ class TableSource(Source):
         self.load, self.where, self.files = load, where, files
         self.image, self.caption, self.key, self.captioned = image, caption, key, captioned
 
-    def rows(self) -> TableRows:
-        with explained(self.where):
+    def rows(self) -> ArrowRecords:
+        """All records by index."""
+        with friendly_errors(self.where):
             table = self.load(False)
         names = table.column_names
-        table = self._undecoded(table)
+        table = self._without_decoding(table)
         if (key := self._key(names)) is not None:
             keys = [str(value) for value in table.select_columns([key])[:][key]]
         elif self.files:
             keys = [f"{file.name}/{row}" for file in self.files for row in range(row_count(file))]
         else:
             keys = [str(row) for row in range(len(table))]
-        return TableRows(table, keys, self._image(names), self._caption(names))
+        return ArrowRecords(table, keys, self._image(names), self._caption(names))
 
     def shards(self, images: bool = True) -> list[Shard]:
-        with explained(self.where):
+        """The same records for sequential reading, shard by shard."""
+        with friendly_errors(self.where):
             stream = self.load(True)
             names = list(stream.features or next(iter(stream)))
         image, caption, key = self._image(names), self._caption(names), self._key(names)
         assert caption is not None, "streams are for training, which needs captions"
-        stream = self._undecoded(stream)
+        stream = self._without_decoding(stream)
         if not images:
             stream = stream.select_columns(list(dict.fromkeys([caption] + ([key] if key else []))))
         count = stream.num_shards
@@ -86,17 +88,23 @@ class TableSource(Source):
         if len(named) != count:
             named = [str(number) for number in range(count)]
 
-        parts = [stream.shard(num_shards=count, index=number) for number in range(count)]
+        stream_shards = [stream.shard(num_shards=count, index=number) for number in range(count)]
         read = partial(self._records, image=image if images else None, caption=caption, key=key)
-        return [Shard(name, partial(read, part, name)) for name, part in zip(named, parts, strict=True)]
+        return [
+            Shard(name, partial(read, stream_shard, name))
+            for name, stream_shard in zip(named, stream_shards, strict=True)
+        ]
 
-    def _records(self, part: Any, name: str, image: str | None, caption: str, key: str | None) -> Iterator[Record]:
+    def _records(
+        self, stream_shard: Any, name: str, image: str | None, caption: str, key: str | None
+    ) -> Iterator[Record]:
         row = 0
-        for chunk in part.iter(_CHUNK):  # by `iter`, as `__iter__` would share records among the loader's workers
+        # `iter` and not `__iter__`, which would split the records among the loader's workers: each reads all of them.
+        for chunk in stream_shard.iter(_CHUNK):
             for at, captions in enumerate(chunk[caption]):
                 own = f"{name}/{row}" if key is None else str(chunk[key][at])
-                content, fault = (None, None) if image is None else image_of(chunk[image][at])
-                yield Record(own, captions_of(captions, lines=caption == "txt"), content, fault)
+                content, fault = (None, None) if image is None else parse_image_cell(chunk[image][at])
+                yield Record(own, clean_captions(captions, lines=caption == "txt"), content, fault)
                 row += 1
 
     def _image(self, names: list[str]) -> str:
@@ -117,8 +125,8 @@ class TableSource(Source):
             )
         return self.key
 
-    def _undecoded(self, table: Any) -> Any:
-        """With images as bytes, so that a broken one is met where it can be skipped, and passing by costs little."""
+    def _without_decoding(self, table: Any) -> Any:
+        """Keep images as bytes: a broken one then fails in `pair`, where it can be skipped; skipping ahead is cheap."""
         import datasets
 
         for name, feature in (table.features or {}).items():
@@ -127,8 +135,15 @@ class TableSource(Source):
         return table
 
 
-class TableRows(Rows):
-    """Records of a memory-mapped Arrow table; a caption that is the number of a class is its name."""
+class ArrowRecords(IndexedRecords):
+    """Records of a memory-mapped Arrow table. An integer caption of a `ClassLabel` column becomes the class name.
+
+    Args:
+        table: a `datasets.Dataset`.
+        keys: name of each record.
+        image: image column.
+        caption: caption column; None if there are no captions.
+    """
 
     def __init__(self, table: Any, keys: list[str], image: str, caption: str | None):
         self.keys, self.image, self.caption = keys, image, caption
@@ -137,11 +152,13 @@ class TableRows(Rows):
         self.classes: list[str] | None = getattr(table.features[caption], "names", None) if caption else None
 
     def record(self, row: int) -> Record:
+        """The record at index `row`."""
         found = self.table[row]
-        image, fault = image_of(found[self.image])
+        image, fault = parse_image_cell(found[self.image])
         return Record(self.keys[row], self._captions(found), image, fault)
 
     def captions(self, row: int) -> tuple[str, ...]:
+        """The captions of a record, without reading its image."""
         return () if self.texts is None else self._captions(self.texts[row])
 
     def _captions(self, found: dict[str, Any]) -> tuple[str, ...]:
@@ -149,12 +166,12 @@ class TableRows(Rows):
             return ()
         value = found[self.caption]
         if self.classes is not None and isinstance(value, int):
-            value = self.classes[value] if value >= 0 else None  # -1 is a class that is not told
-        return captions_of(value, lines=self.caption == "txt")
+            value = self.classes[value] if value >= 0 else None  # -1 stands for an unknown class
+        return clean_captions(value, lines=self.caption == "txt")
 
 
-def image_of(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
-    """What a column of images holds, or why it is no image."""
+def parse_image_cell(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
+    """The content of an image column's cell and None, or None and why it is not an image."""
     if isinstance(value, dict):
         value = value.get("bytes") or (FileSpan(value["path"]) if value.get("path") else None)
     if isinstance(value, (bytes, FileSpan)):
@@ -167,10 +184,10 @@ def image_of(value: Any) -> tuple[bytes | FileSpan | None, str | None]:
 def parquet_source(
     files: list[Path], image: str | None, caption: str | None, key: str | None, captioned: bool = True
 ) -> TableSource:
-    """Parquet files on this machine.
+    """Open local Parquet files.
 
     Raises:
-        ValueError: one of them is not a whole parquet file.
+        ValueError: a file is not a complete Parquet file, or there are no rows.
     """
     if not sum(row_count(file) for file in files):
         raise ValueError(
@@ -191,20 +208,20 @@ def parquet_source(
 def hub_source(
     name: str, split: str, image: str | None, caption: str | None, key: str | None, captioned: bool = True
 ) -> TableSource:
-    """A data set of the hub, `owner/name`, or a folder in the layout of one."""
+    """Open a data set of the hub, `owner/name`."""
 
     def load(stream: bool) -> Any:
         import datasets
 
-        with _asked_once(name):
+        with _offline_if_unreachable(name):
             return datasets.load_dataset(name, split=split, streaming=stream)
 
-    return TableSource(load, f"{name} (no folder here, so taken as a hub id)", [], image, caption, key, captioned)
+    return TableSource(load, f"{name} (not a local folder, so taken as a hub id)", [], image, caption, key, captioned)
 
 
 @contextmanager
-def _asked_once(name: str) -> Iterator[None]:
-    """Where the hub does not answer, load what has been fetched before, without asking six times more."""
+def _offline_if_unreachable(name: str) -> Iterator[None]:
+    """If the hub does not answer one request, use the local cache without the six retries of `datasets`."""
     import datasets
     import huggingface_hub
 
@@ -212,8 +229,8 @@ def _asked_once(name: str) -> Iterator[None]:
     before = [module.HF_HUB_OFFLINE for module in switches]
     try:
         huggingface_hub.dataset_info(name, timeout=PATIENCE)
-    except huggingface_hub.errors.HfHubHTTPError:  # it answers; what is wrong loading will tell
-        pass
+    except huggingface_hub.errors.HfHubHTTPError:
+        pass  # the hub is reachable: loading will report what is wrong
     except failures():
         for module in switches:
             module.HF_HUB_OFFLINE = True
@@ -227,12 +244,12 @@ def _asked_once(name: str) -> Iterator[None]:
 def saved_source(
     root: Path, split: str, image: str | None, caption: str | None, key: str | None, captioned: bool = True
 ) -> TableSource:
-    """What `save_to_disk` of Hugging Face datasets wrote into a folder.
+    """Open a folder written by `save_to_disk` of Hugging Face datasets.
 
     Raises:
-        ValueError: it has splits, and not this one; or it has none, and another than "train" is wanted.
+        ValueError: it has splits but not this one, or has none and `split` is not "train".
     """
-    with explained(str(root)):
+    with friendly_errors(str(root)):
         import datasets
 
         found = datasets.load_from_disk(str(root))
@@ -250,17 +267,21 @@ def saved_source(
 
 
 def row_count(file: Path) -> int:
-    """Rows of a parquet file, from its footer."""
+    """The number of rows of a Parquet file, from its footer.
+
+    Raises:
+        ValueError: it is not a complete Parquet file.
+    """
     try:
         return parquet.read_metadata(file).num_rows
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is not a whole parquet file ({reason}): copy it anew or leave it out") from error
+        raise ValueError(f"{file} is not a complete Parquet file ({reason}): copy it again or remove it") from error
 
 
 @contextmanager
-def explained(where: str) -> Iterator[None]:
-    """Loading without progress bars, and with one line for what goes wrong."""
+def friendly_errors(where: str) -> Iterator[None]:
+    """Hide progress bars, and turn the errors of `datasets` into one-line ValueErrors."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -269,7 +290,7 @@ def explained(where: str) -> Iterator[None]:
     try:
         yield
     except StopIteration as error:
-        raise ValueError(f"{where}: there are no records in it") from error
+        raise ValueError(f"{where} holds no records: give a data set with at least one") from error
     except (OSError, ValueError, DatasetsError, pyarrow.ArrowException) as error:
         reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{where} cannot be loaded: {reason}") from error

@@ -1,4 +1,4 @@
-"""What a data set of the user's holds before anything is decoded: records, by number (`Rows`) or shard after shard."""
+"""Undecoded records of your own data: by index (`IndexedRecords`), or streamed shard by shard (`Shard`)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from dalle.data.base import BadRecord
 
 @dataclass(frozen=True)
 class FileSpan:
-    """Bytes in a file, so that a record can be passed by without reading its image."""
+    """A byte range of a file, so that records can be listed and skipped without reading their images."""
 
     file: str
     offset: int = 0
-    size: int = -1  # to the end
+    size: int = -1  # -1: to the end of the file
 
     def read(self) -> bytes:
-        if "://" in self.file:  # images that lie singly in a repository of the hub
-            import fsspec  # which datasets brings
+        """Read the bytes."""
+        if "://" in self.file:  # single images in a repository of the hub
+            import fsspec  # a dependency of `datasets`
 
             with fsspec.open(self.file, "rb") as remote:
                 content: bytes = remote.read()
@@ -39,10 +40,10 @@ class Record:
     """An undecoded image with its captions.
 
     Attributes:
-        key: decides the split that the record belongs to, and names it in the log.
-        captions: as they stand in the data; blank ones do not count.
-        image: the file's bytes, or where they are.
-        fault: why the record cannot be used.
+        key: name of the record, which determines its split and identifies it in the log.
+        captions: its captions, cleaned by `clean_captions`.
+        image: the image file's bytes, or where they are.
+        fault: why the record cannot be used; None if it can.
     """
 
     key: str
@@ -51,8 +52,8 @@ class Record:
     fault: str | None = None
 
 
-def content_of(record: Record) -> bytes:
-    """The bytes of a record's image file.
+def image_bytes(record: Record) -> bytes:
+    """Read the bytes of a record's image file.
 
     Raises:
         BadRecord: the record has a fault, or the file cannot be read.
@@ -66,39 +67,43 @@ def content_of(record: Record) -> bytes:
         raise BadRecord(record.key, f"its file cannot be read ({error})") from error
 
 
-def in_utf8(record: Record) -> Record:
-    """The record, or a fault where a name or a caption of it is not UTF-8: no log, table or tokenizer could hold it."""
+def require_utf8(record: Record) -> Record:
+    """The record, or one with a fault if a name or caption is not UTF-8: logs and tables could not store it."""
     file = record.image.file if isinstance(record.image, FileSpan) else ""
     key, fault = _escaped(record.key), record.fault
     if key != record.key:
         fault = "its name is not UTF-8: rename it"
     elif _escaped(file) != file:
-        fault = "the name of a folder that it lies in is not UTF-8: rename that"
+        fault = "the name of its folder is not UTF-8: rename the folder"
     elif any(_escaped(caption) != caption for caption in record.captions):
-        fault = "a caption is not UTF-8: it holds half of a pair of surrogates"
+        fault = "a caption is not UTF-8: it contains an unpaired surrogate"
     return record if fault is None else Record(key, fault=_escaped(fault))
 
 
 def _escaped(text: str) -> str:
-    """The text with backslashes for what is not UTF-8: bytes of a file's name, halves of a character out of JSON."""
+    """The text with backslash escapes for what UTF-8 cannot encode: raw bytes of file names, lone surrogates."""
     return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a data set that is read from its beginning, the same records in the same order each time.
+    """A part of a data set that is read sequentially, with the same records in the same order each time.
 
     Attributes:
-        name: of the file.
-        records: reads them.
+        name: name of its file.
+        records: starts reading the shard from its beginning.
     """
 
     name: str
     records: Callable[[], Iterator[Record]]
 
 
-class Rows(ABC):
-    """Records by number."""
+class IndexedRecords(ABC):
+    """Records by index.
+
+    Attributes:
+        keys: name of each record.
+    """
 
     keys: list[str]
 
@@ -106,29 +111,35 @@ class Rows(ABC):
         return len(self.keys)
 
     @abstractmethod
-    def record(self, row: int) -> Record: ...
+    def record(self, row: int) -> Record:
+        """The record at index `row`."""
 
     @abstractmethod
     def captions(self, row: int) -> tuple[str, ...]:
-        """Those of a record, without touching its image."""
+        """The captions of a record, without reading its image."""
 
 
 class Source(ABC):
-    """A data set, wherever it lies."""
+    """Your own data in any layout, local or remote."""
 
     @abstractmethod
-    def rows(self) -> Rows: ...
+    def rows(self) -> IndexedRecords:
+        """All records by index."""
 
     @abstractmethod
     def shards(self, images: bool = True) -> list[Shard]:
-        """The same records for reading in order; their images may be left out where only captions are wanted."""
+        """The same records for sequential reading.
+
+        Args:
+            images: False may leave out the images, if only captions are needed.
+        """
 
 
-class Index(Rows):
-    """Captions, and the places of images that stay where they are; lean in memory, shared by forked processes."""
+class RecordIndex(IndexedRecords):
+    """Captions and image locations in an Arrow table, which is compact and is shared with forked worker processes."""
 
     def __init__(self, records: Iterable[Record]):
-        from datasets import Dataset  # takes a second to import
+        from datasets import Dataset  # here, as importing it takes a second
 
         self.keys = []
         columns: dict[str, list[Any]] = {name: [] for name in ("captions", "file", "offset", "size", "fault")}
@@ -141,38 +152,43 @@ class Index(Rows):
         self.table = Dataset.from_dict(columns)
 
     def record(self, row: int) -> Record:
+        """The record at index `row`."""
         found = self.table[row]
         place = FileSpan(found["file"], found["offset"], found["size"])
         return Record(self.keys[row], tuple(found["captions"]), place, found["fault"])
 
     def captions(self, row: int) -> tuple[str, ...]:
+        """The captions of a record, without reading its image."""
         return tuple(self.table[row]["captions"])
 
 
-def held_out(key: str, share: float) -> bool:
-    """Whether a record is one of the `share` that validates: a matter of its key alone, whatever else there is."""
+def in_validation_split(key: str, share: float) -> bool:
+    """Whether the record `key` is held out for validation, from a hash of the key alone.
+
+    Adding or removing other records never moves a record to the other split.
+    """
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 def sample_caption(key: str, captions: Sequence[str], seed: int) -> tuple[int, str]:
-    """All that is left to chance in one showing of a record: the seed of its crop, and one of its captions."""
+    """The random choices for one sample of a record: a seed for its crop, and one of its captions."""
     rng = random.Random(f"{seed}/{key}")
     return rng.getrandbits(32), rng.choice(captions)
 
 
-def captions_of(value: Any, lines: bool = False) -> tuple[str, ...]:
-    """The captions that a record's text is, of whatever source: the only place where they are cleaned.
+def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
+    """Parse and clean the captions of a record; every source uses this function.
 
-    Bytes are UTF-8, or what a mark at their beginning says. A number is its digits. What is no text, and blank ones, do
-    not count; marks of byte order are taken off, and spaces and line ends of all kinds become single spaces.
+    Bytes are decoded as UTF-8, or UTF-16 if they begin with its byte order mark. Numbers become text. Values that are
+    not text, blank captions and duplicates are dropped; runs of white space become single spaces.
 
     Args:
-        value: a caption, or a list of them.
-        lines: each line of a text is one; lines end with line feeds and carriage returns, and nothing else.
+        value: a caption, or a list of captions.
+        lines: whether each line of a text is a caption; only line feeds and carriage returns end a line.
 
     Raises:
-        UnicodeDecodeError: bytes are not text.
+        UnicodeDecodeError: bytes are not valid text.
     """
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = [text for each in values if (text := _text(each)) is not None]
@@ -186,7 +202,7 @@ def _text(value: Any) -> str | None:
     if isinstance(value, bytes):
         marked = value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return value.decode("utf-16" if marked else "utf-8")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:  # no nan: a cell without one
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:  # nan is an empty cell
         return str(value)
     return value if isinstance(value, str) else None
 
@@ -196,7 +212,7 @@ IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image")
 
 
 def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
-    """The column that holds captions: the one that was asked for, or the first of the usual names.
+    """The caption column: `wanted`, or the first of the usual names that exists.
 
     Raises:
         ValueError: there is no such column.
@@ -205,12 +221,16 @@ def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:
 
 
 def has_captions(wanted: str | None, names: Iterable[str]) -> bool:
-    """Whether a column of captions was asked for, or one of the usual names is there."""
+    """Whether a caption column was requested, or one with a usual name exists."""
     return wanted is not None or not set(CAPTIONS).isdisjoint(names)
 
 
 def image_column(wanted: str | None, names: Iterable[str], where: str) -> str:
-    """The column that holds images, likewise."""
+    """The image column: `wanted`, or the first of the usual names that exists.
+
+    Raises:
+        ValueError: there is no such column.
+    """
     return _column("image", "images", wanted, names, IMAGES, where)
 
 
@@ -218,7 +238,7 @@ def _column(
     option: str, what: str, wanted: str | None, names: Iterable[str], usual: tuple[str, ...], where: str
 ) -> str:
     names = list(names)
-    there = f"there are {', '.join(names)}" if names else "there are no columns at all"
+    there = f"there are {', '.join(names)}" if names else "it has no columns"
     if wanted is not None:
         if wanted not in names:
             raise ValueError(f"{where} has no column {wanted!r}: {there}; set data.{option} to one of them")
@@ -226,6 +246,6 @@ def _column(
     found = [name for name in usual if name in names]
     if not found:
         raise ValueError(
-            f"{where}: none of its columns is called as one with {what} would be: {there}; set data.{option}"
+            f"{where} has no column with a usual name for {what} ({', '.join(usual)}): {there}; set data.{option}"
         )
     return found[0]

@@ -1,6 +1,6 @@
-"""Tar files in the WebDataset layout: neighbours of one name, 000012.jpg and 000012.txt, are one record.
+"""Tar shards in the WebDataset layout: consecutive files with one name, 000012.jpg and 000012.txt, are one record.
 
-Only headers and captions are read on the way; images stay where they are until they are wanted.
+Scanning a shard reads headers and captions only; images are stored as byte ranges of the tar file.
 """
 
 from __future__ import annotations
@@ -16,18 +16,29 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from dalle.data.custom.records import FileSpan, Index, Record, Shard, Source, caption_column, captions_of, in_utf8
+from dalle.data.custom.records import (
+    FileSpan,
+    Record,
+    RecordIndex,
+    Shard,
+    Source,
+    caption_column,
+    clean_captions,
+    require_utf8,
+)
 from dalle.images.read import EXTENSIONS
 
-_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)$")  # name and everything after its first dot
+_MEMBER = re.compile(
+    r"((?:.*/)?[^./][^./]*)\.([^/]+)$"
+)  # WebDataset's rule: the record's name, then everything after its first dot
 _TEXTS = ("txt", "text", "caption")
-_PEEK = 100
-_BLOCK = 512
+_PEEK = 100  # records of the first shard that are checked when a source is opened
+_BLOCK = 512  # bytes of a tar block
 
 
 @dataclass
 class _Group:
-    """Files of one record by what follows their name's first dot."""
+    """The files of one record, by the part of their names after the first dot."""
 
     name: str
     texts: dict[str, bytes] = field(default_factory=dict)
@@ -35,18 +46,22 @@ class _Group:
 
 
 class TarSource(Source):
-    """Shards of tar files. A record's key is SHARD/NAME.
+    """Tar shards. A record's key is SHARD/NAME.
 
-    Captions are the lines of NAME.txt, or `caption`, `captions`, `text` or `texts` of NAME.json; data.caption chooses
-    another ending ("title.txt") or another entry of the JSON ("json.title").
+    Captions are the lines of NAME.txt, or the entry `caption`, `captions`, `text` or `texts` of NAME.json.
+
+    Args:
+        files: the shards.
+        image: extension of the images; None takes any known one.
+        caption: extension of the captions ("title.txt") or an entry of the JSON ("json.title"); None: the usual ones.
 
     Raises:
-        ValueError: the first shard holds no images, or not the captions that were asked for.
+        ValueError: the first shard holds no images, or not the requested captions.
     """
 
     def __init__(self, files: list[Path], image: str | None, caption: str | None):
         self.files, self.image, self.caption = files, image, caption
-        first = [group for group in islice(_groups(files[0]), _PEEK) if isinstance(group, _Group)]
+        first = [group for group in islice(_read_groups(files[0]), _PEEK) if isinstance(group, _Group)]
         if first and not any(group.images for group in first):
             raise ValueError(
                 f"{files[0]} holds no images among its first {_PEEK} records: expected 000.jpg, 000.txt, ..."
@@ -57,21 +72,23 @@ class TarSource(Source):
         if first and caption is not None:
             caption_column(caption, columns, str(files[0]))
 
-    def rows(self) -> Index:
-        return Index(record for shard in self.shards() for record in shard.records())
+    def rows(self) -> RecordIndex:
+        """All records by index."""
+        return RecordIndex(record for shard in self.shards() for record in shard.records())
 
     def shards(self, images: bool = True) -> list[Shard]:
+        """The same records for sequential reading, shard by shard."""
         return [Shard(file.name, partial(self._records_in_utf8, file)) for file in self.files]
 
     def _records_in_utf8(self, file: Path) -> Iterator[Record]:
-        return map(in_utf8, self._records(file))
+        return map(require_utf8, self._records(file))
 
     def _records(self, file: Path) -> Iterator[Record]:
-        for group in _groups(file):
+        for group in _read_groups(file):
             if isinstance(group, str):
                 yield Record(file.name, fault=group)
                 continue
-            for own in [group] if self.image in group.images else _apart(group):
+            for own in [group] if self.image in group.images else _split_group(group):
                 yield self._record(f"{file.name}/{own.name}", own)
 
     def _record(self, key: str, group: _Group) -> Record:
@@ -81,36 +98,36 @@ class TarSource(Source):
         if "." in plain[0] and len(plain) > 1 and self.image not in group.images:
             return Record(
                 key,
-                fault=f"{', '.join(plain[:3])} are images of one record, as a name ends at its first dot: choose one "
-                "by data.image, or name the files otherwise",
+                fault=f"{', '.join(plain[:3])} are images of one record, because a name ends at its first dot: "
+                "choose one with data.image, or rename the files",
             )
         try:
             image = group.images[self.image if self.image in group.images else plain[0]]
             return Record(key, self._captions(group), image)
-        except ValueError as error:  # JSON or UTF-8 that is none
+        except ValueError as error:  # invalid JSON or UTF-8
             return Record(key, fault=f"its captions cannot be read ({error})")
 
     def _captions(self, group: _Group) -> tuple[str, ...]:
         texts = group.texts
         if self.caption is not None and not self.caption.startswith("json."):
-            return captions_of(texts.get(self.caption, b""), lines=True)
+            return clean_captions(texts.get(self.caption, b""), lines=True)
         for name in _TEXTS:
             if self.caption is None and name in texts:
-                return captions_of(texts[name], lines=True)
+                return clean_captions(texts[name], lines=True)
         entries = _entries(group)
         for name in ("caption", "captions", "text", "texts") if self.caption is None else (self.caption[5:],):
             if name in entries:
-                return captions_of(entries[name])
+                return clean_captions(entries[name])
         return ()
 
 
-def _groups(file: Path) -> Iterator[_Group | str]:
-    """Records of a shard; a str says why reading ended early."""
+def _read_groups(file: Path) -> Iterator[_Group | str]:
+    """Yield the records of a shard; a str, if any, comes last and says why reading ended early."""
     group, fault, end = _Group(""), None, 0
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                end = tar.offset  # of this member, padding and all
+                end = tar.offset  # past this member and its padding
                 named = _MEMBER.match(member.name)
                 if named is None or not member.isfile():
                     continue
@@ -125,21 +142,21 @@ def _groups(file: Path) -> Iterator[_Group | str]:
                     content = tar.extractfile(member)
                     assert content is not None
                     group.texts[ending] = content.read()
-        if not _ends_at(file, end):
-            fault = f"the tar file is not whole: it ends or is damaged after record {group.name!r}"
+        if not _has_end_marker(file, end):
+            fault = f"the tar file is truncated or damaged after record {group.name!r}"
     except (tarfile.TarError, OSError) as error:
-        fault = f"the tar file is not whole or not an uncompressed one ({error})"
-    cut = fault is not None and end > file.stat().st_size  # within the last file of the group
-    if (group.texts or group.images) and not cut:
+        fault = f"the tar file is damaged, or is compressed: unpack it to .tar ({error})"
+    truncated = fault is not None and end > file.stat().st_size  # inside the last file of the group
+    if (group.texts or group.images) and not truncated:
         yield group
     if fault is not None:
         yield fault
 
 
-def _apart(group: _Group) -> list[_Group]:
-    """The records that a group is, where dots within names have put several together: "a 1.0.png", "a 1.1.png".
+def _split_group(group: _Group) -> list[_Group]:
+    """Split a group that dots in names have merged: "a 1.0.png", "a 1.1.png".
 
-    By WebDataset's rule a name ends at its first dot. But where each image has a text of its own, it is a record.
+    By WebDataset's rule a name ends at its first dot. But if each image has a text of its own, each is a record.
     """
     if any("." not in ending for ending in group.images):
         return [group]
@@ -156,8 +173,8 @@ def _apart(group: _Group) -> list[_Group]:
     return list(parts.values())
 
 
-def _ends_at(file: Path, end: int) -> bool:
-    """Whether the closing block of zeros is there: tarfile takes a damaged header for the end as well."""
+def _has_end_marker(file: Path, end: int) -> bool:
+    """Whether the final block of zeros exists: tarfile silently treats a damaged header as the end, too."""
     with file.open("rb") as content:
         content.seek(end)
         return content.read(_BLOCK) == bytes(_BLOCK)
@@ -169,7 +186,7 @@ def _entries(group: _Group) -> dict[str, Any]:
 
 
 def _columns(group: _Group) -> Iterator[str]:
-    """All that data.caption could name."""
+    """All valid values of data.caption for this group."""
     yield from group.texts
     try:
         yield from (f"json.{name}" for name in _entries(group))

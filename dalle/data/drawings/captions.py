@@ -1,4 +1,4 @@
-"""Captions of the drawings in English, Hindi and Nepali: templates over names, keywords, styles, colors, relations."""
+"""Caption templates in English, Hindi and Nepali, over names, keywords, styles, colors and spatial relations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import random
 import re
 from dataclasses import dataclass
 
-Words = dict[str, tuple[str, ...]]  # language -> words for one thing, the usual one first
+Words = dict[str, tuple[str, ...]]  # language -> synonyms, the usual one first
 
-# art style of the emoji -> words that a caption may name it by, per language
+# art style of the emoji -> the words that captions use for it, per language
 STYLES: dict[str, Words] = {
     "noto": {"en": ("noto", "shaded cartoon"), "hi": ("नोटो",), "ne": ("नोटो",)},
     "blob": {"en": ("blob", "old noto"), "hi": ("ब्लॉब",), "ne": ("ब्लब",)},
@@ -18,7 +18,7 @@ STYLES: dict[str, Words] = {
     "fluent-mono": {"en": ("black and white", "monochrome icon"), "hi": ("श्वेत-श्याम",), "ne": ("श्यामश्वेत",)},
     "emojione": {"en": ("emojione", "soft cartoon"), "hi": ("इमोजीवन",), "ne": ("इमोजीवन",)},
 }
-# style family of the icons -> the same; an icon's own English words come besides
+# style family of the icons -> the same; icons may add English words of their own
 FAMILIES: dict[str, Words] = {
     "outline": {"en": ("outline",), "hi": ("रेखा",), "ne": ("रेखा",)},
     "solid": {"en": ("solid",), "hi": ("ठोस",), "ne": ("ठोस",)},
@@ -44,7 +44,7 @@ FAMILIES: dict[str, Words] = {
     "flat color": {"en": ("flat color",), "hi": ("सपाट रंगीन",), "ne": ("समतल रङ्गीन",)},
 }
 
-# group of emoji -> words for what is in it; no caption names a group
+# group of emoji -> words for its contents, for zero-shot classification; no caption names a group
 GROUPS: dict[str, tuple[str, ...]] = {
     "smileys-emotion": ("face", "smiling face", "sad face", "cat face", "heart", "emotion"),
     "people-body": ("person", "man", "woman", "family", "hand", "part of the body"),
@@ -59,14 +59,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class NamedColor:
-    """A color that captions know.
+    """A color that captions can name.
 
     Attributes:
         rgb: red, green, blue in 0..255.
-        hi_background: its Hindi name, feminine and oblique, as before पृष्ठभूमि पर.
-        ne_background: its Nepali name, as before पृष्ठभूमिमा.
-        hi_ink: its Hindi name, masculine and oblique, as before रंग में; "": no drawing is given this color.
-        ne_ink: its Nepali name, as before रङमा.
+        hi_background: Hindi name for a background, feminine oblique, as in "... पृष्ठभूमि पर".
+        ne_background: Nepali name for a background, as in "... पृष्ठभूमिमा".
+        hi_ink: Hindi name for a drawing, masculine oblique, as in "... रंग में"; "": only backgrounds have this color.
+        ne_ink: Nepali name for a drawing, as in "... रङमा".
     """
 
     rgb: tuple[int, int, int]
@@ -99,7 +99,7 @@ INKS = tuple(name for name, color in COLORS.items() if color.hi_ink)
 _COLOR_WORDS = {*INKS, "grey", "golden", "gold", "silver", "rainbow", "colorful", "dark", "light"}
 
 RELATIONS = ("left", "right", "above", "below")
-ROWS = ("left to right", "top to bottom")  # how three things lie
+ROWS = ("left to right", "top to bottom")  # arrangements of three objects
 _SCENES = {
     "en": {
         "left": "{a} to the left of {b}",
@@ -152,16 +152,16 @@ _ON = {
 _ARTICLE = re.compile(r"^(an?|the|some) (?=\S)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, eq=False)  # one object a concept: compared and hashed as such
+@dataclass(frozen=True, eq=False)  # one object per concept: compared and hashed by identity
 class Concept:
-    """Names of what a drawing shows."""
+    """The names of what a drawing shows."""
 
-    phrase: str  # "a red heart"
-    names: dict[str, str]  # language -> "red heart"; languages without a name are missing
+    phrase: str  # with its article: "a red heart"
+    names: dict[str, str]  # language -> "red heart"; only languages in which it has a name
     keywords: dict[str, tuple[str, ...]]
 
     def words(self, language: str, ink: str | None = None) -> tuple[str, str]:
-        """The phrase with its article, where the language has one, and the bare name; in a color if one is named."""
+        """The phrase (with an article in English) and the bare name, both with the color `ink` if it is given."""
         name = self.names[language]
         if language != "en":
             if ink is None:
@@ -172,28 +172,28 @@ class Concept:
         if ink is None:
             return self.phrase, name
         article = _ARTICLE.match(self.phrase)
-        bare = f"{ink} {self.phrase[article.end() :] if article else self.phrase}"
+        noun = f"{ink} {self.phrase[article.end() :] if article else self.phrase}"
         singular = article is not None and article[1].lower() in ("a", "an")
-        return (with_article(bare) if singular else bare), f"{ink} {name}"
+        return (with_article(noun) if singular else noun), f"{ink} {name}"
 
     @property
     def colorable(self) -> bool:
-        """Whether a color in front of the name says nothing that the name contradicts."""
+        """Whether the name can take a color without contradicting itself ("a green red heart")."""
         return _COLOR_WORDS.isdisjoint(re.findall(r"[a-z]+", self.names["en"].lower()))
 
 
 def with_article(words: str) -> str:
-    """ "an orange wolf", "a teal wolf"."""
+    """Prepend "a" or "an": "an orange wolf", "a teal wolf"."""
     return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
 
 
-def canonical(concept: Concept, style_words: Words, language: str = "en") -> str:
-    """The one caption that figures are measured with: "a red heart, 3d style"."""
+def canonical_caption(concept: Concept, style_words: Words, language: str = "en") -> str:
+    """The fixed caption used for evaluation: "a red heart, 3d style"."""
     x, n = concept.words(language)
     return _STYLED[language][0].format(x=x, n=n, s=style_words[language][0])
 
 
-def single(
+def single_caption(
     rng: random.Random,
     language: str,
     concept: Concept,
@@ -201,15 +201,15 @@ def single(
     keyword_chance: float,
     ink: str | None = None,
 ) -> str:
-    """A caption of one object.
+    """A random caption of one object.
 
     Args:
-        rng: where chance comes from.
-        language: of the caption; the concept has a name in it.
+        rng: source of all randomness.
+        language: language of the caption, in which the concept has a name.
         concept: what is shown.
-        style_words: of its style; None leaves the style unsaid.
-        keyword_chance: how often some of the concept's keywords follow its name.
-        ink: name of the color that a drawing of one color has; None leaves it unsaid.
+        style_words: words for its style; None leaves the style out.
+        keyword_chance: probability that some of the concept's keywords follow its name.
+        ink: name of the color of a single-color drawing; None leaves it out.
     """
     x, n = concept.words(language, ink)
     keywords = concept.keywords.get(language, ())
@@ -217,27 +217,27 @@ def single(
         x = n = ", ".join([n, *rng.sample(keywords, min(len(keywords), rng.randint(1, 3)))])
     if style_words is None:
         return rng.choice(_PLAIN[language]).format(x=x, n=n)
-    # The first template is the canonical one, and the first word the style's own: both come most often.
+    # The first template and first word form the canonical caption, which is evaluated: sample them most often.
     templates, words = _STYLED[language], style_words[language]
     template = templates[0] if rng.random() < 0.4 else rng.choice(templates)
     word = words[0] if rng.random() < 0.7 else rng.choice(words)
     return template.format(x=x, n=n, s=word)
 
 
-def scene(
+def scene_caption(
     language: str,
     relation: str,
     things: list[tuple[Concept, str | None]],
     style_words: Words | None,
 ) -> str:
-    """A caption of two objects, the first lying `relation` of the second, or of three in a row, each with its color."""
+    """A caption of two objects ("{a} to the left of {b}") or three in a row, each with its color if it has one."""
     phrases = [concept.words(language, ink)[0] for concept, ink in things]
     both = _SCENES[language][relation].format(**dict(zip("abc", phrases, strict=False)))
     return both if style_words is None else _STYLED[language][0].format(x=both, n=both, s=style_words[language][0])
 
 
-def on_background(rng: random.Random, language: str, caption: str, background: str) -> str:
-    """`caption` with its background named."""
+def with_background(rng: random.Random, language: str, caption: str, background: str) -> str:
+    """Add the name of the background to a caption."""
     color = COLORS[background]
     named = {"en": with_article(background), "hi": color.hi_background, "ne": color.ne_background}[language]
     template = _ON[language][0] if rng.random() < 0.7 else rng.choice(_ON[language])
@@ -246,7 +246,7 @@ def on_background(rng: random.Random, language: str, caption: str, background: s
 
 _SIDES = {"left": "right", "right": "left", "leftwards": "rightwards", "rightwards": "leftwards"}
 _SIDE = re.compile(r"\b(left|right|leftwards|rightwards)\b", re.IGNORECASE)
-# What has a right way round: writing, numbers, clocks, keys and signs of all kinds.
+# Concepts whose mirror image is wrong: writing, numbers, clocks, keys and signs of all kinds.
 _ONE_WAY = re.compile(
     r"\b(alarm|abacus|abc|alphabet|book|books|button|calculator|calendar|card|clock|clocks|compass|currency|date|dice|"
     r"die|document|flag|form|heart with|hourglass|id|input|invoice|keyboard|keypad|letter|letters|license|list|map|"
@@ -255,13 +255,13 @@ _ONE_WAY = re.compile(
 )
 
 
-def mirrored(concept: Concept) -> Concept | None:
-    """What the mirror image of a drawing shows, left and right swapped in its names; None: it has a right way round."""
+def mirror_concept(concept: Concept) -> Concept | None:
+    """The concept of a mirrored drawing, left and right swapped in its names; None if it must not be mirrored."""
     if _ONE_WAY.search(concept.names["en"].lower()):
         return None
     if not _SIDE.search(concept.names["en"]):
         return concept
-    swapped = {"en": _swapped(concept.names["en"])}  # in other languages sides are worded in too many ways
+    swapped = {"en": _swapped(concept.names["en"])}  # other languages have too many ways to say it
     return Concept(_swapped(concept.phrase), swapped, {})
 
 
@@ -269,8 +269,8 @@ def _swapped(words: str) -> str:
     return _SIDE.sub(lambda found: _SIDES[found[0].lower()], words)
 
 
-def every_form(concept: Concept, style_words: list[Words], languages: tuple[str, ...]) -> list[str]:
-    """Captions of a concept that together show all words, templates and colors: what a BPE is learnt from."""
+def all_templates(concept: Concept, style_words: list[Words], languages: tuple[str, ...]) -> list[str]:
+    """Captions of a concept that together cover all words, templates and colors: the corpus for BPE training."""
     forms = []
     rng = random.Random(concept.phrase)
     for language in (lang for lang in languages if lang in concept.names):
@@ -279,6 +279,6 @@ def every_form(concept: Concept, style_words: list[Words], languages: tuple[str,
         forms += [", ".join([n, *concept.keywords.get(language, ())])]
         for words in style_words:
             ink = rng.choice(INKS) if concept.colorable and rng.random() < 0.5 else None
-            styled = single(rng, language, concept, words, keyword_chance=0.0, ink=ink)
-            forms += [styled, on_background(rng, language, styled, rng.choice(list(COLORS)))]
+            styled = single_caption(rng, language, concept, words, keyword_chance=0.0, ink=ink)
+            forms += [styled, with_background(rng, language, styled, rng.choice(list(COLORS)))]
     return forms

@@ -1,6 +1,6 @@
-"""Where drawings lie in an image and what lies behind them: geometry and painting, without words.
+"""Layout and compositing of drawings: positions, backgrounds, alpha blending. Knows nothing of captions.
 
-Letters: S pixels a side of the image.
+Shapes: S side of the image, s side of an object, in pixels.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from dalle.data.drawings.captions import COLORS, INKS, ROWS
 from dalle.data.drawings.render import Color
 
 WHITE: Color = COLORS["white"].rgb
-_CONTRAST = 140  # Euclidean distance of two colors, of 441, that are easily told apart
+_CONTRAST = 140  # Euclidean RGB distance (at most 441) at which two colors are easy to tell apart
 _SAME = 40  # colors that differ by less in every channel are hard to tell apart
-_TRIES = 8
+_TRIES = 8  # random backgrounds to try for one on which the objects are visible
 
 
 @dataclass(frozen=True)
 class Composition:
-    """An image and its caption before it is painted.
+    """A composed image before alpha blending, its caption, and how both were made.
 
     Attributes:
         layer: the objects, uint8 [S, S, 4], RGBA.
-        color: what lies behind them.
+        color: background color.
         caption: the caption.
-        sources: numbers of the drawings used, in the order in which the caption names them.
+        sources: indices of the drawings, in the order of the caption.
         boxes: (top, left, side) of each object's square, in pixels.
-        inks: name of the color of each object; None where the caption says nothing of it.
-        relation: how the first object of a scene lies to the second, or how three lie; None for one object.
-        background: the name by which the caption calls the color; None where it says nothing, on white.
+        inks: color name of each object; None if the caption does not name it.
+        relation: spatial relation of two objects or arrangement of three; None for one object.
+        background: color name of the background; None if the caption does not name it (white).
     """
 
     layer: np.ndarray
@@ -50,41 +50,41 @@ class Composition:
 
 
 def paint(layer: np.ndarray, color: Color) -> np.ndarray:
-    """RGBA uint8 [H, W, 4] over a color -> uint8 [H, W, 3]."""
+    """Blend RGBA uint8 [H, W, 4] over a color -> uint8 [H, W, 3]."""
     alpha = layer[..., 3:].astype(np.uint16)
     over = layer[..., :3] * alpha + np.asarray(color, dtype=np.uint16) * (255 - alpha)
     return ((over + 127) // 255).astype(np.uint8)
 
 
 def scene_boxes(relation: str, side: int, rng: random.Random, shift: float) -> tuple[tuple[int, int, int], ...]:
-    """Squares (top, left, side) of the two or three objects of a scene, none over another.
+    """Non-overlapping squares (top, left, side) for the two or three objects of a scene, in the order of the caption.
 
     Args:
-        relation: how they lie, one of `captions.RELATIONS` (two) or `captions.ROWS` (three).
-        side: pixels a side of the image.
-        rng: where chance comes from.
-        shift: how far they may lie off the middle line, as a share of the side, at most.
+        relation: one of `captions.RELATIONS` (two objects) or `captions.ROWS` (three).
+        side: side of the image, in pixels.
+        rng: source of all randomness.
+        shift: largest distance from the center line, as a fraction of the side.
     """
     count = 3 if relation in ROWS else 2
-    own = side // count
-    most = min(round(shift * side), (side - own) // 2)
-    across = (side - own) // 2 + rng.randint(-most, most)  # the same for all: they stand in one line
-    along = [number * own + (side - count * own) // 2 for number in range(count)]
+    size = side // count
+    most = min(round(shift * side), (side - size) // 2)
+    across = (side - size) // 2 + rng.randint(-most, most)  # the same for all objects, so that they form a line
+    along = [number * size + (side - count * size) // 2 for number in range(count)]
     if relation in ("right", "below"):
         along.reverse()
     if relation in ("left", "right", "left to right"):
-        return tuple((across, at, own) for at in along)
-    return tuple((at, across, own) for at in along)
+        return tuple((across, at, size) for at in along)
+    return tuple((at, across, size) for at in along)
 
 
 def place(layer: np.ndarray, object_: np.ndarray, top: int, left: int) -> None:
-    """Lay an RGBA object [s, s, 4] into a transparent part of a layer [S, S, 4]."""
+    """Copy an RGBA object [s, s, 4] into a transparent region of a layer [S, S, 4], in place."""
     side = object_.shape[0]
     layer[top : top + side, left : left + side] = object_
 
 
-def kept_inside(object_: np.ndarray, side: int, top: int, left: int) -> tuple[int, int]:
-    """(top, left), moved as little as keeps all that is drawn of an object [s, s, 4] inside an image of `side`."""
+def clamp_inside(object_: np.ndarray, side: int, top: int, left: int) -> tuple[int, int]:
+    """The position nearest to (top, left) at which all visible pixels of an object [s, s, 4] lie inside the image."""
     rows, columns = np.nonzero(object_[..., 3].any(1))[0], np.nonzero(object_[..., 3].any(0))[0]
     if not len(rows):
         return top, left
@@ -93,45 +93,52 @@ def kept_inside(object_: np.ndarray, side: int, top: int, left: int) -> tuple[in
     return top, left
 
 
-def lay(object_: np.ndarray, side: int, top: int, left: int) -> np.ndarray:
-    """An object [s, s, 4] alone in a transparent layer [S, S, 4]; what is transparent of it may lie outside."""
+def place_alone(object_: np.ndarray, side: int, top: int, left: int) -> np.ndarray:
+    """An object [s, s, 4] alone on a transparent layer [S, S, 4]; its transparent margin may lie outside."""
     layer = np.zeros((side, side, 4), dtype=np.uint8)
-    own = object_.shape[0]
-    rows = slice(max(0, -top), min(own, side - top))
-    columns = slice(max(0, -left), min(own, side - left))
+    size = object_.shape[0]
+    rows = slice(max(0, -top), min(size, side - top))
+    columns = slice(max(0, -left), min(size, side - left))
     layer[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop] = object_[rows, columns]
     return layer
 
 
-def rotated(object_: np.ndarray, degrees: float) -> np.ndarray:
-    """An object turned about its middle, counterclockwise; what would leave its square is cut."""
-    image = Image.fromarray(object_).convert("RGBa")  # or transparent pixels' colors would bleed in
+def rotate(object_: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotate an RGBA object about its center, counterclockwise; corners that leave its square are cut off."""
+    # Premultiplied alpha ("RGBa"), or the colors of transparent pixels would bleed into the interpolated edges.
+    image = Image.fromarray(object_).convert("RGBa")
     return np.array(image.rotate(degrees, Image.Resampling.BICUBIC).convert("RGBA"))
 
 
 def choose_ink(rng: random.Random) -> str:
-    """The name of a color for a drawing of one color."""
+    """A random color name for a single-color drawing."""
     return rng.choice(INKS)
 
 
 def choose_background(rng: random.Random, layer: np.ndarray, inks: list[Color]) -> str:
-    """The name of a color on which the objects can be seen: far from every ink, and not that of most that is drawn."""
-    far = [name for name, color in COLORS.items() if all(distance(color.rgb, ink) >= _CONTRAST for ink in inks)]
+    """A random background color name on which the objects are visible.
+
+    Args:
+        rng: source of all randomness.
+        layer: the objects, RGBA uint8 [S, S, 4].
+        inks: colors of the single-color objects, all of which the background must contrast with.
+    """
+    far = [name for name, color in COLORS.items() if all(color_distance(color.rgb, ink) >= _CONTRAST for ink in inks)]
     choice = far or list(COLORS)
     for _ in range(_TRIES):
         background = rng.choice(choice)
-        if not hidden(layer, COLORS[background].rgb):
+        if not blends_in(layer, COLORS[background].rgb):
             break
     return background
 
 
-def distance(a: Color, b: Color) -> float:
-    """Euclidean distance of two colors, 0 to 441."""
+def color_distance(a: Color, b: Color) -> float:
+    """Euclidean distance of two RGB colors, 0 to 441."""
     return float(np.linalg.norm(np.subtract(a, b, dtype=np.float64)))
 
 
-def hidden(layer: np.ndarray, color: Color) -> bool:
-    """Whether most of what is drawn has nearly this color; looks at one pixel of sixteen."""
+def blends_in(layer: np.ndarray, color: Color) -> bool:
+    """Whether most visible pixels have nearly this color; samples one pixel in sixteen for speed."""
     few = layer[::4, ::4]
     drawn = few[few[..., 3] > 127, :3].astype(np.int16)
     near = (abs(drawn - np.asarray(color, dtype=np.int16)) < _SAME).all(-1)

@@ -1,4 +1,4 @@
-"""Drawings of one split with captions: training composes them anew each time, evaluation shows each as it is."""
+"""The embedded drawings as a data set: training composes new images each epoch, evaluation shows each drawing once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dalle.data.drawings.composition import (
     Composition,
     choose_background,
     choose_ink,
-    kept_inside,
-    lay,
+    clamp_inside,
     place,
-    rotated,
+    place_alone,
+    rotate,
     scene_boxes,
 )
 from dalle.data.drawings.render import BLACK, Color
@@ -43,87 +43,92 @@ Language = Literal["en", "hi", "ne"]
 
 
 @config
-class DrawingsData:
-    """How captions and images are composed; data/emoji/README.md and data/icons/README.md tell what there is."""
+class DrawingsConfig:
+    """How images and captions are composed; data/emoji/README.md and data/icons/README.md describe the drawings."""
 
     kind: Literal["drawings"] = "drawings"
     """The embedded drawings: emoji and vector icons."""
     sets: tuple[SetName, ...] = ("emoji", "icons")
-    """Which of the embedded sets."""
+    """The embedded sets to use."""
     weights: tuple[Annotated[float, Range(0, 1000, above=True)], ...] | None = None
-    """How often each set is shown, relative to the others; null: by the square roots of its concepts' drawings."""
+    """Relative sampling weight of each set; null: each concept counts by the square root of its number of drawings."""
     root: Path | None = None
-    """Folder that holds emoji/ and icons/; null is the repository's data."""
+    """Folder with emoji/ and icons/; null is the repository's data/."""
     styles: tuple[str, ...] | None = None
-    """Art styles to use; null: all of the sets'."""
+    """Art styles to use; null uses all."""
     languages: tuple[Language, ...] = ("en", "hi", "ne")
     """Languages of the captions; the first is the most frequent."""
     first_language: Probability = 0.7
-    """Share of captions in the first language, of what has names in all; the others share the rest."""
+    """Fraction of captions in the first language, for concepts with names in all; the others share the rest equally."""
     style_named: Probability = 0.75
-    """Share of captions that name the style."""
+    """Fraction of captions that name the style."""
     keywords: Probability = 0.08
-    """Share of captions of one object that go on with some of its keywords."""
+    """Fraction of single-object captions that add some of the concept's keywords."""
     inks: Probability = 0.5
-    """Share of the drawings of one color that have another than black, which the caption names."""
+    """Fraction of single-color drawings that are recolored; the caption names the color."""
     backgrounds: Probability = 0.35
-    """Share of images on a colored background, which the caption names."""
+    """Fraction of images with a colored background, which the caption names."""
     scenes: Probability = 0.12
-    """Share of images that show two or three objects and how they lie."""
+    """Fraction of images with two or three objects, whose spatial relation the caption names."""
     shift: Annotated[float, Range(0, 0.25, hint="a share of the side")] = 0.06
-    """How far an object may lie off the center, as a share of the image's side; none is cut."""
+    """Largest offset of an object from the center, as a fraction of the image's side; objects are never cut off."""
     scale: Annotated[float, Range(0.25, 1)] = 0.75
-    """Smallest size an object is shown at, as a share of the whole image."""
+    """Smallest side of a single object, as a fraction of the image's side."""
     rotation: Annotated[float, Range(0, 45, hint="degrees")] = 0.0
-    """Degrees by which an object may be turned, at most."""
+    """Largest random rotation of an object, in degrees."""
     flips: Probability = 0.0
-    """Share of objects that are mirrored, where they have no right way round; captions swap left and right."""
+    """Fraction of objects that are mirrored, among those that may be; captions swap left and right."""
     composed: bool = True
-    """Whether training images are composed; false shows each drawing as evaluation does."""
+    """Whether training images are composed; false shows each drawing as in evaluation."""
     include_test: bool = False
-    """Let the split train hold all others too: for a judge of drawings (docs/evaluation.md), never for a model."""
+    """Include all other splits in train: for a judge of drawings (docs/evaluation.md), never for a generator."""
     max_bad: NonNegativeInt = 0
-    """Broken records that are skipped before it is an error."""
+    """Number of broken records to skip before raising an error."""
 
     def __post_init__(self) -> None:
         if not self.sets or len(set(self.sets)) != len(self.sets):
-            raise ValueError(f"sets {list(self.sets)}: one or both of emoji, icons, each once")
+            raise ValueError(f"sets is {list(self.sets)}: give one or both of emoji, icons, each once")
         known = [*(STYLES if "emoji" in self.sets else ()), *(FAMILIES if "icons" in self.sets else ())]
         if self.styles is not None:
             unknown = [style for style in self.styles if style not in known]
             if unknown or not self.styles:
                 raise ValueError(f"styles {unknown or '[]'}: choose from {', '.join(known)}")
         if self.weights is not None and len(self.weights) != len(self.sets):
-            raise ValueError(f"weights {list(self.weights)}: one for each of sets, {', '.join(self.sets)}")
+            raise ValueError(f"weights is {list(self.weights)}: give one per set, {', '.join(self.sets)}")
         if not self.languages:
             raise ValueError("languages is empty: choose from en, hi, ne")
 
 
-class Drawings:
-    """Drawings of one split with captions.
+class DrawingsDataset:
+    """One split of the embedded drawings, with captions.
 
-    In "train" an index stands for a concept, about as often as the square root of the number of its drawings (349
-    concepts are drawn 20 times or more, 2,288 once), and everything else comes from the pair's seed: which drawing,
-    template, language, ink, background, place and size, other objects. The other splits ("validation", "test_pair",
-    "test_block", "test_concept", "held_out" for the three tests, "known" for what is trained on, "all") show each
-    drawing once, black or in its own colors, as large as the image, on white, with its canonical caption
-    ("a red heart, 3d style"), whatever the seed, so that figures measured on them can be repeated. Other objects of a
-    scene come from the same style and split.
+    In "train", an index stands for a concept, repeated by the square root of its number of drawings: 349 concepts
+    have 20 drawings or more and 2,288 only one, and neither should dominate. Everything else depends on the seed:
+    drawing, caption template, language, color, background, position and size, other objects (from the same style).
+
+    The other splits ("validation", "test_pair", "test_block", "test_concept"; "held_out" is the three tests, "known"
+    the training drawings, "all" everything) show each drawing once, whatever the seed: black or in its own colors,
+    filling the image, on white, with its canonical caption ("a red heart, 3d style"). Metrics are thus reproducible.
+
+    Args:
+        config: how to compose images and captions.
+        split: a key of `SPLITS`.
+        image_size: height and width of the images, in pixels, at least 8.
 
     Attributes:
-        drawings: what the split holds.
-        styles: style of each.
-        concepts: what each shows.
-        groups: group of each, an emoji's one of `captions.GROUPS`, an icon's its category.
-        one_color: whether each is of one color that a caption may name.
+        drawings: the drawings of the split.
+        styles: style of each drawing.
+        concepts: concept of each drawing.
+        groups: group of each drawing: one of `captions.GROUPS` for emoji, the category for icons.
+        one_color: whether each drawing has a single color that a caption may name.
 
     Raises:
-        ValueError: the folder, a file, or the split is not there.
+        ValueError: a file, the folder or the split does not exist, or no drawing matches.
     """
 
-    def __init__(self, config: DrawingsData, split: str, image_size: int):
+    def __init__(self, config: DrawingsConfig, split: str, image_size: int):
         if split not in SPLITS:
-            raise ValueError(f"data split {split!r} is unknown: choose from {', '.join(SPLITS)}")
+            raise ValueError(f"unknown data split {split!r}: choose from {', '.join(SPLITS)}")
         if image_size < 8:
             raise ValueError(f"drawings of {image_size} pixels cannot be told apart: image_size must be 8 or more")
         self.config, self.split, self.image_size = config, split, image_size
@@ -135,12 +140,14 @@ class Drawings:
                 "data.root=CHECKOUT/data, or images of your own by 'data={kind: pairs, path: FOLDER}'"
             )
         if not root.is_dir():
-            raise ValueError(f"there is no folder {root}: data.root must be the repository's data or a copy of it")
+            raise ValueError(f"no such folder: {root}; data.root must be the repository's data folder or a copy of it")
         wanted = SPLITS["all" if split == "train" and config.include_test else split]
         by_set = [[d for d in read_set(name, root, config.styles) if d.split in wanted] for name in config.sets]
         self.drawings: list[Drawing] = [drawing for own in by_set for drawing in own]
         if not self.drawings:
-            raise ValueError(f"the split {split!r} has no drawing of these sets and styles")
+            raise ValueError(
+                f"the split {split!r} has no drawings with these sets and styles: change data.sets or data.styles"
+            )
         self.styles = [drawing.style for drawing in self.drawings]
         self.concepts = [drawing.concept for drawing in self.drawings]
         self.groups = [drawing.group for drawing in self.drawings]
@@ -155,26 +162,27 @@ class Drawings:
 
     def pair(self, index: int, seed: int) -> Pair:
         """Pair `index`, its image uint8 [image_size, image_size, 3]."""
-        made = self.compose(index, seed)
-        return Pair(made.paint(), made.caption)
+        composition = self.compose(index, seed)
+        return Pair(composition.paint(), composition.caption)
 
     def canonical_caption(self, index: int) -> str:
-        """The caption that drawing `index` is measured with: "a red heart, 3d style"."""
-        return captions.canonical(self.concepts[index], self.drawings[index].style_words)
+        """The caption used to evaluate drawing `index`: "a red heart, 3d style"."""
+        return captions.canonical_caption(self.concepts[index], self.drawings[index].style_words)
 
     def caption_in(self, index: int, language: str) -> str | None:
-        """The canonical caption of drawing `index` in a language; None where its concept has no name in it."""
+        """The canonical caption of drawing `index` in a language; None if its concept has no name in it."""
         concept = self.concepts[index]
         if language not in concept.names:
             return None
-        return captions.canonical(concept, self.drawings[index].style_words, language)
+        return captions.canonical_caption(concept, self.drawings[index].style_words, language)
 
     def compose(self, index: int, seed: int) -> Composition:
-        """What `pair` paints, and how it came about."""
+        """The composition behind `pair(index, seed)`: the image before blending, and every choice that was made."""
         if not self.composed:
             layer = self.drawings[index].art.render(self.image_size)
             whole = ((0, 0, self.image_size),)
             return Composition(layer, WHITE, self.canonical_caption(index), (index,), whole, (None,))
+        # One generator per (seed, index), so that a sample does not depend on which worker makes it, or when.
         rng = random.Random(f"{seed}/{index}")
         drawing = rng.choice(self._slots[index])
         if rng.random() < self.config.scenes:
@@ -182,20 +190,20 @@ class Drawings:
         return self._single(rng, drawing)
 
     def captions(self) -> Iterator[str]:
-        """Captions of every concept in every language that show all words and templates; the same each time."""
+        """Captions of every concept and language that cover all words and templates: the corpus for BPE training."""
         words: dict[Concept, list[captions.Words]] = {}
         for drawing in self.drawings:
             own = words.setdefault(drawing.concept, [])
             if drawing.style_words not in own:
                 own.append(drawing.style_words)
         for concept, own in words.items():
-            yield from captions.every_form(concept, own, self.config.languages)
+            yield from captions.all_templates(concept, own, self.config.languages)
         rng = random.Random(0)
         for number in range(0, len(self.drawings), 3):
             yield self._scene(rng, number, drawn=False).caption
 
     def _concept_slots(self) -> list[list[int]]:
-        """For each index of training the drawings that it may show: those of one concept in one set."""
+        """For each training index, the drawings to choose from: those of one concept in one set."""
         slots: list[list[list[int]]] = []
         for name in self.config.sets:
             own: dict[Concept, list[int]] = defaultdict(list)
@@ -204,7 +212,7 @@ class Drawings:
                     own[drawing.concept].append(number)
             slots.append([numbers for numbers in own.values() for _ in range(math.ceil(math.sqrt(len(numbers))))])
         if self.config.weights is not None:
-            # The set that is too rare is repeated, so that no concept is ever left out.
+            # Repeat the slots of underrepresented sets instead of dropping slots of the others: every concept stays.
             rates = [weight / max(1, len(own)) for weight, own in zip(self.config.weights, slots, strict=True)]
             slots = [
                 [own[i % len(own)] for i in range(round(len(own) * rate / min(rates)))]
@@ -213,15 +221,22 @@ class Drawings:
         return [slot for own in slots for slot in own]
 
     def _language(self, rng: random.Random, concepts: list[Concept]) -> str:
-        """A language that all of these concepts have names in."""
+        """A random language in which all of these concepts have names."""
         first, *others = self.config.languages
         language = first if not others or rng.random() < self.config.first_language else rng.choice(others)
         return language if all(language in concept.names for concept in concepts) else "en"
 
     def _object(self, rng: random.Random, number: int, side: int) -> tuple[np.ndarray, Concept, str | None, Color]:
-        """A drawing rendered with chance: RGBA [side, side, 4], what it shows, its named and its own color.
+        """Render a drawing with random color, mirroring and rotation.
 
-        With a side of 0 nothing is rendered.
+        Args:
+            rng: source of all randomness.
+            number: index of the drawing.
+            side: side of the result in pixels; 0 renders nothing, for captions only.
+
+        Returns:
+            RGBA uint8 [side, side, 4]; its concept; the color name for the caption, if any; and its RGB color, () for
+            a drawing of many colors.
         """
         drawing = self.drawings[number]
         concept, ink, color = drawing.concept, None, BLACK
@@ -230,12 +245,12 @@ class Drawings:
             color = COLORS[ink].rgb
         mirror = None
         if rng.random() < self.config.flips and not drawing.symbol:
-            mirror = captions.mirrored(concept)
+            mirror = captions.mirror_concept(concept)
         pixels = drawing.art.render(side, color) if side else np.zeros((0, 0, 4), dtype=np.uint8)
         if mirror is not None:
             concept, pixels = mirror, pixels[:, ::-1]
         if self.config.rotation and side:
-            pixels = rotated(pixels, rng.uniform(-self.config.rotation, self.config.rotation))
+            pixels = rotate(pixels, rng.uniform(-self.config.rotation, self.config.rotation))
         return pixels, concept, ink, color if drawing.mono else ()
 
     def _single(self, rng: random.Random, number: int) -> Composition:
@@ -244,17 +259,17 @@ class Drawings:
         pixels, concept, ink, color = self._object(rng, number, own)
         most = round(self.config.shift * side)
         free = (side - own) // 2
-        top, left = kept_inside(pixels, side, free + rng.randint(-most, most), free + rng.randint(-most, most))
-        layer = lay(pixels, side, top, left)
+        top, left = clamp_inside(pixels, side, free + rng.randint(-most, most), free + rng.randint(-most, most))
+        layer = place_alone(pixels, side, top, left)
         language = self._language(rng, [concept])
         named = self.drawings[number].style_words if rng.random() < self.config.style_named else None
-        caption = captions.single(rng, language, concept, named, self.config.keywords, ink)
+        caption = captions.single_caption(rng, language, concept, named, self.config.keywords, ink)
         return self._on_background(
             rng, language, Composition(layer, WHITE, caption, (number,), ((top, left, own),), (ink,)), [color]
         )
 
     def _scene(self, rng: random.Random, number: int, drawn: bool = True) -> Composition:
-        """Two or three objects; `drawn` False makes the caption alone."""
+        """Two or three objects; `drawn` False skips rendering, for captions only."""
         relation = rng.choice(RELATIONS if rng.random() < 0.8 else ROWS)
         others = rng.choices(self.of_style[self.styles[number]], k=2 if relation in ROWS else 1)
         sources = (number, *others)
@@ -269,19 +284,33 @@ class Drawings:
             colors.append(color)
         language = self._language(rng, [concept for concept, _ in things])
         named = self.drawings[number].style_words if rng.random() < self.config.style_named else None
-        caption = captions.scene(language, relation, things, named)
+        caption = captions.scene_caption(language, relation, things, named)
         inks = tuple(ink for _, ink in things)
         return self._on_background(
             rng, language, Composition(layer, WHITE, caption, sources, boxes, inks, relation), colors
         )
 
-    def _on_background(self, rng: random.Random, language: str, made: Composition, colors: list[Color]) -> Composition:
-        """The composition on a color that its caption names, or on white; never on a color in which it vanishes."""
+    def _on_background(
+        self, rng: random.Random, language: str, composition: Composition, colors: list[Color]
+    ) -> Composition:
+        """Put a composition on a random color, which its caption names, or leave it on white.
+
+        White drawings always get a colored background, on which they are visible.
+        """
         own = [color for color in colors if color]
         needed = any(min(color) > 200 for color in own)  # white ink
         if not needed and rng.random() >= self.config.backgrounds:
-            return made
-        background = choose_background(rng, made.layer, own)
-        caption = captions.on_background(rng, language, made.caption, background)
+            return composition
+        background = choose_background(rng, composition.layer, own)
+        caption = captions.with_background(rng, language, composition.caption, background)
         color = COLORS[background].rgb
-        return Composition(made.layer, color, caption, made.sources, made.boxes, made.inks, made.relation, background)
+        return Composition(
+            composition.layer,
+            color,
+            caption,
+            composition.sources,
+            composition.boxes,
+            composition.inks,
+            composition.relation,
+            background,
+        )

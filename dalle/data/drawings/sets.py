@@ -1,4 +1,4 @@
-"""What the embedded sets hold, drawing by drawing: data/emoji and data/icons as one list."""
+"""Reads the embedded sets, data/emoji and data/icons, as lists of drawings."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _MONO_STYLE = "fluent-mono"
 _SYMBOLS = ("symbols", "flags")
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed as the one object it is
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Drawing:
     """One drawing of one thing.
 
     Attributes:
-        set: the set that it comes from.
-        style: its art style, a key of `captions.STYLES` (emoji) or `captions.FAMILIES` (icons).
-        style_words: words a caption may name the style by, per language.
-        concept: what it shows; one object for all drawings of a concept in a set.
+        set: "emoji" or "icons".
+        style: art style, a key of `captions.STYLES` (emoji) or `captions.FAMILIES` (icons).
+        style_words: words that captions use for the style, per language.
+        concept: what it shows; one shared object for all drawings of a concept in a set.
         group: the emoji's group, or the icon's category.
         split: the split it belongs to.
-        art: what is rendered.
-        mono: it is of one color, which a caption may choose.
-        symbol: it is a sign, whose mirror image is another or none.
+        art: the bitmap or SVG.
+        mono: whether it has a single color, which can be changed.
+        symbol: whether it is a sign, which must not be mirrored.
     """
 
     set: SetName
@@ -48,17 +48,17 @@ class Drawing:
     symbol: bool
 
 
-@lru_cache(maxsize=4)  # training and validation read the same files
+@lru_cache(maxsize=4)  # the splits share the same files
 def read_set(name: SetName, root: Path, styles: tuple[str, ...] | None = None) -> tuple[Drawing, ...]:
-    """All drawings of a set, those of one style together.
+    """All drawings of a set, grouped by style.
 
     Args:
-        name: which set.
-        root: folder that holds `emoji/` and `icons/`.
-        styles: the styles that are wanted; None: all.
+        name: the set.
+        root: folder with `emoji/` and `icons/`.
+        styles: styles to include; None includes all.
 
     Raises:
-        ValueError: the folder or a file is not there or not whole.
+        ValueError: the folder or a file is missing or damaged.
     """
     return tuple(_emoji(root / "emoji", styles) if name == "emoji" else _icons(root / "icons", styles))
 
@@ -93,9 +93,11 @@ def _icons(root: Path, styles: tuple[str, ...] | None) -> Iterator[Drawing]:
     folder = root / "icons"
     files = sorted(folder.glob("*.parquet"))
     if not files:
-        raise ValueError(f"there are no icons in {folder}: data.root must be the repository's data or a copy of it")
+        raise ValueError(
+            f"there are no icons in {folder}: data.root must be the repository's data folder or a copy of it"
+        )
     rows = [row for file in files for row in _rows(file, list(_ICON_COLUMNS))]
-    rows.sort(key=lambda row: row["family"])  # a stable sort: within a family they stay in the order of the files
+    rows.sort(key=lambda row: row["family"])  # stable: keeps the order of the files within a family
     concepts: dict[str, Concept] = {}
     for row in rows:
         concept = concepts.setdefault(row["concept"], _concept(row))
@@ -117,6 +119,7 @@ def _icons(root: Path, styles: tuple[str, ...] | None) -> Iterator[Drawing]:
 
 
 def _american(words: str) -> str:
+    # The files of the set use British spelling, captions American.
     return words.replace("colour", "color")
 
 
@@ -135,10 +138,10 @@ def _concept(row: dict[str, Any]) -> Concept:
 
 def _rows(file: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     if not file.is_file():
-        raise ValueError(f"there is no file {file}: data.root must be the repository's data folder or a copy of it")
+        raise ValueError(f"no such file: {file}; data.root must be the repository's data folder or a copy of it")
     try:
         rows: list[dict[str, Any]] = parquet.read_table(file, columns=columns).to_pylist()
     except pyarrow.ArrowException as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is not a whole file of the data set ({reason}): copy it anew") from error
+        raise ValueError(f"{file} is not a complete file of the data set ({reason}): copy it again") from error
     return rows

@@ -1,1 +1,1 @@
-"""Token shards: captions and image codes encoded once, and trained from."""
+"""Token shards: captions with image codes, encoded once so that training skips the image tokenizer."""

@@ -1,4 +1,4 @@
-"""Training from token shards (`python -m dalle encode`): captions, and codes in place of images."""
+"""Training from token shards (made by `python -m dalle encode`): captions with image codes in place of images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from dalle.config import config
 from dalle.data.base import BadRecord, Order, Pair
 from dalle.data.custom.records import sample_caption
-from dalle.data.shuffle import WindowShuffle, shuffled
-from dalle.data.token_shards.files import GROUP_ROWS, INDEX, Group, Index, ShardFile, read_group, read_index
+from dalle.data.shuffle import WindowShuffle, permutation
+from dalle.data.token_shards.files import GROUP_ROWS, INDEX, Group, ShardFile, ShardIndex, read_group, read_index
 from dalle.ranges import NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
@@ -23,78 +23,90 @@ SPLITS = ("train", "validation")
 
 
 @config
-class TokensData:
-    """Token shards, which `python -m dalle encode` makes of any other data set."""
+class TokenShardsConfig:
+    """Token shards, which `python -m dalle encode` makes from any other data set."""
 
     kind: Literal["tokens"] = "tokens"
     """Token shards: codes in place of images."""
     path: Path
-    """Folder of the shards."""
+    """Folder with the shards."""
     shuffle_buffer: PositiveInt = 2**17
-    """Rows that are mixed and kept in memory at a time; a set that is no larger is shuffled whole."""
+    """Rows shuffled together and kept in memory; a set that is no larger is shuffled globally."""
     max_bad: NonNegativeInt = 0
-    """Damaged groups of rows (1,024 each) that are passed over before it is an error."""
+    """Number of damaged row groups (1,024 rows each) to skip before raising an error."""
+
+    def __post_init__(self) -> None:
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}: give at least 1")
 
     def check_tokenizer(self, sha256: str, name: str) -> None:
-        """Refuse an image tokenizer that did not make these codes.
+        """Check that these codes were made with the given image tokenizer.
+
+        Args:
+            sha256: hash of the tokenizer's folder.
+            name: what to call it in the error message.
 
         Raises:
-            ValueError: it is another; or there are no shards.
+            ValueError: they were made with another one, or there are no shards.
         """
-        made_with = read_index(self.path).making.image_tokenizer
+        made_with = read_index(self.path).provenance.image_tokenizer
         if made_with != sha256:
             raise ValueError(
-                f"the codes in {self.path} are of the image tokenizer with sha256 {made_with}, but {name} has "
-                f"{sha256}: take the one that they were made with, or encode the images again"
+                f"the codes in {self.path} were made with the image tokenizer with sha256 {made_with}, but {name} has "
+                f"{sha256}: use the tokenizer they were made with, or encode the images again"
             )
 
 
-class TokenPairs:
-    """Pairs of one split, in any order; cheap where one place is near the next in the order that it gives.
+class TokenShardsDataset:
+    """One split of a folder of token shards, with random access; fast if read in the order of `order`.
 
-    In "train" the caption (of several) comes from the pair's seed, as it does with images; in "validation" it is
-    always the first.
+    In "train", the seed chooses one of several captions, as it does for images. In "validation", the caption is always
+    the first.
+
+    Args:
+        config: the folder and its shuffle buffer.
+        split: "train" or "validation".
 
     Attributes:
         shards: the files of the split.
-        sizes: rows of each group, int64 [G].
+        sizes: number of rows of each row group, int64 [G].
 
     Raises:
-        ValueError: there is no such split; the shards are not finished, one is missing or not whole.
+        ValueError: there is no such split, encoding has not finished, or a shard is missing or truncated.
     """
 
-    def __init__(self, config: TokensData, split: str):
+    def __init__(self, config: TokenShardsConfig, split: str):
         if split not in SPLITS:
-            raise ValueError(f"data split {split!r} is unknown: choose from {', '.join(SPLITS)}")
+            raise ValueError(f"unknown data split {split!r}: choose from {', '.join(SPLITS)}")
         self.config, self.split = config, split
         index = read_index(config.path)
-        self.making = index.making
-        self.shards = _whole(config.path, index, split)
+        self.provenance = index.provenance
+        self.shards = _checked_shards(config.path, index, split)
         if split == "validation" and not any(shard.rows for shard in self.shards):
-            log.warning("%s holds no validation shards, so validation looks at training images", config.path)
-            self.shards = _whole(config.path, index, "train")
+            log.warning("%s holds no validation shards, so validation uses training images", config.path)
+            self.shards = _checked_shards(config.path, index, "train")
         counts = [-(-shard.rows // GROUP_ROWS) for shard in self.shards]
-        self.files = np.repeat(np.arange(len(counts)), counts)  # shard of each group, [G]
+        self.files = np.repeat(np.arange(len(counts)), counts)  # index of each group's shard, [G]
         self.within = np.concatenate([np.arange(count) for count in counts] or [np.empty(0, dtype=np.int64)])
         rows = np.array([shard.rows for shard in self.shards], dtype=np.int64)
         self.sizes = np.minimum(rows[self.files] - self.within * GROUP_ROWS, GROUP_ROWS)
         self.ends = np.cumsum(self.sizes)
-        self._kept: OrderedDict[int, Group | BadRecord] = OrderedDict()
+        self._cache: OrderedDict[int, Group | BadRecord] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def order(self, seed: int, epoch: int) -> Order:
-        """The order of an epoch; of a set that fits the buffer that of images by number."""
+        """The order of an epoch: global if the set fits the buffer (the same as for images), else a window shuffle."""
         if len(self) <= self.config.shuffle_buffer:
-            return shuffled(len(self), seed, epoch)
+            return permutation(len(self), seed, epoch)
         return WindowShuffle(self.sizes, self.config.shuffle_buffer, seed, epoch)
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Row `index`: its codes int64 [h, w], and a caption.
+        """Row `index`: its codes, int64 [h, w], and a caption.
 
         Raises:
-            BadRecord: it cannot be read.
+            BadRecord: its row group is damaged.
         """
         number = int(np.searchsorted(self.ends, index, side="right"))
         row = index - int(self.ends[number] - self.sizes[number])
@@ -103,10 +115,10 @@ class TokenPairs:
             raise group
         captions = tuple(group.captions[row].as_py())
         caption = sample_caption(group.keys[row], captions, seed)[1] if self.split == "train" else captions[0]
-        return Pair(group.codes[row].astype(np.int64).reshape(self.making.grid), caption, captions, group.keys[row])
+        return Pair(group.codes[row].astype(np.int64).reshape(self.provenance.grid), caption, captions, group.keys[row])
 
     def captions(self) -> Iterator[str]:
-        """Every caption of the split, once for each view."""
+        """Every caption of the split, once per view of its image."""
         for number in range(len(self.sizes)):
             group = self._group(number)
             if not isinstance(group, BadRecord):
@@ -114,43 +126,43 @@ class TokenPairs:
                     yield from captions
 
     def _group(self, number: int) -> Group | BadRecord:
-        """A group of rows, from memory if it was wanted lately; or why it cannot be read."""
-        if number not in self._kept:
-            self._kept[number] = self._read(number)
-            while len(self._kept) > 1 and sum(self.sizes[n] for n in self._kept) > self._room:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(number)
-        return self._kept[number]
+        """A row group through an LRU cache; or a `BadRecord` if it is damaged."""
+        if number not in self._cache:
+            self._cache[number] = self._read(number)
+            while len(self._cache) > 1 and sum(self.sizes[n] for n in self._cache) > self._cache_rows:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(number)
+        return self._cache[number]
 
     @property
-    def _room(self) -> int:
-        return self.config.shuffle_buffer + GROUP_ROWS  # a window ends with the group that fills it
+    def _cache_rows(self) -> int:
+        return self.config.shuffle_buffer + GROUP_ROWS  # a window ends with the group that crosses its size
 
     def _read(self, number: int) -> Group | BadRecord:
         shard, within, rows = self.shards[self.files[number]], int(self.within[number]), int(self.sizes[number])
         file = self.config.path / shard.name
         try:
-            return read_group(file, within, rows, self.making)
+            return read_group(file, within, rows, self.provenance)
         except ValueError as error:
             first = within * GROUP_ROWS
             return BadRecord(
                 f"{file}, rows {first} to {first + rows - 1}",
-                f"{error}; delete the file and run `python -m dalle encode` again, which makes only what is missing",
+                f"{error}; delete the file and run `python -m dalle encode` again, which writes only missing shards",
             )
 
 
-def _whole(folder: Path, index: Index, split: str) -> list[ShardFile]:
-    """The shards of a split, which are all there, with all of their bytes."""
-    again = "run the `python -m dalle encode` that made it again, which makes only what is missing"
+def _checked_shards(folder: Path, index: ShardIndex, split: str) -> list[ShardFile]:
+    """The shards of a split, after checking that every file exists with its full size."""
+    again = "run the same `python -m dalle encode` again, which writes only missing shards"
     if index.shards is None:
         raise ValueError(f"{folder} is not finished ({INDEX} lists no shards): {again}")
     shards = index.shards.get(split, [])
     for shard in shards:
         file = folder / shard.name
         if not file.is_file():
-            raise ValueError(f"the shard {file} is missing: bring it back, or {again}")
+            raise ValueError(f"the shard {file} is missing: restore it, or {again}")
         if (size := file.stat().st_size) != shard.size:
             raise ValueError(
-                f"the shard {file} is not whole: {size:,} bytes of {shard.size:,}; delete it, then {again}"
+                f"the shard {file} is truncated: {size:,} bytes of {shard.size:,}; delete it, then {again}"
             )
     return shards

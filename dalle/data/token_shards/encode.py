@@ -1,4 +1,4 @@
-"""Writing token shards: the images of any data set through an image tokenizer, once, shared among processes."""
+"""Encodes the images of any data set to token shards, divided among processes; an interrupted job can be resumed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dalle.config import to_dict
 from dalle.data import DataConfig, open_data
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import BadRecord, Pair, PairDataset
-from dalle.data.custom.dataset import Pairs, PairsData, decoded
+from dalle.data.custom.dataset import CustomConfig, CustomDataset, decode_record
 from dalle.data.custom.records import Record, Shard
 from dalle.data.loader import pair_seed
 from dalle.data.token_shards.dataset import SPLITS
 from dalle.data.token_shards.files import (
     INDEX,
-    Index,
     Provenance,
     ShardFile,
-    found_shard,
+    ShardIndex,
+    existing_shard,
     read_index,
     write_index,
     write_shard,
@@ -39,102 +39,107 @@ from dalle.image_tokenizers import ImageTokenizer
 
 T = TypeVar("T")
 R = TypeVar("R")
-Found = dict[str, list[ShardFile]]  # by split
-_NOT_CONTENT = ("path", "max_bad", "shuffle_buffer", "stream_validation")  # options that change nothing in a shard
-_SIDES = (False, True)  # as it is, mirrored
-_BATCHES_AHEAD = 4
+ShardsBySplit = dict[str, list[ShardFile]]  # by split
+_NOT_CONTENT = (
+    "path",
+    "max_bad",
+    "shuffle_buffer",
+    "stream_validation",
+)  # options that do not affect the contents of shards
+_SIDES = (False, True)  # whether mirrored
+_BATCHES_AHEAD = 4  # batches of images to read ahead of the tokenizer
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What is made of each image, and by how much at a time."""
+    """How images are encoded."""
 
     seed: int = 0
-    """Of what is left to chance in an image: view v is what epoch v of a training with this seed begins with."""
+    """Random seed; view v of an image is its sample in epoch v of a training run with this seed."""
     views: int = 1
-    """Views of each image: random crops of it, or whatever its data set varies."""
+    """Number of views of each training image: random crops, or other variations of its data set."""
     mirror: bool = False
-    """Each view is there a second time, mirrored; captions that tell left from right turn false."""
+    """Add a mirrored copy of each view. Captions that say left or right become wrong."""
     shard_images: int = 8192
-    """Images of one shard: what a kill can lose."""
+    """Images per shard, which is also how many an interruption can lose."""
     batch_size: int = 64
-    """Images that go through the tokenizer at a time."""
+    """Images encoded at a time."""
     workers: int = 2
-    """Threads that read images."""
+    """Number of threads that read images."""
 
     def __post_init__(self) -> None:
         for name in ("views", "shard_images", "batch_size", "workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}: at least 1")
+                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
 
 
-class _Piece(NamedTuple):
-    """Images that become one shard."""
+class _ShardJob(NamedTuple):
+    """The images to encode into one shard."""
 
     name: str
-    images: int | None  # where that is known before they are read
+    images: int | None  # None if unknown before reading them
     items: Iterator[Any]
 
 
-class _Numbered:
-    """A split by number: shard n is of images [n * size, (n + 1) * size)."""
+class _IndexedSplit:
+    """A random-access split: shard n holds the images [n * size, (n + 1) * size)."""
 
     def __init__(self, data: PairDataset, split: str):
         self.data, self.split = data, split
 
-    def pieces(self, size: int, rank: int, world: int) -> Iterator[_Piece]:
+    def jobs(self, size: int, rank: int, world: int) -> Iterator[_ShardJob]:
         for number in range(rank, -(-len(self.data) // size), world):
             own = range(number * size, min((number + 1) * size, len(self.data)))
-            yield _Piece(f"{self.split}-{number:05}.parquet", len(own), iter(own))
+            yield _ShardJob(f"{self.split}-{number:05}.parquet", len(own), iter(own))
 
     def pair(self, index: int, seed: int, view: int) -> Pair:
         return self.data.pair(index, pair_seed(seed, view, index))
 
     def contents(self) -> list[str]:
-        if isinstance(self.data, Pairs):
+        if isinstance(self.data, CustomDataset):
             return [self.data.rows.keys[row] for row in self.data.members]
         return [str(len(self.data))]
 
 
-class _Streamed:
-    """A split in the order of its source's shards: each becomes shards of its own, all by one process."""
+class _StreamedSplit:
+    """A streamed split: each shard of the source becomes one or more token shards, all made by one process."""
 
-    def __init__(self, config: PairsData, split: str, image_size: int):
+    def __init__(self, config: CustomConfig, split: str, image_size: int):
         self.config, self.split, self.image_size = config, split, image_size
         self.apart = split == "validation" and not config.separate_validation
         self.shards: list[Shard] = config.source(split).shards()
 
-    def pieces(self, size: int, rank: int, world: int) -> Iterator[_Piece]:
+    def jobs(self, size: int, rank: int, world: int) -> Iterator[_ShardJob]:
         for number in range(rank, len(self.shards), world):
             records = self.shards[number].records()
             own = (record for record in records if self.config.holds_out(record.key) == self.apart)
-            for part, first in enumerate(own):  # the rest of each part is taken from `own` below
+            for part, first in enumerate(own):  # `islice` below takes the rest of each part from `own`
                 items = chain([first], islice(own, size - 1))
-                yield _Piece(f"{self.split}-{number:05}-{part:05}.parquet", None, items)
-                deque(items, maxlen=0)  # what was not read, as the shard is there already
+                yield _ShardJob(f"{self.split}-{number:05}-{part:05}.parquet", None, items)
+                deque(items, maxlen=0)  # skip what the caller left unread because the shard exists
 
     def pair(self, record: Record, seed: int, view: int) -> Pair:
         training = self.split == "train"
-        return decoded(record, self.config, self.image_size, pair_seed(seed, view, 0) if training else None)
+        return decode_record(record, self.config, self.image_size, pair_seed(seed, view, 0) if training else None)
 
     def contents(self) -> list[str]:
         return [shard.name for shard in self.shards]
 
 
 class Encoding:
-    """The encoding of one data set into one folder; every process has its own, with the same arguments.
+    """Encodes one data set into one folder. Every process creates one with the same arguments.
 
-    First `begin` in one process, then `run` in all, then `finish` in one, with what all have found.
+    Call `begin` in one process, then `run` in all, then `finish` in one with the results of all.
 
     Args:
-        config: the data set; its splits stay what they are.
-        tokenizer: in evaluation mode, on the device that it is to run on.
+        config: the data set; its splits are kept.
+        tokenizer: the image tokenizer, in evaluation mode, on the device to run on.
         sha256: hash of the tokenizer's folder.
-        folder: where the shards go.
-        options: see `EncodeOptions`.
+        folder: where to write the shards.
+        options: how to encode.
 
     Raises:
-        ValueError: the data is not there.
+        ValueError: the data does not exist.
     """
 
     def __init__(
@@ -142,14 +147,14 @@ class Encoding:
     ):
         self.tokenizer, self.folder, self.options = tokenizer, folder, options
         self.max_bad = config.max_bad
-        self.splits: dict[str, _Numbered | _Streamed] = {}
+        self.splits: dict[str, _IndexedSplit | _StreamedSplit] = {}
         for split in SPLITS:
-            if isinstance(config, PairsData) and config.stream:
-                self.splits[split] = _Streamed(config, split, tokenizer.image_size)
+            if isinstance(config, CustomConfig) and config.stream:
+                self.splits[split] = _StreamedSplit(config, split, tokenizer.image_size)
             else:
-                self.splits[split] = _Numbered(open_data(config, split, tokenizer.image_size), split)
+                self.splits[split] = _IndexedSplit(open_data(config, split, tokenizer.image_size), split)
         contents = {split: source.contents() for split, source in self.splits.items()}
-        self.making = Provenance(
+        self.provenance = Provenance(
             image_tokenizer=sha256,
             codebook_size=tokenizer.codebook_size,
             grid=tokenizer.grid,
@@ -162,58 +167,61 @@ class Encoding:
         )
 
     def begin(self) -> None:
-        """Say in the folder what is being made, or go on where another run has stopped.
+        """Write tokens.json without shards, or check that an interrupted job can be resumed.
 
         Raises:
-            ValueError: the folder holds something else.
+            ValueError: the folder holds something else, or was encoded with other options.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_parts(self.folder)
         if (self.folder / INDEX).exists():
-            _refuse_other(read_index(self.folder).making, self.making, self.folder)
+            _require_same(read_index(self.folder).provenance, self.provenance, self.folder)
         elif any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty and holds no token shards: choose another folder")
-        write_index(self.folder, Index(self.making, None))
+            raise ValueError(f"{self.folder} is not empty and holds no token shards: choose an empty folder")
+        write_index(self.folder, ShardIndex(self.provenance, None))
 
-    def run(self, rank: int, world: int, told: Callable[[int, bool], None]) -> Found:
-        """Make the shards of process `rank` of `world`, but for those that are there.
+    def run(self, rank: int, world: int, on_progress: Callable[[int, bool], None]) -> ShardsBySplit:
+        """Encode the shards of process `rank` of `world`, except those that exist.
 
         Args:
-            rank: this process.
-            world: how many there are.
-            told: is called with a number of images, and whether they were there already.
+            rank: index of this process.
+            world: number of processes.
+            on_progress: called with a number of images and whether they were encoded before.
+
+        Returns:
+            The shards of this process, by split.
 
         Raises:
-            ValueError: more records are broken than the data set allows, or there is no room.
+            ValueError: more records are broken than `max_bad` allows, or the disk is full.
         """
         bad = BadRecordCounter(self.max_bad)
-        found: Found = {split: [] for split in self.splits}
+        found: ShardsBySplit = {split: [] for split in self.splits}
         with ThreadPoolExecutor(self.options.workers) as pool:
             for split, source in self.splits.items():
-                for piece in source.pieces(self.options.shard_images, rank, world):
-                    there = found_shard(self.folder / piece.name, self.making)
+                for job in source.jobs(self.options.shard_images, rank, world):
+                    there = existing_shard(self.folder / job.name, self.provenance)
                     if there is None:
-                        there = self._made(split, piece, pool, bad, told)
+                        there = self._encode_shard(split, job, pool, bad, on_progress)
                     else:
-                        told(piece.images or there.rows, True)
+                        on_progress(job.images or there.rows, True)
                         bad.merge(there.bad)
                     found[split].append(there)
         return found
 
     def images(self, rank: int, world: int) -> int | None:
-        """Images of a process, where that is known before they are read."""
+        """The number of images of a process; None for a stream, whose length is unknown."""
         size, total = self.options.shard_images, 0
         for source in self.splits.values():
-            if isinstance(source, _Streamed):
+            if isinstance(source, _StreamedSplit):
                 return None
-            total += sum(piece.images or 0 for piece in source.pieces(size, rank, world))
+            total += sum(job.images or 0 for job in source.jobs(size, rank, world))
         return total
 
-    def finish(self, found: Iterable[Found]) -> Index:
-        """Write tokens.json, with which the folder is complete.
+    def finish(self, found: Iterable[ShardsBySplit]) -> ShardIndex:
+        """Write the final tokens.json, which marks the folder as complete.
 
         Raises:
-            ValueError: the processes have met too many broken records together, or there are other shards.
+            ValueError: all processes together found too many broken records, or there are foreign shards.
         """
         found = list(found)
         shards = {
@@ -223,27 +231,27 @@ class Encoding:
         BadRecordCounter(self.max_bad).merge(name for own in shards.values() for shard in own for name in shard.bad)
         known = {shard.name for own in shards.values() for shard in own}
         if others := sorted(file.name for file in self.folder.glob("*.parquet") if file.name not in known):
-            raise ValueError(f"{self.folder} holds {others[0]}, which is not of this data: delete it, then go on")
-        index = Index(self.making, shards)
+            raise ValueError(f"{self.folder} holds {others[0]}, which is not of this data set: delete it and run again")
+        index = ShardIndex(self.provenance, shards)
         write_index(self.folder, index)
         return index
 
-    def _made(
+    def _encode_shard(
         self,
         split: str,
-        piece: _Piece,
+        job: _ShardJob,
         pool: ThreadPoolExecutor,
         bad: BadRecordCounter,
-        told: Callable[[int, bool], None],
+        on_progress: Callable[[int, bool], None],
     ) -> ShardFile:
-        """Encode the images of one shard, and write it."""
+        """Encode and write one shard."""
         options, source = self.options, self.splits[split]
         views, sides = (1, (False,)) if split == "validation" else (options.views, _SIDES[: 1 + options.mirror])
         rows: dict[str, list[Any]] = {"key": [], "view": [], "mirrored": [], "captions": []}
-        codes = [np.empty((0, self.making.codes), dtype=np.int64)]
+        codes = [np.empty((0, self.provenance.codes), dtype=np.int64)]
         broken: dict[str, None] = {}
-        jobs = ((item, view) for item in piece.items for view in range(views))
-        pairs = _ahead(pool, partial(_pair, source, options.seed), jobs, _BATCHES_AHEAD * options.batch_size)
+        jobs = ((item, view) for item in job.items for view in range(views))
+        pairs = _prefetch(pool, partial(_pair, source, options.seed), jobs, _BATCHES_AHEAD * options.batch_size)
         while batch := list(islice(pairs, options.batch_size)):
             good = []
             for item, view, pair in batch:
@@ -259,11 +267,11 @@ class Encoding:
             bad.add(broken)
             if good:
                 codes.append(self._codes(np.stack(good), len(sides) > 1))
-            told(sum(view == 0 for _, view, _ in batch), False)
-        return write_shard(self.folder / piece.name, rows, np.concatenate(codes), self.making, list(broken))
+            on_progress(sum(view == 0 for _, view, _ in batch), False)
+        return write_shard(self.folder / job.name, rows, np.concatenate(codes), self.provenance, list(broken))
 
     def _codes(self, pixels: np.ndarray, mirror: bool) -> np.ndarray:
-        """uint8 [B, H, W, 3] to int64 [B, h * w]; with `mirror` [2 * B, h * w], each image and its mirror image."""
+        """Encode uint8 [B, H, W, 3] to int64 [B, h * w]; with `mirror` to [2 * B, h * w], each image and its mirror."""
         device = next(self.tokenizer.parameters()).device
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if mirror:
@@ -271,8 +279,8 @@ class Encoding:
         return self.tokenizer.encode(images.to(device).float().div_(255)).flatten(1).cpu().numpy()
 
 
-def _pair(source: _Numbered | _Streamed, seed: int, job: tuple[Any, int]) -> tuple[Any, int, Pair | BadRecord]:
-    """Item and number of the view, and the pair or why there is none."""
+def _pair(source: _IndexedSplit | _StreamedSplit, seed: int, job: tuple[Any, int]) -> tuple[Any, int, Pair | BadRecord]:
+    """Read one view of an item: (item, view, pair or the reason why there is none)."""
     item, view = job
     try:
         return item, view, source.pair(item, seed, view)
@@ -280,8 +288,8 @@ def _pair(source: _Numbered | _Streamed, seed: int, job: tuple[Any, int]) -> tup
         return item, view, error
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], jobs: Iterable[T], most: int) -> Iterator[R]:
-    """Results in order, at most so many of them ahead of what was asked for."""
+def _prefetch(pool: ThreadPoolExecutor, work: Callable[[T], R], jobs: Iterable[T], most: int) -> Iterator[R]:
+    """Map `work` over jobs in threads; yields results in order, with at most `most` pending."""
     waiting: deque[Future[R]] = deque()
     for job in jobs:
         waiting.append(pool.submit(work, job))
@@ -291,9 +299,11 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], jobs: Iterable[T], 
         yield waiting.popleft().result()
 
 
-def _refuse_other(there: Provenance, wanted: Provenance, folder: Path) -> None:
+def _require_same(there: Provenance, wanted: Provenance, folder: Path) -> None:
     old, new = asdict(there), asdict(wanted)
     differ = [key for key in new if old[key] != new[key]]
     if differ:
-        told = "; ".join(f"{key.replace('_', ' ')} was {old[key]}, is now {new[key]}" for key in differ)
-        raise ValueError(f"{folder} holds token shards that were made otherwise: {told}. Choose another folder")
+        changes = "; ".join(f"{key.replace('_', ' ')} was {old[key]}, is now {new[key]}" for key in differ)
+        raise ValueError(
+            f"{folder} holds token shards with other options ({changes}): choose another folder, or the same options"
+        )

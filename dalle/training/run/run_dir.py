@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, renamed, to_dict
-from dalle.data import EncodedConfig, location
+from dalle.data import AnyDataConfig, location
 from dalle.files import FileLock, remove_scratch, write_text
 from dalle.training.checkpoint import checkpoint
 from dalle.training.recipe import LoopRecipe
@@ -143,7 +143,7 @@ def _origin(recipe: LoopRecipe) -> dict[str, Any]:
     }
 
 
-def _data_hash(data: EncodedConfig) -> str:
+def _data_hash(data: AnyDataConfig) -> str:
     """Hash of the data options, and of the names and sizes of its files if they are local.
 
     Contents are not read: hashing them would take hours for a large data set.

@@ -17,7 +17,7 @@ from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.device import to_device
 from dalle.evaluation.evaluate import clip_figures
-from dalle.images.augment import augmented
+from dalle.images.augment import augment
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
 from dalle.training.distributed.fsdp import Sharding, build
@@ -73,7 +73,7 @@ class CLIPTask(ContrastiveTask):
         )
         images = batch.unit_images(self.device)
         if recipe.augment:
-            images = augmented(images, batch.seeds, recipe.augment)
+            images = augment(images, batch.seeds, recipe.augment)
         return Inputs(images, to_device(self.device, text))
 
     def embed(self, inputs: Inputs) -> tuple[Tensor, Tensor]:

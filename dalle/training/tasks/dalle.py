@@ -17,7 +17,7 @@ from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_text_to
 from dalle.checkpoints.tensors import Tensors, skip_init
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.data.token_shards.dataset import TokensData
+from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.device import to_device
 from dalle.evaluation.evaluate import dalle_figures
 from dalle.generation.generate import generate
@@ -69,7 +69,7 @@ class DALLETask(Task):
             self.text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
         self.image_tokenizer = load_image_tokenizer(recipe.image_tokenizer).to(device)
         self._check_tokenizers()
-        if isinstance(recipe.data, TokensData):
+        if isinstance(recipe.data, TokenShardsConfig):
             recipe.data.check_tokenizer(
                 model_folder.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer
             )

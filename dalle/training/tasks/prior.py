@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.load import load_clip, prior_of
+from dalle.checkpoints.load import build_prior, load_clip
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
@@ -59,7 +59,7 @@ class PriorTask(Task):
             standard = (images - images.mean(0)) / images.std(0)
             config = replace(config, components=components_for(standard, config.variance))
             log.info("%d components keep %g of the variance", config.components, config.variance)
-        self.model = prior_of(config).to(device)
+        self.model = build_prior(config).to(device)
         self.model.fit(images, texts)
         if isinstance(self.model, DiffusionPrior):
             self.schedule = make_schedule(self.model.config.schedule)

@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from dalle.apps.judging.colors import COLORS, border_color, drawn_color, lab, named_color
-from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 
 
 @pytest.fixture(scope="module")
-def composed() -> Drawings:
+def composed() -> DrawingsDataset:
     """Each on a background that is named."""
-    config = DrawingsData(sets=("emoji",), styles=("twemoji",), backgrounds=1, scenes=0, languages=("en",))
-    return Drawings(config, "train", 64)
+    config = DrawingsConfig(sets=("emoji",), styles=("twemoji",), backgrounds=1, scenes=0, languages=("en",))
+    return DrawingsDataset(config, "train", 64)
 
 
 def tensor(image: np.ndarray) -> torch.Tensor:
     return torch.tensor(image / 255, dtype=torch.float32).permute(2, 0, 1)
 
 
-def test_the_background_of_every_composed_image_is_named_rightly(composed: Drawings) -> None:
+def test_the_background_of_every_composed_image_is_named_rightly(composed: DrawingsDataset) -> None:
     rng = random.Random(0)
     seen = set()
     for _ in range(200):

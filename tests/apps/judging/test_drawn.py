@@ -22,12 +22,12 @@ from dalle.apps.judging.scenes import (
     real_scenes,
     relation_prompts,
 )
-from dalle.data.drawings import DrawingsData
+from dalle.data.drawings import DrawingsConfig
 from dalle.data.drawings.composition import paint, scene_boxes
 from dalle.pipeline import TextToImage
 from support.tiny_model import make_tiny_model
 
-DATA = DrawingsData(sets=("emoji",), styles=("fluent-mono",))
+DATA = DrawingsConfig(sets=("emoji",), styles=("fluent-mono",))
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from dalle.apps.judging.drawings import Drawings, beside, chosen, images_of, ope
 from dalle.apps.judging.judge import CAPTIONS, Asked, Judge, Verdict, verdict_metrics
 from dalle.apps.judging.train import JudgeOptions, changed, train_judge
 from dalle.data import Pair
-from dalle.data.drawings import DrawingsData
+from dalle.data.drawings import DrawingsConfig
 from dalle.images.transforms import resize_batch
 from support.tiny_model import make_tiny_model
 
-DATA = DrawingsData(sets=("emoji",), styles=("twemoji", "fluent-mono"))
+DATA = DrawingsConfig(sets=("emoji",), styles=("twemoji", "fluent-mono"))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_plain_training_images_are_alone_on_white(everything: Drawings) -> None:
 
 
 def test_data_without_concepts_is_refused() -> None:
-    from dalle.data.shapes import ShapesData
+    from dalle.data.shapes import ShapesConfig
 
     with pytest.raises(ValueError, match="names no concepts and styles"):
-        open_plain(ShapesData(), "validation", 16)
+        open_plain(ShapesConfig(), "validation", 16)

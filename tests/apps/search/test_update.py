@@ -190,7 +190,7 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
     parquet.write_table(pyarrow.table({"name": ["no image"]}), tmp_path / "table.parquet")
     for source, message in (
         ("empty", "holds no images"),
-        ("nowhere", "there is no folder or file"),
+        ("nowhere", "no such file or folder"),
         ("broken", "none of 1 images can be read: .*a.jpg: the file is empty"),
         ("film.mp4", "expected a folder, images, or files that end"),
         ("table.parquet", r"none of its columns.*set image \(--image\)"),
@@ -198,7 +198,7 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
         with pytest.raises(ValueError, match=message):
             ImageIndex.build(tmp_path / "index", tmp_path / source, clip=clip)
     photos.rename(tmp_path / "elsewhere")  # as a disk that is not there
-    with pytest.raises(ValueError, match="there is no folder or file"):
+    with pytest.raises(ValueError, match="no such file or folder"):
         ImageIndex.build(tmp_path / "index", clip=clip)
     assert contents(ImageIndex(tmp_path / "index")) == contents(index)
     with pytest.raises(ValueError, match="say which images"):

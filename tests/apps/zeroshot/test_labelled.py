@@ -14,7 +14,7 @@ import dalle
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.confusion import confusion_image
 from dalle.apps.zeroshot.labelled import accuracy_on, labelled_images
-from dalle.data.drawings import Drawings, DrawingsData
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS
 from dalle.models.clip import CLIP
 from support.tiny_model import make_tiny_model
@@ -72,7 +72,7 @@ def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
 
 
 def test_the_emoji_by_style_and_by_group() -> None:
-    pairs = Drawings(DrawingsData(sets=("emoji",)), "test_block", 128)
+    pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_block", 128)
     assert set(pairs.groups) <= set(GROUPS)
     by_style, by_group = (labelled_images("emoji", by, "test_block") for by in ("style", "group"))
     assert by_style.classes == pairs.styles and by_group.classes == pairs.groups

@@ -14,7 +14,7 @@ from torch import Tensor
 import dalle
 from dalle.__main__ import main
 from dalle.checkpoints.published import discrete_vae
-from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch
+from dalle.checkpoints.published.image_tokenizers import tokenizer_of_dalle_pytorch
 from dalle.checkpoints.published.vqgan import config_of
 from dalle.image_tokenizers import VQGAN, DiscreteVAE, GumbelConfig, VQGANConfig, build
 from support.published import REFERENCES
@@ -72,26 +72,26 @@ def test_normalisation(tmp_path: Path) -> None:
     plain = dalle.load_image_tokenizer(write(tmp_path / "vae.pt", case, normalization=None))
     assert torch.equal(plain.encode(2 * images - 1), usual) and not torch.equal(plain.encode(images), usual)
     for told in (((0.5,) * 3, (0.2,) * 3), "half", 3, [[0.5]]):
-        with pytest.raises(ValueError, match="normalised by .*; only means and deviations of 0.5"):
+        with pytest.raises(ValueError, match="image normalization is .*: only mean and standard deviation 0.5"):
             dalle.load_image_tokenizer(write(tmp_path / "vae.pt", case, normalization=told))
 
 
 def test_the_part_of_a_model() -> None:
     state, _ = reference(VERSIONS[0])
-    found = of_dalle_pytorch(state, OPTIONS)
+    found = tokenizer_of_dalle_pytorch(state, OPTIONS)
     assert found is not None and found.family == discrete_vae.FAMILY and found.config.image_size == 2 * ROWS
-    assert of_dalle_pytorch({"logits_bias": torch.zeros(3)}, OPTIONS) is None
+    assert tokenizer_of_dalle_pytorch({"logits_bias": torch.zeros(3)}, OPTIONS) is None
 
 
 @pytest.mark.parametrize(
     ("options", "change", "words"),
     [
-        ({"image_size": "8"}, {}, "its image_size is '8', expected a whole number"),
+        ({"image_size": "8"}, {}, "its image_size is '8', expected an integer"),
         ({"image_size": 9}, {}, "image_size is 9; 1 layers need a multiple of 2"),
         ({}, {"codebook.weight": torch.zeros(3)}, r"its codebook.weight is \[3\], expected 2 dimensions"),
         ({}, {"encoder.0.0.weight": torch.zeros(())}, r"its encoder.0.0.weight is \[\], expected 4 dimensions"),
-        ({}, {"encoder.0.0.weight": None}, "it has no encoder.0.0.weight"),
-        ({}, {"encoder.99999999999.weight": torch.zeros(1)}, "and not what comes before it"),
+        ({}, {"encoder.0.0.weight": None}, "it has no tensor encoder.0.0.weight"),
+        ({}, {"encoder.99999999999.weight": torch.zeros(1)}, "but not the layers before it"),
         ({}, {"encoder.0.0.bias": None}, "missing: encoder.0.0.bias"),
         ({}, {"head.weight": torch.zeros(1)}, "unexpected: head.weight"),
         ({}, {"decoder.3.weight": torch.zeros(4, 8, 1, 1)}, r"decoder.3.weight is \[4, 8, 1, 1\], expected \[3, 8"),
@@ -127,7 +127,7 @@ def test_the_gumbel_vqgan_of_rudalle(tmp_path: Path) -> None:
     inside = {
         f"vae.model.{name}": value for name, value in state.items()
     }  # as VQGanVAE stands in DALLE-pytorch's files
-    found = of_dalle_pytorch(inside, None)
+    found = tokenizer_of_dalle_pytorch(inside, None)
     assert (
         found is not None and found.config == tokenizer.config and found.tensors.keys() == tokenizer.state_dict().keys()
     )

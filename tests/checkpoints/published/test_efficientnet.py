@@ -41,5 +41,5 @@ def test_an_image_has_the_same_features_alone_and_in_a_batch(network: EfficientN
 
 def test_another_file_is_named(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="expected the weights of EfficientNet-Lite0"):
+    with pytest.raises(ValueError, match="give the weights of EfficientNet-Lite0"):
         load_efficientnet_lite0(tmp_path / "other.pth")

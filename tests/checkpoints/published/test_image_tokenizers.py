@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.__main__ import main
-from dalle.checkpoints.published.image_tokenizers import of_dalle_pytorch
+from dalle.checkpoints.published.image_tokenizers import tokenizer_of_dalle_pytorch
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import state_of
+from dalle.checkpoints.published.state import named_tensors
 from dalle.checkpoints.published.vqgan import config_of
 from dalle.image_tokenizers import DVAE, VQGAN, VQGANConfig, build
 from dalle.image_tokenizers.vq import VQConfig
@@ -131,7 +131,7 @@ def test_vqgans_of_taming(gumbel: bool, tmp_path: Path, capsys: pytest.CaptureFi
     assert f"- parameters: {parameters:,}, 0.00 GB" in told
     assert main(["convert", str(tmp_path), str(tmp_path / "ours")]) == 0
     card = (tmp_path / "ours" / "README.md").read_text()
-    assert card.startswith("# ours\n") and "taming-transformers" in card and "- licence: MIT" in card
+    assert card.startswith("# ours\n") and "taming-transformers" in card and "- license: MIT" in card
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "ours").encode(IMAGES), codes)
 
 
@@ -198,11 +198,11 @@ def test_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"{folder}: no such file or folder" in refused(folder, capsys)
     folder.mkdir()
     (folder / "config.yaml").write_text("stage: clip")
-    assert "is a folder of weights as train.py makes them already" in refused(folder, capsys)
+    assert "is already a model folder" in refused(folder, capsys)
     (folder / "config.yaml").unlink()
-    assert "no config.yaml, as folders of train.py have, and no file of published weights" in refused(folder, capsys)
+    assert "neither a model folder (no config.yaml) nor contains published weights" in refused(folder, capsys)
     torch.save({"state_dict": {"head.weight": torch.zeros(2)}}, folder / "last.ckpt")
-    assert "cannot be loaded: it holds names of another family: head.weight" in refused(folder, capsys)
+    assert "cannot be loaded: it has unknown tensor names: head.weight" in refused(folder, capsys)
     torch.save({"epoch": 3}, folder / "last.ckpt")
     assert "it holds no named tensors" in refused(folder, capsys)
     (folder / "last.ckpt").write_bytes(b"")
@@ -229,7 +229,7 @@ def test_the_state_of_a_pickled_module(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
     torch.save(module, tmp_path / "a.pt")
-    found = state_of(read_pickled(tmp_path / "a.pt"))
+    found = named_tensors(read_pickled(tmp_path / "a.pt"))
     assert found.keys() == module.state_dict().keys()
     assert all(torch.equal(found[name], value) for name, value in module.state_dict().items())
 
@@ -238,9 +238,9 @@ def test_the_dvae_of_openai_within_a_file_of_dalle_pytorch(openai: tuple[Path, n
     folder, encoder, decoder = openai
     modules = {"vae.enc.": encoder, "vae.dec.": decoder}
     state = {prefix + name: value for prefix, module in modules.items() for name, value in module.state_dict().items()}
-    found = of_dalle_pytorch(state | {"text_emb.weight": torch.zeros(2, 2)}, None)
+    found = tokenizer_of_dalle_pytorch(state | {"text_emb.weight": torch.zeros(2, 2)}, None)
     assert found is not None
     tokenizer = build(found.config)
     tokenizer.load_state_dict(dict(found.tensors))
     assert torch.equal(tokenizer.encode(IMAGES), dalle.load_image_tokenizer(folder).encode(IMAGES))
-    assert of_dalle_pytorch({"text_emb.weight": torch.zeros(2, 2)}, None) is None
+    assert tokenizer_of_dalle_pytorch({"text_emb.weight": torch.zeros(2, 2)}, None) is None

@@ -57,16 +57,16 @@ def test_converted_models_sample_the_same_images(
     out = tmp_path / "ours"
     assert main(["convert", str(source), str(out), *given]) == 0
     told = capsys.readouterr().out
-    assert told.startswith(f"{out}: ") and "licence" in told
+    assert told.startswith(f"{out}: ") and "license" in told
     again = dalle.TextToImage.from_pretrained(out, device="cpu")
     assert again.sampling == pipe.sampling and again.model.config == pipe.model.config
     (same,) = again(PROMPTS[family], n=3, seed=5)
     assert torch.equal(same.codes, result.codes)
     assert [list(a.getdata()) for a in same.images] == [list(b.getdata()) for b in result.images]
     card = (out / "README.md").read_text()
-    assert "- licence: " in card and "- parameters: " in card and str(tmp_path) not in card
+    assert "- license: " in card and "- parameters: " in card and str(tmp_path) not in card
     assert main(["convert", str(source), str(out), *given]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists: give a new folder" in capsys.readouterr().err
 
 
 def test_inspected(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +137,9 @@ def test_an_image_tokenizer_that_is_given(tmp_path: Path, capsys: pytest.Capture
     own = {name: value for name, value in state.items() if not name.startswith("vae.")}
     hparams = folders.CASES["dalle-pytorch-1.6.6"]
     torch.save({"hparams": hparams, "vae_params": None, "weights": own, "version": "1.6.6"}, source)
-    with pytest.raises(ValueError, match=r"dalle\.pt does not hold its image tokenizer: give it \(image_tokenizer\)"):
+    with pytest.raises(
+        ValueError, match=r"dalle\.pt does not contain its image tokenizer: give it \(image_tokenizer\)"
+    ):
         dalle.TextToImage.from_pretrained(source, device="cpu")
     tokenizer = folders.mindalle(tmp_path / "other") / "stage1_last.ckpt"
     pipe = dalle.TextToImage.from_pretrained(source, device="cpu", image_tokenizer=tokenizer)
@@ -146,7 +148,7 @@ def test_an_image_tokenizer_that_is_given(tmp_path: Path, capsys: pytest.Capture
     (one,), (other,) = pipe("лиса"), dalle.TextToImage.from_pretrained(tmp_path / "ours", device="cpu")("лиса")
     assert torch.equal(one.codes, other.codes)
     (source.parent / "bpe.model").unlink()
-    with pytest.raises(ValueError, match=r"give it \(text_tokenizer\), bpe_simple_vocab_16e6.txt.gz of"):
+    with pytest.raises(ValueError, match=r"give it \(text_tokenizer\)"):
         dalle.TextToImage.from_pretrained(source, device="cpu", image_tokenizer=tokenizer)
 
 
@@ -213,11 +215,11 @@ def test_errors_are_one_line_and_name_the_file(tmp_path: Path) -> None:
         return message
 
     given = GIVEN["rudalle"]
-    assert "it does not tell how many heads its width of 32 has: give heads=NUMBER" in told(state, convention="v3")
-    assert "it does not tell its convention" in told({k: v for k, v in state.items() if "conv" not in k}, heads=2)
+    assert "its number of attention heads is not recorded (width 32): give heads=NUMBER" in told(state, convention="v3")
+    assert "its convention is not recorded" in told({k: v for k, v in state.items() if "conv" not in k}, heads=2)
     assert "heads is 3; give a whole number that divides" in told(state, convention="v3", heads=3)
     assert "convention is 'v4'" in told(state, convention="v4", heads=2)
-    assert "names of another family: extra.weight" in told(state | {"extra.weight": torch.zeros(2)}, **given)
+    assert "unknown tensor names: extra.weight" in told(state | {"extra.weight": torch.zeros(2)}, **given)
     less = {k: v for k, v in state.items() if k != "transformer.layers.1.mlp.dense_h_to_4h.bias"}
     missing = told(less, **given)
     assert "missing: transformer.layers.1.mlp.dense_h_to_4h.bias [128]; perhaps it is of another version" in missing
@@ -228,7 +230,7 @@ def test_errors_are_one_line_and_name_the_file(tmp_path: Path) -> None:
     assert "family is 'dall-e'; expected one of mindalle" in wrong(lambda: dalle.load_model(file, family="dall-e"))
     assert "nonsense is not known here; what can be given is heads" in wrong(lambda: dalle.load_model(file, nonsense=1))
     llama = reference("llamagen-c2i")[0]
-    assert "it does not tell the size of its images: give grid=16" in told({"model": llama}, heads=2)
+    assert "is not recorded the size of its images: give grid=16" in told({"model": llama}, heads=2)
     torch.save({"model": llama}, file)
     assert dalle.load_model(file, heads=2, grid=4).config.grid == (4, 4)
     tree = {"hparams": folders.CASES["dalle-pytorch-1.6.6"], "vae_params": None}

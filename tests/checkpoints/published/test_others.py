@@ -47,8 +47,8 @@ def test_what_may_be_an_ibq_is_no_vqgan_of_taming(
     quantizer = VQConfig(codebook_size=codes, code_channels=8, distance="euclidean", update="gradient")
     torch.save({"state_dict": vqgan(quantizer, blocks=blocks)}, file)
     told = one_line(file, capsys)
-    assert "as an IBQ (Emu3.5, SEED-Voken), which is not supported" in told and "model.yaml beside it" in told
-    with pytest.raises(ValueError, match="as an IBQ"):
+    assert "like an IBQ (Emu3.5, SEED-Voken), which is not supported" in told and "model.yaml beside it" in told
+    with pytest.raises(ValueError, match="like an IBQ"):
         dalle.load_image_tokenizer(file)
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(TAMING))
     tokenizer = dalle.load_image_tokenizer(file)
@@ -100,7 +100,7 @@ def test_families_without_a_reader_are_called_by_their_names(
 def test_an_autoencoder_without_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     states = {name: value for name, value in vqgan(NEAREST).items() if not name.startswith("quantize.")}
     torch.save({"state_dict": states}, tmp_path / "kl-f8.ckpt")
-    assert "it is an autoencoder without codes (of latent diffusion)" in one_line(tmp_path / "kl-f8.ckpt", capsys)
+    assert "it is a continuous autoencoder (of latent diffusion)" in one_line(tmp_path / "kl-f8.ckpt", capsys)
 
 
 def test_a_clip_with_words_of_another_kind(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_clip_with_words_of_another_kind(tmp_path: Path) -> None:
         dalle.load_clip(folder)
     (folder / "bpe.model").unlink()
     (folder / "merges.txt").write_text("#version: 0.2\na b</w>\na b\n")
-    with pytest.raises(ValueError, match=r"it reads 60 text tokens and its text tokenizer has 516"):
+    with pytest.raises(ValueError, match=r"it has 60 text tokens, its text tokenizer 516"):
         dalle.load_clip(folder)
 
 
@@ -175,7 +175,7 @@ def test_what_training_code_puts_into_names_is_taken_off(
     assert found.tensors.keys() == read_clip(plain, {"feed_forward": "quick_gelu"}).tensors.keys()
     assert main(["inspect", str(file), "feed_forward=quick_gelu"]) == 0
     told = capsys.readouterr().out
-    assert "- taken off its names: " in told and all(wrapper in told for wrapper in wrappers)
+    assert "- removed from its names: " in told and all(wrapper in told for wrapper in wrappers)
     assert main(["inspect", str(plain), "feed_forward=quick_gelu"]) == 0
     assert "taken off" not in capsys.readouterr().out
 

@@ -144,7 +144,7 @@ def test_a_hostile_file_is_refused_by_name(name: str, how: str, tmp_path: Path) 
         file.write_bytes(pickle.dumps(tree))
     else:
         torch.save(tree, file, _use_new_zipfile_serialization=how == "zip")
-    with pytest.raises(ValueError, match=rf"a\.pt asks for [\w.]+\.{name}, which no file of weights needs") as caught:
+    with pytest.raises(ValueError, match=rf"a\.pt refers to [\w.]+\.{name}, which weight files never need") as caught:
         read_pickled(file)
     assert "\n" not in str(caught.value) and not mark.exists() and file.exists()
 
@@ -153,7 +153,7 @@ def test_a_class_is_not_imported_to_be_refused(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "trap.py").write_text(marked(tmp_path / "mark"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "a.pkl").write_bytes(b"ctrap\nThing\n.")
-    with pytest.raises(ValueError, match=r"asks for trap\.Thing"):
+    with pytest.raises(ValueError, match=r"refers to trap\.Thing"):
         read_pickled(tmp_path / "a.pkl")
     (tmp_path / "b.pkl").write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0dcore.trap.sys\x93.")  # a dotted name goes nowhere
     assert issubclass(read_pickled(tmp_path / "b.pkl"), OpaqueObject)
@@ -162,11 +162,11 @@ def test_a_class_is_not_imported_to_be_refused(tmp_path: Path, monkeypatch: pyte
 
 BAD = {
     "empty": (b"", "is empty"),
-    "text": (b"<html>404</html>", "is no file of torch.save"),
-    "cut": (pickle.dumps(list(range(99)))[:-20], "is no file of torch.save"),
+    "text": (b"<html>404</html>", "was not written by torch.save"),
+    "cut": (pickle.dumps(list(range(99)))[:-20], "was not written by torch.save"),
     "a long text that is not there": (b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"x.", "damaged"),
-    "room for many objects": (b"\x80\x02]r\xff\xff\xff\x7f.", "asks for room for 2,147,483,647 objects"),
-    "an extension": (b"\x80\x02\x82\x01.", "asks for the registered extension 1"),
+    "room for many objects": (b"\x80\x02]r\xff\xff\xff\x7f.", "declares 2,147,483,647 objects"),
+    "an extension": (b"\x80\x02\x82\x01.", "refers to the registered extension 1"),
     "an unknown reference": (b"\x80\x02X\x01\x00\x00\x00aQ.", "damaged"),
 }
 

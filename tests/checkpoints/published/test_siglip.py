@@ -156,7 +156,7 @@ def test_missing_or_mismatched_parts_are_one_line_errors(published: tuple[Any, P
     file.write_bytes(file.read_bytes()[:-7])
     refused("not a SentencePiece model")
     file.write_bytes(words(version, 40, LINES[:2]))
-    refused("text tokens and its text tokenizer has")
+    refused("text tokens, its text tokenizer")
     file.unlink()
     refused("put spiece.model")
     (copy / "merges.txt").write_text("#version: 0.2\na b</w>\n")
@@ -166,7 +166,7 @@ def test_missing_or_mismatched_parts_are_one_line_errors(published: tuple[Any, P
     state = load_file(copy / "model.safetensors")
     del state["logit_bias"]
     save_file(state, copy / "model.safetensors")
-    refused("it has no logit_bias")
+    refused("it has no tensor logit_bias")
     flat = "vision_model.embeddings.patch_embedding.weight"
     save_file(state | {flat: state[flat].flatten(1)}, copy / "model.safetensors")
     refused("NaFlex")

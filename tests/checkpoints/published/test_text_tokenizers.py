@@ -43,7 +43,7 @@ def test_clip(name: str, whole: bool, tmp_path: Path) -> None:
     assert isinstance(tokenizer, CLIPTokenizer) and tokenizer.vocab_size == 516
     merged = tokenizer.vocabulary["abc</w>"]
     assert merged == 513 and tokenizer.encode_ragged(["ABC"]) == [[514, merged, 515]]
-    assert read_text_tokenizer(file, ends=False).encode_ragged(["abc"]) == [[merged]]
+    assert read_text_tokenizer(file, add_special_tokens=False).encode_ragged(["abc"]) == [[merged]]
 
 
 def test_clip_beside_its_numbers(tmp_path: Path) -> None:
@@ -53,9 +53,9 @@ def test_clip_beside_its_numbers(tmp_path: Path) -> None:
     assert isinstance(read_text_tokenizer(tmp_path), CLIPTokenizer)
     swapped = tokenizer.vocabulary | {"a": tokenizer.vocabulary["b"], "b": tokenizer.vocabulary["a"]}
     (tmp_path / "vocab.json").write_text(json.dumps(swapped))
-    refused(tmp_path, "they are of another model")
+    refused(tmp_path, "numbers its tokens differently from CLIP")
     (tmp_path / "vocab.json").write_text("{")
-    refused(tmp_path, "is no JSON")
+    refused(tmp_path, "is not valid JSON")
 
 
 @pytest.mark.parametrize("prefix", ["bpe-16k-", ""])
@@ -69,12 +69,12 @@ def test_rudalle_under_any_name(tmp_path: Path) -> None:
     for source in (yttm(tmp_path), tmp_path, yttm(tmp_path, "russian.txt")):
         assert isinstance(read_text_tokenizer(source), YTTMTokenizer)
     assert read_text_tokenizer(tmp_path).encode_ragged([""]) == [[2, 3]]
-    assert read_text_tokenizer(tmp_path, ends=False).encode_ragged([""]) == [[]]
+    assert read_text_tokenizer(tmp_path, add_special_tokens=False).encode_ragged([""]) == [[]]
 
 
 @pytest.mark.parametrize("make", [clip, lambda folder: char(folder, "bpe-16k-"), yttm])
 def test_loaded_and_saved_it_stays_what_it_is(make: object, tmp_path: Path) -> None:
-    theirs = load_text_tokenizer(make(tmp_path), ends=False)  # type: ignore[operator]
+    theirs = load_text_tokenizer(make(tmp_path), add_special_tokens=False)  # type: ignore[operator]
     theirs.save(tmp_path / "ours")
     again: TextTokenizer = load_text_tokenizer(tmp_path / "ours")
     assert type(again) is type(theirs) and again.config == theirs.config
@@ -88,7 +88,7 @@ def refused(source: Path, message: str) -> None:
 
 
 def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(tmp_path, "it holds no text tokenizer: expected bpe.model")
+    refused(tmp_path, "it has no text tokenizer: expected bpe.model")
     file = tmp_path / "file"
     for content, message in (
         (b"", "the merges file is empty"),
@@ -100,4 +100,4 @@ def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         refused(file, message)
     monkeypatch.setattr(text_tokenizers, "_MOST_BYTES", 100)
     file.write_bytes(bytes(101))
-    refused(file, "has 101 bytes, which no text tokenizer has")
+    refused(file, "has 101 bytes, too many for a text tokenizer")

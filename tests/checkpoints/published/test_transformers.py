@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dalle.checkpoints.published import llamagen, mindalle, rudalle
-from dalle.checkpoints.published.state import published_name, renamed
+from dalle.checkpoints.published.state import published_name, rename_tensors
 from dalle.checkpoints.tensors import check_fit
 from dalle.models.dalle import DALLE
 from support.generation import generate
@@ -129,6 +129,6 @@ def test_masks_of_rudalle() -> None:
 def test_what_a_tensor_is_called_in_the_file(case: str) -> None:
     family = {"mindalle": mindalle, "rudalle": rudalle, "llamagen": llamagen}[case.partition("-")[0]]
     for name in reference(case)[0]:
-        for ours in renamed({name: torch.empty(0)}, family._RULES, family._DROPPED)[0]:
+        for ours in rename_tensors({name: torch.empty(0)}, family._RULES, family._DROPPED)[0]:
             assert published_name(ours, family._RULES) == name
     assert published_name("something.else", family._RULES) is None

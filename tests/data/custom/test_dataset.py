@@ -26,9 +26,9 @@ from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
 from dalle.data.base import BadRecord
 from dalle.data.custom import dataset
-from dalle.data.custom.dataset import Pairs, PairsData, PairsStream, StreamValidation, braces
+from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream, StreamValidation, expand_braces
 from dalle.data.custom.parquet import hub_source
-from dalle.data.custom.records import FileSpan, Record, Shard, held_out
+from dalle.data.custom.records import FileSpan, Record, Shard, in_validation_split
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.loader import batches, evaluation_batches
 from dalle.image_tokenizers import ImageTokenizerConfig
@@ -153,10 +153,10 @@ def number_of(image: np.ndarray) -> int:
     return int(image[0, 0, 0])
 
 
-def passed(config: PairsData, size: int = SIDE) -> dict[int, set[str]]:
+def ignored(config: CustomConfig, size: int = SIDE) -> dict[int, set[str]]:
     """Numbers that one epoch of training shows, each once, with the captions that ten epochs give them."""
     data = open_training(config, size)
-    records = range(len(data)) if isinstance(data, Pairs) else data.records(0, 0)
+    records = range(len(data)) if isinstance(data, CustomDataset) else data.records(0, 0)
     numbers = [number_of(data.pair(record, 0).image) for record in records]
     assert len(set(numbers)) == len(numbers)
     seen: dict[int, set[str]] = {number: set() for number in numbers}
@@ -173,8 +173,8 @@ def passed(config: PairsData, size: int = SIDE) -> dict[int, set[str]]:
 @EVERY
 @STREAM
 def test_every_image_with_all_its_captions(layout: Layout, stream: bool, tmp_path: Path) -> None:
-    config = PairsData(path=str(layout(tmp_path)), stream=stream, validation_share=0)
-    assert passed(config) == {number: set(captions(number)) for number in range(COUNT)}
+    config = CustomConfig(path=str(layout(tmp_path)), stream=stream, validation_share=0)
+    assert ignored(config) == {number: set(captions(number)) for number in range(COUNT)}
 
 
 @EVERY
@@ -182,10 +182,10 @@ def test_splits_are_the_same_streamed_and_by_number(layout: Layout, tmp_path: Pa
     path = str(layout(tmp_path))
     shown = {}
     for stream in (False, True):
-        config = PairsData(path=path, stream=stream, validation_share=0.2, shuffle_buffer=8)
+        config = CustomConfig(path=path, stream=stream, validation_share=0.2, shuffle_buffer=8)
         held = open_data(config, "validation", SIDE)
         validation = [number_of(held.pair(i, 0).image) for i in range(len(held))]
-        shown[stream] = sorted(passed(config)), sorted(validation)
+        shown[stream] = sorted(ignored(config)), sorted(validation)
     assert shown[False] == shown[True]
     trained, validated = shown[True]
     assert sorted(trained + validated) == list(range(COUNT)) and 1 <= len(validated) <= 12
@@ -194,8 +194,8 @@ def test_splits_are_the_same_streamed_and_by_number(layout: Layout, tmp_path: Pa
 @EVERY
 @STREAM
 def test_captions_are_those_of_the_training_split(layout: Layout, stream: bool, tmp_path: Path) -> None:
-    config = PairsData(path=str(layout(tmp_path)), stream=stream, validation_share=0.2)
-    expected = Counter(caption for number in passed(config) for caption in captions(number))
+    config = CustomConfig(path=str(layout(tmp_path)), stream=stream, validation_share=0.2)
+    expected = Counter(caption for number in ignored(config) for caption in captions(number))
     assert Counter(open_training(config, SIDE).captions()) == expected
 
 
@@ -205,7 +205,7 @@ KINDS = pytest.mark.parametrize("layout", [with_texts, with_parquet, with_tars])
 @KINDS
 @STREAM
 def test_resume_is_exact(layout: Layout, stream: bool, tmp_path: Path) -> None:
-    data = open_training(PairsData(path=str(layout(tmp_path)), stream=stream, shuffle_buffer=16), SIDE)
+    data = open_training(CustomConfig(path=str(layout(tmp_path)), stream=stream, shuffle_buffer=16), SIDE)
     whole = list(itertools.islice(batches(data, batch_size=8, seed=4), 12))
     for start in (0, 2, 3, 11):
         again = next(batches(data, batch_size=8, seed=4, start=start))
@@ -216,7 +216,7 @@ def test_resume_is_exact(layout: Layout, stream: bool, tmp_path: Path) -> None:
 @STREAM
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_order_does_not_depend_on_processes_or_workers(layout: Layout, stream: bool, tmp_path: Path) -> None:
-    data = open_training(PairsData(path=str(layout(tmp_path)), stream=stream, shuffle_buffer=16), SIDE)
+    data = open_training(CustomConfig(path=str(layout(tmp_path)), stream=stream, shuffle_buffer=16), SIDE)
     whole = batches(data, batch_size=6, seed=4)
     ranks = [batches(data, batch_size=6, seed=4, rank=rank, world=2, workers=2 * rank) for rank in range(2)]
     for _ in range(4):
@@ -226,9 +226,9 @@ def test_order_does_not_depend_on_processes_or_workers(layout: Layout, stream: b
 @pytest.mark.parametrize("layout", [with_parquet, with_tars])
 def test_streams_are_mixed_anew_each_epoch(layout: Layout, tmp_path: Path) -> None:
     data = open_training(
-        PairsData(path=str(layout(tmp_path)), stream=True, shuffle_buffer=10, validation_share=0), SIDE
+        CustomConfig(path=str(layout(tmp_path)), stream=True, shuffle_buffer=10, validation_share=0), SIDE
     )
-    assert isinstance(data, PairsStream)
+    assert isinstance(data, CustomStream)
     orders = [[r.key for r in data.records(seed, epoch)] for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert orders[0] == orders[3] and len({tuple(order) for order in orders}) == 3
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
@@ -237,9 +237,11 @@ def test_streams_are_mixed_anew_each_epoch(layout: Layout, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("pattern", ["part-{0..2}.parquet", "part-*.parquet", "{part-0,part-1,part-2}.parquet"])
 def test_patterns(pattern: str, tmp_path: Path) -> None:
-    config = PairsData(path=f"{with_parquet(tmp_path)}/{pattern}", validation_share=0)
+    config = CustomConfig(path=f"{with_parquet(tmp_path)}/{pattern}", validation_share=0)
     assert len(open_training(config, SIDE)) == COUNT  # type: ignore[arg-type]
-    assert len(Pairs(PairsData(path=f"{tmp_path}/part-1.parquet", validation_share=0), "train", SIDE)) == SHARD
+    assert (
+        len(CustomDataset(CustomConfig(path=f"{tmp_path}/part-1.parquet", validation_share=0), "train", SIDE)) == SHARD
+    )
 
 
 def test_hidden_files_do_not_count(tmp_path: Path) -> None:
@@ -247,13 +249,13 @@ def test_hidden_files_do_not_count(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.png").write_bytes(image(1))
         (tmp_path / f"{name}.txt").write_text("one")
-    assert Pairs(PairsData(path=str(tmp_path)), "train", SIDE).rows.keys == ["a.png"]
+    assert CustomDataset(CustomConfig(path=str(tmp_path)), "train", SIDE).rows.keys == ["a.png"]
 
 
 def test_braces() -> None:
-    assert braces("a-{008..010}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
-    assert braces("{x,y}/{1..2}") == ["x/1", "x/2", "y/1", "y/2"]
-    assert braces("plain") == ["plain"]
+    assert expand_braces("a-{008..010}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
+    assert expand_braces("{x,y}/{1..2}") == ["x/1", "x/2", "y/1", "y/2"]
+    assert expand_braces("plain") == ["plain"]
 
 
 @STREAM
@@ -266,13 +268,13 @@ def test_the_hub_path(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return load(str(local), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", stand_in)
-    config = PairsData(path="owner/name", stream=stream, validation_split="test")
-    assert set(passed(config)) == set(range(COUNT))
+    config = CustomConfig(path="owner/name", stream=stream, validation_split="test")
+    assert set(ignored(config)) == set(range(COUNT))
     held = open_data(config, "validation", SIDE)
     assert sorted(number_of(held.pair(i, 0).image) for i in range(len(held))) == list(range(100, 110))
     assert asked[0] == ("owner/name", {"split": "train", "streaming": stream})
     with pytest.raises(ValueError, match=r"owner/name .* cannot be loaded: .*no-split"):
-        open_training(PairsData(path="owner/name", stream=stream, split="no-split"), SIDE)
+        open_training(CustomConfig(path="owner/name", stream=stream, split="no-split"), SIDE)
 
 
 @STREAM
@@ -290,9 +292,9 @@ def test_tar_files_of_the_hub(stream: bool, tmp_path: Path) -> None:
 
 def test_the_hub_cannot_be_reached(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^owner/name \(no folder here, so taken as a hub id\) cannot be loaded: [^\n]*$"
+        ValueError, match=r"^owner/name \(not a local folder, so taken as a hub id\) cannot be loaded: [^\n]*$"
     ):
-        Pairs(PairsData(path="owner/name"), "train", SIDE)
+        CustomDataset(CustomConfig(path="owner/name"), "train", SIDE)
 
 
 def test_images_that_lie_elsewhere(tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ def test_nothing_is_written_beside_the_images(
     path = layout(tmp_path)
     before = {f: f.stat().st_mtime_ns for f in path.rglob("*")}
     capfd.readouterr()
-    passed(PairsData(path=str(path), stream=stream))
+    ignored(CustomConfig(path=str(path), stream=stream))
     assert {f: f.stat().st_mtime_ns for f in path.rglob("*")} == before
     assert capfd.readouterr() == ("", "")  # no progress bars either
 
@@ -318,7 +320,7 @@ def test_nothing_is_written_beside_the_images(
 
 
 def test_choices_come_from_the_seed_alone(tmp_path: Path) -> None:
-    data = Pairs(PairsData(path=str(with_texts(tmp_path)), crop="random", crop_share=0.3), "train", SIDE)
+    data = CustomDataset(CustomConfig(path=str(with_texts(tmp_path)), crop="random", crop_share=0.3), "train", SIDE)
     index = next(i for i in range(len(data)) if len(data.rows.captions(int(data.members[i]))) == 2)
     assert {data.pair(index, 5).caption for _ in range(3)} == {data.pair(index, 5).caption}
     assert len({data.pair(index, seed).caption for seed in range(20)}) == 2
@@ -329,9 +331,9 @@ def test_validation_has_no_chance_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("first\nsecond\n")
     path = str(tmp_path)
     for stream in (False, True):
-        config = PairsData(path=path, validation_path=path, stream=stream, crop="random", crop_share=0.3)
+        config = CustomConfig(path=path, validation_path=path, stream=stream, crop="random", crop_share=0.3)
         held = open_data(config, "validation", SIDE)
-        centred = Pairs(PairsData(path=path, validation_path=path), "train", SIDE).pair(0, 0)
+        centred = CustomDataset(CustomConfig(path=path, validation_path=path), "train", SIDE).pair(0, 0)
         for seed in range(5):
             assert held.pair(0, seed).caption == "first"
             assert np.array_equal(held.pair(0, seed).image, centred.image)
@@ -349,35 +351,35 @@ def test_columns_by_name(tmp_path: Path) -> None:
     table = {"a": ["one"], "text": ["two"], "photo": [image(3)], "image": [image(4)], "id": ["x"]}
     parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     path = str(tmp_path / "t.parquet")
-    pair = Pairs(PairsData(path=path), "train", SIDE).pair(0, 0)
+    pair = CustomDataset(CustomConfig(path=path), "train", SIDE).pair(0, 0)
     assert (pair.caption, number_of(pair.image)) == ("two", 4)
-    data = Pairs(PairsData(path=path, caption="a", image="photo", key="id"), "train", SIDE)
+    data = CustomDataset(CustomConfig(path=path, caption="a", image="photo", key="id"), "train", SIDE)
     assert (data.pair(0, 0).caption, number_of(data.pair(0, 0).image), data.rows.keys) == ("one", 3, ["x"])
 
 
 def test_entries_of_tars_by_name(tmp_path: Path) -> None:
-    config = PairsData(path=str(with_json_tars(tmp_path)), caption="json.title", validation_share=0)
-    assert passed(config) == {number: {f"title {number}"} for number in range(COUNT)}
+    config = CustomConfig(path=str(with_json_tars(tmp_path)), caption="json.title", validation_share=0)
+    assert ignored(config) == {number: {f"title {number}"} for number in range(COUNT)}
 
 
 def test_separate_validation(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     for stream in (False, True):
-        config = PairsData(
+        config = CustomConfig(
             path=str(with_jsonl(tmp_path / "one") if not stream else tmp_path / "one"),
             validation_path=str(with_tars(tmp_path / "two") if not stream else tmp_path / "two"),
             stream=stream,
         )
-        assert len(passed(config)) == COUNT
+        assert len(ignored(config)) == COUNT
         assert len(open_data(config, "validation", SIDE)) == COUNT
 
 
 def test_held_out_share_is_about_right_and_stable() -> None:
     keys = [f"images/{number}.jpg" for number in range(4000)]
-    apart = {key for key in keys if held_out(key, 0.1)}
+    apart = {key for key in keys if in_validation_split(key, 0.1)}
     assert 320 < len(apart) < 480
-    assert apart <= {key for key in keys if held_out(key, 0.2)}  # a larger share only adds
-    assert not any(held_out(key, 0.0) for key in keys)
+    assert apart <= {key for key in keys if in_validation_split(key, 0.2)}  # a larger share only adds
+    assert not any(in_validation_split(key, 0.0) for key in keys)
 
 
 @STREAM
@@ -386,7 +388,7 @@ def test_a_handful_of_images(stream: bool, tmp_path: Path, caplog: pytest.LogCap
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(image(number))
         (tmp_path / f"{number}.txt").write_text(f"number {number}")
-    config = PairsData(path=str(tmp_path), stream=stream)
+    config = CustomConfig(path=str(tmp_path), stream=stream)
     assert len(next(batches(open_training(config, SIDE), batch_size=32, seed=0)).captions) == 32
     held = open_data(config, "validation", SIDE)
     assert len(held) == 3
@@ -397,19 +399,19 @@ def test_a_handful_of_images(stream: bool, tmp_path: Path, caplog: pytest.LogCap
 def test_a_set_that_is_held_out_whole_still_trains(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(image(1))
     (tmp_path / "a.txt").write_text("one")
-    config = PairsData(path=str(tmp_path), validation_share=0.9999999)
-    assert len(Pairs(config, "train", SIDE)) == len(Pairs(config, "validation", SIDE)) == 1
+    config = CustomConfig(path=str(tmp_path), validation_share=0.9999999)
+    assert len(CustomDataset(config, "train", SIDE)) == len(CustomDataset(config, "validation", SIDE)) == 1
 
 
 def test_the_head_of_a_stream_is_bounded(tmp_path: Path) -> None:
-    config = PairsData(path=str(with_tars(tmp_path)), stream=True, stream_validation=4, validation_share=0.5)
+    config = CustomConfig(path=str(with_tars(tmp_path)), stream=True, stream_validation=4, validation_share=0.5)
     assert len(StreamValidation(config, "validation", SIDE)) == 4
     numbers = {number_of(StreamValidation(config, "train", SIDE).pair(i, 0).image) for i in range(4)}
-    assert numbers <= set(passed(config))
+    assert numbers <= set(ignored(config))
 
 
 def test_the_head_of_a_stream_is_of_all_its_shards(tmp_path: Path) -> None:
-    config = PairsData(path=str(with_tars(tmp_path)), stream=True, stream_validation=6, validation_share=0.5)
+    config = CustomConfig(path=str(with_tars(tmp_path)), stream=True, stream_validation=6, validation_share=0.5)
     held = [r.key for shard in config.source("train").shards() for r in shard.records() if config.holds_out(r.key)]
     kept = [record.key for record in StreamValidation(config, "validation", SIDE)._records()]
     first = [[key for key in held if key.startswith(f"shard-{n:03}")] for n in range(3)]
@@ -420,7 +422,7 @@ def test_the_head_of_a_stream_is_of_all_its_shards(tmp_path: Path) -> None:
 def test_shards_of_a_stream_are_opened_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "_OPEN_SHARDS", 2)
     shards = [Shard(name, lambda n=name: (Record(f"{n}{i}") for i in range(3))) for name in "abcd"]
-    found = [record.key for record in dataset._in_turn(shards, lambda record: record.key != "d1")]
+    found = [record.key for record in dataset._round_robin(shards, lambda record: record.key != "d1")]
     assert found == ["a0", "d0", "a1", "d2", "a2", "b0", "c0", "b1", "c1", "b2", "c2"]
 
 
@@ -451,7 +453,7 @@ def spoil(root: Path) -> dict[str, str]:
 def test_broken_records_are_replaced_and_named(stream: bool, tmp_path: Path) -> None:
     path = with_texts(tmp_path)
     reasons = spoil(path)
-    data = open_training(PairsData(path=str(path), stream=stream, validation_share=0), SIDE)
+    data = open_training(CustomConfig(path=str(path), stream=stream, validation_share=0), SIDE)
     named = {}
     for batch in itertools.islice(batches(data, batch_size=13, seed=0), 10):
         assert len(batch.captions) == 13
@@ -465,7 +467,7 @@ def test_broken_tables(tmp_path: Path) -> None:
     table = {"image": [image(1), None, b"", image(2)], "text": ["one", "two", "three", None]}
     parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     for stream in (False, True):
-        config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
+        config = CustomConfig(path=str(tmp_path), stream=stream, validation_share=0)
         batch = next(batches(open_training(config, SIDE), batch_size=64, seed=0))
         assert set(batch.captions) == {"one"}
         assert set(batch.bad) == {
@@ -478,7 +480,7 @@ def test_broken_tables(tmp_path: Path) -> None:
 def test_a_table_of_addresses(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"image": ["https://x/y.jpg"], "text": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(BadRecord, match=r"t.parquet/0: expected an image's bytes, got str 'https://x/y.jpg'"):
-        Pairs(PairsData(path=str(tmp_path)), "train", SIDE).pair(0, 0)
+        CustomDataset(CustomConfig(path=str(tmp_path)), "train", SIDE).pair(0, 0)
 
 
 def test_broken_tars(tmp_path: Path) -> None:
@@ -491,7 +493,7 @@ def test_broken_tars(tmp_path: Path) -> None:
         add(tar, "odd.json", b"{")
         add(tar, "odd.png", image(1))
     for stream in (False, True):
-        config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
+        config = CustomConfig(path=str(tmp_path), stream=stream, validation_share=0)
         named: set[str] = set()
         numbers: set[int] = set()
         for batch in itertools.islice(batches(open_training(config, SIDE), batch_size=20, seed=0), 10):
@@ -506,7 +508,7 @@ def test_broken_tars(tmp_path: Path) -> None:
             "shard-003.tar/bare",
             "shard-003.tar/odd",
         }
-        assert reasons["shard-001.tar"].startswith("the tar file is not whole")
+        assert reasons["shard-001.tar"].startswith("the tar file is ")
         assert reasons["shard-003.tar/alone"] == "there is no image among txt"
 
 
@@ -525,7 +527,7 @@ def test_no_record_of_a_damaged_tar_is_lost_silently(damage: str, tmp_path: Path
     whole, cut = (TarSource([tmp_path / name], None, None).rows() for name in ("whole.tar", "cut.tar"))
     assert [whole.record(i).fault for i in range(len(whole))] == [None] * 20
     assert cut.keys == [*(f"cut.tar/{i:04d}" for i in range(10)), "cut.tar"]
-    assert "the tar file is not whole" in str(cut.record(10).fault)
+    assert "the tar file is " in str(cut.record(10).fault)
     assert [cut.record(i).fault for i in range(10)] == [None] * 10
 
 
@@ -544,8 +546,8 @@ def test_a_link_at_the_end_of_a_tar_is_no_damage(tmp_path: Path) -> None:
 @STREAM
 def test_a_tar_without_members(stream: bool, tmp_path: Path) -> None:
     tarfile.open(tmp_path / "t.tar", "w").close()
-    config = PairsData(path=str(tmp_path / "t.tar"), stream=stream)
-    with pytest.raises(ValueError, match="^the [^\n]* holds no records to train on: look at what data.path names$"):
+    config = CustomConfig(path=str(tmp_path / "t.tar"), stream=stream)
+    with pytest.raises(ValueError, match="^the [^\n]* holds no records to train on: check data.path$"):
         next(batches(open_training(config, SIDE), batch_size=2, seed=0))
 
 
@@ -554,7 +556,7 @@ def test_names_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
     for name in (b"caf\xe9", b"ok"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".png")).write_bytes(image(1))
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".txt")).write_text("a cup")
-    config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
+    config = CustomConfig(path=str(tmp_path), stream=stream, validation_share=0)
     batch = next(batches(open_training(config, SIDE), batch_size=4, seed=0))
     assert batch.captions == ["a cup"] * 4
     assert set(batch.bad) == {"caf\\udce9.png: its name is not UTF-8: rename it"}
@@ -569,13 +571,13 @@ def test_names_in_tars_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
         add(tar, os.fsdecode(b"alone.\xe9.txt"), b"a cup")
         last = tar.offset
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:last])  # so that what tells of damage names it
-    config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
+    config = CustomConfig(path=str(tmp_path), stream=stream, validation_share=0)
     batch = next(batches(open_training(config, SIDE), batch_size=8, seed=0))
     assert batch.captions == ["a cup"] * 8
     assert set(batch.bad) == {
         "t.tar/caf\\udce9: its name is not UTF-8: rename it",
         "t.tar/alone: there is no image among \\udce9.txt",
-        "t.tar: the tar file is not whole: it ends or is damaged after record 'alone'",
+        "t.tar: the tar file is truncated or damaged after record 'alone'",
     }
 
 
@@ -586,8 +588,8 @@ def test_a_folder_whose_name_is_not_utf_8(stream: bool, tmp_path: Path) -> None:
     (folder / "a.png").write_bytes(image(1))
     for name, text in (("a.txt", "a cup"), ("metadata.csv", "file_name,text\na.png,a cup\n")):
         (folder / name).write_text(text)
-        config = PairsData(path=str(folder), stream=stream, validation_share=0)
-        with pytest.raises(ValueError, match="a.png: the name of a folder that it lies in is not UTF-8"):
+        config = CustomConfig(path=str(folder), stream=stream, validation_share=0)
+        with pytest.raises(ValueError, match="a.png: the name of its folder is not UTF-8"):
             next(batches(open_training(config, SIDE), batch_size=2, seed=0))
 
 
@@ -606,11 +608,11 @@ def test_half_a_character_in_a_caption(kind: str, stream: bool, tmp_path: Path) 
             (tmp_path / f"{name}.png").write_bytes(image(1))
         rows = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in texts.items()]
         (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
-    config = PairsData(path=str(tmp_path), stream=stream, validation_share=0)
+    config = CustomConfig(path=str(tmp_path), stream=stream, validation_share=0)
     batch = next(batches(open_training(config, SIDE), batch_size=4, seed=0))
     assert batch.captions == ["a heart"] * 4
     name = "t.tar/a" if kind == "tar" else "a.png"
-    assert set(batch.bad) == {f"{name}: a caption is not UTF-8: it holds half of a pair of surrogates"}
+    assert set(batch.bad) == {f"{name}: a caption is not UTF-8: it contains an unpaired surrogate"}
 
 
 @STREAM
@@ -630,7 +632,7 @@ def test_a_path_that_looks_like_a_pattern(path: str, stream: bool, tmp_path: Pat
             file.write_bytes(image(1))
             file.with_suffix(".txt").write_text(text)
     for root in {tmp_path / "a[1]", tmp_path / "a[1]" / path}:
-        config = PairsData(path=str(root), stream=stream, validation_share=0)
+        config = CustomConfig(path=str(root), stream=stream, validation_share=0)
         assert set(next(batches(open_training(config, SIDE), batch_size=4, seed=0)).captions) == {"one"}
 
 
@@ -655,13 +657,13 @@ def test_forms_of_csv(text: str, expected: str | None, end: str, mark: str, tmp_
         (tmp_path / name).write_bytes(image(1))
     whole = mark + "\n".join(["file_name,text", text, "", "b.png,last", ""])
     (tmp_path / "metadata.csv").write_bytes(whole.replace("\n", end).encode())
-    rows = Pairs(PairsData(path=str(tmp_path), validation_share=0), "train", SIDE).rows
+    rows = CustomDataset(CustomConfig(path=str(tmp_path), validation_share=0), "train", SIDE).rows
     assert rows.captions(0) == (() if expected is None else (expected,))
     assert rows.captions(1) == ("last",)
 
 
 def test_a_image_that_vanished(tmp_path: Path) -> None:
-    data = Pairs(PairsData(path=str(with_jsonl(tmp_path)), validation_share=0), "train", SIDE)
+    data = CustomDataset(CustomConfig(path=str(with_jsonl(tmp_path)), validation_share=0), "train", SIDE)
     (tmp_path / "0.png").unlink()
     with pytest.raises(BadRecord, match=r"0.png: its file cannot be read"):
         data.pair(data.rows.keys.index("0.png"), 0)
@@ -672,7 +674,7 @@ def test_nothing_but_broken_images(stream: bool, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
     (tmp_path / "a.txt").write_text("a caption")
     with pytest.raises(ValueError, match=r"^no usable image [^\n]*: a.jpg: the file is text, not an image: 'hello'$"):
-        next(batches(open_training(PairsData(path=str(tmp_path), stream=stream), SIDE), batch_size=2, seed=0))
+        next(batches(open_training(CustomConfig(path=str(tmp_path), stream=stream), SIDE), batch_size=2, seed=0))
 
 
 # What a user can do wrong: one line each
@@ -698,22 +700,22 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
     with tarfile.open(tmp_path / "bare.tar", "w") as tar:
         add(tar, "a.txt", b"x")
     return {
-        "nowhere": "there is no folder or file",
-        "nowhere/at/all": "there is no folder or file",
+        "nowhere": "no such file or folder",
+        "nowhere/at/all": "no such file or folder",
         "none-*.tar": "no file matches data.path",
         "empty": "holds no images: expected .jpg",
         "bare": "holds images but no captions: expected metadata.jsonl, metadata.csv or NAME.txt beside NAME.png",
         "missing": "line 1: there is no image",
         "json": "line 2 is not JSON",
         "list": "line 1: expected {",
-        "columns": "with captions would be: there are title; set data.caption",
+        "columns": "captions (caption, captions, text, texts, txt): there are title; set data.caption",
         "nofile": "has no column 'file_name': there are name, text",
-        "comma": "line 3 has more fields than the first line names: a caption with a comma stands in quotes",
-        "quote": "line 2: unexpected end of data; is a quote left open there?",
+        "comma": "line 3 has more fields than the header: put a caption that contains a comma in quotes",
+        "quote": "line 2: unexpected end of data; is a quote left open?",
         "blank": "is empty: expected a row for each image",
-        "cut.parquet": "is not a whole parquet file",
-        "notes.txt": "expected a folder, or files that end in .parquet or in .tar",
-        "odd.parquet": "with images would be: there are a, b; set data.image",
+        "cut.parquet": "is not a complete Parquet file",
+        "notes.txt": "expected a folder, or files that end in .parquet or .tar",
+        "odd.parquet": "img, image): there are a, b; set data.image",
         "none.parquet": "there are no rows in it",
         "bare.tar": "holds no images among its first 100 records",
     }
@@ -724,7 +726,7 @@ def test_mistakes_are_one_clear_line(stream: bool, tmp_path: Path) -> None:
     for name, expected in mistakes(tmp_path).items():
         for split in ("train", "validation"):
             with pytest.raises(ValueError) as caught:
-                config = PairsData(path=str(tmp_path / name), stream=stream)
+                config = CustomConfig(path=str(tmp_path / name), stream=stream)
                 data = open_training(config, SIDE) if split == "train" else open_data(config, split, SIDE)
                 next(evaluation_batches(data, 2)) if split == "validation" else None
             assert expected in str(caught.value), name
@@ -743,20 +745,20 @@ def test_mistakes_are_one_clear_line(stream: bool, tmp_path: Path) -> None:
 @STREAM
 def test_columns_and_splits_that_are_not_there(options: dict, expected: str, stream: bool, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        open_training(PairsData(path=str(with_parquet(tmp_path)), stream=stream, **options), SIDE)
+        open_training(CustomConfig(path=str(with_parquet(tmp_path)), stream=stream, **options), SIDE)
     assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"caption": "no"}, {"image": "no"}, {"caption": "json.no"}])
 def test_endings_that_are_not_there(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are json, json.caption, json.title, png|there are png, json"):
-        open_training(PairsData(path=str(with_json_tars(tmp_path)), **options), SIDE)
+        open_training(CustomConfig(path=str(with_json_tars(tmp_path)), **options), SIDE)
 
 
 def test_unknown_split(tmp_path: Path) -> None:
     for stream in (False, True):
-        with pytest.raises(ValueError, match="data split 'test' is unknown: choose from train, validation"):
-            open_data(PairsData(path=str(with_tars(tmp_path)), stream=stream), "test", SIDE)
+        with pytest.raises(ValueError, match="unknown data split 'test': choose from train, validation"):
+            open_data(CustomConfig(path=str(with_tars(tmp_path)), stream=stream), "test", SIDE)
 
 
 @pytest.mark.parametrize(
@@ -765,14 +767,14 @@ def test_unknown_split(tmp_path: Path) -> None:
 )
 def test_options_out_of_range(options: dict) -> None:
     with pytest.raises(ValueError):
-        PairsData(**{"path": "x"} | options)
+        CustomConfig(**{"path": "x"} | options)
 
 
 def test_images_missing_from_metadata_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (with_jsonl(tmp_path) / "extra.png").write_bytes(image(1))
     with caplog.at_level(logging.WARNING):
-        assert len(Pairs(PairsData(path=str(tmp_path), validation_share=0), "train", SIDE)) == COUNT
-    assert "not used: 1 image that no metadata file names" in caplog.text
+        assert len(CustomDataset(CustomConfig(path=str(tmp_path), validation_share=0), "train", SIDE)) == COUNT
+    assert "not used: 1 image not listed in a metadata file" in caplog.text
 
 
 # The whole way

@@ -21,10 +21,10 @@ import pytest
 
 from dalle.apps.search.sources import Item, items_of
 from dalle.apps.search.store import Source
-from dalle.data.custom.dataset import Pairs, PairsData, PairsStream
+from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream
 from dalle.data.custom.folder import image_files
-from dalle.data.custom.records import captions_of
-from dalle.data.custom.walk import described, name_of, walk
+from dalle.data.custom.records import clean_captions
+from dalle.data.custom.walk import describe_ignored, normalized_name, walk
 from support.image_folders import image, put
 
 NFC, NFD = "café", unicodedata.normalize("NFD", "café")
@@ -51,10 +51,10 @@ def table(file: Path, rows: int = 3, **columns: Any) -> None:
 
 def captions(path: Path, **options: Any) -> list[str]:
     """Every caption that training takes, of both splits together, by number; streamed they are the same."""
-    config = PairsData(path=str(path), validation_share=0, **options)
-    data = Pairs(config, "train", 8)
+    config = CustomConfig(path=str(path), validation_share=0, **options)
+    data = CustomDataset(config, "train", 8)
     found = [caption for row in range(len(data)) for caption in data.pair(row, 0).captions]
-    stream = PairsStream(PairsData(path=str(path), validation_share=0, stream=True, **options), 8)
+    stream = CustomStream(CustomConfig(path=str(path), validation_share=0, stream=True, **options), 8)
     assert sorted(c for record in stream.records(0, 0) for c in record.captions) == sorted(found)
     return sorted(found)
 
@@ -151,20 +151,20 @@ def test_folders_that_are_splits(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert told(caplog) == ["7 of other splits (test, validation)"]
     assert captions(tmp_path, split="test") == [f"test {i}.png" for i in range(4)]
     for name in ("validation", "val"):
-        config = PairsData(path=str(tmp_path), validation_split=name)
-        assert len(Pairs(config, "train", 8)) == 6 and len(Pairs(config, "validation", 8)) == 3
+        config = CustomConfig(path=str(tmp_path), validation_split=name)
+        assert len(CustomDataset(config, "train", 8)) == 6 and len(CustomDataset(config, "validation", 8)) == 3
     for options in ({"split": "nonsense"}, {"validation_split": "nonsense"}):
         with pytest.raises(
             ValueError, match="has no split 'nonsense': there are train, test, validation; set data.spl"
         ):
-            Pairs(PairsData(path=str(tmp_path), **options), "validation", 8)
+            CustomDataset(CustomConfig(path=str(tmp_path), **options), "validation", 8)
 
 
 def test_folders_of_classes_are_no_splits(tmp_path: Path) -> None:
     put(tmp_path, test__a_png=None, test__a_txt="one", other__b_png=None, other__b_txt="two")
     assert captions(tmp_path) == ["one", "two"]
     with pytest.raises(ValueError, match="has no split 'validation': expected folders train/, validation/"):
-        Pairs(PairsData(path=str(tmp_path), validation_split="validation"), "validation", 8)
+        CustomDataset(CustomConfig(path=str(tmp_path), validation_split="validation"), "validation", 8)
 
 
 def test_tables_of_which_some_are_named_for_a_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,11 +182,11 @@ def test_options_that_a_layout_cannot_honour(tmp_path: Path) -> None:
     put(tmp_path, a_png=None, a_txt="one")
     tar(tmp_path / "shard.tar", **{"0.png": image(), "0.txt": "one"})
     for path, options, message in (
-        ("", {"image": "photo"}, "data.image=photo is for tables and tar files"),
-        ("", {"key": "id"}, "data.key=id is for tables and tar files"),
+        ("", {"image": "photo"}, "data.image=photo is for Parquet and tar files"),
+        ("", {"key": "id"}, "data.key=id is for Parquet and tar files"),
         ("", {"split": "test"}, "has no split 'test'"),
-        ("shard.tar", {"key": "id"}, "data.key=id is for tables"),
-        ("shard.tar", {"split": "test"}, "has no split 'test': files that are named are all of one split"),
+        ("shard.tar", {"key": "id"}, "data.key=id is for Parquet files"),
+        ("shard.tar", {"split": "test"}, "has no split 'test': named files are all of split train"),
     ):
         with pytest.raises(ValueError, match=message):
             captions(tmp_path / path, **options)
@@ -209,7 +209,7 @@ def test_endings_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.Lo
     put(tmp_path, a_heic="x", b_heic="x", c_heic="x", a_svg="x", b_svg="x", a_txt="x", e_zip="x")
     assert captions(tmp_path) == ["JPEG", "jfif", "jpe", "jpg"]
     assert told(caplog) == [
-        "3 .heic (convert them, as by pillow-heif), 2 .svg (draw them at some size, as by cairosvg), "
+        "3 .heic (convert them, as by pillow-heif), 2 .svg (render them at some size, as by cairosvg), "
         "1 .zip (unpack them)"
     ]
     for read in (lambda: list(items_of(Source(str(tmp_path)))), lambda: image_files(tmp_path)):
@@ -220,7 +220,7 @@ def test_endings_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.Lo
 
 def test_images_without_captions_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, a_png=None, a_txt="one", b_png=None, c_txt="of nothing")
-    data = Pairs(PairsData(path=str(tmp_path), validation_share=0), "train", 8)
+    data = CustomDataset(CustomConfig(path=str(tmp_path), validation_share=0), "train", 8)
     assert [data.rows.record(row).fault for row in range(2)] == [
         None, "there is no caption: expected it in b.txt or b.caption or b.json"]  # fmt: skip
     assert told(caplog) == ["1 image without a caption, 1 text without an image"]
@@ -241,7 +241,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "elsewhere" / "loop").symlink_to(root, target_is_directory=True)
     (root / "gone").symlink_to(tmp_path / "nowhere")
     assert captions(root) == ["a0", "a1", "a2", "b0", "b1", "b2", "b3", "b4"]
-    assert told(caplog) == ["2 links to folders that are read already, 1 link to what is not there"]
+    assert told(caplog) == ["2 links to folders already read, 1 link without a target"]
     assert len([item for item in items_of(Source(str(root))) if isinstance(item, Item)]) == 8
     assert len(image_files(root)) == 8
 
@@ -256,7 +256,7 @@ def test_folders_of_runs_are_no_data(tmp_path: Path, caplog: pytest.LogCaptureFi
         run__samples__1_png=None,
     )
     assert captions(tmp_path) == ["one"]
-    assert told(caplog) == ["1 folder of runs"]
+    assert told(caplog) == ["1 folder of training runs"]
     assert [path.name for path in walk(tmp_path).files] == ["a.png", "a.txt"]
     assert len(walk(tmp_path / "run").files) == 3, "a run that is asked for is looked at"
 
@@ -290,8 +290,8 @@ def test_paths_with_backslashes(tmp_path: Path) -> None:
 
 
 def test_names_as_they_are_compared() -> None:
-    assert name_of("a.b/C.JPG") == "a.b/C.jpg" and name_of(f"{NFD}.PNG") == f"{NFC}.png"
-    assert name_of("A.B/c") == "A.B/c" and name_of("x") == "x"
+    assert normalized_name("a.b/C.JPG") == "a.b/C.jpg" and normalized_name(f"{NFD}.PNG") == f"{NFC}.png"
+    assert normalized_name("A.B/c") == "A.B/c" and normalized_name("x") == "x"
 
 
 def test_dots_within_names_of_a_tar(tmp_path: Path) -> None:
@@ -302,7 +302,9 @@ def test_dots_within_names_of_a_tar(tmp_path: Path) -> None:
     assert captions(tmp_path / "a.tar") == [f"photo {i}" for i in range(6)]
     views = {"0.left.png": image(), "0.right.png": image(), "0.title.txt": "two views"}
     tar(tmp_path / "b.tar", **views)
-    (record,) = PairsStream(PairsData(path=str(tmp_path / "b.tar"), stream=True, validation_share=0), 8).records(0, 0)
+    (record,) = CustomStream(CustomConfig(path=str(tmp_path / "b.tar"), stream=True, validation_share=0), 8).records(
+        0, 0
+    )
     assert record.fault is not None and "left.png, right.png are images of one record" in record.fault
     assert captions(tmp_path / "b.tar", image="left.png", caption="title.txt") == ["two views"]
     tar(
@@ -316,13 +318,13 @@ def test_dots_within_names_of_a_tar(tmp_path: Path) -> None:
 
 
 def test_one_function_cleans_captions() -> None:
-    assert captions_of("\ufeffone\u2028two\x0bthree\u00a0 four ", lines=True) == ("one two three four",)
-    assert captions_of("one\r\ntwo\rthree\n\n four", lines=True) == ("one", "two", "three", "four")
-    assert captions_of("one\ntwo") == ("one two",)
-    assert captions_of(["a", 0, 1.5, None, float("nan"), True, "a", " "]) == ("a", "0", "1.5")
-    assert captions_of(b"\xef\xbb\xbfone") == captions_of("one".encode("utf-16")) == ("one",)
+    assert clean_captions("\ufeffone\u2028two\x0bthree\u00a0 four ", lines=True) == ("one two three four",)
+    assert clean_captions("one\r\ntwo\rthree\n\n four", lines=True) == ("one", "two", "three", "four")
+    assert clean_captions("one\ntwo") == ("one two",)
+    assert clean_captions(["a", 0, 1.5, None, float("nan"), True, "a", " "]) == ("a", "0", "1.5")
+    assert clean_captions(b"\xef\xbb\xbfone") == clean_captions("one".encode("utf-16")) == ("one",)
     with pytest.raises(UnicodeDecodeError):
-        captions_of(b"\xff\x00\xff")
+        clean_captions(b"\xff\x00\xff")
 
 
 WRITERS: dict[str, Callable[[Path, Any], None]] = {
@@ -377,7 +379,7 @@ def test_tables_in_text_as_programs_write_them(text: str, tmp_path: Path) -> Non
 
 
 def test_counts_are_one_line() -> None:
-    assert described(walk(Path(__file__).parent).passed) == ""
+    assert describe_ignored(walk(Path(__file__).parent).ignored) == ""
 
 
 def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -391,14 +393,14 @@ def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptur
 def test_a_data_set_of_the_hub_is_asked_for_once(tmp_path: Path) -> None:
     """Nothing listens where the hub is said to be; what looks like a path here is not asked for at all."""
     program = (
-        "import sys\nfrom dalle.data.custom.dataset import Pairs, PairsData\nfor path in sys.argv[1:]:\n"
-        "    try: Pairs(PairsData(path=path), 'train', 8)\n    except ValueError as error: print(error)"
+        "import sys\nfrom dalle.data.custom.dataset import CustomConfig, CustomDataset\nfor path in sys.argv[1:]:\n"
+        "    try: CustomDataset(CustomConfig(path=path), 'train', 8)\n    except ValueError as error: print(error)"
     )
     root = str(Path(__file__).resolve().parents[3])
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": root}
     command = [sys.executable, "-c", program, "owner/name", "data/my_images", "runs/x"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     first, *others = done.stdout.splitlines()
-    assert first.startswith("owner/name (no folder here, so taken as a hub id) cannot be loaded: ")
-    assert others == [f"there is no folder or file {path}: set data.path to your images" for path in command[4:]]
+    assert first.startswith("owner/name (not a local folder, so taken as a hub id) cannot be loaded: ")
+    assert others == [f"no such file or folder: {path}; set data.path to your images" for path in command[4:]]
     assert "Retry" not in done.stderr and done.returncode == 0

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from dalle.data.drawings import Composition, Drawings, DrawingsData
+from dalle.data.drawings import Composition, DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import (
     _SCENES,
     COLORS,
@@ -23,10 +23,10 @@ from dalle.data.drawings.captions import (
     ROWS,
     STYLES,
     Concept,
-    canonical,
-    mirrored,
+    canonical_caption,
+    mirror_concept,
 )
-from dalle.data.drawings.composition import hidden, kept_inside, lay, paint, scene_boxes
+from dalle.data.drawings.composition import blends_in, clamp_inside, paint, place_alone, scene_boxes
 from dalle.data.drawings.render import Raster, Vector
 from dalle.data.drawings.sets import DRAWINGS as ROOT
 
@@ -37,14 +37,14 @@ FLUENT = ("fluent-3d", "fluent-flat", "fluent-mono")
 
 
 @cache
-def opened(split: str = "train", **options: object) -> Drawings:
-    return Drawings(DrawingsData(**{"styles": FEW, **options}), split, SIDE)
+def opened(split: str = "train", **options: object) -> DrawingsDataset:
+    return DrawingsDataset(DrawingsConfig(**{"styles": FEW, **options}), split, SIDE)
 
 
 @cache
-def busy() -> Drawings:
+def busy() -> DrawingsDataset:
     """All scenes on colored backgrounds, in English only."""
-    return Drawings(DrawingsData(styles=FEW, scenes=1, backgrounds=1, languages=("en",)), "train", SIDE)
+    return DrawingsDataset(DrawingsConfig(styles=FEW, scenes=1, backgrounds=1, languages=("en",)), "train", SIDE)
 
 
 @cache
@@ -61,7 +61,7 @@ def icon_rows() -> list[dict]:
     return [row for file in sorted((ROOT / "icons" / "icons").glob("*.parquet")) for row in rows(file)]
 
 
-def compositions(drawings: Drawings, count: int = 400) -> list[Composition]:
+def compositions(drawings: DrawingsDataset, count: int = 400) -> list[Composition]:
     rng = random.Random(1)
     return [drawings.compose(rng.randrange(len(drawings)), rng.randrange(2**31)) for _ in range(count)]
 
@@ -149,7 +149,7 @@ def test_weights_of_the_sets() -> None:
 
 
 def test_a_pair_is_a_function_of_index_and_seed() -> None:
-    train, again = opened(), Drawings(DrawingsData(styles=FEW), "train", SIDE)
+    train, again = opened(), DrawingsDataset(DrawingsConfig(styles=FEW), "train", SIDE)
     differ = 0
     for index in range(0, len(train), 97):
         a, b, c = train.pair(index, 7), again.pair(index, 7), train.pair(index, 8)
@@ -253,7 +253,9 @@ def test_boxes_of_scenes_are_what_the_relation_says(relation: str, side: int) ->
 
 
 def test_scenes_show_the_objects_where_the_caption_says() -> None:
-    pairs = Drawings(DrawingsData(styles=("twemoji",), scenes=1, backgrounds=0, languages=("en",)), "train", SIDE)
+    pairs = DrawingsDataset(
+        DrawingsConfig(styles=("twemoji",), scenes=1, backgrounds=0, languages=("en",)), "train", SIDE
+    )
     seen: Counter = Counter()
     for made in compositions(pairs, 60):
         assert made.relation is not None
@@ -293,7 +295,7 @@ def test_white_unless_the_caption_says_otherwise() -> None:
 
 def test_objects_can_be_seen_on_their_background() -> None:
     made = compositions(opened(), 300)
-    assert np.mean([hidden(one.layer, one.color) for one in made]) < 0.02
+    assert np.mean([blends_in(one.layer, one.color) for one in made]) < 0.02
 
 
 def test_objects_are_moved_but_not_cut() -> None:
@@ -312,8 +314,8 @@ def test_laying_an_object_is_shifting_its_pixels() -> None:
     object_ = np.zeros((20, 20, 4), dtype=np.uint8)
     object_[5:15, 2:18] = 200
     for top, left in [(-9, 0), (0, -9), (30, 30), (3, 4)]:
-        inside = kept_inside(object_, 32, top, left)
-        layer = lay(object_, 32, *inside)
+        inside = clamp_inside(object_, 32, top, left)
+        layer = place_alone(object_, 32, *inside)
         assert layer.astype(int).sum() == object_.astype(int).sum()
         assert np.argwhere(layer[..., 3]).min(0).tolist() == [5 + inside[0], 2 + inside[1]]
 
@@ -329,7 +331,7 @@ def test_scaled_objects_keep_within_bounds() -> None:
 
 @pytest.mark.parametrize("name, expected", [("pig", "pig"), ("fist facing left", "fist facing right"), ("clock", None)])
 def test_mirror_images_are_named_as_such(name: str, expected: str | None) -> None:
-    concept = mirrored(Concept(f"a {name}", {"en": name}, {}))
+    concept = mirror_concept(Concept(f"a {name}", {"en": name}, {}))
     assert (concept and concept.names["en"]) == expected
     assert expected is None or concept.phrase == f"a {expected}"
 
@@ -339,9 +341,9 @@ def test_flips_mirror_pixels() -> None:
     mirrors = 0
     for index in range(60):
         a, b = plain.compose(index, 5), flipped.compose(index, 5)
-        one_way = mirrored(plain.concepts[a.sources[0]]) is None
+        one_way = mirror_concept(plain.concepts[a.sources[0]]) is None
         assert a.sources == b.sources
-        assert np.array_equal(b.layer, a.layer if one_way else lay(a.layer[:, ::-1], SIDE, 0, 0))
+        assert np.array_equal(b.layer, a.layer if one_way else place_alone(a.layer[:, ::-1], SIDE, 0, 0))
         mirrors += not one_way
     assert mirrors > 30
 
@@ -385,7 +387,7 @@ def test_captions_read_well() -> None:
 
 def test_canonical_caption() -> None:
     heart = Concept("a red heart", {"en": "red heart"}, {})
-    assert canonical(heart, STYLES["fluent-3d"]) == "a red heart, 3d style"
+    assert canonical_caption(heart, STYLES["fluent-3d"]) == "a red heart, 3d style"
 
 
 @pytest.mark.parametrize(
@@ -426,25 +428,25 @@ def test_the_bpe_meets_every_word() -> None:
 
 
 def test_unknown_split() -> None:
-    with pytest.raises(ValueError, match="data split 'test' is unknown: choose from train"):
-        Drawings(DrawingsData(), "test", SIDE)
+    with pytest.raises(ValueError, match="unknown data split 'test': choose from train"):
+        DrawingsDataset(DrawingsConfig(), "test", SIDE)
 
 
 def test_missing_folder_and_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no folder"):
-        Drawings(DrawingsData(root=tmp_path / "no"), "train", SIDE)
-    with pytest.raises(ValueError, match="there is no file"):
-        Drawings(DrawingsData(root=tmp_path), "train", SIDE)
+    with pytest.raises(ValueError, match="no such folder"):
+        DrawingsDataset(DrawingsConfig(root=tmp_path / "no"), "train", SIDE)
+    with pytest.raises(ValueError, match="no such file"):
+        DrawingsDataset(DrawingsConfig(root=tmp_path), "train", SIDE)
     with pytest.raises(ValueError, match="there are no icons"):
-        Drawings(DrawingsData(root=tmp_path, sets=("icons",)), "train", SIDE)
+        DrawingsDataset(DrawingsConfig(root=tmp_path, sets=("icons",)), "train", SIDE)
 
 
 def test_truncated_file(tmp_path: Path) -> None:
     whole = (ROOT / "emoji/concepts/concepts.parquet").read_bytes()
     (tmp_path / "emoji/concepts").mkdir(parents=True)
     (tmp_path / "emoji/concepts/concepts.parquet").write_bytes(whole[:5000])
-    with pytest.raises(ValueError, match="is not a whole file of the data set") as caught:
-        Drawings(DrawingsData(root=tmp_path), "train", SIDE)
+    with pytest.raises(ValueError, match="is not a complete file of the data set") as caught:
+        DrawingsDataset(DrawingsConfig(root=tmp_path), "train", SIDE)
     assert "\n" not in str(caught.value)
 
 
@@ -476,7 +478,7 @@ def test_an_image_that_cannot_be_decoded() -> None:
 )
 def test_options_out_of_range(options: dict) -> None:
     with pytest.raises(ValueError):
-        DrawingsData(**options)
+        DrawingsConfig(**options)
 
 
 # What the folders say of themselves

@@ -17,12 +17,12 @@ from PIL import Image
 
 from dalle import load_image_tokenizer
 from dalle.checkpoints.model_folder import folder_hash
-from dalle.data import DataConfig, DrawingsData, PairDataset, PairsData, ShapesData, open_data, open_training
+from dalle.data import CustomConfig, DataConfig, DrawingsConfig, PairDataset, ShapesConfig, open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.loader import batches, evaluation_batches, pair_seed
-from dalle.data.token_shards.dataset import TokenPairs, TokensData
+from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDataset
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
-from dalle.data.token_shards.files import INDEX, Index
+from dalle.data.token_shards.files import INDEX, ShardIndex
 from dalle.image_tokenizers import ImageTokenizer
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
@@ -79,7 +79,7 @@ def encode(
     sha256: str = "tiny",
     world: int = 1,
     **options: object,
-) -> Index:
+) -> ShardIndex:
     """Encode as `world` processes would."""
     own = EncodeOptions(**({"shard_images": 16, "batch_size": 8} | options))  # type: ignore[arg-type]
     encodings = [Encoding(config, tokenizer, sha256, folder, own) for _ in range(world)]
@@ -99,13 +99,16 @@ def rows_of(folder: Path, split: str = "train") -> list[dict]:
 @pytest.mark.parametrize("kind", ["pairs", "drawings", "shapes"])
 def test_rows_are_the_images_of_their_split(kind: str, images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     config: DataConfig = {
-        "pairs": PairsData(path=str(images), validation_share=0.2),
-        "drawings": DrawingsData(sets=("emoji",), styles=("blob",)),
-        "shapes": ShapesData(size=40),
+        "pairs": CustomConfig(path=str(images), validation_share=0.2),
+        "drawings": DrawingsConfig(sets=("emoji",), styles=("blob",)),
+        "shapes": ShapesConfig(size=40),
     }[kind]
     encode(config, tokenizer, tmp_path, seed=3, shard_images=500)
     for split in ("train", "validation"):
-        source, tokens = open_data(config, split, IMAGE_SIZE), TokenPairs(TokensData(path=tmp_path), split)
+        source, tokens = (
+            open_data(config, split, IMAGE_SIZE),
+            TokenShardsDataset(TokenShardsConfig(path=tmp_path), split),
+        )
         assert len(tokens) == len(source) > 3
         for index in range(0, len(source), len(source) // 4):
             first = source.pair(index, pair_seed(3, 0, index))  # as the first epoch of a training with that seed
@@ -119,7 +122,7 @@ def test_rows_are_the_images_of_their_split(kind: str, images: Path, tokenizer: 
 
 
 def test_views_are_crops_and_mirror_images(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    config = PairsData(path=str(images), validation_share=0.2, crop="random", crop_share=0.5)
+    config = CustomConfig(path=str(images), validation_share=0.2, crop="random", crop_share=0.5)
     encode(config, tokenizer, tmp_path, views=3, mirror=True)
     source = open_data(config, "train", IMAGE_SIZE)
     rows = rows_of(tmp_path)
@@ -137,7 +140,7 @@ def test_views_are_crops_and_mirror_images(images: Path, tokenizer: ImageTokeniz
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_processes_share_the_work(stream: bool, table: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    config = PairsData(path=str(table), stream=stream, validation_share=0.2)
+    config = CustomConfig(path=str(table), stream=stream, validation_share=0.2)
     assert encode(config, tokenizer, tmp_path / "one") == encode(config, tokenizer, tmp_path / "many", world=4)
     one, many = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("one", "many"))
     assert one == many and len(one) > 4
@@ -149,7 +152,7 @@ def test_processes_share_the_work(stream: bool, table: Path, tokenizer: ImageTok
 
 def test_it_goes_on_where_it_was_killed(table: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     for stream in (False, True):
-        config = PairsData(path=str(table), stream=stream, validation_share=0.2)
+        config = CustomConfig(path=str(table), stream=stream, validation_share=0.2)
         folder = tmp_path / str(stream)
         whole = encode(config, tokenizer, folder)
         content = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -164,7 +167,7 @@ def test_it_goes_on_where_it_was_killed(table: Path, tokenizer: ImageTokenizer, 
 
 
 def test_another_making_is_refused(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    config = PairsData(path=str(images))
+    config = CustomConfig(path=str(images))
     encode(config, tokenizer, tmp_path, sha256="aaa")
     for options, told in (
         ({"sha256": "bbb"}, "image tokenizer was aaa, is now bbb"),
@@ -176,7 +179,7 @@ def test_another_making_is_refused(images: Path, tokenizer: ImageTokenizer, tmp_
     (tmp_path / "full/letter.txt").touch()
     with pytest.raises(ValueError, match="not empty and holds no token shards"):
         encode(config, tokenizer, tmp_path / "full")
-    with pytest.raises(ValueError, match="views is 0: at least 1"):
+    with pytest.raises(ValueError, match="views is 0: give at least 1"):
         EncodeOptions(views=0)
 
 
@@ -187,19 +190,19 @@ def test_broken_images_are_left_out_and_counted(
     shutil.copytree(images, root)
     (root / "07.png").write_text("<html>")
     (root / "30.txt").write_text(" ")
-    index = encode(PairsData(path=str(root), validation_share=0), tokenizer, tmp_path / "out", views=2)
+    index = encode(CustomConfig(path=str(root), validation_share=0), tokenizer, tmp_path / "out", views=2)
     assert index.shards is not None
     bad = [name for own in index.shards["train"] for name in own.bad]
     assert sorted(name[:6] for name in bad) == ["07.png", "30.png"] and "is text, not an image" in caplog.text
     assert len(rows_of(tmp_path / "out")) == 2 * (COUNT - 2)
-    config = PairsData(path=str(root), max_bad=1, validation_share=0)
+    config = CustomConfig(path=str(root), max_bad=1, validation_share=0)
     for world in (1, 4):  # each process meets one
         with pytest.raises(ValueError, match="too many broken records: 2"):
             encode(config, tokenizer, tmp_path / f"strict-{world}", world=world)
 
 
 def test_datasets_streams_the_folder(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
-    encode(PairsData(path=str(images), validation_share=0.2), tokenizer, tmp_path)
+    encode(CustomConfig(path=str(images), validation_share=0.2), tokenizer, tmp_path)
     streamed = datasets.load_dataset(str(tmp_path), streaming=True)
     for split in ("train", "validation"):
         assert list(streamed[split]) == rows_of(tmp_path, split)
@@ -210,7 +213,7 @@ def large(tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Shards of several groups each, more than the buffer of the tests below holds."""
     for module in ("files", "dataset"):
         monkeypatch.setattr(f"dalle.data.token_shards.{module}.GROUP_ROWS", 8)
-    encode(ShapesData(size=150), tokenizer, tmp_path, shard_images=50, batch_size=50)
+    encode(ShapesConfig(size=150), tokenizer, tmp_path, shard_images=50, batch_size=50)
     return tmp_path
 
 
@@ -220,16 +223,16 @@ def seen(data: PairDataset, count: int, **options: int) -> list[tuple]:
 
 
 def test_any_batch_comes_at_once_and_the_same(large: Path) -> None:
-    data = open_training(TokensData(path=large, shuffle_buffer=40), IMAGE_SIZE)
-    assert isinstance(data, TokenPairs)
+    data = open_training(TokenShardsConfig(path=large, shuffle_buffer=40), IMAGE_SIZE)
+    assert isinstance(data, TokenShardsDataset)
     order = data.order(4, 1)
     assert sorted(order[place] for place in range(150)) == list(range(150))
     whole = seen(data, 30)  # more than two epochs
-    assert sum(data.sizes[n] for n in data._kept) <= 48  # whatever is read, memory holds the buffer only
+    assert sum(data.sizes[n] for n in data._cache) <= 48  # whatever is read, memory holds the buffer only
     for start in (1, 13, 29):
-        data = open_training(TokensData(path=large, shuffle_buffer=40), IMAGE_SIZE)
+        data = open_training(TokenShardsConfig(path=large, shuffle_buffer=40), IMAGE_SIZE)
         assert seen(data, 1, start=start) == [whole[start]]  # type: ignore[arg-type]
-        assert sum(data.sizes[n] for n in data._kept) <= 48  # type: ignore[union-attr]
+        assert sum(data.sizes[n] for n in data._cache) <= 48  # type: ignore[union-attr]
     for options in ({"workers": 2}, {"workers": 1, "start": 0}):
         assert seen(data, 14, **options) == whole[:14]  # type: ignore[arg-type]
     shares = [seen(data, 14, rank=rank, world=3) for rank in range(3)]  # type: ignore[arg-type]
@@ -238,7 +241,7 @@ def test_any_batch_comes_at_once_and_the_same(large: Path) -> None:
 
 
 def test_a_set_that_fits_the_buffer_comes_in_the_order_of_images(large: Path) -> None:
-    images, tokens = ShapesData(size=150), TokensData(path=large, shuffle_buffer=150)
+    images, tokens = ShapesConfig(size=150), TokenShardsConfig(path=large, shuffle_buffer=150)
     for of_images, of_tokens in zip(
         seen(open_data(images, "train", IMAGE_SIZE), 20), seen(open_data(tokens, "train", 0), 20)
     ):
@@ -257,7 +260,7 @@ def damaged(file: Path) -> None:
 
 def test_a_damaged_group_is_named_and_never_silently_short(large: Path) -> None:
     damaged(large / "train-00001.parquet")
-    data = open_data(TokensData(path=large), "train", IMAGE_SIZE)
+    data = open_data(TokenShardsConfig(path=large), "train", IMAGE_SIZE)
     found = Counter(batch.bad[0] for batch in itertools.islice(batches(data, batch_size=1, seed=0), 150) if batch.bad)
     (name,) = found
     assert name.startswith(f"{large / 'train-00001.parquet'}, rows 8 to 15: it is damaged (")
@@ -269,27 +272,29 @@ def test_a_damaged_group_is_named_and_never_silently_short(large: Path) -> None:
     assert len(list(data.captions())) == 142
 
 
-@pytest.mark.parametrize("harm, told", [("cut", "is not whole: 100 bytes of"), ("gone", "is missing: bring it back")])
+@pytest.mark.parametrize("harm, told", [("cut", "is truncated: 100 bytes of"), ("gone", "is missing: restore it")])
 def test_a_shard_that_is_not_whole_is_an_error_at_the_start(large: Path, harm: str, told: str) -> None:
     file = large / "train-00002.parquet"
     file.write_bytes(file.read_bytes()[:100])
     if harm == "gone":
         file.unlink()
     with pytest.raises(ValueError, match=f"the shard {file} {told}"):
-        open_data(TokensData(path=large), "train", IMAGE_SIZE)
+        open_data(TokenShardsConfig(path=large), "train", IMAGE_SIZE)
 
 
 def test_shards_of_another_tokenizer_are_refused(
     large: Path, tokenizer: ImageTokenizer, parts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = tmp_path_factory.mktemp("other")
-    encode(ShapesData(size=150), tokenizer, other, shard_images=50, batch_size=50, sha256="else")
+    encode(ShapesConfig(size=150), tokenizer, other, shard_images=50, batch_size=50, sha256="else")
     sha256 = folder_hash(parts / "image_tokenizer")
-    with pytest.raises(ValueError, match=f"sha256 tiny, but parts/image_tokenizer has {sha256}: take the one"):
-        TokensData(path=large).check_tokenizer(sha256, "parts/image_tokenizer")
+    with pytest.raises(ValueError, match=f"sha256 tiny, but parts/image_tokenizer has {sha256}: use the tokenizer"):
+        TokenShardsConfig(path=large).check_tokenizer(sha256, "parts/image_tokenizer")
     shutil.copy(other / "train-00000.parquet", large)  # one of them among the others
-    data = open_data(TokensData(path=large), "train", IMAGE_SIZE)
-    with pytest.raises(ValueError, match="its codes are of the image tokenizer else, those of its folder of tiny"):
+    data = open_data(TokenShardsConfig(path=large), "train", IMAGE_SIZE)
+    with pytest.raises(
+        ValueError, match="its codes were made with the image tokenizer else, those of its folder with tiny"
+    ):
         data.pair(0, 0)
 
 
@@ -297,25 +302,25 @@ def test_folders_that_hold_no_finished_shards(large: Path, tmp_path: Path) -> No
     index = json.loads((large / INDEX).read_text())
     for content, told in (
         (json.dumps(index | {"shards": None}), "is not finished"),
-        (json.dumps(index | {"format": 9}), "it is of format 9, and this version reads 1"),
+        (json.dumps(index | {"format": 9}), "its format is 9, this version reads 1"),
         ("", "cannot be read"),
         ('{"format": 1}', "cannot be read"),
     ):
         (large / INDEX).write_text(content)
         with pytest.raises(ValueError, match=told):
-            open_data(TokensData(path=large), "train", IMAGE_SIZE)
+            open_data(TokenShardsConfig(path=large), "train", IMAGE_SIZE)
     (large / INDEX).unlink()
     with pytest.raises(ValueError, match=f"has no {INDEX}"):
-        open_data(TokensData(path=large), "train", IMAGE_SIZE)
-    with pytest.raises(ValueError, match="there is no folder"):
-        open_data(TokensData(path=large / "nowhere"), "train", IMAGE_SIZE)
+        open_data(TokenShardsConfig(path=large), "train", IMAGE_SIZE)
+    with pytest.raises(ValueError, match="no such folder"):
+        open_data(TokenShardsConfig(path=large / "nowhere"), "train", IMAGE_SIZE)
 
 
 def test_wide_codebooks_have_wide_integers(tmp_path: Path) -> None:
     from dalle.data.token_shards.files import Provenance, read_group, write_shard
 
-    making = Provenance("x", 70_000, (1, 2), {}, "", 0, 1, False, 8)
+    provenance = Provenance("x", 70_000, (1, 2), {}, "", 0, 1, False, 8)
     columns = {"key": ["a"], "view": [0], "mirrored": [False], "captions": [["रातो"]]}
-    write_shard(tmp_path / "a.parquet", columns, np.array([[69_999, 3]]), making, [])
-    assert read_group(tmp_path / "a.parquet", 0, 1, making).codes.tolist() == [[69_999, 3]]
+    write_shard(tmp_path / "a.parquet", columns, np.array([[69_999, 3]]), provenance, [])
+    assert read_group(tmp_path / "a.parquet", 0, 1, provenance).codes.tolist() == [[69_999, 3]]
     assert CODES < 70_000
