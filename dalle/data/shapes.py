@@ -46,11 +46,17 @@ class ShapesConfig:
     kind: Literal["shapes"] = "shapes"
     """Synthetic shapes."""
     size: PositiveInt = 512
-    """Pairs in the training split; the validation split has an eighth as many, but no combination twice."""
+    """Pairs in the training split; the validation split has an eighth as many, each combination at most once."""
     shift: Annotated[float, Range(0, 0.06, hint="places would mix")] = 0.04
-    """Part of the image's side by which a shape may lie off its place, at most."""
+    """Largest random offset of a shape, as a fraction of the image's side."""
     max_bad: NonNegativeInt = 0
-    """Broken records that are skipped before it is an error; shapes have none."""
+    """Number of broken records to skip before raising an error; shapes have none."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}: give at least 1")
+        if not 0 <= self.shift <= 0.06:
+            raise ValueError(f"shift is {self.shift}: give a fraction from 0 to 0.06, so that positions stay distinct")
 
 
 class ShapesDataset:

@@ -60,23 +60,23 @@ class CustomConfig:
     caption: str | None = None
     """Column with captions (tar: a file extension, or json.ENTRY); null tries caption, captions, text, texts, txt."""
     key: str | None = None
-    """Column with a name of each record (parquet, hub), by which some are held out; null takes file and row."""
+    """Column with unique record names (Parquet, hub), which decide the validation split; null uses file and row."""
     validation_share: Decay = 0.02
-    """Share of records that is held out for validation, by a hash of each record's name."""
+    """Fraction of records held out for validation, chosen by a hash of each record's name."""
     validation_split: str | None = None
     """Another split of the same data set to validate on; then nothing is held out."""
     validation_path: str | None = None
-    """Another path to validate on; nothing is held out then."""
+    """Another path to validate on; then nothing is held out."""
     stream_validation: PositiveInt = 256
-    """Records that a streamed set is validated on, at most; they are read ahead and kept in memory."""
+    """Largest number of records to validate a stream on; they are kept in memory."""
     shuffle_buffer: PositiveInt = 2000
-    """Records that a stream mixes at a time."""
+    """Size of a stream's shuffle buffer, in records."""
     crop: Crop = "centre"
-    """centre: the largest square in the middle. random: any square. pad: all of the image, with white beside it."""
+    """centre: the largest central square. random: a random square. pad: the whole image, padded with white."""
     crop_share: Annotated[float, Range(0, 1, above=True)] = 0.7
-    """Smallest share of the largest square's area that a random crop takes."""
+    """Smallest area of a random crop, as a fraction of the largest square's."""
     max_bad: NonNegativeInt = 100
-    """Broken records (an unreadable image, no caption) that are skipped before it is an error."""
+    """Number of broken records (unreadable image, no caption) to skip before raising an error."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():

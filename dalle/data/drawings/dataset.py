@@ -49,9 +49,9 @@ class DrawingsConfig:
     kind: Literal["drawings"] = "drawings"
     """The embedded drawings: emoji and vector icons."""
     sets: tuple[SetName, ...] = ("emoji", "icons")
-    """Which of the embedded sets."""
+    """The embedded sets to use."""
     weights: tuple[Annotated[float, Range(0, 1000, above=True)], ...] | None = None
-    """How often each set is shown, relative to the others; null: by the square roots of its concepts' drawings."""
+    """Relative sampling weight of each set; null: each concept counts by the square root of its number of drawings."""
     root: Path | None = None
     """Folder with emoji/ and icons/; null is the repository's data/."""
     styles: tuple[str, ...] | None = None
@@ -59,31 +59,31 @@ class DrawingsConfig:
     languages: tuple[Language, ...] = ("en", "hi", "ne")
     """Languages of the captions; the first is the most frequent."""
     first_language: Probability = 0.7
-    """Share of captions in the first language, of what has names in all; the others share the rest."""
+    """Fraction of captions in the first language, for concepts with names in all; the others share the rest equally."""
     style_named: Probability = 0.75
-    """Share of captions that name the style."""
+    """Fraction of captions that name the style."""
     keywords: Probability = 0.08
-    """Share of captions of one object that go on with some of its keywords."""
+    """Fraction of single-object captions that add some of the concept's keywords."""
     inks: Probability = 0.5
-    """Share of the drawings of one color that have another than black, which the caption names."""
+    """Fraction of single-color drawings that are recolored; the caption names the color."""
     backgrounds: Probability = 0.35
-    """Share of images on a colored background, which the caption names."""
+    """Fraction of images with a colored background, which the caption names."""
     scenes: Probability = 0.12
-    """Share of images that show two or three objects and how they lie."""
+    """Fraction of images with two or three objects, whose spatial relation the caption names."""
     shift: Annotated[float, Range(0, 0.25, hint="a share of the side")] = 0.06
-    """How far an object may lie off the center, as a share of the image's side; none is cut."""
+    """Largest offset of an object from the center, as a fraction of the image's side; objects are never cut off."""
     scale: Annotated[float, Range(0.25, 1)] = 0.75
-    """Smallest size an object is shown at, as a share of the whole image."""
+    """Smallest side of a single object, as a fraction of the image's side."""
     rotation: Annotated[float, Range(0, 45, hint="degrees")] = 0.0
-    """Degrees by which an object may be turned, at most."""
+    """Largest random rotation of an object, in degrees."""
     flips: Probability = 0.0
-    """Share of objects that are mirrored, where they have no right way round; captions swap left and right."""
+    """Fraction of objects that are mirrored, among those that may be; captions swap left and right."""
     composed: bool = True
     """Whether training images are composed; false shows each drawing as in evaluation."""
     include_test: bool = False
-    """Let the split train hold all others too: for a judge of drawings (docs/evaluation.md), never for a model."""
+    """Include all other splits in train: for a judge of drawings (docs/evaluation.md), never for a generator."""
     max_bad: NonNegativeInt = 0
-    """Broken records that are skipped before it is an error."""
+    """Number of broken records to skip before raising an error."""
 
     def __post_init__(self) -> None:
         if not self.sets or len(set(self.sets)) != len(self.sets):
@@ -94,7 +94,7 @@ class DrawingsConfig:
             if unknown or not self.styles:
                 raise ValueError(f"styles {unknown or '[]'}: choose from {', '.join(known)}")
         if self.weights is not None and len(self.weights) != len(self.sets):
-            raise ValueError(f"weights is {list(self.weights)}: give one per set, for {', '.join(self.sets)}")
+            raise ValueError(f"weights is {list(self.weights)}: give one per set, {', '.join(self.sets)}")
         if not self.languages:
             raise ValueError("languages is empty: choose from en, hi, ne")
 

@@ -29,11 +29,15 @@ class TokenShardsConfig:
     kind: Literal["tokens"] = "tokens"
     """Token shards: codes in place of images."""
     path: Path
-    """Folder of the shards."""
+    """Folder with the shards."""
     shuffle_buffer: PositiveInt = 2**17
-    """Rows that are mixed and kept in memory at a time; a set that is no larger is shuffled whole."""
+    """Rows shuffled together and kept in memory; a set that is no larger is shuffled globally."""
     max_bad: NonNegativeInt = 0
-    """Damaged groups of rows (1,024 each) that are passed over before it is an error."""
+    """Number of damaged row groups (1,024 rows each) to skip before raising an error."""
+
+    def __post_init__(self) -> None:
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}: give at least 1")
 
     def check_tokenizer(self, sha256: str, name: str) -> None:
         """Check that these codes were made with the given image tokenizer.
