@@ -66,14 +66,23 @@ def read_image(path: Path) -> Image.Image:
         ValueError: there is no such file, or it cannot be read.
     """
     try:
-        with _opened(path.read_bytes()) as image:
-            return _loaded(image)
+        return decode_image(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except UnreadableImage as error:
         raise ValueError(f"{path}: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: the image cannot be read ({error})") from error
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The bytes of a user's image file, as `read_image` gives it.
+
+    Raises:
+        UnreadableImage: they are no image, only a part of one, or it has more pixels than `max_pixels`.
+    """
+    with _opened(data, max_pixels) as image:
+        return _loaded(image)
 
 
 def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -118,14 +127,14 @@ def dimensions(data: bytes) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """An image file whose header is read; whatever its reader raises in the block becomes UnreadableImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of large images: those are refused below
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+                if image.width * image.height > max_pixels:
+                    raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
                 yield image
     except UnreadableImage:
         raise
