@@ -172,11 +172,12 @@ class Drawing:
 def merged(single: list[Result], keep: int) -> Result:
     """Results of one image each as one, of which the best are kept."""
     scores = [score for one in single for score in one.scores or ()]
+    codes = [one.codes for one in single if one.codes is not None]
     whole = Result(
         single[0].prompt,
         [one.images[0] for one in single],
         scores or None,
-        torch.cat([one.codes for one in single]),
+        torch.cat(codes) if codes else None,
         [one.seeds[0] for one in single],
     )
     return whole.best(keep)

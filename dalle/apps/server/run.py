@@ -48,6 +48,7 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
         text_encoder=settings.text_encoder,
         **(given or {}),
     )
+    log.info("http://%s:%d/v1 serves; Ctrl-C or SIGTERM stops it in order", settings.host, settings.port)
     server(create_app(pipe, settings), settings).run()
 
 

@@ -325,7 +325,7 @@ def _one(result: Result, place: int) -> Result:
         result.prompt,
         [result.images[place]],
         None if result.scores is None else [result.scores[place]],
-        result.codes[place : place + 1],
+        None if result.codes is None else result.codes[place : place + 1],
         [result.seeds[place]],
     )
 
