@@ -17,7 +17,7 @@ from dalle.cli.threads import limit_openmp_spinning
 # Modules of dalle/cli, in the order of --help
 COMMANDS = (
     *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "judge", "export", "convert", "inspect"),
-    *("classify", "index", "search", "paint", "assemble", "vary", "blend", "edit"),
+    *("classify", "index", "search", "paint", "assemble", "vary", "blend", "edit", "serve"),
 )
 _KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value arguments of the commands
 

@@ -257,6 +257,11 @@ class TextToImage:
         )  # [B, h, w]
         return self._finish(codes, requests)
 
+    def text_tokens(self, prompt: str) -> int | None:
+        """How many text tokens a prompt has before it is cut; None where an encoder of features reads it."""
+        tokenizer = self.text_tokenizer
+        return None if isinstance(tokenizer, T5Encoder) else len(tokenizer.encode_ragged([prompt])[0])
+
     def _read(self, prompts: list[str]) -> Tensor:
         """Prompts to ids [P, T], or features [P, T, C]; those that are cut are named in the log.
 

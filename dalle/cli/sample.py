@@ -133,7 +133,7 @@ class SampleFiles:
 
     def add(self, result: Result) -> None:
         """Write the images of one prompt, and scores.json so far."""
-        from dalle.images.png import write_png
+        from dalle.images.png import generation_texts, write_png
 
         if self.folder is None:
             self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
@@ -141,13 +141,7 @@ class SampleFiles:
         for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
             name = f"{len(self.results):02d}-{rank + 1:02d}-seed{seed}.png"
             score = None if result.scores is None else result.scores[rank]
-            texts = {
-                "prompt": result.prompt,
-                "seed": str(seed),
-                "options": json.dumps(self.options, ensure_ascii=False),
-                "model": self.model_hash,
-                "Software": f"dalle {__version__}",
-            }
+            texts = generation_texts(result.prompt, seed, self.options, self.model_hash, f"dalle {__version__}")
             write_png(image, self.folder / name, texts)
             self.images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
         content = {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin
 
@@ -12,8 +15,32 @@ from dalle.files import atomic_file
 
 def write_png(image: Image.Image, path: Path, texts: Mapping[str, str]) -> None:
     """Write a PNG atomically, with `texts` as metadata in iTXt chunks, which hold any Unicode text."""
+    with atomic_file(path) as part:
+        image.save(part, "PNG", pnginfo=_metadata(texts))
+
+
+def png_bytes(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """Encode an image as PNG with `texts` as metadata, like `write_png`."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=_metadata(texts))
+    return buffer.getvalue()
+
+
+def generation_texts(
+    prompt: str, seed: int, options: Mapping[str, Any], model_hash: str, software: str
+) -> dict[str, str]:
+    """The metadata of a generated image: with it and the model, the image can be generated again."""
+    return {
+        "prompt": prompt,
+        "seed": str(seed),
+        "options": json.dumps(options, ensure_ascii=False),
+        "model": model_hash,
+        "Software": software,
+    }
+
+
+def _metadata(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
     metadata = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         metadata.add_itxt(name, text)
-    with atomic_file(path) as part:
-        image.save(part, "PNG", pnginfo=metadata)
+    return metadata

@@ -68,14 +68,23 @@ def read_image(path: Path) -> Image.Image:
         ValueError: there is no such file, or it cannot be read.
     """
     try:
-        with _open(path.read_bytes()) as image:
-            return _load(image)
+        return decode_image(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except UnreadableImage as error:
         raise ValueError(f"{path}: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: the image cannot be read ({error})") from error
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The bytes of a user's image file, as `read_image` gives it.
+
+    Raises:
+        UnreadableImage: they are no image, only a part of one, or it has more pixels than `max_pixels`.
+    """
+    with _open(data, max_pixels) as image:
+        return _load(image)
 
 
 def square_image(data: bytes, size: int, crop: Crop = "centre", share: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -121,14 +130,14 @@ def dimensions(data: bytes) -> tuple[int, int]:
 
 
 @contextmanager
-def _open(data: bytes) -> Iterator[Image.Image]:
+def _open(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Open an image file's header; errors inside the block, such as while decoding, become UnreadableImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, and about large images, which are refused below
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+                if image.width * image.height > max_pixels:
+                    raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
                 yield image
     except UnreadableImage:
         raise

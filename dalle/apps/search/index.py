@@ -253,7 +253,7 @@ class ImageIndex:
         """
         values, rows = self._nearest(query[None], top, kept)
         found = zip(values[0].tolist(), rows[0].tolist(), strict=True)
-        return [self._hit(row, value) for value, row in found if row >= 0]
+        return [self.hit(row, value) for value, row in found if row >= 0]
 
     def near_duplicates(self, least: float = 0.97) -> list[list[Hit]]:
         """Groups of images that look the same to CLIP, the largest group first.
@@ -274,7 +274,7 @@ class ImageIndex:
         shown = []
         for rows in groups:
             vectors = torch.from_numpy(self.table.vectors(rows))
-            shown.append([self._hit(row, float(vectors[0] @ one)) for row, one in zip(rows, vectors, strict=True)])
+            shown.append([self.hit(row, float(vectors[0] @ one)) for row, one in zip(rows, vectors, strict=True)])
         return shown
 
     def captions(self, image: ImageLike, top: int = 5, among: int = 1000) -> list[tuple[str, float]]:
@@ -337,7 +337,8 @@ class ImageIndex:
             vectors = torch.cat([vectors, batch.vectors])
         return vectors
 
-    def _hit(self, row: int, score: float) -> Hit:
+    def hit(self, row: int, score: float = 1.0) -> Hit:
+        """The image of a row, as a search with that score finds it."""
         found = self.table.row(row, ("path", "caption", "width", "height", "sha256"))
         return Hit(score=min(score, 1.0), number=row, **found)
 

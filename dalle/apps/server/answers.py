@@ -1,0 +1,126 @@
+"""Finished images as answers: files with metadata, JSON, server-sent events."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from typing import Any
+
+from PIL import Image
+
+from dalle import __version__
+from dalle.apps.server.bodies import ImagesBody
+from dalle.apps.server.drawing import Order
+from dalle.apps.server.errors import ApiError
+from dalle.images.png import generation_texts, png_bytes
+from dalle.pipeline import Result, TextToImage
+
+
+class Answers:
+    """The answers to one request."""
+
+    def __init__(self, pipe: TextToImage, body: ImagesBody, order: Order, max_pixels: int) -> None:
+        """Prepare them.
+
+        Raises:
+            ApiError: the size that is asked for is out of range.
+        """
+        self.pipe, self.body, self.order = pipe, body, order
+        self.size = _size(body.size, pipe.image_size, max_pixels)
+        self.created = int(time.time())
+
+    def encoded(self, image: Image.Image, seed: int) -> str:
+        """The file of an image in base64; a PNG has in it how it was made."""
+        whole = image if image.size == self.size else image.resize(self.size, Image.Resampling.LANCZOS)
+        if self.body.output_format == "png":
+            prompt, options = self.order.request.prompt, self.order.options
+            texts = generation_texts(prompt, seed, options, self.pipe.model_hash, f"dalle {__version__}")
+            data = png_bytes(whole, texts)
+        else:
+            buffer = io.BytesIO()
+            whole.save(buffer, self.body.output_format.upper(), quality=self.body.output_compression)
+            data = buffer.getvalue()
+        return base64.b64encode(data).decode()
+
+    def whole(self, result: Result) -> dict[str, Any]:
+        """The JSON of all images."""
+        images = []
+        for number, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+            file = self.encoded(image, seed)
+            url = f"data:image/{self.body.output_format};base64,{file}"
+            own = {"url": url} if self.body.response_format == "url" else {"b64_json": file}
+            score = None if result.scores is None else result.scores[number]
+            images.append({**own, "seed": seed, "score": score})
+        return {
+            **self._common(),
+            "data": images,
+            "usage": self._usage(),
+            "options": self.order.options,
+            **self._notes(),
+        }
+
+    def partial(self, kind: str, image: Image.Image, number: int, candidate: int, share: float) -> str:
+        """The event of an image that is half drawn; `candidate` of the request, from 0."""
+        seed = self.order.request.seeds[candidate]
+        own = {"candidate_index": candidate, "seed": seed, "progress": round(share, 4)}
+        content = {"b64_json": self.encoded(image, seed), "partial_image_index": number, **own, **self._event()}
+        return _event(f"{kind}.partial_image", content)
+
+    def completed(self, kind: str, result: Result, number: int) -> str:
+        """The event of a finished image."""
+        seed = result.seeds[number]
+        score = None if result.scores is None else result.scores[number]
+        own = {"candidate_index": self.order.request.seeds.index(seed), "seed": seed, "score": score}
+        file = self.encoded(result.images[number], seed)
+        content = {"b64_json": file, "usage": self._usage(), **own, "options": self.order.options, **self._notes()}
+        return _event(f"{kind}.completed", {**content, **self._event()})
+
+    def _common(self) -> dict[str, Any]:
+        size = f"{self.size[0]}x{self.size[1]}"
+        plain = {"background": "opaque", "output_format": self.body.output_format, "quality": "auto", "size": size}
+        return {"created": self.created, **plain}
+
+    def _event(self) -> dict[str, Any]:
+        common = self._common()
+        common["created_at"] = common.pop("created")
+        return common
+
+    def _notes(self) -> dict[str, list[str]]:
+        return {"notes": self.order.notes} if self.order.notes else {}
+
+    def _usage(self) -> dict[str, Any]:
+        """Text tokens that were read, and image tokens that were drawn, of all candidates."""
+        request = self.order.request
+        limit = self.pipe.model.config.text_length
+        length = self.pipe.text_tokens(request.prompt)
+        text = limit if length is None else min(length, limit)
+        kept = 0 if request.start is None else int(request.start.kept.sum())
+        drawn = len(request.seeds) * (self.pipe.model.config.image_length - kept)
+        details = {"text_tokens": text, "image_tokens": kept}
+        return {
+            "input_tokens": text + kept,
+            "input_tokens_details": details,
+            "output_tokens": drawn,
+            "total_tokens": text + kept + drawn,
+        }
+
+
+def failed(error: ApiError) -> str:
+    """The event of a stream that ends early."""
+    return _event("error", error.content())
+
+
+def _event(kind: str, content: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content}, ensure_ascii=False)}\n\n"
+
+
+def _size(given: str | None, own: int, max_pixels: int) -> tuple[int, int]:
+    if given in (None, "auto"):
+        return own, own
+    assert given is not None
+    width, height = (int(side) for side in given.split("x"))
+    if not 0 < width * height <= max_pixels:
+        raise ApiError(f"size is {given}: give WIDTHxHEIGHT, of at most {max_pixels:,} pixels, or auto", "size")
+    return width, height

@@ -1,0 +1,137 @@
+"""The application: routes, guard and worker around one pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from dalle import __version__
+from dalle.apps.search import ImageIndex
+from dalle.apps.server.clip_routes import ClipRoutes
+from dalle.apps.server.drawing import Drawing
+from dalle.apps.server.errors import ApiError, add_handlers
+from dalle.apps.server.guard import Guard, read_tokens
+from dalle.apps.server.images import ImageRoutes
+from dalle.apps.server.queue import FairQueue
+from dalle.apps.server.settings import ServeConfig
+from dalle.apps.server.worker import Worker
+from dalle.checkpoints.hub import SHIPPED
+from dalle.pipeline import TextToImage
+
+_CARD = "README.md"
+
+
+def create_app(pipe: TextToImage, settings: ServeConfig) -> FastAPI:
+    """Make the application that serves a pipeline; it alone may use the pipeline from now on.
+
+    `app.state.worker` is its worker, which begins and ends with the application.
+
+    Args:
+        pipe: what draws.
+        settings: limits, tokens and the index; address and model have been used by then.
+
+    Raises:
+        ValueError: tokens or the index cannot be read.
+    """
+    tokens = [] if settings.token_file is None else read_tokens(settings.token_file)
+    index = None if settings.index is None else ImageIndex(settings.index, pipe.clip if settings.clip else None)
+    worker = Worker(pipe, FairQueue(settings.max_waiting, settings.max_per_client), settings.max_batch, settings.window)
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        worker.stop()
+
+    app = FastAPI(
+        title="dalle",
+        version=__version__,
+        lifespan=life,
+        redoc_url=None,
+        docs_url=None,
+        openapi_tags=[{"name": "images"}, {"name": "clip"}, {"name": "server"}],
+    )
+    app.state.worker = worker
+    add_handlers(app)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=worker.metrics)
+    name = model_name(settings.model)
+    drawing = Drawing(pipe, worker, settings)
+    templates = "emoji-en" if settings.model is None and settings.clip is None else "images-en"
+    app.include_router(ImageRoutes(drawing, name).router())
+    app.include_router(ClipRoutes(drawing, name, index, templates).router())
+    _add_models(app, pipe, settings, name, index)
+    _add_health(app, worker)
+    return app
+
+
+def model_name(source: str | None) -> str:
+    """The id of a model: the name of its folder or file."""
+    return Path(SHIPPED if source is None else source).name
+
+
+def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: str, index: ImageIndex | None) -> None:
+    created = int(time.time())
+    folder = SHIPPED if settings.model is None else Path(settings.model)
+    card = folder / _CARD
+    text = card.read_text("utf-8", "replace") if card.is_file() else None
+    entry: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "dalle",
+        "sha256": pipe.model_hash,
+        "image_size": pipe.image_size,
+        "grid": list(pipe.image_tokenizer.grid),
+        "text_length": pipe.model.config.text_length,
+        "sampling": {field: getattr(pipe.sampling, field) for field in pipe.sampling.__dataclass_fields__},
+        "clip": pipe.clip is not None,
+        "index": None if index is None else len(index),
+        "card": text,
+        "limits": {"n": settings.max_n, "candidates": settings.max_candidates, "prompt": settings.max_prompt},
+    }
+
+    @app.get("/v1/models", tags=["server"])
+    async def models() -> JSONResponse:
+        """The model that is loaded."""
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    @app.get("/v1/models/{model}", tags=["server"])
+    async def model(model: str) -> JSONResponse:
+        """A model by its id."""
+        if model != name:
+            raise ApiError(
+                f"there is no model {model!r} here, but {name!r}", "model", status=404, code="model_not_found"
+            )
+        return JSONResponse(entry)
+
+
+def _add_health(app: FastAPI, worker: Worker) -> None:
+    @app.get("/healthz", tags=["server"])
+    async def healthz() -> JSONResponse:
+        """Whether the server works: 200, else 503 and it should be started anew."""
+        return JSONResponse({"alive": worker.alive}, 200 if worker.alive else 503)
+
+    @app.get("/readyz", tags=["server"])
+    async def readyz() -> JSONResponse:
+        """Whether it takes requests: 200, else 503."""
+        ready = worker.alive and not worker.draining
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    @app.get("/metrics", tags=["server"])
+    async def metrics() -> PlainTextResponse:
+        """What is measured, in Prometheus' text format."""
+        return PlainTextResponse(worker.metrics.text(), media_type="text/plain; version=0.0.4")

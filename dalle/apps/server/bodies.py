@@ -1,0 +1,128 @@
+"""The bodies of requests: what there is to say, and in which ranges. A field that is not here is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_SEED = 2**63 - 1
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    """Id of the model, one of /v1/models; that of the server if not given."""
+    user: str | None = Field(None, max_length=1000)
+    """Who asks, for the log."""
+
+
+class ImagesBody(Body):
+    """What the three image endpoints have in common: OpenAI's fields, then our own."""
+
+    n: int = Field(1, ge=1)
+    """Images to answer with."""
+    size: str | None = Field(None, pattern=r"^(auto|\d{1,5}x\d{1,5})$")
+    """WIDTHxHEIGHT: images are resized from the model's size at the end; auto is the model's size."""
+    response_format: Literal["b64_json", "url"] | None = None
+    """b64_json, or url: a data: URL, as the server keeps no files."""
+    output_format: Literal["png", "webp", "jpeg"] = "png"
+    output_compression: int = Field(100, ge=0, le=100)
+    """Quality of webp and jpeg."""
+    stream: bool = False
+    """Answer with server-sent events."""
+    partial_images: int = Field(0, ge=0, le=64)
+    """With stream: images that are half drawn, at most one for each row of codes."""
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """Of the first image; image i has seed + i. Drawn by chance if not given, and in the answer."""
+    candidates: int | None = Field(None, ge=1)
+    """Images to draw, of which CLIP chooses n, best first."""
+    guidance: float | None = None
+    guidance_until: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    # Of OpenAI's own models: taken so that clients work, and without effect where they say nothing here
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    safety_identifier: str | None = Field(None, max_length=1000)
+    input_fidelity: Literal["high", "low"] | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Options of SamplingConfig that are given."""
+        names = ("guidance", "guidance_until", "temperature", "top_k", "top_p")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class GenerationBody(ImagesBody):
+    prompt: str
+    """What to draw, in any language that the model was trained on; "" draws what comes without a caption."""
+
+
+class EditBody(ImagesBody):
+    """Fields beside the files image and mask."""
+
+    prompt: str
+    keep_rows: float | None = None
+    """In place of a mask: rows of codes to keep from the top; below 1 a fraction of them."""
+
+
+class VariationBody(ImagesBody):
+    """Fields beside the file image."""
+
+    prompt: str = ""
+    keep_rows: float = 0.5
+    """Rows of codes to keep from the top; below 1 a fraction of them."""
+
+
+Texts = str | Annotated[list[str], Field(max_length=64)]
+Images = str | Annotated[list[str], Field(max_length=64)]
+
+
+def several(given: str | list[str]) -> list[str]:
+    """One or several as a list."""
+    return [given] if isinstance(given, str) else given
+
+
+class SearchBody(Body):
+    text: Texts = []
+    image: Images = []
+    """Images in base64, or as data: URLs."""
+    minus: Texts = []
+    minus_image: Images = []
+    where: Texts = []
+    """Conditions that must hold, such as "width>=512" or "caption~dog"."""
+    top: int = Field(20, ge=1, le=200)
+    min_score: float | None = Field(None, ge=-1, le=1)
+    distinct: float | None = Field(None, gt=0, le=1)
+
+
+class ClassifyBody(Body):
+    image: Images
+    """Images in base64, or as data: URLs."""
+    labels: Annotated[list[str], Field(min_length=2, max_length=1000)] | dict[str, list[str]]
+    """Names, or name -> words that it goes by."""
+    templates: Texts | None = None
+    """Name of a set of sentences, or sentences with {} for the label."""
+    top: int | None = Field(None, ge=1)
+    threshold: float | None = Field(None, ge=0, le=1)
+
+
+class EmbeddingBody(Body):
+    """OpenAI's embeddings; an input that is a data: URL of an image is embedded as an image."""
+
+    input: str | Annotated[list[str], Field(min_length=1, max_length=256)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _not_empty(cls, value: str | list[str]) -> str | list[str]:
+        if not all(one.strip() for one in several(value)):
+            raise ValueError("an input is empty: say something")
+        return value

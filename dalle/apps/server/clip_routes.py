@@ -1,0 +1,183 @@
+"""/v1/search, /v1/classify, /v1/embeddings: what CLIP does, between two steps of drawing."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from fastapi import APIRouter
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from dalle.apps.embed import as_record, embed_images, embed_texts
+from dalle.apps.search import Hit, ImageIndex
+from dalle.apps.server import inputs
+from dalle.apps.server.bodies import Body, ClassifyBody, EmbeddingBody, SearchBody, several
+from dalle.apps.server.drawing import Drawing
+from dalle.apps.server.errors import ApiError
+from dalle.apps.server.images import check_model
+from dalle.apps.server.schema import json_schema
+from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.images.read import UnreadableImage, decode_image
+from dalle.images.transforms import resize, to_rgb
+from dalle.models.clip import CLIP
+
+_THUMBNAIL = 192  # pixels
+
+
+class ClipRoutes:
+    """The endpoints, for one CLIP and perhaps an index of images."""
+
+    def __init__(self, drawing: Drawing, name: str, index: ImageIndex | None, templates: str) -> None:
+        """Prepare them.
+
+        Args:
+            drawing: runs what is computed.
+            name: id of the model.
+            index: what is searched.
+            templates: the set of sentences for labels, where a request names none.
+        """
+        self.drawing, self.name, self.index, self.templates = drawing, name, index, templates
+        self.settings = drawing.settings
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter(prefix="/v1", tags=["clip"])
+        endpoints: tuple[tuple[str, Callable[[Request], Any], type[Body]], ...] = (
+            ("/search", self.search, SearchBody),
+            ("/classify", self.classify, ClassifyBody),
+            ("/embeddings", self.embed, EmbeddingBody),
+        )
+        for path, endpoint, body in endpoints:
+            extra = json_schema(body)
+            router.add_api_route(path, endpoint, methods=["POST"], openapi_extra=extra, response_model=None)
+        router.add_api_route("/search/images/{number}", self.thumbnail, methods=["GET"], response_model=None)
+        return router
+
+    async def search(self, request: Request) -> JSONResponse:
+        """The images of the index that are nearest to texts and images."""
+        body = await inputs.read_json(request, SearchBody)
+        check_model(body, self.name)
+        index = self._index()
+        images = [self._image(text, "image") for text in several(body.image)]
+        minus = [self._image(text, "minus_image") for text in several(body.minus_image)]
+        self._check_texts([*several(body.text), *several(body.minus)], "text")
+
+        def found() -> list[Hit]:
+            return index.search(
+                several(body.text),
+                images,
+                minus=several(body.minus),
+                minus_image=minus,
+                top=body.top,
+                where=several(body.where),
+                min_score=body.min_score,
+                distinct=body.distinct,
+            )
+
+        hits = await self.drawing.compute(found)
+        return JSONResponse({"object": "list", "data": [vars(hit) for hit in hits], "images": len(index)})
+
+    async def thumbnail(self, number: int) -> Response:
+        """An image of the index, small, by its number."""
+        index = self._index()
+        if not 0 <= number < len(index):
+            raise ApiError(f"there is no image {number}: the index has {len(index)}", "number", status=404)
+
+        def read() -> bytes:
+            image = to_rgb(decode_image(index.read(index.hit(number))))
+            side = max(image.size)
+            scale = min(1.0, _THUMBNAIL / side)
+            width, height = (max(1, round(edge * scale)) for edge in image.size)
+            buffer = io.BytesIO()
+            resize(image, width, height, (0, 0, *image.size)).save(buffer, "JPEG", quality=85)
+            return buffer.getvalue()
+
+        try:
+            content = await self.drawing.compute(read)
+        except UnreadableImage as error:
+            raise ApiError(f"image {number} cannot be read any more: {error}", "number", status=404) from None
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    async def classify(self, request: Request) -> JSONResponse:
+        """Images to labels that are only named."""
+        body = await inputs.read_json(request, ClassifyBody)
+        check_model(body, self.name)
+        clip = self._clip()
+        images = [self._image(text, "image") for text in several(body.image)]
+        if not images:
+            raise ApiError("image is empty: give one at least", "image")
+        self._check_texts(list(body.labels), "labels")
+        templates = self.templates if body.templates is None else body.templates
+
+        def classified() -> list[Any]:
+            with torch.inference_mode():
+                return ZeroShotClassifier(clip, body.labels, templates)(images, body.top, threshold=body.threshold)
+
+        data = []
+        for number, result in enumerate(await self.drawing.compute(classified)):
+            pairs = zip(result.labels, result.probabilities, strict=True)
+            labels = [{"label": label, "probability": value} for label, value in pairs]
+            none = {} if result.none is None else {"none": result.none}
+            data.append({"index": number, "labels": labels, **none})
+        return JSONResponse({"object": "list", "data": data, "model": self.name})
+
+    async def embed(self, request: Request) -> JSONResponse:
+        """CLIP's unit vectors of texts and images."""
+        body = await inputs.read_json(request, EmbeddingBody)
+        check_model(body, self.name)
+        clip = self._clip()
+        width = clip.config.embed_dim
+        if body.dimensions not in (None, width):
+            raise ApiError(f"dimensions is {body.dimensions}: this CLIP's vectors have {width}", "dimensions")
+        given = several(body.input)
+        images = {i: self._image(one, "input") for i, one in enumerate(given) if one.startswith("data:")}
+        texts = {i: one for i, one in enumerate(given) if i not in images}
+        self._check_texts(list(texts.values()), "input")
+
+        def embedded() -> dict[int, list[float]]:
+            vectors = dict(zip(texts, embed_texts(clip, list(texts.values())).tolist(), strict=True))
+            records = [as_record(image) for image in images.values()]
+            rows = [row for batch in embed_images(clip, records) for row in batch.vectors.tolist()]
+            return vectors | dict(zip(images, rows, strict=True))
+
+        found = await self.drawing.compute(embedded)
+        data = [
+            {"object": "embedding", "index": i, "embedding": _encoded(found[i], body.encoding_format)}
+            for i in range(len(given))
+        ]
+        return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": _usage(texts.values())})
+
+    def _index(self) -> ImageIndex:
+        if self.index is None:
+            raise ApiError("this server has no index of images: start it with --index FOLDER", status=404)
+        return self.index
+
+    def _clip(self) -> CLIP:
+        if self.drawing.pipe.clip is None:
+            raise ApiError("this server has no CLIP: start it with --clip", status=404)
+        return self.drawing.pipe.clip
+
+    def _image(self, text: str, param: str) -> Image.Image:
+        return inputs.read_image(inputs.from_base64(text, param), param, self.settings.max_pixels)
+
+    def _check_texts(self, texts: Sequence[str], param: str) -> None:
+        longest = max(map(len, texts), default=0)
+        if longest > self.settings.max_prompt:
+            raise ApiError(f"{param} has {longest:,} characters: at most {self.settings.max_prompt:,} are read", param)
+
+
+def _encoded(vector: list[float], form: str) -> list[float] | str:
+    """As numbers, or in base64 as little-endian float32, which OpenAI's client asks for."""
+    if form == "float":
+        return vector
+    return base64.b64encode(torch.tensor(vector, dtype=torch.float32).numpy().astype("<f4").tobytes()).decode()
+
+
+def _usage(texts: Any) -> dict[str, int]:
+    words = sum(len(text.split()) for text in texts)
+    return {"prompt_tokens": words, "total_tokens": words}

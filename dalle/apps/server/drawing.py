@@ -1,0 +1,226 @@
+"""From a checked request to finished images: limits, seeds, a job of the worker, and its end when nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from starlette.requests import Request as HttpRequest
+
+from dalle.apps.server.bodies import MAX_SEED, ImagesBody
+from dalle.apps.server.errors import ApiError
+from dalle.apps.server.queue import Full, Job
+from dalle.apps.server.settings import ServeConfig
+from dalle.apps.server.worker import Drawn, Failed, Preview, Stopping, Worker, previews
+from dalle.device import out_of_memory
+from dalle.pipeline import Request, Result, Start, TextToImage
+
+log = logging.getLogger("dalle.server")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn for one request, checked."""
+
+    request: Request
+    keep: int  # images to answer with
+    options: dict[str, Any]  # for the metadata of its images
+    previews: int  # half drawn images, of each candidate
+    notes: list[str]  # what the client should know
+
+
+class Drawing:
+    """Draws orders with the one worker of the server."""
+
+    def __init__(self, pipe: TextToImage, worker: Worker, settings: ServeConfig) -> None:
+        self.pipe, self.worker, self.settings = pipe, worker, settings
+
+    def order(
+        self, body: ImagesBody, prompt: str, start: Start | None = None, used: dict[str, Any] | None = None
+    ) -> Order:
+        """Check what a body asks for.
+
+        Args:
+            body: its options.
+            prompt: what to draw.
+            start: what is kept of an image.
+            used: what the metadata says of that image.
+
+        Raises:
+            ApiError: an option is out of range.
+        """
+        if len(prompt) > self.settings.max_prompt:
+            message = f"prompt has {len(prompt):,} characters: at most {self.settings.max_prompt:,} are read"
+            raise ApiError(message, "prompt", code="string_above_max_length")
+        if body.n > self.settings.max_n:
+            raise ApiError(f"n is {body.n}: at most {self.settings.max_n} images at a time", "n")
+        if body.partial_images and not body.stream:
+            raise ApiError("partial_images goes with stream", "partial_images")
+        count = self._candidates(body)
+        seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+        if seed > MAX_SEED - count:
+            raise ApiError(f"seed is {seed}: image i has seed + i, and the last must be at most 2^63 - 1", "seed")
+        try:
+            sampling = self.pipe.sampling.updated(**body.sampling())
+        except ValueError as error:
+            raise ApiError(str(error), str(error).partition(" ")[0]) from None
+        request = Request(prompt, tuple(range(seed, seed + count)), sampling, start, scored=count > body.n)
+        options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
+        return Order(request, body.n, options, body.partial_images, self._notes(prompt))
+
+    def _candidates(self, body: ImagesBody) -> int:
+        count = body.n if body.candidates is None else body.candidates
+        if count < body.n:
+            raise ApiError(
+                f"candidates is {count}: CLIP chooses n={body.n} of them, give as many at least", "candidates"
+            )
+        if body.candidates is not None and count > self.settings.max_candidates:
+            raise ApiError(f"candidates is {count}: at most {self.settings.max_candidates}", "candidates")
+        if count > body.n and self.pipe.clip is None:
+            raise ApiError("this server has no CLIP to choose: leave candidates out", "candidates")
+        return count
+
+    def _notes(self, prompt: str) -> list[str]:
+        length, limit = self.pipe.text_tokens(prompt), self.pipe.model.config.text_length
+        if length is None or length <= limit:
+            return []
+        return [f"the prompt has {length} text tokens, of which the model reads the first {limit}"]
+
+    async def draw(self, http: HttpRequest, order: Order) -> AsyncGenerator[Preview | Drawn]:
+        """What happens to an order, until its last candidate is drawn; who stops to iterate, stops the drawing.
+
+        Raises:
+            ApiError: there is no room, it took too long, or it failed.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Preview | Drawn | Failed] = asyncio.Queue()
+        columns = self.pipe.image_tokenizer.grid[1]
+        length = self.pipe.model.config.image_length
+        start = order.request.start
+        lead = 0 if start is None else int(start.kept.flatten().int().cumprod(0).sum())
+        job = Job(
+            order.request,
+            http.state.client,
+            lead,
+            lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
+            previews(order.previews, length, columns, lead),
+        )
+        self._taken(lambda: self.worker.submit(job))
+        left = len(order.request.seeds)
+        end = loop.time() + self.settings.request_timeout
+        try:
+            while left:
+                try:
+                    event = await asyncio.wait_for(events.get(), max(0.0, end - loop.time()))
+                except asyncio.TimeoutError:
+                    limit = self.settings.request_timeout
+                    raise ApiError(f"not done in {limit:g} s: ask for fewer images", status=504) from None
+                if isinstance(event, Failed):
+                    raise _failure(event.error)
+                left -= isinstance(event, Drawn)
+                yield event
+        finally:
+            self.worker.cancel(job)
+
+    async def results(self, http: HttpRequest, order: Order) -> Result:
+        """The images of an order, the best first where CLIP chooses.
+
+        Raises:
+            ApiError: see `draw`; or the client has hung up.
+        """
+        drawn: dict[int, Result] = {}
+        async with contextlib.aclosing(self.draw(http, order)) as events:
+            await unless_gone(http, _collect(events, drawn))
+        return merged([drawn[index] for index in sorted(drawn)], order.keep)
+
+    async def compute(self, function: Callable[[], T]) -> T:
+        """What a short function returns, run in the worker's thread.
+
+        Raises:
+            ApiError: there is no room, or what the function refused.
+        """
+        future: Future[T] = self._taken(lambda: self.worker.call(function))
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.request_timeout)
+        except asyncio.TimeoutError:
+            raise ApiError(f"not done in {self.settings.request_timeout:g} s", status=504) from None
+        except (ApiError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise _failure(error) from error
+
+    def _taken(self, submit: Callable[[], T]) -> T:
+        try:
+            return submit()
+        except Full as full:
+            whose = "of yours wait already" if full.by_client else "wait already"
+            wait = full.waiting * self.worker.seconds_per_image
+            message = f"{full.waiting} images {whose}, of {full.limit} that may: try again later"
+            raise ApiError(message, status=429, code="rate_limit_exceeded", retry_after=min(wait, 120)) from None
+        except Stopping as error:
+            raise _failure(error) from None
+
+
+def merged(single: list[Result], keep: int) -> Result:
+    """Results of one image each as one, of which the best are kept."""
+    scores = [score for one in single for score in one.scores or ()]
+    codes = [one.codes for one in single if one.codes is not None]
+    whole = Result(
+        single[0].prompt,
+        [one.images[0] for one in single],
+        scores or None,
+        torch.cat(codes) if codes else None,
+        [one.seeds[0] for one in single],
+    )
+    return whole.best(keep)
+
+
+async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Result]) -> None:
+    async for event in events:
+        if isinstance(event, Drawn):
+            drawn[event.index] = event.result
+
+
+async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled if the client of the request, whose body has been read, hangs up.
+
+    Raises:
+        ApiError: it has hung up; nobody will read this.
+    """
+    waiting = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hung_up(http))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ApiError("the client has hung up", status=499)
+        return await waiting
+    finally:
+        for task in (waiting, gone):
+            task.cancel()
+        await asyncio.gather(waiting, gone, return_exceptions=True)
+
+
+async def _hung_up(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _failure(error: Exception) -> ApiError:
+    """What is said of an error of the worker."""
+    if isinstance(error, Stopping):
+        return ApiError("the server is stopping: ask another", status=503, retry_after=5)
+    if out_of_memory(error) is not None:
+        log.error("out of memory", exc_info=error)
+        return ApiError("the server is out of memory: ask for fewer images", status=503, retry_after=5)
+    if isinstance(error, ValueError):
+        return ApiError(str(error))
+    log.error("the worker failed", exc_info=error)
+    return ApiError("the server failed at this request; its log says why", status=500)

@@ -1,0 +1,87 @@
+"""Errors in the shape that OpenAI's clients read: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+log = logging.getLogger("dalle.server")
+
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """What a client is told, with the status of the answer."""
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after = retry_after
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.content(), self.status, headers)
+
+    def content(self) -> dict[str, dict[str, str | None]]:
+        """The answer's JSON."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """The first thing wrong with a body, by the name of its field."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    given = "" if first["type"] in ("missing", "json_invalid") else f" (given: {_short(first['input'])})"
+    if first["type"] == "extra_forbidden":
+        return ApiError(f"there is no field {param}", param, code="unknown_parameter")
+    name = "the body" if param is None else param
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(f"{name}: {message}{given}", param, code="invalid_value")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every error in that shape."""
+
+    @app.exception_handler(ApiError)
+    async def told(_request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def routing(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
+        return ApiError(message, status=error.status_code).response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return ApiError("the server failed at this request; its log says why", status=500).response()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

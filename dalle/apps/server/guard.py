@@ -1,0 +1,158 @@
+"""What stands before every request: tokens, limits, time, a line in the log. ASGI, so that streams stay streams."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dalle.apps.server.errors import ApiError
+from dalle.apps.server.metrics import Metrics
+from dalle.apps.server.settings import ServeConfig
+
+log = logging.getLogger("dalle.server")
+
+_OPEN = ("/", "/healthz", "/readyz")  # without a token; and the files of the page
+_STATIC = "/static/"
+
+
+def read_tokens(path: Path) -> list[str]:
+    """The bearer tokens of a file, one a line.
+
+    Raises:
+        ValueError: it cannot be read, or has no token, or a short one.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: the tokens cannot be read ({error})") from error
+    tokens = [text for line in lines if (text := line.partition("#")[0].strip())]
+    if not tokens:
+        raise ValueError(f"{path} has no token: write one a line")
+    short = [number for number, token in enumerate(tokens, 1) if len(token) < 16 or " " in token]
+    if short:
+        raise ValueError(
+            f"{path}: token {short[0]} has fewer than 16 characters, or a space; try `openssl rand -hex 24`"
+        )
+    return tokens
+
+
+class Guard:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: ServeConfig, tokens: Sequence[str], metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self.tokens = [token.encode() for token in tokens]
+        self.running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+        request = Request(scope)
+        path: str = scope["path"]
+        scope.setdefault("state", {})
+        guarded = not (path in _OPEN or path.startswith(_STATIC))
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            try:
+                await asyncio.wait_for(send(message), self.settings.send_timeout)
+            except asyncio.TimeoutError:
+                raise OSError(f"the client has not read for {self.settings.send_timeout:g} s") from None
+
+        self.running += guarded
+        try:
+            if guarded:
+                scope["state"]["client"] = self._client(request)
+                self._check(request)
+            await self.app(scope, self._limited(receive), sending)
+        except ApiError as error:
+            await error.response()(scope, receive, sending)
+        except OSError as error:
+            log.info("%s", json.dumps({"event": "client gone", "path": path, "why": str(error)}))
+            raise
+        finally:
+            self.running -= guarded
+            route = scope.get("route")
+            name = getattr(route, "path", "other")
+            seconds = time.perf_counter() - started
+            if guarded:
+                self.metrics.add("dalle_requests_total", path=name, status=str(status))
+                self.metrics.observe("dalle_request_seconds", seconds, path=name)
+            if guarded or status >= 400:
+                self._log(scope, status, seconds)
+
+    def _client(self, request: Request) -> str:
+        """Who asks, by token or address.
+
+        Raises:
+            ApiError: a token is wanted, and this is none.
+        """
+        if not self.tokens:
+            return request.client.host if request.client else "unknown"
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        given = token.strip().encode("latin-1", "replace")
+        fits = [hmac.compare_digest(given, own) for own in self.tokens]  # all of them: the time tells nothing
+        if kind.lower() != "bearer" or not any(fits):
+            message = "no token given" if not token else "the token is wrong"
+            raise ApiError(f"{message}: send Authorization: Bearer TOKEN", status=401, code="invalid_api_key")
+        return "token " + hashlib.sha256(given).hexdigest()[:12]
+
+    def _check(self, request: Request) -> None:
+        if self.running > self.settings.max_requests:
+            raise ApiError(
+                f"{self.settings.max_requests} requests are at work: try again later", status=429, retry_after=2
+            )
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.settings.max_body:
+            raise self._too_large()
+
+    def _too_large(self) -> ApiError:
+        return ApiError(f"the body has more than {self.settings.max_body:,} bytes", status=413)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Refuses a body that is too long, or that does not come."""
+        size, whole = 0, False
+
+        async def receiving() -> Message:
+            nonlocal size, whole
+            if whole:  # what comes now is that the client hangs up
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self.settings.body_timeout)
+            except asyncio.TimeoutError:
+                wait = self.settings.body_timeout
+                raise ApiError(f"nothing came of the body for {wait:g} s", status=408) from None
+            size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if size > self.settings.max_body:
+                raise self._too_large()
+            return message
+
+        return receiving
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
+        state = scope["state"]
+        line = {
+            "event": "request",
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 3),
+            "client": state.get("client"),
+            **state.get("log", {}),
+        }
+        log.info("%s", json.dumps({key: value for key, value in line.items() if value is not None}, ensure_ascii=False))

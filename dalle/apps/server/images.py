@@ -1,0 +1,167 @@
+"""/v1/images: generations, edits and variations, as OpenAI's clients ask for them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from dalle.apps.server import answers, inputs
+from dalle.apps.server.bodies import Body, EditBody, GenerationBody, ImagesBody, VariationBody
+from dalle.apps.server.drawing import Drawing, Order, merged, unless_gone
+from dalle.apps.server.errors import ApiError
+from dalle.apps.server.schema import form_schema, json_schema
+from dalle.apps.server.worker import Drawn, Preview
+from dalle.pipeline import Result
+
+
+class ImageRoutes:
+    """The endpoints, for one model."""
+
+    def __init__(self, drawing: Drawing, name: str) -> None:
+        self.drawing, self.name = drawing, name
+        self.pipe, self.settings = drawing.pipe, drawing.settings
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter(prefix="/v1/images", tags=["images"])
+        for path, endpoint, schema in (
+            ("/generations", self.generate, json_schema(GenerationBody)),
+            ("/edits", self.edit, form_schema(EditBody, "image", "mask")),
+            ("/variations", self.vary, form_schema(VariationBody, "image")),
+        ):
+            router.add_api_route(path, endpoint, methods=["POST"], openapi_extra=schema, response_model=None)
+        return router
+
+    async def generate(self, request: Request) -> Response:
+        """Draw images for a prompt."""
+        body = await inputs.read_json(request, GenerationBody)
+        check_model(body, self.name)
+        order = self.drawing.order(body, body.prompt)
+        return await self._answer(request, body, order, "image_generation")
+
+    async def edit(self, request: Request) -> Response:
+        """Draw a part of an image anew: where its mask (or it itself) is transparent, or below its first rows."""
+        form = await inputs.read_form(request)
+        body = inputs.validated(EditBody, form.fields)
+        check_model(body, self.name)
+        image, used = self._image(form, "image")
+        mask: Image.Image | None = None
+        if body.keep_rows is None:
+            given, more = self._image(form, "mask") if "mask" in form.files else (image, {})
+            mask = inputs.transparent_mask(given, "mask" if more else "image")
+            used |= more
+        elif "mask" in form.files:
+            raise ApiError("give either mask or keep_rows, to say what is kept of the image", "keep_rows")
+        return await self._gone_on(request, body, body.prompt, image, body.keep_rows, mask, used)
+
+    async def vary(self, request: Request) -> Response:
+        """Draw other images that begin like one: its first rows are kept."""
+        form = await inputs.read_form(request)
+        body = inputs.validated(VariationBody, form.fields)
+        check_model(body, self.name)
+        image, used = self._image(form, "image")
+        return await self._gone_on(request, body, body.prompt, image, body.keep_rows, None, used)
+
+    def _image(self, form: inputs.Form, name: str) -> tuple[Image.Image, dict[str, Any]]:
+        """The one file of this name, and what metadata says of it."""
+        others = set(form.files) - {"image", "mask"}
+        if others:
+            raise ApiError(f"there is no file {min(others)}: image and mask are read", min(others))
+        files = form.files.get(name, [])
+        if not files:
+            raise ApiError(f"{name} is missing: send it as a file of the form", name, code="missing_required_parameter")
+        if len(files) > 1:
+            raise ApiError(f"{len(files)} files in {name}: this model goes on from one image", name)
+        facts = {"file": name, "sha256": hashlib.sha256(files[0]).hexdigest()}
+        return inputs.read_image(files[0], name, self.settings.max_pixels), {name: facts}
+
+    async def _gone_on(
+        self,
+        request: Request,
+        body: ImagesBody,
+        prompt: str,
+        image: Image.Image,
+        keep_rows: float | None,
+        mask: Image.Image | None,
+        used: dict[str, Any],
+    ) -> Response:
+        self.drawing.order(body, prompt)  # refuses what is wrong before anything is computed
+        try:
+            start = await self.drawing.compute(lambda: self.pipe.start(image, keep_rows, mask))
+        except ApiError as error:
+            error.param = error.param or ("mask" if mask is not None else "keep_rows")
+            raise
+        order = self.drawing.order(body, prompt, start, used | {"keep_rows": keep_rows})
+        return await self._answer(request, body, order, "image_edit")
+
+    async def _answer(self, request: Request, body: ImagesBody, order: Order, kind: str) -> Response:
+        said = answers.Answers(self.pipe, body, order, self.settings.max_pixels)
+        request.state.log = {"images": len(order.request.seeds), "user": body.user}
+        if self.settings.log_prompts:
+            request.state.log["prompt"] = order.request.prompt
+        if not body.stream:
+            result = await self.drawing.results(request, order)
+            return JSONResponse(said.whole(result))
+        events = self.drawing.draw(request, order)
+        try:
+            first = await unless_gone(request, _next(events))  # what is refused is refused with a status
+        except BaseException:
+            await events.aclose()
+            raise
+        return StreamingResponse(
+            self._stream(events, first, said, order, kind),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+
+    async def _stream(
+        self,
+        events: AsyncGenerator[Preview | Drawn],
+        first: Preview | Drawn | None,
+        said: answers.Answers,
+        order: Order,
+        kind: str,
+    ) -> AsyncIterator[str]:
+        """Events as they happen; images that CLIP must choose among come at the end."""
+        drawn: dict[int, Result] = {}
+        chosen = order.request.scored
+        async with contextlib.aclosing(events):
+            event = first
+            while event is not None:
+                if isinstance(event, Preview):
+                    yield said.partial(kind, event.image, event.number, event.index, event.share)
+                elif chosen:
+                    drawn[event.index] = event.result
+                else:
+                    yield said.completed(kind, event.result, 0)
+                try:
+                    event = await _next(events)
+                except ApiError as error:
+                    yield answers.failed(error)
+                    return
+        if chosen:
+            best = merged([drawn[index] for index in sorted(drawn)], order.keep)
+            for number in range(len(best.images)):
+                yield said.completed(kind, best, number)
+
+
+async def _next(events: AsyncGenerator[Preview | Drawn]) -> Preview | Drawn | None:
+    return await anext(events, None)
+
+
+def check_model(body: Body, name: str) -> None:
+    """Refuse a model that is not the server's.
+
+    Raises:
+        ApiError: it is another.
+    """
+    if body.model not in (None, name):
+        message = f"there is no model {body.model!r} here: leave it out, or say {name!r}"
+        raise ApiError(message, "model", status=404, code="model_not_found")

@@ -1,0 +1,131 @@
+"""From the bytes of a request to checked values: JSON, forms, files, images."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from dalle.apps.server.errors import ApiError, from_validation
+from dalle.images.read import UnreadableImage, decode_image
+
+B = TypeVar("B", bound=BaseModel)
+
+_FIELDS, _FILES = 40, 20  # of a form
+
+
+@dataclass
+class Form:
+    """A multipart form: text fields, and files by the name of their field (`image[]` is `image`)."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+async def read_json(request: Request, schema: type[B]) -> B:
+    """The body of a request as a `schema`.
+
+    Raises:
+        ApiError: it is no JSON, or not what the schema wants.
+    """
+    _content_type(request, "application/json")
+    body = await request.body()
+    try:
+        return validated(schema, json.loads(body, parse_constant=_no_number))
+    except (ValueError, RecursionError) as error:
+        raise ApiError(f"the body is no JSON: {error}", code="invalid_json") from None
+
+
+async def read_form(request: Request) -> Form:
+    """The body of a request as a form.
+
+    Raises:
+        ApiError: it is none, or has too many fields, or one of them twice.
+    """
+    _content_type(request, "multipart/form-data")
+    form = Form()
+    try:
+        async with request.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=2**20) as given:
+            for name, value in given.multi_items():
+                if isinstance(value, UploadFile):
+                    form.files.setdefault(name.removesuffix("[]"), []).append(await value.read())
+                elif name in form.fields:
+                    raise ApiError(f"the field {name} is there twice", name)
+                else:
+                    form.fields[name] = value
+    except (MultiPartException, HTTPException) as error:
+        detail = error.message if isinstance(error, MultiPartException) else error.detail
+        raise ApiError(f"the form cannot be read: {detail}") from None
+    return form
+
+
+def validated(schema: type[B], values: object) -> B:
+    """Values as a `schema`.
+
+    Raises:
+        ApiError: they are not what it wants.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def read_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
+    """An image that a client sent.
+
+    Raises:
+        ApiError: it is none, or has too many pixels.
+    """
+    try:
+        return decode_image(data, max_pixels)
+    except UnreadableImage as error:
+        raise ApiError(f"{param}: {error}", param, code="invalid_image") from None
+
+
+def from_base64(text: str, param: str) -> bytes:
+    """The bytes of a file in base64, or of a data: URL.
+
+    Raises:
+        ApiError: they are none.
+    """
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise ApiError(f"{param}: the data: URL is not in base64", param)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(f"{param}: neither base64 nor a data: URL in base64", param) from None
+
+
+def transparent_mask(image: Image.Image, param: str) -> Image.Image:
+    """A mask of the pipeline, white where `image` is transparent, as OpenAI's masks say what is drawn anew.
+
+    Raises:
+        ApiError: nothing of it is transparent.
+    """
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    mask = None if alpha is None else alpha.point(lambda value: 255 if value < 128 else 0)
+    if mask is None or mask.getbbox() is None:
+        raise ApiError(f"{param} has no transparent pixel: make transparent what is to be drawn anew", param)
+    return mask
+
+
+def _content_type(request: Request, wanted: str) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != wanted:
+        raise ApiError(f"the content type is {given or 'not given'}: send {wanted}", status=415)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")

@@ -1,0 +1,116 @@
+"""Listening: bounded connections, and a stop in order. SIGTERM: what runs is finished, what is new gets 503."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from types import FrameType
+from typing import Any, cast
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dalle.apps.server.app import create_app
+from dalle.apps.server.guard import read_tokens
+from dalle.apps.server.settings import ServeConfig
+from dalle.apps.server.worker import Worker
+from dalle.pipeline import TextToImage
+
+log = logging.getLogger("dalle.server")
+
+
+def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
+    """Load the model and serve until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: all of it.
+        given: what a published file does not tell, as for `dalle.load_model`.
+
+    Raises:
+        ValueError: the model, the tokens or the index cannot be read.
+        OSError: the address is taken, or may not be listened on.
+    """
+    if settings.token_file is not None:
+        read_tokens(settings.token_file)  # before the loading, which takes longer
+    if not settings.log_prompts:
+        logging.getLogger("dalle.pipeline").setLevel(logging.ERROR)  # it names prompts that are cut
+    pipe = TextToImage.from_pretrained(
+        settings.model,
+        settings.device,
+        getattr(torch, settings.dtype),
+        clip=settings.clip,
+        image_tokenizer=settings.image_tokenizer,
+        text_tokenizer=settings.text_tokenizer,
+        text_encoder=settings.text_encoder,
+        **(given or {}),
+    )
+    log.info("http://%s:%d/v1 serves; Ctrl-C or SIGTERM stops it in order", settings.host, settings.port)
+    server(create_app(pipe, settings), settings).run()
+
+
+def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:
+    """uvicorn with our limits, for an application of `create_app`."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=_protocol(settings),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=5,
+        backlog=min(settings.max_connections, 2048),
+    )
+    return GracefulServer(config, app.state.worker, settings.stop_timeout)
+
+
+class GracefulServer(uvicorn.Server):
+    """Takes requests on while it drains, to refuse them with 503; ends when the last one at work is done."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, patience: float) -> None:
+        super().__init__(config)
+        self.worker, self.patience = worker, patience
+        self.until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; the second signal ends at once."""
+        if self.until is not None:
+            super().handle_exit(sig, frame)
+            return
+        self.until = time.monotonic() + self.patience
+        # Not worker.drain(), which takes a lock that the interrupted code may hold
+        log.info("%s: finishing what is at work", signal.Signals(sig).name)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if self.until is not None:
+            self.worker.drain()
+            idle = not self.worker.busy and not self.server_state.tasks
+            self.should_exit = self.should_exit or idle or time.monotonic() > self.until
+        return await super().on_tick(counter)
+
+
+def _protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
+    """HTTP over connections of which there are only so many, and which must say something."""
+
+    class BoundedProtocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > settings.max_connections:
+                transport.abort()
+                return
+            self.loop.call_later(settings.header_timeout, self._silent)
+
+        def _silent(self) -> None:
+            """Nothing has come that is a request: not a word, or a head that is sent slowly."""
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return cast("type[asyncio.Protocol]", BoundedProtocol)

@@ -1,0 +1,219 @@
+"""What is wrong is refused in OpenAI's shape, with its status and the name of the field; others are served on."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+from dalle.apps.server.settings import ServeConfig
+from support.server import Running, running
+from support.tiny_model import make_tiny_model
+
+TOKEN = "0123456789abcdef-test"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Running]:
+    with running(folder, max_body=400_000, max_prompt=1000, header_timeout=0.5, max_connections=64) as one:
+        yield one
+
+
+def png(width: int, height: int, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes whose head promises many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9999)) + chunk(b"IEND", b"")
+    )
+
+
+JSON: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no prompt": ({}, "prompt", "prompt: field required"),
+    "n 0": ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1"),
+    "n huge": ({"prompt": "a", "n": 10**9}, "n", "at most 10 images"),
+    "n text": ({"prompt": "a", "n": "many"}, "n", "n: "),
+    "unknown field": ({"prompt": "a", "gidance": 3}, "gidance", "there is no field gidance"),
+    "size": ({"prompt": "a", "size": "big"}, "size", "size: "),
+    "huge size": ({"prompt": "a", "size": "99999x99999"}, "size", "pixels"),
+    "zero size": ({"prompt": "a", "size": "0x64"}, "size", "pixels"),
+    "top_k": ({"prompt": "a", "top_k": 0}, "top_k", "top_k is 0"),
+    "temperature": ({"prompt": "a", "temperature": -1}, "temperature", "temperature is -1"),
+    "seed": ({"prompt": "a", "seed": -1}, "seed", "seed: "),
+    "last seed": ({"prompt": "a", "seed": 2**63 - 1, "n": 2}, "seed", "the last must be"),
+    "fewer candidates": ({"prompt": "a", "n": 4, "candidates": 2}, "candidates", "as many at least"),
+    "candidates": ({"prompt": "a", "candidates": 10**6}, "candidates", "at most 64"),
+    "format": ({"prompt": "a", "output_format": "gif"}, "output_format", "output_format: "),
+    "transparent": ({"prompt": "a", "background": "transparent"}, "background", "background: "),
+    "partial": ({"prompt": "a", "partial_images": 2}, "partial_images", "goes with stream"),
+    "long prompt": ({"prompt": "a" * 1001}, "prompt", "1,001 characters"),
+    "prompt list": ({"prompt": ["a"]}, "prompt", "prompt: "),
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_fields(served: Running, name: str) -> None:
+    body, param, message = JSON[name]
+    with served.http() as http:
+        answer = http.post("/v1/images/generations", json=body)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and error["type"] == "invalid_request_error"
+    assert message.lower() in error["message"].lower() and "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "message"),
+    [
+        (b"{", "application/json", 400, "no JSON"),
+        (b"[" * 100_000, "application/json", 400, "no JSON"),
+        (b"\xff\xfe", "application/json", 400, "no JSON"),
+        (b'{"prompt": "a", "guidance": NaN}', "application/json", 400, "no JSON"),
+        (b"[]", "application/json", 400, "the body"),
+        (b"{}", "text/plain", 415, "text/plain"),
+        (b'{"prompt": "' + b"a" * 500_000 + b'"}', "application/json", 413, "400,000 bytes"),
+    ],
+)
+def test_bodies(served: Running, content: bytes, kind: str, status: int, message: str) -> None:
+    with served.http() as http:
+        answer = http.post("/v1/images/generations", content=content, headers={"Content-Type": kind})
+    assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+def test_a_body_without_a_length_is_counted(served: Running) -> None:
+    with served.http() as http:
+        chunks = (b"a" * 100_000 for _ in range(10))
+        answer = http.post("/v1/images/generations", content=chunks, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+HALF = Image.new("RGBA", (16, 16))
+IMAGES: dict[str, tuple[dict[str, bytes], dict[str, str], str, str]] = {
+    "text": ({"image": b"hello"}, {}, "image", "not an image"),
+    "nothing": ({"image": b""}, {}, "image", "empty"),
+    "postscript": ({"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, {}, "image", "not an image"),
+    "bomb": ({"image": bomb(60_000, 60_000)}, {}, "image", "pixels"),
+    "cut": ({"image": png(16, 16)[:50]}, {}, "image", "decoded"),
+    "huge mask": ({"image": png(16, 16), "mask": bomb(20_000, 20_000)}, {}, "mask", "pixels"),
+    "opaque mask": ({"image": png(16, 16), "mask": png(16, 16)}, {}, "mask", "no transparent pixel"),
+    "opaque image": ({"image": png(16, 16)}, {}, "image", "no transparent pixel"),
+    "mask of another size": ({"image": png(16, 16), "mask": png(8, 8, "RGBA")}, {}, "mask", "8x8"),
+    "all rows": ({"image": png(16, 16)}, {"keep_rows": "4"}, "keep_rows", "keep_rows is 4"),
+    "no image": ({"mask": png(16, 16, "RGBA")}, {}, "image", "missing"),
+    "another file": ({"image": png(16, 16), "photo": png(16, 16)}, {}, "photo", "no file photo"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(served: Running, name: str) -> None:
+    files, fields, param, message = IMAGES[name]
+    with served.http() as http:
+        form = {key: (f"{key}.png", data, "image/png") for key, data in files.items()}
+        answer = http.post("/v1/images/edits", files=form, data={"prompt": "a"} | fields)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and message in error["message"]
+
+
+def test_forms(served: Running) -> None:
+    with served.http() as http:
+        answer = http.post("/v1/images/edits", content=b"nothing", headers={"Content-Type": "multipart/form-data"})
+        assert answer.status_code == 400 and "form cannot be read" in answer.json()["error"]["message"]
+        two = [("image[]", ("a.png", png(16, 16))), ("image[]", ("b.png", png(16, 16)))]
+        answer = http.post("/v1/images/edits", files=two, data={"prompt": "a", "keep_rows": "1"})
+        assert "2 files" in answer.json()["error"]["message"]
+        assert http.get("/v1/images/generations").status_code == 405
+        assert http.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+        bad = {"image": "####", "labels": ["a", "b"]}
+        assert http.post("/v1/classify", json=bad).json()["error"]["param"] == "image"
+        eps = base64.b64encode(b"%!PS-Adobe").decode()
+        assert http.post("/v1/classify", json=bad | {"image": eps}).status_code == 400
+        assert http.post("/v1/embeddings", json={"input": ""}).json()["error"]["param"] == "input"
+
+
+def test_an_empty_prompt_is_drawn_and_a_long_one_noted(served: Running) -> None:
+    with served.http() as http:
+        assert "notes" not in http.post("/v1/images/generations", json={"prompt": ""}).json()
+        (note,) = http.post("/v1/images/generations", json={"prompt": "a red heart " * 20}).json()["notes"]
+    assert "reads the first 12" in note
+
+
+def test_tokens(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"# ours\n{TOKEN} # Ada's\n")
+    with running(folder, token_file=tmp_path / "tokens") as served:
+        assert served.openai(TOKEN).images.generate(prompt="a").data
+        with pytest.raises(openai.AuthenticationError):
+            served.openai("wrong").images.generate(prompt="a")
+        with served.http() as http:
+            answer = http.post("/v1/images/generations", json={"prompt": "a"})
+            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+            assert http.get("/metrics").status_code == 401 and http.get("/healthz").status_code == 200
+    (tmp_path / "tokens").write_text("short\n")
+    with pytest.raises(ValueError, match="fewer than 16"), running(folder, token_file=tmp_path / "tokens"):
+        pass
+
+
+def test_nobody_is_let_in_from_other_pages_unless_told(folder: Path, served: Running) -> None:
+    origin = {"Origin": "https://example.org"}
+    with served.http() as http:
+        assert "access-control-allow-origin" not in http.get("/v1/models", headers=origin).headers
+    with running(folder, cors=("https://example.org",)) as told, told.http() as http:
+        assert http.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == origin["Origin"]
+
+
+def test_silent_and_too_many_connections_are_closed(served: Running) -> None:
+    silent = [socket.create_connection(served.address) for _ in range(80)]
+    slow = socket.create_connection(served.address)
+    try:
+        for one in silent:
+            one.settimeout(20)
+            with contextlib.suppress(ConnectionError):  # closed at once
+                assert one.recv(1) == b""
+        with served.http() as http:
+            assert http.get("/healthz").status_code == 200
+    finally:
+        for one in (*silent, slow):
+            one.close()
+
+
+def test_a_client_that_does_not_read_is_given_up(folder: Path) -> None:
+    with running(folder, send_timeout=0.3) as served, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.connect(served.address)
+        body = b'{"prompt": "a", "n": 10, "size": "2000x2000"}'
+        head = "POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        slow.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert served.openai().images.generate(prompt="b").data
+        deadline = time.monotonic() + 60
+        while served.server.server_state.connections and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(served.server.server_state.connections) <= 1  # of the client that reads
+
+
+def test_settings() -> None:
+    for wrong, message in (({"max_batch": 0}, "max_batch is 0"), ({"port": 70_000}, "port is 70000")):
+        with pytest.raises(ValueError, match=message):
+            ServeConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,195 @@
+"""Under load each image is the one it is alone; who hangs up leaves the batch; bounds hold; the stop is soft."""
+
+from __future__ import annotations
+
+import base64
+import io
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from dalle.pipeline import TextToImage
+from support.server import Running, running
+from support.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("batching"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToImage:
+    return TextToImage.from_pretrained(folder, device="cpu")
+
+
+class Gate:
+    """Holds the worker before its next batch, so that requests gather."""
+
+    def __init__(self, served: Running) -> None:
+        self.open, self.reached = threading.Event(), threading.Event()
+        self.served = served
+
+    def __enter__(self) -> Gate:
+        self.served.worker.call(self._wait)
+        assert self.reached.wait(30)
+        return self
+
+    def _wait(self) -> None:
+        self.reached.set()
+        assert self.open.wait(60)
+
+    def __exit__(self, *_: object) -> None:
+        self.open.set()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def pixels(answer: httpx.Response) -> list[bytes]:
+    assert answer.status_code == 200, answer.text
+    files = [base64.b64decode(one["b64_json"]) for one in answer.json()["data"]]
+    return [Image.open(io.BytesIO(file)).convert("RGB").tobytes() for file in files]
+
+
+BODIES: list[dict[str, Any]] = [
+    {"prompt": "a red heart", "seed": 1},
+    {"prompt": "two green stars", "seed": 2, "n": 3, "guidance": 3.0},
+    {"prompt": "", "seed": 3, "guidance": 2.0, "guidance_until": 6},
+    {"prompt": "लाल दिल", "seed": 4, "temperature": 0.5, "top_k": 6},
+    {"prompt": "a red heart", "seed": 5, "n": 2, "top_p": 0.7},
+    {"prompt": "a blue circle on a white background", "seed": 6, "temperature": 0},
+]
+
+
+def alone(pipe: TextToImage, body: dict[str, Any]) -> list[bytes]:
+    options = {key: value for key, value in body.items() if key not in ("prompt", "seed", "n")}
+    found = []
+    for seed in range(body["seed"], body["seed"] + body.get("n", 1)):  # one at a time
+        found += [image.tobytes() for image in pipe(body["prompt"], seed=seed, **options)[0].images]
+    return found
+
+
+def test_every_image_is_the_one_it_is_alone(folder: Path, pipe: TextToImage) -> None:
+    with running(folder, max_batch=8) as served, served.http() as http, ThreadPoolExecutor(8) as pool:
+        with Gate(served):
+            waiting = [pool.submit(http.post, "/v1/images/generations", json=body) for body in BODIES]
+            until(lambda: len(served.worker.queue) == 9)
+        for body, answer in zip(BODIES, waiting):
+            assert pixels(answer.result()) == alone(pipe, body)
+        text = http.get("/metrics").text
+        assert 'dalle_batch_size_bucket{le="8.0"} 2' in text and "dalle_images_total 9" in text
+        assert "dalle_image_tokens_total 144" in text and "dalle_queue_images 0" in text
+
+
+def test_who_hangs_up_leaves_the_batch(folder: Path, pipe: TextToImage) -> None:
+    """Two of a batch hang up in the middle of it; the third's image is not changed by that, and no work is left."""
+    own = TextToImage.from_pretrained(folder, device="cpu")
+    middle, go = threading.Event(), threading.Event()
+    draw = own.draw
+
+    def slow(*args: Any, watch: Any, **options: Any) -> Any:
+        def watching(codes: Any, settled: int) -> None:
+            if settled == 7 and not middle.is_set():
+                middle.set()
+                assert go.wait(60)
+            watch(codes, settled)
+
+        return draw(*args, watch=watching, **options)
+
+    own.draw = slow  # type: ignore[method-assign]
+    body = {"prompt": "two green stars", "seed": 11, "guidance": 2.0}
+    with running(folder, own) as served, served.http() as http, ThreadPoolExecutor(2) as pool:
+        with Gate(served):
+            staying = pool.submit(http.post, "/v1/images/generations", json=body)
+            until(lambda: len(served.worker.queue) == 1)
+            gone = [_send(served, {"prompt": "a red heart", "stream": stream}) for stream in (False, True)]
+            until(lambda: len(served.worker.queue) == 3)
+        assert middle.wait(60)
+        for one in gone:
+            one.close()
+        until(lambda: sum(unit.job.cancelled for unit in served.worker._active) == 2)
+        go.set()
+        assert pixels(staying.result()) == alone(pipe, body)
+        until(lambda: not served.worker.busy)
+        assert "dalle_cancelled_images_total 2" in http.get("/metrics").text
+        assert not served.worker.queue.held
+
+
+def _send(served: Running, body: dict[str, Any]) -> socket.socket:
+    content = httpx.Request("POST", "http://a/", json=body).read()
+    head = "POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    one = socket.create_connection(served.address)
+    one.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    return one
+
+
+def test_the_queue_is_bounded_and_time_ends(folder: Path) -> None:
+    with running(folder, max_waiting=3, request_timeout=0.5, max_requests=2) as served, served.http() as http:
+        gate = Gate(served)
+        with gate, ThreadPoolExecutor(2) as pool:
+            late = pool.submit(http.post, "/v1/images/generations", json={"prompt": "a", "n": 2})
+            until(lambda: len(served.worker.queue) == 2)
+            full = http.post("/v1/images/generations", json={"prompt": "a", "n": 2})
+            assert full.status_code == 429 and int(full.headers["Retry-After"]) >= 1
+            assert full.json()["error"]["code"] == "rate_limit_exceeded"
+            assert late.result().status_code == 504
+            assert len(served.worker.queue) == 0
+        assert http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
+
+
+def test_one_that_fails_does_not_take_the_others_along(folder: Path, pipe: TextToImage) -> None:
+    own = TextToImage.from_pretrained(folder, device="cpu")
+    draw = own.draw
+
+    def failing(requests: Any, *args: Any, **options: Any) -> Any:
+        if any(request.prompt == "bad" for request in requests):
+            raise RuntimeError("secret detail")
+        return draw(requests, *args, **options)
+
+    own.draw = failing  # type: ignore[method-assign]
+    with running(folder, own) as served, served.http() as http, ThreadPoolExecutor(3) as pool:
+        with Gate(served):
+            good = pool.submit(http.post, "/v1/images/generations", json=BODIES[0])
+            bad = pool.submit(http.post, "/v1/images/generations", json={"prompt": "bad"})
+            until(lambda: len(served.worker.queue) == 2)
+        assert pixels(good.result()) == alone(pipe, BODIES[0])
+        assert bad.result().status_code == 500 and "secret" not in bad.result().text
+        assert "Traceback" not in bad.result().text
+
+
+@pytest.fixture
+def draining(folder: Path) -> Iterator[tuple[Running, httpx.Client]]:
+    with running(folder) as served, served.http() as http:
+        yield served, http
+
+
+def test_sigterm_finishes_what_runs_and_refuses_what_is_new(
+    draining: tuple[Running, httpx.Client], pipe: TextToImage
+) -> None:
+    served, http = draining
+    with ThreadPoolExecutor(1) as pool:
+        with Gate(served):
+            running_one = pool.submit(http.post, "/v1/images/generations", json=BODIES[1])
+            until(lambda: len(served.worker.queue) == 3)
+            served.server.handle_exit(signal.SIGTERM, None)
+            until(lambda: served.worker.draining)
+            refused = http.post("/v1/images/generations", json=BODIES[0])
+            assert refused.status_code == 503 and "Retry-After" in refused.headers
+            assert http.get("/readyz").status_code == 503 and http.get("/healthz").status_code == 200
+        assert pixels(running_one.result()) == alone(pipe, BODIES[1])
+    served.thread.join(30)
+    assert not served.thread.is_alive()

@@ -1,0 +1,176 @@
+"""OpenAI's own client draws, edits, varies, streams, embeds; each image is the pipeline's, bit for bit."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from dalle.apps.embed import embed_texts
+from dalle.pipeline import TextToImage
+from support.server import Running, running
+from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("openai"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToImage:
+    return TextToImage.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Running]:
+    with running(folder) as one:
+        yield one
+
+
+def image_of(data: Any) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data.b64_json)))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def noise(mode: str = "RGB") -> Image.Image:
+    values = torch.randint(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), generator=torch.Generator().manual_seed(3))
+    return Image.fromarray(values.to(torch.uint8).numpy()).convert(mode)
+
+
+def test_generations_are_the_pipelines_images(served: Running, pipe: TextToImage) -> None:
+    own = {"seed": 7, "guidance": 2.0, "top_k": 9}
+    answer = served.openai().images.generate(prompt="a red heart", n=3, extra_body=own)
+    (alone,) = pipe("a red heart", n=3, seed=7, guidance=2.0, top_k=9)
+    expected = {seed: image.tobytes() for seed, image in zip(alone.seeds, alone.images)}
+    assert answer.data is not None and [one.seed for one in answer.data] == [7, 8, 9]  # type: ignore[attr-defined]
+    for one in answer.data:
+        assert image_of(one).convert("RGB").tobytes() == expected[one.seed]  # type: ignore[attr-defined]
+    assert answer.usage is not None and answer.usage.output_tokens == 3 * GRID[0] * GRID[1]
+
+
+def test_the_metadata_draws_the_image_again(served: Running, pipe: TextToImage) -> None:
+    answer = served.openai().images.generate(prompt="लाल दिल", extra_body={"temperature": 0.8})
+    assert answer.data is not None
+    image = image_of(answer.data[0])
+    texts: dict[str, str] = image.text  # type: ignore[attr-defined]
+    options = {k: v for k, v in json.loads(texts["options"]).items() if k in pipe.sampling.__dataclass_fields__}
+    (again,) = pipe(texts["prompt"], seed=int(texts["seed"]), **options)
+    assert texts["prompt"] == "लाल दिल" and texts["model"] == pipe.model_hash and options["temperature"] == 0.8
+    assert again.images[0].tobytes() == image.convert("RGB").tobytes()
+
+
+def test_sizes_and_formats(served: Running) -> None:
+    images = served.openai().images
+    answer = images.generate(prompt="a", size="1024x1024", output_format="webp", output_compression=50)  # type: ignore[call-overload]
+    assert image_of(answer.data[0]).size == (1024, 1024) and image_of(answer.data[0]).format == "WEBP"
+    answer = images.generate(prompt="a", size="40x24", output_format="jpeg", response_format="url")  # type: ignore[call-overload]
+    head, _, data = answer.data[0].url.partition(",")
+    assert head == "data:image/jpeg;base64" and Image.open(io.BytesIO(base64.b64decode(data))).size == (40, 24)
+
+
+def test_clip_chooses_among_candidates(served: Running, pipe: TextToImage) -> None:
+    answer = served.openai().images.generate(prompt="two green stars", n=2, extra_body={"seed": 3, "candidates": 6})
+    (best,) = pipe("two green stars", n=6, keep=2, seed=3)
+    assert answer.data is not None and [one.seed for one in answer.data] == best.seeds  # type: ignore[attr-defined]
+    assert [one.score for one in answer.data] == pytest.approx(best.scores, abs=1e-5)  # type: ignore[attr-defined]
+
+
+def test_edits_draw_what_is_transparent(served: Running, pipe: TextToImage) -> None:
+    original, white = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    white.paste(255, (4, 8, 16, 16))
+    clear = original.copy()
+    clear.putalpha(white.point(lambda value: 255 - value))
+    (alone,) = pipe("a red heart", seed=5, image=original, mask=white)
+    images = served.openai().images
+    whole, hole = ("image.png", png(original)), ("mask.png", png(clear))
+    answer = images.edit(image=whole, mask=hole, prompt="a red heart", n=1, extra_body={"seed": 5})
+    assert answer.data is not None
+    assert image_of(answer.data[0]).convert("RGB").tobytes() == alone.images[0].tobytes()
+    (upper,) = pipe("a red heart", seed=5, image=original, keep_rows=2)
+    answer = images.edit(image=[whole], prompt="a red heart", extra_body={"seed": 5, "keep_rows": 2})
+    assert answer.data is not None
+    assert image_of(answer.data[0]).convert("RGB").tobytes() == upper.images[0].tobytes()
+
+
+def test_variations_keep_the_upper_half(served: Running, pipe: TextToImage) -> None:
+    image = ("image.png", png(noise()))
+    answer = served.openai().images.create_variation(image=image, n=2, extra_body={"seed": 1})
+    (alone,) = pipe("", n=2, seed=1, image=noise(), keep_rows=0.5)
+    assert answer.data is not None
+    got = {one.seed: image_of(one).convert("RGB").tobytes() for one in answer.data}  # type: ignore[attr-defined]
+    assert got == {seed: one.tobytes() for seed, one in zip(alone.seeds, alone.images)}
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_streams_show_rows_as_they_come(served: Running, pipe: TextToImage, edit: bool) -> None:
+    images = served.openai().images
+    common: dict[str, Any] = {"prompt": "a red heart", "stream": True, "partial_images": 3, "extra_body": {"seed": 2}}
+    if edit:
+        common["extra_body"]["keep_rows"] = 1
+        events = list(images.edit(image=("image.png", png(noise())), **common))
+        (alone,) = pipe("a red heart", seed=2, image=noise(), keep_rows=1)
+        kind, lines = "image_edit", [2, 3]
+    else:
+        events = list(images.generate(**common))
+        (alone,) = pipe("a red heart", seed=2)
+        kind, lines = "image_generation", [1, 2, 3]
+    assert [event.type for event in events] == [f"{kind}.partial_image"] * len(lines) + [f"{kind}.completed"]
+    step = IMAGE_SIZE // GRID[0]
+    for event, rows in zip(events, lines):
+        partial = image_of(event).convert("RGB")
+        below = partial.crop((0, rows * step, IMAGE_SIZE, IMAGE_SIZE))
+        assert below.getextrema() == ((235, 235),) * 3
+    assert image_of(events[-1]).convert("RGB").tobytes() == alone.images[0].tobytes()
+
+
+def test_streams_of_several_and_of_chosen_ones(served: Running) -> None:
+    create = served.openai().images.generate
+    events = list(create(prompt="a", n=3, stream=True, extra_body={"seed": 4}))
+    assert sorted(event.seed for event in events) == [4, 5, 6]  # type: ignore[union-attr]
+    events = list(create(prompt="a", n=1, stream=True, extra_body={"seed": 4, "candidates": 5}))
+    assert len(events) == 1 and events[0].score is not None  # type: ignore[union-attr]
+
+
+def test_models(served: Running, folder: Path, pipe: TextToImage) -> None:
+    client = served.openai()
+    (model,) = client.models.list().data
+    assert model.id == folder.name and model.sha256 == pipe.model_hash  # type: ignore[attr-defined]
+    assert client.models.retrieve(folder.name).image_size == IMAGE_SIZE  # type: ignore[attr-defined]
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("dall-e-9")
+    assert error.value.code == "model_not_found"
+
+
+def test_embeddings_and_classes(served: Running, pipe: TextToImage) -> None:
+    assert pipe.clip is not None
+    client = served.openai()
+    both = [
+        client.embeddings.create(model="model", input=["a red heart", "लाल दिल"], **form)
+        for form in ({}, {"encoding_format": "float"})
+    ]  # type: ignore[arg-type]
+    expected = embed_texts(pipe.clip, ["a red heart", "लाल दिल"])
+    for answer in both:
+        assert torch.allclose(torch.tensor([one.embedding for one in answer.data]), expected, atol=1e-6)
+    url = "data:image/png;base64," + base64.b64encode(png(noise())).decode()
+    with served.http() as http:
+        (image,) = http.post("/v1/embeddings", json={"input": url}).json()["data"]
+        assert sum(value**2 for value in image["embedding"]) == pytest.approx(1, abs=1e-4)
+        answer = http.post("/v1/classify", json={"image": url, "labels": ["heart", "star"], "templates": "plain"})
+        labels = answer.json()["data"][0]["labels"]
+        assert {one["label"] for one in labels} == {"heart", "star"}
+        assert sum(one["probability"] for one in labels) == pytest.approx(1, abs=1e-5)
+        assert http.post("/v1/search", json={"text": "heart"}).status_code == 404  # no index

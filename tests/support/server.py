@@ -1,0 +1,57 @@
+"""A server of a tiny model in a thread, on a free port."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from openai import OpenAI
+
+from dalle.apps.server.app import create_app
+from dalle.apps.server.run import GracefulServer, server
+from dalle.apps.server.settings import ServeConfig
+from dalle.apps.server.worker import Worker
+from dalle.pipeline import TextToImage
+
+
+@dataclass
+class Running:
+    url: str
+    worker: Worker
+    server: GracefulServer
+    thread: threading.Thread
+
+    def openai(self, token: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0, timeout=60)
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **options)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
+
+
+@contextmanager
+def running(folder: Path, pipe: TextToImage | None = None, **settings: Any) -> Iterator[Running]:
+    """Serve the model of `folder`, until the block ends."""
+    pipe = TextToImage.from_pretrained(folder, device="cpu") if pipe is None else pipe
+    config = ServeConfig(model=str(folder), **settings)
+    app = create_app(pipe, config)
+    own = server(app, config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=own.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield Running(f"http://127.0.0.1:{port}", app.state.worker, own, thread)
+        finally:
+            own.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
