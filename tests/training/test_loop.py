@@ -297,7 +297,7 @@ def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp
         os.killpg(process.pid, sent)
         os.killpg(process.pid, sent)
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + sent and "resume=true" in output and "DataLoader" not in output, output
+    assert process.returncode == 128 + sent and "resume=true" in output and "DataLoader worker" not in output, output
     assert load_latest(tmp_path / "run").step > 0
 
 
