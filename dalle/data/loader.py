@@ -176,6 +176,11 @@ def describe_lost_worker(error: RuntimeError) -> str | None:
 
 
 def _loader(dataset: Dataset, seed: int, workers: int, **options: Any) -> DataLoader:
+    most = max(16, 4 * (os.cpu_count() or 1))
+    if (
+        workers > most
+    ):  # each is a copy of this process: hundreds take all of a machine's memory, from other programs too
+        raise ValueError(f"run.workers is {workers}; on {os.cpu_count()} cores it must be at most {most}")
     return DataLoader(
         dataset,
         num_workers=workers,
