@@ -79,7 +79,7 @@ $(STAMP): pyproject.toml constraints.txt
 # torch for one machine only, no host and no folder.
 lock: $(STAMP)
 	printf 'torch==$(TORCH)\nsetuptools\nuv\n' | UV_FIND_LINKS= PATH="$$PATH:$(BIN)" uv pip compile -q --universal \
-		--python-version 3.10 --extra dev --extra docs --extra lora --extra t5 --extra wandb --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--python-version 3.10 --extra dev --extra docs --extra lora --extra t5 --extra wandb --extra serve --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		pyproject.toml - > $(VENV)/constraints.new
 	sed -n '/^#/p' constraints.txt | cat - $(VENV)/constraints.new > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt

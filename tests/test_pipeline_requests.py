@@ -85,5 +85,5 @@ def test_stopped_and_gone_on_with_is_the_same(pipe: TextToImage) -> None:
 def test_options_are_one_for_all_or_one_each(pipe: TextToImage) -> None:
     from dalle.generation.generate import generate
 
-    with pytest.raises(ValueError, match="1 options of sampling for 2 prompts"):
+    with pytest.raises(ValueError, match="got 1 sampling configs for 2 prompts"):
         generate(pipe.model, torch.ones(2, 3, dtype=torch.int64), [[0], [1]], [SamplingConfig()])

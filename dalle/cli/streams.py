@@ -23,6 +23,8 @@ def utf8_argument(text: str) -> str:
     Python keeps bytes that the locale's encoding lacks as lone surrogates. What is no UTF-8 either stays as it is.
     """
     try:
-        return os.fsencode(text).decode("utf-8")
+        decoded = os.fsencode(text).decode("utf-8")
     except UnicodeError:
         return text
+    # The very same object if nothing changed: argparse passes defaults through here too, and knows SUPPRESS by identity
+    return text if decoded == text else decoded

@@ -141,18 +141,18 @@ def test_show_opens_a_page_where_there_is_a_browser(
 
 WRONG = {
     "nothing there": (["eval", "./nowhere"], "nowhere: no such file or folder"),
-    "no weights": (["eval", "EMPTY", *SHAPES], "has no config.yaml"),
+    "no weights": (["eval", "EMPTY", *SHAPES], "(no config.yaml)"),
     "truncated": (["eval", "BROKEN", *SHAPES], "model.safetensors is not a safetensors file, or is truncated"),
     "unknown key": (["eval", "RUN", "kind=shapes", "sizes=3"], "command line: sizes: unknown key; did you mean size?"),
     "wrong type": (["eval", "RUN", "kind=shapes", "size=few"], "size: expected an integer, got 'few'"),
     "unknown kind": (["eval", "RUN", "kind=shape"], "kind: expected one of drawings, shapes"),
-    "unknown split": (["eval", "RUN", *SHAPES, "--split", "dev"], "split 'dev' is unknown"),
+    "unknown split": (["eval", "RUN", *SHAPES, "--split", "dev"], "unknown data split 'dev'"),
     "no images": (["eval", "RUN", *SHAPES, "--limit", "0"], "limit is 0"),
     "no such device": (["eval", "RUN", *SHAPES, "--device", "abacus"], "no device 'abacus'"),
     "no source": (["eval"], "required: SOURCE"),
     "no command": ([], "required: command"),
     "unknown command": (["evaluate"], "invalid choice: 'evaluate'"),
-    "export of nothing": (["export", "EMPTY", "OUT"], "has no config.yaml"),
+    "export of nothing": (["export", "EMPTY", "OUT"], "(no config.yaml)"),
     "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),
     "no labels": (["classify", "FILE"], "no labels: give --labels"),
     "one label": (["classify", "FILE", "--labels", "a"], "1 label: give 2 at least"),
@@ -176,7 +176,7 @@ WRONG = {
     "index of nothing": (["index", "EMPTY", "--out", "INDEX"], "holds no images"),
     "index over other things": (["index", "EMPTY", "--out", "RUNS"], "holds other things than an index"),
     "no classes": (["eval", "classify", "EMPTY"], "holds no images"),
-    "no such split": (["eval", "classify", "emoji", "--split", "dev"], "split 'dev' is unknown"),
+    "no such split": (["eval", "classify", "emoji", "--split", "dev"], "unknown data split 'dev'"),
     "out is a file": (["export", "RUNS", "FILE/out"], "File exists"),
 }
 

@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no size": (["--size", "large"], "size is 'large': give WIDTHxHEIGHT"),
     "huge": (["--size", "90000x90000"], "give from 1 to 67,108,864 pixels"),
     "huge init": (["--init", "BIG"], "the image cannot be decoded (Image size (400000000 pixels)"),
-    "video as init": (["--init", "FILM"], "is not an image of a known kind"),
+    "video as init": (["--init", "FILM"], "is not an image in a supported format"),
     "no init": (["--init", "nowhere.png"], "nowhere.png: no such image"),
     "mask of another size": (["--init", "DOT", "--mask", "GIF"], "mask is 9x7 and init 1x1"),
     "mask alone": (["--mask", "DOT"], "mask needs init"),

@@ -171,7 +171,7 @@ def test_works_in_bfloat16_and_restores_the_mode() -> None:
         ({"top_k": 0}, "top_k is 0; it must be at least 1"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0"),
         ({"top_p": 1.5}, "top_p is 1.5; it must be above 0"),
-        ({"guidance": -2}, "guidance is -2; it must be 0 or more"),
+        ({"guidance": -2}, "guidance is -2; it must be at least 0"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"seeds": [[1], [], [2]]}, r"3 prompts with \[1, 0, 1\] seeds"),
         ({"seeds": [[1]]}, r"3 prompts with \[1\] seeds"),

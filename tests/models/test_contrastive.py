@@ -169,7 +169,7 @@ def test_a_recipe_trains_one_that_loads(towers: str, tmp_path: Path, monkeypatch
     [
         ({"loss": "softmax", "model": {"sigmoid": True}}, "only the sigmoid loss trains the bias"),
         ({"loss": "sigmoid", "model": {"sigmoid": False}}, "leave out model.sigmoid, which loss sets"),
-        ({"loss": "softmax", "model": {"initial_bias": -3}}, "initial_bias is -3.0, which a sigmoid adds"),
+        ({"loss": "softmax", "model": {"initial_bias": -3}}, "initial_bias is -3.0, but only the sigmoid has a bias"),
         ({"model": {"initial_scale": 0}}, "initial_scale is 0.0; it must be above 0"),
         ({"model": {"towers": "siglip", "embed_dim": 8}}, "must be the image tower's width, 16"),
         ({"loss": "hinge"}, "loss"),

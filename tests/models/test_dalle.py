@@ -144,7 +144,7 @@ def test_too_many_tokens_are_refused() -> None:
         ({"attention": ()}, "attention is empty"),
         ({"conv_kernel": 4}, "conv_kernel is 4"),
         ({"image_vocab": 0}, "image_vocab is 0"),
-        ({"grid": (0, 4)}, "grid is"),
+        ({"grid": (0, 4)}, r"grid\[0\] is 0; it must be at least 1"),
         ({"positions": "rope", "transformer": TransformerConfig(width=12, depth=1, heads=2)}, "head width"),
     ],
 )

@@ -123,5 +123,5 @@ def test_swiglu_has_as_many_parameters_as_gelu() -> None:
     "wrong", [{"heads": 3}, {"depth": 0}, {"width": 0}, {"dropout": 1.0}, {"attention_dropout": -0.1}]
 )
 def test_wrong_shapes_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="heads must divide width|dropout is"):
+    with pytest.raises(ValueError, match="heads is 3; it must divide width|dropout is|must be at least 1"):
         replace(SMALL, **wrong)

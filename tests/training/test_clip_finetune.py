@@ -118,7 +118,7 @@ def test_interpolation_ends_at_both(source: Path, tmp_path: Path, capsys: pytest
     other = make_other(tmp_path)
     capsys.readouterr()
     wrong = {
-        ("--interpolate", "1.5", "--with", str(source)): "--interpolate is 1.5: give a share from 0",
+        ("--interpolate", "1.5", "--with", str(source)): "--interpolate is 1.5: give a weight from 0",
         ("--interpolate", "0.5"): "go together",
         ("--with", str(source)): "go together",
         ("--interpolate", "0.5", "--with", str(tmp_path / "parts/model")): "holds a DALL-E, expected a CLIP",

@@ -246,7 +246,7 @@ def test_a_process_of_the_loader_that_dies_is_one_line(
         patch.setattr(RunLog, "train", kill_a_worker)
         assert train.main([*options, "run.steps=500"]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.py: ")]
-    assert len(lines) == 1 and "a process that prepares data is gone (DataLoader worker (pid" in lines[0]
+    assert len(lines) == 1 and "a data loader worker has died (DataLoader worker (pid" in lines[0]
     assert train.main(options) == 0
     assert losses(run) == losses(six_steps)
 

@@ -102,7 +102,7 @@ WRONG = {
     "a list": (["list.yaml"], "list.yaml: expected `key: value` lines, found a list"),
     "no stage": (
         ["none_of_ours.yaml"],
-        "stage: expected one of text_tokenizer, image_tokenizer, clip, dalle, prior, got None",
+        "stage: expected one of text_tokenizer, image_tokenizer, clip, dalle, prior, diffusion, got None",
     ),
     "a stage that is a list": (["vqgan.yaml", "stage=[clip]"], "stage: expected one of"),
     "unknown option": (["vqgan.yaml", "--resume"], "unrecognized arguments: --resume"),

@@ -172,7 +172,7 @@ def test_an_upsampler_sees_the_small_image() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 0}, "each must be at least 1"),
+        ({"channels": 0}, "must be at least 1"),
         ({"attention_levels": [3]}, "attention_levels has 3; there are levels 0 to 2"),
         ({"channels": 48}, "head_channels is 64; it must divide the 144 channels of level 2"),
         ({"dropout": 1.0}, "dropout is 1.0"),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dalle.config import config
+from dalle.ranges import PositiveInt, Range
+
+_Seconds = Annotated[float, Range(0, above=True, ceiling=1e9)]
 
 
 @config
 class ServeConfig:
+    """Options of `dalle serve`."""
+
     model: str | None = None
     """Folder or file of the model (or a hub id), ours or as published; the one that ships with the repository if not
     given."""
@@ -29,61 +34,44 @@ class ServeConfig:
     """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is all of the machine, which wants --token-file."""
-    port: int = 8000
+    port: Annotated[int, Range(0, 65535)] = 8000
     """Port to listen on; 0 takes a free one."""
     token_file: Path | None = None
     """File of bearer tokens, one a line (# begins a comment); without it nobody is asked for one."""
     cors: tuple[str, ...] = ()
     """Origin whose pages may call the API from a browser, such as https://example.org; may be repeated."""
-    max_batch: int = 32
+    max_batch: PositiveInt = 32
     """Images drawn at a time."""
-    max_waiting: int = 256
+    max_waiting: PositiveInt = 256
     """Images that may wait to be drawn, of all clients together; what is more gets 429."""
-    max_per_client: int = 128
+    max_per_client: PositiveInt = 128
     """Images of one client (a token, else an address) that may wait or be drawn at a time."""
-    max_n: int = 10
+    max_n: PositiveInt = 10
     """Images that one request may ask for."""
-    max_candidates: int = 64
+    max_candidates: PositiveInt = 64
     """Images that one request may have drawn for CLIP to choose from."""
-    max_prompt: int = 4000
+    max_prompt: PositiveInt = 4000
     """Characters of a prompt."""
-    max_body: int = 20_000_000
+    max_body: PositiveInt = 20_000_000
     """Bytes of a request."""
-    max_pixels: int = 2**24
+    max_pixels: PositiveInt = 2**24
     """Pixels of an image or mask that is sent, and of one that is asked for."""
-    max_requests: int = 128
+    max_requests: PositiveInt = 128
     """Requests at work or waiting at a time."""
-    max_connections: int = 512
+    max_connections: PositiveInt = 512
     """Open connections; what is more is closed at once."""
-    request_timeout: float = 300.0
+    request_timeout: _Seconds = 300.0
     """Seconds after which a request that is not done is given up."""
-    header_timeout: float = 10.0
+    header_timeout: _Seconds = 10.0
     """Seconds in which a new connection must have sent a request's head."""
-    body_timeout: float = 30.0
+    body_timeout: _Seconds = 30.0
     """Seconds to wait for the next part of a request's body."""
-    send_timeout: float = 30.0
+    send_timeout: _Seconds = 30.0
     """Seconds to wait for a client that does not read its answer."""
-    stop_timeout: float = 60.0
+    stop_timeout: _Seconds = 60.0
     """Seconds that running requests have to finish after SIGTERM."""
-    window: int = 1
+    window: PositiveInt = 1
     """Codes guessed and checked in one step: 16 halves the steps where few images are drawn at a time. The images do
     not depend on it."""
     log_prompts: bool = False
     """Write prompts into the log too."""
-
-    def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
-        for name in _SECONDS:
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number of seconds above 0")
-        if not 0 <= self.port < 2**16:
-            raise ValueError(f"port is {self.port}: give one from 0 (a free one) to 65535")
-
-
-_AT_LEAST_ONE = (
-    *("max_batch", "max_waiting", "max_per_client", "max_n", "max_candidates", "max_prompt", "max_body"),
-    *("max_pixels", "max_requests", "max_connections", "window"),
-)
-_SECONDS = ("request_timeout", "header_timeout", "body_timeout", "send_timeout", "stop_timeout")

@@ -193,7 +193,7 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
         ("nowhere", "no such file or folder"),
         ("broken", "none of 1 images can be read: .*a.jpg: the file is empty"),
         ("film.mp4", "expected a folder, images, or files that end"),
-        ("table.parquet", r"none of its columns.*set image \(--image\)"),
+        ("table.parquet", r"no column with a usual name for images.*set image \(--image\)"),
     ):
         with pytest.raises(ValueError, match=message):
             ImageIndex.build(tmp_path / "index", tmp_path / source, clip=clip)

@@ -156,9 +156,9 @@ def test_files_that_are_not_clips_are_one_line_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a.pt cannot be loaded as a CLIP: it has no tensor vision\.positions"):
         read_clip(file, {"feed_forward": "gelu"})
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="no file of published weights"):
+    with pytest.raises(ValueError, match="nor contains published weights"):
         read_clip(tmp_path / "folder")
     save_file(state("openai"), tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
-    with pytest.raises(ValueError, match="a truncated one"):
+    with pytest.raises(ValueError, match="or is truncated"):
         read_clip(tmp_path / "cut.safetensors")

@@ -208,7 +208,7 @@ def test_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (folder / "last.ckpt").write_bytes(b"")
     assert "last.ckpt is empty" in refused(folder, capsys)
     torch.save(OrderedDict({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)}), folder / "last.ckpt")
-    assert "it has no quantize.embed.weight" in refused(folder, capsys)
+    assert "it has no tensor quantize.embed.weight" in refused(folder, capsys)
     (folder / "model.yaml").write_text("model: {target: os.system}")
     assert "model.yaml says target: os.system, expected taming.models.vqgan.VQModel" in refused(folder, capsys)
 

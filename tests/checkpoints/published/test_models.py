@@ -222,7 +222,7 @@ def test_errors_are_one_line_and_name_the_file(tmp_path: Path) -> None:
     assert "unknown tensor names: extra.weight" in told(state | {"extra.weight": torch.zeros(2)}, **given)
     less = {k: v for k, v in state.items() if k != "transformer.layers.1.mlp.dense_h_to_4h.bias"}
     missing = told(less, **given)
-    assert "missing: transformer.layers.1.mlp.dense_h_to_4h.bias [128]; perhaps it is of another version" in missing
+    assert "missing: transformer.layers.1.mlp.dense_h_to_4h.bias [128]; " in missing
     bent = state | {"image_row_embeddings.weight": torch.zeros(4, 9)}
     assert "image_row_embeddings.weight is [4, 1, 9], expected [4, 1, 32]; perhaps" in told(bent, **given)
     assert "it is no text-to-image model that is known here" in told({"head.weight": torch.zeros(2)})

@@ -197,7 +197,7 @@ def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
         sharded_checkpoint.open_shards(tmp_path)
     shard(0, 0, 3)
     assert sharded_checkpoint.open_shards(tmp_path)["x"]().tolist() == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 2
-    with pytest.raises(ValueError, match="y is not there, expected"):
+    with pytest.raises(ValueError, match="y is missing, expected"):
         sharded_checkpoint.read_into(tmp_path, {"y": torch.zeros(5, 2)})
     with pytest.raises(ValueError, match=r"x is \[5, 2\], expected \[4, 2\]"):
         sharded_checkpoint.read_into(tmp_path, {"x": torch.zeros(4, 2)})
