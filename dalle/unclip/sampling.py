@@ -91,6 +91,7 @@ class Meter:
 
 
 def played_noise(noise: PlayedNoise, stage: Stage, shape: tuple[int, ...]) -> Noise:
+    """A sampler's noise source that plays back given noise of one stage."""
     return lambda: noise(stage, shape)
 
 

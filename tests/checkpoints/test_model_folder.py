@@ -219,7 +219,7 @@ def test_damaged_and_foreign_files(tmp_path: Path, damage: Callable[[bytes], byt
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert one_line(lambda: read_tensors(tmp_path / "x")) == f"{tmp_path / 'x'}: no such file"
     assert one_line(lambda: read_tensors(tmp_path)) == f"{tmp_path}: no such file"
-    assert "(no config.yaml): it is not a model folder" in one_line(lambda: read_config(tmp_path))
+    assert "has no config.yaml: it is not a model folder" in one_line(lambda: read_config(tmp_path))
     (tmp_path / "config.yaml").write_text("a: [")
     assert "not valid YAML" in one_line(lambda: read_config(tmp_path))
 

@@ -152,7 +152,7 @@ WRONG = {
     "no source": (["eval"], "required: SOURCE"),
     "no command": ([], "required: command"),
     "unknown command": (["evaluate"], "invalid choice: 'evaluate'"),
-    "export of nothing": (["export", "EMPTY", "OUT"], "(no config.yaml)"),
+    "export of nothing": (["export", "EMPTY", "OUT"], "has no config.yaml"),
     "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),
     "no labels": (["classify", "FILE"], "no labels: give --labels"),
     "one label": (["classify", "FILE", "--labels", "a"], "1 label: give 2 at least"),

@@ -10,6 +10,8 @@ MAX_SEED = 2**63 - 1
 
 
 class Body(BaseModel):
+    """A JSON request body; unknown fields are errors."""
+
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
@@ -60,6 +62,8 @@ class ImagesBody(Body):
 
 
 class GenerationBody(ImagesBody):
+    """Body of /v1/images/generations."""
+
     prompt: str
     """What to draw, in any language that the model was trained on; "" draws what comes without a caption."""
 
@@ -90,6 +94,8 @@ def several(given: str | list[str]) -> list[str]:
 
 
 class SearchBody(Body):
+    """Body of /v1/search; see `ImageIndex.search` for the fields."""
+
     text: Texts = []
     image: Images = []
     """Images in base64, or as data: URLs."""
@@ -103,6 +109,8 @@ class SearchBody(Body):
 
 
 class ClassifyBody(Body):
+    """Body of /v1/classify."""
+
     image: Images
     """Images in base64, or as data: URLs."""
     labels: Annotated[list[str], Field(min_length=2, max_length=1000)] | dict[str, list[str]]

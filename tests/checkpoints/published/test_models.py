@@ -225,20 +225,20 @@ def test_errors_are_one_line_and_name_the_file(tmp_path: Path) -> None:
     assert "missing: transformer.layers.1.mlp.dense_h_to_4h.bias [128]; " in missing
     bent = state | {"image_row_embeddings.weight": torch.zeros(4, 9)}
     assert "image_row_embeddings.weight is [4, 1, 9], expected [4, 1, 32]; perhaps" in told(bent, **given)
-    assert "it is no text-to-image model that is known here" in told({"head.weight": torch.zeros(2)})
+    assert "it is not a known text-to-image model" in told({"head.weight": torch.zeros(2)})
     assert "it holds no named tensors" in told({"epoch": 3})
     assert "family is 'dall-e'; expected one of mindalle" in wrong(lambda: dalle.load_model(file, family="dall-e"))
-    assert "nonsense is not known here; what can be given is heads" in wrong(lambda: dalle.load_model(file, nonsense=1))
+    assert "unknown option nonsense: expected one of heads" in wrong(lambda: dalle.load_model(file, nonsense=1))
     llama = reference("llamagen-c2i")[0]
-    assert "is not recorded the size of its images: give grid=16" in told({"model": llama}, heads=2)
+    assert "its image size is not recorded: give grid=16" in told({"model": llama}, heads=2)
     torch.save({"model": llama}, file)
     assert dalle.load_model(file, heads=2, grid=4).config.grid == (4, 4)
     tree = {"hparams": folders.CASES["dalle-pytorch-1.6.6"], "vae_params": None}
     tree["weights"] = reference("dalle-pytorch-1.6.6")[0]
     sparse = {**tree, "hparams": tree["hparams"] | {"attn_types": ["full", "sparse"]}}
-    assert "its attn_types name 'sparse', which is not supported" in told(sparse)
+    assert "its attn_types include 'sparse'" in told(sparse)
     assert "zero_to_fp32.py" in told({**tree, "weights": "see the other files"})
-    assert "no whole number dim" in told({**tree, "hparams": {"text_seq_len": 5, "depth": 4}})
+    assert "no integer dim" in told({**tree, "hparams": {"text_seq_len": 5, "depth": 4}})
     ours = make_tiny_model(tmp_path / "ours")
     assert "heads is not to be given: the config.yaml of" in wrong(lambda: dalle.load_model(ours, heads=2))
     assert "is not to be given" in wrong(lambda: dalle.TextToImage.from_pretrained(ours, "cpu", grid=2))
@@ -246,7 +246,7 @@ def test_errors_are_one_line_and_name_the_file(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     folders.mindalle(bare)
     (bare / "tokenizer" / "bpe-16k-vocab.json").unlink()
-    assert "it holds no text tokenizer" in wrong(lambda: dalle.load_model(bare))
+    assert "it has no text tokenizer" in wrong(lambda: dalle.load_model(bare))
 
 
 def test_wrong_tokenizers_are_refused(tmp_path: Path) -> None:
