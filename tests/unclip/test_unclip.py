@@ -20,17 +20,11 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.unclip import assemble
 from dalle.config import to_dict
-from dalle.generation.diffusion.inpaint import Known, inpaint
-from dalle.generation.diffusion.prediction import make_denoiser
-from dalle.generation.diffusion.sample import SamplerConfig, candidate_noise
-from dalle.generation.diffusion.spacing import spaced_steps
-from dalle.generation.slerp import blend, slerp, text_difference
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.noise_schedule import CosineConfig, make_schedule
 from dalle.models.transformer import TransformerConfig
 from dalle.models.unet import UNetConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
@@ -220,107 +214,6 @@ def test_what_a_mask_keeps_is_kept_to_the_last_bit(pipe: UnCLIP) -> None:
         assert (values(one)[7:] == values(image)[7:]).all()
         assert (values(one)[:7] != values(image)[:7]).any()
     assert found.images[0].tobytes() != found.images[1].tobytes()
-
-
-def test_inpainting_is_repaints_loop() -> None:
-    """Algorithm 1 of Lugmayr et al. 2022, number by number, with DDPM."""
-    schedule = make_schedule(CosineConfig(steps=50))
-    denoise = make_denoiser(lambda x, steps: torch.tanh(x) * 0.5, schedule, "sample")
-    data, unknown = torch.rand(1, 2, 4, dtype=torch.float64), torch.tensor([[[True, False, True, False]]])
-    options = SamplerConfig(sampler="ddpm", steps=5)
-    random = torch.Generator().manual_seed(0)
-    found = inpaint(
-        denoise,
-        schedule,
-        options,
-        Known(data, unknown),
-        lambda: torch.randn(1, 2, 4, generator=random, dtype=torch.float64),
-        resample=2,
-    )
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 2, 4, generator=random, dtype=torch.float64)
-    steps = spaced_steps(50, 5, "trailing")
-    for now, then in zip(steps, [*steps[1:], -1]):
-        a, b = schedule.alpha_bar(now), schedule.alpha_bar(then)
-        beta = 1 - a / b
-        for repeat in range(2 if then >= 0 else 1):
-            x0 = torch.tanh(x) * 0.5
-            mean = (math.sqrt(b) * beta * x0 + math.sqrt(a / b) * (1 - b) * x) / (1 - a)
-            if then < 0:
-                x = torch.where(unknown, mean, data)
-                continue
-            drawn = torch.randn(1, 2, 4, generator=random, dtype=torch.float64)
-            noise = torch.randn(1, 2, 4, generator=random, dtype=torch.float64)
-            sampled = mean + math.sqrt(beta * (1 - b) / (1 - a)) * drawn
-            x = torch.where(unknown, sampled, math.sqrt(b) * data + math.sqrt(1 - b) * noise)
-            if not repeat:
-                again = torch.randn(1, 2, 4, generator=random, dtype=torch.float64)
-                x = math.sqrt(a / b) * x + math.sqrt(beta) * again
-    torch.testing.assert_close(found, x)
-    torch.testing.assert_close(found[..., 1], data[..., 1])
-
-
-def test_slerp_is_on_the_circle() -> None:
-    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
-    assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
-    third = slerp(a, b, 1 / 3)[0].tolist()
-    assert third == pytest.approx([8 / 3 * math.cos(math.pi / 6), 8 / 3 * math.sin(math.pi / 6)], rel=1e-6)
-    torch.testing.assert_close(slerp(a, a, 0.4), a)
-    torch.testing.assert_close(slerp(a, -a, 0.5), torch.zeros(1, 2))  # there is no way to be preferred
-    random = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
-    norms = slerp(random[0], random[1], 0.3).flatten(1).norm(dim=1)
-    torch.testing.assert_close(norms, 0.7 * random[0].flatten(1).norm(dim=1) + 0.3 * random[1].flatten(1).norm(dim=1))
-
-
-def test_blends_of_many_know_their_weights() -> None:
-    axes = list(torch.eye(3)[:, None])
-    torch.testing.assert_close(blend(axes[:2], [3, 1]), slerp(axes[0], axes[1], 0.25))
-    torch.testing.assert_close(blend(axes, [1, 1, 1]), torch.full((1, 3), 3**-0.5))
-    weights, many = [0.5, 0.2, 0.3], list(torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0)))
-    found = blend(many, weights)
-    torch.testing.assert_close(blend(many[::-1], weights[::-1]), found)  # whatever the order
-
-    # Of all points of the sphere it has the least squared angles: any near it has more
-    def spread(point: Tensor) -> float:
-        cosines = [torch.cosine_similarity(point, one, dim=-1).acos().square() for one in many]
-        return sum(w * c for w, c in zip(weights, cosines)).sum().item()
-
-    for seed in range(5):
-        near = found + 0.05 * torch.randn(found.shape, generator=torch.Generator().manual_seed(seed))
-        assert spread(near) > spread(found)
-    torch.testing.assert_close(blend(axes, [0, 0, 5]), axes[2])
-    with pytest.raises(ValueError, match="the weights sum to 0"):
-        blend(axes, [0, 0, 0])
-    with pytest.raises(ValueError, match="a weight is -1"):
-        blend(axes, [1, -1, 1])
-
-
-def test_a_text_difference_turns_towards_it() -> None:
-    random = torch.Generator().manual_seed(0)
-    z, before, after = torch.randn(2, 6, generator=random), *torch.randn(2, 6, generator=random)
-    unit = after / after.norm() - before / before.norm()
-    unit /= unit.norm()
-    cosines = []
-    for theta in (0.0, 0.3, 0.6, 1.0):
-        found = text_difference(z, before, after, theta)
-        torch.testing.assert_close(found.norm(dim=1), z.norm(dim=1))
-        cosines.append((found @ unit / found.norm(dim=1)).tolist())
-    for row in range(2):
-        angles = [math.acos(min(1, one[row])) for one in cosines]
-        assert angles == pytest.approx([angles[0] * (1 - theta) for theta in (0.0, 0.3, 0.6, 1.0)], abs=2e-3)
-    with pytest.raises(ValueError, match="theta is -1"):
-        text_difference(z, before, after, -1)
-
-
-def test_an_own_denoiser_keeps_what_is_known_in_any_sampler() -> None:
-    schedule = make_schedule(CosineConfig(steps=50))
-    denoise = make_denoiser(lambda x, steps: x * 0.1, schedule, "sample")
-    data = torch.rand(1, 3)
-    unknown = torch.tensor([[True, False, False]])
-    for sampler in ("ddpm", "ddim", "dpm++"):
-        options = SamplerConfig(sampler=sampler, steps=6)
-        found = inpaint(denoise, schedule, options, Known(data, unknown), candidate_noise([0], (3,)))
-        assert torch.equal(found[:, 1:], data[:, 1:]) and found.isfinite().all()
 
 
 def test_commands(folder: Path, parts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Karlo (kakaobrain/karlo-v1-alpha), an unCLIP in diffusers' folders: its decoder as one of ours.
+"""Karlo (kakaobrain/karlo-v1-alpha), an unCLIP in diffusers' folders: its decoder and its upsamplers as ours.
 
 Each part has a folder of its own with `config.json` and its weights; what conditions the decoder, `text_proj`, is apart
 from its U-Net. Letters: D embedding, C context, K image tokens.
@@ -20,6 +20,7 @@ from dalle.checkpoints.published.unet import unet_config, unet_tensors
 from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.noise_schedule import CosineConfig
+from dalle.models.upsampler import UpsamplerConfig
 
 _LICENCE = "CreativeML Open RAIL-M (github.com/kakaobrain/karlo, LICENSE.weight)"
 _TEXT_PROJ = {
@@ -44,11 +45,51 @@ def read_decoder(folder: Path, text_length: int = 77) -> Published:
     settings = read_config(folder / "decoder")
     unet, projection = read_state(folder / "decoder"), read_state(folder / "text_proj")
     config, tensors, published = _decoder(settings, unet, projection, text_length)
+    _check_nothing_left(folder, {**unet, **projection}, published)
+    return Published("Karlo", _LICENCE, config, tensors, [], [(theirs, ours) for ours, theirs in published.items()])
+
+
+def read_upsampler(folder: Path, last: bool = False, low_size: int = 64) -> Published:
+    """One of the two upsamplers: `folder`/super_res_first, or with `last` the one that takes the last step.
+
+    Args:
+        folder: Karlo's.
+        last: the network of the last step, super_res_last.
+        low_size: height and width of the decoder's images in pixels, which its files do not record.
+
+    Raises:
+        ValueError: it is missing, damaged, or of another shape.
+    """
+    place = folder / ("super_res_last" if last else "super_res_first")
+    if not place.is_dir():
+        raise ValueError(f"{folder} has no folder {place.name}: one of Karlo's two upsamplers is there")
+    settings, stored = read_config(place), read_state(place)
+    shapes = unet_config(settings)
+    found, names = unet_tensors(shapes, stored)
+    tensors: dict[str, Tensor | LazyTensor] = {f"unet.{ours}": tensor for ours, tensor in found.items()}
+    published = {f"unet.{ours}": theirs for ours, theirs in names.items()}
+    for theirs, ours in _TIME.items():
+        for kind in ("weight", "bias"):
+            published[f"{ours}.{kind}"] = f"{theirs}.{kind}"
+            if f"{theirs}.{kind}" in stored:
+                tensors[f"{ours}.{kind}"] = stored[f"{theirs}.{kind}"]
+    _check_nothing_left(place, stored, published)
+    config = UpsamplerConfig(
+        image_size=settings.get("sample_size") or 256,
+        low_size=low_size,
+        unet=shapes,
+        predicts="epsilon",
+        learned_variance=shape(stored, "conv_out.weight", 4)[0] == 6,
+        schedule=CosineConfig(),
+    )
+    return Published("Karlo", _LICENCE, config, tensors, [], [(theirs, ours) for ours, theirs in published.items()])
+
+
+def _check_nothing_left(folder: Path, stored: Mapping[str, Tensor], published: Mapping[str, str]) -> None:
     taken = {name for names in published.values() for name in names.split(" and ")}
-    left = sorted({*unet, *projection} - taken)
+    left = sorted(set(stored) - taken)
     if left:
         raise ValueError(f"{folder} holds tensors that are not Karlo's: {', '.join(left[:3])}")
-    return Published("Karlo", _LICENCE, config, tensors, [], [(theirs, ours) for ours, theirs in published.items()])
 
 
 def read_config(folder: Path) -> dict[str, Any]:

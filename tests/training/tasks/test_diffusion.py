@@ -31,7 +31,7 @@ from dalle.training.recipe import DiffusionRecipe
 from dalle.training.tasks import build_task
 from dalle.training.tasks.diffusion import DecoderTask, DiffusionTask, UpsamplerTask, crops
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = TransformerConfig(width=16, depth=1, heads=2)
 UNET = {"channels": 8, "channel_multipliers": [1, 2], "attention_levels": [1], "head_channels": 8}
 COMMON: dict[str, Any] = {

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dalle.checkpoints.published.karlo import read_decoder
+from dalle.checkpoints.published.karlo import read_decoder, read_upsampler
 from dalle.checkpoints.tensors import load_weights
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
+from dalle.models.upsampler import Upsampler, enlarged
 
 DIM, CONTEXT, LENGTH = 12, 24, 7
 
@@ -125,3 +126,48 @@ def test_missing_and_foreign_parts_are_refused(folder: Path) -> None:
     (folder / "text_proj").rename(folder / "elsewhere")
     with pytest.raises(ValueError, match="has no folder text_proj"):
         read_decoder(folder)
+
+
+@pytest.fixture(scope="module")
+def upsamplers() -> tuple[Any, Any]:
+    """The first and the last of diffusers' own, of Karlo's kind."""
+    diffusers = pytest.importorskip("diffusers")
+    first, last = (
+        diffusers.UNet2DModel(
+            sample_size=16,
+            in_channels=6,
+            out_channels=3,
+            down_block_types=["ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"],
+            up_block_types=["ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"],
+            block_out_channels=[32, 64],
+            layers_per_block=1,
+            add_attention=False,
+        )
+        for _ in range(2)
+    )
+    return randomized(first, 3), randomized(last, 4)
+
+
+@torch.no_grad()
+def test_upsamplers_are_those_of_diffusers(upsamplers: tuple[Any, Any], tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(5)
+    x, low = torch.randn(2, 3, 16, 16, generator=random), torch.rand(2, 3, 8, 8, generator=random) * 2 - 1
+    steps, large = torch.tensor([999, 2]), enlarged(low, 16)
+    for last, theirs in enumerate(upsamplers):
+        theirs.save_pretrained(tmp_path / ("super_res_last" if last else "super_res_first"))
+        found = read_upsampler(tmp_path, bool(last), low_size=8)
+        module = Upsampler(found.config)
+        found.check(module, str(tmp_path))
+        load_weights(module, found.tensors, str(tmp_path)).eval()
+        assert module.config.image_size == 16 and not module.config.learned_variance
+        wanted = theirs(torch.cat([x, large], dim=1), steps).sample
+        torch.testing.assert_close(module(x, steps, large), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_missing_and_foreign_upsamplers_are_refused(upsamplers: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no folder super_res_last"):
+        read_upsampler(tmp_path, last=True)
+    upsamplers[0].save_pretrained(tmp_path / "super_res_first")
+    changed(tmp_path / "super_res_first/diffusion_pytorch_model.safetensors", {"something.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"not Karlo's: something\.weight"):
+        read_upsampler(tmp_path, low_size=8)
