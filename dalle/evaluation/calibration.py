@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017, arXiv 1706.04599): by how much a model is too sure. Reads logits only."""
+"""Temperature scaling (Guo et al. 2017, arXiv 1706.04599): how overconfident a model is. Reads logits only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-_LOWEST, _HIGHEST, _STEPS = 0.1, 10.0, 25  # of the temperature; a step is a factor of 1.21
+_LOWEST, _HIGHEST, _STEPS = 0.1, 10.0, 25  # range of temperatures; neighbors differ by a factor of 1.21
 
 
 class Temperatures:
     """Cross-entropy of logits / T as a function of T, over any number of batches.
 
-    It is convex in b = 1 / T. Its value and slope are summed at fixed b, so that no logits are kept; between two of
-    them it is the cubic that has both values and both slopes.
+    It is convex in b = 1 / T. Its value and slope are summed at fixed values of b, so that no logits are stored;
+    between two of these it is interpolated by the cubic with both values and both slopes.
     """
 
     def __init__(self) -> None:
@@ -24,14 +24,14 @@ class Temperatures:
         self.count = 0
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take in logits [M, V] and the right ids [M]."""
+        """Add logits [M, V] and the correct ids [M]."""
         logits = logits.float()
         right = logits.gather(1, targets[:, None])[:, 0]
         for step, inverse in enumerate(self.inverse):
             scaled = logits * inverse
-            log_z = scaled.logsumexp(1, keepdim=True)
-            expected = ((scaled - log_z).exp_() * logits).sum(1)
-            nats = log_z[:, 0] - inverse * right
+            lse = scaled.logsumexp(1, keepdim=True)
+            expected = ((scaled - lse).exp_() * logits).sum(1)
+            nats = lse[:, 0] - inverse * right
             self.sums[step] += torch.stack((nats.double().sum(), (expected - right).double().sum())).cpu()
         self.count += len(targets)
 
@@ -39,7 +39,7 @@ class Temperatures:
         """The temperature with the least cross-entropy, from 0.1 to 10, and that cross-entropy in nats a token."""
         values, slopes = (self.sums / self.count).T.tolist()
         right = next((step for step, slope in enumerate(slopes) if slope >= 0), None)
-        if right is None or right == 0:  # outside of the range, or at its first step
+        if right is None or right == 0:  # the minimum is outside the range, or at its first value
             step = _STEPS - 1 if right is None else 0
             return 1 / self.inverse[step], values[step]
         left = right - 1
@@ -50,7 +50,7 @@ class Temperatures:
 
 
 def _cubic(t: float, a: float, b: float, slope_a: float, slope_b: float) -> float:
-    """Hermite's cubic on [0, 1]."""
+    """The cubic Hermite polynomial on [0, 1], from its values and slopes at both ends."""
     return (
         (2 * t**3 - 3 * t**2 + 1) * a
         + (t**3 - 2 * t**2 + t) * slope_a
@@ -60,7 +60,7 @@ def _cubic(t: float, a: float, b: float, slope_a: float, slope_b: float) -> floa
 
 
 def _lowest(a: float, b: float, slope_a: float, slope_b: float) -> float:
-    """Where Hermite's cubic, which falls at 0 and rises at 1, is lowest: golden-section search."""
+    """The minimum of a Hermite cubic that falls at 0 and rises at 1, by golden-section search."""
     low, high, ratio = 0.0, 1.0, (math.sqrt(5) - 1) / 2
     for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)

@@ -1,4 +1,4 @@
-"""Whether a DALL-E reads: nats per token with the image's own caption, with none, with another's; and calibration."""
+"""Whether a DALL-E uses its caption: image nats with the own, no or another image's caption; and calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
-_LOGITS = 2**26  # logits of one pass, so that those of large models do not fill the memory
+_LOGITS = 2**26  # logits of one forward pass: 256 MiB of float32, whatever the vocabulary
 
 
 @torch.no_grad()
@@ -31,15 +31,15 @@ def caption_metrics(
     """All measures of one split (docs/evaluation.md).
 
     Args:
-        model: In evaluation mode.
-        text_tokenizer: Reads the captions.
-        image_tokenizer: Gives the codes that the model is to predict.
-        batches: Images with captions.
-        batch_size: Images at a time.
+        model: in evaluation mode.
+        text_tokenizer: encodes the captions.
+        image_tokenizer: encodes the images to the codes that the model predicts.
+        batches: images with captions.
+        batch_size: images at a time.
 
     Returns:
-        Each measure by name; None where there is nothing to measure (one image has no other caption; a text encoder
-        has no text tokens; padding was never trained as a null caption is measured all the same).
+        Each measure by name; None where there is nothing to measure (a single image has no other caption; a text
+        encoder has no text tokens). Nats without a caption are measured even if the model was not trained with one.
     """
     device = device_of(model)
     captions: list[str] = []
@@ -57,12 +57,12 @@ def caption_metrics(
         own.update(text, all_codes[part], text_tokenizer)
         for name in rest:
             if name == "none":
-                given = model.null_text(text)
+                condition = model.null_text(text)
             elif others is None:
                 continue
             else:
-                given = _read(text_tokenizer, [captions[index] for index in others[part]], model)
-            nats = model.token_losses(given, all_codes[part])[1]
+                condition = _read(text_tokenizer, [captions[index] for index in others[part]], model)
+            nats = model.token_losses(condition, all_codes[part])[1]
             rest[name][0] += nats.sum().item()
             rest[name][1] += nats.numel()
     metrics = own.metrics()
@@ -85,21 +85,21 @@ def deranged(count: int) -> Sequence[int] | None:
 
 
 class _Sums:
-    """What is summed over the passes with the right caption."""
+    """Sums over the forward passes with the own captions."""
 
     def __init__(self, model: DALLE):
         self.model = model
         self.temperatures = Temperatures()
         self.guessed = CodebookUsage(model.config.image_vocab)
         self.image, self.text = [0.0, 0], [0.0, 0]
-        self.hits = 0
+        self.correct = 0
 
     def update(self, text: Tensor, codes: Tensor, tokenizer: TextTokenizer | T5Encoder) -> None:
-        """Take in text [B, T] (features: [B, T, C]) and codes [B, N]."""
-        of_text, of_image, likeliest = self.model.token_losses_and_predictions(text, codes)
+        """Add text [B, T] (features: [B, T, C]) and codes [B, N]."""
+        of_text, of_image, predicted = self.model.token_losses_and_predictions(text, codes)
         self.temperatures.update(self.model(text, codes).flatten(0, 1), codes.flatten())
-        self.guessed.update(likeliest)
-        self.hits += int((likeliest == codes).sum())
+        self.guessed.update(predicted)
+        self.correct += int((predicted == codes).sum())
         self.image[0] += of_image.sum().item()
         self.image[1] += of_image.numel()
         if isinstance(tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
@@ -113,7 +113,7 @@ class _Sums:
         return {
             "image_nats": self.image[0] / self.image[1],
             "text_nats": self.text[0] / self.text[1] if self.text[1] else None,
-            "image_accuracy": self.hits / self.image[1],
+            "image_accuracy": self.correct / self.image[1],
             "likeliest_used": self.guessed.used,
             "best_temperature": temperature,
             "image_nats_calibrated": nats,

@@ -1,4 +1,4 @@
-"""Figures of a tokenizer, a CLIP or a DALL-E over batches of a split: what a run validates with, and more."""
+"""Metrics of a tokenizer, a CLIP or a DALL-E over batches of a split: what a run validates with, and more."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Reconstructions:
         self.psnr: list[Tensor] = []
         self.ssim: list[Tensor] = []
 
-    def update(self, images: Tensor, codes: Tensor, again: Tensor) -> None:
-        """Take in images [B, 3, H, W] in [0, 1], their codes, and what was decoded from these."""
+    def update(self, images: Tensor, codes: Tensor, reconstructions: Tensor) -> None:
+        """Add images [B, 3, H, W] in [0, 1], their codes, and the images decoded from these."""
         self.use.update(codes)
-        self.psnr.append(metrics.psnr(again, images))
-        self.ssim.append(metrics.ssim(again, images))
+        self.psnr.append(metrics.psnr(reconstructions, images))
+        self.ssim.append(metrics.ssim(reconstructions, images))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Means over all images, and the codebook's use."""
         means = {"psnr": torch.cat(self.psnr).mean().item(), "ssim": torch.cat(self.ssim).mean().item()}
-        return means | self.use.figures()
+        return means | self.use.metrics()
 
 
 @torch.no_grad()
-def image_tokenizer_figures(tokenizer: ImageTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
+def image_tokenizer_metrics(tokenizer: ImageTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
     """PSNR (dB) and SSIM of reconstructions, and use of the codebook: what a run validates with."""
     device = device_of(tokenizer)
     made = Reconstructions(tokenizer.codebook_size)
@@ -46,11 +46,11 @@ def image_tokenizer_figures(tokenizer: ImageTokenizer, batches: Iterable[Batch])
         images = batch.unit_images(device)
         codes = tokenizer.encode(images)
         made.update(images, codes, tokenizer.decode(codes).float())
-    return made.figures()
+    return made.metrics()
 
 
 @torch.no_grad()
-def clip_figures(clip: CLIP, tokenizer: TextTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
+def retrieval_metrics(clip: CLIP, tokenizer: TextTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
     """Retrieval at 1 and 10, from image to text and back, among all pairs of the batches together."""
     device = device_of(clip)
     images: list[Tensor] = []
@@ -62,28 +62,28 @@ def clip_figures(clip: CLIP, tokenizer: TextTokenizer, batches: Iterable[Batch])
 
 
 @torch.no_grad()
-def dalle_figures(
+def token_metrics(
     model: DALLE,
     text_tokenizer: TextTokenizer | T5Encoder,
     image_tokenizer: ImageTokenizer,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
-    """Mean nats per image token, and per text token that is not padding; how often the likeliest code is right.
+    """Mean nats per image token, and per text token that is not padding; how often the likeliest code is correct.
 
     Also which share of the codebook the likeliest codes take: a model that guesses the same few has learnt little.
     """
     device = device_of(model)
     guessed = metrics.CodebookUsage(model.config.image_vocab)
-    image_sum, image_count, text_sum, text_count, hits = 0.0, 0, 0.0, 0, 0
+    image_sum, image_count, text_sum, text_count, correct = 0.0, 0, 0.0, 0, 0
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
         codes = batch.codes(image_tokenizer, device)
-        of_text, of_image, likeliest = model.token_losses_and_predictions(text, codes)  # [B, T - 1], [B, N], [B, N]
-        hits += int((likeliest == codes).sum())
-        guessed.update(likeliest)
+        of_text, of_image, predicted = model.token_losses_and_predictions(text, codes)  # [B, T - 1], [B, N], [B, N]
+        correct += int((predicted == codes).sum())
+        guessed.update(predicted)
         image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
         if isinstance(text_tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
             real = text[:, text.shape[1] - of_text.shape[1] :] != text_tokenizer.pad_id
             text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
     nats = {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
-    return nats | {"image_accuracy": hits / image_count, "likeliest_used": guessed.used}
+    return nats | {"image_accuracy": correct / image_count, "likeliest_used": guessed.used}

@@ -1,9 +1,9 @@
-"""Whether a code says what is in its cell: pure functions of images and codes. Knows nothing of tokenizers.
+"""Whether a code depends on its own cell only: pure functions of images and codes. Knows nothing of tokenizers.
 
 A transformer learns from codes what goes with what. Codes that depend on the whole image (through attention or norms of
 the encoder) tell each image apart from all others, so that it can be looked up; codes of their own cell cannot.
 
-Letters: B images, H W pixels, h w cells, K size of the codebook. A cell is H / h by W / w pixels.
+Shapes: B images, H W pixels, h w cells, K size of the codebook. A cell is H / h by W / w pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def blank_cells(images: Tensor, factor: int) -> Tensor:
 
     Args:
         images: float [B, 3, H, W] in [0, 1].
-        factor: Pixels a side of a cell; divides H and W.
+        factor: pixels a side of a cell; divides H and W.
 
     Returns:
         bool [B, H / factor, W / factor]
@@ -32,8 +32,8 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
 
     Args:
         images: float [B, 3, H, W].
-        down: Pixels, less than H.
-        right: Pixels, less than W.
+        down: pixels, less than H.
+        right: pixels, less than W.
 
     Returns:
         [B, 3, H, W]
@@ -42,14 +42,14 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
     return F.pad(moved, (right, 0, down, 0), mode="replicate")
 
 
-def kept(codes: Tensor, others: Tensor, down: int = 0, right: int = 0) -> Tensor:
-    """Which codes are found again, moved by so many cells; only of the cells that are in both grids.
+def unchanged(codes: Tensor, others: Tensor, down: int = 0, right: int = 0) -> Tensor:
+    """Which codes reappear `down` and `right` cells further on; only cells that are in both grids count.
 
     Args:
         codes: int64 [B, h, w].
         others: int64 [B, h, w], of the images moved `down` and `right`.
-        down: Cells, less than h.
-        right: Cells, less than w.
+        down: cells, less than h.
+        right: cells, less than w.
 
     Returns:
         bool [B, h - down, w - right]

@@ -1,6 +1,6 @@
 """Figures of quality as pure functions of tensors. Knows nothing of the models that made them.
 
-Letters: B images, H W pixels, N samples, D features, K size of the codebook.
+Shapes: B images, H W pixels, N samples, D features, K size of the codebook.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class CodebookUsage:
     """Counts how often each code is drawn, over any number of batches; a GPU is not waited for.
 
     Attributes:
-        counts: int64 [K]; sum it over processes before reading the figures.
+        counts: int64 [K]; sum it over processes before reading the metrics.
     """
 
     def __init__(self, codebook_size: int, device: torch.device | str = "cpu"):
@@ -99,7 +99,7 @@ class CodebookUsage:
         probabilities = self.counts.double() / self.counts.sum()
         return math.exp(torch.special.entr(probabilities).sum().item())
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """All of the above, named for a log."""
         return {"codebook_used": self.used, "codebook_perplexity": self.perplexity, "dead_codes": float(self.dead)}
 
@@ -119,12 +119,12 @@ def retrieval(image_embeds: Tensor, text_embeds: Tensor, ks: Sequence[int] = (1,
         `image_to_text@k` and `text_to_image@k` for each k, in [0, 1].
     """
     similarities = image_embeds.float() @ text_embeds.float().T  # [N images, N texts]
-    figures = {}
+    shares = {}
     for name, rows in (("image_to_text", similarities), ("text_to_image", similarities.T)):
         rank = (rows >= rows.diagonal()[:, None]).sum(1)  # 1 is best; the partner counts itself
         for k in ks:
-            figures[f"{name}@{k}"] = (rank <= k).double().mean().item()
-    return figures
+            shares[f"{name}@{k}"] = (rank <= k).double().mean().item()
+    return shares
 
 
 def accuracy(scores: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5)) -> dict[str, float]:

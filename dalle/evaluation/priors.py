@@ -1,4 +1,4 @@
-"""Figures of a prior of unCLIP: how near drawn embeddings are to those of the images, and how well they spread."""
+"""Metrics of a prior of unCLIP: how near drawn embeddings are to those of the images, and how well they spread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dalle.models.diffusion_prior import DiffusionPrior
 
 
 @torch.no_grad()
-def prior_figures(
+def prior_metrics(
     prior: DiffusionPrior | AutoregressivePrior,
     clip: CLIP,
     batches: Iterable[Batch],
@@ -57,12 +57,12 @@ def prior_figures(
 
 
 def compared(true: Tensor, drawn: Tensor, prior: DiffusionPrior | AutoregressivePrior) -> dict[str, float]:
-    """The figures of drawn raw embeddings [N, draws, D] beside the true ones [N, D]."""
-    figures = {}
+    """The metrics of drawn raw embeddings [N, draws, D] beside the true ones [N, D]."""
+    metrics = {}
     for name, guess in (("", drawn[:, 0]), ("mean_", drawn.mean(1))):
-        figures[name + "cos"] = F.cosine_similarity(guess, true, dim=-1).mean().item()
+        metrics[name + "cos"] = F.cosine_similarity(guess, true, dim=-1).mean().item()
         centered = F.cosine_similarity(guess - prior.image_mean, true - prior.image_mean, dim=-1)
-        figures[name + "centered_cos"] = centered.mean().item()
+        metrics[name + "centered_cos"] = centered.mean().item()
     if len(true) > 1:
-        figures["frechet"] = frechet_distance(prior.standardize(drawn[:, 0]), prior.standardize(true))
-    return figures
+        metrics["frechet"] = frechet_distance(prior.standardize(drawn[:, 0]), prior.standardize(true))
+    return metrics

@@ -1,4 +1,4 @@
-"""A folder of weights and a data set to measures by split: what `python -m dalle eval` prints."""
+"""Metrics of weights on each split of a data set: what `python -m dalle eval` prints."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dalle.data import AnyDataConfig, open_data, reporting_splits
 from dalle.data.loader import Batch, evaluation_batches
 from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.evaluation.captions import caption_metrics
-from dalle.evaluation.evaluate import clip_figures
+from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.evaluation.tokenizer import tokenizer_metrics, white_codes
 
 log = logging.getLogger(__name__)
 
 TRAIN_IMAGES = 1000
-"""Images of what is trained on that are looked at, where no limit is given."""
+"""Images of the training splits that are evaluated if no limit is given."""
 Metrics = dict[str, float | None]
 
 
@@ -40,13 +40,13 @@ def evaluate(
     """Measures of weights on splits of a data set.
 
     Args:
-        source: An image tokenizer, a CLIP or a DALL-E: a folder of ours (or a hub id), or as published.
-        data: The data set.
-        splits: Its splits, for example ("test_pair",); None is all that it has.
-        batch_size: Images at a time; the measures do not depend on it.
-        limit: At most so many images of each split, evenly spread over it; None is all, 1,000 of what is trained on.
-        device: Where to compute.
-        progress: Called with the number of images of each batch that was looked at.
+        source: an image tokenizer, a CLIP or a DALL-E: a folder of ours (or a hub id), or as published.
+        data: the data set.
+        splits: its splits, for example ("test_pair",); None is all that it has.
+        batch_size: images at a time; the measures do not depend on it.
+        limit: at most so many images of each split, evenly spread over it; None is all, 1,000 of what is trained on.
+        device: where to compute.
+        progress: called after each batch with its number of images.
 
     Returns:
         For each split the measures by name, and "images", how many were looked at.
@@ -95,7 +95,7 @@ def _measuring(
         clip = load_clip(path, device)
         words = clip.tokenizer
         assert words is not None
-        return clip.config.image_size, lambda batches: dict(clip_figures(clip, words, batches))
+        return clip.config.image_size, lambda batches: dict(retrieval_metrics(clip, words, batches))
     if stage == "dalle":
         parts = load_components(path, device)
         return parts.image_tokenizer.image_size, lambda batches: caption_metrics(

@@ -11,12 +11,12 @@ from dalle.checkpoints.published.efficientnet import EfficientNetLite0
 from dalle.data.loader import Batch
 from dalle.device import device_of
 from dalle.evaluation.evaluate import Reconstructions
-from dalle.evaluation.locality import blank_cells, entropy_given_place, kept, shifted
+from dalle.evaluation.locality import blank_cells, entropy_given_place, shifted, unchanged
 from dalle.evaluation.metrics import frechet_distance
 from dalle.image_tokenizers import ImageTokenizer
 
 NOISE = 2 / 255
-"""Half of the width of the uniform noise that codes should bear."""
+"""Half the width of the uniform noise that codes should not change under."""
 
 
 @torch.no_grad()
@@ -26,9 +26,9 @@ def tokenizer_metrics(
     """All measures of one split (docs/evaluation.md).
 
     Args:
-        tokenizer: In evaluation mode.
-        batches: Images of the size that it is made for.
-        features: The network that Frechet distances are measured in; None leaves them out.
+        tokenizer: in evaluation mode.
+        batches: images of the size that it is made for.
+        features: the network that Frechet distances are measured in; None leaves them out.
 
     Returns:
         Each measure by name; None where there was nothing to measure (no blank cell, one row of cells).
@@ -40,13 +40,13 @@ def tokenizer_metrics(
     for batch in batches:
         images = batch.unit_images(device)
         codes = tokenizer.encode(images)
-        again = tokenizer.decode(codes).float()
-        made.update(images, codes, again)
-        local.update(images, codes, again)
+        reconstructions = tokenizer.decode(codes).float()
+        made.update(images, codes, reconstructions)
+        local.update(images, codes, reconstructions)
         if features is not None:
             of_images.append(features(images).cpu())
-            of_reconstructions.append(features(again).cpu())
-    metrics: dict[str, float | None] = dict(made.figures())
+            of_reconstructions.append(features(reconstructions).cpu())
+    metrics: dict[str, float | None] = dict(made.metrics())
     if features is not None and sum(map(len, of_images)) > 1:
         metrics["frechet_lite0"] = frechet_distance(torch.cat(of_images), torch.cat(of_reconstructions))
     return metrics | local.metrics()
@@ -60,7 +60,7 @@ def white_codes(tokenizer: ImageTokenizer) -> int:
 
 
 class Locality:
-    """Counts, over batches, what becomes of codes where images are moved, disturbed, or coded once more."""
+    """Counts, over batches, how many codes stay the same when images are shifted, disturbed or encoded again."""
 
     def __init__(self, tokenizer: ImageTokenizer):
         self.tokenizer = tokenizer
@@ -68,27 +68,27 @@ class Locality:
         rows, columns = tokenizer.grid
         self.blank = torch.zeros(rows * columns, tokenizer.codebook_size, dtype=torch.int64, device=self.device)
         self.cells = 0
-        self.found: dict[str, list[int]] = {}  # measure -> codes that were kept, codes that were looked at
+        self.found: dict[str, list[int]] = {}  # measure -> unchanged codes, codes compared
         self.noise = torch.Generator().manual_seed(0)
 
-    def update(self, images: Tensor, codes: Tensor, again: Tensor) -> None:
-        """Take in a batch.
+    def update(self, images: Tensor, codes: Tensor, reconstructions: Tensor) -> None:
+        """Add a batch.
 
         Args:
             images: float [B, 3, H, W] in [0, 1].
             codes: theirs, int64 [B, h, w].
-            again: their reconstructions, float [B, 3, H, W] in [0, 1].
+            reconstructions: of the images, float [B, 3, H, W] in [0, 1].
         """
         encode, factor = self.tokenizer.encode, self.tokenizer.factor
         rows, columns = codes.shape[-2:]
         if min(rows, columns) > 1:
-            self._count("kept_cell_shift", kept(codes, encode(shifted(images, factor, 0)), down=1))
-            self._count("kept_cell_shift", kept(codes, encode(shifted(images, 0, factor)), right=1))
-        self._count("kept_pixel_shift", kept(codes, encode(shifted(images, 1, 0))))
-        self._count("kept_pixel_shift", kept(codes, encode(shifted(images, 0, 1))))
+            self._count("kept_cell_shift", unchanged(codes, encode(shifted(images, factor, 0)), down=1))
+            self._count("kept_cell_shift", unchanged(codes, encode(shifted(images, 0, factor)), right=1))
+        self._count("kept_pixel_shift", unchanged(codes, encode(shifted(images, 1, 0))))
+        self._count("kept_pixel_shift", unchanged(codes, encode(shifted(images, 0, 1))))
         noise = torch.rand(images.shape, generator=self.noise).mul_(2 * NOISE).sub_(NOISE).to(self.device)
-        self._count("kept_noise", kept(codes, encode((images + noise).clamp(0, 1))))
-        self._count("kept_reencoded", kept(codes, encode(again)))
+        self._count("kept_noise", unchanged(codes, encode((images + noise).clamp(0, 1))))
+        self._count("kept_reencoded", unchanged(codes, encode(reconstructions)))
         blank = blank_cells(images, factor).flatten(1)
         places = torch.arange(rows * columns, device=self.device).expand_as(blank)[blank]
         flat = places * self.tokenizer.codebook_size + codes.flatten(1)[blank]

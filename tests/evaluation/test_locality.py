@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.evaluation.locality import blank_cells, entropy_given_place, kept, shifted
+from dalle.evaluation.locality import blank_cells, entropy_given_place, shifted, unchanged
 
 
 def test_blank_cells_are_those_without_a_pixel_that_is_not_white() -> None:
@@ -47,7 +47,7 @@ def global_encoder(images: Tensor) -> Tensor:
 def test_kept_looks_at_cells_that_are_in_both_grids() -> None:
     codes = torch.randint(0, 5, (2, 4, 5), generator=torch.Generator().manual_seed(0))
     others = torch.randint(0, 5, (2, 4, 5), generator=torch.Generator().manual_seed(1))
-    found = kept(codes, others, down=1, right=2)
+    found = unchanged(codes, others, down=1, right=2)
     assert found.shape == (2, 3, 3)
     for image in range(2):
         for row in range(3):
@@ -60,8 +60,8 @@ def test_a_local_encoder_keeps_all_codes_when_the_image_moves_by_a_cell_and_a_gl
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for down, right in ((1, 0), (0, 1), (2, 1)):
         moved = shifted(images, 4 * down, 4 * right)
-        assert kept(local_encoder(images), local_encoder(moved), down, right).all()
-        assert kept(global_encoder(images), global_encoder(moved), down, right).float().mean() < 0.5
+        assert unchanged(local_encoder(images), local_encoder(moved), down, right).all()
+        assert unchanged(global_encoder(images), global_encoder(moved), down, right).float().mean() < 0.5
 
 
 def test_entropy_given_the_place_equals_a_slow_loop() -> None:

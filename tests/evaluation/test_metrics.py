@@ -65,7 +65,7 @@ def test_codebook_use() -> None:
     use.update(torch.zeros(8, dtype=torch.long))
     entropy = -(10 / 16 * math.log(10 / 16) + 3 * 2 / 16 * math.log(2 / 16))
     assert use.perplexity == pytest.approx(math.exp(entropy))
-    assert use.figures() == {"codebook_used": 0.5, "codebook_perplexity": use.perplexity, "dead_codes": 4}
+    assert use.metrics() == {"codebook_used": 0.5, "codebook_perplexity": use.perplexity, "dead_codes": 4}
     assert math.isnan(CodebookUsage(8).perplexity)
 
 

@@ -16,7 +16,7 @@ from dalle.checkpoints.tensors import Tensors, skip_init
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.device import to_device
-from dalle.evaluation.evaluate import clip_figures
+from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.images.augment import augment
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
@@ -93,7 +93,7 @@ class CLIPTask(ContrastiveTask):
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Retrieval accuracy between images and captions."""
         assert isinstance(model, CLIP)
-        return clip_figures(model, self.tokenizer, batches)
+        return retrieval_metrics(model, self.tokenizer, batches)
 
     def sample_images(self, model: nn.Module, batch: Batch) -> None:
         """A CLIP has no samples."""

@@ -19,7 +19,7 @@ from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.device import to_device
-from dalle.evaluation.evaluate import dalle_figures
+from dalle.evaluation.evaluate import token_metrics
 from dalle.generation.generate import generate
 from dalle.generation.options import EngineOptions
 from dalle.generation.rerank import score
@@ -150,7 +150,7 @@ class DALLETask(Task):
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Nats per token and accuracy, on text and image."""
         assert isinstance(model, DALLE)
-        return dalle_figures(model, self.text_tokenizer, self.image_tokenizer, batches)
+        return token_metrics(model, self.text_tokenizer, self.image_tokenizer, batches)
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples | None:

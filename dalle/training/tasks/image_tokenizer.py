@@ -13,7 +13,7 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
-from dalle.evaluation.evaluate import image_tokenizer_figures
+from dalle.evaluation.evaluate import image_tokenizer_metrics
 from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUsage
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build
 from dalle.images.grid import image_grid
@@ -181,14 +181,14 @@ class ImageTokenizerTask(Task):
     def metrics(self, reduce: Reduce) -> dict[str, float]:
         """Codebook usage since the last call; the codes of a dVAE or Gumbel quantizer are sampled with noise here."""
         self.use.counts = reduce(self.use.counts)
-        metrics = self.use.figures()
+        metrics = self.use.metrics()
         self.use.counts = torch.zeros_like(self.use.counts)
         return metrics
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Reconstruction quality and codebook usage."""
         assert isinstance(model, ImageTokenizer)
-        return image_tokenizer_figures(model, batches)
+        return image_tokenizer_metrics(model, batches)
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples:

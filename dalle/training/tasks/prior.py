@@ -18,7 +18,7 @@ from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
 from dalle.data.loader import Batch
 from dalle.device import to_device
-from dalle.evaluation.priors import prior_figures
+from dalle.evaluation.priors import prior_metrics
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior
@@ -109,7 +109,7 @@ class PriorTask(Task):
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Cosine similarity and Fréchet distance between predicted and true embeddings."""
         assert isinstance(model, (DiffusionPrior, AutoregressivePrior))
-        return prior_figures(model, self.clip, batches, self.recipe.sampling)
+        return prior_metrics(model, self.clip, batches, self.recipe.sampling)
 
     def sample_images(self, model: nn.Module, batch: Batch) -> None:
         """A prior alone has no images."""
