@@ -138,7 +138,7 @@ function fill(button, image) {
   picture.src = image.url;
   picture.alt = image.prompt || "an image without a caption";
   const line = document.createElement("span");
-  line.textContent = image.score === null ? "" : `fits ${image.score.toFixed(2)}`;
+  line.textContent = image.score === null ? "" : `fits ${image.score.toFixed(3)}`;
   button.replaceChildren(picture, line);
 }
 
