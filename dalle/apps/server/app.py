@@ -19,6 +19,7 @@ from dalle.apps.server.drawing import Drawing
 from dalle.apps.server.errors import ApiError, add_handlers
 from dalle.apps.server.guard import Guard, read_tokens
 from dalle.apps.server.images import ImageRoutes
+from dalle.apps.server.page import page_router
 from dalle.apps.server.queue import FairQueue
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
@@ -71,6 +72,7 @@ def create_app(pipe: TextToImage, settings: ServeConfig) -> FastAPI:
     name = model_name(settings.model)
     drawing = Drawing(pipe, worker, settings)
     templates = "emoji-en" if settings.model is None and settings.clip is None else "images-en"
+    app.include_router(page_router())
     app.include_router(ImageRoutes(drawing, name).router())
     app.include_router(ClipRoutes(drawing, name, index, templates).router())
     _add_models(app, pipe, settings, name, index)
