@@ -85,14 +85,14 @@ def ours(folder: Path, queries: np.ndarray) -> tuple[list[list[int]], Figures]:
 
 
 def build_ours(folder: Path) -> tuple[None, Figures]:
-    table = store.Table(folder / "pictures-000001.arrow")
+    table = store.Table(folder / "images-000001.arrow")
     start = time.perf_counter()
     ann.build(table.blocks, folder / "near-000001.faiss")
     return None, {"build s": time.perf_counter() - start}
 
 
 def brute_force(folder: Path, queries: np.ndarray) -> tuple[list[list[int]], Figures]:
-    table = store.Table(folder / "pictures-000001.arrow")
+    table = store.Table(folder / "images-000001.arrow")
     vectors = torch.from_numpy(np.concatenate([block.astype(np.float32) for block in table.blocks]))
     return asked(queries, lambda q: (vectors @ torch.from_numpy(q)).topk(K).indices.tolist())
 
@@ -100,7 +100,7 @@ def brute_force(folder: Path, queries: np.ndarray) -> tuple[list[list[int]], Fig
 def build_usearch(folder: Path) -> tuple[None, Figures]:
     from usearch.index import Index
 
-    table, start, number = store.Table(folder / "pictures-000001.arrow"), time.perf_counter(), 0
+    table, start, number = store.Table(folder / "images-000001.arrow"), time.perf_counter(), 0
     index = Index(ndim=table.blocks[0].shape[1], metric="ip", dtype="bf16")
     for block in table.blocks:
         index.add(np.arange(number, number + len(block)), block.astype(np.float32), threads=torch.get_num_threads())
@@ -168,12 +168,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         folder = Path(scratch)
         size = store.write_table(
-            folder / "pictures-000001.arrow", batches(args.count, args.dimensions), args.dimensions
+            folder / "images-000001.arrow", batches(args.count, args.dimensions), args.dimensions
         )
         _, built = alone(build_ours, args.threads, folder)
         near_file = folder / "near-000001.faiss"
         told("dalle, building", built | {"table MB": size / 1e6, "near MB": megabytes(near_file)})
-        parts = ("pictures-000001.arrow", size), (near_file.name, near_file.stat().st_size)
+        parts = ("images-000001.arrow", size), (near_file.name, near_file.stat().st_size)
         store.commit(folder, Manifest("", "", args.dimensions, args.count, [Source("")], *parts, 1))
         exact, figures = alone(brute_force, args.threads, folder, queries)
         told("torch, looking at all", figures)

@@ -182,7 +182,7 @@ def commit(folder: Path, manifest: Manifest) -> None:
     write_text(folder / NAME, text)
     kept = {manifest.table[0], *([manifest.near[0]] if manifest.near else [])}
     for old in folder.iterdir():
-        if re.fullmatch(r"(pictures|near|piece)-[0-9a-f-]+\.(arrow|faiss)", old.name) and old.name not in kept:
+        if re.fullmatch(r"(images|pictures|near|piece)-[0-9a-f-]+\.(arrow|faiss)", old.name) and old.name not in kept:
             old.unlink()
 
 

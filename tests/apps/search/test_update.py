@@ -66,6 +66,7 @@ def test_a_second_call_embeds_only_what_changed(clip: CLIP, photos: Path, tmp_pa
     assert changed == {str(photos / "0.png"), str(photos / "new.gif")}
     fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=clip)
     assert contents(fresh) == after
+    assert len(list((tmp_path / "index").glob("*.arrow"))) == 1  # the table of before is gone
     captions = {hit.path: hit.caption for hit in second.search("a")}
     assert captions[str(photos / "a" / "1.png")] == "a caption that came later"
     assert contents(first) == before  # what was open stays what it was

@@ -1,7 +1,8 @@
 "use strict";
 // Talks to /v1 of the server that it came from, and to no other.
 const $ = (id) => document.getElementById(id);
-const FIELDS = ["n", "candidates", "seed", "guidance", "temperature", "top_k"];
+const SAMPLING = ["guidance", "guidance_until", "temperature", "top_k", "top_p"];
+const FIELDS = ["n", "candidates", "seed", ...SAMPLING];
 const HISTORY = "dalle.history", KEPT = 24;
 let model = null, running = null, shown = null, cells = new Set(), cursor = 0;
 
@@ -34,7 +35,7 @@ async function start() {
   model = (await (await call("/v1/models")).json()).data[0];
   $("token-form").hidden = true;
   $("model").textContent = `Model: ${model.id}, images of ${model.image_size}×${model.image_size} pixels`;
-  for (const name of ["guidance", "temperature", "top_k"]) $(name).placeholder = model.sampling[name] ?? "off";
+  for (const name of SAMPLING) $(name).placeholder = model.sampling[name] ?? "off";
   $("n").max = model.limits.n;
   $("candidates").max = model.limits.candidates;
   $("candidates").disabled = !model.clip;
@@ -52,6 +53,7 @@ function options() {
   const values = {};
   for (const name of FIELDS) if ($(name).value !== "") values[name] = $(name).value;
   values.seed ??= random();
+  if (values.candidates && +values.candidates < +values.n) values.candidates = values.n;  // all are kept then
   return values;
 }
 
@@ -296,7 +298,9 @@ async function opened(file) {
   setFields({ ...used, prompt: texts.prompt, seed: texts.seed, n: 1, candidates: undefined });
   $("options").open = true;
   $("status").textContent = "Its options are back.";
+  const off = SAMPLING.filter((name) => (used[name] ?? null) === null && model.sampling[name] !== null);
   if (texts.model !== model.sha256) say("Another model drew this image: this one will draw another.");
+  else if (off.length) say(`It was drawn without ${off.join(", ")}, which an empty field leaves at the model's own value.`);
   else if (used.image) say("It was drawn from another image, which its file does not hold.");
 }
 
