@@ -167,9 +167,7 @@ def main() -> None:
     print(f"{args.count:,} x {args.dimensions}, {args.queries} queries, {args.threads} threads")
     with tempfile.TemporaryDirectory(dir=args.dir) as scratch:
         folder = Path(scratch)
-        size = store.write_table(
-            folder / "images-000001.arrow", batches(args.count, args.dimensions), args.dimensions
-        )
+        size = store.write_table(folder / "images-000001.arrow", batches(args.count, args.dimensions), args.dimensions)
         _, built = alone(build_ours, args.threads, folder)
         near_file = folder / "near-000001.faiss"
         told("dalle, building", built | {"table MB": size / 1e6, "near MB": megabytes(near_file)})
