@@ -168,10 +168,7 @@ def load_prior(
     Raises:
         ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
-    folder = open_source(source)
-    if isinstance(folder, Path):
-        raise ValueError(f"{source} has no config.yaml: give the folder of a prior made by train.py")
-    _check_stage(folder, "prior")
+    folder = _open_own(source, "prior", "a prior")
     schema = DiffusionPriorConfig | AutoregressivePriorConfig
     with skip_init():
         module = build_prior(from_dict(schema, folder.config["model"], folder.origin))
@@ -196,10 +193,7 @@ def load_diffusion(
     Raises:
         ValueError: the source does not exist, is something else, or its weights do not match its config.
     """
-    folder = open_source(source)
-    if isinstance(folder, Path):
-        raise ValueError(f"{source} has no config.yaml: give the folder of a diffusion model made by train.py")
-    _check_stage(folder, "diffusion")
+    folder = _open_own(source, "diffusion", "a diffusion model")
     with skip_init():
         module = build_diffusion(from_dict(DecoderConfig | UpsamplerConfig, folder.config["model"], folder.origin))
     return _fill(module, folder, device, dtype)
@@ -247,6 +241,15 @@ def open_source(source: Source, family: str | None = None) -> ModelFolder | Path
         return source
     path = resolve(source)
     return ModelFolder(path) if family is None and is_model_folder(path) else path
+
+
+def _open_own(source: Source, stage: str, what: str) -> ModelFolder:
+    """Open one of our own model folders, of a stage that has no published form here."""
+    folder = open_source(source)
+    if isinstance(folder, Path):
+        raise ValueError(f"{source} has no config.yaml: give the folder of {what} made by train.py")
+    _check_stage(folder, stage)
+    return folder
 
 
 def _check_stage(folder: ModelFolder, stage: str) -> None:

@@ -12,6 +12,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from dalle.config import from_dict, to_dict
 from dalle.image_tokenizers import DiscreteVAE, DiscreteVAEConfig, ImageTokenizerConfig, build
+from support.overfitting import overfit_four_images
 
 
 def tiny(**options: Any) -> DiscreteVAE:
@@ -105,15 +106,5 @@ def test_impossible_shapes(options: dict[str, int]) -> None:
 
 @pytest.mark.slow
 def test_learns_four_images() -> None:
-    colours = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    images = F.interpolate(colours, scale_factor=4.0)
-    model = tiny(hidden=32, codebook_size=64, code_channels=32)
-    before = (model.decode(model.encode(images)) - images).abs().mean()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(300):
-        loss = model(images, temperature=max(1 - step / 200, 0.1)).losses["reconstruction"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    after = (model.decode(model.encode(images)) - images).abs().mean()
+    before, after = overfit_four_images(tiny(hidden=32, codebook_size=64, code_channels=32))
     assert after < 0.4 * before

@@ -8,6 +8,7 @@ from torch.distributions import Categorical, Laplace, SigmoidTransform, Transfor
 
 from dalle.image_tokenizers import DVAEConfig, build
 from dalle.image_tokenizers.dvae import DVAE, Block, logit_laplace_nll, map_pixels, unmap_pixels
+from support.overfitting import overfit_four_images
 
 
 def tiny(**options: int) -> DVAE:
@@ -116,15 +117,5 @@ def test_impossible_shapes(options: dict[str, int]) -> None:
 
 @pytest.mark.slow
 def test_learns_four_images() -> None:
-    colours = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    images = torch.nn.functional.interpolate(colours, scale_factor=4.0)
-    model = tiny(hidden=16, codebook_size=64)
-    before = (model.decode(model.encode(images)) - images).abs().mean()
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(300):
-        loss = model(images, temperature=max(1 - step / 200, 0.1)).losses["reconstruction"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    after = (model.decode(model.encode(images)) - images).abs().mean()
+    before, after = overfit_four_images(tiny(hidden=16, codebook_size=64))
     assert after < 0.5 * before

@@ -30,6 +30,7 @@ from dalle.training.losses.diffusion import min_snr_weights, variational_bound
 from dalle.training.recipe import DiffusionRecipe
 from dalle.training.tasks import build_task
 from dalle.training.tasks.diffusion import DecoderTask, DiffusionTask, UpsamplerTask, crops
+from support.short_runs import TWO_STEPS
 
 ROOT = Path(__file__).parents[3]
 TINY = TransformerConfig(width=16, depth=1, heads=2)
@@ -38,16 +39,7 @@ COMMON: dict[str, Any] = {
     "stage": "diffusion",
     "data": {"kind": "shapes"},
     "sampling": {"sampler": {"steps": 2}},
-    "optim": {"lr": 1e-3, "warmup": 1, "ema": 0.9},
-    "run": {
-        "steps": 2,
-        "batch_size": 4,
-        "device": "cpu",
-        "precision": "fp32",
-        "tracker": "none",
-        "validation_images": 8,
-        "report": False,
-    },
+    **TWO_STEPS,
 }
 DECODER = COMMON | {
     "model": {

@@ -25,6 +25,7 @@ from dalle.models.transformer import TransformerConfig
 from dalle.training.checkpoint.best import METRICS
 from dalle.training.recipe import PriorRecipe
 from dalle.training.tasks.prior import PriorTask
+from support.short_runs import TWO_STEPS
 
 ROOT = Path(__file__).parents[3]
 TINY = TransformerConfig(width=16, depth=1, heads=2)
@@ -40,16 +41,7 @@ RECIPE = {
     "data": {"kind": "shapes"},
     "statistics_images": 64,
     "sampling": {"samples": 2, "sampler": {"steps": 2}},
-    "optim": {"lr": 1e-3, "warmup": 1, "ema": 0.9},
-    "run": {
-        "steps": 2,
-        "batch_size": 4,
-        "device": "cpu",
-        "precision": "fp32",
-        "tracker": "none",
-        "validation_images": 8,
-        "report": False,
-    },
+    **TWO_STEPS,
 }
 AUTOREGRESSIVE = RECIPE | {
     "model": {**RECIPE["model"], "kind": "autoregressive", "buckets": 8, "dot_buckets": 4, "variance": 0.9},
