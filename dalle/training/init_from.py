@@ -6,10 +6,12 @@ Published weights are first converted to a model folder, RUN/initial, so that ev
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from accelerate import Accelerator
 
 from dalle.checkpoints.hub import resolve
@@ -18,10 +20,10 @@ from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
-from dalle.checkpoints.tensors import Tensors, load_weights, open_tensors
+from dalle.checkpoints.tensors import LazyTensor, Tensors, load_weights, open_tensors
 from dalle.config import apply_overrides, read_yaml, to_dict
 from dalle.models.clip import CLIP, initial_scale_and_bias
-from dalle.models.dalle import DALLE
+from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe, Recipe, parse_recipe
 from dalle.training.shipped_recipes import find_recipe
 
@@ -118,7 +120,10 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
 
 
 def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
-    """Load the weights of `init_from` into a model. A CLIP trained with another loss gets a fresh scale and bias.
+    """Load the weights of `init_from` into a model.
+
+    A DALL-E for another grid gets position embeddings interpolated to it (`resize_positions`). A CLIP trained with another
+    loss gets a fresh scale and bias.
 
     Raises:
         ValueError: the weights are of another architecture.
@@ -126,7 +131,7 @@ def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
     file = _file(recipe)
     tensors = open_tensors(file)
     if isinstance(model, DALLE):
-        load_weights(model, tensors, str(file)).detect_sparse_masks()
+        load_weights(model, resize_positions(tensors, model.config), str(file)).detect_sparse_masks()
         return
     # Only the sigmoid loss has a bias, and its scale has another meaning: neither carries over between losses
     if ("logit_bias" in tensors) != model.config.sigmoid:
@@ -134,6 +139,39 @@ def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
         scale, bias = initial_scale_and_bias(model.config)
         tensors = kept | {"logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
     load_weights(model, tensors, str(file))
+
+
+def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
+    """Interpolate learned image positions to the grid of a model, linearly between the centers of cells.
+
+    A model trained on small images so goes on with large ones: what it knows of the place "a third down" stays there.
+    ViT does the same for fine-tuning at higher resolution (arXiv 2010.11929, section 3.2).
+
+    Args:
+        tensors: state dict of a DALL-E for any grid.
+        config: the model that the weights are for.
+
+    Returns:
+        The state dict with `row_position` [rows, 1, width] and `column_position` [1, columns, width], or `cell_position`
+        [rows * columns, width], of the new grid. `tensors` itself if nothing is to be resized. A `cell_position` of a grid
+        that was not square stays as it is.
+    """
+    (rows, columns), changed = config.grid, {}
+    for name, shape in (("row_position", (rows, 1)), ("column_position", (1, columns)), ("cell_position", (rows, columns))):
+        if name not in tensors:
+            continue
+        value = tensors[name]
+        old = (value() if isinstance(value, LazyTensor) else value).float()
+        side = math.isqrt(old.shape[0])
+        if name == "cell_position":
+            if old.shape[0] == rows * columns or side**2 != old.shape[0]:
+                continue
+            old = old.view(side, side, -1)
+        if old.shape[:2] == shape:
+            continue
+        new = F.interpolate(old.permute(2, 0, 1)[None], shape, mode="bilinear")[0].permute(1, 2, 0)  # [rows, columns, C]
+        changed[name] = new.reshape(rows * columns, -1) if name == "cell_position" else new.contiguous()
+    return {**tensors, **changed} if changed else tensors
 
 
 def initial_weights(recipe: DALLERecipe) -> Tensors:
