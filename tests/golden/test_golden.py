@@ -132,10 +132,10 @@ def test_samples_of_the_shipped_model(seed: int, fast: bool, tmp_path: Path, mon
 
 
 def test_losses_of_twenty_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step to half a percent; a VQGAN's first six so, the rest to five.
+    """Each step to half a percent; of a VQGAN the first six, and the rest roughly.
 
-    A processor that rounds otherwise gives a vector that lies between two codes to the other one, which changes the loss
-    of all further steps (by 1 % after eight steps, as seen between two kinds of processor).
+    A processor that rounds otherwise gives a vector that lies between two codes to the other one, which changes all
+    further steps (the loss by 1 % after eight steps, as seen between two kinds of processor; gradients by more).
     """
     monkeypatch.chdir(tmp_path)
     recipes.run("bpe", recipes.BPE, 0)
