@@ -9,7 +9,10 @@ from typing import Any
 from dalle.cli.export import DTYPES
 from dalle.config import apply_overrides
 
-GIVEN = "facts that the files do not contain, for example heads=16 (docs/checkpoints.md)"
+GIVEN = (
+    "facts that the files do not contain, for example heads=16 (docs/checkpoints.md), or image_size=64 to use an image "
+    "tokenizer, also one of ours, at another size than it was trained at"
+)
 
 
 def add(commands: Any) -> None:

@@ -122,8 +122,8 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
 def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
     """Load the weights of `init_from` into a model.
 
-    A DALL-E for another grid gets position embeddings interpolated to it (`resize_positions`). A CLIP trained with another
-    loss gets a fresh scale and bias.
+    A DALL-E for another grid gets position embeddings interpolated to it (`resize_positions`). A CLIP trained with
+    another loss gets a fresh scale and bias.
 
     Raises:
         ValueError: the weights are of another architecture.
@@ -152,12 +152,16 @@ def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
         config: the model that the weights are for.
 
     Returns:
-        The state dict with `row_position` [rows, 1, width] and `column_position` [1, columns, width], or `cell_position`
-        [rows * columns, width], of the new grid. `tensors` itself if nothing is to be resized. A `cell_position` of a grid
-        that was not square stays as it is.
+        The state dict with `row_position` [rows, 1, width] and `column_position` [1, columns, width], or
+        `cell_position` [rows * columns, width], of the new grid. `tensors` itself if nothing is to be resized. A
+        `cell_position` of a grid that was not square stays as it is.
     """
     (rows, columns), changed = config.grid, {}
-    for name, shape in (("row_position", (rows, 1)), ("column_position", (1, columns)), ("cell_position", (rows, columns))):
+    for name, shape in (
+        ("row_position", (rows, 1)),
+        ("column_position", (1, columns)),
+        ("cell_position", (rows, columns)),
+    ):
         if name not in tensors:
             continue
         value = tensors[name]
@@ -169,7 +173,9 @@ def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
             old = old.view(side, side, -1)
         if old.shape[:2] == shape:
             continue
-        new = F.interpolate(old.permute(2, 0, 1)[None], shape, mode="bilinear")[0].permute(1, 2, 0)  # [rows, columns, C]
+        new = F.interpolate(old.permute(2, 0, 1)[None], shape, mode="bilinear")[0].permute(
+            1, 2, 0
+        )  # [rows, columns, C]
         changed[name] = new.reshape(rows * columns, -1) if name == "cell_position" else new.contiguous()
     return {**tensors, **changed} if changed else tensors
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,13 +16,14 @@ from torch import nn
 
 import dalle
 import train
+from dalle.__main__ import main
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.tensors import pack, read_tensors, unpack
 from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE, DALLEConfig
 from dalle.models.transformer import TransformerConfig
-from dalle.training.init_from import load_initial, with_initial_config
+from dalle.training.init_from import load_initial, resize_positions, with_initial_config
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from support.published import folders
 from support.tiny_model import make_tiny_model
@@ -175,3 +177,51 @@ def test_stored_masks_are_detected_as_sparse_patterns(tmp_path: Path) -> None:
     tuned = DALLE(stored)
     load_initial(tuned, SimpleNamespace(init_from=str(tmp_path / "theirs")))  # type: ignore[arg-type]
     assert tuned.patterns == {0: Pattern("column", text, 2, stored.conv_kernel)}
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 2), (2, 2)])
+def test_positions_of_another_grid_lie_between_those_of_the_neighboring_cells(grid: tuple[int, int]) -> None:
+    old = DALLE(SMALL).state_dict()
+    new = resize_positions(old, replace(SMALL, grid=grid))
+    for name, side, axis in (("row_position", grid[0], 0), ("column_position", grid[1], 1)):
+        centers = (np.arange(side) + 0.5) / side * 2 - 0.5  # of the new cells, in cells of the old grid
+        values = old[name].squeeze(1 - axis).numpy()
+        expected = np.stack([np.interp(centers, np.arange(2), column) for column in values.T], axis=1)
+        found = new[name]
+        assert (
+            isinstance(found, torch.Tensor)
+            and found.shape == (*old[name].shape[:axis], side, *old[name].shape[axis + 1 :])
+        )
+        np.testing.assert_allclose(found.squeeze(1 - axis).numpy(), expected, atol=1e-6)
+    assert (new is old) == (grid == (2, 2))
+
+
+def test_a_position_of_each_cell_is_interpolated_along_rows_and_columns() -> None:
+    config = replace(SMALL, positions="learned_cells")
+    old = {"cell_position": torch.tensor([[0.0], [1], [2], [3]])}  # 2 * row + column
+    new = resize_positions(old, replace(config, grid=(4, 4)))["cell_position"]
+    assert isinstance(new, torch.Tensor)
+    between = torch.tensor([0, 0.25, 0.75, 1])
+    torch.testing.assert_close(new, (2 * between[:, None] + between).reshape(16, 1))
+
+
+def test_fine_tuning_goes_on_at_another_image_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, large = make_tiny_model(tmp_path), tmp_path / "large"
+    small = dalle.load_image_tokenizer(source / "image_tokenizer")
+    assert main(["convert", str(source / "image_tokenizer"), str(large), f"image_size={2 * small.image_size}"]) == 0
+    tokenizer = dalle.load_image_tokenizer(large)
+    assert tokenizer.image_size == 2 * small.image_size
+    pixels = torch.rand(1, 3, small.image_size, small.image_size)
+    assert torch.equal(tokenizer.encode(pixels), small.encode(pixels))
+    options = [f"image_tokenizer={large}", "model.grid=[8, 8]", "optim.lr=0", "optim.weight_decay=0"]
+    assert train.main([recipe(tmp_path, source), *options]) == 0
+    before, after = dalle.load_model(source).state_dict(), dalle.load_model(tmp_path / "run" / "model").state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [
+        "row_position",
+        "column_position",
+    ]
+    (image,) = dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")("a")[0].images
+    assert image.size == (tokenizer.image_size, tokenizer.image_size)
+    for wrong, message in (("image_size=7", "a multiple of"), ("heads=2", "already a model folder")):
+        assert main(["convert", str(source / "image_tokenizer"), str(tmp_path / "no"), wrong]) == 2
+        assert message in capsys.readouterr().err

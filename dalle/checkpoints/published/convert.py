@@ -10,6 +10,8 @@ from typing import Any
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.published import mindalle
 from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model
@@ -17,7 +19,8 @@ from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.summary import Stage, model_summary, stage_of, summary, without_weights
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
 from dalle.checkpoints.tensors import Storage
-from dalle.config import to_dict
+from dalle.config import from_dict, to_dict
+from dalle.image_tokenizers import ImageTokenizerConfig
 from dalle.text_tokenizers import TextTokenizer
 
 _Source = str | Path | None
@@ -48,7 +51,8 @@ def convert(
         storage: dtype in which floating-point weights are stored.
         image_tokenizer: for a text-to-image model whose files do not contain one.
         text_tokenizer: for a text-to-image model or a CLIP whose files do not contain one.
-        given: what the files do not record.
+        given: what the files do not record; for an image tokenizer `image_size`, if its images are to have another side
+            in pixels than those it was trained on. Image tokenizers of ours are converted so too.
 
     Returns:
         The converted model.
@@ -59,6 +63,9 @@ def convert(
     if out.exists():
         raise ValueError(f"{out} exists: give a new folder")
     path = resolve(source)
+    given = dict(given or {})
+    if "image_size" in given and (path / "config.yaml").is_file() and not mindalle.is_there(path):
+        return _convert_own_tokenizer(path, out, storage, given)
     stage = stage_of(path)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dalle-convert-")))
@@ -81,9 +88,32 @@ def convert(
             words.save(scratch / "text_tokenizer")
             parts = {"text_tokenizer": scratch / "text_tokenizer"}
         else:
-            found, parts = read_image_tokenizer(path), {}
+            found, parts = _resized(read_image_tokenizer(path), given, source), {}
         _write(out, stage, found, summary(found), path.name, storage, parts, {})
         return found
+
+
+def _convert_own_tokenizer(path: Path, out: Path, storage: Storage, given: Mapping[str, Any]) -> Published:
+    folder = ModelFolder(path)
+    if folder.config.get("stage") != "image_tokenizer":
+        raise ValueError(f"image_size: {path} is of stage {folder.config.get('stage')!r}; expected an image tokenizer")
+    config = from_dict(ImageTokenizerConfig, folder.config["model"], folder.origin)
+    own = Published("image tokenizer", "as stated in its card", config, folder.tensors(), [])
+    found = _resized(own, given, path)
+    _write(out, "image_tokenizer", found, summary(found), path.name, storage, {}, {})
+    return found
+
+
+def _resized(found: Published, given: Mapping[str, Any], source: str | Path) -> Published:
+    """An image tokenizer for images of `image_size` pixels a side, if that is given."""
+    size, factor = given.get("image_size"), without_weights(found.config).factor
+    if unknown := sorted(set(given) - {"image_size"}):
+        raise ValueError(f"{', '.join(unknown)}: an image tokenizer takes only image_size")
+    if size is None:
+        return found
+    if type(size) is not int or size < factor or size % factor:
+        raise ValueError(f"image_size is {size}; {source} needs a multiple of {factor} pixels")
+    return resize_tokenizer(found, size // factor)
 
 
 def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch: Path) -> dict[str, Path]:
