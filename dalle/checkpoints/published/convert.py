@@ -20,7 +20,7 @@ from dalle.checkpoints.published.summary import Stage, model_summary, stage_of, 
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
 from dalle.checkpoints.tensors import Storage
 from dalle.config import from_dict, to_dict
-from dalle.image_tokenizers import ImageTokenizerConfig
+from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig
 from dalle.text_tokenizers import TextTokenizer
 
 _Source = str | Path | None
@@ -106,7 +106,9 @@ def _convert_own_tokenizer(path: Path, out: Path, storage: Storage, given: Mappi
 
 def _resized(found: Published, given: Mapping[str, Any], source: str | Path) -> Published:
     """An image tokenizer for images of `image_size` pixels a side, if that is given."""
-    size, factor = given.get("image_size"), without_weights(found.config).factor
+    module = without_weights(found.config)
+    assert isinstance(module, ImageTokenizer)
+    size, factor = given.get("image_size"), module.factor
     if unknown := sorted(set(given) - {"image_size"}):
         raise ValueError(f"{', '.join(unknown)}: an image tokenizer takes only image_size")
     if size is None:
