@@ -1,6 +1,6 @@
 """Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
 
-Options: dalle/cli/sample.py and dalle/generation/options.py. Sampling: dalle/pipeline.py.
+Options: dalle/cli/sample.py and dalle/generation/options.py. Sampling: dalle/pipelines/.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dalle.config import dump, from_dict, to_dict
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
-    from dalle.pipeline import TextToImage
+    from dalle.pipelines.text_to_image import TextToImage
 
 _MAX_CANDIDATES = 32  # with many prompts, images are written to disk after about this many candidates
 
@@ -68,7 +68,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
 
     from dalle.checkpoints.unclip import is_unclip
     from dalle.images.read import read_image
-    from dalle.unclip import UnCLIP
+    from dalle.pipelines.unclip import UnCLIP
 
     check_folder(settings.out)
     options: dict[str, Any] = {
@@ -111,7 +111,7 @@ def _open_tokens(settings: SampleConfig) -> TextToImage:
     """A model that samples tokens."""
     import torch
 
-    from dalle.pipeline import TextToImage
+    from dalle.pipelines.text_to_image import TextToImage
 
     for name in settings.diffusion:
         raise ValueError(f"--{name.replace('_', '-')} is for an unCLIP, and this model samples tokens: leave it out")

@@ -14,12 +14,12 @@ from dalle.cli.outputs import file_record, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options
 from dalle.cli.streams import utf8_argument
 from dalle.config import apply_overrides, config, descriptions
+from dalle.config.ranges import PositiveInt, Range, Seed
 from dalle.files import write_text
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
-from dalle.ranges import PositiveInt, Range, Seed
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
-    from dalle.pipeline import Result
+    from dalle.pipelines.text_to_image import Result
 
 _DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
 _GIVEN = ("family", "heads", "convention", "grid")

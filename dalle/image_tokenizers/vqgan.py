@@ -16,13 +16,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Decay, Size
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
 from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfig
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
 from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
-from dalle.ranges import Decay, Size
 
 
 @config

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import NonNegativeInt, Range, Size
 from dalle.kernels.attention import rope_table
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.cross_entropy import mean_loss, token_scores
@@ -23,7 +24,6 @@ from dalle.kernels.linear import Linear
 from dalle.kernels.masks import Kind, Mask, mask
 from dalle.kernels.pattern import GatheredKeys, LayerMask, Pattern, SparseMask
 from dalle.models.transformer import RunBlocks, Transformer, TransformerConfig, norm
-from dalle.ranges import NonNegativeInt, Range, Size
 
 
 @config

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Decay, Range, Size
 from dalle.kernels.attention import rotate
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.decode_attention import decode_attention
@@ -19,7 +20,6 @@ from dalle.kernels.kv_cache import KVCache, TokenShift
 from dalle.kernels.linear import Linear
 from dalle.kernels.pattern import LayerMask
 from dalle.kernels.sparse import attend, attend_packed
-from dalle.ranges import Decay, Range, Size
 
 _BLOCK_OVERHEAD = 2**14  # memory of a block's Python objects, in units of one parameter
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dalle.checkpoints.tensors import LazyTensor, Tensors, drop_pages
 from dalle.config import config
-from dalle.ranges import Decay, PositiveFloat, Range
+from dalle.config.ranges import Decay, PositiveFloat, Range
 
 
 @config

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from dalle.config import ConfigError, apply_overrides, config, describe, from_dict, read_yaml
+from dalle.config.ranges import Decay, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Range, Seed, Weight
 from dalle.data import AnyDataConfig, DataConfig
 from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.options import SamplingConfig
@@ -22,7 +23,6 @@ from dalle.models.dalle import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.models.upsampler import UpsamplerConfig
-from dalle.ranges import Decay, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Range, Seed, Weight
 from dalle.text_tokenizers import TextTokenizerConfig
 from dalle.training.checkpoint.best import check_metric
 from dalle.training.distributed.powersgd import PowerSGDConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dalle.pipeline import Request, Start
+    from dalle.pipelines.text_to_image import Request, Start
 
 Tell = Callable[[Any], object]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from dalle.apps.server.metrics import COUNTS, SECONDS, Metrics
 from dalle.apps.server.queue import FairQueue, Full, Job, Unit
 from dalle.generation.options import EngineOptions
-from dalle.pipeline import Request, Result, Start, TextToImage
+from dalle.pipelines.text_to_image import Request, Result, Start, TextToImage
 
 log = logging.getLogger("dalle.server")
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from dalle.config import config
+from dalle.config.ranges import Decay, NonNegativeInt, PositiveInt, Range
 from dalle.data.base import BadRecord, Pair, read_image
 from dalle.data.custom.folder import FolderSource
 from dalle.data.custom.layouts import layout_of
@@ -31,9 +32,8 @@ from dalle.data.custom.records import (
 from dalle.data.custom.walk import describe_ignored
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.shuffle import stratified_indices
+from dalle.files.remote import may_be_an_id
 from dalle.images.read import Crop
-from dalle.ranges import Decay, NonNegativeInt, PositiveInt, Range
-from dalle.remote import may_be_an_id
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from dalle.config import config
+from dalle.config.ranges import NonNegativeInt, Probability, Range
 from dalle.data.base import Pair
 from dalle.data.drawings import captions
 from dalle.data.drawings.captions import COLORS, FAMILIES, RELATIONS, ROWS, STYLES, Concept
@@ -28,7 +29,6 @@ from dalle.data.drawings.composition import (
 )
 from dalle.data.drawings.render import BLACK, Color
 from dalle.data.drawings.sets import DRAWINGS, Drawing, SetName, read_set
-from dalle.ranges import NonNegativeInt, Probability, Range
 
 TESTS = ("test_pair", "test_block", "test_concept")
 SPLITS: dict[str, tuple[str, ...]] = {

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.pipeline import Start, TextToImage
+from dalle.pipelines.text_to_image import Start, TextToImage
 from support.server import running
 from support.tiny_model import GRID, make_tiny_model
 

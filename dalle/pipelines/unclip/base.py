@@ -28,7 +28,7 @@ from dalle.generation.prior import sample_embeddings
 from dalle.images.transforms import resize_batch, square_tensor
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import make_schedule
-from dalle.unclip.sampling import Meter, PlayedNoise, Sampling, Start, played_noise, stage_seeds
+from dalle.pipelines.unclip.sampling import Meter, PlayedNoise, Sampling, Start, played_noise, stage_seeds
 
 INVERSION = SamplerConfig(sampler="ddim", steps=50)
 ITERATIONS = 2  # of inversion: what plain DDIM inversion loses comes back (docs/log.md)

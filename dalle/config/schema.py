@@ -20,7 +20,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import dataclass_transform
 
-from dalle.ranges import check_ranges
+from dalle.config.ranges import check_ranges
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that rejects unknown keys.
 
     A string literal right below a field is its description, which `describe` shows. Each number states its range in
-    its annotation (`dalle.ranges`); ranges are checked before the class's own `__post_init__`.
+    its annotation (`dalle.config.ranges`); ranges are checked before the class's own `__post_init__`.
     """
     own_checks = getattr(cls, "__post_init__", None)
 
