@@ -19,7 +19,7 @@ from dalle.generation.prior import PriorSamplingConfig
 from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePriorConfig
 from dalle.models.clip import CLIPConfig
-from dalle.models.dalle import DALLEConfig
+from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.models.upsampler import UpsamplerConfig

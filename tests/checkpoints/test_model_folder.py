@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from dalle import files
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
-from dalle.checkpoints.tensors import STORAGE, load_into, pack, read_tensors, unpack
+from dalle.checkpoints.modules import load_into
+from dalle.checkpoints.quantization import STORAGE, pack, unpack
+from dalle.checkpoints.tensors import read_tensors
 
 CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "optim": {"lr": 1e-3}}
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published import siglip
 from dalle.checkpoints.published.files import read_state
 from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, rename_tensors, shape, square
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
-from dalle.models.transformer import FeedForwardKind, TransformerConfig
+from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")

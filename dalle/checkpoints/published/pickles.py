@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.tensors import mmap_bytes
+from dalle.checkpoints.mapped_files import mmap_bytes
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first object in torch's old format
 _MAX_PICKLE_BYTES = 2**28  # without tensors; published checkpoints have far less

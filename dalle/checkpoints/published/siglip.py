@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.state import Published, concat_lazy, count, rename_tensors, shape, square
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
-from dalle.models.transformer import FeedForwardKind, TransformerConfig
+from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 _FAMILY = ("a SigLIP of Hugging Face", "see its repository (Google's: Apache-2.0)")
 _NAMES = (

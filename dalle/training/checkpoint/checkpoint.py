@@ -28,7 +28,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import LazyTensor, open_tensors, write_tensors
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.tensors import open_tensors, write_tensors
 from dalle.files import atomic_folder
 from dalle.training.checkpoint import checksums
 from dalle.training.checkpoint.optimizer_state import optimizer_state_dict

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from dalle.kernels.cross_entropy import chunk_rows
-from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer import Block
 
 Layout = Literal["ddp", "fsdp"]

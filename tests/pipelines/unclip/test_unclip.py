@@ -25,7 +25,7 @@ from dalle.models.autoregressive_prior import AutoregressivePrior, Autoregressiv
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.models.unet import UNetConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 from dalle.pipelines.unclip import UnCLIP

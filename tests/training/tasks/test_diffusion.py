@@ -24,7 +24,7 @@ from dalle.images.transforms import gaussian_blur
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import CosineConfig, make_schedule
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.models.upsampler import Upsampler
 from dalle.training.losses.diffusion import min_snr_weights, variational_bound
 from dalle.training.recipe import DiffusionRecipe

@@ -21,7 +21,7 @@ from dalle.evaluation.priors import compared
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.checkpoint.best import METRICS
 from dalle.training.recipe import PriorRecipe
 from dalle.training.tasks.prior import PriorTask
