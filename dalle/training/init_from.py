@@ -28,7 +28,7 @@ from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe, Recipe, parse_recipe
-from dalle.training.shipped_recipes import find_recipe
+from dalle.training.recipe.shipped import find_recipe
 
 FOLDER = "initial"
 

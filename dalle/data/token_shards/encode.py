@@ -20,8 +20,11 @@ from dalle.config import to_dict
 from dalle.data import DataConfig, open_data
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import BadRecord, Pair, PairDataset
-from dalle.data.custom.dataset import CustomConfig, CustomDataset, decode_record
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.dataset import CustomDataset
+from dalle.data.custom.decode import decode_record
 from dalle.data.custom.records import Record, Shard
+from dalle.data.custom.splits import source_of_split
 from dalle.data.loader import pair_seed
 from dalle.data.token_shards.dataset import SPLITS
 from dalle.data.token_shards.files import (
@@ -107,7 +110,7 @@ class _StreamedSplit:
     def __init__(self, config: CustomConfig, split: str, image_size: int):
         self.config, self.split, self.image_size = config, split, image_size
         self.apart = split == "validation" and not config.separate_validation
-        self.shards: list[Shard] = config.source(split).shards()
+        self.shards: list[Shard] = source_of_split(config, split).shards()
 
     def jobs(self, size: int, rank: int, world: int) -> Iterator[_ShardJob]:
         for number in range(rank, len(self.shards), world):
