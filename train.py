@@ -25,7 +25,7 @@ from dalle.cli.interrupt import SignalHandler
 from dalle.cli.parser import CommandLine, print_error
 from dalle.cli.streams import settle_streams
 from dalle.config import dump
-from dalle.data.loader import describe_lost_worker
+from dalle.data.workers import describe_lost_worker
 from dalle.device import out_of_memory
 from dalle.training.checkpoint.best import NaNMetricError
 from dalle.training.init_from import prepare_initial, resolve_recipe

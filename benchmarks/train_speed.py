@@ -30,8 +30,8 @@ from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
 from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm
-from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
+from dalle.training.planning.setup import ModelSize
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.malloc import keep_freed_memory
 

@@ -19,7 +19,7 @@ from dalle.files import write_text
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
-    from dalle.pipelines.text_to_image import Result
+    from dalle.pipelines.result import Result
 
 _DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
 _GIVEN = ("family", "heads", "convention", "grid")

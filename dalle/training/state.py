@@ -12,7 +12,8 @@ from torch import Tensor
 from dalle.config import to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
-from dalle.data.loader import Batch, batches, evaluation_batches
+from dalle.data.batch import Batch
+from dalle.data.loader import batches, evaluation_batches
 from dalle.data.summary import Summary, record_and_compare, summarize
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import BestTracker, check_not_nan, validations

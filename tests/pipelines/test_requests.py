@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from dalle.generation.options import EngineOptions, SamplingConfig
-from dalle.pipelines.text_to_image import Request, Start, TextToImage
+from dalle.pipelines.init_image import Start
+from dalle.pipelines.request import Request
+from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
 
 LENGTH = GRID[0] * GRID[1]

@@ -17,7 +17,9 @@ from dalle.device import pick_device
 from dalle.generation.rerank import score
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.pipelines import text_to_image
-from dalle.pipelines.text_to_image import Result, TextToImage, whole_rows
+from dalle.pipelines.init_image import whole_rows
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 

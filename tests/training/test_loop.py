@@ -19,8 +19,8 @@ import train
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import METRICS
 from dalle.training.checkpoint.latest import load_latest
-from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
+from dalle.training.planning.setup import ModelSize
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.run.log import RunLog
 from dalle.training.tasks.base import Phase

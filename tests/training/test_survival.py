@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import train
 from dalle.__main__ import main as dalle
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
 from dalle.training.checkpoint import checkpoint

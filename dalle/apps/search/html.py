@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dalle.apps.search.index import Hit, ImageIndex
+from dalle.apps.search.hit import Hit
+from dalle.apps.search.index import ImageIndex
 from dalle.data.base import BadRecord, read_image
 from dalle.files import write_text
 

@@ -5,21 +5,20 @@ Letters: N images, D dimensions, K wanted.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, as_record, embed_images, embed_texts, fingerprint
+from dalle.apps.embed import ImageLike, embed_texts, fingerprint
 from dalle.apps.search import exact, store
 from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.filters import Filter
+from dalle.apps.search.hit import Hit
+from dalle.apps.search.query import Query
 from dalle.apps.search.sources import read_item
 from dalle.apps.search.store import Source
 from dalle.apps.search.update import EXACT, Progress, Report, other_clip, update
@@ -29,27 +28,7 @@ from dalle.data.custom.records import Record, image_bytes
 from dalle.device import pick_device
 from dalle.models.clip import CLIP
 
-_One = TypeVar("_One", str, ImageLike)
 _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image that was found."""
-
-    path: str  # of its file; FILE.tar/NAME, FILE.parquet/ROW, owner/name/SPLIT/ROW where it is one of many in a file
-    score: float  # cosine with the query, in [-1, 1]
-    caption: str  # "" if it has none; several are lines
-    width: int  # pixels
-    height: int
-    sha256: str  # of the file
-    number: int  # its row in the index
-    probability: float | None = None  # that it fits, by a SigLIP's judgement of one text
-
-    @property
-    def likeness(self) -> float:
-        """Its probability where it has one, else its score."""
-        return self.score if self.probability is None else self.probability
 
 
 class ImageIndex:
@@ -183,13 +162,13 @@ class ImageIndex:
         if min_score is not None and not -1 <= min_score <= 1:
             raise ValueError(f"min_score is {min_score:g}: scores are from -1 to 1")
         kept = Filter(where).keeps(self.table.batches)
-        query = self.query(text, image, minus, minus_image, weights)
-        texts = _several(text)
-        judged = len(texts) == 1 and not (_several(image) or _several(minus) or _several(minus_image) or weights)
+        query = Query.of(text, image, minus, minus_image, weights)
+        vector = query.embed(self.clip)
+        judged = query.is_one_text and self.clip.config.sigmoid
 
         def found(count: int) -> list[Hit]:
-            hits = self.nearest(query, count, kept)
-            hits = self._judged(hits) if judged and self.clip.config.sigmoid else hits
+            hits = self.nearest(vector, count, kept)
+            hits = self._judged(hits) if judged else hits
             return [hit for hit in hits if min_score is None or hit.likeness >= min_score]
 
         if distinct is None:
@@ -225,23 +204,7 @@ class ImageIndex:
         weights: Mapping[str, float] | None = None,
     ) -> Tensor:
         """A query as a unit vector, float32 [D]; see `search`."""
-        texts, less = _several(text), _several(minus)
-        images, less_images = _several(image), _several(minus_image)
-        parts = dict(weights or {})
-        if not all(math.isfinite(weight) and weight for weight in parts.values()):
-            raise ValueError(f"weights are {parts}: each must be a number other than 0")
-        if not (texts or images or less or less_images or parts):
-            raise ValueError("no query: give a text, an image, or both")
-        if not all(one.strip() for one in (*texts, *less, *parts)):
-            raise ValueError("a text of the query is empty: say what is to be seen")
-        seen = self._embedded([*images, *less_images])
-        words = embed_texts(self.clip, [*texts, *less, *parts])
-        factors = torch.tensor([1.0] * len(texts) + [-1.0] * len(less) + list(parts.values()))
-        signs = torch.tensor([1.0] * len(images) + [-1.0] * len(less_images))
-        total = (factors[:, None] * words).sum(0) + (signs[:, None] * seen).sum(0)
-        if total.norm() < 1e-3:
-            raise ValueError("what the query adds and what it takes away are the same: nothing is left to look for")
-        return F.normalize(total, dim=0)
+        return Query.of(text, image, minus, minus_image, weights).embed(self.clip)
 
     def nearest(self, query: Tensor, top: int, kept: np.ndarray | None = None) -> list[Hit]:
         """The images whose vectors are nearest to a unit vector.
@@ -327,16 +290,6 @@ class ImageIndex:
         candidates = self._near.candidates(queries.numpy(), count, kept)
         return exact.rescored(self.table, queries, candidates, k)
 
-    def _embedded(self, images: Sequence[ImageLike]) -> Tensor:
-        """float32 [len(images), D]."""
-        records = [as_record(image, f"image {number}") for number, image in enumerate(images, 1)]
-        vectors = torch.empty(0, self.manifest.dimensions)
-        for batch in embed_images(self.clip, records):
-            for error in batch.broken.values():
-                raise error
-            vectors = torch.cat([vectors, batch.vectors])
-        return vectors
-
     def hit(self, row: int, score: float = 1.0) -> Hit:
         """The image of a row, as a search with that score finds it."""
         found = self.table.row(row, ("path", "caption", "width", "height", "sha256"))
@@ -347,8 +300,3 @@ def _lasting(source: str | Path) -> str:
     """Where weights are, by a name that holds wherever a command is run; a hub id as it is."""
     path = Path(source).expanduser()
     return str(path.absolute()) if path.exists() else str(source)
-
-
-def _several(given: _One | Sequence[_One]) -> list[_One]:
-    """One or several, as a list."""
-    return [given] if isinstance(given, ImageLike) else list(given)

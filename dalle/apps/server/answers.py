@@ -15,7 +15,8 @@ from dalle.apps.server.bodies import ImagesBody
 from dalle.apps.server.drawing import Order
 from dalle.apps.server.errors import ApiError
 from dalle.images.png import generation_texts, png_bytes
-from dalle.pipelines.text_to_image import Result, TextToImage
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 
 
 class Answers:

@@ -20,7 +20,10 @@ from dalle.apps.server.queue import Full, Job
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Drawn, Failed, Preview, Stopping, Worker, previews
 from dalle.device import out_of_memory
-from dalle.pipelines.text_to_image import Request, Result, Start, TextToImage
+from dalle.pipelines.init_image import Start
+from dalle.pipelines.request import Request
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 
 log = logging.getLogger("dalle.server")
 T = TypeVar("T")

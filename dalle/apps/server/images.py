@@ -18,7 +18,7 @@ from dalle.apps.server.drawing import Drawing, Order, merged, unless_gone
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.schema import form_schema, json_schema
 from dalle.apps.server.worker import Drawn, Preview
-from dalle.pipelines.text_to_image import Result
+from dalle.pipelines.result import Result
 
 
 class ImageRoutes:

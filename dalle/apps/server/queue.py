@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dalle.pipelines.text_to_image import Request, Start
+    from dalle.pipelines.init_image import Start
+    from dalle.pipelines.request import Request
 
 Tell = Callable[[Any], object]
 

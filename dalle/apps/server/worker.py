@@ -21,7 +21,10 @@ from torch import Tensor
 from dalle.apps.server.metrics import COUNTS, SECONDS, Metrics
 from dalle.apps.server.queue import FairQueue, Full, Job, Unit
 from dalle.generation.options import EngineOptions
-from dalle.pipelines.text_to_image import Request, Result, Start, TextToImage
+from dalle.pipelines.init_image import Start
+from dalle.pipelines.request import Request
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 
 log = logging.getLogger("dalle.server")
 T = TypeVar("T")

@@ -23,7 +23,8 @@ from dalle.generation.prior import sample_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import inpaint_pixels, square_tensor
-from dalle.pipelines.text_to_image import Result, check_request
+from dalle.pipelines.request import check_request
+from dalle.pipelines.result import Result
 from dalle.pipelines.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
 from dalle.pipelines.unclip.sampling import Meter, Start, stage_seeds
 

@@ -15,7 +15,7 @@ from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import load_text_tokenizer
 from dalle.checkpoints.modules import skip_init
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import to_device
 from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.images.augment import augment

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.evaluation.evaluate import image_tokenizer_metrics
 from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUsage
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build

@@ -16,7 +16,7 @@ from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import build_prior, load_clip
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import to_device
 from dalle.evaluation.priors import prior_metrics
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.pipelines.text_to_image import Start, TextToImage
+from dalle.pipelines.init_image import Start
+from dalle.pipelines.text_to_image import TextToImage
 from support.server import running
 from support.tiny_model import GRID, make_tiny_model
 

@@ -1,0 +1,84 @@
+"""A given image to complete or to edit: its codes, which of them are known, and which of its pixels stay.
+
+Shapes: H W pixels, h w codes of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dalle.image_tokenizers import ImageTokenizer
+from dalle.images.transforms import inpaint_pixels, square_tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """What candidates keep of a given image."""
+
+    codes: Tensor  # int64 [h, w], or [K, h, w] for each of K candidates
+    kept: Tensor  # bool [h, w], on the CPU: codes that are not drawn
+    original: Tensor | None = None  # [3, H, W] in [0, 1], the pixels that are pasted back
+    redrawn: Tensor | None = None  # bool [H, W]: pixels that are not pasted back; None: no pixel is
+
+
+def encode_start(
+    tokenizer: ImageTokenizer, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None
+) -> Start | None:
+    """What candidates keep of `image`, given as for a call of `TextToImage`; None without an image.
+
+    Raises:
+        ValueError: the three do not go together.
+    """
+    if image is None:
+        if keep_rows is not None or mask is not None:
+            raise ValueError(f"{'mask' if keep_rows is None else 'keep_rows'} needs an image to keep something of")
+        return None
+    if (keep_rows is None) == (mask is None):
+        raise ValueError("image needs either keep_rows or mask, to say what is kept of it")
+    rows, columns = tokenizer.grid
+    kept = torch.zeros(rows, columns, dtype=torch.bool)
+    redrawn = None
+    if keep_rows is not None:
+        kept[: whole_rows(keep_rows, rows)] = True
+    else:
+        assert mask is not None
+        if mask.size != image.size:
+            raise ValueError(f"mask is {_size(mask)} and image {_size(image)}: give a mask of the image's size")
+        redrawn = inpaint_pixels(mask, tokenizer.image_size)
+        kept = F.adaptive_max_pool2d(redrawn[None].float(), (rows, columns))[0] == 0
+    original = square_tensor(image, tokenizer.image_size).to(tokenizer.last_layer.device)
+    codes = tokenizer.encode(original[None])[0]
+    return Start(codes, kept, original, redrawn)
+
+
+def paste(image: Tensor, start: Start | None) -> Tensor:
+    """A decoded image [3, H, W], with the pixels of the original where nothing was to change."""
+    if start is None or start.redrawn is None or start.original is None:
+        return image
+    return torch.where(start.redrawn.to(image.device), image, start.original.to(image.device))
+
+
+def whole_rows(keep_rows: float, rows: int) -> int:
+    """`keep_rows` of a grid with `rows` rows as a whole number: below 1 a fraction, rounded; else the number itself.
+
+    Raises:
+        ValueError: it is not a whole number, or leaves nothing to keep or nothing to draw.
+    """
+    count = 0
+    if 0 < keep_rows < rows:
+        count = round(keep_rows * rows) if keep_rows < 1 else int(keep_rows)
+    if not 1 <= count < rows or (keep_rows >= 1 and keep_rows != count):
+        raise ValueError(
+            f"keep_rows is {keep_rows:g}: give a fraction from {1 / rows:g} to {1 - 1 / rows:g}, "
+            f"or a whole number of rows from 1 to {rows - 1}"
+        )
+    return count
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"
