@@ -17,19 +17,28 @@ from dalle.images.transforms import inpaint_pixels, square_tensor
 
 
 @dataclass(frozen=True)
-class Start:
-    """What candidates keep of a given image."""
+class InitImage:
+    """A given image as candidates start from it: what they keep, and what they generate anew."""
 
     codes: Tensor  # int64 [h, w], or [K, h, w] for each of K candidates
-    kept: Tensor  # bool [h, w], on the CPU: codes that are not drawn
-    original: Tensor | None = None  # [3, H, W] in [0, 1], the pixels that are pasted back
-    redrawn: Tensor | None = None  # bool [H, W]: pixels that are not pasted back; None: no pixel is
+    known_mask: Tensor  # bool [h, w], on the CPU: codes that are kept, not sampled
+    image: Tensor | None = None  # [3, H, W] in [0, 1], whose pixels are pasted back
+    inpaint_mask: Tensor | None = None  # bool [H, W]: pixels that are generated; None: nothing is pasted back
+
+    def paste(self, decoded: Tensor) -> Tensor:
+        """Put the pixels of the given image back into a decoded one [3, H, W], where the mask keeps them.
+
+        A code covers several pixels, and the tokenizer loses detail: without this, what a mask keeps would change.
+        """
+        if self.inpaint_mask is None or self.image is None:
+            return decoded
+        return torch.where(self.inpaint_mask.to(decoded.device), decoded, self.image.to(decoded.device))
 
 
-def encode_start(
+def encode_init_image(
     tokenizer: ImageTokenizer, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None
-) -> Start | None:
-    """What candidates keep of `image`, given as for a call of `TextToImage`; None without an image.
+) -> InitImage | None:
+    """Encode what candidates keep of `image`, given as for a call of `TextToImage`; None without an image.
 
     Raises:
         ValueError: the three do not go together.
@@ -41,26 +50,19 @@ def encode_start(
     if (keep_rows is None) == (mask is None):
         raise ValueError("image needs either keep_rows or mask, to say what is kept of it")
     rows, columns = tokenizer.grid
-    kept = torch.zeros(rows, columns, dtype=torch.bool)
-    redrawn = None
+    known_mask = torch.zeros(rows, columns, dtype=torch.bool)
+    inpaint_mask = None
     if keep_rows is not None:
-        kept[: whole_rows(keep_rows, rows)] = True
+        known_mask[: whole_rows(keep_rows, rows)] = True
     else:
         assert mask is not None
         if mask.size != image.size:
             raise ValueError(f"mask is {_size(mask)} and image {_size(image)}: give a mask of the image's size")
-        redrawn = inpaint_pixels(mask, tokenizer.image_size)
-        kept = F.adaptive_max_pool2d(redrawn[None].float(), (rows, columns))[0] == 0
-    original = square_tensor(image, tokenizer.image_size).to(tokenizer.last_layer.device)
-    codes = tokenizer.encode(original[None])[0]
-    return Start(codes, kept, original, redrawn)
-
-
-def paste(image: Tensor, start: Start | None) -> Tensor:
-    """A decoded image [3, H, W], with the pixels of the original where nothing was to change."""
-    if start is None or start.redrawn is None or start.original is None:
-        return image
-    return torch.where(start.redrawn.to(image.device), image, start.original.to(image.device))
+        inpaint_mask = inpaint_pixels(mask, tokenizer.image_size)
+        # A code is kept only if none of its pixels is to be generated
+        known_mask = F.adaptive_max_pool2d(inpaint_mask[None].float(), (rows, columns))[0] == 0
+    pixels = square_tensor(image, tokenizer.image_size).to(tokenizer.last_layer.device)
+    return InitImage(tokenizer.encode(pixels[None])[0], known_mask, pixels, inpaint_mask)
 
 
 def whole_rows(keep_rows: float, rows: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dalle.generation.options import SamplingConfig
-from dalle.pipelines.init_image import Start
+from dalle.pipelines.init_image import InitImage
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Request:
     prompt: str
     seeds: tuple[int, ...]  # K of them, at least one; each is a candidate
     sampling: SamplingConfig
-    start: Start | None = None  # made by `TextToImage.start`
+    init_image: InitImage | None = None  # made by `TextToImage.encode_init_image`
     scored: bool = True  # whether CLIP, if there is one, scores them
 
 

@@ -5,7 +5,6 @@ Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of an ima
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -26,13 +25,12 @@ from dalle.image_tokenizers import ImageTokenizer
 from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.pipelines.init_image import Start, encode_start, paste
+from dalle.pipelines.init_image import InitImage, encode_init_image
+from dalle.pipelines.prompts import check_text, encode_prompts
 from dalle.pipelines.request import Request, check_request
 from dalle.pipelines.result import Result
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
-
-logger = logging.getLogger(__name__)
 
 _DECODE_BATCH = 32  # images at a time through the image tokenizer and CLIP
 
@@ -64,7 +62,7 @@ class TextToImage:
                 f"the model draws {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
                 f"{image_tokenizer.grid} of {image_tokenizer.codebook_size}: use the one that it was trained with"
             )
-        _check_text(model, text_tokenizer)
+        check_text(model, text_tokenizer)
         self.model, self.text_tokenizer, self.image_tokenizer = model, text_tokenizer, image_tokenizer
         self.clip, self.model_hash = clip, model_hash
         self.sampling = SamplingConfig() if sampling is None else sampling
@@ -172,9 +170,9 @@ class TextToImage:
             **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
         )
         sampling = self.sampling.updated(**options)
-        start = self.start(image, keep_rows, mask)
+        init_image = self.encode_init_image(image, keep_rows, mask)
         seeds = tuple(range(seed, seed + n))
-        requests = [Request(prompt, seeds, sampling, start) for prompt in prompts]
+        requests = [Request(prompt, seeds, sampling, init_image) for prompt in prompts]
         return [result.best(keep) for result in self.draw(requests, engine, progress=progress)]
 
     @torch.no_grad()
@@ -204,7 +202,7 @@ class TextToImage:
         known_codes, known_mask = self._known(requests)
         codes = generate(
             self.model,
-            self._read([request.prompt for request in requests]),
+            encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests]),
             [request.seeds for request in requests],
             [request.sampling for request in requests],
             engine,
@@ -220,42 +218,28 @@ class TextToImage:
         tokenizer = self.text_tokenizer
         return None if isinstance(tokenizer, T5Encoder) else len(tokenizer.encode_ragged([prompt])[0])
 
-    def _read(self, prompts: list[str]) -> Tensor:
-        """Prompts to ids [P, T], or features [P, T, C]; those that are cut are named in the log.
-
-        A blank prompt becomes the null caption (padding only) where caption dropout has trained it: an empty caption
-        (EOS and padding) never stands in the data.
-        """
-        length, tokenizer = self.model.config.text_length, self.text_tokenizer
-        if isinstance(tokenizer, T5Encoder):
-            return tokenizer.encode(prompts, length)
-        rows = tokenizer.encode_ragged(prompts)
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > length:
-                logger.warning("prompt of %d tokens cut to the model's %d: %r", len(row), length, prompt)
-        if tokenizer.blank_is_null:
-            rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
-        return tokenizer.pad(rows, length)
-
     @torch.no_grad()
-    def start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> Start | None:
-        """What candidates keep of `image`, given as for a call; None without an image.
+    def encode_init_image(
+        self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None
+    ) -> InitImage | None:
+        """Encode what candidates keep of `image`, given as for a call; None without an image.
 
         Raises:
             ValueError: the three do not go together.
         """
-        return encode_start(self.image_tokenizer, image, keep_rows, mask)
+        return encode_init_image(self.image_tokenizer, image, keep_rows, mask)
 
     def _known(self, requests: Sequence[Request]) -> tuple[Tensor | None, Tensor | None]:
-        """Codes int64 [B, h, w], and bool which of them are kept, on the CPU; None if no request has any."""
-        if all(request.start is None for request in requests):
+        """Known codes int64 [B, h, w] and their mask, on the CPU; None if no request has an image."""
+        if all(request.init_image is None for request in requests):
             return None, None
-        none = torch.zeros(self.image_tokenizer.grid, dtype=torch.int64)
-        starts = [request.start or Start(none, none.bool()) for request in requests]
-        counts = [len(request.seeds) for request in requests]
-        codes = [start.codes.cpu().expand(count, -1, -1) for start, count in zip(starts, counts, strict=True)]
-        kept = [start.kept.expand(count, -1, -1) for start, count in zip(starts, counts, strict=True)]
-        return torch.cat(codes), torch.cat(kept)
+        empty = torch.zeros(self.image_tokenizer.grid, dtype=torch.int64)
+        codes, masks = [], []
+        for request in requests:
+            given = request.init_image or InitImage(empty, empty.bool())  # nothing is known
+            codes.append(given.codes.cpu().expand(len(request.seeds), -1, -1))
+            masks.append(given.known_mask.expand(len(request.seeds), -1, -1))
+        return torch.cat(codes), torch.cat(masks)
 
     def _finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
         """Codes [B, h, w] of all requests' candidates as images with scores."""
@@ -265,20 +249,22 @@ class TextToImage:
         for first in range(0, len(codes), _DECODE_BATCH):
             own = owners[first : first + _DECODE_BATCH]
             images = self.image_tokenizer.decode(codes[first : first + _DECODE_BATCH]).float()
-            images = torch.stack([paste(image, owner.start) for image, owner in zip(images, own, strict=True)])
+            for number, owner in enumerate(own):
+                if owner.init_image is not None:
+                    images[number] = owner.init_image.paste(images[number])
             pixels.extend((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
             scores.extend(self._scores(images, own))
-        results, at = [], 0
+        results, start = [], 0
         for request in requests:
-            part = slice(at, at + len(request.seeds))
-            at = part.stop
-            given = [value for value in scores[part] if value is not None]
+            part = slice(start, start + len(request.seeds))
+            start = part.stop
+            known = [value for value in scores[part] if value is not None]
             drawn = [Image.fromarray(one.numpy()) for one in pixels[part]]
-            results.append(Result(request.prompt, drawn, given or None, codes[part].cpu(), list(request.seeds)))
+            results.append(Result(request.prompt, drawn, known or None, codes[part].cpu(), list(request.seeds)))
         return results
 
     def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
-        """CLIP's score of each image [B, 3, H, W] that wants one."""
+        """CLIP's score of each image [B, 3, H, W] whose request asks for one, else None."""
         rows = [i for i, owner in enumerate(owners) if owner.scored]
         found: list[float | None] = [None] * len(owners)
         if self.clip is None or not rows:
@@ -288,19 +274,3 @@ class TextToImage:
         for i, value in zip(rows, values.tolist(), strict=True):
             found[i] = value
         return found
-
-
-def _check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
-    """Refuse a text tokenizer or encoder that the model was not trained with."""
-    config = model.config
-    if isinstance(text, T5Encoder):
-        if config.text_features != text.width:
-            wanted = "text ids" if config.text_features is None else f"features of {config.text_features} channels"
-            raise ValueError(f"the model reads {wanted}, the text encoder gives features of {text.width} channels")
-    elif config.text_features is not None:
-        raise ValueError(f"the model reads features of {config.text_features} channels: give a text encoder (T5)")
-    elif config.text_vocab != text.vocab_size:
-        raise ValueError(
-            f"the model reads {config.text_vocab} text tokens, its text tokenizer has {text.vocab_size}: use the one "
-            "that it was trained with"
-        )
