@@ -31,14 +31,12 @@ def nearest(
     values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     start = 0
     for block in blocks:
-        rows_of_block = (
-            np.arange(len(block)) if allowed is None else np.flatnonzero(allowed[start : start + len(block)])
-        )
-        vectors = torch.from_numpy((block if allowed is None else block[rows_of_block]).astype(np.float32))
+        own_rows = np.arange(len(block)) if allowed is None else np.flatnonzero(allowed[start : start + len(block)])
+        vectors = torch.from_numpy((block if allowed is None else block[own_rows]).astype(np.float32))
         products = queries @ vectors.T  # [Q, rows of the block]
-        best = products.topk(min(k, len(rows_of_block)))
+        best = products.topk(min(k, len(own_rows)))
         values = torch.cat([values, best.values], dim=1)
-        rows = torch.cat([rows, torch.from_numpy(rows_of_block)[best.indices] + start], dim=1)
+        rows = torch.cat([rows, torch.from_numpy(own_rows)[best.indices] + start], dim=1)
         # Stable: of equal products the first row stays first, whatever the blocks
         order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
         values, rows = values.gather(1, order), rows.gather(1, order)
