@@ -64,7 +64,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     from dalle.pipelines.unclip import UnCLIP
 
     check_folder(settings.out)
-    images = {
+    images: dict[str, Any] = {
         "image": None if settings.image is None else read_image(settings.image),
         "mask": None if settings.mask is None else read_image(settings.mask),
     }

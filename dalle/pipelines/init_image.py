@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.images.transforms import inpaint_pixels, square_tensor
+from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def encode_init_image(
         known_mask[: whole_rows(keep_rows, rows)] = True
     else:
         assert mask is not None
-        if mask.size != image.size:
-            raise ValueError(f"mask is {_size(mask)} and image {_size(image)}: give a mask of the image's size")
+        check_mask(mask, image)
         inpaint_mask = inpaint_pixels(mask, tokenizer.image_size)
         # A code is kept only if none of its pixels is to be generated
         known_mask = F.adaptive_max_pool2d(inpaint_mask[None].float(), (rows, columns))[0] == 0
@@ -80,7 +79,3 @@ def whole_rows(keep_rows: float, rows: int) -> int:
             f"or a whole number of rows from 1 to {rows - 1}"
         )
     return count
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width}x{image.height}"

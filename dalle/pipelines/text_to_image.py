@@ -22,6 +22,7 @@ from dalle.generation.generate import Progress, Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.rerank import score
 from dalle.image_tokenizers import ImageTokenizer
+from dalle.images.transforms import to_images
 from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
@@ -244,7 +245,7 @@ class TextToImage:
     def _finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
         """Codes [B, h, w] of all requests' candidates as images with scores."""
         owners = [request for request in requests for _ in request.seeds]  # [B]
-        pixels: list[Tensor] = []
+        drawn: list[Image.Image] = []
         scores: list[float | None] = []
         for first in range(0, len(codes), _DECODE_BATCH):
             own = owners[first : first + _DECODE_BATCH]
@@ -252,15 +253,14 @@ class TextToImage:
             for number, owner in enumerate(own):
                 if owner.init_image is not None:
                     images[number] = owner.init_image.paste(images[number])
-            pixels.extend((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            drawn += to_images(images)
             scores.extend(self._scores(images, own))
         results, start = [], 0
         for request in requests:
             part = slice(start, start + len(request.seeds))
             start = part.stop
             known = [value for value in scores[part] if value is not None]
-            drawn = [Image.fromarray(one.numpy()) for one in pixels[part]]
-            results.append(Result(request.prompt, drawn, known or None, codes[part].cpu(), list(request.seeds)))
+            results.append(Result(request.prompt, drawn[part], known or None, codes[part].cpu(), list(request.seeds)))
         return results
 
     def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from dalle.apps.server.metrics import COUNTS, SECONDS, Metrics
 from dalle.apps.server.queue import FairQueue, Full, Job, Unit
 from dalle.generation.options import EngineOptions
+from dalle.images.transforms import to_image
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.request import Request
 from dalle.pipelines.result import Result
@@ -315,7 +316,7 @@ class Worker:
             pixels[:, edge:] = given.image.to(pixels.device)[:, edge:]
         else:
             pixels[:, edge:] = _REST / 255
-        return Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+        return to_image(pixels[None])
 
 
 def _init_image(unit: Unit) -> InitImage | None:
