@@ -183,7 +183,7 @@ def _public() -> str:
 
 def _commands() -> str:
     """Every command with its arguments, from the parsers themselves."""
-    main, sample, train = (importlib.import_module(name) for name in ("dalle.__main__", "dalle.cli.sample", "train"))
+    main, sample, train = map(importlib.import_module, ("dalle.__main__", "dalle.cli.sample", "dalle.cli.train"))
     parsers = {"sample": sample.command_line("dalle sample"), "train": train.command_line("dalle train")}
     action = next(a for a in main._parser()._actions if isinstance(a, argparse._SubParsersAction))
     helps = {choice.dest: choice.help for choice in action._choices_actions}

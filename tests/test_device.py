@@ -63,7 +63,7 @@ def test_other_errors_are_none() -> None:
 PROGRAM = """
 import resource, sys, torch
 import {module} as command
-import dalle.pipeline, dalle.evaluation.run, dalle.data
+import dalle.pipelines.text_to_image, dalle.evaluation.run, dalle.data
 with open("/proc/self/statm") as numbers:
     used = int(numbers.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {room}, resource.RLIM_INFINITY))

@@ -81,7 +81,7 @@ def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     from dalle.cli.outputs import check_folder
     from dalle.device import pick_device
     from dalle.evaluation.run import check_stage
-    from dalle.pipeline import TextToImage
+    from dalle.pipelines.text_to_image import TextToImage
 
     options = DrawOptions(args.draw, args.candidates, args.seed, tuple(args.language or ("en",)), args.out)
     check_folder(args.out)

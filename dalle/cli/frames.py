@@ -12,7 +12,7 @@ from dalle.files import atomic_file
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from PIL import Image
 
-    from dalle.unclip import UnCLIP
+    from dalle.pipelines.unclip import UnCLIP
 
 _ANIMATED = (".gif", ".webp")
 _MS = 120  # a frame of an animation
@@ -43,7 +43,7 @@ def check_out(out: Path) -> None:
 
 def open_model(args: argparse.Namespace) -> UnCLIP:
     """The model of a command, once its output can be written."""
-    from dalle.unclip import UnCLIP
+    from dalle.pipelines.unclip import UnCLIP
 
     check_out(args.out)
     return UnCLIP.from_pretrained(args.model, device=args.device)

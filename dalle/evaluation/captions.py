@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation.calibration import Temperatures
 from dalle.evaluation.metrics import CodebookUsage

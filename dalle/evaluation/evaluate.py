@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation import metrics
 from dalle.image_tokenizers import ImageTokenizer

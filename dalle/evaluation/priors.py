@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation.metrics import frechet_distance
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings

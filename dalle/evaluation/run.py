@@ -15,7 +15,8 @@ from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0, is_installed, load_efficientnet_lite0
 from dalle.checkpoints.published.summary import stage_of
 from dalle.data import AnyDataConfig, open_data, reporting_splits
-from dalle.data.loader import Batch, evaluation_batches
+from dalle.data.batch import Batch
+from dalle.data.loader import evaluation_batches
 from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.evaluation.captions import caption_metrics
 from dalle.evaluation.evaluate import retrieval_metrics

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation.evaluate import Reconstructions
 from dalle.evaluation.locality import blank_cells, entropy_given_place, shifted, unchanged

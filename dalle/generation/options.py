@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Annotated, Literal
 
 from dalle.config import config
-from dalle.ranges import NonNegativeInt, PositiveInt, Probability, Range
+from dalle.config.ranges import NonNegativeInt, PositiveInt, Probability, Range
 
 
 @config

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dalle.kernels.linear import Linear
 from dalle.models.clip_config import CLIPConfig
-from dalle.models.transformer import FeedForward, Transformer, TransformerConfig
+from dalle.models.transformer import FeedForward, Transformer
+from dalle.models.transformer_config import TransformerConfig
 
 _NORM_EPS = 1e-6
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Decay, NonNegativeInt, Size
 from dalle.kernels.attention import attend
 from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
-from dalle.ranges import Decay, NonNegativeInt, Size
 
 _EPS = 1e-5
 _Linear = TypeVar("_Linear", bound=nn.Module)

@@ -16,8 +16,8 @@ from dalle.image_tokenizers.dalle_pytorch_vae import DiscreteVAEConfig
 from dalle.image_tokenizers.quantize import GumbelConfig
 from dalle.image_tokenizers.vq import VQConfig
 from dalle.models.clip import CLIPConfig
-from dalle.models.dalle import DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.tiny_model import make_tiny_model
 
 CLASSES: tuple[Any, ...] = (TransformerConfig, DALLEConfig, CLIPConfig, VQGANConfig, DVAEConfig, DiscreteVAEConfig)

@@ -21,8 +21,9 @@ from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, 
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig, sentencepiece
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)

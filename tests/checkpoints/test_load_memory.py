@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.model_folder import export, save
-from dalle.checkpoints.tensors import LazyTensor, write_tensors
+from dalle.checkpoints.tensors import write_tensors
 from dalle.config import to_dict
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.published.transformers import reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]

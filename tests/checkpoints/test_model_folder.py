@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dalle import files
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
-from dalle.checkpoints.tensors import STORAGE, load_into, pack, read_tensors, unpack
+from dalle.checkpoints.modules import load_into
+from dalle.checkpoints.quantization import STORAGE, pack, unpack
+from dalle.checkpoints.tensors import read_tensors
+from dalle.files import local
 
 CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "optim": {"lr": 1e-3}}
 
@@ -86,7 +88,7 @@ def test_a_full_disk_leaves_the_old_folder_whole(tmp_path: Path, monkeypatch: py
     save(tmp_path / "part", CONFIG, state(2))
     save(tmp_path / "a", CONFIG, state())
     before = content(tmp_path)
-    monkeypatch.setattr(files if broken == "_flush" else model_folder, broken, _full_disk)
+    monkeypatch.setattr(local if broken == "_flush" else model_folder, broken, _full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "a", CONFIG | {"stage": "dalle"}, state(1), parts={"clip": tmp_path / "part"})
     assert content(tmp_path) == before
@@ -107,7 +109,7 @@ def test_a_failure_between_the_renames_puts_the_old_folder_back(
             raise OSError(errno.EIO, "Input/output error")
         replace(source, place)
 
-    monkeypatch.setattr(files.os, "replace", flaky)
+    monkeypatch.setattr(local.os, "replace", flaky)
     if target == "a" or failing == 1:
         with pytest.raises(OSError, match="Input/output"):
             save(tmp_path / target, CONFIG, state(1))

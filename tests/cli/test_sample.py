@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import dalle.images.grid  # noqa: E402
 import sample  # noqa: E402
 from dalle.cli.sample import SampleConfig  # noqa: E402
-from dalle.pipeline import TextToImage  # noqa: E402
+from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
 
 
 @pytest.fixture(scope="module")

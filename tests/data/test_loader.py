@@ -17,11 +17,13 @@ import pytest
 import torch
 
 import train
-from dalle.data import loader, open_data
+from dalle.data import open_data
+from dalle.data import workers as workers_module
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
+from dalle.data.batch import Batch
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
-from dalle.data.loader import Batch, batches, evaluation_batches
+from dalle.data.loader import batches, evaluation_batches
 from dalle.data.shapes import ShapesConfig, ShapesDataset
 from dalle.training.checkpoint.latest import load_latest
 
@@ -286,6 +288,6 @@ def test_a_worker_ends_when_its_parent_says_so_and_nobody_else() -> None:
 
 
 def test_more_workers_than_a_machine_bears_are_refused_before_one_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(workers_module.os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match="run.workers is 17; on 2 cores it must be at most 16"):
-        loader._loader(None, 0, 17)  # type: ignore[arg-type]
+        workers_module.data_loader(None, 0, 17)  # type: ignore[arg-type]

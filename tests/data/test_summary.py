@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dalle.data import open_data, open_training
-from dalle.data.custom.dataset import CustomConfig
+from dalle.data.custom.config import CustomConfig
 from dalle.data.shapes import ShapesConfig
 from dalle.data.summary import Summary, record_and_compare, summarize
 from support.image_folders import put

@@ -11,8 +11,9 @@ from dalle import device
 from dalle.device import free_memory
 from dalle.generation.batching import plan_batches, row_bytes
 from dalle.kernels.linear import packed_bytes
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate
 
 CONFIG = DALLEConfig(

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import dalle.generation.batching
 from dalle.generation.sampling import guide
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate, sample
 
 CONFIG = DALLEConfig(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dalle.config import to_dict
 from dalle.generation.jacobi import jacobi_decode
 from dalle.kernels.sample import inverse_cdf_sample
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
 from support.published.transformers import built, read, reference

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import dalle
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.tensors import NotFiniteError, read_tensors, write_tensors
+from dalle.checkpoints.lazy_tensor import NotFiniteError
+from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.kernels import switches
 from dalle.models.dalle import DALLE
 from support.generation import generate, sample

@@ -10,7 +10,7 @@ from PIL import Image
 from dalle.generation.rerank import best, score
 from dalle.images.transforms import resize_batch
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 
 TINY = TransformerConfig(width=16, depth=1, heads=2)

@@ -23,8 +23,8 @@ from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
 from dalle.kernels import switches
 from dalle.training.init_from import resolve_recipe
+from dalle.training.metrics_log import read_metrics
 from dalle.training.report.html import write_report
-from dalle.training.report.metrics_log import read_metrics
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text
 

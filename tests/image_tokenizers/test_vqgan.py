@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.image_tokenizers import FSQConfig, GumbelConfig, VQConfig, VQGANConfig, build
-from dalle.image_tokenizers.vqgan import VQGAN, AttentionBlock
+from dalle.image_tokenizers.vqgan import VQGAN
+from dalle.image_tokenizers.vqgan_layers import AttentionBlock
 from dalle.kernels.group_norm import Norm
 
 TAMING_VQ = {"code_channels": 256, "update": "gradient", "distance": "euclidean"}

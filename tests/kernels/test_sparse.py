@@ -15,8 +15,9 @@ from dalle.kernels.kv_cache import KVCache, Positions
 from dalle.kernels.masks import Kind, mask
 from dalle.kernels.pattern import Pattern, SparseMask, attention_blocks
 from dalle.kernels.sparse import blocked, flex
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate
 
 KINDS: list[Kind] = ["row", "column", "conv"]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient
-from dalle.models.transformer import Context, TransformerConfig
+from dalle.models.transformer import Context
+from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 
 TINY = TransformerConfig(width=32, depth=2, heads=2)

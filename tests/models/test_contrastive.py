@@ -16,7 +16,7 @@ import train
 from dalle.checkpoints.tensors import open_tensors
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.contrastive import sigmoid_loss
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.training.recipe import parse_recipe
 

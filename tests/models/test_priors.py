@@ -11,7 +11,7 @@ from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 
 SHAPE = {"embed_dim": 12, "text_width": 10, "text_length": 7}
 TINY = TransformerConfig(width=16, depth=2, heads=2)

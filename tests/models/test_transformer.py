@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dalle.kernels.masks import mask
 from dalle.kernels.pattern import Pattern, SparseMask
-from dalle.models.transformer import Transformer, TransformerConfig
+from dalle.models.transformer import Transformer
+from dalle.models.transformer_config import TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=3, heads=2)
 VARIANTS = [SMALL, replace(SMALL, qk_norm=True), replace(SMALL, feed_forward="swiglu")]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
-from dalle.checkpoints.tensors import load_weights
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.unet import UNet, UNetConfig

@@ -11,8 +11,9 @@ from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.native import bindings
 from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.decode_step import Step
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
 SHAPE = TransformerConfig(width=64, depth=3, heads=2)

@@ -12,8 +12,9 @@ from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.image_tokenizers.vq import VQConfig
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 
 CAPTIONS = ["a red heart", "a blue circle on a white background", "two green stars", "लाल दिल"] * 4

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 CONFIG = DALLEConfig(
     transformer=TransformerConfig(width=16, depth=2, heads=2),

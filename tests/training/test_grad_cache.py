@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.training.recipe import CLIPRecipe, parse_recipe
 from dalle.training.run.log import start_accelerator

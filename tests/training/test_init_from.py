@@ -18,11 +18,13 @@ import dalle
 import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.tensors import pack, read_tensors, unpack
+from dalle.checkpoints.quantization import pack, unpack
+from dalle.checkpoints.tensors import read_tensors
 from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.init_from import load_initial, resize_positions, with_initial_config
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from support.published import folders
@@ -188,9 +190,10 @@ def test_positions_of_another_grid_lie_between_those_of_the_neighboring_cells(gr
         values = old[name].squeeze(1 - axis).numpy()
         expected = np.stack([np.interp(centers, np.arange(2), column) for column in values.T], axis=1)
         found = new[name]
-        assert (
-            isinstance(found, torch.Tensor)
-            and found.shape == (*old[name].shape[:axis], side, *old[name].shape[axis + 1 :])
+        assert isinstance(found, torch.Tensor) and found.shape == (
+            *old[name].shape[:axis],
+            side,
+            *old[name].shape[axis + 1 :],
         )
         np.testing.assert_allclose(found.squeeze(1 - axis).numpy(), expected, atol=1e-6)
     assert (new is old) == (grid == (2, 2))

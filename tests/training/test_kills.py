@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
 from support.tiny_model import VQGAN_MODEL
 
@@ -163,7 +163,7 @@ def series(tmp_path: Path, command: list[str], options: list[str], kills: int, k
     for _ in range(kills):
         where = killed(run, chance, kill)
         counts[where] = counts.get(where, 0) + 1
-        saved = checkpoint.folders(run.folder)
+        saved = folders(run.folder)
         if saved:  # whole whatever the moment was; nothing is put aside as damaged
             assert load_latest(run.folder).step == int(saved[-1].name[7:])
             assert not list(run.folder.glob("checkpoints/*.damaged*"))

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 import train
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import METRICS
+from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
-from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
+from dalle.training.planning.setup import ModelSize
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.run.log import RunLog
 from dalle.training.tasks.base import Phase
@@ -192,7 +193,7 @@ def _validations(run: Path) -> dict[int, dict[str, float]]:
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
+    return load_file(folders(run)[-1] / "weights.safetensors")
 
 
 def _recipe(stage: str, tokenizers: dict[str, str], clip: str = "") -> dict:
@@ -230,7 +231,7 @@ def test_resumed_equals_uninterrupted(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "train", interrupt_at_5)
         assert train.main(options) == 128 + signal.SIGTERM
-    assert [p.name for p in checkpoint.folders(parts)] == ["step-00000005"]
+    assert [p.name for p in folders(parts)] == ["step-00000005"]
     assert train.main([*options, "resume=true"]) == 0
     assert _losses(parts) == _losses(whole)
     assert _validations(parts) == _validations(whole) and set(_validations(whole)) == {5, 8}
@@ -371,7 +372,7 @@ def test_a_nonfinite_loss_leaves_its_phase_unchanged(
     options = [f"run.dir={tmp_path / 'run'}", "run.steps=4", "run.save_every=1", "run.keep=4"]
     assert train.main([config, *options, "run.validation_images=8"]) == 0
     assert f"step 4: skipped, non-finite loss or gradient in {phase} (1 in a row)" in capsys.readouterr().out
-    before, after = (load_file(folder / "weights.safetensors") for folder in checkpoint.folders(tmp_path / "run")[-2:])
+    before, after = (load_file(folder / "weights.safetensors") for folder in folders(tmp_path / "run")[-2:])
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == (set() if phase == "generator" else {"model", "adversary"})
     same = [n for n in after if n.startswith("adversary.discriminator") and not torch.equal(after[n], before[n])]

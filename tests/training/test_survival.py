@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 
 import train
 from dalle.__main__ import main as dalle
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
-from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
 from dalle.training.run.log import RunLog
 from dalle.training.run.run_dir import lock_run_dir
@@ -76,7 +76,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def newest(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
+    return load_file(folders(run)[-1] / "weights.safetensors")
 
 
 @pytest.mark.parametrize("gone", ["state.pt", "average.safetensors"])
@@ -116,7 +116,7 @@ def test_a_byte_that_has_flipped_is_noticed(
 
 
 def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: Path, six_steps: Path) -> None:
-    folder = checkpoint.folders(run)[-1]
+    folder = folders(run)[-1]
     digests = folder / "SHA256SUMS"
     names = {line.split()[1]: line.split()[0] for line in digests.read_text().splitlines()}
     assert names.keys() == {path.name for path in folder.iterdir()} - {digests.name}

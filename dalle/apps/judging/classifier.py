@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.tensors import load_weights, open_tensors
+from dalle.checkpoints.modules import load_weights
+from dalle.checkpoints.tensors import open_tensors
 from dalle.images.transforms import resize_batch
 
 SIDE = 64

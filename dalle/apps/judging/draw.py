@@ -15,7 +15,7 @@ from dalle.apps.embed import fingerprint
 from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import to_dict
 from dalle.files import atomic_file
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 
 _PROMPTS = 8  # that are drawn together, and kept in one file
 _DECODED = 32

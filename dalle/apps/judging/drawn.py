@@ -25,7 +25,7 @@ from dalle.evaluation.metrics import frechet_distance
 from dalle.files import atomic_file
 from dalle.generation.rerank import score
 from dalle.models.clip import CLIP
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 
 Rows = dict[str, dict[str, float | None]]
 _BATCH = 64

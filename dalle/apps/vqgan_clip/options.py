@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dalle.config import config
-from dalle.ranges import Decay, NonNegativeInt, PositiveInt, Range, Seed, Weight
+from dalle.config.ranges import Decay, NonNegativeInt, PositiveInt, Range, Seed, Weight
 
 PRESETS = {"draft": (100, 8), "good": (200, 16), "best": (400, 32)}  # steps, cutouts; times in docs/paint.md
 AUGMENTS = ("training", "affine", "perspective", "jitter", "sharpness", "noise", "erasing")

@@ -18,8 +18,9 @@ from torch import Tensor
 from dalle.apps.embed import Records, as_record, embed_images
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 from dalle.apps.zeroshot.labels import Labels
-from dalle.data.custom.dataset import CustomConfig, open_source
+from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.folder import image_files
+from dalle.data.custom.open_source import open_source
 from dalle.data.custom.records import IndexedRecords, Record
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS, STYLES

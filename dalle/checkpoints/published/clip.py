@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published import siglip
 from dalle.checkpoints.published.files import read_state
+from dalle.checkpoints.published.hf_towers import TOWER_RULES
 from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, rename_tensors, shape, square
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
-from dalle.models.transformer import FeedForwardKind, TransformerConfig
+from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
@@ -64,19 +65,7 @@ _NAMES_HF = (
     (r"text_model\.final_layer_norm\.(.+)", r"text.transformer.norm.\1"),
     (r"text_projection\.weight", "text.projection.weight"),
     (r"logit_scale", "logit_scale"),
-    *(
-        (rf"(vision|text)_model\.encoder\.layers\.(\d+)\.{theirs}\.(.+)", rf"\1.transformer.blocks.\2.{ours}.\3")
-        for theirs, ours in (
-            (r"self_attn\.q_proj", "attention.q"),
-            (r"self_attn\.k_proj", "attention.k"),
-            (r"self_attn\.v_proj", "attention.v"),
-            (r"self_attn\.out_proj", "attention.out"),
-            (r"layer_norm1", "attention_norm"),
-            (r"layer_norm2", "feed_forward_norm"),
-            (r"mlp\.fc1", "feed_forward.up"),
-            (r"mlp\.fc2", "feed_forward.down"),
-        )
-    ),
+    *TOWER_RULES,
 )
 # Buffers, and constants that OpenAI's TorchScript archives store.
 _DROPPED = r"input_resolution|context_length|vocab_size|(?:.*\.)?attn_mask|.*\.position_ids"

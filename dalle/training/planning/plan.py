@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from dalle.kernels.masks import mask
-from dalle.training.planning.memory import Layout, Memory, ModelSize, Precision, TrainSetup, cache_bytes, memory
+from dalle.training.planning.memory import Memory, cache_bytes, memory
+from dalle.training.planning.setup import Layout, ModelSize, Precision, TrainSetup
 from dalle.training.recipe import DALLERecipe
 
 

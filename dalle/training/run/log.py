@@ -19,9 +19,9 @@ from tqdm import tqdm
 from dalle.files import atomic_file, write_text
 from dalle.training.checkpoint.checkpoint import as_value_error
 from dalle.training.distributed.fsdp import Sharding, fsdp_requested
+from dalle.training.metrics_log import logged
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report.html import write_report
-from dalle.training.report.metrics_log import logged
 from dalle.training.run.trackers import check_tracker, start_trackers, track_image
 from dalle.training.tasks import Samples, Task
 

@@ -24,7 +24,7 @@ from dalle.apps.judging.scenes import (
 )
 from dalle.data.drawings import DrawingsConfig
 from dalle.data.drawings.composition import paint, scene_boxes
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import make_tiny_model
 
 DATA = DrawingsConfig(sets=("emoji",), styles=("fluent-mono",))

@@ -156,7 +156,7 @@ def test_many_images_are_found_by_looking_at_few(
     for module in (update, index_module):
         monkeypatch.setattr(module, "EXACT", 10)
     many, _ = ImageIndex.build(tmp_path / "many", photos, clip=clip)
-    assert many.manifest.near is not None
+    assert many.manifest.ann is not None
     monkeypatch.setattr(index_module, "EXACT", 10_000)
     for query in ("a red heart", "two green stars", "दिल"):
         expected = index.search(query, top=5)

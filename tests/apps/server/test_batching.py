@@ -17,7 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 from support.tiny_model import make_tiny_model
 

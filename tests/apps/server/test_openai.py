@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dalle.apps.embed import embed_texts
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 from dalle.apps.server.queue import FairQueue, Full, Job
 from dalle.apps.server.worker import previews
 from dalle.generation.options import SamplingConfig
-from dalle.pipeline import Request
+from dalle.pipelines.request import Request
 
 
 def job(client: str, count: int, lead: int = 0) -> Job:

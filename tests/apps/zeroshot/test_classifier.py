@@ -18,7 +18,7 @@ from dalle.apps.zeroshot.templates import templates_of
 from dalle.data.base import BadRecord
 from dalle.data.custom.records import Record
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from support.tiny_model import make_tiny_model
 

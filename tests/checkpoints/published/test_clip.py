@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.__main__ import main
+from dalle.checkpoints.modules import check_fit
 from dalle.checkpoints.published.clip import read_clip
-from dalle.checkpoints.tensors import check_fit
 from dalle.models.clip import CLIP
 from support.published.clips import EXPECTED, SHAPES, hub_folder, state
 from support.published.references.clips import DIMENSIONS, LENGTH, PATCH, SIDE, VOCAB, ids, images

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.karlo import read_decoder, read_upsampler
-from dalle.checkpoints.tensors import load_weights
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.upsampler import Upsampler, enlarged

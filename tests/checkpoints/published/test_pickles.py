@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dalle.checkpoints.published.pickles import OpaqueObject, read_pickled
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.unpickler import OpaqueObject
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from dalle.checkpoints.modules import check_fit
 from dalle.checkpoints.published import llamagen, mindalle, rudalle
 from dalle.checkpoints.published.state import published_name, rename_tensors
-from dalle.checkpoints.tensors import check_fit
 from dalle.models.dalle import DALLE
 from support.generation import generate
 from support.published import REFERENCES

@@ -25,10 +25,14 @@ import train
 from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
 from dalle.data.base import BadRecord
-from dalle.data.custom import dataset
-from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream, StreamValidation, expand_braces
+from dalle.data.custom import stream as stream_module
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.dataset import CustomDataset
+from dalle.data.custom.open_source import expand_braces
 from dalle.data.custom.parquet import hub_source
 from dalle.data.custom.records import FileSpan, Record, Shard, in_validation_split
+from dalle.data.custom.splits import source_of_split
+from dalle.data.custom.stream import CustomStream, StreamValidation
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.loader import batches, evaluation_batches
 from dalle.image_tokenizers import ImageTokenizerConfig
@@ -412,7 +416,9 @@ def test_the_head_of_a_stream_is_bounded(tmp_path: Path) -> None:
 
 def test_the_head_of_a_stream_is_of_all_its_shards(tmp_path: Path) -> None:
     config = CustomConfig(path=str(with_tars(tmp_path)), stream=True, stream_validation=6, validation_share=0.5)
-    held = [r.key for shard in config.source("train").shards() for r in shard.records() if config.holds_out(r.key)]
+    held = [
+        r.key for shard in source_of_split(config, "train").shards() for r in shard.records() if config.holds_out(r.key)
+    ]
     kept = [record.key for record in StreamValidation(config, "validation", SIDE)._records()]
     first = [[key for key in held if key.startswith(f"shard-{n:03}")] for n in range(3)]
     assert kept == [key for turn in itertools.zip_longest(*first) for key in turn if key is not None][:6]
@@ -420,9 +426,9 @@ def test_the_head_of_a_stream_is_of_all_its_shards(tmp_path: Path) -> None:
 
 
 def test_shards_of_a_stream_are_opened_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(stream_module, "_OPEN_SHARDS", 2)
     shards = [Shard(name, lambda n=name: (Record(f"{n}{i}") for i in range(3))) for name in "abcd"]
-    found = [record.key for record in dataset._round_robin(shards, lambda record: record.key != "d1")]
+    found = [record.key for record in stream_module._round_robin(shards, lambda record: record.key != "d1")]
     assert found == ["a0", "d0", "a1", "d2", "a2", "b0", "c0", "b1", "c1", "b2", "c2"]
 
 

@@ -21,9 +21,11 @@ import pytest
 
 from dalle.apps.search.sources import Item, items_of
 from dalle.apps.search.store import Source
-from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.dataset import CustomDataset
 from dalle.data.custom.folder import image_files
 from dalle.data.custom.records import clean_captions
+from dalle.data.custom.stream import CustomStream
 from dalle.data.custom.walk import describe_ignored, normalized_name, walk
 from support.image_folders import image, put
 
@@ -393,8 +395,8 @@ def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptur
 def test_a_data_set_of_the_hub_is_asked_for_once(tmp_path: Path) -> None:
     """Nothing listens where the hub is said to be; what looks like a path here is not asked for at all."""
     program = (
-        "import sys\nfrom dalle.data.custom.dataset import CustomConfig, CustomDataset\nfor path in sys.argv[1:]:\n"
-        "    try: CustomDataset(CustomConfig(path=path), 'train', 8)\n    except ValueError as error: print(error)"
+        "import sys\nfrom dalle.data import CustomConfig, open_data\nfor path in sys.argv[1:]:\n"
+        "    try: open_data(CustomConfig(path=path), 'train', 8)\n    except ValueError as error: print(error)"
     )
     root = str(Path(__file__).resolve().parents[3])
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": root}

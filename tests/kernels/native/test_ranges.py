@@ -22,8 +22,9 @@ from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.group_norm import group_norm
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.generation import sample
 
 compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")

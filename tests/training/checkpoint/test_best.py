@@ -18,6 +18,7 @@ from dalle.evaluation import metrics
 from dalle.training import state as run_state
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import METRICS, BestTracker
+from dalle.training.checkpoint.folders import folder_of, folders
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from support.tiny_model import VQGAN_MODEL
 
@@ -78,12 +79,12 @@ def run(folder: Path, *options: str) -> int:
 
 
 def names(folder: Path) -> list[str]:
-    return [path.name for path in checkpoint.folders(folder)]
+    return [path.name for path in folders(folder)]
 
 
 def is_exported(folder: Path, step: int) -> bool:
     exported = load_file(folder / "model" / "model.safetensors")
-    average = load_file(checkpoint.folder_of(folder, step) / "average.safetensors")
+    average = load_file(folder_of(folder, step) / "average.safetensors")
     return all(torch.equal(exported[name], value) for name, value in average.items())
 
 

@@ -18,8 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from dalle.kernels import switches
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.distributed import sharded_checkpoint
 from dalle.training.distributed.fsdp import (
     Sharding,

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from dalle.checkpoints.tensors import load_weights, open_tensors, skip_init, write_tensors
+from dalle.checkpoints.modules import load_weights, skip_init
+from dalle.checkpoints.tensors import open_tensors, write_tensors
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.distributed.sharded_init import sharded_init
 from dalle.training.lora import LoRAConfig, add_lora
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.losses.perceptual import (
     LPIPS,
     CLIPPerceptual,

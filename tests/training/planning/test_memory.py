@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from dalle.kernels import attention, switches
-from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from dalle.training.optim import EMA, OptimConfig, adamw
-from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, cache_bytes, memory
+from dalle.training.planning.memory import cache_bytes, memory
+from dalle.training.planning.setup import ModelSize, Precision, TrainSetup
 from support.memory_peaks import peak_of
 from support.model_sizes import IMAGES, SIZES, with_checkpointing
 

@@ -13,10 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dalle.__main__ import main
 from dalle.cli.parser import parse_size
 from dalle.kernels.masks import mask
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
-from dalle.training.planning.memory import ModelSize, TrainSetup, memory
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
+from dalle.training.planning.memory import memory
 from dalle.training.planning.plan import Cluster, fits, operations, plan, report
+from dalle.training.planning.setup import ModelSize, TrainSetup
 from dalle.training.recipe import DALLERecipe, load_recipe
 
 ROOT = Path(__file__).parents[3]

@@ -13,8 +13,9 @@ import yaml
 
 import train
 from dalle.config import from_dict
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.recipe import DALLERecipe, RunConfig
 from dalle.training.run import compiling, precision
 from dalle.training.run.compiling import compile_blocks

@@ -11,7 +11,7 @@ import torch
 
 from dalle.checkpoints.load import load_clip
 from dalle.config import from_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask, with_noise

@@ -18,13 +18,14 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.config import from_dict, to_dict
 from dalle.data import DataConfig, open_data
-from dalle.data.loader import Batch, batches
+from dalle.data.batch import Batch
+from dalle.data.loader import batches
 from dalle.generation.diffusion.prediction import denoised, denoised_rows
 from dalle.images.transforms import gaussian_blur
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import CosineConfig, make_schedule
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.models.upsampler import Upsampler
 from dalle.training.losses.diffusion import min_snr_weights, variational_bound
 from dalle.training.recipe import DiffusionRecipe

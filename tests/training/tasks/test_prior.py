@@ -16,12 +16,13 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.config import from_dict, to_dict
 from dalle.data import open_data
-from dalle.data.loader import Batch, batches, evaluation_batches
+from dalle.data.batch import Batch
+from dalle.data.loader import batches, evaluation_batches
 from dalle.evaluation.priors import compared
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.checkpoint.best import METRICS
 from dalle.training.recipe import PriorRecipe
 from dalle.training.tasks.prior import PriorTask

@@ -1,5 +1,5 @@
 """UnCLIP (DALL-E 2): text to embedding to image, and images changed through their embedding and their noise."""
 
-from dalle.unclip.pipeline import UnCLIP
+from dalle.pipelines.unclip.pipeline import UnCLIP
 
 __all__ = ["UnCLIP"]

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from dalle.generation.options import EngineOptions, SamplingConfig
-from dalle.pipeline import Request, Start, TextToImage
+from dalle.pipelines.init_image import InitImage
+from dalle.pipelines.request import Request
+from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
 
 LENGTH = GRID[0] * GRID[1]
@@ -32,9 +34,18 @@ def different(pipe: TextToImage) -> list[Request]:
         Request("two green stars", (1, 2), SamplingConfig(guidance=3.0, guidance_until=5)),
         Request("", (4,), SamplingConfig(guidance=2.0, temperature=0.0)),
         Request(
-            "लाल दिल", (9,), SamplingConfig(guidance=1.5, temperature=0.7, top_k=7), pipe.start(noise(), 0.5, None)
+            "लाल दिल",
+            (9,),
+            SamplingConfig(guidance=1.5, temperature=0.7, top_k=7),
+            pipe.encode_init_image(noise(), 0.5, None),
         ),
-        Request("a red heart", (7,), SamplingConfig(guidance=0.0, top_p=0.8), pipe.start(noise(), None, mask), False),
+        Request(
+            "a red heart",
+            (7,),
+            SamplingConfig(guidance=0.0, top_p=0.8),
+            pipe.encode_init_image(noise(), None, mask),
+            False,
+        ),
         Request("two green stars", (5,), SamplingConfig(guidance=4.0, guidance_until=11, top_p=0.9)),
     ]
 
@@ -77,8 +88,8 @@ def test_stopped_and_gone_on_with_is_the_same(pipe: TextToImage) -> None:
         pipe.draw([request], watch=stop)
     kept = torch.zeros(GRID, dtype=torch.bool)
     kept.view(-1)[:6] = True
-    start = Start(held[0].view(-1, *GRID), kept)
-    (rest,) = pipe.draw([Request(request.prompt, request.seeds, request.sampling, start)])
+    begun = InitImage(held[0].view(-1, *GRID), kept)
+    (rest,) = pipe.draw([Request(request.prompt, request.seeds, request.sampling, begun)])
     assert torch.equal(rest.codes, whole.codes)
 
 

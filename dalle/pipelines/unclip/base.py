@@ -25,10 +25,10 @@ from dalle.generation.diffusion.inpaint import inpaint
 from dalle.generation.diffusion.prediction import Denoiser
 from dalle.generation.diffusion.sample import SamplerConfig, candidate_noise, invert, sample, sample_from
 from dalle.generation.prior import sample_embeddings
-from dalle.images.transforms import resize_batch, square_tensor
+from dalle.images.transforms import resize_batch, square_tensor, to_images
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import make_schedule
-from dalle.unclip.sampling import Meter, PlayedNoise, Sampling, Start, played_noise, stage_seeds
+from dalle.pipelines.unclip.sampling import Meter, PlayedNoise, Sampling, Start, played_noise, stage_seeds
 
 INVERSION = SamplerConfig(sampler="ddim", steps=50)
 ITERATIONS = 2  # of inversion: what plain DDIM inversion loses comes back (docs/log.md)
@@ -150,15 +150,14 @@ class EmbeddingDecoder:
         self, z: Tensor, starts: Tensor, options: SamplerConfig, seeds: list[int], upsampler_seeds: list[int]
     ) -> list[Image.Image]:
         """Images from z and x_T, without guidance, as inversion went."""
-        images = []
+        images: list[Image.Image] = []
         for first in range(0, len(z), BATCH):
             part = slice(first, first + BATCH)
             noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
             schedule = make_schedule(self.decoder.config.schedule)
             low = sample_from(starts[part], self._plain(z[part]), schedule, options, noise)
             large = self._upsampled(low, upsampler_seeds[part], self.sampling.upsampler)
-            pixels = (to_unit(large) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-            images += [Image.fromarray(one.numpy()) for one in pixels]
+            images += to_images(to_unit(large))
         return images
 
     def _plain(self, z: Tensor) -> Denoiser:

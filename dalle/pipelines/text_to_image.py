@@ -5,14 +5,12 @@ Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of an ima
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -22,61 +20,20 @@ from dalle.checkpoints.hub import SHIPPED
 from dalle.device import pick_device
 from dalle.generation.generate import Progress, Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig
-from dalle.generation.rerank import best, score
+from dalle.generation.rerank import score
 from dalle.image_tokenizers import ImageTokenizer
-from dalle.images.transforms import inpaint_pixels, square_tensor
+from dalle.images.transforms import to_images
 from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
+from dalle.pipelines.init_image import InitImage, encode_init_image
+from dalle.pipelines.prompts import check_text, encode_prompts
+from dalle.pipelines.request import Request, check_request
+from dalle.pipelines.result import Result
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
-logger = logging.getLogger(__name__)
-
 _DECODE_BATCH = 32  # images at a time through the image tokenizer and CLIP
-
-
-@dataclass(frozen=True)
-class Result:
-    """The images of one prompt, best first if they were scored, else in the order of their seeds."""
-
-    prompt: str
-    images: list[Image.Image]  # RGB, all of the model's size
-    scores: list[float] | None  # CLIP's cosine with the prompt, or a SigLIP's probability that they fit; None without
-    codes: Tensor | None  # int64 [K, h, w], on the CPU; None of a diffusion
-    seeds: list[int]  # each draws its image again by itself: seed=..., n=1
-
-    def best(self, keep: int) -> Result:
-        """The `keep` images with the highest scores, best first; without scores the first ones."""
-        order = best(self.scores, keep) if self.scores is not None else list(range(keep))
-        return Result(
-            prompt=self.prompt,
-            images=[self.images[i] for i in order],
-            scores=None if self.scores is None else [self.scores[i] for i in order],
-            codes=None if self.codes is None else self.codes[order],
-            seeds=[self.seeds[i] for i in order],
-        )
-
-
-@dataclass(frozen=True)
-class Start:
-    """What candidates keep of a given image."""
-
-    codes: Tensor  # int64 [h, w], or [K, h, w] for each of K candidates
-    kept: Tensor  # bool [h, w], on the CPU: codes that are not drawn
-    original: Tensor | None = None  # [3, H, W] in [0, 1], the pixels that are pasted back
-    redrawn: Tensor | None = None  # bool [H, W]: pixels that are not pasted back; None: no pixel is
-
-
-@dataclass(frozen=True)
-class Request:
-    """Candidates of one prompt, with options of their own."""
-
-    prompt: str
-    seeds: tuple[int, ...]  # K of them, at least one; each is a candidate
-    sampling: SamplingConfig
-    start: Start | None = None  # made by `TextToImage.start`
-    scored: bool = True  # whether CLIP, if there is one, scores them
 
 
 class TextToImage:
@@ -106,7 +63,7 @@ class TextToImage:
                 f"the model draws {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
                 f"{image_tokenizer.grid} of {image_tokenizer.codebook_size}: use the one that it was trained with"
             )
-        _check_text(model, text_tokenizer)
+        check_text(model, text_tokenizer)
         self.model, self.text_tokenizer, self.image_tokenizer = model, text_tokenizer, image_tokenizer
         self.clip, self.model_hash = clip, model_hash
         self.sampling = SamplingConfig() if sampling is None else sampling
@@ -214,9 +171,9 @@ class TextToImage:
             **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
         )
         sampling = self.sampling.updated(**options)
-        start = self.start(image, keep_rows, mask)
+        init_image = self.encode_init_image(image, keep_rows, mask)
         seeds = tuple(range(seed, seed + n))
-        requests = [Request(prompt, seeds, sampling, start) for prompt in prompts]
+        requests = [Request(prompt, seeds, sampling, init_image) for prompt in prompts]
         return [result.best(keep) for result in self.draw(requests, engine, progress=progress)]
 
     @torch.no_grad()
@@ -246,7 +203,7 @@ class TextToImage:
         known_codes, known_mask = self._known(requests)
         codes = generate(
             self.model,
-            self._read([request.prompt for request in requests]),
+            encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests]),
             [request.seeds for request in requests],
             [request.sampling for request in requests],
             engine,
@@ -262,84 +219,52 @@ class TextToImage:
         tokenizer = self.text_tokenizer
         return None if isinstance(tokenizer, T5Encoder) else len(tokenizer.encode_ragged([prompt])[0])
 
-    def _read(self, prompts: list[str]) -> Tensor:
-        """Prompts to ids [P, T], or features [P, T, C]; those that are cut are named in the log.
-
-        A blank prompt becomes the null caption (padding only) where caption dropout has trained it: an empty caption
-        (EOS and padding) never stands in the data.
-        """
-        length, tokenizer = self.model.config.text_length, self.text_tokenizer
-        if isinstance(tokenizer, T5Encoder):
-            return tokenizer.encode(prompts, length)
-        rows = tokenizer.encode_ragged(prompts)
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > length:
-                logger.warning("prompt of %d tokens cut to the model's %d: %r", len(row), length, prompt)
-        if tokenizer.blank_is_null:
-            rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
-        return tokenizer.pad(rows, length)
-
     @torch.no_grad()
-    def start(self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None) -> Start | None:
-        """What candidates keep of `image`, given as for a call; None without an image.
+    def encode_init_image(
+        self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None
+    ) -> InitImage | None:
+        """Encode what candidates keep of `image`, given as for a call; None without an image.
 
         Raises:
             ValueError: the three do not go together.
         """
-        if image is None:
-            if keep_rows is not None or mask is not None:
-                raise ValueError(f"{'mask' if keep_rows is None else 'keep_rows'} needs an image to keep something of")
-            return None
-        if (keep_rows is None) == (mask is None):
-            raise ValueError("image needs either keep_rows or mask, to say what is kept of it")
-        rows, columns = self.image_tokenizer.grid
-        kept = torch.zeros(rows, columns, dtype=torch.bool)
-        redrawn = None
-        if keep_rows is not None:
-            kept[: whole_rows(keep_rows, rows)] = True
-        else:
-            assert mask is not None
-            if mask.size != image.size:
-                raise ValueError(f"mask is {_size(mask)} and image {_size(image)}: give a mask of the image's size")
-            redrawn = inpaint_pixels(mask, self.image_size)
-            kept = F.adaptive_max_pool2d(redrawn[None].float(), (rows, columns))[0] == 0
-        original = square_tensor(image, self.image_size).to(self.image_tokenizer.last_layer.device)
-        codes = self.image_tokenizer.encode(original[None])[0]
-        return Start(codes, kept, original, redrawn)
+        return encode_init_image(self.image_tokenizer, image, keep_rows, mask)
 
     def _known(self, requests: Sequence[Request]) -> tuple[Tensor | None, Tensor | None]:
-        """Codes int64 [B, h, w], and bool which of them are kept, on the CPU; None if no request has any."""
-        if all(request.start is None for request in requests):
+        """Known codes int64 [B, h, w] and their mask, on the CPU; None if no request has an image."""
+        if all(request.init_image is None for request in requests):
             return None, None
-        none = torch.zeros(self.image_tokenizer.grid, dtype=torch.int64)
-        starts = [request.start or Start(none, none.bool()) for request in requests]
-        counts = [len(request.seeds) for request in requests]
-        codes = [start.codes.cpu().expand(count, -1, -1) for start, count in zip(starts, counts, strict=True)]
-        kept = [start.kept.expand(count, -1, -1) for start, count in zip(starts, counts, strict=True)]
-        return torch.cat(codes), torch.cat(kept)
+        empty = torch.zeros(self.image_tokenizer.grid, dtype=torch.int64)
+        codes, masks = [], []
+        for request in requests:
+            given = request.init_image or InitImage(empty, empty.bool())  # nothing is known
+            codes.append(given.codes.cpu().expand(len(request.seeds), -1, -1))
+            masks.append(given.known_mask.expand(len(request.seeds), -1, -1))
+        return torch.cat(codes), torch.cat(masks)
 
     def _finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
         """Codes [B, h, w] of all requests' candidates as images with scores."""
         owners = [request for request in requests for _ in request.seeds]  # [B]
-        pixels: list[Tensor] = []
+        drawn: list[Image.Image] = []
         scores: list[float | None] = []
         for first in range(0, len(codes), _DECODE_BATCH):
             own = owners[first : first + _DECODE_BATCH]
             images = self.image_tokenizer.decode(codes[first : first + _DECODE_BATCH]).float()
-            images = torch.stack([_pasted(image, owner.start) for image, owner in zip(images, own, strict=True)])
-            pixels.extend((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            for number, owner in enumerate(own):
+                if owner.init_image is not None:
+                    images[number] = owner.init_image.paste(images[number])
+            drawn += to_images(images)
             scores.extend(self._scores(images, own))
-        results, at = [], 0
+        results, start = [], 0
         for request in requests:
-            part = slice(at, at + len(request.seeds))
-            at = part.stop
-            given = [value for value in scores[part] if value is not None]
-            drawn = [Image.fromarray(one.numpy()) for one in pixels[part]]
-            results.append(Result(request.prompt, drawn, given or None, codes[part].cpu(), list(request.seeds)))
+            part = slice(start, start + len(request.seeds))
+            start = part.stop
+            known = [value for value in scores[part] if value is not None]
+            results.append(Result(request.prompt, drawn[part], known or None, codes[part].cpu(), list(request.seeds)))
         return results
 
     def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
-        """CLIP's score of each image [B, 3, H, W] that wants one."""
+        """CLIP's score of each image [B, 3, H, W] whose request asks for one, else None."""
         rows = [i for i, owner in enumerate(owners) if owner.scored]
         found: list[float | None] = [None] * len(owners)
         if self.clip is None or not rows:
@@ -349,63 +274,3 @@ class TextToImage:
         for i, value in zip(rows, values.tolist(), strict=True):
             found[i] = value
         return found
-
-
-def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:
-    """How many candidates to keep, after refusing what cannot be sampled; `ranks`: whether there is a CLIP."""
-    if not prompts:
-        raise ValueError("no prompt given: give at least one")
-    if n < 1:
-        raise ValueError(f"n is {n}: draw at least 1 candidate")
-    if not 0 <= seed <= 2**63 - n:
-        raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")
-    keep = n if keep is None else keep
-    if not 1 <= keep <= n:
-        raise ValueError(f"keep is {keep} of n={n} candidates: keep from 1 to {n}")
-    if keep < n and not ranks:
-        raise ValueError(f"this model has no CLIP to choose {keep} of {n} candidates: give one (clip), or keep all {n}")
-    return keep
-
-
-def _check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:
-    """Refuse a text tokenizer or encoder that the model was not trained with."""
-    config = model.config
-    if isinstance(text, T5Encoder):
-        if config.text_features != text.width:
-            wanted = "text ids" if config.text_features is None else f"features of {config.text_features} channels"
-            raise ValueError(f"the model reads {wanted}, the text encoder gives features of {text.width} channels")
-    elif config.text_features is not None:
-        raise ValueError(f"the model reads features of {config.text_features} channels: give a text encoder (T5)")
-    elif config.text_vocab != text.vocab_size:
-        raise ValueError(
-            f"the model reads {config.text_vocab} text tokens, its text tokenizer has {text.vocab_size}: use the one "
-            "that it was trained with"
-        )
-
-
-def _pasted(image: Tensor, start: Start | None) -> Tensor:
-    """A decoded image [3, H, W], with the pixels of the original where nothing was to change."""
-    if start is None or start.redrawn is None or start.original is None:
-        return image
-    return torch.where(start.redrawn.to(image.device), image, start.original.to(image.device))
-
-
-def whole_rows(keep_rows: float, rows: int) -> int:
-    """`keep_rows` of a grid with `rows` rows as a whole number: below 1 a fraction, rounded; else the number itself.
-
-    Raises:
-        ValueError: it is not a whole number, or leaves nothing to keep or nothing to draw.
-    """
-    count = 0
-    if 0 < keep_rows < rows:
-        count = round(keep_rows * rows) if keep_rows < 1 else int(keep_rows)
-    if not 1 <= count < rows or (keep_rows >= 1 and keep_rows != count):
-        raise ValueError(
-            f"keep_rows is {keep_rows:g}: give a fraction from {1 / rows:g} to {1 - 1 / rows:g}, "
-            f"or a whole number of rows from 1 to {rows - 1}"
-        )
-    return count
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width}x{image.height}"

@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle import pipeline
 from dalle.checkpoints.model_folder import write_config
 from dalle.config import read_yaml
 from dalle.device import pick_device
 from dalle.generation.rerank import score
 from dalle.images.transforms import inpaint_pixels, square_tensor
-from dalle.pipeline import Result, TextToImage, whole_rows
+from dalle.pipelines import text_to_image
+from dalle.pipelines.init_image import whole_rows
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 
@@ -227,10 +229,10 @@ def test_progress_reaches_the_end(pipe: TextToImage) -> None:
 
 
 def test_from_pretrained(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "SHIPPED", tmp_path / "absent")
+    monkeypatch.setattr(text_to_image, "SHIPPED", tmp_path / "absent")
     with pytest.raises(ValueError, match="give the folder of a model"):
         TextToImage.from_pretrained()
-    monkeypatch.setattr(pipeline, "SHIPPED", folder)
+    monkeypatch.setattr(text_to_image, "SHIPPED", folder)
     half = TextToImage.from_pretrained(device="cpu", dtype=torch.bfloat16)
     assert half.model.image_head.weight.dtype == torch.bfloat16
     assert half.image_tokenizer.last_layer.dtype == torch.float32

@@ -25,12 +25,12 @@ from dalle.models.autoregressive_prior import AutoregressivePrior, Autoregressiv
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.models.unet import UNetConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
-from dalle.unclip import UnCLIP
+from dalle.pipelines.unclip import UnCLIP
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = TransformerConfig(width=16, depth=1, heads=2)
 UNET = UNetConfig(channels=8, channel_multipliers=[1, 2], attention_levels=[1], head_channels=8)
 SHAPE: dict[str, Any] = {"embed_dim": 8, "text_width": 16, "text_length": 12}

@@ -14,7 +14,7 @@ import pytest
 
 import dalle
 from dalle.config import ConfigError, config, from_dict
-from dalle.ranges import PositiveInt, Probability, Range, check_ranges, field_annotations, numbers
+from dalle.config.ranges import PositiveInt, Probability, Range, check_ranges, field_annotations, numbers
 from dalle.training.optim import OptimConfig
 from dalle.training.recipe import RunConfig
 
@@ -80,7 +80,7 @@ def test_each_number_states_a_range() -> None:
         for place, _, (_, limits) in numbers(name, probe, annotation)
         if limits is None
     ]
-    assert not missing, f"annotate them (dalle.ranges): {', '.join(missing)}"
+    assert not missing, f"annotate them (dalle.config.ranges): {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())

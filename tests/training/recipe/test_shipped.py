@@ -9,7 +9,7 @@ import pytest
 import train
 from dalle.config import ConfigError
 from dalle.files import ROOT
-from dalle.training.shipped_recipes import find_recipe, shipped_recipes
+from dalle.training.recipe.shipped import find_recipe, shipped_recipes
 
 
 def test_every_recipe_that_ships_has_a_name() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
@@ -22,10 +23,11 @@ from dalle.generation.generate import Progress
 from dalle.generation.prior import sample_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
-from dalle.images.transforms import inpaint_pixels, square_tensor
-from dalle.pipeline import Result, check_request
-from dalle.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
-from dalle.unclip.sampling import Meter, Start, stage_seeds
+from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
+from dalle.pipelines.request import check_request
+from dalle.pipelines.result import Result
+from dalle.pipelines.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
+from dalle.pipelines.unclip.sampling import Meter, Start, stage_seeds
 
 
 class UnCLIP(EmbeddingDecoder):
@@ -101,7 +103,8 @@ class UnCLIP(EmbeddingDecoder):
         start = self._start(image, mask, options.get("resample"))
         rows = [(prompt, seed + i) for prompt in prompts for i in range(n)]
         meter = Meter(progress, len(rows), sampling.passes(self.upsampler is not None))
-        pixels, scores = [], []
+        drawn: list[Image.Image] = []
+        scores: list[Tensor] = []
         for first in range(0, len(rows), BATCH):
             part = rows[first : first + BATCH]
             names, seeds = [name for name, _ in part], [own for _, own in part]
@@ -109,14 +112,14 @@ class UnCLIP(EmbeddingDecoder):
             text = self.clip.text_states(names)
             z = sample_embeddings(self.prior, text, stage_seeds(seeds, "prior"), sampling.prior)
             images = self._images(z, text, seeds, sampling, start, meter)
-            pixels.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+            drawn += to_images(images)
             scores.append(score(self.judge, images, names))
-        every, ranks = torch.cat(pixels), torch.cat(scores)
+        ranks = torch.cat(scores)
         parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
         return [
             Result(
                 prompt=prompt,
-                images=[Image.fromarray(pixels.numpy()) for pixels in every[part]],
+                images=drawn[part],
                 scores=ranks[part].tolist(),
                 codes=None,
                 seeds=list(range(seed, seed + n)),
@@ -219,10 +222,6 @@ class UnCLIP(EmbeddingDecoder):
             return None
         if image is None or mask is None:
             raise ValueError("image and mask go together: the mask is white where the image is made anew")
-        if mask.size != image.size:
-            raise ValueError(
-                f"mask is {mask.width}x{mask.height} and image {image.width}x{image.height}: give a mask of the "
-                "image's size"
-            )
+        check_mask(mask, image)
         new = inpaint_pixels(mask, self.image_size).to(self.device)
         return Start(square_tensor(image, self.image_size).to(self.device), new, 1 if resample is None else resample)

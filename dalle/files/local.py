@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary, finalize
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
 """Folder of train.py, sample.py, configs/, models/ and tokenizers/: the checkout, or the copy of them in a wheel."""
 _HASH_BLOCK = 1 << 20  # bytes read at a time
