@@ -23,6 +23,7 @@ def skip_init() -> Iterator[None]:
     Memory is allocated but not touched. (Building on the meta device instead makes torch import 100 MB of Python to
     "initialize" meta tensors.)
     """
+    # torch.nn.init is patched and not each class, as modules call it by name from anywhere
     functions = init_functions()
     try:
         for name in functions:
@@ -55,6 +56,7 @@ def load_weights(
         ValueError: keys are missing or unexpected, or shapes differ.
     """
     check_fit(module, tensors, source)
+    # On the meta device only while FSDP shards are built (`sharded_init`): there the whole value never stays
     sharded = any(parameter.is_meta for parameter in module.parameters())
     for name, own in module.state_dict(keep_vars=True).items():
         place, _, leaf = name.rpartition(".")
@@ -76,6 +78,7 @@ def load_weights(
             if (made.dtype, made.device) != (kind, torch.device(device)):
                 made = torch.empty(own.shape, dtype=kind, device=device)
             made.copy_(value)
+        # Replaced rather than filled: dtype, device and (of a shard) the shape may differ from what was built
         owner = module.get_submodule(place)
         if isinstance(own, nn.Parameter):
             owner.register_parameter(leaf, nn.Parameter(made, own.requires_grad))

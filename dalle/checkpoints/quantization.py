@@ -38,6 +38,7 @@ def storage_entries(name: str, tensor: Tensor | LazyTensor, storage: Storage | N
     """The file entries that store one tensor: itself, or its int8 values and scales."""
     source = _lazy(tensor)
     exact = name.rpartition(".")[2] in EXACT
+    # Vectors (biases, norms) are few numbers that scale or shift whole channels: they stay exact
     if storage == "int8" and source.dtype.is_floating_point and len(source.shape) >= 2 and not exact:
         return [
             (name, _converted(source, torch.int8, _to_int8, source.shape)),
@@ -45,6 +46,7 @@ def storage_entries(name: str, tensor: Tensor | LazyTensor, storage: Storage | N
         ]
     dtype = source.dtype
     if storage is not None and dtype.is_floating_point:
+        # Integers and booleans keep their dtype in every storage
         dtype = torch.float32 if storage == "int8" or exact else getattr(torch, storage)
     return [(name, _converted(source, dtype, lambda value: value.to(dtype), source.shape))]
 
@@ -57,6 +59,7 @@ def _converted(
     def make() -> Tensor:
         value = source()
         made = form(value.detach().cpu().contiguous())
+        # Where nothing had to be converted, `made` is the mapped source itself, whose pages are still needed
         if made.data_ptr() != value.data_ptr():
             drop_pages(value)
         return made
@@ -69,7 +72,7 @@ def _lazy(tensor: Tensor | LazyTensor) -> LazyTensor:
 
 
 def _scales(value: Tensor) -> Tensor:
-    return value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+    return value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127  # the clamp is for channels that are all zero
 
 
 def _to_int8(value: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ def _to_int8(value: Tensor) -> Tensor:
 
 def dequantized(name: str, stored: Mapping[str, Tensor]) -> Tensor | LazyTensor:
     """A stored tensor; an int8 one with scales as a lazy float32 tensor."""
-    packed, scale = stored[name], stored.get(name + SCALE)
+    packed, scale = stored[name], stored.get(name + SCALE)  # scales exist for int8 only
     if scale is None:
         return packed
     return LazyTensor(packed.shape, torch.float32, lambda: _dequantize(packed, scale))

@@ -22,6 +22,7 @@ def option_rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, st
     kinds = kinds_of(annotation)
     chosen = class_for(annotation, base)
     for kind, cls in kinds.items():
+        # The recipe at hand has chosen a kind: options of the others would only mislead
         if len(kinds) > 1 and chosen is not None and cls is not chosen:
             continue
         several = len(kinds) > 1
@@ -34,6 +35,7 @@ def option_rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, st
                 if not suffix:
                     yield name, f"one of {', '.join(kinds)}" + _default(field, given), texts.get(field.name, "")
             elif kinds_of(inner):
+                # A nested config has a line of its own only if that says more than the lines of its options
                 if texts.get(field.name) or type(None) in union_members(inner):
                     yield name + suffix, type_name(inner) + _default(field, None), texts.get(field.name, "")
                 yield from option_rows(inner, given if given is not None else to_plain(default_of(field)), f"{name}.")

@@ -44,6 +44,7 @@ def config(cls: type[T]) -> type[T]:
     A string literal right below a field is its description, which `describe` shows. Each number states its range in
     its annotation (`dalle.config.ranges`); ranges are checked before the class's own `__post_init__`.
     """
+    # Wrapped rather than inherited, so that a class's own checks may rely on the ranges
     own_checks = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
@@ -93,6 +94,7 @@ def item_annotation(annotation: Any, number: int) -> Any:
     for member in union_members(annotation):
         if get_origin(member) in (list, tuple):
             inner = [a for a in get_args(member) if a is not Ellipsis]
+            # A tuple annotates each item, a list all of them at once
             return inner[min(number, len(inner) - 1)]
     return None
 
@@ -135,6 +137,7 @@ def type_name(annotation: Any) -> str:
 def descriptions(cls: type) -> dict[str, str]:
     """Read the description of each field of a config class: the string literal right below it in the source."""
     found: dict[str, str] = {}
+    # Bases first: a subclass may describe a field of theirs anew
     for base in reversed(cls.__mro__[:-1]):
         body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
         for statement, following in pairwise(body):

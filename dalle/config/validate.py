@@ -71,6 +71,7 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+# Building a validator takes longer than using it, and tests and --help validate the same classes again and again
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
@@ -84,6 +85,7 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
         return
     if not isinstance(data, Mapping):
         scalars = set(union_members(annotation)) - {type(None)}
+        # pydantic's lax mode would take "3" for a number, and 1 or "yes" for true
         turned = (isinstance(data, (bool, str)) and scalars <= {int, float}) or (
             isinstance(data, (int, float, str)) and not isinstance(data, bool) and scalars == {bool}
         )
@@ -93,6 +95,7 @@ def _mistakes(annotation: Any, data: Any, path: str) -> Iterator[str]:
     cls = class_for(annotation, data)
     if cls is None:
         kinds = kinds_of(annotation)
+        # A mapping where no config belongs is left to pydantic, which knows what is expected
         if len(kinds) > 1:
             yield f"{path}kind: expected one of {', '.join(kinds)}, got {data.get('kind', 'nothing')!r}"
         return
@@ -154,6 +157,7 @@ def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str,
         names = {getattr(member, "__name__", str(member)): member for member in union_members(annotation)}
         if len(names) > 1 and isinstance(step, str) and not (isinstance(node, Mapping) and step in node):
             if isinstance(node, Mapping) and step in names and is_config(names[step]):
+                # An error of a member that the data never meant: its kind is another's
                 if names[step] is not class_for(annotation, node):
                     return "", annotation, False
                 annotation = names[step]
@@ -163,6 +167,7 @@ def _path(schema: Any, data: Any, location: tuple[int | str, ...]) -> tuple[str,
             annotation = field_types(cls)[step]
             node = node.get(step) if isinstance(node, Mapping) else None
             path.append(step)
+        # Positions in lists; whatever else pydantic puts between the keys is dropped
         elif isinstance(step, int):
             path.append(str(step))
             annotation = item_annotation(annotation, step)

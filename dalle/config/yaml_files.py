@@ -20,6 +20,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        # PyYAML takes the last of them in silence, so that an edit further up would do nothing
         twice = [key for number, key in enumerate(keys) if key in keys[:number]]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} is there twice", node.start_mark)
@@ -97,6 +98,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         ConfigError: an override has no `=` or no key, its value is not YAML, or its path passes through a value that
             is not a mapping.
     """
+    # Nested mappings too: the caller's data stays as it is
     result = copy.deepcopy(dict(data))
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -106,6 +108,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         value = _value(override, text)
         node = result
         for depth, key in enumerate(keys[:-1]):
+            # An option that is off (null) is switched on by setting one of its own: run.powersgd.rank=4
             if node.get(key) is None:
                 node[key] = {}
             node = node[key]

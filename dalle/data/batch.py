@@ -40,6 +40,7 @@ class Batch:
 
     def codes(self, tokenizer: ImageTokenizer, device: torch.device) -> Tensor:
         """Image codes on a device, int64 [B, h * w]: from the batch if pre-encoded, else by encoding its images."""
+        # Token shards hold codes in place of images
         encoded = self.images.ndim == 3
         codes = to_device(device, self.images) if encoded else tokenizer.encode(self.unit_images(device))
         return codes.flatten(1)

@@ -103,6 +103,7 @@ class VQGAN(ImageTokenizer):
         self.decoder = Decoder(config)
         self.quantize = _quantizer(config.quantizer)
         self.codebook_size = self.quantize.codebook_size
+        # The quantizer may have far fewer channels than the encoder: factorized codes, ViT-VQGAN (arXiv 2110.04627)
         self.quant_conv = nn.Conv2d(config.latent_channels, self.quantize.code_channels, 1)
         self.post_quant_conv = nn.Conv2d(self.quantize.code_channels, config.latent_channels, 1)
 

@@ -19,6 +19,7 @@ class Level(nn.Module):
     def __init__(self, blocks: list[ResidualBlock], attends: bool, resample: nn.Module | None):
         super().__init__()
         self.block = nn.ModuleList(blocks)
+        # Names of these modules are taming's, as they are part of published weights
         self.attn = nn.ModuleList([AttentionBlock(block.width) for block in blocks] if attends else [])
         self.resample = nn.Identity() if resample is None else resample
 
@@ -55,6 +56,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, h, w] to [B, width, h, w]."""
+        # Norm and swish are one kernel on a CPU
         hidden = self.conv1(self.norm1(x, swish=True))
         return self.nin_shortcut(x) + self.conv2(self.dropout(self.norm2(hidden, swish=True)))
 

@@ -62,6 +62,7 @@ class DALLEConfig:
             "grid": self.grid,
             "width": self.transformer.width,
         }
+        # Roughly what the embeddings, the heads and one dense mask hold; the transformer checks its own size
         tokens = self.prefix_length + self.image_length
         numbers = (self.text_embeddings + 2 * self.image_vocab + tokens) * self.transformer.width + tokens**2
         check_total(numbers, ", ".join(f"{name} {size}" for name, size in sizes.items()))
@@ -69,6 +70,7 @@ class DALLEConfig:
             raise ValueError("attention is empty; give at least one of full, row, column, conv")
         if self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd")
+        # Half of the channels turn with the row, half with the column, and each angle turns a pair of channels
         if self.positions == "rope" and self.transformer.head_width % 4:
             raise ValueError(
                 f"positions: rope needs a head width that is a multiple of 4, not {self.transformer.head_width}"
@@ -79,6 +81,7 @@ class DALLEConfig:
             raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
         if self.text_features is not None and self.text_head:
             raise ValueError("text_features needs text_head: false, as features cannot be predicted as tokens")
+        # Image tokens take a quarter of their channels from above, and a quarter from the left
         if self.shift_tokens and self.transformer.width % 4:
             raise ValueError(f"shift_tokens needs a width that is a multiple of 4, not {self.transformer.width}")
 
@@ -102,6 +105,7 @@ class DALLEConfig:
         """The kind of attention of each layer."""
         depth = self.transformer.depth
         kinds = [self.attention[layer % len(self.attention)] for layer in range(depth)]
+        # In the paper the last layer alone is convolutional (appendix B.1)
         if self.last_attention is not None:
             kinds[-1] = self.last_attention
         return kinds

@@ -16,9 +16,11 @@ class FeatureEmbedding(nn.Module):
         super().__init__()
         self.up = nn.Linear(features, width, bias=False)
         self.down = nn.Linear(width, width, bias=False)
+        # Part of the weights, though not trained here: published models have learned it
         self.register_buffer("null", torch.randn(length, features) * features**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, T, F] to [B, T, C]."""
+        # Features come in the encoder's dtype, which need not be the transformer's
         x = self.up(features.to(self.up.weight.dtype))
         return self.down(F.gelu(x, approximate="tanh"))

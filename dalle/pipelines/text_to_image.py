@@ -119,6 +119,7 @@ class TextToImage:
             clip=clip,
             given=given,
         )
+        # Loaded in float32 first: the scales of 8-bit weights come from exact ones
         if dtype == torch.int8:
             quantize(parts.model)
         return cls(
@@ -167,6 +168,7 @@ class TextToImage:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = check_request(prompts, n, keep, seed, self.clip is not None)
+        # Options of speed and memory are told apart from those that an image depends on
         engine = EngineOptions(
             **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
         )
@@ -250,6 +252,7 @@ class TextToImage:
         for first in range(0, len(codes), _DECODE_BATCH):
             own = owners[first : first + _DECODE_BATCH]
             images = self.image_tokenizer.decode(codes[first : first + _DECODE_BATCH]).float()
+            # Requests of one batch may start from different images, or from none
             for number, owner in enumerate(own):
                 if owner.init_image is not None:
                     images[number] = owner.init_image.paste(images[number])
@@ -265,11 +268,13 @@ class TextToImage:
 
     def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
         """CLIP's score of each image [B, 3, H, W] whose request asks for one, else None."""
+        # Only these go through CLIP: a client that asks for one image needs no ranking
         rows = [i for i, owner in enumerate(owners) if owner.scored]
         found: list[float | None] = [None] * len(owners)
         if self.clip is None or not rows:
             return found
         cosines = score(self.clip, images[rows], [owners[i].prompt for i in rows])
+        # A SigLIP's cosines are small even where image and text fit; its probabilities can be read
         values = self.clip.probabilities(cosines) if self.clip.config.sigmoid else cosines
         for i, value in zip(rows, values.tolist(), strict=True):
             found[i] = value

@@ -55,11 +55,13 @@ class ImageIndex:
             ValueError: there is no index, or its files are cut short, damaged, or of another version.
         """
         self.folder, self.device = Path(folder).expanduser(), device
+        # Another process may replace the files between reading index.json and opening them: then look once more
         for last in (False, True):
             self.manifest = store.read_manifest(self.folder)
             try:
                 self.table = store.open_table(self.folder, self.manifest)
-                self._ann = self._open_ann()
+                near = self.manifest.ann
+                self._ann = None if near is None else FaissIndex(store.complete_file(self.folder, near))
                 break
             except FileNotFoundError as error:  # the index has just been brought up to date: look again
                 if last:
@@ -221,8 +223,7 @@ class ImageIndex:
     def near_duplicates(self, least: float = 0.97) -> list[list[Hit]]:
         """Groups of images that look the same to CLIP, the largest group first.
 
-        Each image of a group has a cosine of at least `least` with another of it; a hit's score is that with the
-        first.
+        Each image of a group has a cosine of at least `least` with another; a hit's score is that with the first.
         Beyond `dalle.apps.search.update.EXACT` images, only the 20 nearest of each are looked at.
 
         Raises:
@@ -232,6 +233,7 @@ class ImageIndex:
             raise ValueError(f"the least cosine of near-duplicates is {least:g}: from above 0 to 1")
         from dalle.apps.search.duplicates import group_duplicates
 
+        # Comparing all pairs is quadratic: of many images only the nearest of each are looked at
         every = len(self) if self._ann is None else 20
         groups = group_duplicates(self.table.blocks, least, lambda queries, k: self._nearest(queries, k, None), every)
         shown = []
@@ -277,13 +279,9 @@ class ImageIndex:
         row = self.table.row(hit.number)
         return read_item(row, self.manifest.sources[row["source"]])
 
-    def _open_ann(self) -> FaissIndex | None:
-        if self.manifest.ann is None:
-            return None
-        return FaissIndex(store.complete_file(self.folder, self.manifest.ann))
-
     def _nearest(self, queries: Tensor, k: int, allowed: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """float32 [Q, K] cosines and int64 [Q, K] rows: exact, or by the approximate index."""
+        # Filters that leave few rows, and large K, are faster and exact by looking at all of them
         if self._ann is None or (allowed is not None and allowed.sum() <= EXACT) or k * _CANDIDATES > EXACT:
             return exact.nearest(self.table.blocks, queries, k, allowed)
         count = max(_FEWEST, k * _CANDIDATES)

@@ -102,6 +102,7 @@ class Table:
 
     def vectors(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """float32 [len(numbers), D]."""
+        # Rows are gathered block by block: each is one mapped array
         wanted = np.asarray(numbers, dtype=np.int64)
         found = np.empty((len(wanted), self.blocks[0].shape[1] if self.blocks else 0), dtype=np.float32)
         blocks = np.searchsorted(self.ends, wanted, side="right")
@@ -129,6 +130,7 @@ def as_batch(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> pa.Recor
     """Rows with their vectors, float16 [len(rows), D]."""
     own = schema(vectors.shape[1])
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in own if field.name != "vector"]
+    # float16 halves the index; cosines of unit vectors change by less than 1e-3
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1), pa.float16())
     return pa.RecordBatch.from_arrays([*columns, pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])], schema=own)
 
@@ -202,6 +204,7 @@ def open_segments(folder: Path, clip_hash: str) -> list[Table]:
     for file in sorted(folder.glob(f"piece-{clip_hash[:12]}-*.arrow")):
         try:
             found.append(Table(file))
+        # Nothing is lost but time: these images are embedded again
         except pa.ArrowInvalid:  # written when the disk was full, or the machine stopped
             file.unlink()
     return found
@@ -224,6 +227,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name another place for the index")
+    # Never take over a folder of somebody's images: an update removes files that look like its own
     if folder.is_dir() and not (folder / LOCK).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other things than an index: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,10 @@ def decode_record(record: Record, config: CustomConfig, image_size: int, seed: i
     """
     if record.fault is None and not record.captions:
         raise BadRecord(record.key, "its caption is empty")
+    # A fault of the record itself is raised here, with a better reason than that it has no caption
     content = image_bytes(record)
     if seed is None:
+        # Validation compares checkpoints with each other: its images must be the same each time
         crop: Crop = "centre" if config.crop == "random" else config.crop
         image, caption = read_image(content, record.key, image_size, crop), record.captions[0]
     else:

@@ -32,6 +32,7 @@ def open_source(config: CustomConfig, path: str, split: str) -> Source:
     local = Path(path).expanduser()
     if local.is_dir():
         return _of_folder(config, local, split)
+    # A folder of that name comes first: names of files and folders may hold the signs of a pattern
     found = expand_pattern(local)
     if found:
         if split != "train":
@@ -50,6 +51,7 @@ def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
     layout = layout_of(root, split, config.image, config.caption)
     if layout.kind == "saved":
         return saved_source(root, split, config.image, config.caption, config.key)
+    # Files with many records are read as if they had been named; what lies beside them is not data
     if layout.kind != "images":
         _warn_once(str(root), describe_ignored(layout.ignored))
         return _of_files(config, layout.files)
@@ -63,6 +65,7 @@ def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
     return source
 
 
+# Once for each list: a data set is opened again for every split
 @cache
 def _warn_once(where: str, ignored: str) -> None:
     if ignored:
@@ -90,6 +93,7 @@ def expand_pattern(path: Path) -> list[Path]:
 def is_hub_id(path: str) -> bool:
     """Whether `path` looks like a hub id (`owner/name`) and not like a local path that does not exist."""
     local = Path(path).expanduser()
+    # What looks like owner/name is a mistyped path where the first half is a folder here: nothing is asked of the hub
     alike = _HUB_ID.fullmatch(path) is not None and may_be_an_id(path.split("/"))
     return alike and not local.parent.is_dir() and local.suffix not in (".parquet", ".tar")
 
@@ -101,6 +105,7 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     first, dots, last = found[1].partition("..")
     if dots and first.isdigit() and last.isdigit():
+        # Numbers keep the width of the first, as in a shell: 000, 001, ...
         choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
     else:
         choices = found[1].split(",")

@@ -17,6 +17,7 @@ def source_of_split(config: CustomConfig, split: str) -> Source:
     """Open the source that contains the records of a split, possibly along with those of the other split."""
     if split == "train" or not config.separate_validation:
         return open_source(config, config.path, config.split)
+    # Either may be given alone: another path with the same split, or another split of the same path
     return open_source(config, config.validation_path or config.path, config.validation_split or config.split)
 
 

@@ -87,6 +87,7 @@ class StreamValidation:
     def _records(self) -> list[Record]:
         if self._cache is None:
             config, most = self.config, self.config.stream_validation
+            # A separate validation set is used as it is; else the records that the hash of their name holds out
             shards = source_of_split(config, self.split).shards()
             wanted = self.split == "validation" and not config.separate_validation
             self._cache = list(
@@ -100,6 +101,7 @@ class StreamValidation:
 
 def _round_robin(shards: Sequence[Shard], wanted: Callable[[Record], bool]) -> Iterator[Record]:
     """Yield matching records from up to `_OPEN_SHARDS` shards in turn; an exhausted shard is replaced by the next."""
+    # Neighboring shards are often alike: those that are open at first are spread over the set
     first = set(stratified_indices(len(shards), _OPEN_SHARDS))
     others = deque(shard for number, shard in enumerate(shards) if number not in first)
     turns = deque(filter(wanted, shards[number].records()) for number in sorted(first))

@@ -41,6 +41,7 @@ class CLIPRecipe:
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
+        # Without weights to start from, a frozen tower would stay random
         locked = {"image": self.model.vision, "text": self.model.text}.get(self.lock or "")
         if locked is not None and self.init_from is None:
             raise ValueError(f"lock={self.lock} freezes a pretrained tower: give it as init_from, or set lock=null")

@@ -50,6 +50,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     run = data.get("run")
     if isinstance(run, dict) and run.get("tokens") is not None:
         run.setdefault("steps", 0)  # a required field; `_in_steps` computes it from the tokens
+    # One option instead of two that must agree: the loss decides whether the model has a bias
     if data.get("stage") == "clip" and data.get("loss") == "sigmoid" and isinstance(data.get("model"), dict):
         data["model"].setdefault("sigmoid", True)
     recipe: Recipe = from_dict(stage_schema(data, source), data, source)
@@ -64,6 +65,7 @@ def tokens_per_image(recipe: LoopRecipe) -> int:
         return recipe.model.text_length + (recipe.model.image_size // recipe.model.patch_size) ** 2
     if isinstance(recipe, PriorRecipe):
         model = recipe.model
+        # After the caption's states and its embedding: time, noised embedding and query; or one token per component
         own = 3 if isinstance(model, DiffusionPriorConfig) else model.components or 0
         return model.text_length + 1 + own
     if isinstance(recipe, DiffusionRecipe):
@@ -78,6 +80,7 @@ def _in_steps(recipe: LoopRecipe) -> LoopRecipe:
     run, optim = recipe.run, recipe.optim
     if run.tokens is None and optim.warmup_tokens is None:
         return recipe
+    # Rounded up: a run sees at least as many tokens as it was asked for
     per_step = run.batch_size * tokens_per_image(recipe)
     if run.tokens is not None:
         run = replace(run, steps=math.ceil(run.tokens / per_step))

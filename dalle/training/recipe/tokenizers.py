@@ -58,6 +58,7 @@ class ImageTokenizerRecipe:
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
+        # The relaxation divides logits by it
         if min(self.temperature.first, self.temperature.last) <= 0:
             raise ValueError(
                 f"temperature goes from {self.temperature.first} to {self.temperature.last}; both must be above 0"

@@ -90,6 +90,7 @@ class DiffusionRecipe:
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
+        # Each of the two validates by metrics that the other does not have
         other = "psnr" if isinstance(self.model, DecoderConfig) else "centered_cos"
         if self.run.keep_best == other:
             raise ValueError(f"run.keep_best is {other}, which the validation of a {self.model.kind} has not: take mse")
@@ -114,6 +115,7 @@ class DiffusionRecipe:
             raise ValueError(f"clip is {self.clip}: an upsampler reads no embeddings, leave it out")
         if self.sampling.guidance != 1:
             raise ValueError(f"sampling.guidance is {self.sampling.guidance}: an upsampler has none, set it to 1")
+        # The UNet halves crops as often as whole images
         side = round(model.image_size * self.crop)
         if not side or side % model.unet.factor:
             raise ValueError(
