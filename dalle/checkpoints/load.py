@@ -115,6 +115,7 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
         module = load_weights(empty, found.tensors, str(source), device, dtype)
         module.tokenizer = words
         return module
+    # Facts are given for published files alone: of ours they would contradict what is stored
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     _check_stage(folder, "clip")
@@ -152,6 +153,7 @@ def load_model(
     _check_stage(folder, "dalle")
     with skip_init():
         module = DALLE(from_dict(DALLEConfig, folder.config["model"], folder.origin))
+    # Stored masks are known only now, with the weights
     _fill(module, folder, device, dtype).detect_sparse_masks()
     return module
 

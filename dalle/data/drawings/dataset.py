@@ -149,6 +149,7 @@ class DrawingsDataset:
             for number, drawing in enumerate(self.drawings):
                 if drawing.set == name:
                     own[drawing.concept].append(number)
+            # By the square root: concepts with many drawings are seen more often, but do not crowd out the others
             slots.append([numbers for numbers in own.values() for _ in range(math.ceil(math.sqrt(len(numbers))))])
         if self.config.weights is not None:
             # Repeat the slots of underrepresented sets instead of dropping slots of the others: every concept stays.
@@ -184,6 +185,7 @@ class DrawingsDataset:
             color = COLORS[ink].rgb
         mirror = None
         if rng.random() < self.config.flips and not drawing.symbol:
+            # A mirrored arrow to the left is one to the right: the concept may change with it
             mirror = captions.mirror_concept(concept)
         pixels = drawing.art.render(side, color) if side else np.zeros((0, 0, 4), dtype=np.uint8)
         if mirror is not None:
@@ -210,6 +212,7 @@ class DrawingsDataset:
     def _scene(self, rng: random.Random, number: int, drawn: bool = True) -> Composition:
         """Two or three objects; `drawn` False skips rendering, for captions only."""
         relation = rng.choice(RELATIONS if rng.random() < 0.8 else ROWS)
+        # Objects of one scene have one style, as the caption names only one
         others = rng.choices(self.of_style[self.styles[number]], k=2 if relation in ROWS else 1)
         sources = (number, *others)
         boxes = scene_boxes(relation, self.image_size, rng, self.config.shift)
