@@ -18,6 +18,7 @@ from dalle.generation.rerank import score
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.pipelines import text_to_image
 from dalle.pipelines.init_image import whole_rows
+from dalle.pipelines.prompts import encode_prompts
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
@@ -207,7 +208,9 @@ def test_long_prompts_are_cut_with_a_warning(pipe: TextToImage, caplog: pytest.L
         cut, short = pipe([long, "a red heart"], seed=3)
     assert len([r for r in caplog.records if "prompt of 162 tokens cut to the model's 12" in r.message]) == 1
     length = pipe.model.config.text_length
-    assert torch.equal(pipe._read([long, "a"])[0], pipe.text_tokenizer.encode([long], length)[0])
+    assert torch.equal(
+        encode_prompts(pipe.model, pipe.text_tokenizer, [long, "a"])[0], pipe.text_tokenizer.encode([long], length)[0]
+    )
     assert torch.equal(short.codes, pipe("a red heart", seed=3)[0].codes)
     assert cut.prompt == long
 
