@@ -82,14 +82,14 @@ def test_interrupted_it_keeps_the_image_and_goes_on(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(line(parts, tmp_path / "whole")) == 0
-    update = Painter.update
+    take_step = Painter.take_step
 
     def interrupted(painter: Painter) -> dict[str, float]:
         if painter.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return update(painter)
+        return take_step(painter)
 
-    monkeypatch.setattr(Painter, "update", interrupted)
+    monkeypatch.setattr(Painter, "take_step", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(line(parts, tmp_path / "cut"))
     monkeypatch.undo()

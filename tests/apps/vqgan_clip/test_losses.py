@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle.apps.vqgan_clip.losses import colourfulness, pull, spherical_distance, total_variation
+from dalle.apps.vqgan_clip.losses import colorfulness, l2_to_init, spherical_distance, total_variation
 
 
 def test_spherical_distance_is_half_the_squared_angle() -> None:
@@ -49,13 +49,13 @@ def test_total_variation_is_that_of_a_loop() -> None:
     assert float(total_variation(torch.ones(1, 3, 1, 1))) == 0
 
 
-def test_colourfulness() -> None:
-    grey, red = torch.full((1, 3, 2, 2), 0.3), torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 2, 2)
-    assert float(colourfulness(grey)) == 0
-    assert float(colourfulness(red)) == 1
+def test_colorfulness() -> None:
+    gray, red = torch.full((1, 3, 2, 2), 0.3), torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 2, 2)
+    assert float(colorfulness(gray)) == 0
+    assert float(colorfulness(red)) == 1
 
 
-def test_the_pull_halves() -> None:
+def test_the_weight_of_the_l2_loss_halves() -> None:
     a, b = torch.ones(4), torch.zeros(4)
-    assert [float(pull(a, b, step, 10)) for step in (0, 10, 20)] == pytest.approx([1, 0.5, 0.25])
-    assert float(pull(a, b, 1000, 0)) == 1
+    assert [float(l2_to_init(a, b, step, 10)) for step in (0, 10, 20)] == pytest.approx([1, 0.5, 0.25])
+    assert float(l2_to_init(a, b, 1000, 0)) == 1

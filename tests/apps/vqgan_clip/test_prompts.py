@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dalle.apps.vqgan_clip.prompts import Prompt, check_weights, echo, parse_images, parse_noise, parse_text, phase_of
+from dalle.apps.vqgan_clip.prompts import (
+    Prompt,
+    check_weights,
+    describe,
+    parse_images,
+    parse_noise,
+    parse_text,
+    phase_of,
+)
 
 
 def texts(prompt: str) -> list[list[tuple[str, float]]]:
@@ -78,8 +86,8 @@ def test_phases_share_the_steps_or_take_turns() -> None:
 
 
 def test_a_number_that_was_read_as_a_weight_is_said() -> None:
-    assert echo(parse_text("photo at 16:9")) == "'photo at 16' with weight 9"
-    assert echo(parse_text("a dog:2 | night ^ a cat")) == (
+    assert describe(parse_text("photo at 16:9")) == "'photo at 16' with weight 9"
+    assert describe(parse_text("a dog:2 | night ^ a cat")) == (
         "'a dog' with weight 2 and 'night' with weight 1, then 'a cat' with weight 1"
     )
-    assert echo(parse_text("a red heart")) is None and echo(parse_text(r"photo at 16\:9")) is None
+    assert describe(parse_text("a red heart")) is None and describe(parse_text(r"photo at 16\:9")) is None
