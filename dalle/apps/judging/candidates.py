@@ -1,4 +1,4 @@
-"""Draws the candidates that are judged, and keeps their codes on disk, so that a table can be made again at no cost."""
+"""Samples candidates for prompts and caches their codes on disk, so that metrics can be computed again at no cost."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dalle.config import to_dict
 from dalle.files import atomic_file
 from dalle.pipelines.text_to_image import TextToImage
 
-_PROMPTS = 8  # that are drawn together, and kept in one file
-_DECODED = 32
+_PROMPTS_PER_FILE = 8  # sampled together and cached in one file
+_DECODE_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a model draws for P prompts with the same n seeds.
+    """Samples for P prompts, n candidates each, with the same n seeds.
 
     Attributes:
-        codes: int64 [P, n, h, w]; candidate 0 is what n = 1 draws.
-        scores: float32 [P, n], of the CLIP that ranks; None without one.
+        codes: int64 [P, n, h, w]; candidate 0 is what n = 1 samples.
+        scores: float32 [P, n], by the CLIP that ranks; None without one.
     """
 
     codes: Tensor
@@ -44,7 +44,7 @@ class Candidates:
         return self.codes[torch.arange(len(self.codes)), self.scores.argmax(1)]
 
 
-def draw(
+def sample_candidates(
     pipe: TextToImage,
     prompts: Sequence[str],
     candidates: int,
@@ -52,46 +52,46 @@ def draw(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Candidates:
-    """Draw, or read what was drawn before by the same model with the same prompts, seeds and options.
+    """Sample candidates, or read what the same model sampled before with the same prompts, seeds and options.
 
     Args:
-        pipe: Its `sampling` says how it draws.
+        pipe: its `sampling` holds the sampling options.
         prompts: P of them.
-        candidates: n of each, with the seeds `seed` to `seed + n - 1`.
-        folder: Where codes are kept.
-        seed: Of the first candidate.
-        progress: Called with a number of prompts after these were drawn.
+        candidates: n for each prompt, with the seeds `seed` to `seed + n - 1`.
+        folder: the cache.
+        seed: of the first candidate.
+        progress: called with the number of prompts done after each group of them.
     """
     parts = []
-    for first in range(0, len(prompts), _PROMPTS):
-        some = list(prompts[first : first + _PROMPTS])
-        file = folder / f"codes-{_key(pipe, some, candidates, seed)}.safetensors"
+    for first in range(0, len(prompts), _PROMPTS_PER_FILE):
+        group = list(prompts[first : first + _PROMPTS_PER_FILE])
+        file = folder / f"codes-{_cache_key(pipe, group, candidates, seed)}.safetensors"
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(file) as part:
-                write_tensors(_drawn(pipe, some, candidates, seed), part)
+                write_tensors(_sample(pipe, group, candidates, seed), part)
         parts.append(read_tensors(file))
         if progress is not None:
-            progress(len(some))
+            progress(len(group))
     codes = torch.cat([part["codes"] for part in parts]).long()
-    scored = all("scores" in part for part in parts)
-    return Candidates(codes, torch.cat([part["scores"] for part in parts]) if scored else None)
+    has_scores = all("scores" in part for part in parts)
+    return Candidates(codes, torch.cat([part["scores"] for part in parts]) if has_scores else None)
 
 
 @torch.no_grad()
-def decoded(pipe: TextToImage, codes: Tensor) -> Tensor:
-    """Images float32 [N, 3, H, W] in [0, 1] of codes [N, h, w], on the CPU, in the 256 steps that files have."""
+def decode_images(pipe: TextToImage, codes: Tensor) -> Tensor:
+    """Decode codes [N, h, w] to float32 [N, 3, H, W] in [0, 1], on the CPU, rounded to 8 bits as image files are."""
     device = pipe.image_tokenizer.last_layer.device
-    parts = [pipe.image_tokenizer.decode(part.to(device)).float().cpu() for part in codes.split(_DECODED)]
+    parts = [pipe.image_tokenizer.decode(part.to(device)).float().cpu() for part in codes.split(_DECODE_BATCH)]
     return (torch.cat(parts) * 255).round() / 255
 
 
-def _drawn(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) -> dict[str, Tensor]:
-    """Codes int32 [p, n, h, w] and, with a CLIP, scores [p, n], in the order of the seeds."""
+def _sample(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) -> dict[str, Tensor]:
+    """Codes int32 [P, n, h, w] and, with a CLIP, scores [P, n], in the order of the seeds."""
     codes, scores = [], []
     for result in pipe(prompts, n=candidates, seed=seed):
         assert result.codes is not None
-        order = torch.tensor(result.seeds).argsort()
+        order = torch.tensor(result.seeds).argsort()  # results are ordered by score
         codes.append(result.codes[order].int())
         if result.scores is not None:
             scores.append(torch.tensor(result.scores)[order])
@@ -99,8 +99,8 @@ def _drawn(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) ->
     return tensors | {"scores": torch.stack(scores)} if scores else tensors
 
 
-def _key(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) -> str:
-    """Names all that candidates depend on."""
-    ranked = None if pipe.clip is None else fingerprint(pipe.clip)
-    told = [pipe.model_hash, to_dict(pipe.sampling), ranked, prompts, candidates, seed]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:20]
+def _cache_key(pipe: TextToImage, prompts: list[str], candidates: int, seed: int) -> str:
+    """Hash of everything that candidates and their scores depend on."""
+    ranked_by = None if pipe.clip is None else fingerprint(pipe.clip)
+    content = [pipe.model_hash, to_dict(pipe.sampling), ranked_by, prompts, candidates, seed]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle.apps.judging.colors import COLORS, border_color, drawn_color, lab, named_color
+from dalle.apps.judging.colors import COLORS, border_color, foreground_color, named_color, srgb_to_lab
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 
 
@@ -42,9 +42,9 @@ def test_the_background_of_every_composed_image_is_named_rightly(composed: Drawi
 @pytest.mark.parametrize("name", [name for name in COLORS if name != "white"])
 def test_the_color_of_an_icon_is_that_of_what_is_drawn(name: str) -> None:
     image = torch.ones(3, 64, 64)
-    assert drawn_color(image) is None  # nothing is drawn
+    assert foreground_color(image) is None  # nothing is drawn
     image[:, 20:40, 15:50] = torch.tensor(COLORS[name])[:, None, None] / 255
-    color = drawn_color(image)
+    color = foreground_color(image)
     assert color is not None and named_color(color) == name
     assert named_color(border_color(image)) == "white"
 
@@ -64,4 +64,4 @@ def test_lab_is_that_of_the_standard() -> None:
         (0, 0, 1): (32.3, 79.2, -107.86),
     }
     for color, expected in known.items():
-        assert lab(torch.tensor(color, dtype=torch.float64)).tolist() == pytest.approx(expected, abs=0.1)
+        assert srgb_to_lab(torch.tensor(color, dtype=torch.float64)).tolist() == pytest.approx(expected, abs=0.1)

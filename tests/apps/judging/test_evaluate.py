@@ -1,4 +1,4 @@
-"""Drawings are judged with the same candidates each time; scenes by geometry; the command from end to end."""
+"""Candidates are cached; scenes and their prompts; `eval --draw` and `judge` from end to end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from dalle.__main__ import main
+from dalle.apps.judging.candidates import decode_images, sample_candidates
 from dalle.apps.judging.classifier import Classifier, load_classifier, save_classifier
-from dalle.apps.judging.draw import decoded, draw
-from dalle.apps.judging.drawings import Drawings, chosen, images_of, open_plain
+from dalle.apps.judging.drawings import Drawings, choose_images, load_images, open_plain
 from dalle.apps.judging.scenes import (
     RelationPrompt,
     background_prompts,
-    halves,
+    compose_scenes,
     icon_prompts,
-    real_scenes,
+    object_halves,
     relation_prompts,
 )
 from dalle.data.drawings import DrawingsConfig
@@ -40,23 +40,23 @@ def known() -> Drawings:
     return open_plain(DATA, "train", 64)
 
 
-def test_candidates_are_kept_and_are_those_of_the_pipeline(model: Path, tmp_path: Path) -> None:
+def test_candidates_are_cached_and_are_those_of_the_pipeline(model: Path, tmp_path: Path) -> None:
     pipe = TextToImage.from_pretrained(model, device="cpu")
     prompts = ["a red heart", "two green stars", "a blue circle"]
-    made = draw(pipe, prompts, 4, tmp_path, seed=5)
+    made = sample_candidates(pipe, prompts, 4, tmp_path, seed=5)
     assert made.codes.shape == (3, 4, 4, 4) and made.scores is not None
     best = made.best()
     assert best is not None
     for row, result in enumerate(pipe(prompts, n=4, seed=5)):
         first = result.seeds.index(5)
         assert torch.equal(made.first()[row], result.codes[first]) and torch.equal(best[row], result.codes[0])
-        shown = Image.fromarray((decoded(pipe, best)[row] * 255).round().byte().permute(1, 2, 0).numpy())
+        shown = Image.fromarray((decode_images(pipe, best)[row] * 255).round().byte().permute(1, 2, 0).numpy())
         assert shown.tobytes() == result.images[0].tobytes()
     files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    again = draw(pipe, prompts, 4, tmp_path, seed=5)
+    again = sample_candidates(pipe, prompts, 4, tmp_path, seed=5)
     assert torch.equal(again.codes, made.codes) and {f: f.stat().st_mtime_ns for f in tmp_path.iterdir()} == files
     pipe.sampling = pipe.sampling.updated(temperature=0.5)
-    draw(pipe, prompts, 4, tmp_path, seed=5)
+    sample_candidates(pipe, prompts, 4, tmp_path, seed=5)
     assert len(list(tmp_path.iterdir())) == 2 * len(files)  # other options are other drawings
 
 
@@ -65,19 +65,19 @@ def test_halves_are_where_training_scenes_have_their_things(known: Drawings, rel
     scene = torch.zeros(3, 64, 64)
     for value, (top, left, _) in zip((0.25, 0.75), scene_boxes(relation, 64, random.Random(0), 0.0), strict=True):
         scene[:, top : top + 32, left : left + 32] = value
-    first, second = halves(scene, relation)
+    first, second = object_halves(scene, relation)
     assert first.shape == second.shape == (3, 32, 32)
     assert first.unique().tolist() == [0.25] and second.unique().tolist() == [0.75]
-    asked = RelationPrompt("", relation, ("", ""), (3, 8))
-    (real,) = real_scenes(known, [asked])
-    for half, index in zip(halves(real, relation), asked.indices, strict=True):
+    prompt = RelationPrompt("", relation, ("", ""), (3, 8))
+    (real,) = compose_scenes(known, [prompt])
+    for half, index in zip(object_halves(real, relation), prompt.indices, strict=True):
         expected = paint(known.drawings[index].art.render(32), (255, 255, 255))  # type: ignore[attr-defined]
         error = half - torch.tensor(expected / 255).permute(2, 0, 1).float()
         assert error.abs().mean() < 0.01
 
 
 def test_prompts_of_scenes_name_what_is_judged(known: Drawings) -> None:
-    indices = chosen(known, 30, seed=0)
+    indices = choose_images(known, 30, seed=0)
     for one, index in zip(background_prompts(known, indices, 0), indices, strict=True):
         article = "an" if one.color == "orange" else "a"
         assert one.prompt == f"{known.canonical_caption(index)} on {article} {one.color} background"
@@ -109,7 +109,7 @@ class FewFeatures(torch.nn.Module):
         return self.scale.detach() * torch.nn.functional.adaptive_avg_pool2d(images, 3).flatten(1)
 
 
-def test_the_command_judges_drawings(
+def test_eval_draw_gives_metrics_sheets_and_images(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -182,13 +182,13 @@ def test_the_command_trains_a_judge(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "epochs is 0: at least 1" in capsys.readouterr().err
 
 
-def test_drawing_and_judging_go_together(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_draw_without_judge_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(model), "--draw", "4"]) == 2
     assert "--draw and --judge go together" in capsys.readouterr().err
     assert main(["eval", str(model.parent / "clip"), "--draw", "4", "--judge", str(model.parent / "clip")]) == 2
     assert "only a dalle draws" in capsys.readouterr().err
 
 
-def test_images_of_are_those_of_the_data_set(known: Drawings) -> None:
-    images = images_of(known, [4, 9])
+def test_load_images_gives_those_of_the_data_set(known: Drawings) -> None:
+    images = load_images(known, [4, 9])
     assert torch.equal((images[1] * 255).round().byte(), torch.tensor(known.pair(9, 0).image).permute(2, 0, 1))

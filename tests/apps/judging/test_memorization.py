@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dalle.apps.judging.copies import NEAR_COPY, diversity, nearest, small
+from dalle.apps.judging.memorization import NEAR_COPY, diversity, downsample, nearest_neighbors
 
 
 def test_the_neighbor_is_the_nearest_by_pixels_of_the_nearest_by_features() -> None:
@@ -19,20 +19,20 @@ def test_the_neighbor_is_the_nearest_by_pixels_of_the_nearest_by_features() -> N
     of_images[2], of_images[3] = of_known[17], 3 * of_known[5]  # only the direction of features counts
     images[4] = torch.roll(padded(known[30]), (4, -2), (1, 2))[:, 8:-8, 8:-8]  # by 2 and -1 pixels of 32
     of_images[4] = of_known[30]
-    found = nearest(images, of_images, small(known), of_known)
+    found = nearest_neighbors(images, of_images, downsample(known), of_known)
     for row in range(6):
         cosines = [float(of_images[row] @ one / (of_images[row].norm() * one.norm())) for one in of_known]
-        pixels = [float((small(images[row][None])[0] - one).square().sum()) for one in small(known)]
+        pixels = [float((downsample(images[row][None])[0] - one).square().sum()) for one in downsample(known)]
         likely = {*sorted(range(40), key=lambda index: -cosines[index])[:10]}
         likely |= {*sorted(range(40), key=lambda index: pixels[index])[:10]}
         errors = {}
         for index in likely:
-            wide = padded(small(known)[index], 2)
+            wide = padded(downsample(known)[index], 2)
             tries = []
             for down in range(5):
                 for right in range(5):
                     moved = wide[:, down : down + 32, right : right + 32]
-                    tries.append(float((small(images[row][None])[0] - moved).square().mean()))
+                    tries.append(float((downsample(images[row][None])[0] - moved).square().mean()))
             errors[index] = 255 * math.sqrt(min(tries))
         best = min(errors, key=lambda index: errors[index])
         assert found.indices[row] == best
