@@ -13,7 +13,7 @@ import dalle
 from dalle.apps.embed import as_record
 from dalle.apps.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
 from dalle.apps.zeroshot.classifier import NULL_WORDS
-from dalle.apps.zeroshot.labels import words_of
+from dalle.apps.zeroshot.labels import synonyms_of
 from dalle.apps.zeroshot.templates import templates_of
 from dalle.data.base import BadRecord
 from dalle.data.custom.records import Record
@@ -98,10 +98,10 @@ def test_labels_files(tmp_path: Path) -> None:
     file.write_text("\ufeffcat\n\nकुकुर\ndog\thound\tpuppy\n", encoding="utf-8")
     assert read_labels(file) == {"cat": ("cat",), "कुकुर": ("कुकुर",), "dog": ("hound", "puppy")}
     for content, message in (
-        (b"", "is empty: expected a label a line"),
-        (b"\n \n", "is empty: expected a label a line"),
+        (b"", "is empty: expected one label per line"),
+        (b"\n \n", "is empty: expected one label per line"),
         (b"\xff\xfe", "is not UTF-8 text"),
-        ("é\ne\u0301\n".encode(), "is there twice"),
+        ("é\ne\u0301\n".encode(), "occurs twice"),
         (b"a\n\tb\n", "label 2 is empty"),
     ):
         file.write_bytes(content)
@@ -116,14 +116,14 @@ def test_mistakes_are_one_line(clip: CLIP) -> None:
         ([], "0 label"),
         (["a"], "1 label: give 2"),
         (["a", " "], "label 2 is empty"),
-        (["a", "b", "a "], "label 'a' is there twice"),
+        (["a", "b", "a "], "label 'a' occurs twice"),
         ({"a": [], "b": ["b"]}, "label 'a' goes by an empty word"),
     ):
         with pytest.raises(ValueError, match=message):
-            words_of(labels)
+            synonyms_of(labels)
     for templates, message in (
         ("photo", "there is no set of templates 'photo'"),
-        ("a {}", "a sentence of your own"),
+        ("a {}", "to give a template itself"),
         ([], "no template"),
         (["a photo"], "expected {} once"),
         (["{} {}"], "expected {} once"),

@@ -1,4 +1,4 @@
-"""Accuracy on labelled images: folders, tables with names or numbers of classes, the emoji; the confusion image."""
+"""Accuracy on labeled images: folders, tables with names or numbers of classes, the emoji; the confusion image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 import dalle
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.confusion import confusion_image
-from dalle.apps.zeroshot.labelled import accuracy_on, labelled_images
+from dalle.apps.zeroshot.labeled import evaluate_classifier, open_labeled_images
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS
 from dalle.models.clip import CLIP
@@ -36,19 +36,19 @@ def photos(tmp_path: Path) -> Path:
 
 def test_a_folder_with_a_subfolder_for_each_class(clip: CLIP, photos: Path) -> None:
     (photos / "star" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    data = labelled_images(str(photos))
+    data = open_labeled_images(str(photos))
     assert data.labels == {"red_heart": ("red heart",), "star": ("star",), "दिल": ("दिल",)}
     classifier = ZeroShotClassifier(clip, data.labels, ["a {}"])
-    told: list[int] = []
-    found = accuracy_on(classifier, data, batch_size=4, progress=told.append)
-    hits = []
+    counts: list[int] = []
+    result = evaluate_classifier(classifier, data, batch_size=4, progress=counts.append)
+    correct = []
     for file in sorted(photos.rglob("*.png")):
-        (result,) = classifier(file)
-        hits.append(result.labels[0] == file.relative_to(photos).parts[0])
-    assert found.figures["top_1"] == pytest.approx(np.mean(hits)) and found.figures["images"] == 9
-    assert found.counts.sum() == 9 and found.counts.diagonal().sum() == sum(hits)
-    assert found.counts.sum(1).tolist() == [3, 3, 3]
-    assert sum(told) == 10 and len(found.broken) == 1 and "broken.jpg" in found.broken[0]
+        (prediction,) = classifier(file)
+        correct.append(prediction.labels[0] == file.relative_to(photos).parts[0])
+    assert result.metrics["top_1"] == pytest.approx(np.mean(correct)) and result.metrics["images"] == 9
+    assert result.confusion.sum() == 9 and result.confusion.diagonal().sum() == sum(correct)
+    assert result.confusion.sum(1).tolist() == [3, 3, 3]
+    assert sum(counts) == 10 and len(result.skipped) == 1 and "broken.jpg" in result.skipped[0]
 
 
 def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
@@ -65,32 +65,32 @@ def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
     )
     file = tmp_path / "table.parquet"
     datasets.Dataset.from_dict(columns, features=features).to_parquet(file)
-    assert labelled_images(str(file), by="kind").classes == ["a", "b", "b", "a"]
-    assert labelled_images(str(file)).classes == ["dog", "cat", None, "dog"]
+    assert open_labeled_images(str(file), by="kind").classes == ["a", "b", "b", "a"]
+    assert open_labeled_images(str(file)).classes == ["dog", "cat", None, "dog"]
     with pytest.raises(ValueError, match="has no column 'sort'"):
-        labelled_images(str(file), by="sort")
+        open_labeled_images(str(file), by="sort")
 
 
 def test_the_emoji_by_style_and_by_group() -> None:
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_block", 128)
     assert set(pairs.groups) <= set(GROUPS)
-    by_style, by_group = (labelled_images("emoji", by, "test_block") for by in ("style", "group"))
+    by_style, by_group = (open_labeled_images("emoji", by, "test_block") for by in ("style", "group"))
     assert by_style.classes == pairs.styles and by_group.classes == pairs.groups
     assert len(by_style.labels) == 7 and len(by_group.labels) == 8
-    with pytest.raises(ValueError, match="not told apart by 'colour'"):
-        labelled_images("emoji", "colour")
+    with pytest.raises(ValueError, match="no classes by 'color'"):
+        open_labeled_images("emoji", "color")
 
 
 def test_what_cannot_be_classified(clip: CLIP, photos: Path, tmp_path: Path) -> None:
     classifier = ZeroShotClassifier(clip, ["star", "दिल"])
     with pytest.raises(ValueError, match="class 'red_heart' is not among the 2 labels"):
-        accuracy_on(classifier, labelled_images(str(photos)))
+        evaluate_classifier(classifier, open_labeled_images(str(photos)))
     (photos / "loose.png").write_bytes(b"")
     with pytest.raises(ValueError, match="lies in no subfolder"):
-        labelled_images(str(photos))
+        open_labeled_images(str(photos))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no images"):
-        labelled_images(str(tmp_path / "empty"))
+        open_labeled_images(str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize("classes", [2, 8, 300])
