@@ -13,9 +13,9 @@ import torch
 
 import dalle
 from dalle.data import Pair, ShapesConfig, open_data
-from dalle.evaluation.captions import deranged
+from dalle.evaluation.captions import derangement
 from dalle.evaluation.metrics import frechet_distance, psnr
-from dalle.evaluation.run import evaluate, frozen_features
+from dalle.evaluation.run import evaluate, feature_network
 from dalle.evaluation.table import table
 from dalle.image_tokenizers.vq import VQConfig
 from support.published import folders
@@ -128,7 +128,7 @@ def test_locality_of_an_image_tokenizer(folder: Path, pairs: list[Pair]) -> None
 
 
 def test_frechet_distance_of_reconstructions(folder: Path, pairs: list[Pair]) -> None:
-    features = frozen_features("cpu")
+    features = feature_network("cpu")
     if features is None:
         pytest.skip('pip install "dalle[eval]"')
     tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
@@ -180,7 +180,7 @@ def test_image_nats_with_own_empty_and_other_caption(folder: Path, pairs: list[P
     model = dalle.load_model(folder / "model")
     words = dalle.load_text_tokenizer(folder / "text_tokenizer")
     tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
-    others = deranged(len(pairs))
+    others = derangement(len(pairs))
     assert others is not None
     nats: dict[str, list[float]] = {"image_nats": [], "image_nats_none": [], "image_nats_other": []}
     kept: list[tuple[list[float], int]] = []
@@ -235,10 +235,10 @@ def test_published_weights_are_measured_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 10, 101])
 def test_deranged_is_a_permutation_without_fixed_points(count: int) -> None:
-    others = deranged(count)
+    others = derangement(count)
     assert others is not None
     assert sorted(others) == list(range(count)) and all(other != index for index, other in enumerate(others))
-    assert deranged(count) == others and deranged(1) is None
+    assert derangement(count) == others and derangement(1) is None
 
 
 def _real(row: torch.Tensor, length: int) -> list[tuple[int, int]]:
@@ -280,6 +280,6 @@ def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_split() -> 
         {"train": {"psnr": 21.5, "blank_nats": None}, "validation": {"psnr": 20.0, "image_to_text@10": 0.25}}
     ).splitlines()
     assert first.split() == ["train", "validation"]
-    assert psnr.split() == ["psnr", "21.5000", "20.0000", "dB,", "mean", "over", "the", "images"]
+    assert psnr.split() == ["psnr", "21.5000", "20.0000", "dB,", "mean", "over", "images"]
     assert nats.split()[:3] == ["blank_nats", "-", "-"]
-    assert "0.2500  share of images whose caption is among the 10 best" in retrieved
+    assert "0.2500  fraction of images whose caption is among the 10 most similar" in retrieved

@@ -121,7 +121,7 @@ def test_frechet_distance_with_fewer_samples_than_features() -> None:
     a, b = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     assert math.isfinite(frechet_distance(a, b))
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="2 samples or more"):
+    with pytest.raises(ValueError, match="at least 2 samples"):
         frechet_distance(a[:1], b)
 
 

@@ -18,7 +18,7 @@ from dalle.config import from_dict, to_dict
 from dalle.data import open_data
 from dalle.data.batch import Batch
 from dalle.data.loader import batches, evaluation_batches
-from dalle.evaluation.priors import compared
+from dalle.evaluation.priors import compare_embeddings
 from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
@@ -148,7 +148,7 @@ def test_figures_are_the_slow_loops() -> None:
         return sum(x * y for x, y in zip(a, b)) / math.hypot(*a) / math.hypot(*b)
 
     mean = true.mean(0)
-    figures = compared(true, drawn, prior)
+    figures = compare_embeddings(true, drawn, prior)
     for name, guess in (("", drawn[:, 0]), ("mean_", drawn.mean(1))):
         pairs = list(zip(guess, true))
         plain = sum(cos(a.tolist(), b.tolist()) for a, b in pairs) / 40
@@ -156,7 +156,7 @@ def test_figures_are_the_slow_loops() -> None:
         assert figures[name + "cos"] == pytest.approx(plain, abs=1e-5)
         assert figures[name + "centered_cos"] == pytest.approx(centered, abs=1e-5)
     assert figures["mean_cos"] > figures["cos"]
-    assert compared(true, true[:, None], prior)["frechet"] == pytest.approx(0, abs=1e-4)
+    assert compare_embeddings(true, true[:, None], prior)["frechet"] == pytest.approx(0, abs=1e-4)
     assert figures["frechet"] > 0.5
 
 
