@@ -1,4 +1,4 @@
-"""UnCLIP (DALL-E 2): text to embedding to image, and images changed through their embedding and their noise."""
+"""The unCLIP pipeline (DALL-E 2): text to embedding to image; variations, blends and edits of given images."""
 
 from dalle.pipelines.unclip.pipeline import UnCLIP
 

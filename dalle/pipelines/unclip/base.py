@@ -1,4 +1,4 @@
-"""The parts of an unCLIP at work: texts and images to embeddings, embeddings to images, images to their noise."""
+"""The stages of unCLIP: texts and images to embeddings, embeddings to images, images to their noise."""
 
 from __future__ import annotations
 
@@ -28,10 +28,17 @@ from dalle.generation.prior import sample_embeddings
 from dalle.images.transforms import resize_batch, square_tensor, to_images
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import make_schedule
-from dalle.pipelines.unclip.sampling import Meter, PlayedNoise, Sampling, Start, played_noise, stage_seeds
+from dalle.pipelines.unclip.sampling import (
+    Inpainting,
+    ProgressMeter,
+    Sampling,
+    StageNoise,
+    noise_of_stage,
+    stage_seeds,
+)
 
 INVERSION = SamplerConfig(sampler="ddim", steps=50)
-ITERATIONS = 2  # of inversion: what plain DDIM inversion loses comes back (docs/log.md)
+ITERATIONS = 2  # of inversion: the second recovers most of what plain DDIM inversion loses (docs/log.md)
 BATCH = 16  # candidates at a time
 
 
@@ -39,13 +46,13 @@ class EmbeddingDecoder:
     """Texts and images to embeddings z, and (z, x_T) to images (arXiv 2204.06125, section 3).
 
     Attributes:
-        clip: what embeddings are of.
+        clip: the CLIP of the embeddings.
         prior: caption to image embedding.
         decoder: image embedding to small image.
         upsampler: small image to large one; None: there is none.
-        sampling: how each part is sampled if nothing else is said.
-        base_size: height and width of what the decoder makes, in pixels.
-        image_size: height and width of the images.
+        sampling: default sampling options of each stage.
+        base_size: height and width of the decoder's images in pixels.
+        image_size: height and width of the finished images in pixels.
     """
 
     def __init__(self, parts: UnCLIPParts):
@@ -56,7 +63,7 @@ class EmbeddingDecoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the models."""
         return device_of(self.decoder)
 
     @torch.no_grad()
@@ -66,29 +73,28 @@ class EmbeddingDecoder:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
-        noise: PlayedNoise | None = None,
+        noise: StageNoise | None = None,
     ) -> Tensor:
-        """Image embeddings of prompts, by the prior: float32 [P, D], as CLIP gives them, not of unit length.
+        """Sample image embeddings of prompts from the prior: float32 [P, D], not normalized.
 
         Args:
             prompts: one or several.
-            steps: of a diffusion prior; None: the model's own.
-            guidance: of the prior; None: the model's own.
-            seed: of the first prompt; the others follow.
-            noise: numbers to take in place of the seeds', stage "prior".
+            steps: of a diffusion prior; None: the model's default.
+            guidance: of the prior; None: the model's default.
+            seed: of the first prompt; the next ones have the next seeds.
+            noise: called for the noise of stage "prior", in place of the seeds.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        options = {"prior_steps": steps, "prior_guidance": guidance}
-        sampling = self.sampling.updated({name: value for name, value in options.items() if value is not None}).prior
+        sampling = self.sampling.updated({"prior_steps": steps, "prior_guidance": guidance}).prior
         shape = (len(prompts) * sampling.samples, self.clip.config.embed_dim)
-        played = None if noise is None else played_noise(noise, "prior", shape)
+        source = None if noise is None else noise_of_stage(noise, "prior", shape)
         seeds = stage_seeds(range(seed, seed + len(prompts)), "prior")
-        return sample_embeddings(self.prior, self.clip.text_states(prompts), seeds, sampling, played)
+        return sample_embeddings(self.prior, self.clip.text_states(prompts), seeds, sampling, source)
 
     @torch.no_grad()
     def embed_images(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
-        """Embeddings of given images: float32 [B, D], as CLIP gives them, not of unit length."""
-        return self._embedded(self._tensors(images))
+        """CLIP embeddings of given images: float32 [B, D], not normalized."""
+        return self._clip_embeds(self._to_tensors(images))
 
     @torch.no_grad()
     def decode(
@@ -99,138 +105,137 @@ class EmbeddingDecoder:
         guidance: float | None = None,
         upsampler_steps: int | None = None,
         seed: int = 0,
-        noise: PlayedNoise | None = None,
+        noise: StageNoise | None = None,
     ) -> Tensor:
-        """Images of embeddings.
+        """Sample images of embeddings.
 
         Args:
             z: [B, D], of `embed` or `embed_images`.
-            prompts: captions of all or of each; "" says nothing.
-            steps: of the decoder; None: the model's own.
-            guidance: of the decoder; None: the model's own.
-            upsampler_steps: of the upsampler; None: the model's own.
-            seed: of the first image; the others follow.
-            noise: numbers to take in place of the seeds', stages "decoder" and "upsampler".
+            prompts: the caption of all images, or one for each; "" for none.
+            steps: of the decoder; None: the model's default.
+            guidance: of the decoder; None: the model's default.
+            upsampler_steps: of the upsampler; None: the model's default.
+            seed: of the first image; the next ones have the next seeds.
+            noise: called for the noise of stages "decoder" and "upsampler", in place of the seeds.
 
         Returns:
             float32 [B, 3, H, W] in [0, 1].
         """
-        names = [prompts] * len(z) if isinstance(prompts, str) else list(prompts)
-        if len(names) != len(z):
-            raise ValueError(f"{len(z)} embeddings with {len(names)} prompts: give one for each, or one for all")
-        options = {"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps}
-        sampling = self.sampling.updated({name: value for name, value in options.items() if value is not None})
-        text, seeds = self.clip.text_states(names), list(range(seed, seed + len(z)))
-        return self._images(z.to(self.device), text, seeds, sampling, noise=noise)
+        captions = [prompts] * len(z) if isinstance(prompts, str) else list(prompts)
+        if len(captions) != len(z):
+            raise ValueError(f"{len(z)} embeddings with {len(captions)} prompts: give one for each, or one for all")
+        sampling = self.sampling.updated({"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps})
+        text, seeds = self.clip.text_states(captions), list(range(seed, seed + len(z)))
+        return self._decode(z.to(self.device), text, seeds, sampling, noise=noise)
 
     @torch.no_grad()
     def invert(
         self, images: Image.Image | Sequence[Image.Image], z: Tensor, steps: int = 50, iterations: int = ITERATIONS
     ) -> Tensor:
-        """The noise x_T [B, 3, h, h] from which the decoder, told z and no guidance, gives given images back.
+        """DDIM inversion: the noise x_T [B, 3, h, h] from which the unguided decoder reconstructs given images.
 
         Args:
-            images: B of them; the decoder knows them in its own size.
+            images: B of them; the decoder reconstructs them in its own size.
             z: their embeddings [B, D].
-            steps: of DDIM, to be taken back with as many.
-            iterations: passes for each step; 1 is plain DDIM inversion.
+            steps: of DDIM; reconstruction takes as many.
+            iterations: network passes per step; 1 is plain DDIM inversion.
         """
-        return self._inverted(self._tensors(images), z, replace(INVERSION, steps=steps), iterations)
+        return self._invert(self._to_tensors(images), z, replace(INVERSION, steps=steps), iterations)
 
-    def _located(self, item: Image.Image | str, seed: int, options: SamplerConfig) -> tuple[Tensor, Tensor]:
-        """z [1, D] and x_T [1, 3, h, h] of an image or a text."""
+    def _latents(self, item: Image.Image | str, seed: int, options: SamplerConfig) -> tuple[Tensor, Tensor]:
+        """The bipartite latents of an image or a text (section 3): z [1, D] and x_T [1, 3, h, h]."""
         if isinstance(item, str):
-            start = candidate_noise(stage_seeds([seed], "decoder"), image_shape(self.decoder), self.device)()
-            return self.embed(item, seed=seed), start
-        given = self._tensors(item)
-        z = self._embedded(given)
-        return z, self._inverted(given, z, options, ITERATIONS)
+            x_t = candidate_noise(stage_seeds([seed], "decoder"), image_shape(self.decoder), self.device)()
+            return self.embed(item, seed=seed), x_t
+        images = self._to_tensors(item)
+        z = self._clip_embeds(images)
+        return z, self._invert(images, z, options, ITERATIONS)
 
-    def _walked(
-        self, z: Tensor, starts: Tensor, options: SamplerConfig, seeds: list[int], upsampler_seeds: list[int]
+    def _decode_latents(
+        self, z: Tensor, x_t: Tensor, options: SamplerConfig, seeds: list[int], upsampler_seeds: list[int]
     ) -> list[Image.Image]:
-        """Images from z and x_T, without guidance, as inversion went."""
+        """Images of z [B, D] and x_T [B, 3, h, h], without guidance, as DDIM inversion is the inverse of that."""
         images: list[Image.Image] = []
         for first in range(0, len(z), BATCH):
             part = slice(first, first + BATCH)
             noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
             schedule = make_schedule(self.decoder.config.schedule)
-            low = sample_from(starts[part], self._plain(z[part]), schedule, options, noise)
-            large = self._upsampled(low, upsampler_seeds[part], self.sampling.upsampler)
+            small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise)
+            large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)
             images += to_images(to_unit(large))
         return images
 
-    def _plain(self, z: Tensor) -> Denoiser:
-        """The decoder told z and nothing else, without guidance and bounds: what can be inverted."""
+    def _unguided_denoiser(self, z: Tensor) -> Denoiser:
+        """The decoder conditioned on z only; guidance and clipping could not be inverted."""
         empty = repeated(self.clip.text_states([""]), len(z))
         return decoder_denoiser(self.decoder, z, empty, empty)
 
-    def _inverted(self, images: Tensor, z: Tensor, options: SamplerConfig, iterations: int) -> Tensor:
-        low = from_unit(resize_batch(images, self.base_size))
-        return invert(low, self._plain(z), make_schedule(self.decoder.config.schedule), options, iterations)
+    def _invert(self, images: Tensor, z: Tensor, options: SamplerConfig, iterations: int) -> Tensor:
+        small = from_unit(resize_batch(images, self.base_size))
+        schedule = make_schedule(self.decoder.config.schedule)
+        return invert(small, self._unguided_denoiser(z), schedule, options, iterations)
 
-    def _tensors(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
-        """Given images as float [B, 3, H, W] in [0, 1], as large as CLIP or the model needs them."""
+    def _to_tensors(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+        """Given images as float [B, 3, H, H] in [0, 1], as large as CLIP or the model needs them."""
         images = [images] if isinstance(images, Image.Image) else list(images)
         size = max(self.image_size, self.clip.config.image_size)
         return torch.stack([square_tensor(image, size) for image in images]).to(self.device)
 
-    def _embedded(self, images: Tensor) -> Tensor:
+    def _clip_embeds(self, images: Tensor) -> Tensor:
         return self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
 
-    def _images(
+    def _decode(
         self,
         z: Tensor,
         text: TextStates,
         seeds: list[int],
         sampling: Sampling,
-        start: Start | None = None,
-        meter: Meter | None = None,
-        noise: PlayedNoise | None = None,
+        inpainting: Inpainting | None = None,
+        meter: ProgressMeter | None = None,
+        noise: StageNoise | None = None,
     ) -> Tensor:
-        """Embeddings and captions to images in [0, 1]."""
+        """Embeddings [B, D] and captions to images [B, 3, H, H] in [0, 1]."""
         empty, options = self.clip.text_states([""]), sampling.decoder
         denoise = decoder_denoiser(self.decoder, z, text, empty, options.guidance, options.limit())
-        low = self._run("decoder", denoise, options, seeds, start, meter, noise)
-        return self._finished(self._upsampled(low, seeds, sampling.upsampler, start, meter, noise), start)
+        small = self._sample("decoder", denoise, options, seeds, inpainting, meter, noise)
+        images = to_unit(self._upsample(small, seeds, sampling.upsampler, inpainting, meter, noise))
+        # Known pixels are copied: the conversion to [-1, 1] and back may change their last bits
+        return images if inpainting is None else torch.where(inpainting.mask, images, inpainting.image)
 
-    def _upsampled(
+    def _upsample(
         self,
-        low: Tensor,
+        small: Tensor,
         seeds: list[int],
         options: DiffusionSamplingConfig,
-        start: Start | None = None,
-        meter: Meter | None = None,
-        noise: PlayedNoise | None = None,
+        inpainting: Inpainting | None = None,
+        meter: ProgressMeter | None = None,
+        noise: StageNoise | None = None,
     ) -> Tensor:
+        """Small images in [-1, 1] to large ones; without an upsampler, themselves."""
         if self.upsampler is None:
-            return low
-        denoise = upsampler_denoiser(self.upsampler, low, options.limit())
-        return self._run("upsampler", denoise, options, seeds, start, meter, noise)
+            return small
+        denoise = upsampler_denoiser(self.upsampler, small, options.limit())
+        return self._sample("upsampler", denoise, options, seeds, inpainting, meter, noise)
 
-    def _run(
+    def _sample(
         self,
         stage: Literal["decoder", "upsampler"],
         denoise: Denoiser,
         options: DiffusionSamplingConfig,
         seeds: list[int],
-        start: Start | None,
-        meter: Meter | None,
-        played: PlayedNoise | None,
+        inpainting: Inpainting | None,
+        meter: ProgressMeter | None,
+        noise: StageNoise | None,
     ) -> Tensor:
-        """One diffusion of images in [-1, 1]."""
+        """Run the diffusion of one stage; returns images in [-1, 1]."""
         model = self.decoder if stage == "decoder" else self.upsampler
         assert model is not None
         shape = image_shape(model)
-        noise = candidate_noise(stage_seeds(seeds, stage), shape, self.device)
-        if played is not None:
-            noise = played_noise(played, stage, (len(seeds), *shape))
-        schedule, told = make_schedule(model.config.schedule), None if meter is None else meter.step
-        if start is None:
-            return sample(denoise, schedule, options.sampler, noise, told)
-        known = start.at(shape[-1])
-        return inpaint(denoise, schedule, options.sampler, known, noise, start.resample, told)
-
-    def _finished(self, images: Tensor, start: Start | None) -> Tensor:
-        unit = to_unit(images)
-        return unit if start is None else torch.where(start.new, unit, start.image)
+        source = candidate_noise(stage_seeds(seeds, stage), shape, self.device)
+        if noise is not None:
+            source = noise_of_stage(noise, stage, (len(seeds), *shape))
+        schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step
+        if inpainting is None:
+            return sample(denoise, schedule, options.sampler, source, progress)
+        known = inpainting.known_at(shape[-1])
+        return inpaint(denoise, schedule, options.sampler, known, source, inpainting.resample, progress)

@@ -1,9 +1,9 @@
-"""UnCLIP (DALL-E 2): text to embedding to image, and images changed through their embedding and their noise.
+"""The unCLIP pipeline (DALL-E 2): text to image, inpainting, and variations, blends and edits of images.
 
 Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (arXiv 2204.06125).
 
-Letters: P prompts, B candidates of all prompts, D embedding, H W pixels. An image is told by its embedding z, which
-says what CLIP sees in it, and the noise x_T, which says the rest (section 3).
+An image is represented by its embedding z, which holds what CLIP recognizes in it, and the noise x_T, which holds what
+the decoder needs besides to reconstruct it (section 3). Shapes: B candidates of all prompts, D embedding.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, t
 from dalle.pipelines.request import check_request
 from dalle.pipelines.result import Result
 from dalle.pipelines.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
-from dalle.pipelines.unclip.sampling import Meter, Start, stage_seeds
+from dalle.pipelines.unclip.sampling import Inpainting, ProgressMeter, stage_seeds
 
 
 class UnCLIP(EmbeddingDecoder):
-    """Text to image by a prior and diffusions, and changes of given images.
+    """Text to image by a prior, a diffusion decoder and an upsampler; variations, blends and edits of images.
 
     Attributes:
-        judge: the CLIP that ranks candidates.
-        model_hash: sha256 of the folder.
+        judge: the CLIP that scores candidates.
+        model_hash: sha256 of the model folder.
     """
 
     def __init__(self, parts: UnCLIPParts):
@@ -51,17 +51,17 @@ class UnCLIP(EmbeddingDecoder):
         dtype: torch.dtype | None = None,
         clip: str | Path | None = None,
     ) -> UnCLIP:
-        """Load an unCLIP with all its parts.
+        """Load an unCLIP with all its components.
 
         Args:
             source: folder that `python -m dalle assemble` wrote, or its hub id.
-            prior: another prior, of the same CLIP.
+            prior: source of another prior, trained with the same CLIP.
             device: "auto" takes an accelerator if there is one.
-            dtype: arithmetic of decoder and upsampler; None is float32. Prior and CLIP stay in float32.
-            clip: source of a CLIP that ranks instead of the model's own.
+            dtype: compute dtype of decoder and upsampler; None: float32. Prior and CLIP are always float32.
+            clip: source of a CLIP that scores candidates in place of the model's own.
 
         Raises:
-            ValueError: nothing is there, something does not fit, or there is no such device.
+            ValueError: a source does not exist, components do not fit each other, or there is no such device.
         """
         return cls(load_unclip(source, prior, pick_device(device), dtype, clip))
 
@@ -81,46 +81,46 @@ class UnCLIP(EmbeddingDecoder):
 
         Args:
             prompts: one or several.
-            n: candidates of each prompt. Candidate i has the seed `seed + i`: alone with it, it is the same image.
-            keep: how many to return; None returns all.
+            n: candidates per prompt. Candidate i has the seed `seed + i`, with which it is the same image alone.
+            keep: number of images to return per prompt; None: all.
             seed: of the first candidate, 0 or more.
-            image: an image of which a part is made anew; its middle square is brought to the model's size.
-            mask: white where it is new, of the size of `image`. Elsewhere the pixels of `image` are returned as they
-                are; what is new sees all of them, on all sides.
-            progress: called after each step.
-            options: fields of `UnCLIPOptions`, and of `SamplingConfig` guidance (of the decoder) and, for an
-                autoregressive prior, temperature and top_k.
+            image: an image to inpaint; its central square is resized to the model's size.
+            mask: white where it is generated anew, of the size of `image`. Elsewhere the pixels of `image` are kept
+                exactly; the new part is conditioned on all of them.
+            progress: called after each diffusion step.
+            options: fields of `UnCLIPOptions`; guidance, of the decoder; for an autoregressive prior also temperature
+                and top_k.
 
         Returns:
             One result for each prompt.
 
         Raises:
-            ValueError: an option is out of range, or options do not go together.
+            ValueError: an option is out of range, or options conflict.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = check_request(prompts, n, keep, seed, True)
         sampling = self.sampling.updated(options)
-        start = self._start(image, mask, options.get("resample"))
+        inpainting = self._inpainting(image, mask, options.get("resample"))
         rows = [(prompt, seed + i) for prompt in prompts for i in range(n)]
-        meter = Meter(progress, len(rows), sampling.passes(self.upsampler is not None))
-        drawn: list[Image.Image] = []
+        meter = ProgressMeter(progress, len(rows), sampling.image_steps(self.upsampler is not None))
+        images: list[Image.Image] = []
         scores: list[Tensor] = []
         for first in range(0, len(rows), BATCH):
             part = rows[first : first + BATCH]
-            names, seeds = [name for name, _ in part], [own for _, own in part]
+            captions, seeds = [prompt for prompt, _ in part], [row_seed for _, row_seed in part]
             meter.rows = len(part)
-            text = self.clip.text_states(names)
+            text = self.clip.text_states(captions)
             z = sample_embeddings(self.prior, text, stage_seeds(seeds, "prior"), sampling.prior)
-            images = self._images(z, text, seeds, sampling, start, meter)
-            drawn += to_images(images)
-            scores.append(score(self.judge, images, names))
-        ranks = torch.cat(scores)
+            decoded = self._decode(z, text, seeds, sampling, inpainting, meter)
+            images += to_images(decoded)
+            scores.append(score(self.judge, decoded, captions))
+        all_scores = torch.cat(scores)
         parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
         return [
             Result(
                 prompt=prompt,
-                images=drawn[part],
-                scores=ranks[part].tolist(),
+                images=images[part],
+                scores=all_scores[part].tolist(),
                 codes=None,
                 seeds=list(range(seed, seed + n)),
             ).best(keep)
@@ -131,24 +131,21 @@ class UnCLIP(EmbeddingDecoder):
     def vary(
         self, image: Image.Image, n: int = 4, eta: float = 0.5, seed: int = 0, steps: int = 50
     ) -> list[Image.Image]:
-        """Other images that say the same (section 3.1): z and x_T stay, and noise is added on the way.
+        """Variations of an image (section 3.1): decodes its z and x_T by DDIM with eta above 0, which adds noise.
 
         Args:
-            image: to be varied; its middle square is used.
-            n: how many.
-            eta: 0 gives the image back, 1 makes new all that its embedding does not say.
-            seed: of the first; the others follow.
+            image: the image; its central square is used.
+            n: number of variations.
+            eta: from 0, which reconstructs the image, to 1, which keeps only what its embedding holds.
+            seed: of the first variation; the next ones have the next seeds.
             steps: of inversion and sampling.
         """
         if n < 1:
             raise ValueError(f"n is {n}: sample at least 1")
         options = replace(INVERSION, steps=steps, eta=eta)
-        given = self._tensors(image)
-        z = self._embedded(given)
-        start = self._inverted(given, z, replace(INVERSION, steps=steps), ITERATIONS)
+        z, x_t = self._latents(image, seed, replace(INVERSION, steps=steps))
         seeds = list(range(seed, seed + n))
-        each, starts = z.expand(n, -1), start.expand(n, -1, -1, -1)
-        return self._walked(each, starts, options, seeds, upsampler_seeds=seeds)
+        return self._decode_latents(z.expand(n, -1), x_t.expand(n, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
 
     @torch.no_grad()
     def blend(
@@ -159,14 +156,14 @@ class UnCLIP(EmbeddingDecoder):
         seed: int = 0,
         steps: int = 50,
     ) -> list[Image.Image]:
-        """What lies between images and texts (section 3.2), by slerp of both z and x_T.
+        """Interpolations between images and texts (section 3.2), by slerp of both z and x_T.
 
         Args:
-            items: images, or texts that the prior embeds; x_T of a text is drawn.
-            weights: of each item, for one image of all of them; None: `frames` images from the first of two to the
-                other, whose ends give both back.
-            frames: how many images without weights, at least 2.
-            seed: of what is drawn.
+            items: images, or texts, whose z comes from the prior and whose x_T is random.
+            weights: of each item, for a single image of all of them; None: `frames` images from the first of two items
+                to the second, both included.
+            frames: number of images without weights, at least 2.
+            seed: of x_T and the prior for texts, and of the upsampler.
             steps: of inversion and sampling.
         """
         if len(items) < 2:
@@ -180,42 +177,46 @@ class UnCLIP(EmbeddingDecoder):
         if weights is not None:
             check_weights(weights)
         options = replace(INVERSION, steps=steps)
-        found = [self._located(item, seed + number, options) for number, item in enumerate(items)]
-        vectors, noises = [z for z, _ in found], [start for _, start in found]
+        latents = [self._latents(item, seed + number, options) for number, item in enumerate(items)]
+        embeds, noises = [z for z, _ in latents], [x_t for _, x_t in latents]
         if weights is not None:
-            z, starts = blend(vectors, weights), blend(noises, weights)
+            z, x_t = blend(embeds, weights), blend(noises, weights)
         else:
-            shares = [frame / (frames - 1) for frame in range(frames)]
-            z = torch.cat([slerp(vectors[0], vectors[1], share) for share in shares])
-            starts = torch.cat([slerp(noises[0], noises[1], share) for share in shares])
-        return self._walked(z, starts, options, [seed] * len(z), upsampler_seeds=[seed] * len(z))
+            fractions = [frame / (frames - 1) for frame in range(frames)]
+            z = torch.cat([slerp(embeds[0], embeds[1], fraction) for fraction in fractions])
+            x_t = torch.cat([slerp(noises[0], noises[1], fraction) for fraction in fractions])
+        return self._decode_latents(z, x_t, options, [seed] * len(z), upsampler_seeds=[seed] * len(z))
 
     @torch.no_grad()
     def edit(
         self, image: Image.Image, before: str, after: str, theta: float = 0.35, frames: int = 1, steps: int = 50
     ) -> list[Image.Image]:
-        """An image turned the way from one text to another (section 3.3); x_T stays.
+        """A text diff (section 3.3): rotates z of an image towards the difference of two texts; x_T stays.
 
         Args:
-            image: to be changed; its middle square is used.
-            before: what it shows, or any caption such as "a photo".
-            after: what it is to show.
-            theta: how far; the paper goes to 0.25 to 0.5.
-            frames: images from 0 to theta, the last at theta; 1 is the last alone.
+            image: the image; its central square is used.
+            before: a caption of the image, or a generic one such as "a photo".
+            after: a caption of the result.
+            theta: strength; the paper uses maxima from 0.25 to 0.5.
+            frames: number of images, evenly spaced from 0 to theta; 1: only that of theta.
             steps: of inversion and sampling.
         """
         if frames < 1:
             raise ValueError(f"frames is {frames}: sample at least 1")
-        options, given = replace(INVERSION, steps=steps), self._tensors(image)
-        z = self._embedded(given)
-        old, new = self.clip.encode_text([before, after], normalize=False)
-        shares = [theta * frame / (frames - 1) for frame in range(frames)] if frames > 1 else [theta]
-        turned = torch.cat([text_difference(z, old, new, share) for share in shares])
-        start = self._inverted(given, z, options, ITERATIONS)
-        return self._walked(turned, start.expand(frames, -1, -1, -1), options, [0] * frames, [0] * frames)
+        options = replace(INVERSION, steps=steps)
+        images = self._to_tensors(image)
+        z = self._clip_embeds(images)
+        before_embeds, after_embeds = self.clip.encode_text([before, after], normalize=False)
+        thetas = [theta * frame / (frames - 1) for frame in range(frames)] if frames > 1 else [theta]
+        rotated = torch.cat([text_difference(z, before_embeds, after_embeds, angle) for angle in thetas])
+        x_t = self._invert(images, z, options, ITERATIONS)
+        seeds = [0] * frames  # without eta only the upsampler uses them, the same for all frames
+        return self._decode_latents(rotated, x_t.expand(frames, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
 
-    def _start(self, image: Image.Image | None, mask: Image.Image | None, resample: int | None) -> Start | None:
-        """What is kept of a given image."""
+    def _inpainting(
+        self, image: Image.Image | None, mask: Image.Image | None, resample: int | None
+    ) -> Inpainting | None:
+        """Check and convert the image and the mask of a call; None if there are none."""
         if image is None and mask is None:
             if resample is not None:
                 raise ValueError("resample is for a mask: give an image and a mask, or leave it out")
@@ -223,5 +224,6 @@ class UnCLIP(EmbeddingDecoder):
         if image is None or mask is None:
             raise ValueError("image and mask go together: the mask is white where the image is made anew")
         check_mask(mask, image)
-        new = inpaint_pixels(mask, self.image_size).to(self.device)
-        return Start(square_tensor(image, self.image_size).to(self.device), new, 1 if resample is None else resample)
+        pixels = square_tensor(image, self.image_size).to(self.device)
+        white = inpaint_pixels(mask, self.image_size).to(self.device)
+        return Inpainting(pixels, white, 1 if resample is None else resample)

@@ -1,4 +1,4 @@
-"""What a call of an unCLIP asks for: options of each part, seeds of each stage, what is kept of a given image."""
+"""Sampling options, seeds, noise and progress of the three stages of unCLIP, and the known part of an inpainting."""
 
 from __future__ import annotations
 
@@ -19,83 +19,93 @@ from dalle.generation.prior import PriorSamplingConfig
 from dalle.images.transforms import resize_batch
 
 Stage = Literal["prior", "decoder", "upsampler"]
-PlayedNoise = Callable[[Stage, tuple[int, ...]], Tensor]
-"""Gives the numbers of a stage, of a shape [B, ...], in the order in which they are used."""
+StageNoise = Callable[[Stage, tuple[int, ...]], Tensor]
+"""Returns the next Gaussian noise of a stage, of a shape [B, ...]; called in the order in which it is used."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each part is sampled."""
+    """Sampling options of each stage."""
 
     prior: PriorSamplingConfig
     decoder: DiffusionSamplingConfig
     upsampler: DiffusionSamplingConfig
 
-    def passes(self, upsamples: bool) -> int:
-        """Steps that a candidate takes through decoder and upsampler."""
-        return self.decoder.sampler.steps + (self.upsampler.sampler.steps if upsamples else 0)
+    def image_steps(self, has_upsampler: bool) -> int:
+        """Number of diffusion steps of a candidate in the decoder and the upsampler."""
+        return self.decoder.sampler.steps + (self.upsampler.sampler.steps if has_upsampler else 0)
 
     def updated(self, options: dict[str, Any]) -> Sampling:
-        """How each part is sampled, with what is given.
+        """A copy with these options of a call, except those that are None.
 
         Raises:
-            ValueError: there is no such option, or it is out of range.
+            ValueError: an option does not exist or is out of range.
         """
-        given = {name: value for name, value in options.items() if value is not None}
+        options = {name: value for name, value in options.items() if value is not None}
         names = [*(field.name for field in fields(UnCLIPOptions)), "guidance", "temperature", "top_k"]
-        for name in given:
+        for name in options:
             if name not in names:
-                known = name in {field.name for field in fields(SamplingConfig)}
-                why = "an option of models that sample tokens" if known else "no option of an unCLIP"
+                of_tokens = name in {field.name for field in fields(SamplingConfig)}
+                why = "an option of models that sample tokens" if of_tokens else "no option of an unCLIP"
                 raise ValueError(f"{name} is {why}: known here are {', '.join(names)}")
-        walk = {name: given[name] for name in ("steps", "sampler", "eta") if name in given}
         prior, decoder, upsampler = self.prior, self.decoder, self.upsampler
+        of_sampler = {name: options[name] for name in ("steps", "sampler", "eta") if name in options}
         decoder = replace(
-            decoder, sampler=decoder.sampler.updated(**walk), guidance=given.get("guidance", decoder.guidance)
+            decoder, sampler=decoder.sampler.updated(**of_sampler), guidance=options.get("guidance", decoder.guidance)
         )
-        if "upsampler_steps" in given:
-            upsampler = replace(upsampler, sampler=upsampler.sampler.updated(steps=given["upsampler_steps"]))
-        if "prior_steps" in given:
-            prior = replace(prior, sampler=prior.sampler.updated(steps=given["prior_steps"]))
-        own = {"guidance": "prior_guidance", "samples": "prior_samples", "temperature": "temperature", "top_k": "top_k"}
-        prior = replace(prior, **{name: given[key] for name, key in own.items() if key in given})
+        if "upsampler_steps" in options:
+            upsampler = replace(upsampler, sampler=upsampler.sampler.updated(steps=options["upsampler_steps"]))
+        if "prior_steps" in options:
+            prior = replace(prior, sampler=prior.sampler.updated(steps=options["prior_steps"]))
+        # Option of a call -> field of the prior's config
+        of_prior = {
+            "prior_guidance": "guidance",
+            "prior_samples": "samples",
+            "temperature": "temperature",
+            "top_k": "top_k",
+        }
+        prior = replace(prior, **{field: options[name] for name, field in of_prior.items() if name in options})
         return Sampling(prior, decoder, upsampler)
 
 
 @dataclass(frozen=True)
-class Start:
-    """A given image of which a part is made anew."""
+class Inpainting:
+    """An image of which a part is generated anew."""
 
     image: Tensor  # [3, H, W] in [0, 1]
-    new: Tensor  # bool [H, W]
-    resample: int
+    mask: Tensor  # bool [H, W], True where it is new
+    resample: int  # repetitions of each step (RePaint, arXiv 2201.09865)
 
-    def at(self, size: int) -> Known:
-        """What is known in another size; a pixel is new if any that it stands for is."""
-        unknown = F.adaptive_max_pool2d(self.new[None].float(), size) > 0
+    def known_at(self, size: int) -> Known:
+        """The known part in another size; a pixel is new if any of the pixels it is made of is."""
+        unknown = F.adaptive_max_pool2d(self.mask[None].float(), size) > 0
         return Known(from_unit(resize_batch(self.image[None], size)), unknown)
 
 
-class Meter:
-    """Steps of all candidates, for a progress bar."""
+class ProgressMeter:
+    """Counts diffusion steps over all candidates, for a progress bar.
 
-    def __init__(self, progress: Progress | None, candidates: int, passes: int):
-        self._progress, self._total, self._done = progress, candidates * passes, 0
-        self.rows = 1  # candidates of the batch at hand
+    Attributes:
+        rows: candidates of the current batch.
+    """
+
+    def __init__(self, progress: Progress | None, candidates: int, steps: int):
+        self._progress, self._total, self._done = progress, candidates * steps, 0
+        self.rows = 1
 
     def step(self, _done: int, _all: int) -> None:
-        """A step of a batch is done."""
+        """Count a step of a batch; a callback of the samplers."""
         self._done += self.rows
         if self._progress is not None:
             self._progress(self._done, self._total)
 
 
-def played_noise(noise: PlayedNoise, stage: Stage, shape: tuple[int, ...]) -> Noise:
-    """A sampler's noise source that plays back given noise of one stage."""
+def noise_of_stage(noise: StageNoise, stage: Stage, shape: tuple[int, ...]) -> Noise:
+    """The noise source that the sampler of one stage expects."""
     return lambda: noise(stage, shape)
 
 
 def stage_seeds(seeds: Sequence[int], stage: Stage) -> list[int]:
-    """Seeds of a stage: a candidate's noise of one is not that of another."""
+    """Seeds of one stage, by a hash: with the same seed in all stages, their noise would be correlated."""
     digests = (hashlib.blake2b(f"{seed}/{stage}".encode(), digest_size=8).digest() for seed in seeds)
     return [int.from_bytes(digest, "big") >> 1 for digest in digests]

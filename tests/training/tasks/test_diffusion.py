@@ -155,7 +155,7 @@ def test_as_many_are_dropped_as_the_recipe_says(clip: str) -> None:
         options = {"embedding_dropout": share, "caption_dropout": share, "sampling": {}}
         task = task_of(DECODER | options, clip)
         assert isinstance(task, DecoderTask)
-        _, text, dropped = task.inputs(batch).given
+        _, text, dropped = task.inputs(batch).condition
         assert dropped.float().mean().item() == pytest.approx(share, abs=0.1)
         empty = task.clip.text_states([""])
         silent = (text.embeds - empty.embeds).abs().amax(1) < 1e-5
@@ -166,9 +166,9 @@ def test_as_many_are_dropped_as_the_recipe_says(clip: str) -> None:
 
 def test_embeddings_are_standardized_and_noised(clip: str) -> None:
     batch = first_batch(200)
-    known = task_of(DECODER | {"embedding_noise": 0.0}, clip).inputs(batch).given[0]
+    known = task_of(DECODER | {"embedding_noise": 0.0}, clip).inputs(batch).condition[0]
     assert known.mean(0).abs().max() < 0.5 and known.std(0).sub(1).abs().max() < 0.5
-    noised = task_of(DECODER | {"embedding_noise": 0.2}, clip).inputs(batch).given[0]
+    noised = task_of(DECODER | {"embedding_noise": 0.2}, clip).inputs(batch).condition[0]
     assert (noised - known).std().item() == pytest.approx(0.2, rel=0.05)
 
 
@@ -261,7 +261,7 @@ def test_an_upsampler_trains_on_the_same_crop_of_both(clip: str) -> None:
         for y in range(9):
             for x in range(9):
                 if torch.equal(images[row, :, y : y + 8, x : x + 8], inputs.images[row]):
-                    found += torch.equal(large[row, :, y : y + 8, x : x + 8], inputs.given[0][row])
+                    found += torch.equal(large[row, :, y : y + 8, x : x + 8], inputs.condition[0][row])
     assert found >= 3 and inputs.images.shape == (3, 3, 8, 8)
 
 
