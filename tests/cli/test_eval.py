@@ -161,7 +161,7 @@ WRONG = {
         ["classify", "FILE", "--labels", "a,b", "--template", "{}", "--templates", "plain"],
         "both",
     ),
-    "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected a label a line"),
+    "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected one label per line"),
     "empty folder": (["classify", "EMPTY", "--labels", "a,b"], "holds no images"),
     "no image there": (["classify", "./nowhere", "--labels", "a,b"], "no such file or folder"),
     "an empty image": (["classify", "FILE", "--labels", "a,b", "--clip", "CLIP"], "file: the file is empty"),
