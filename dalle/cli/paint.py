@@ -1,4 +1,4 @@
-"""python -m dalle paint: paints an image for a prompt with VQGAN+CLIP, optionally with a video of the steps."""
+"""python -m dalle paint: optimize an image until CLIP finds that it fits a prompt (VQGAN+CLIP); also as a video."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def add(commands: Any) -> None:
     command.add_argument("--fps", type=int, default=24, help="frames per second of the video (default: %(default)s)")
     command.add_argument("--save-every", type=int, metavar="STEPS", help="save image and state every so many steps")
     command.add_argument(
-        "--preview-every", type=int, default=10, metavar="STEPS", help="update image.png every so many (%(default)s)"
+        "--preview-every",
+        type=int,
+        default=10,
+        metavar="STEPS",
+        help="update image.png every so many steps (%(default)s)",
     )
     command.add_argument(
         "--out", type=Path, default=Path("outputs"), help="parent of the new output folder (default: %(default)s)"
@@ -55,7 +59,7 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from dalle.apps.vqgan_clip.api import make_painter
+    from dalle.apps.vqgan_clip.api import load_painter
     from dalle.apps.vqgan_clip.video import check_video
     from dalle.cli.interrupt import SignalHandler
     from dalle.cli.outputs import check_folder, new_folder, slug
@@ -68,7 +72,7 @@ def _run(args: argparse.Namespace) -> None:
         check_video(args.video)
         check_folder(args.video.parent)
     options, state = _options(args)
-    painter = make_painter(options, args.device, state)
+    painter = load_painter(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
     parsed = describe(parse_text(options.prompt)) if options.prompt else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from dalle.apps.vqgan_clip.state import State, fingerprint, restore
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.config import from_dict
-from dalle.device import pick_device
+from dalle.device import device_of, pick_device
 from dalle.files import ROOT
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.read import read_image
@@ -61,7 +61,7 @@ def paint(
     Raises:
         ValueError: an option is unknown or out of range, an image cannot be read, or a model cannot be loaded.
     """
-    painter = make_painter(from_dict(PaintOptions, {"prompt": prompt, **options}, "paint"), device)
+    painter = load_painter(from_dict(PaintOptions, {"prompt": prompt, **options}, "paint"), device)
     history = []
     for losses in painter.run():
         history.append(losses)
@@ -70,33 +70,58 @@ def paint(
     return Painting(to_image(painter.image()), history, painter)
 
 
-def make_painter(options: PaintOptions, device: str | torch.device = "auto", state: State | None = None) -> Painter:
-    """Load the models of a painting and set it up, at its beginning or where `state` was saved.
+def load_painter(options: PaintOptions, device: str | torch.device = "auto", state: State | None = None) -> Painter:
+    """Load the models and images that the options name, and set up a painting.
 
     Raises:
         ValueError: as `paint`; or the state does not fit the options.
     """
-    phases = _phases(options, from_image=options.init is not None)
+    _phases(options, from_image=options.init is not None)  # errors before loading, which takes longer
     # A state holds what it needs of both images, so their files may be gone by then
-    init_file = None if options.init is None or state is not None else read_image(options.init)
-    mask_file = None if options.mask is None or state is not None else read_image(options.mask)
+    init = None if options.init is None or state is not None else read_image(options.init)
+    mask = None if options.mask is None or state is not None else read_image(options.mask)
     device = pick_device(device)
     tokenizer = _tokenizer(options, device)
     clips = [load_clip(source, device).requires_grad_(False) for source in options.clip or (CLIP_FOLDER,)]
+    return make_painter(options, tokenizer, clips, init, mask, state)
+
+
+def make_painter(
+    options: PaintOptions,
+    tokenizer: ImageTokenizer | None,
+    clips: Sequence[CLIP],
+    init: Image.Image | None = None,
+    mask: Image.Image | None = None,
+    state: State | None = None,
+) -> Painter:
+    """Set up a painting with models and images that are loaded, at its beginning or where `state` was saved.
+
+    Args:
+        options: all options but those of the models and images.
+        tokenizer: for the drawer vqgan, without gradients; None for the others.
+        clips: at least one, without gradients.
+        init: image to start from.
+        mask: white where `init` is painted over.
+        state: of an earlier painting with these options.
+
+    Raises:
+        ValueError: as `paint`; or the state does not fit the options.
+    """
+    phases = _phases(options, from_image=options.init is not None or init is not None)
+    device = device_of(clips[0])
     width, height = _resolution(options, tokenizer, clips[0])
-    init = None if init_file is None else to_tensor(init_file, width, height).to(device)
-    canvas = _canvas(options, tokenizer, init, width, height).to(device)
+    init_tensor = None if init is None else to_tensor(init, width, height).to(device)
+    canvas = _canvas(options, tokenizer, init_tensor, width, height).to(device)
     dtype = getattr(torch, options.dtype)
     objectives = [ClipObjective(clip, phases, _cutouts(options, clip), dtype) for clip in clips]
+    known_image, mask_tensor = None, None
     if state is not None and state.mask is not None and state.known_image is not None:
-        mask, known_image = state.mask.to(device), state.known_image.to(device)
-    elif mask_file is not None and init_file is not None:
-        mask, known_image = to_mask(mask_file, init_file, width, height).to(device), init
-    else:
-        mask, known_image = None, None
+        known_image, mask_tensor = state.known_image.to(device), state.mask.to(device)
+    elif mask is not None and init is not None:
+        known_image, mask_tensor = init_tensor, to_mask(mask, init, width, height).to(device)
     hashes = {} if tokenizer is None else {"image tokenizer": fingerprint(tokenizer)}
     hashes |= {f"CLIP {number}": fingerprint(clip) for number, clip in enumerate(clips, 1)}
-    painter = Painter(canvas, objectives, options, known_image, mask, hashes)
+    painter = Painter(canvas, objectives, options, known_image, mask_tensor, hashes)
     if state is not None:
         restore(painter, state)
     return painter

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import dalle
-from dalle.apps.vqgan_clip.api import make_painter
+from dalle.apps.vqgan_clip.api import load_painter
 from dalle.apps.vqgan_clip.camera import move_camera
 from dalle.apps.vqgan_clip.optimize import OPTIMIZERS
 from dalle.apps.vqgan_clip.options import PaintOptions
@@ -42,7 +42,7 @@ def options(folder: Path, **given: Any) -> PaintOptions:
 
 
 def painted(settings: PaintOptions) -> torch.Tensor:
-    painter = make_painter(settings, "cpu")
+    painter = load_painter(settings, "cpu")
     for _ in painter.run():
         pass
     return painter.image()
@@ -50,7 +50,7 @@ def painted(settings: PaintOptions) -> torch.Tensor:
 
 @pytest.mark.parametrize("drawer", ["vqgan", "pixels", "fft"])
 def test_the_loss_falls(folder: Path, drawer: str) -> None:
-    painter = make_painter(
+    painter = load_painter(
         options(folder, drawer=drawer, steps=20, augment="none", cutout=("whole",), cutouts=1), "cpu"
     )
     totals = [losses["loss"] for losses in painter.run()]
@@ -61,7 +61,7 @@ def test_the_loss_falls(folder: Path, drawer: str) -> None:
 def test_the_same_seed_paints_the_same_whatever_was_drawn_before(folder: Path, drawer: str) -> None:
     settings = options(folder, drawer=drawer)
     first = painted(settings)
-    painter = make_painter(settings, "cpu")
+    painter = load_painter(settings, "cpu")
     torch.manual_seed(99)
     before = torch.get_rng_state()
     for _ in painter.run():
@@ -82,7 +82,7 @@ def test_a_step_is_that_of_the_formula(folder: Path) -> None:
     settings = options(
         folder, drawer="pixels", augment="none", cutout=("whole",), tv=0.3, saturation=0.2, init_weight=2.0, lr=0.01
     )
-    painter = make_painter(settings, "cpu")
+    painter = load_painter(settings, "cpu")
     clip = painter.objectives[0].clip
     values = painter.canvas.values.detach().clone().requires_grad_()
     adam = torch.optim.Adam([values], lr=0.01)
@@ -118,7 +118,7 @@ def test_sizes_apart_from_the_tokenizers_own(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_moves(folder: Path, name: str) -> None:
-    painter = make_painter(options(folder, drawer="pixels", optimizer=name, steps=2), "cpu")
+    painter = load_painter(options(folder, drawer="pixels", optimizer=name, steps=2), "cpu")
     start = painter.canvas.values.detach().clone()
     assert all(torch.isfinite(torch.tensor(losses["loss"])) for losses in painter.run())
     assert not torch.equal(painter.canvas.values, start)
@@ -143,7 +143,7 @@ def test_only_white_parts_of_the_mask_are_painted(folder: Path, tmp_path: Path) 
 def test_a_large_init_weight_keeps_the_start(folder: Path, tmp_path: Path) -> None:
     init = image_file(tmp_path / "init.png")
     free = options(folder, drawer="pixels", init=init, steps=20)
-    start = make_painter(free, "cpu").image()
+    start = load_painter(free, "cpu").image()
     held = replace(free, init_weight=1000.0, init_decay=0)
     assert (painted(held) - start).abs().mean() < 0.5 * (painted(free) - start).abs().mean()
 
@@ -151,13 +151,13 @@ def test_a_large_init_weight_keeps_the_start(folder: Path, tmp_path: Path) -> No
 def test_image_and_noise_prompts_are_embeddings(folder: Path, tmp_path: Path) -> None:
     reference = image_file(tmp_path / "ref.png", "red", (9, 9))
     given = {"prompt": "a heart ^ a star", "image_prompt": (f"{reference}:0.4",), "noise_prompt": ("5:0.1",)}
-    objective = make_painter(options(folder, **given), "cpu").objectives[0]
+    objective = load_painter(options(folder, **given), "cpu").objectives[0]
     assert [len(phase) for phase in objective.targets] == [3, 3]
     assert objective.weights[0].tolist() == pytest.approx([1, 0.4, 0.1])
     red = torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 8, 8)
     assert torch.allclose(objective.targets[1][1], objective.clip.encode_image(red)[0], atol=1e-5)
     assert float(objective.targets[0][2].norm()) == pytest.approx(1)
-    only = make_painter(options(folder, prompt="", noise_prompt=("5",)), "cpu")
+    only = load_painter(options(folder, prompt="", noise_prompt=("5",)), "cpu")
     assert [len(phase) for phase in only.objectives[0].targets] == [1]
 
 
@@ -184,14 +184,14 @@ def test_going_on_from_a_state_paints_what_was_painted_at_once(
         given |= {"init": image_file(tmp_path / "init.png", size=(16, 16)), "mask": tmp_path / "mask.png"}
     settings = options(folder, **given)
     expected = painted(settings)
-    first = make_painter(settings, "cpu")
+    first = load_painter(settings, "cpu")
     for _ in range(3):
         first.take_step()
     save_state(first, tmp_path / "state.safetensors")
     for file in ("init.png", "mask.png"):  # the state holds what it needs of them
         (tmp_path / file).unlink(missing_ok=True)
     state = read_state(tmp_path / "state.safetensors")
-    again = make_painter(override_options(state, {}), "cpu", state)
+    again = load_painter(override_options(state, {}), "cpu", state)
     assert again.step == 3
     for _ in again.run():
         pass
@@ -201,17 +201,17 @@ def test_going_on_from_a_state_paints_what_was_painted_at_once(
 
 def test_a_state_of_others_is_refused(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
-    painter = make_painter(options(folder), "cpu")
+    painter = load_painter(options(folder), "cpu")
     painter.take_step()
     save_state(painter, file)
     state = read_state(file)
     other = make_tiny_model(tmp_path / "other", seed=1).parent
     with pytest.raises(ValueError, match="painted with another image tokenizer"):
-        make_painter(override_options(state, {"image_tokenizer": str(other / "image_tokenizer")}), "cpu", state)
+        load_painter(override_options(state, {"image_tokenizer": str(other / "image_tokenizer")}), "cpu", state)
     with pytest.raises(ValueError, match="painted with another CLIP 1"):
-        make_painter(override_options(state, {"clip": [str(other / "clip")]}), "cpu", state)
+        load_painter(override_options(state, {"clip": [str(other / "clip")]}), "cpu", state)
     with pytest.raises(ValueError, match="go on with the size"):
-        make_painter(override_options(state, {"size": "24x24"}), "cpu", state)
+        load_painter(override_options(state, {"size": "24x24"}), "cpu", state)
     with pytest.raises(ValueError, match="init is of the beginning"):
         override_options(state, {"init": "x.png"})
     with pytest.raises(ValueError, match="no such state"):
