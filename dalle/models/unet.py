@@ -166,7 +166,7 @@ class Stage(nn.Module):
 class ResidualBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), told of the vector at its second norm.
 
-    One that resamples does so to both branches, by means of 2x2 or by nearest neighbours.
+    One that resamples does so to both branches, by means of 2x2 or by nearest neighbors.
     """
 
     def __init__(self, config: UNetConfig, before: int, width: int, resample: str | None = None):

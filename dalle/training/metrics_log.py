@@ -32,7 +32,7 @@ _CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Learning rate", ("_lr",)),
     ("Tokens a second", ("tokens_per_s",)),
     ("Images a second", ("images_per_s",)),
-    ("Model FLOPs utilization", ("flops_utilisation",)),
+    ("Model FLOPs utilization", ("flops_utilization", "flops_utilisation")),  # the latter in older logs
     ("Fraction of time waiting for data", ("data_wait",)),
     ("Peak memory, GB", ("peak_memory_gb",)),
     ("Loss scale (fp16)", ("loss_scale",)),

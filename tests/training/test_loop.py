@@ -179,7 +179,7 @@ def _write(path: Path, recipe: dict) -> Path:
 
 def _losses(run: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rates = ("images_per_s", "tokens_per_s", "flops_utilisation", "peak_memory_gb", "data_wait")
+    rates = ("images_per_s", "tokens_per_s", "flops_utilization", "peak_memory_gb", "data_wait")
     return {
         x["step"]: {k: v for k, v in x.items() if k.startswith("train/") and not k.endswith(rates)}
         for x in lines
@@ -329,7 +329,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     assert isinstance(recipe, DALLERecipe)
     rate = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     per_image = operations(ModelSize.of(recipe.model), checkpointing=False)
-    assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
+    assert rate["train/flops_utilization"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
     validation = _validations(tmp_path / "run")[2]
     assert 0 <= validation["validation/image_accuracy"] <= 1
     assert {f"validation/{name}" for name in METRICS["dalle"]} <= set(validation)

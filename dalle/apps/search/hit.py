@@ -16,7 +16,7 @@ class Hit:
     height: int
     sha256: str  # of the file
     number: int  # its row in the index
-    probability: float | None = None  # that it fits, by a SigLIP's judgement of one text
+    probability: float | None = None  # that it fits, by a SigLIP's judgment of one text
 
     @property
     def likeness(self) -> float:

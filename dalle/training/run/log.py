@@ -141,7 +141,7 @@ class RunLog:
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
         metrics = metrics | rates
         if self.share is not None:
-            metrics["flops_utilisation"] = images * self.share
+            metrics["flops_utilization"] = images * self.share
         metrics["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
         if self.accelerator.scaler is not None:
             metrics["loss_scale"] = self.accelerator.scaler.get_scale()

@@ -23,7 +23,7 @@ from dalle.training.recipe import DALLERecipe, load_recipe
 
 ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "configs/paper/dalle-12b.yaml"
-A100 = Cluster(devices=64, memory=80e9, spare=0.1, peak=312e12, utilisation=0.4)
+A100 = Cluster(devices=64, memory=80e9, spare=0.1, peak=312e12, utilization=0.4)
 
 
 def paper(*overrides: str) -> DALLERecipe:
@@ -118,7 +118,7 @@ WRONG = {
     "two points": (["--memory", "1.2.3GB"], "--memory is '1.2.3GB'"),
     "a batch that cannot be shared": (["--gpus", "7"], "not divisible by 7 devices"),
     "no devices": (["--gpus", "0"], "gpus is 0; it must be at least 1"),
-    "more than all": (["--utilisation", "1.5"], "utilisation is 1.5; it must be above 0 and at most 1"),
+    "more than all": (["--utilization", "1.5"], "utilization is 1.5; it must be above 0 and at most 1"),
     "nothing left": (["--spare", "1"], "spare is 1.0; it must be at least 0 and below 1"),
     "lora": (["lora={}", "optim.ema=null"], "lora trains few: set lora=null"),
     "another stage": (["stage=clip"], "dalle plan: "),
