@@ -74,7 +74,10 @@ def _parser() -> CommandLine:
     commands = parser.add_subparsers(dest="command", required=True)
     scripts.add(commands)
     for name in COMMANDS:
-        importlib.import_module(f"dalle.cli.{name}").add(commands)
+        module = importlib.import_module(f"dalle.cli.{name}")
+        module.add(commands)
+        purpose = (module.__doc__ or "").partition("\n")[0].partition(": ")[2]  # python -m dalle NAME: PURPOSE
+        list(commands.choices.values())[-1].description = purpose[:1].upper() + purpose[1:]
     return parser
 
 

@@ -1,4 +1,4 @@
-"""python -m dalle assemble: combines a prior, a decoder and an upsampler into one unCLIP folder."""
+"""python -m dalle assemble: combine a prior, a decoder and an upsampler into one unCLIP folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m dalle blend: interpolates between images and texts with an unCLIP."""
+"""python -m dalle blend: interpolate between images and texts with an unCLIP."""
 
 from __future__ import annotations
 

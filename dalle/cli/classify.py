@@ -1,4 +1,4 @@
-"""python -m dalle classify: zero-shot image classification with CLIP."""
+"""python -m dalle classify: classify images zero-shot by labels, with a CLIP."""
 
 from __future__ import annotations
 

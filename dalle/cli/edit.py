@@ -1,4 +1,4 @@
-"""python -m dalle edit: edits an image by the difference of two texts, with an unCLIP."""
+"""python -m dalle edit: edit an image by the difference of two texts, with an unCLIP."""
 
 from __future__ import annotations
 

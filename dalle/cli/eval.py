@@ -1,4 +1,4 @@
-"""python -m dalle eval: evaluates trained weights on the splits of a data set; with --draw, images of a DALL-E."""
+"""python -m dalle eval: evaluate trained weights on splits of a data set; with --draw, images sampled from a DALL-E."""
 
 from __future__ import annotations
 

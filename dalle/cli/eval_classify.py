@@ -1,4 +1,4 @@
-"""python -m dalle eval classify: zero-shot classification accuracy of a CLIP."""
+"""python -m dalle eval classify: measure the zero-shot classification accuracy of a CLIP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m dalle export: exports the weights of a run, or of one of its checkpoints, to a model folder."""
+"""python -m dalle export: export the weights of a run, or of one of its checkpoints, to a model folder."""
 
 from __future__ import annotations
 

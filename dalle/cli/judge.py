@@ -1,4 +1,4 @@
-"""python -m dalle judge: trains the judge (a classifier of drawings) for `python -m dalle eval --draw`."""
+"""python -m dalle judge: train the judge of `dalle eval --draw`, a classifier of drawings, on all images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m dalle vary: variations of an image, with an unCLIP."""
+"""python -m dalle vary: generate variations of an image with an unCLIP."""
 
 from __future__ import annotations
 
