@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,15 @@ from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig, sentencepiece
+from support.tiny_configs import clip_config, dalle_config
 
-TINY = TransformerConfig(width=32, depth=2, heads=2)
 CAPTIONS = ["a red heart", "a blue car on a red car", "गुलाबी हात्ती"]
 VQGAN = VQGANConfig(image_size=16, channels=32, channel_multipliers=[1, 1], attention_resolutions=[], latent_channels=8)
-CLIP_CONFIG = CLIPConfig(
-    image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=300, text_length=16, embed_dim=8
-)
-DALLE_CONFIG = DALLEConfig(transformer=TINY, text_vocab=300, text_length=8, image_vocab=16, grid=(2, 2))
+CLIP_CONFIG = clip_config(width=32, text_length=16)
+DALLE_CONFIG = dalle_config(width=32, text_vocab=300, text_length=8, image_vocab=16, grid=(2, 2))
 
 
 class Shelf:
@@ -133,7 +130,7 @@ def test_a_config_that_is_not_ours_is_named(tmp_path: Path, content: str) -> Non
 
 
 def test_weights_of_another_shape_are_named(shelf: Shelf) -> None:
-    wider = DALLEConfig(transformer=TINY, text_vocab=300, text_length=8, image_vocab=32, grid=(2, 2))
+    wider = replace(DALLE_CONFIG, image_vocab=32)
     shelf.save("wrong", "dalle", wider, shelf.model)
     with pytest.raises(ValueError, match="image_head") as error:
         load_model(shelf.root / "wrong")

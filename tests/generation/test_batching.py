@@ -12,17 +12,10 @@ from dalle.device import free_memory
 from dalle.generation.batching import plan_batches, row_bytes
 from dalle.kernels.linear import packed_bytes
 from dalle.models.dalle import DALLE
-from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate
+from support.tiny_configs import dalle_config
 
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=64, depth=3, heads=4),
-    text_vocab=50,
-    text_length=8,
-    image_vocab=100,
-    grid=(8, 8),
-)
+CONFIG = dalle_config(width=64, depth=3, heads=4, text_vocab=50, text_length=8, image_vocab=100, grid=(8, 8))
 CPU = torch.device("cpu")
 
 

@@ -7,25 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dalle.generation.batching
 from dalle.generation.sampling import guide
 from dalle.models.dalle import DALLE
-from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate, sample
+from support.tiny_configs import dalle_config, random_dalle
 
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=3, heads=2),
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(3, 4),
-    attention=("row", "column"),
-    last_attention="conv",
-    conv_kernel=3,
-)
+CONFIG = dalle_config(depth=3, attention=("row", "column"), last_attention="conv")
 TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2], [1, 0, 0, 0, 0]])
 SEEDS = [[4, 5, 6], [7], [4, 9]]
 OPTIONS: list[dict[str, Any]] = [
@@ -40,11 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def model() -> DALLE:
-    torch.manual_seed(0)
-    model = DALLE(CONFIG).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    return model
+    return random_dalle(CONFIG, std=0.4)
 
 
 @torch.no_grad()

@@ -9,21 +9,17 @@ from PIL import Image
 
 from dalle.generation.rerank import best, score
 from dalle.images.transforms import resize_batch
-from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.transformer_config import TransformerConfig
+from dalle.models.clip import CLIP
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
+from support.tiny_configs import clip_config
 
-TINY = TransformerConfig(width=16, depth=1, heads=2)
 PROMPTS = ["a red heart", "a blue car", "a red heart", "गुलाबी हात्ती"]
 
 
 @pytest.fixture(scope="module")
 def clip() -> CLIP:
     torch.manual_seed(0)
-    config = CLIPConfig(
-        image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=300, text_length=16, embed_dim=8
-    )
-    clip = CLIP(config).eval()
+    clip = CLIP(clip_config(depth=1, text_length=16)).eval()
     clip.tokenizer = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=300), PROMPTS * 5)
     return clip
 

@@ -17,8 +17,8 @@ from dalle.kernels.pattern import Pattern, SparseMask, attention_blocks
 from dalle.kernels.sparse import blocked, flex
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate
+from support.tiny_configs import dalle_config, random_dalle, transformer_config
 
 KINDS: list[Kind] = ["row", "column", "conv"]
 SHAPES = [(6, 4, 4, 3), (0, 5, 3, 3), (1, 3, 7, 5), (3, 12, 9, 5), (2, 4, 4, 11), (4, 1, 1, 1), (5, 11, 13, 3)]
@@ -93,16 +93,8 @@ def test_blocks_in_other_types(dtype: torch.dtype, error: float) -> None:
         torch.testing.assert_close(found.double(), exact, atol=error, rtol=error)
 
 
-SHAPE = TransformerConfig(width=64, depth=3, heads=2)
-CONFIG = DALLEConfig(
-    transformer=SHAPE,
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(6, 7),
-    attention=("row", "column", "conv"),
-    conv_kernel=3,
-)
+SHAPE = transformer_config(width=64, depth=3)
+CONFIG = dalle_config(transformer=SHAPE, grid=(6, 7), attention=("row", "column", "conv"))
 VARIANTS = {
     "learned": CONFIG,
     "rope": replace(CONFIG, positions="rope"),
@@ -117,12 +109,7 @@ TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
 
 
 def build(config: DALLEConfig) -> DALLE:
-    """With weights large enough that every part counts."""
-    torch.manual_seed(0)
-    model = DALLE(config)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.15)
-    return model
+    return random_dalle(config, std=0.15, center_norms=True).train()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient
 from dalle.models.transformer import Context
-from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
+from support.tiny_configs import clip_config
 
-TINY = TransformerConfig(width=32, depth=2, heads=2)
-CONFIG = CLIPConfig(
-    image_size=16, patch_size=4, vision=TINY, text=TINY, text_vocab=320, text_length=12, embed_dim=24
-)  # fmt: skip
+CONFIG = clip_config(width=32, patch_size=4, text_vocab=320, embed_dim=24)
 EOS = 3
 
 

@@ -16,14 +16,12 @@ import train
 from dalle.checkpoints.tensors import open_tensors
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.contrastive import sigmoid_loss
-from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.training.recipe import parse_recipe
+from support.tiny_configs import clip_config
+from support.tiny_model import CLIP_MODEL
 
-TOWER = TransformerConfig(width=16, depth=2, heads=2)
-TINY = CLIPConfig(
-    image_size=16, patch_size=4, vision=TOWER, text=TOWER, text_vocab=50, text_length=6, embed_dim=16, sigmoid=True
-)
+TINY = clip_config(patch_size=4, text_vocab=50, text_length=6, embed_dim=16, sigmoid=True)
 
 
 def embeddings(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -129,15 +127,7 @@ def test_processes_have_the_loss_and_gradients_of_one(world: int, tmp_path: Path
 
 DATA = {
     "stage": "clip",
-    "model": {
-        "image_size": 16,
-        "patch_size": 8,
-        "vision": {"width": 16, "depth": 2, "heads": 2},
-        "text": {"width": 16, "depth": 2, "heads": 2},
-        "text_vocab": 300,
-        "text_length": 12,
-        "embed_dim": 16,
-    },
+    "model": CLIP_MODEL | {"image_size": 16, "patch_size": 8, "embed_dim": 16},
     "data": {"kind": "shapes"},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": None},
     "run": {"dir": "run", "steps": 2, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},

@@ -7,24 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle.kernels.masks import Kind
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate
+from support.tiny_configs import dalle_config, random_dalle, transformer_config
 
-SMALL = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=4, heads=2),
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(3, 4),
-    conv_kernel=3,
-)
+SMALL = dalle_config(depth=4)
 KINDS: list[Kind] = ["full", "row", "column", "conv"]
-QK_NORM = TransformerConfig(width=16, depth=4, heads=2, qk_norm=True)
+QK_NORM = transformer_config(depth=4, qk_norm=True)
 VARIANTS = [
     *(replace(SMALL, attention=(kind,), positions=positions) for kind in KINDS for positions in ("learned", "rope")),
     replace(SMALL, attention=("row", "column", "row", "row"), last_attention="conv", transformer=QK_NORM),
@@ -33,12 +27,7 @@ VARIANTS = [
 
 
 def build(config: DALLEConfig = SMALL) -> DALLE:
-    """With weights large enough that every part counts."""
-    torch.manual_seed(0)
-    model = DALLE(config).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_dalle(config, std=0.3)
 
 
 def pairs(batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -186,10 +175,8 @@ def test_the_papers_shape_has_12_billion_parameters() -> None:
 @pytest.mark.slow
 def test_overfits_16_pairs_and_draws_them_back() -> None:
     torch.manual_seed(0)
-    shape = TransformerConfig(width=64, depth=2, heads=4)
-    config = DALLEConfig(
-        transformer=shape, text_vocab=50, text_length=6, image_vocab=32, grid=(4, 4), attention=("row", "column")
-    )
+    shape = {"width": 64, "heads": 4, "text_vocab": 50, "text_length": 6, "image_vocab": 32, "grid": (4, 4)}
+    config = dalle_config(**shape, attention=("row", "column"))
     model = DALLE(config)
     text, image_ids = torch.randint(1, 50, (16, 6)), torch.randint(0, 32, (16, 16))
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -14,10 +14,11 @@ from PIL import Image
 import dalle
 import train
 from dalle.__main__ import main
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP
 from dalle.training.optim import OptimConfig, adamw, set_learning_rate
 from support.published.clips import hub_folder
-from support.tiny_model import TOWER, make_tiny_model
+from support.tiny_configs import clip_config
+from support.tiny_model import make_tiny_model
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def make_other(folder: Path) -> Path:
 
 
 def test_rates_fall_from_the_top_of_each_tower() -> None:
-    clip = CLIP(CLIPConfig(image_size=8, patch_size=4, vision=TOWER, text=TOWER, text_vocab=30, embed_dim=8))
+    clip = CLIP(clip_config(image_size=8, patch_size=4, text_vocab=30))
     optim = OptimConfig(lr=1.0, layer_decay=0.5)
     optimizer = adamw(clip, optim)
     set_learning_rate(optimizer, 0.8)

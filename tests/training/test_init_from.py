@@ -23,16 +23,13 @@ from dalle.checkpoints.tensors import read_tensors
 from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
 from dalle.models.dalle import DALLE
-from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from dalle.training.init_from import load_initial, resize_positions, with_initial_config
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from support.published import folders
+from support.tiny_configs import dalle_config
 from support.tiny_model import make_tiny_model
 
-SMALL = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=2, heads=2), text_vocab=9, text_length=4, image_vocab=7, grid=(2, 2)
-)
+SMALL = dalle_config(text_vocab=9, text_length=4, image_vocab=7, grid=(2, 2))
 
 
 def images(folder: Path, size: int) -> Path:

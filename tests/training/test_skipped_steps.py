@@ -26,17 +26,12 @@ from dalle.training.skipped_steps import SkippedStepMonitor
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.train_step import optimizer_step
-from support.tiny_model import DALLE_MODEL, make_tiny_model
+from support.tiny_model import DALLE_MODEL
 
 NAN, INF = float("nan"), float("inf")
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select}
 """Operators whose result, or its shape, the host needs: on a GPU it waits for all that was asked before."""
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("parts")).parent
 
 
 class Tripwire(TorchDispatchMode):
@@ -68,7 +63,7 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_host_sync_between_log_points(
-    precision: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 2 to 4 of 5, whole: from the batch's tensors to the averaged weights; 1 and 5 are logged."""
     step_of, inputs_of = RunLog.step, DALLETask.inputs
@@ -98,8 +93,8 @@ def test_no_host_sync_between_log_points(
         "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
         "caption_dropout": 0.5,
         "run": run | {"log_every": 5, "precision": precision, "accumulation": 2},
-        "text_tokenizer": str(parts / "text_tokenizer"),
-        "image_tokenizer": str(parts / "image_tokenizer"),
+        "text_tokenizer": str(tiny_parts / "text_tokenizer"),
+        "image_tokenizer": str(tiny_parts / "image_tokenizer"),
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     assert train.main([str(tmp_path / "recipe.yaml")]) == 0

@@ -25,14 +25,8 @@ from dalle.apps.judging.scenes import (
 from dalle.data.drawings import DrawingsConfig
 from dalle.data.drawings.composition import paint, scene_boxes
 from dalle.pipelines.text_to_image import TextToImage
-from support.tiny_model import make_tiny_model
 
 DATA = DrawingsConfig(sets=("emoji",), styles=("fluent-mono",))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +34,8 @@ def known() -> Drawings:
     return open_plain(DATA, "train", 64)
 
 
-def test_candidates_are_kept_and_are_those_of_the_pipeline(model: Path, tmp_path: Path) -> None:
-    pipe = TextToImage.from_pretrained(model, device="cpu")
+def test_candidates_are_kept_and_are_those_of_the_pipeline(tiny_model: Path, tmp_path: Path) -> None:
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     prompts = ["a red heart", "two green stars", "a blue circle"]
     made = draw(pipe, prompts, 4, tmp_path, seed=5)
     assert made.codes.shape == (3, 4, 4, 4) and made.scores is not None
@@ -110,7 +104,7 @@ class FewFeatures(torch.nn.Module):
 
 
 def test_the_command_judges_drawings(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "dalle.checkpoints.published.efficientnet.load_efficientnet_lite0", lambda device: FewFeatures()
@@ -122,7 +116,7 @@ def test_the_command_judges_drawings(
     save_classifier(Classifier(concepts, sorted(set(everything.styles))), judge)
     command = [
         "eval",
-        str(model),
+        str(tiny_model),
         "sets=[emoji]",
         "styles=[fluent-mono]",
         "--judge",
@@ -132,7 +126,7 @@ def test_the_command_judges_drawings(
     ]
     command += [
         "--clip-score",
-        str(model / "clip"),
+        str(tiny_model / "clip"),
         "--device",
         "cpu",
         "--candidates",
@@ -164,7 +158,7 @@ def test_the_command_judges_drawings(
     }
     assert main([*command, "--draw", "4"]) == 0  # from what was kept
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{model}, test_pair, en" and "best of 3" in lines[1]
+    assert lines[0] == f"{tiny_model}, test_pair, en" and "best of 3" in lines[1]
     assert float(next(line for line in lines if "concept_top5" in line).split()[1]) == pytest.approx(
         rows["n = 1"]["concept_top5"], abs=1e-4
     )
@@ -182,10 +176,11 @@ def test_the_command_trains_a_judge(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "epochs is 0: at least 1" in capsys.readouterr().err
 
 
-def test_drawing_and_judging_go_together(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", str(model), "--draw", "4"]) == 2
+def test_drawing_and_judging_go_together(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tiny_model), "--draw", "4"]) == 2
     assert "--draw and --judge go together" in capsys.readouterr().err
-    assert main(["eval", str(model.parent / "clip"), "--draw", "4", "--judge", str(model.parent / "clip")]) == 2
+    clip = str(tiny_model.parent / "clip")
+    assert main(["eval", clip, "--draw", "4", "--judge", clip]) == 2
     assert "only a dalle draws" in capsys.readouterr().err
 
 

@@ -26,8 +26,8 @@ from support.tiny_model import make_tiny_model
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
-    clip = dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
+def clip(tiny_parts: Path) -> CLIP:
+    clip = dalle.load_clip(tiny_parts / "clip")
     torch.manual_seed(0)
     with torch.no_grad():  # fresh weights ignore their input nearly wholly: these do not
         for parameter in clip.vision.parameters():

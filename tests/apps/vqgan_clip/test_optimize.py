@@ -22,11 +22,6 @@ from support.tiny_model import IMAGE_SIZE, make_tiny_model
 PROMPT = "a red heart:1 | a blue circle:-0.2"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("painting")).parent
-
-
 def options(folder: Path, **given: Any) -> PaintOptions:
     usual = {
         "prompt": PROMPT,
@@ -49,15 +44,15 @@ def painted(settings: PaintOptions) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("drawer", ["vqgan", "pixels", "fft"])
-def test_the_loss_falls(folder: Path, drawer: str) -> None:
-    painter = begin(options(folder, drawer=drawer, steps=20, augment="none", cutout=("whole",), cutouts=1), "cpu")
+def test_the_loss_falls(tiny_parts: Path, drawer: str) -> None:
+    painter = begin(options(tiny_parts, drawer=drawer, steps=20, augment="none", cutout=("whole",), cutouts=1), "cpu")
     losses = [figures["loss"] for figures in painter.run()]
     assert sum(losses[-5:]) / 5 < losses[0]
 
 
 @pytest.mark.parametrize("drawer", ["vqgan", "pixels", "fft"])
-def test_the_same_seed_paints_the_same_whatever_was_drawn_before(folder: Path, drawer: str) -> None:
-    settings = options(folder, drawer=drawer)
+def test_the_same_seed_paints_the_same_whatever_was_drawn_before(tiny_parts: Path, drawer: str) -> None:
+    settings = options(tiny_parts, drawer=drawer)
     first = painted(settings)
     painter = begin(settings, "cpu")
     torch.manual_seed(99)
@@ -70,15 +65,15 @@ def test_the_same_seed_paints_the_same_whatever_was_drawn_before(folder: Path, d
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_accumulation_changes_the_memory_only(folder: Path, batch: int) -> None:
-    settings = options(folder, drawer="pixels")
+def test_accumulation_changes_the_memory_only(tiny_parts: Path, batch: int) -> None:
+    settings = options(tiny_parts, drawer="pixels")
     assert torch.allclose(painted(replace(settings, cutout_batch=batch)), painted(settings), atol=2e-4)
 
 
-def test_a_step_is_that_of_the_formula(folder: Path) -> None:
+def test_a_step_is_that_of_the_formula(tiny_parts: Path) -> None:
     """One step against the losses written out, by plain autograd and plain Adam."""
     settings = options(
-        folder, drawer="pixels", augment="none", cutout=("whole",), tv=0.3, saturation=0.2, init_weight=2.0, lr=0.01
+        tiny_parts, drawer="pixels", augment="none", cutout=("whole",), tv=0.3, saturation=0.2, init_weight=2.0, lr=0.01
     )
     painter = begin(settings, "cpu")
     clip = painter.critics[0].clip
@@ -102,21 +97,21 @@ def test_a_step_is_that_of_the_formula(folder: Path) -> None:
         assert torch.allclose(painter.drawer.values, values, atol=1e-4)
 
 
-def test_several_clips_are_weighted_equally(folder: Path) -> None:
+def test_several_clips_are_weighted_equally(tiny_parts: Path) -> None:
     """Twice the same CLIP is that CLIP."""
-    one = options(folder, drawer="pixels", augment="none", cutout=("whole",))
+    one = options(tiny_parts, drawer="pixels", augment="none", cutout=("whole",))
     assert torch.allclose(painted(replace(one, clip=one.clip * 2)), painted(one), atol=1e-5)
 
 
-def test_sizes_apart_from_the_tokenizers_own(folder: Path) -> None:
-    assert painted(options(folder, size="24x40", steps=1)).shape == (1, 3, 40, 24)
-    assert painted(options(folder, size="48x20", tile=16, steps=1)).shape == (1, 3, 20, 48)
-    assert painted(options(folder, drawer="fft", size="7x5", steps=1)).shape == (1, 3, 5, 7)
+def test_sizes_apart_from_the_tokenizers_own(tiny_parts: Path) -> None:
+    assert painted(options(tiny_parts, size="24x40", steps=1)).shape == (1, 3, 40, 24)
+    assert painted(options(tiny_parts, size="48x20", tile=16, steps=1)).shape == (1, 3, 20, 48)
+    assert painted(options(tiny_parts, drawer="fft", size="7x5", steps=1)).shape == (1, 3, 5, 7)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_moves(folder: Path, name: str) -> None:
-    painter = begin(options(folder, drawer="pixels", optimizer=name, steps=2), "cpu")
+def test_every_optimizer_moves(tiny_parts: Path, name: str) -> None:
+    painter = begin(options(tiny_parts, drawer="pixels", optimizer=name, steps=2), "cpu")
     start = painter.drawer.values.detach().clone()
     assert all(torch.isfinite(torch.tensor(figures["loss"])) for figures in painter.run())
     assert not torch.equal(painter.drawer.values, start)
@@ -127,43 +122,43 @@ def image_file(path: Path, colour: str = "green", size: tuple[int, int] = (30, 2
     return path
 
 
-def test_only_white_parts_of_the_mask_are_painted(folder: Path, tmp_path: Path) -> None:
+def test_only_white_parts_of_the_mask_are_painted(tiny_parts: Path, tmp_path: Path) -> None:
     init = image_file(tmp_path / "init.png", size=(16, 16))
     mask = Image.new("L", (16, 16), 0)
     mask.paste(255, (8, 0, 16, 16))
     mask.save(tmp_path / "mask.png")
-    made = painted(options(folder, init=init, mask=tmp_path / "mask.png", steps=8, lr=1.0))
+    made = painted(options(tiny_parts, init=init, mask=tmp_path / "mask.png", steps=8, lr=1.0))
     green = torch.tensor([0, 128 / 255, 0])[:, None, None]
     assert torch.allclose(made[0, :, :, :8], green.expand(3, 16, 8), atol=1e-6)
     assert not torch.allclose(made[0, :, :, 8:], green.expand(3, 16, 8), atol=0.05)
 
 
-def test_a_strong_pull_keeps_the_start(folder: Path, tmp_path: Path) -> None:
+def test_a_strong_pull_keeps_the_start(tiny_parts: Path, tmp_path: Path) -> None:
     init = image_file(tmp_path / "init.png")
-    free = options(folder, drawer="pixels", init=init, steps=20)
+    free = options(tiny_parts, drawer="pixels", init=init, steps=20)
     start = begin(free, "cpu").image()
     held = replace(free, init_weight=1000.0, init_decay=0)
     assert (painted(held) - start).abs().mean() < 0.5 * (painted(free) - start).abs().mean()
 
 
-def test_image_and_noise_prompts_are_embeddings(folder: Path, tmp_path: Path) -> None:
+def test_image_and_noise_prompts_are_embeddings(tiny_parts: Path, tmp_path: Path) -> None:
     reference = image_file(tmp_path / "ref.png", "red", (9, 9))
     given = {"prompt": "a heart ^ a star", "image_prompt": (f"{reference}:0.4",), "noise_prompt": ("5:0.1",)}
-    critic = begin(options(folder, **given), "cpu").critics[0]
+    critic = begin(options(tiny_parts, **given), "cpu").critics[0]
     assert [len(phase) for phase in critic.targets] == [3, 3]
     assert critic.weights[0].tolist() == pytest.approx([1, 0.4, 0.1])
     red = torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 8, 8)
     assert torch.allclose(critic.targets[1][1], critic.clip.encode_image(red)[0], atol=1e-5)
     assert float(critic.targets[0][2].norm()) == pytest.approx(1)
-    only = begin(options(folder, prompt="", noise_prompt=("5",)), "cpu")
+    only = begin(options(tiny_parts, prompt="", noise_prompt=("5",)), "cpu")
     assert [len(phase) for phase in only.critics[0].targets] == [1]
 
 
-def test_phases_change_what_is_painted(folder: Path) -> None:
-    both = painted(options(folder, prompt="a red heart ^ two green stars", drawer="pixels"))
-    first = painted(options(folder, prompt="a red heart", drawer="pixels"))
+def test_phases_change_what_is_painted(tiny_parts: Path) -> None:
+    both = painted(options(tiny_parts, prompt="a red heart ^ two green stars", drawer="pixels"))
+    first = painted(options(tiny_parts, prompt="a red heart", drawer="pixels"))
     assert not torch.equal(both, first)
-    assert torch.equal(painted(options(folder, prompt="a red heart ^ a red heart", drawer="pixels")), first)
+    assert torch.equal(painted(options(tiny_parts, prompt="a red heart ^ a red heart", drawer="pixels")), first)
 
 
 # ---- going on
@@ -175,12 +170,12 @@ def test_phases_change_what_is_painted(folder: Path) -> None:
     ids=["vqgan", "fft", "moving", "masked"],
 )
 def test_going_on_from_a_state_paints_what_was_painted_at_once(
-    folder: Path, tmp_path: Path, given: dict[str, Any]
+    tiny_parts: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:
     if given.pop("mask", False):
         Image.linear_gradient("L").resize((16, 16)).save(tmp_path / "mask.png")
         given |= {"init": image_file(tmp_path / "init.png", size=(16, 16)), "mask": tmp_path / "mask.png"}
-    settings = options(folder, **given)
+    settings = options(tiny_parts, **given)
     expected = painted(settings)
     first = begin(settings, "cpu")
     for _ in range(3):
@@ -197,9 +192,9 @@ def test_going_on_from_a_state_paints_what_was_painted_at_once(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_state_of_others_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_state_of_others_is_refused(tiny_parts: Path, tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
-    painter = begin(options(folder), "cpu")
+    painter = begin(options(tiny_parts), "cpu")
     painter.update()
     save_state(painter, file)
     state = read_state(file)
@@ -214,7 +209,12 @@ def test_a_state_of_others_is_refused(folder: Path, tmp_path: Path) -> None:
         changed(state, {"init": "x.png"})
     with pytest.raises(ValueError, match="no such state"):
         read_state(tmp_path / "nothing")
-    for content in (b"", b"cut short", file.read_bytes()[:300], (folder / "clip" / "model.safetensors").read_bytes()):
+    for content in (
+        b"",
+        b"cut short",
+        file.read_bytes()[:300],
+        (tiny_parts / "clip" / "model.safetensors").read_bytes(),
+    ):
         (tmp_path / "broken").write_bytes(content)
         with pytest.raises(ValueError, match="is no state of a painting"):
             read_state(tmp_path / "broken")
@@ -245,15 +245,15 @@ def test_zoom_enlarges_the_middle_on_images_that_are_no_squares() -> None:
 # ---- in one call
 
 
-def test_in_one_call(folder: Path) -> None:
+def test_in_one_call(tiny_parts: Path) -> None:
     seen: list[int] = []
     result = dalle.paint(
         PROMPT,
         steps=3,
         cutouts=2,
         augment="none",
-        clip=[str(folder / "clip")],
-        image_tokenizer=str(folder / "image_tokenizer"),
+        clip=[str(tiny_parts / "clip")],
+        image_tokenizer=str(tiny_parts / "image_tokenizer"),
         device="cpu",
         progress=lambda painter, figures: seen.append(painter.step),
     )

@@ -10,19 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-import dalle
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.confusion import confusion_image
 from dalle.apps.zeroshot.labelled import accuracy_on, labelled_images
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS
 from dalle.models.clip import CLIP
-from support.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
-    return dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
 
 
 @pytest.fixture
@@ -34,11 +27,11 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_folder_with_a_subfolder_for_each_class(clip: CLIP, photos: Path) -> None:
+def test_a_folder_with_a_subfolder_for_each_class(tiny_clip: CLIP, photos: Path) -> None:
     (photos / "star" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     data = labelled_images(str(photos))
     assert data.labels == {"red_heart": ("red heart",), "star": ("star",), "दिल": ("दिल",)}
-    classifier = ZeroShotClassifier(clip, data.labels, ["a {}"])
+    classifier = ZeroShotClassifier(tiny_clip, data.labels, ["a {}"])
     told: list[int] = []
     found = accuracy_on(classifier, data, batch_size=4, progress=told.append)
     hits = []
@@ -81,8 +74,8 @@ def test_the_emoji_by_style_and_by_group() -> None:
         labelled_images("emoji", "colour")
 
 
-def test_what_cannot_be_classified(clip: CLIP, photos: Path, tmp_path: Path) -> None:
-    classifier = ZeroShotClassifier(clip, ["star", "दिल"])
+def test_what_cannot_be_classified(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    classifier = ZeroShotClassifier(tiny_clip, ["star", "दिल"])
     with pytest.raises(ValueError, match="class 'red_heart' is not among the 2 labels"):
         accuracy_on(classifier, labelled_images(str(photos)))
     (photos / "loose.png").write_bytes(b"")

@@ -24,7 +24,7 @@ from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDatase
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
 from dalle.data.token_shards.files import INDEX, ShardIndex
 from dalle.image_tokenizers import ImageTokenizer
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_model import CODES, GRID, IMAGE_SIZE
 
 COUNT = 60
 
@@ -35,13 +35,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("parts"), clip=False).parent
-
-
-@pytest.fixture(scope="module")
-def tokenizer(parts: Path) -> ImageTokenizer:
-    return load_image_tokenizer(parts / "image_tokenizer")
+def tokenizer(tiny_parts: Path) -> ImageTokenizer:
+    return load_image_tokenizer(tiny_parts / "image_tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -283,11 +278,11 @@ def test_a_shard_that_is_not_whole_is_an_error_at_the_start(large: Path, harm: s
 
 
 def test_shards_of_another_tokenizer_are_refused(
-    large: Path, tokenizer: ImageTokenizer, parts: Path, tmp_path_factory: pytest.TempPathFactory
+    large: Path, tokenizer: ImageTokenizer, tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = tmp_path_factory.mktemp("other")
     encode(ShapesConfig(size=150), tokenizer, other, shard_images=50, batch_size=50, sha256="else")
-    sha256 = folder_hash(parts / "image_tokenizer")
+    sha256 = folder_hash(tiny_parts / "image_tokenizer")
     with pytest.raises(ValueError, match=f"sha256 tiny, but parts/image_tokenizer has {sha256}: use the tokenizer"):
         TokenShardsConfig(path=large).check_tokenizer(sha256, "parts/image_tokenizer")
     shutil.copy(other / "train-00000.parquet", large)  # one of them among the others

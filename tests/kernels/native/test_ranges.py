@@ -21,16 +21,13 @@ from dalle.kernels.native.attention import attend_sequences
 from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.group_norm import group_norm
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from support.generation import sample
+from support.tiny_configs import clip_config, dalle_config
 
 compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=64, depth=2, heads=2), text_vocab=20, text_length=5, image_vocab=64, grid=(4, 5)
-)
+CONFIG = dalle_config(width=64, image_vocab=64, grid=(4, 5))
 TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
 BAD = (-1, 64, 10_000, -(2**63), 2**63 - 1)
 
@@ -99,8 +96,7 @@ def test_codes_and_text_of_a_model(model: DALLE, bad: int) -> None:
 
 
 def test_text_of_a_clip() -> None:
-    shape = TransformerConfig(width=32, depth=1, heads=2)
-    clip = CLIP(CLIPConfig(image_size=16, patch_size=8, vision=shape, text=shape, text_vocab=20, text_length=5))
+    clip = CLIP(clip_config(width=32, depth=1, text_vocab=20, text_length=5))
     with pytest.raises(IndexError, match="text ids run from 1 to 20; .* below 20"):
         clip.encode_text(torch.tensor([[1, 20]]))
 

@@ -22,16 +22,16 @@ from dalle.checkpoints.unclip import assemble
 from dalle.config import to_dict
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer_config import TransformerConfig
 from dalle.models.unet import UNetConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 from dalle.pipelines.unclip import UnCLIP
+from support.tiny_configs import clip_config, transformer_config
 
 ROOT = Path(__file__).parents[3]
-TINY = TransformerConfig(width=16, depth=1, heads=2)
+TINY = transformer_config(depth=1)
 UNET = UNetConfig(channels=8, channel_multipliers=[1, 2], attention_levels=[1], head_channels=8)
 SHAPE: dict[str, Any] = {"embed_dim": 8, "text_width": 16, "text_length": 12}
 STEPS = {"sampler": {"steps": 3}}
@@ -52,7 +52,7 @@ def saved(folder: Path, stage: str, module: Any, seed: int, parts: dict[str, Pat
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders as train.py writes them."""
     root = tmp_path_factory.mktemp("unclip")
-    clip = CLIP(CLIPConfig(image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, **SHAPE_OF_CLIP))
+    clip = CLIP(clip_config(depth=1, text_vocab=4096))
     words = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
     found = {"clip": saved(root / "clip", "clip", clip, 0, words)}
     clips = {"clip": found["clip"]}
@@ -67,9 +67,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     upsampler = Upsampler(UpsamplerConfig(image_size=16, low_size=8, unet=shape))
     found["upsampler"] = saved(root / "upsampler", "diffusion", upsampler, 4, {}, sampling=STEPS)
     return found
-
-
-SHAPE_OF_CLIP = {"text_length": 12, "embed_dim": 8}
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +279,7 @@ def test_wrong_options_are_one_line(
 
 
 def test_parts_that_do_not_fit_are_refused(parts: dict[str, Path], tmp_path: Path) -> None:
-    other = CLIP(CLIPConfig(image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, **SHAPE_OF_CLIP))
+    other = CLIP(clip_config(depth=1, text_vocab=4096))
     words = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
     clips = {"clip": saved(tmp_path / "clip", "clip", other, 9, words)}
     prior = DiffusionPrior(DiffusionPriorConfig(transformer=TINY, **SHAPE))

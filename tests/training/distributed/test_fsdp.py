@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dalle.kernels import switches
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
-from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from dalle.training.distributed import sharded_checkpoint
 from dalle.training.distributed.fsdp import (
     Sharding,
@@ -37,19 +35,18 @@ from dalle.training.run.log import start_accelerator, start_sharding
 from dalle.training.tasks import Phase
 from dalle.training.train_step import optimizer_step
 from support.generation import generate
+from support.tiny_configs import clip_config, dalle_config, transformer_config
 
 ROOT = Path(__file__).parents[3]
-SHAPE = TransformerConfig(width=32, depth=2, heads=2)
 METHODS = {"dalle": ("losses", "prefill", "extend", "new_cache"), "clip": ("encode_image", "encode_text")}
 
 
 def _model(kind: str, checkpointing: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    shape = TransformerConfig(width=32, depth=2, heads=2, checkpoint_activations=checkpointing)
-    if kind == "dalle":
-        return DALLE(DALLEConfig(transformer=shape, text_vocab=51, text_length=8, image_vocab=32, grid=(4, 4)))
-    config = CLIPConfig(image_size=32, patch_size=8, vision=SHAPE, text=SHAPE, text_vocab=51, text_length=8)
-    return CLIP(config)
+    if kind == "clip":
+        return CLIP(clip_config(width=32, image_size=32, text_vocab=51, text_length=8, embed_dim=256))
+    shape = transformer_config(width=32, checkpoint_activations=checkpointing)
+    return DALLE(dalle_config(transformer=shape, text_vocab=51, text_length=8, image_vocab=32, grid=(4, 4)))
 
 
 def _loss(model: nn.Module) -> Tensor:

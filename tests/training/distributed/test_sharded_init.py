@@ -12,16 +12,16 @@ from torch import nn
 
 from dalle.checkpoints.modules import load_weights, skip_init
 from dalle.checkpoints.tensors import open_tensors, write_tensors
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
-from dalle.models.transformer_config import TransformerConfig
 from dalle.training.distributed.sharded_init import sharded_init
 from dalle.training.lora import LoRAConfig, add_lora
+from support.tiny_configs import clip_config, dalle_config, transformer_config
 
-SHAPE = TransformerConfig(width=24, depth=2, heads=2)
+SHAPE = transformer_config(width=24)
 ODD = replace(SHAPE, feed_forward="swiglu", qk_norm=True, sandwich=True, layer_scale=True)
-SMALL = DALLEConfig(transformer=SHAPE, text_vocab=51, text_length=5, image_vocab=32, grid=(3, 5), attention=("row",))
+SMALL = dalle_config(transformer=SHAPE, text_vocab=51, image_vocab=32, grid=(3, 5), attention=("row",))
 CPU = torch.device("cpu")
 
 
@@ -30,8 +30,7 @@ def _features() -> nn.Module:
 
 
 def _clip() -> nn.Module:
-    towers = {"vision": SHAPE, "text": SHAPE, "text_vocab": 51, "text_length": 8}
-    return CLIP(CLIPConfig(image_size=32, patch_size=8, **towers))  # type: ignore[arg-type]
+    return CLIP(clip_config(width=24, image_size=32, text_vocab=51, text_length=8, embed_dim=256))
 
 
 def _tuned() -> nn.Module:

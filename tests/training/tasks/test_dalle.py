@@ -15,12 +15,11 @@ from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask, with_noise
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
+from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
-    folder = make_tiny_model(tmp_path_factory.mktemp("parts")).parent
+def task(tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
     recipe = {
         "stage": "dalle",
         "model": {
@@ -32,9 +31,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
         },
         "data": {"kind": "shapes"},
         "optim": {},
-        "run": {"dir": str(folder / "run"), "steps": 1, "batch_size": 1},
-        "text_tokenizer": str(folder / "text_tokenizer"),
-        "image_tokenizer": str(folder / "image_tokenizer"),
+        "run": {"dir": str(tmp_path_factory.mktemp("task") / "run"), "steps": 1, "batch_size": 1},
+        "text_tokenizer": str(tiny_parts / "text_tokenizer"),
+        "image_tokenizer": str(tiny_parts / "image_tokenizer"),
         "bpe_dropout": 0.2,
         "caption_dropout": 0.3,
     }

@@ -14,15 +14,13 @@ from torch.distributions import Normal, kl_divergence
 
 import dalle
 import train
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.config import from_dict, to_dict
+from dalle.config import from_dict
 from dalle.data import DataConfig, open_data
 from dalle.data.batch import Batch
 from dalle.data.loader import batches
 from dalle.generation.diffusion.prediction import denoised, denoised_rows
 from dalle.images.transforms import gaussian_blur
-from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import CosineConfig, make_schedule
 from dalle.models.transformer_config import TransformerConfig
@@ -59,19 +57,6 @@ UPSAMPLER = COMMON | {
     "model": {"kind": "upsampler", "image_size": 16, "low_size": 8, "unet": UNET | {"attention_levels": []}},
     "crop": 0.5,
 }
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A CLIP with random weights."""
-    folder = tmp_path_factory.mktemp("clip") / "clip"
-    config = CLIPConfig(
-        image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, text_length=12, embed_dim=8
-    )
-    torch.manual_seed(0)
-    parts = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
-    model_folder.save(folder, {"stage": "clip", "model": to_dict(config)}, CLIP(config).state_dict(), parts=parts)
-    return str(folder)
 
 
 def task_of(recipe: dict[str, Any], clip: str) -> DiffusionTask:

@@ -12,15 +12,13 @@ from torch import Tensor
 
 import dalle
 import train
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.config import from_dict, to_dict
+from dalle.config import from_dict
 from dalle.data import open_data
 from dalle.data.batch import Batch
 from dalle.data.loader import batches, evaluation_batches
 from dalle.evaluation.priors import compared
 from dalle.models.autoregressive_prior import AutoregressivePrior
-from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
 from dalle.models.transformer_config import TransformerConfig
 from dalle.training.checkpoint.best import METRICS
@@ -48,20 +46,6 @@ AUTOREGRESSIVE = RECIPE | {
     "model": {**RECIPE["model"], "kind": "autoregressive", "buckets": 8, "dot_buckets": 4, "variance": 0.9},
     "sampling": {},
 }
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A CLIP with random weights."""
-    folder = tmp_path_factory.mktemp("clip") / "clip"
-    config = CLIPConfig(
-        image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, text_length=12, embed_dim=8
-    )
-    torch.manual_seed(0)
-    parts = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
-    stage = {"stage": "clip", "model": to_dict(config)}
-    model_folder.save(folder, stage, CLIP(config).state_dict(), parts=parts)
-    return str(folder)
 
 
 def task_of(recipe: dict, clip: str, folder: Path) -> PriorTask:
