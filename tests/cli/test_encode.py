@@ -55,7 +55,7 @@ def figures(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("shuffle", [{"shift": 0.0, "size": 40}, {"shift": 0.05, "size": 80}])
-def test_shards_train_as_images_do(shuffle: dict, tiny_parts: Path, tmp_path: Path) -> None:
+def test_training_on_token_shards_equals_training_on_images(shuffle: dict, tiny_parts: Path, tmp_path: Path) -> None:
     """Over epochs where nothing varies in an image, else in the first epoch; dropouts of captions are on."""
     config = str(recipe(tiny_parts, tmp_path, {"kind": "shapes"} | shuffle))
     assert main(["encode", config, str(tmp_path / "tokens"), "--shard-images", "32"]) == 0
@@ -69,7 +69,9 @@ def test_shards_train_as_images_do(shuffle: dict, tiny_parts: Path, tmp_path: Pa
     assert sum("validation/image_nats" in line for line in expected) == 3
 
 
-def test_eval_takes_shards(tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_on_token_shards_equals_eval_on_images(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = str(recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 40}))
     tokens = tmp_path / "tokens"
     assert main(["encode", config, str(tokens)]) == 0
@@ -86,7 +88,7 @@ def test_eval_takes_shards(tiny_parts: Path, tmp_path: Path, capsys: pytest.Capt
     assert "holds codes and no images" in capsys.readouterr().err
 
 
-def test_a_model_of_another_tokenizer_is_refused(
+def test_token_shards_of_another_image_tokenizer_are_refused(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 40}))
@@ -116,7 +118,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(
+def test_wrong_inputs_give_a_one_line_error(
     name: str, tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -139,7 +141,7 @@ def encoding(config: Path, out: Path, processes: int = 1) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_shards(tiny_parts: Path, tmp_path: Path) -> None:
+def test_encoding_killed_repeatedly_ends_with_the_same_shards(tiny_parts: Path, tmp_path: Path) -> None:
     config = recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 2000})
     whole, out = tmp_path / "whole", tmp_path / "out"
     subprocess.run(encoding(config, whole), check=True, cwd=ROOT)
@@ -164,7 +166,7 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(tiny_parts: Path, t
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(tiny_parts: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_shards_as_one(tiny_parts: Path, tmp_path: Path) -> None:
     config = recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 200})
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for processes in (1, 2):

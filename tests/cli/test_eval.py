@@ -41,7 +41,7 @@ def test_eval_prints_what_evaluate_gives(tiny_parts: Path, name: str, capsys: py
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "float32"])
-def test_export_keeps_the_weights_as_near_as_their_storage_allows(
+def test_export_error_is_within_its_dtype(
     tiny_parts: Path, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -57,7 +57,7 @@ def test_export_keeps_the_weights_as_near_as_their_storage_allows(
     assert torch.isfinite(torch.tensor(pipe("a red circle")[0].scores)).all()
 
 
-def test_classify_prints_what_the_classifier_gives(
+def test_classify_prints_the_classifiers_probabilities(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
@@ -79,7 +79,7 @@ def test_classify_prints_what_the_classifier_gives(
     assert title == str(tmp_path / "0.png") and line.split()[1] == classifier(tmp_path / "0.png")[0].labels[0]
 
 
-def test_eval_classify_prints_figures_and_writes_the_confusion(
+def test_eval_classify_prints_accuracy_and_writes_the_confusion_image(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--by", "group", "--split", "test_block", "--clip", str(tiny_parts / "clip"), "--device", "cpu"]
@@ -105,7 +105,9 @@ def index(tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_index_and_search(index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_and_search_commands_print_and_export(
+    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert main(["index", "--out", str(index), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -125,7 +127,7 @@ def test_index_and_search(index: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["search", str(index), "--duplicates", "1"]) == 0
 
 
-def test_show_opens_a_page_where_there_is_a_browser(
+def test_show_opens_the_page_in_a_browser(
     index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[str] = []
@@ -179,7 +181,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(
+def test_wrong_inputs_give_a_one_line_error(
     tiny_parts: Path, index: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -208,7 +210,7 @@ def make_broken(source: Path, target: Path) -> Path:
     return target
 
 
-def test_a_reader_that_has_enough_is_no_mistake(tiny_parts: Path) -> None:
+def test_closed_pipe_is_no_error(tiny_parts: Path) -> None:
     command = [sys.executable, "-m", "dalle", "plan", "configs/paper/dalle-12b.yaml"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -31,7 +31,7 @@ def only(out: Path) -> Path:
     return folder
 
 
-def test_files_metadata_and_the_same_again(
+def test_painting_writes_files_whose_metadata_reproduce_it(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(line(tiny_parts, tmp_path / "a", "--save-every", "2", "--seed", "3", "--saturation", "-0.5")) == 0
@@ -56,7 +56,9 @@ def test_files_metadata_and_the_same_again(
     assert again.tobytes() == image.tobytes()
 
 
-def test_json_for_scripts_and_videos(tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_lists_files_and_videos_have_all_frames(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number, (name, format_) in enumerate((("a.gif", "GIF"), ("a.webp", "WEBP"), ("a.mp4", None))):
         film = tmp_path / name
         more = ["--video", str(film), "--frame-every", "2", "--zoom", "1.1", "--json"]
@@ -74,7 +76,7 @@ def test_json_for_scripts_and_videos(tiny_parts: Path, tmp_path: Path, capsys: p
     assert not list(tmp_path.glob(".*"))
 
 
-def test_interrupted_it_keeps_the_image_and_goes_on(
+def test_interrupted_painting_keeps_its_image_and_resumes(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(line(tiny_parts, tmp_path / "whole")) == 0
@@ -145,7 +147,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(
+def test_wrong_inputs_give_a_one_line_error(
     tiny_parts: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given, message = WRONG[name]
@@ -171,7 +173,7 @@ def test_wrong_inputs_are_one_line(
 
 
 @pytest.mark.parametrize("kind", ["dot", "gif", "transparent", "thin"])
-def test_odd_images_are_good_starts(tiny_parts: Path, kind: str, tmp_path: Path) -> None:
+def test_init_images_of_any_mode_and_size_work(tiny_parts: Path, kind: str, tmp_path: Path) -> None:
     made = {
         "dot": Image.new("RGB", (1, 1), "red"),
         "gif": Image.new("P", (9, 7)),
@@ -182,12 +184,12 @@ def test_odd_images_are_good_starts(tiny_parts: Path, kind: str, tmp_path: Path)
     assert main(line(tiny_parts, tmp_path / "out", "--init", str(tmp_path / "init"), "--steps", "1")) == 0
 
 
-def test_negative_prompts_alone_go_with_a_image(tiny_parts: Path, tmp_path: Path) -> None:
+def test_negative_prompts_alone_work_with_an_image(tiny_parts: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "init.png")
     assert main(line(tiny_parts, tmp_path / "out", "--init", str(tmp_path / "init.png"), prompt="red:-1")) == 0
 
 
-def test_a_full_disk_is_one_line_and_the_last_image_stays(
+def test_full_disk_gives_one_line_and_keeps_the_last_image(
     tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, count = Image.Image.save, [0]
@@ -206,9 +208,7 @@ def test_a_full_disk_is_one_line_and_the_last_image_stays(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_refused(
-    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_folder_is_refused(tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     assert main(line(tiny_parts, tmp_path / "out")) == 2
     assert "is not a folder that can be written" in capsys.readouterr().err
@@ -221,7 +221,7 @@ def test_without_pyav_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyt
     video.check_video(tmp_path / "film.gif")
 
 
-def test_frames_of_odd_sides_become_a_film(tmp_path: Path) -> None:
+def test_frames_of_odd_sides_become_a_video(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     frames = [tmp_path / f"{number}.png" for number in range(4)]
     for number, frame in enumerate(frames):
@@ -233,7 +233,7 @@ def test_frames_of_odd_sides_become_a_film(tmp_path: Path) -> None:
     assert [round(float(frame[..., 0].mean()) / 60) for frame in shown] == [0, 1, 2, 3]
 
 
-def test_painting_leaves_torch_as_it_was(tiny_parts: Path, tmp_path: Path) -> None:
+def test_painting_restores_grad_mode(tiny_parts: Path, tmp_path: Path) -> None:
     before = torch.is_grad_enabled()
     assert main(line(tiny_parts, tmp_path, "--steps", "1")) == 0
     assert torch.is_grad_enabled() == before

@@ -41,7 +41,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_samples_reranks_and_writes(tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_writes_reranked_images_and_scores(
+    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--n", "5", "--keep", "2", "--seed", "7", "--guidance", "3", "--top-k", "9", "--model", str(tiny_model)]
     assert sample.main(["a red heart", "लाल दिल", *options]) == 0
     folder = here / "outputs" / "a-red-heart-7"
@@ -58,7 +60,7 @@ def test_samples_reranks_and_writes(tiny_model: Path, here: Path, capsys: pytest
     assert (content["options"]["guidance"], content["options"]["temperature"]) == (3.0, 1.0)  # given, and the model's
 
 
-def test_a_png_can_be_drawn_again_from_its_metadata(tiny_model: Path, here: Path) -> None:
+def test_png_metadata_reproduces_the_image(tiny_model: Path, here: Path) -> None:
     drawn = ["--n", "3", "--seed", "11", "--temperature", "0.8", "--top-p", "0.9", "--image", "face.png"]
     assert sample.main(["लाल दिल", *drawn, "--mask", "mask.png", "--model", str(tiny_model), "--no-grid"]) == 0
     (folder,) = (here / "outputs").iterdir()
@@ -78,7 +80,7 @@ def test_a_png_can_be_drawn_again_from_its_metadata(tiny_model: Path, here: Path
         assert ImageChops.difference(again.images[0], image).getbbox() is None
 
 
-def test_a_window_takes_fewer_steps_for_the_same_files(tiny_model: Path, here: Path) -> None:
+def test_window_gives_the_same_files_in_fewer_steps(tiny_model: Path, here: Path) -> None:
     found = []
     for window in ("1", "8"):
         options = ["--n", "3", "--batch-size", "1", "--temperature", "0.5", "--window", window, "--out", window]
@@ -90,7 +92,7 @@ def test_a_window_takes_fewer_steps_for_the_same_files(tiny_model: Path, here: P
     assert found[0][0] == 3 * 16 and 3 < found[1][0] < 3 * 16
 
 
-def test_faster_decoders(tiny_model: Path, here: Path) -> None:
+def test_memory_limit_keeps_the_images_and_guidance_changes_them(tiny_model: Path, here: Path) -> None:
     found = {}
     ways = {"plain": [], "little memory": ["--max-memory", "1kB"], "8 bits": ["--dtype", "int8"]}
     ways |= {"all guided": ["--guidance", "3"], "guided": ["--guidance", "3", "--guidance-until", "16"]}
@@ -115,14 +117,14 @@ def test_earlier_outputs_are_not_overwritten(model_without_clip: Path, here: Pat
     assert content["images"][0]["score"] is None
 
 
-def test_many_prompts_are_drawn_in_groups_and_all_written(tiny_model: Path, here: Path) -> None:
+def test_many_prompts_are_generated_in_groups_and_all_written(tiny_model: Path, here: Path) -> None:
     prompts = [f"{i} red hearts" for i in range(5)]
     assert sample.main([*prompts, "--n", "16", "--keep", "1", "--model", str(tiny_model)]) == 0
     content = json.loads((here / "outputs" / "0-red-hearts-0" / "scores.json").read_text())
     assert [p["prompt"] for p in content["images"]] == prompts
 
 
-def test_from_the_top_of_a_image(tiny_model: Path, here: Path) -> None:
+def test_keep_rows_continues_an_image(tiny_model: Path, here: Path) -> None:
     options = ["--image", "face.png", "--keep-rows", "0.5", "--n", "2", "--model", str(tiny_model)]
     assert sample.main(["a dog", *options]) == 0
 
@@ -180,7 +182,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(tiny_model: Path, here: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_give_a_one_line_error(
+    tiny_model: Path, here: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments, message = WRONG[name]
     (here / "text.txt").write_text("not an image")
     (here / "empty").mkdir()
@@ -200,7 +204,7 @@ def test_wrong_inputs_are_one_line(tiny_model: Path, here: Path, name: str, capf
     assert not (here / "outputs").exists()
 
 
-def test_without_clip_all_must_be_kept(
+def test_without_clip_no_candidate_can_be_chosen(
     tiny_model: Path, model_without_clip: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["a", "--n", "3", "--keep", "1", "--model", str(model_without_clip)]
@@ -219,7 +223,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("file", BROKEN)
-def test_a_damaged_model_folder_is_one_line(
+def test_damaged_model_folder_gives_a_one_line_error(
     file: str, tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_tiny_model(tmp_path / "broken")
@@ -231,20 +235,22 @@ def test_a_damaged_model_folder_is_one_line(
 
 
 @pytest.mark.parametrize("prompt", ["गुलाबी हात्ती", "一只粉色的大象", "🐘❤️", "", "  ", "a dog\nand a cat", "--n"])
-def test_prompts_in_any_script(prompt: str, tiny_model: Path, here: Path) -> None:
+def test_prompts_of_any_script_are_in_the_metadata(prompt: str, tiny_model: Path, here: Path) -> None:
     assert sample.main(["--n", "1", "--model", str(tiny_model), "--", prompt]) == 0
     (folder,) = (here / "outputs").iterdir()
     (file,) = folder.glob("01-*.png")
     assert Image.open(file).text["prompt"] == prompt  # type: ignore[attr-defined]
 
 
-def test_a_long_prompt_is_cut_with_a_warning(tiny_model: Path, here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_prompts_are_truncated_with_a_warning(
+    tiny_model: Path, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         assert sample.main(["a red heart " * 500, "--n", "1", "--model", str(tiny_model)]) == 0
     assert "tokens cut to the model's 12" in caplog.text
 
 
-def test_no_space_left_keeps_what_is_finished(
+def test_full_disk_keeps_finished_images(
     tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = dalle.images.png.write_png
@@ -264,7 +270,7 @@ def test_no_space_left_keeps_what_is_finished(
 
 
 @pytest.mark.slow
-def test_a_real_ctrl_c(tiny_model: Path, here: Path) -> None:
+def test_sigint_ends_the_process_with_130(tiny_model: Path, here: Path) -> None:
     arguments = [
         "a dog",
         "a cat",
@@ -290,7 +296,7 @@ def test_a_real_ctrl_c(tiny_model: Path, here: Path) -> None:
     assert [line for line in err.splitlines() if "sample.py" in line] == ["sample.py: stopped; nothing was finished"]
 
 
-def test_ctrl_c_keeps_what_is_finished(
+def test_keyboard_interrupt_keeps_finished_images(
     tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw, calls = TextToImage.__call__, []

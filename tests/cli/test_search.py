@@ -32,7 +32,7 @@ def found(made: Path, capsys: pytest.CaptureFixture[str], *options: str) -> list
     return hits
 
 
-def test_options_of_a_search(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_weights_floor_and_distinct(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = found(made, capsys, "a red heart")
     assert len(every) == 4 and every[0]["probability"] is None
     assert found(made, capsys, "--weights", "a red heart: 2") == every
@@ -55,7 +55,7 @@ def test_options_of_a_search(made: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["a", "--min-score", "30"], "scores are from -1 to 1"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_wrong_options_give_a_one_line_error(
     options: list[str], message: str, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", str(made / "photos.index"), *options, "--device", "cpu"]) == 2
@@ -63,7 +63,9 @@ def test_wrong_options_are_one_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_none_of_these(made: Path, tiny_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_threshold_prints_none_of_these(
+    made: Path, tiny_parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image, clip = str(made / "photos/a.png"), str(tiny_parts / "clip")
     given = ["classify", image, "--labels", "heart,star", "--clip", clip, "--device", "cpu"]
     assert main([*given, "--threshold", "1"]) == 0

@@ -58,7 +58,7 @@ def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def test_figures_of_an_image_tokenizer(tiny_parts: Path, pairs: list[Pair]) -> None:
+def test_image_tokenizer_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
     counts: Counter[int] = Counter()
     psnr, ssim = [], []
@@ -84,7 +84,7 @@ def test_figures_of_an_image_tokenizer(tiny_parts: Path, pairs: list[Pair]) -> N
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
-def test_locality_of_an_image_tokenizer(tiny_parts: Path, pairs: list[Pair]) -> None:
+def test_image_tokenizer_locality_equals_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     """Cell by cell, with images that numpy moves."""
     tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
     factor = tokenizer.factor
@@ -122,7 +122,7 @@ def test_locality_of_an_image_tokenizer(tiny_parts: Path, pairs: list[Pair]) -> 
     assert 0 < found["kept_noise"] <= 1 and 0 < expected["blank_share"] < 1
 
 
-def test_frechet_distance_of_reconstructions(tiny_parts: Path, pairs: list[Pair]) -> None:
+def test_frechet_distance_compares_reconstructions_with_originals(tiny_parts: Path, pairs: list[Pair]) -> None:
     features = frozen_features("cpu")
     if features is None:
         pytest.skip('pip install "dalle[eval]"')
@@ -132,7 +132,7 @@ def test_frechet_distance_of_reconstructions(tiny_parts: Path, pairs: list[Pair]
     assert of_validation(tiny_parts / "image_tokenizer")["frechet_lite0"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_figures_of_a_clip(tiny_parts: Path, pairs: list[Pair]) -> None:
+def test_clip_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     clip = dalle.load_clip(tiny_parts / "clip")
     held_out = open_data(DATA, "validation", 8)  # this CLIP looks at smaller images
     images = [clip.encode_image(tensor(held_out.pair(index, 0)))[0].detach() for index in range(len(pairs))]
@@ -149,7 +149,7 @@ def test_figures_of_a_clip(tiny_parts: Path, pairs: list[Pair]) -> None:
     assert of_validation(tiny_parts / "clip", batch_size=4) == pytest.approx(expected)
 
 
-def test_figures_of_a_dalle(tiny_parts: Path, pairs: list[Pair]) -> None:
+def test_dalle_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     model = dalle.load_model(tiny_parts / "model")
     words = dalle.load_text_tokenizer(tiny_parts / "text_tokenizer")
     tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
@@ -171,7 +171,7 @@ def test_figures_of_a_dalle(tiny_parts: Path, pairs: list[Pair]) -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
-def test_image_nats_with_own_empty_and_other_caption(tiny_parts: Path, pairs: list[Pair]) -> None:
+def test_image_nats_under_own_empty_and_other_caption_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     model = dalle.load_model(tiny_parts / "model")
     words = dalle.load_text_tokenizer(tiny_parts / "text_tokenizer")
     tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
@@ -210,7 +210,7 @@ def _nats_at(rows: np.ndarray, targets: np.ndarray, temperature: float) -> float
     return float((log_z - scaled[np.arange(len(targets)), targets]).mean())
 
 
-def test_published_weights_are_measured_as_they_are(tmp_path: Path) -> None:
+def test_published_weights_are_evaluated_without_conversion(tmp_path: Path) -> None:
     """A VQGAN of taming-transformers, and minDALL-E with its own parts: small ones of the same layout."""
     data = ShapesConfig(size=24)
     quantizer = VQConfig(codebook_size=13, code_channels=8, distance="euclidean", update="gradient")
@@ -246,7 +246,7 @@ def test_limit_is_the_number_of_images(tiny_parts: Path) -> None:
     assert of_validation(tiny_parts / "clip", limit=99)["images"] == 10
 
 
-def test_without_a_split_all_are_looked_at(tiny_parts: Path) -> None:
+def test_without_a_split_all_are_evaluated(tiny_parts: Path) -> None:
     seen: list[int] = []
     found = evaluate(tiny_parts / "clip", DATA, batch_size=30, progress=seen.append)
     assert {split: metrics["images"] for split, metrics in found.items()} == {"train": 80, "validation": 10}
@@ -258,19 +258,19 @@ def test_without_a_split_all_are_looked_at(tiny_parts: Path) -> None:
     ("options", "message"),
     [({"limit": 0}, "limit is 0"), ({"batch_size": -1}, "batch_size is -1"), ({"splits": ["dev"]}, "split 'dev'")],
 )
-def test_wrong_numbers_are_named(tiny_parts: Path, options: dict, message: str) -> None:
+def test_options_out_of_range_are_refused(tiny_parts: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(tiny_parts / "clip", DATA, **({"splits": ["validation"]} | options))
 
 
-def test_what_has_no_figures_is_named(tiny_parts: Path, tmp_path: Path) -> None:
+def test_stages_without_metrics_are_refused(tiny_parts: Path, tmp_path: Path) -> None:
     text_tokenizer = shutil.copytree(tiny_parts / "text_tokenizer", tmp_path / "text_tokenizer")
     (text_tokenizer / "config.yaml").write_text("stage: text_tokenizer\nmodel: {vocab_size: 300}\n")
     with pytest.raises(ValueError, match="stage is text_tokenizer; eval takes"):
         evaluate(text_tokenizer, DATA)
 
 
-def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_split() -> None:
+def test_table_has_a_line_per_metric_and_a_column_per_split() -> None:
     first, psnr, nats, retrieved = table(
         {"train": {"psnr": 21.5, "blank_nats": None}, "validation": {"psnr": 20.0, "image_to_text@10": 0.25}}
     ).splitlines()

@@ -68,7 +68,7 @@ def test_tokens_do_not_depend_on_batch_size(model: DALLE, options: dict, batch_s
     )
 
 
-def test_a_candidate_is_the_same_alone(model: DALLE) -> None:
+def test_candidates_do_not_depend_on_the_batch(model: DALLE) -> None:
     codes = generate(model, TEXT, SEEDS)
     assert torch.equal(generate(model, TEXT[1:2], [[7]])[0], codes[3])
     assert torch.equal(generate(model, TEXT[2:], [[9, 4]]), codes[[5, 4]])
@@ -87,7 +87,7 @@ def test_guidance_1_is_no_guidance(model: DALLE, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_each_text_is_run_once(model: DALLE, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+def test_each_text_is_prefilled_once(model: DALLE, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
     rows: list[list[int]] = []
     prefill = model.prefill
     monkeypatch.setattr(model, "prefill", lambda text: rows.extend(text.tolist()) or prefill(text))
@@ -96,7 +96,7 @@ def test_each_text_is_run_once(model: DALLE, monkeypatch: pytest.MonkeyPatch, ba
 
 
 @pytest.mark.parametrize("options", OPTIONS[:2])
-def test_known_codes_are_kept_and_condition_the_rest(model: DALLE, options: dict) -> None:
+def test_known_codes_stay_and_condition_the_rest(model: DALLE, options: dict) -> None:
     generator = torch.Generator().manual_seed(0)
     forced = torch.randint(0, 11, (6, 12), generator=generator)
     keep = torch.rand(6, 12, generator=generator) < 0.5
@@ -109,7 +109,7 @@ def test_known_codes_are_kept_and_condition_the_rest(model: DALLE, options: dict
         assert torch.equal(codes[row], alone.flatten())
 
 
-def test_rows_of_a_image_are_gone_on_from(model: DALLE) -> None:
+def test_known_rows_are_continued(model: DALLE) -> None:
     image = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(0))
     top = torch.zeros(3, 4, dtype=torch.bool)
     top[:2] = True
@@ -125,13 +125,13 @@ def test_rows_of_a_image_are_gone_on_from(model: DALLE) -> None:
     assert torch.equal(everything, image.expand(6, 3, 4))
 
 
-def test_forced_codes_for_each_prompt(model: DALLE) -> None:
+def test_known_codes_may_differ_by_prompt(model: DALLE) -> None:
     forced = torch.randint(0, 11, (3, 3, 4), generator=torch.Generator().manual_seed(0))
     codes = generate(model, TEXT, SEEDS, known_codes=forced, known_mask=torch.ones(12, dtype=torch.bool))
     assert torch.equal(codes, forced[[0, 0, 0, 1, 2, 2]])
 
 
-def test_the_batch_follows_the_free_memory(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_follows_the_free_memory(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(model, TEXT, SEEDS)
     steps: list[int] = []
     monkeypatch.setattr(dalle.generation.batching, "free_memory", lambda device: 0)

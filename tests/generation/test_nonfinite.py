@@ -72,7 +72,7 @@ def test_cuda_graph_steps_report_nonfinite_logits(recorded: list[int]) -> None:
     assert recorded
 
 
-def test_it_is_enough_that_one_candidate_fails_at_one_token() -> None:
+def test_one_nonfinite_logit_of_one_candidate_is_enough() -> None:
     model, calls = tiny({}), []
 
     def spoil(module: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def weights(value: float) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("storage", [None, "float32", "bfloat16", "float16", "int8"])
-def test_they_are_not_written(value: float, storage: Any, tmp_path: Path) -> None:
+def test_nonfinite_weights_are_not_written(value: float, storage: Any, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     model_folder.save(folder, {"stage": "clip"}, weights(1.0), storage=storage)
     before = (folder / model_folder.WEIGHTS).read_bytes()
@@ -124,7 +124,7 @@ def test_weights_that_overflow_their_dtype_are_not_written(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("part", ["model", "model/image_tokenizer", "model/clip"])
-def test_they_are_not_loaded(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonfinite_weights_are_not_loaded(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_tiny_model(tmp_path)
     file = tmp_path / part / model_folder.WEIGHTS
     tensors = read_tensors(file)

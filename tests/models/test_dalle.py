@@ -55,7 +55,7 @@ def test_cached_equals_uncached(config: DALLEConfig) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", VARIANTS)
-def test_no_logit_depends_on_its_own_or_a_later_token(config: DALLEConfig) -> None:
+def test_logits_depend_on_earlier_tokens_only(config: DALLEConfig) -> None:
     model, (text, image_ids) = build(config), pairs()
     plain = model(text, image_ids)
     for i in range(12):
@@ -71,7 +71,7 @@ def test_no_logit_depends_on_its_own_or_a_later_token(config: DALLEConfig) -> No
 
 
 @torch.no_grad()
-def test_fewer_image_tokens_give_the_same_first_logits() -> None:
+def test_logits_of_a_prefix_equal_those_of_the_sequence() -> None:
     model, (text, image_ids) = build(), pairs()
     whole = model(text, image_ids)
     assert whole.shape == (3, 12, 11)
@@ -81,7 +81,7 @@ def test_fewer_image_tokens_give_the_same_first_logits() -> None:
 
 
 @torch.no_grad()
-def test_losses_equal_the_log_probabilities_one_by_one() -> None:
+def test_losses_equal_log_probabilities_token_by_token() -> None:
     model, (text, image_ids) = build(), pairs()
     losses = model.losses(text, image_ids, accuracy=True)
     log_probabilities = model(text, image_ids).log_softmax(-1)
@@ -98,7 +98,7 @@ def test_losses_equal_the_log_probabilities_one_by_one() -> None:
 
 
 @torch.no_grad()
-def test_padding_is_learnt_for_each_position_and_short_text_is_padded() -> None:
+def test_padding_embeddings_are_per_position_and_short_text_is_padded() -> None:
     model, (_, image_ids) = build(), pairs()
     text = torch.tensor([[4, 9, 0, 0, 0]])
     plain = model(text, image_ids[:1])
@@ -161,7 +161,7 @@ def parameter_count(config: DALLEConfig) -> int:
         return sum(parameter.numel() for parameter in DALLE(config).parameters())
 
 
-def test_the_papers_shape_has_12_billion_parameters() -> None:
+def test_paper_config_has_12_billion_parameters() -> None:
     per_layer = parameter_count(paper(2)) - parameter_count(paper(1))
     count = parameter_count(paper(1)) + 63 * per_layer  # as 64 layers, and quicker
     assert 12.0e9 < count < 12.5e9
@@ -173,7 +173,7 @@ def test_the_papers_shape_has_12_billion_parameters() -> None:
 
 
 @pytest.mark.slow
-def test_overfits_16_pairs_and_draws_them_back() -> None:
+def test_overfits_16_pairs() -> None:
     torch.manual_seed(0)
     shape = {"width": 64, "heads": 4, "text_vocab": 50, "text_length": 6, "image_vocab": 32, "grid": (4, 4)}
     config = dalle_config(**shape, attention=("row", "column"))

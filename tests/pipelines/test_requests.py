@@ -46,7 +46,7 @@ def different(pipe: TextToImage) -> list[Request]:
 
 
 @pytest.mark.parametrize("engine", [EngineOptions(), EngineOptions(window=4), EngineOptions(batch_size=3)])
-def test_each_image_is_the_one_it_is_alone(tiny_pipe: TextToImage, engine: EngineOptions) -> None:
+def test_images_do_not_depend_on_the_batch(tiny_pipe: TextToImage, engine: EngineOptions) -> None:
     requests = different(tiny_pipe)
     for request, together in zip(requests, tiny_pipe.draw(requests, engine)):
         (alone,) = tiny_pipe.draw([request])
@@ -56,7 +56,7 @@ def test_each_image_is_the_one_it_is_alone(tiny_pipe: TextToImage, engine: Engin
         assert (together.scores is None) == (not request.scored)
 
 
-def test_what_is_watched_becomes_the_codes(tiny_pipe: TextToImage) -> None:
+def test_watched_codes_are_a_prefix_of_the_result(tiny_pipe: TextToImage) -> None:
     seen: list[tuple[int, torch.Tensor]] = []
     requests = different(tiny_pipe)[:3]
     results = tiny_pipe.draw(requests, watch=lambda codes, settled: seen.append((settled, codes.clone())))
@@ -66,7 +66,7 @@ def test_what_is_watched_becomes_the_codes(tiny_pipe: TextToImage) -> None:
         assert torch.equal(codes[:, :settled], final[:, :settled])
 
 
-def test_stopped_and_gone_on_with_is_the_same(tiny_pipe: TextToImage) -> None:
+def test_stopped_generation_continues_to_the_same_codes(tiny_pipe: TextToImage) -> None:
     class Stop(Exception):
         pass
 
@@ -88,7 +88,7 @@ def test_stopped_and_gone_on_with_is_the_same(tiny_pipe: TextToImage) -> None:
     assert torch.equal(rest.codes, whole.codes)
 
 
-def test_options_are_one_for_all_or_one_each(tiny_pipe: TextToImage) -> None:
+def test_sampling_configs_are_one_or_one_per_prompt(tiny_pipe: TextToImage) -> None:
     from dalle.generation.generate import generate
 
     with pytest.raises(ValueError, match="got 1 sampling configs for 2 prompts"):

@@ -44,9 +44,7 @@ def by_seed(result: Result) -> dict[int, Image.Image]:
     return dict(zip(result.seeds, result.images, strict=True))
 
 
-def test_options_that_are_not_given_are_the_model_folders(
-    tiny_pipe: TextToImage, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_default_options_come_from_the_model_folder(tiny_pipe: TextToImage, tiny_model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(tiny_model, copy)
     content = read_yaml(copy / "config.yaml")
@@ -64,7 +62,7 @@ def test_options_that_are_not_given_are_the_model_folders(
         TextToImage.from_pretrained(copy, device="cpu")
 
 
-def test_results_have_the_promised_form(tiny_pipe: TextToImage) -> None:
+def test_results_have_seeds_codes_images_and_scores(tiny_pipe: TextToImage) -> None:
     results = tiny_pipe(["a red heart", "", "लाल दिल"], n=3, keep=2, seed=5)
     assert [r.prompt for r in results] == ["a red heart", "", "लाल दिल"]
     for result in results:
@@ -76,7 +74,7 @@ def test_results_have_the_promised_form(tiny_pipe: TextToImage) -> None:
         assert result.scores is not None and result.scores == sorted(result.scores, reverse=True)
 
 
-def test_a_candidate_is_the_same_alone_and_in_any_batch(tiny_pipe: TextToImage) -> None:
+def test_candidates_do_not_depend_on_the_batch(tiny_pipe: TextToImage) -> None:
     together = tiny_pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12)
     split = tiny_pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12, batch_size=3)
     for one, other in zip(together, split, strict=True):
@@ -87,7 +85,7 @@ def test_a_candidate_is_the_same_alone_and_in_any_batch(tiny_pipe: TextToImage) 
     assert len({tuple(c.flatten().tolist()) for c in together[1].codes}) > 1  # seeds do differ
 
 
-def test_images_and_scores_are_those_of_the_codes(tiny_pipe: TextToImage) -> None:
+def test_images_and_scores_belong_to_the_codes(tiny_pipe: TextToImage) -> None:
     (result,) = tiny_pipe("a red heart", n=3, seed=1)
     decoded = tiny_pipe.image_tokenizer.decode(result.codes)
     for tensor, image in zip(decoded, result.images, strict=True):
@@ -96,19 +94,19 @@ def test_images_and_scores_are_those_of_the_codes(tiny_pipe: TextToImage) -> Non
     assert result.scores == pytest.approx(score(tiny_pipe.clip, decoded, ["a red heart"] * 3).tolist(), abs=1e-5)
 
 
-def test_keep_takes_the_best(tiny_pipe: TextToImage) -> None:
+def test_keep_takes_the_best_scores(tiny_pipe: TextToImage) -> None:
     (everything,), (best,) = tiny_pipe("a red heart", n=6), tiny_pipe("a red heart", n=6, keep=2)
     assert best.seeds == everything.seeds[:2] and best.scores == everything.scores[:2]  # type: ignore[index]
 
 
-def test_without_clip_all_are_kept_in_order(no_clip: TextToImage) -> None:
+def test_without_clip_candidates_stay_in_seed_order(no_clip: TextToImage) -> None:
     (result,) = no_clip("a red heart", n=3, keep=3, seed=4)
     assert result.scores is None and result.seeds == [4, 5, 6]
     with pytest.raises(ValueError, match="no CLIP to choose 2 of 3"):
         no_clip("a red heart", n=3, keep=2)
 
 
-def test_kept_rows_are_those_of_the_image(tiny_pipe: TextToImage) -> None:
+def test_keep_rows_keeps_the_images_codes(tiny_pipe: TextToImage) -> None:
     image = noise()
     codes = tiny_pipe.image_tokenizer.encode(square_tensor(image, IMAGE_SIZE)[None])[0]
     for keep_rows, rows in ((0.5, 2), (1, 1), (3, 3)):
@@ -117,7 +115,7 @@ def test_kept_rows_are_those_of_the_image(tiny_pipe: TextToImage) -> None:
         assert len({tuple(c[rows:].flatten().tolist()) for c in result.codes}) > 1
 
 
-def test_outside_the_mask_nothing_changes(tiny_pipe: TextToImage) -> None:
+def test_inpainting_changes_masked_pixels_only(tiny_pipe: TextToImage) -> None:
     original, mask = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     mask.putpixel((5, 2), 255)  # one pixel: its whole cell is drawn anew, but only it is seen
     mask.paste(255, (8, 8, 16, 16))
@@ -134,7 +132,7 @@ def test_outside_the_mask_nothing_changes(tiny_pipe: TextToImage) -> None:
         assert torch.equal(pixels(image)[white], own[white])
 
 
-def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
+def test_downscaled_mask_is_white_where_any_pixel_is() -> None:
     mask = Image.new("1", (50, 32))  # the middle square begins at column 9
     mask.putpixel((9 + 13, 31), 1)
     expected = torch.zeros(16, 16, dtype=torch.bool)
@@ -143,7 +141,7 @@ def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
     assert inpaint_pixels(Image.new("L", (8, 8), 255), 16).all()
 
 
-def test_images_are_cut_and_transparency_becomes_white() -> None:
+def test_images_are_cropped_and_transparency_becomes_white() -> None:
     image = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (2, 0, 4, 4))
     tensor = square_tensor(image, 4)
@@ -154,12 +152,12 @@ def test_images_are_cut_and_transparency_becomes_white() -> None:
 @pytest.mark.parametrize(
     ("keep_rows", "rows", "whole"), [(0.5, 8, 4), (0.3, 4, 1), (1, 8, 1), (1.0, 8, 1), (7, 8, 7), (0.99, 64, 63)]
 )
-def test_whole_rows(keep_rows: float, rows: int, whole: int) -> None:
+def test_keep_rows_takes_a_fraction_or_a_count(keep_rows: float, rows: int, whole: int) -> None:
     assert whole_rows(keep_rows, rows) == whole
 
 
 @pytest.mark.parametrize("keep_rows", [0, -1, 0.05, 0.99, 8, 1.5, float("nan")])
-def test_rows_that_cannot_be_kept(keep_rows: float) -> None:
+def test_keep_rows_out_of_range_is_refused(keep_rows: float) -> None:
     with pytest.raises(ValueError, match=r"a fraction from 0\.125 to 0\.875, or a whole number of rows from 1 to 7"):
         whole_rows(keep_rows, 8)
 
@@ -186,14 +184,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_options_are_one_line(tiny_pipe: TextToImage, name: str) -> None:
+def test_wrong_options_give_a_one_line_error(tiny_pipe: TextToImage, name: str) -> None:
     options, message = WRONG[name]
     with pytest.raises(ValueError, match=message) as error:
         tiny_pipe(**({"prompts": "a red heart"} | options))
     assert "\n" not in str(error.value)
 
 
-def test_long_prompts_are_cut_with_a_warning(tiny_pipe: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_prompts_are_truncated_with_a_warning(tiny_pipe: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
     long = "a red heart " * 20
     with caplog.at_level(logging.WARNING):
         cut, short = tiny_pipe([long, "a red heart"], seed=3)
@@ -220,7 +218,9 @@ def test_progress_reaches_the_end(tiny_pipe: TextToImage) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_from_pretrained(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_defaults_to_the_shipped_model(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_to_image, "SHIPPED", tmp_path / "absent")
     with pytest.raises(ValueError, match="give the folder of a model"):
         TextToImage.from_pretrained()
@@ -248,7 +248,7 @@ def test_parts_must_fit_the_model(tiny_pipe: TextToImage, tmp_path: Path) -> Non
         TextToImage(tiny_pipe.model, tiny_pipe.text_tokenizer, Other())  # type: ignore[arg-type]
 
 
-def test_devices() -> None:
+def test_pick_device_names_what_is_missing() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
     with pytest.raises(ValueError, match="no device 'gpu'"):

@@ -58,14 +58,14 @@ def moved(before: nn.Module, after: nn.Module) -> dict[str, bool]:
     return {name: not torch.equal(value, old[name]) for name, value in after.state_dict().items()}
 
 
-def test_no_step_leaves_the_weights_as_they_were(tmp_path: Path) -> None:
+def test_learning_rate_0_leaves_the_weights_unchanged(tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path)
     assert train.main([recipe(tmp_path, source), "optim.lr=0", "optim.weight_decay=0"]) == 0
     assert not any(moved(dalle.load_model(source), dalle.load_model(tmp_path / "run" / "model")).values())
     assert dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")("a")[0].images
 
 
-def test_all_weights_go_on_from_what_is_there_and_resume(tmp_path: Path) -> None:
+def test_full_finetuning_starts_from_the_model_and_resumes(tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path)
     file = recipe(tmp_path, source)
     assert train.main([file, "run.steps=2", "run.save_every=1", "run.keep=2"]) == 0
@@ -79,7 +79,7 @@ def test_all_weights_go_on_from_what_is_there_and_resume(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
-def test_published_models_are_tuned(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_published_models_are_finetuned(lora: dict[str, Any] | None, tmp_path: Path) -> None:
     if lora is not None:
         pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     source = folders.mindalle(tmp_path / "theirs")
@@ -102,7 +102,7 @@ def test_published_models_are_tuned(lora: dict[str, Any] | None, tmp_path: Path)
     assert (tmp_path / "run" / "initial" / "README.md").is_file()
 
 
-def test_merged_changes_give_the_same_logits() -> None:
+def test_merged_lora_gives_the_same_logits() -> None:
     pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     torch.manual_seed(0)
     model, plain = DALLE(SMALL), DALLE(SMALL)
@@ -135,7 +135,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_wrong_inputs_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_give_a_one_line_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = make_tiny_model(tmp_path)
     file = recipe(tmp_path, source)
     capfd.readouterr()
@@ -155,7 +155,7 @@ def dalle_has_peft() -> bool:
     return True
 
 
-def test_what_a_recipe_leaves_out_is_the_models(tmp_path: Path) -> None:
+def test_options_a_recipe_leaves_out_come_from_the_model(tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path)
     data = {"stage": "dalle", "init_from": str(source), "model": {"transformer": {"dropout": 0.1}}, "clip": None}
     settled = with_initial_config(data)

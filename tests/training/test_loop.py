@@ -281,7 +281,7 @@ def _same_run(a: Path, b: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp_path: Path) -> None:
+def test_run_ended_by_a_signal_saves_and_says_how_to_resume(sent: signal.Signals, tmp_path: Path) -> None:
     """To one process by Ctrl-C; by a scheduler and its launcher to all, those too that prepare data."""
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
     command = [sys.executable, "train.py", config, f"run.dir={tmp_path / 'run'}", "run.steps=100000", "run.workers=2"]
@@ -302,7 +302,7 @@ def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp
     assert load_latest(tmp_path / "run").step > 0
 
 
-def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:
+def test_training_writes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
     options = ["run.steps=2", "run.validation_images=8", f"run.dir={tmp_path / 'run'}"]
     assert train.main([config, *options]) == 0
@@ -316,7 +316,7 @@ def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: P
     assert files <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
-def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
+def test_update_ratio_is_logged_and_plotted(
     tokenizers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
@@ -337,9 +337,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     assert "step 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
 
 
-def test_a_report_that_cannot_be_written_does_not_end_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_report_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
     options = [config, f"run.dir={tmp_path / 'run'}", "run.steps=1", "run.validation_images=8"]
     (tmp_path / "run" / "report.html").mkdir(parents=True)
@@ -350,7 +348,7 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_non_finite_losses_are_skipped_then_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonfinite_losses_are_skipped_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN))
     options = ["optim.lr=1e3", "optim.clip_norm=null", "run.steps=50", "run.max_skipped=3"]
     assert train.main([config, f"run.dir={tmp_path / 'run'}", *options]) == 2
@@ -389,7 +387,7 @@ def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.Capt
     assert "model.channels was 16, is now 32" in capsys.readouterr().err
 
 
-def test_a_checkpoint_from_before_an_option_was_there_goes_on(
+def test_checkpoint_older_than_an_option_resumes(
     tokenizers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [str(_write(tmp_path / "config.yaml", DALLE | tokenizers)), f"run.dir={tmp_path / 'run'}"]
@@ -409,7 +407,7 @@ def test_a_checkpoint_from_before_an_option_was_there_goes_on(
 
 
 @pytest.mark.slow
-def test_resume_may_recompute_activations(tokenizers: dict[str, str], tmp_path: Path) -> None:
+def test_resume_may_turn_on_activation_checkpointing(tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe("dalle", tokenizers)))
     options = [config, "run.validation_images=8", "run.steps=3", "run.sample_every=100"]
     again = "model.transformer.checkpoint_activations=true"
@@ -430,7 +428,7 @@ def test_resume_may_recompute_activations(tokenizers: dict[str, str], tmp_path: 
         ("resume=true", "no checkpoint to resume from"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_wrong_options_give_a_one_line_error(
     option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN))

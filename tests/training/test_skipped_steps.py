@@ -101,7 +101,7 @@ def test_no_host_sync_between_log_points(
     assert wire["guarded"] == 3
 
 
-def test_the_tripwire_sees_what_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_sync_tripwire_detects_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     number = torch.ones(())
     for read in (Tensor.item, bool, float, lambda x: x.nonzero(), lambda x: x[x > 0]):
         with no_reading(monkeypatch), pytest.raises(AssertionError, match="waits"):
@@ -145,7 +145,7 @@ def test_a_nonfinite_step_leaves_weights_and_state_unchanged(fused: bool) -> Non
 
 @pytest.mark.parametrize("largest", [0.05, 1e6, None])
 @pytest.mark.parametrize("fused", [True, False])
-def test_clipping_is_torchs(fused: bool, largest: float | None) -> None:
+def test_gradient_clipping_equals_torchs(fused: bool, largest: float | None) -> None:
     (module, optimizer), (other, plain) = small(), small()
     optimizer.defaults["fused"] = fused
     for number in range(3):
@@ -162,7 +162,7 @@ def test_clipping_is_torchs(fused: bool, largest: float | None) -> None:
         assert largest == 0.05 or torch.equal(value, wanted)
 
 
-def test_the_average_does_not_move_for_a_skipped_step() -> None:
+def test_ema_is_unchanged_by_a_skipped_step() -> None:
     module, _ = small()
     average, plain = EMA(module, 0.9), EMA(module, 0.9)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_the_average_does_not_move_for_a_skipped_step() -> None:
     assert not torch.equal(average.state["0.weight"], before["0.weight"])
 
 
-def test_fp16_lowers_its_scale_for_an_overflow_and_skips_it() -> None:
+def test_fp16_overflow_lowers_the_loss_scale_and_skips_the_step() -> None:
     """The loss scaler as on a GPU; the step that follows is the one that would have been without the overflow."""
     module, torch_optimizer = small()
     accelerator = Accelerator(cpu=True)
@@ -229,7 +229,7 @@ def test_skipped_steps_are_reported_one_step_late(tmp_path: Path) -> None:
     assert told[2:] == [(5, "generator", 1), (6, "generator", 2), (7, "generator", 3)]
 
 
-def test_numbers_come_as_they_were() -> None:
+def test_async_read_returns_the_values() -> None:
     assert AsyncRead(torch.tensor([1.5, 2.0])).read() == [1.5, 2.0]
     tensor = torch.arange(3)
     assert to_device(torch.device("cpu"), tensor) is tensor

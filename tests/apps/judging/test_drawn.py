@@ -34,7 +34,7 @@ def known() -> Drawings:
     return open_plain(DATA, "train", 64)
 
 
-def test_candidates_are_kept_and_are_those_of_the_pipeline(tiny_model: Path, tmp_path: Path) -> None:
+def test_candidates_are_cached_and_equal_the_pipelines(tiny_model: Path, tmp_path: Path) -> None:
     pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     prompts = ["a red heart", "two green stars", "a blue circle"]
     made = draw(pipe, prompts, 4, tmp_path, seed=5)
@@ -55,7 +55,7 @@ def test_candidates_are_kept_and_are_those_of_the_pipeline(tiny_model: Path, tmp
 
 
 @pytest.mark.parametrize("relation", ["left", "right", "above", "below"])
-def test_halves_are_where_training_scenes_have_their_things(known: Drawings, relation: str) -> None:
+def test_halves_cover_the_objects_of_training_scenes(known: Drawings, relation: str) -> None:
     scene = torch.zeros(3, 64, 64)
     for value, (top, left, _) in zip((0.25, 0.75), scene_boxes(relation, 64, random.Random(0), 0.0), strict=True):
         scene[:, top : top + 32, left : left + 32] = value
@@ -70,7 +70,7 @@ def test_halves_are_where_training_scenes_have_their_things(known: Drawings, rel
         assert error.abs().mean() < 0.01
 
 
-def test_prompts_of_scenes_name_what_is_judged(known: Drawings) -> None:
+def test_scene_prompts_name_background_color_relation_and_objects(known: Drawings) -> None:
     indices = chosen(known, 30, seed=0)
     for one, index in zip(background_prompts(known, indices, 0), indices, strict=True):
         article = "an" if one.color == "orange" else "a"
@@ -84,7 +84,7 @@ def test_prompts_of_scenes_name_what_is_judged(known: Drawings) -> None:
         assert relation.prompt.endswith(", black and white style")
 
 
-def test_one_color_icons_are_named_in_a_color(known: Drawings) -> None:
+def test_icon_prompts_of_one_color_name_that_color(known: Drawings) -> None:
     made = icon_prompts(known, 12, 0)
     assert len(made) == 12 and len({one.color for one in made}) > 4
     for one in made:
@@ -103,7 +103,7 @@ class FewFeatures(torch.nn.Module):
         return self.scale.detach() * torch.nn.functional.adaptive_avg_pool2d(images, 3).flatten(1)
 
 
-def test_the_command_judges_drawings(
+def test_eval_command_judges_generated_images(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -167,7 +167,7 @@ def test_the_command_judges_drawings(
 
 
 @pytest.mark.slow
-def test_the_command_trains_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_judge_command_trains_and_saves_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["sets=[emoji]", "styles=[fluent-mono]", "--out", str(tmp_path / "judge"), "--device", "cpu"]
     assert main(["judge", *options, "--epochs", "1", "--batch-size", "100"]) == 0
     assert "concepts, 1 styles" in capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_the_command_trains_a_judge(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "epochs is 0: at least 1" in capsys.readouterr().err
 
 
-def test_drawing_and_judging_go_together(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_draw_and_judge_options_require_each_other(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(tiny_model), "--draw", "4"]) == 2
     assert "--draw and --judge go together" in capsys.readouterr().err
     clip = str(tiny_model.parent / "clip")
@@ -184,6 +184,6 @@ def test_drawing_and_judging_go_together(tiny_model: Path, capsys: pytest.Captur
     assert "only a dalle draws" in capsys.readouterr().err
 
 
-def test_images_of_are_those_of_the_data_set(known: Drawings) -> None:
+def test_images_of_equals_the_data_set(known: Drawings) -> None:
     images = images_of(known, [4, 9])
     assert torch.equal((images[1] * 255).round().byte(), torch.tensor(known.pair(9, 0).image).permute(2, 0, 1))

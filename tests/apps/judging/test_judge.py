@@ -63,7 +63,7 @@ def test_ranks_equal_a_slow_loop(judge: Judge, everything: Drawings) -> None:
         assert abs(found.caption_rank - (1 + sum(better))) <= 1  # float32 ties here and there
 
 
-def test_a_judge_learns_what_it_is_shown(everything: Drawings, tmp_path: Path) -> None:
+def test_judge_overfits_24_drawings_and_survives_saving(everything: Drawings, tmp_path: Path) -> None:
     """On 24 drawings, moved and blurred, all are right in the end; what is saved judges alike; a seed is a judge."""
 
     class Few:
@@ -94,7 +94,7 @@ def test_a_judge_learns_what_it_is_shown(everything: Drawings, tmp_path: Path) -
     assert torch.equal(first, again)
 
 
-def test_changes_keep_what_an_image_shows() -> None:
+def test_augmentations_keep_the_object_in_place() -> None:
     image = torch.ones(64, 3, 64, 64)
     image[:, :, 20:44, 20:44] = 0
     made = changed(image, torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def test_changes_keep_what_an_image_shows() -> None:
     assert len({round(float(one.sum())) for one in made}) > 50  # each otherwise
 
 
-def test_shares_are_counted_from_ranks() -> None:
+def test_metrics_are_counted_from_ranks() -> None:
     verdicts = [Verdict(1, 1, 1), Verdict(5, 2, 10), Verdict(6, 1, 11), Verdict(900, 7, 400)]
     assert verdict_metrics(verdicts) == {
         "concept_top1": 0.25,
@@ -115,7 +115,7 @@ def test_shares_are_counted_from_ranks() -> None:
     }
 
 
-def test_who_may_not_judge_is_refused(tmp_path: Path, everything: Drawings, judge: Judge) -> None:
+def test_judges_that_do_not_fit_are_refused(tmp_path: Path, everything: Drawings, judge: Judge) -> None:
     model = make_tiny_model(tmp_path / "one")
     with pytest.raises(ValueError, match="stage is clip, expected a judge"):
         load_classifier(model.parent / "clip")
@@ -126,7 +126,7 @@ def test_who_may_not_judge_is_refused(tmp_path: Path, everything: Drawings, judg
         JudgeOptions(epochs=0)
 
 
-def test_what_stands_beside_an_image_is_the_same_concept_in_another_style(everything: Drawings) -> None:
+def test_reference_images_show_the_same_concept_in_another_style(everything: Drawings) -> None:
     known, held_out = open_plain(DATA, "train", 16), open_plain(DATA, "test_pair", 16)
     indices = chosen(held_out, 20, seed=0)
     assert indices == chosen(held_out, 20, seed=0) != chosen(held_out, 20, seed=1)
@@ -138,7 +138,7 @@ def test_what_stands_beside_an_image_is_the_same_concept_in_another_style(everyt
             assert known.styles[other] != held_out.styles[index]
 
 
-def test_plain_training_images_are_alone_on_white(everything: Drawings) -> None:
+def test_plain_training_images_have_a_white_background_and_no_randomness(everything: Drawings) -> None:
     known = open_plain(DATA, "train", 64)
     assert [image.split for image in everything.drawings].count("train") == len(known)  # type: ignore[attr-defined]
     for index in (0, 500, 1500):

@@ -38,7 +38,7 @@ def contents(index: ImageIndex) -> dict[str, list[float]]:
     return {index.table.row(n)["path"]: index.table.vector(n).tolist() for n in range(len(index))}
 
 
-def test_a_second_call_embeds_only_what_changed(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+def test_rebuild_embeds_only_changed_images(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
     first, _ = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     before = contents(first)
     (photos / "0.png").write_bytes(png(100))
@@ -65,7 +65,7 @@ def test_a_second_call_embeds_only_what_changed(tiny_clip: CLIP, photos: Path, t
     assert contents(first) == before  # what was open stays what it was
 
 
-def test_what_a_run_that_was_stopped_had_embedded_is_taken_up(
+def test_rebuild_reuses_the_vectors_of_an_interrupted_build(
     tiny_clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(done: int, total: int) -> None:
@@ -87,7 +87,7 @@ def test_what_a_run_that_was_stopped_had_embedded_is_taken_up(
     assert contents(fresh) == contents(index)
 
 
-def test_a_reader_sees_all_of_one_state_whenever_it_comes(
+def test_concurrent_readers_see_the_old_or_the_new_index(
     tiny_clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The index is opened at each step of a change, which then fails at its last one."""
@@ -117,7 +117,7 @@ def test_a_reader_sees_all_of_one_state_whenever_it_comes(
     assert len(index) == 9 and report.embedded == 1
 
 
-def test_a_reader_that_comes_between_looks_again(
+def test_reader_retries_when_its_manifest_was_replaced(
     tiny_clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
@@ -128,7 +128,7 @@ def test_a_reader_that_comes_between_looks_again(
     assert len(ImageIndex(tmp_path / "index")) == 8
 
 
-def test_only_one_process_writes(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+def test_only_one_process_writes_an_index(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
     with store.locked(tmp_path / "index"), pytest.raises(ValueError, match="is being written by another process"):
         ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
 
@@ -159,7 +159,7 @@ def as_metadata(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [as_tar, as_parquet, as_parquet_without_captions, as_metadata])
-def test_every_kind_of_source(tiny_clip: CLIP, tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_folders_tables_and_archives_are_indexed(tiny_clip: CLIP, tmp_path: Path, make: Callable[[Path], None]) -> None:
     folder = tmp_path / "data [1]"
     folder.mkdir()
     make(folder)
@@ -175,7 +175,7 @@ def test_every_kind_of_source(tiny_clip: CLIP, tmp_path: Path, make: Callable[[P
     assert ImageIndex.build(tmp_path / "index", clip=tiny_clip)[1].unchanged == 3
 
 
-def test_what_cannot_be_indexed_leaves_the_index_as_it_was(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+def test_failed_update_leaves_the_index_unchanged(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
     index, _ = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()

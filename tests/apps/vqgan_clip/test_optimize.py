@@ -44,14 +44,14 @@ def painted(settings: PaintOptions) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("drawer", ["vqgan", "pixels", "fft"])
-def test_the_loss_falls(tiny_parts: Path, drawer: str) -> None:
+def test_loss_falls(tiny_parts: Path, drawer: str) -> None:
     painter = begin(options(tiny_parts, drawer=drawer, steps=20, augment="none", cutout=("whole",), cutouts=1), "cpu")
     losses = [figures["loss"] for figures in painter.run()]
     assert sum(losses[-5:]) / 5 < losses[0]
 
 
 @pytest.mark.parametrize("drawer", ["vqgan", "pixels", "fft"])
-def test_the_same_seed_paints_the_same_whatever_was_drawn_before(tiny_parts: Path, drawer: str) -> None:
+def test_images_depend_on_the_seed_and_leave_global_randomness_untouched(tiny_parts: Path, drawer: str) -> None:
     settings = options(tiny_parts, drawer=drawer)
     first = painted(settings)
     painter = begin(settings, "cpu")
@@ -65,12 +65,12 @@ def test_the_same_seed_paints_the_same_whatever_was_drawn_before(tiny_parts: Pat
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_accumulation_changes_the_memory_only(tiny_parts: Path, batch: int) -> None:
+def test_accumulation_does_not_change_the_image(tiny_parts: Path, batch: int) -> None:
     settings = options(tiny_parts, drawer="pixels")
     assert torch.allclose(painted(replace(settings, cutout_batch=batch)), painted(settings), atol=2e-4)
 
 
-def test_a_step_is_that_of_the_formula(tiny_parts: Path) -> None:
+def test_one_step_equals_autograd_of_the_written_out_loss(tiny_parts: Path) -> None:
     """One step against the losses written out, by plain autograd and plain Adam."""
     settings = options(
         tiny_parts, drawer="pixels", augment="none", cutout=("whole",), tv=0.3, saturation=0.2, init_weight=2.0, lr=0.01
@@ -97,20 +97,20 @@ def test_a_step_is_that_of_the_formula(tiny_parts: Path) -> None:
         assert torch.allclose(painter.drawer.values, values, atol=1e-4)
 
 
-def test_several_clips_are_weighted_equally(tiny_parts: Path) -> None:
+def test_several_clips_have_equal_weight(tiny_parts: Path) -> None:
     """Twice the same CLIP is that CLIP."""
     one = options(tiny_parts, drawer="pixels", augment="none", cutout=("whole",))
     assert torch.allclose(painted(replace(one, clip=one.clip * 2)), painted(one), atol=1e-5)
 
 
-def test_sizes_apart_from_the_tokenizers_own(tiny_parts: Path) -> None:
+def test_images_may_differ_from_the_tokenizers_size(tiny_parts: Path) -> None:
     assert painted(options(tiny_parts, size="24x40", steps=1)).shape == (1, 3, 40, 24)
     assert painted(options(tiny_parts, size="48x20", tile=16, steps=1)).shape == (1, 3, 20, 48)
     assert painted(options(tiny_parts, drawer="fft", size="7x5", steps=1)).shape == (1, 3, 5, 7)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_moves(tiny_parts: Path, name: str) -> None:
+def test_every_optimizer_changes_the_canvas(tiny_parts: Path, name: str) -> None:
     painter = begin(options(tiny_parts, drawer="pixels", optimizer=name, steps=2), "cpu")
     start = painter.drawer.values.detach().clone()
     assert all(torch.isfinite(torch.tensor(figures["loss"])) for figures in painter.run())
@@ -122,7 +122,7 @@ def image_file(path: Path, colour: str = "green", size: tuple[int, int] = (30, 2
     return path
 
 
-def test_only_white_parts_of_the_mask_are_painted(tiny_parts: Path, tmp_path: Path) -> None:
+def test_only_white_mask_pixels_change(tiny_parts: Path, tmp_path: Path) -> None:
     init = image_file(tmp_path / "init.png", size=(16, 16))
     mask = Image.new("L", (16, 16), 0)
     mask.paste(255, (8, 0, 16, 16))
@@ -133,7 +133,7 @@ def test_only_white_parts_of_the_mask_are_painted(tiny_parts: Path, tmp_path: Pa
     assert not torch.allclose(made[0, :, :, 8:], green.expand(3, 16, 8), atol=0.05)
 
 
-def test_a_strong_pull_keeps_the_start(tiny_parts: Path, tmp_path: Path) -> None:
+def test_large_init_weight_stays_near_the_start_image(tiny_parts: Path, tmp_path: Path) -> None:
     init = image_file(tmp_path / "init.png")
     free = options(tiny_parts, drawer="pixels", init=init, steps=20)
     start = begin(free, "cpu").image()
@@ -154,7 +154,7 @@ def test_image_and_noise_prompts_are_embeddings(tiny_parts: Path, tmp_path: Path
     assert [len(phase) for phase in only.critics[0].targets] == [1]
 
 
-def test_phases_change_what_is_painted(tiny_parts: Path) -> None:
+def test_prompt_phases_change_the_image(tiny_parts: Path) -> None:
     both = painted(options(tiny_parts, prompt="a red heart ^ two green stars", drawer="pixels"))
     first = painted(options(tiny_parts, prompt="a red heart", drawer="pixels"))
     assert not torch.equal(both, first)
@@ -169,7 +169,7 @@ def test_phases_change_what_is_painted(tiny_parts: Path) -> None:
     [{}, {"drawer": "fft", "optimizer": "rmsprop"}, {"zoom": 1.05, "frame_every": 2}, {"mask": True}],
     ids=["vqgan", "fft", "moving", "masked"],
 )
-def test_going_on_from_a_state_paints_what_was_painted_at_once(
+def test_resuming_from_a_state_equals_an_uninterrupted_run(
     tiny_parts: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:
     if given.pop("mask", False):
@@ -192,7 +192,7 @@ def test_going_on_from_a_state_paints_what_was_painted_at_once(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_state_of_others_is_refused(tiny_parts: Path, tmp_path: Path) -> None:
+def test_state_of_another_model_size_or_start_is_refused(tiny_parts: Path, tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
     painter = begin(options(tiny_parts), "cpu")
     painter.update()
@@ -224,7 +224,7 @@ def test_a_state_of_others_is_refused(tiny_parts: Path, tmp_path: Path) -> None:
 # ---- motion
 
 
-def test_motion_of_whole_pixels_and_quarter_turns_is_exact() -> None:
+def test_motion_by_whole_pixels_and_quarter_turns_is_exact() -> None:
     image = torch.rand(1, 3, 8, 8)
     assert torch.allclose(moved(image, 1, 0, 0, 0), image, atol=1e-5)
     right = moved(image, 1, 0, 2, 1)
@@ -234,7 +234,7 @@ def test_motion_of_whole_pixels_and_quarter_turns_is_exact() -> None:
     assert torch.allclose(flat, torch.full_like(flat, 0.25), atol=1e-6)
 
 
-def test_zoom_enlarges_the_middle_on_images_that_are_no_squares() -> None:
+def test_zoom_enlarges_the_center_of_rectangular_images() -> None:
     y, x = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 81), indexing="ij")
     ball = ((x * 2).square() + y.square() < 0.25).float()[None, None].expand(1, 3, 41, 81)
     grown, turned = moved(ball, 1.5, 0, 0, 0), moved(ball, 1, 40, 0, 0)
@@ -245,7 +245,7 @@ def test_zoom_enlarges_the_middle_on_images_that_are_no_squares() -> None:
 # ---- in one call
 
 
-def test_in_one_call(tiny_parts: Path) -> None:
+def test_paint_function_returns_image_and_progress(tiny_parts: Path) -> None:
     seen: list[int] = []
     result = dalle.paint(
         PROMPT,

@@ -27,7 +27,7 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
     return vector / vector.square().sum().sqrt()
 
 
-def test_probabilities_are_those_of_the_papers_formula(tiny_clip: CLIP) -> None:
+def test_probabilities_equal_the_papers_formula(tiny_clip: CLIP) -> None:
     """Section 3.1.4, written out label by label and sentence by sentence."""
     words = {"heart": ["heart", "red heart"], "star": ["star"]}
     templates = ["a {}", "two {}s", "{}"]
@@ -59,7 +59,7 @@ def test_classification_does_not_depend_on_the_batch(tiny_clip: CLIP, tmp_path: 
     assert together[0].image == str(tmp_path / "a.png")
 
 
-def test_one_pixel_is_a_image_and_broken_ones_stand_in_their_place(tiny_clip: CLIP) -> None:
+def test_one_pixel_images_work_and_broken_ones_keep_their_place(tiny_clip: CLIP) -> None:
     classifier = ZeroShotClassifier(tiny_clip, LABELS)
     (result,) = classifier(Image.new("RGB", (1, 1)))
     assert sum(result.probabilities) == pytest.approx(1)
@@ -77,16 +77,16 @@ def open_png() -> bytes:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_set_of_templates_holds(name: str) -> None:
+def test_named_template_sets_are_valid(name: str) -> None:
     assert templates_of(list(TEMPLATES[name])) == TEMPLATES[name]
 
 
-def test_sets_can_be_joined() -> None:
+def test_template_sets_can_be_joined() -> None:
     joined = templates_of("emoji-en,emoji-hi")
     assert set(joined) == {*TEMPLATES["emoji-en"], *TEMPLATES["emoji-hi"]} and len(joined) == len(set(joined))
 
 
-def test_labels_files(tmp_path: Path) -> None:
+def test_label_files_are_read_and_wrong_ones_refused(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("\ufeffcat\n\nकुकुर\ndog\thound\tpuppy\n", encoding="utf-8")
     assert read_labels(file) == {"cat": ("cat",), "कुकुर": ("कुकुर",), "dog": ("hound", "puppy")}
@@ -104,7 +104,7 @@ def test_labels_files(tmp_path: Path) -> None:
         read_labels(tmp_path / "nowhere")
 
 
-def test_mistakes_are_one_line(tiny_clip: CLIP) -> None:
+def test_wrong_labels_and_templates_give_a_one_line_error(tiny_clip: CLIP) -> None:
     for labels, message in (
         ([], "0 label"),
         (["a"], "1 label: give 2"),
@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(tiny_clip: CLIP) -> None:
         ZeroShotClassifier(tiny_clip, LABELS)(Image.new("RGB", (2, 2)), top=0)
 
 
-def test_none_of_these_is_an_answer(tiny_clip: CLIP) -> None:
+def test_threshold_answers_none_of_these(tiny_clip: CLIP) -> None:
     """A softmax over the labels and words for everything else, written out; what these get is the share of none."""
     classifier = ZeroShotClassifier(tiny_clip, ["heart", "Animal"], ["a {}"])
     red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
@@ -153,7 +153,7 @@ def test_none_of_these_is_an_answer(tiny_clip: CLIP) -> None:
             classifier(Image.new("RGB", (8, 8)), threshold=wrong)
 
 
-def test_a_siglip_judges_each_label_by_itself() -> None:
+def test_siglip_gives_each_label_its_own_probability() -> None:
     torch.manual_seed(0)
     siglip = CLIP(clip_config(depth=1, image_size=8, patch_size=4, text_length=32, sigmoid=True)).eval()
     siglip.tokenizer = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=280), ["a heart", "two stars"] * 8)

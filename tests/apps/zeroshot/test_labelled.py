@@ -27,7 +27,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_folder_with_a_subfolder_for_each_class(tiny_clip: CLIP, photos: Path) -> None:
+def test_folders_with_a_subfolder_per_class_are_read(tiny_clip: CLIP, photos: Path) -> None:
     (photos / "star" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     data = labelled_images(str(photos))
     assert data.labels == {"red_heart": ("red heart",), "star": ("star",), "दिल": ("दिल",)}
@@ -44,7 +44,7 @@ def test_a_folder_with_a_subfolder_for_each_class(tiny_clip: CLIP, photos: Path)
     assert sum(told) == 10 and len(found.broken) == 1 and "broken.jpg" in found.broken[0]
 
 
-def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
+def test_tables_with_class_names_or_numbers_are_read(tmp_path: Path) -> None:
     import datasets
 
     images = []
@@ -64,7 +64,7 @@ def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
         labelled_images(str(file), by="sort")
 
 
-def test_the_emoji_by_style_and_by_group() -> None:
+def test_emoji_are_labeled_by_style_or_group() -> None:
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_block", 128)
     assert set(pairs.groups) <= set(GROUPS)
     by_style, by_group = (labelled_images("emoji", by, "test_block") for by in ("style", "group"))
@@ -74,7 +74,7 @@ def test_the_emoji_by_style_and_by_group() -> None:
         labelled_images("emoji", "colour")
 
 
-def test_what_cannot_be_classified(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+def test_sources_without_labels_are_refused(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
     classifier = ZeroShotClassifier(tiny_clip, ["star", "दिल"])
     with pytest.raises(ValueError, match="class 'red_heart' is not among the 2 labels"):
         accuracy_on(classifier, labelled_images(str(photos)))
@@ -87,7 +87,7 @@ def test_what_cannot_be_classified(tiny_clip: CLIP, photos: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("classes", [2, 8, 300])
-def test_the_confusion_image_is_darkest_where_most_went(classes: int) -> None:
+def test_confusion_image_is_darkest_at_the_largest_count(classes: int) -> None:
     counts = torch.eye(classes, dtype=torch.int64) * 9
     counts[0] = 0
     counts[0, 1] = 5

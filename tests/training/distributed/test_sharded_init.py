@@ -79,7 +79,7 @@ def test_shards_equal_slices_of_the_full_initialization(kind: str, world: int) -
     _same(MADE[kind], whole, world, after=torch.rand(4))
 
 
-def test_shares_of_weights_in_a_file(tmp_path: Path) -> None:
+def test_shards_equal_slices_of_loaded_weights(tmp_path: Path) -> None:
     whole, file = _features(), tmp_path / "model.safetensors"
     nn.init.normal_(whole.get_buffer("text_embedding.null"))
     write_tensors(whole.state_dict(), file)
@@ -92,7 +92,7 @@ def test_shares_of_weights_in_a_file(tmp_path: Path) -> None:
     _same(make, whole, 3)
 
 
-def test_modules_are_made_as_ever_afterwards() -> None:
+def test_modules_initialize_normally_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), sharded_init(0, 2, CPU):
         raise ZeroDivisionError
     assert nn.init.normal_.__module__ == "torch.nn.init" and not nn.Linear(2, 2).weight.is_meta

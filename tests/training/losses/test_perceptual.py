@@ -190,7 +190,7 @@ def test_perceptual_kind_none_builds_no_loss() -> None:
     assert build_perceptual(NonePerceptual()) is None
 
 
-def test_the_efficientnet_distance_is_that_of_its_maps() -> None:
+def test_efficientnet_distance_equals_its_definition() -> None:
     loss = build_perceptual(EfficientNetPerceptualConfig())
     assert isinstance(loss, EfficientNetPerceptual)
     generator = torch.Generator().manual_seed(0)

@@ -45,7 +45,9 @@ def trained(folder: Path, recipe: dict, *overrides: str) -> list[dict]:
     return [line for line in lines if "train/dalle_loss" in line]
 
 
-def test_auto_is_settled_recorded_and_kept(tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_precision_is_resolved_recorded_and_reused(
+    tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_of(tiny_parts, tmp_path / "run")
     monkeypatch.setattr(precision, "fast_precision", lambda run: "bf16")
     trained(tmp_path / "run", recipe)
@@ -75,7 +77,7 @@ def test_fast_precision_is_what_the_device_has(tmp_path: Path, monkeypatch: pyte
     assert fast_precision(replace(run, device="cpu")) == ("bf16" if fast else "fp32")
 
 
-def test_z_loss_is_trained_and_logged_apart(tiny_parts: Path, tmp_path: Path) -> None:
+def test_z_loss_is_trained_and_logged_separately(tiny_parts: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_parts, tmp_path / "without", precision="fp32")
     plain = trained(tmp_path / "without", recipe)[0]
     recipe = recipe_of(tiny_parts, tmp_path / "with", precision="fp32") | {"z_weight": 0.5}
@@ -93,7 +95,7 @@ def test_waiting_for_data_is_logged(tiny_parts: Path, tmp_path: Path) -> None:
         assert 0 <= line["train/data_wait"] <= 1
 
 
-def test_without_a_compiler_training_goes_on(
+def test_without_a_compiler_training_runs_uncompiled(
     tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -108,7 +110,7 @@ def test_without_a_compiler_training_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_training_is_the_same(tiny_parts: Path, tmp_path: Path) -> None:
+def test_compiled_training_equals_eager(tiny_parts: Path, tmp_path: Path) -> None:
     """Losses, drawn images and names of weights: the folder that comes out loads as any other."""
     lines = {}
     for name, compiled in (("plain", False), ("compiled", True)):
@@ -139,5 +141,5 @@ def test_compiled_blocks_have_the_same_gradients() -> None:
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
 
 
-def test_freed_memory_can_be_kept() -> None:
+def test_keep_freed_memory_needs_mallopt() -> None:
     assert keep_freed_memory() == hasattr(__import__("ctypes").CDLL(None), "mallopt")

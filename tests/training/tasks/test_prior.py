@@ -60,7 +60,7 @@ def first_batch(count: int = 4) -> Batch:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, AUTOREGRESSIVE], ids=["diffusion", "autoregressive"])
-def test_a_run_makes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path) -> None:
+def test_training_writes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path) -> None:
     config = tmp_path / "prior.yaml"
     config.write_text(json.dumps(recipe | {"clip": clip}))
     assert train.main([str(config), f"run.dir={tmp_path / 'run'}"]) == 0
@@ -83,7 +83,7 @@ def test_a_run_makes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, AUTOREGRESSIVE], ids=["diffusion", "autoregressive"])
-def test_chance_comes_from_each_pairs_seed(recipe: dict, clip: str, tmp_path: Path) -> None:
+def test_randomness_comes_from_each_pairs_seed(recipe: dict, clip: str, tmp_path: Path) -> None:
     """A batch in halves, as two processes have it, makes the loss of the whole."""
     task = task_of(recipe, clip, tmp_path)
     task.model.eval()
@@ -93,7 +93,7 @@ def test_chance_comes_from_each_pairs_seed(recipe: dict, clip: str, tmp_path: Pa
     torch.testing.assert_close(sum(halves) / 2, whole)
 
 
-def test_the_loss_is_that_of_the_clean_standardized_embedding(clip: str, tmp_path: Path) -> None:
+def test_loss_is_the_squared_error_of_the_standardized_embedding(clip: str, tmp_path: Path) -> None:
     task = task_of(RECIPE, clip, tmp_path)
     inputs = task.inputs(first_batch())
     known = (inputs.embeds - task.model.image_mean) / task.model.image_deviation
@@ -114,14 +114,14 @@ def test_the_loss_is_that_of_the_clean_standardized_embedding(clip: str, tmp_pat
     assert loss.item() == pytest.approx(0.25)
 
 
-def test_as_many_captions_are_dropped_as_the_recipe_says(clip: str, tmp_path: Path) -> None:
+def test_caption_dropout_follows_the_recipe(clip: str, tmp_path: Path) -> None:
     for share in (0.0, 0.3, 1.0):
         task = task_of(RECIPE | {"caption_dropout": share, "sampling": {}}, clip, tmp_path)
         dropped = task.inputs(first_batch(200)).dropped.float().mean().item()
         assert dropped == pytest.approx(share, abs=0.1)
 
 
-def test_figures_are_the_slow_loops() -> None:
+def test_metrics_equal_a_slow_loop() -> None:
     prior = DiffusionPrior(DiffusionPriorConfig(transformer=TINY, embed_dim=5, text_width=4, text_length=3))
     random = torch.Generator().manual_seed(0)
     true = torch.randn(40, 5, generator=random) + 2
@@ -144,7 +144,7 @@ def test_figures_are_the_slow_loops() -> None:
     assert figures["frechet"] > 0.5
 
 
-def test_a_prior_learns_what_the_caption_says(clip: str, tmp_path: Path) -> None:
+def test_prior_learns_from_captions(clip: str, tmp_path: Path) -> None:
     """After some steps it knows more of held-out shapes than their mean, whose centered cosine is 0."""
     task = task_of(RECIPE | {"sampling": {"samples": 1, "sampler": {"steps": 4}}}, clip, tmp_path)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
@@ -171,7 +171,7 @@ def test_a_prior_learns_what_the_caption_says(clip: str, tmp_path: Path) -> None
         ("run.keep_best=psnr", "psnr"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_options_that_do_not_fit_give_a_one_line_error(
     option: str, message: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "prior.yaml"
