@@ -179,7 +179,7 @@ def test_stored_masks_are_detected_as_sparse_patterns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 2), (2, 2)])
-def test_positions_of_another_grid_lie_between_those_of_the_neighboring_cells(grid: tuple[int, int]) -> None:
+def test_row_and_column_positions_are_interpolated_linearly_to_another_grid(grid: tuple[int, int]) -> None:
     old = DALLE(SMALL).state_dict()
     new = resize_positions(old, replace(SMALL, grid=grid))
     for name, side, axis in (("row_position", grid[0], 0), ("column_position", grid[1], 1)):
@@ -196,7 +196,7 @@ def test_positions_of_another_grid_lie_between_those_of_the_neighboring_cells(gr
     assert (new is old) == (grid == (2, 2))
 
 
-def test_a_position_of_each_cell_is_interpolated_along_rows_and_columns() -> None:
+def test_cell_positions_are_interpolated_bilinearly_to_another_grid() -> None:
     config = replace(SMALL, positions="learned_cells")
     old = {"cell_position": torch.tensor([[0.0], [1], [2], [3]])}  # 2 * row + column
     new = resize_positions(old, replace(config, grid=(4, 4)))["cell_position"]
@@ -205,7 +205,7 @@ def test_a_position_of_each_cell_is_interpolated_along_rows_and_columns() -> Non
     torch.testing.assert_close(new, (2 * between[:, None] + between).reshape(16, 1))
 
 
-def test_fine_tuning_goes_on_at_another_image_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finetuning_continues_at_another_image_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, large = make_tiny_model(tmp_path), tmp_path / "large"
     small = dalle.load_image_tokenizer(source / "image_tokenizer")
     assert main(["convert", str(source / "image_tokenizer"), str(large), f"image_size={2 * small.image_size}"]) == 0
