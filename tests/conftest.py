@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ from support.tiny_model import make_tiny_model
 def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model/, clip/, image_tokenizer/ and text_tokenizer/, to be read only."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny")).parent
+
+
+@pytest.fixture
+def tiny_copy(tiny_parts: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_parts` of its own, to be changed: parts/ in the test's folder."""
+    return shutil.copytree(tiny_parts, tmp_path / "parts")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from dalle.image_tokenizers.vq import VQConfig
 from dalle.models.clip import CLIPConfig
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
-from support.tiny_model import make_tiny_model
 
 CLASSES: tuple[Any, ...] = (TransformerConfig, DALLEConfig, CLIPConfig, VQGANConfig, DVAEConfig, DiscreteVAEConfig)
 FIELDS = [(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls) if type(field.default) is int]
@@ -41,8 +40,8 @@ def test_absurd_quantizers_are_refused(quantizer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["text_length", "text_vocab", "image_vocab"])
-def test_absurd_sizes_in_a_model_folder_are_refused(name: str, tmp_path: Path) -> None:
-    folder = make_tiny_model(tmp_path)
+def test_absurd_sizes_in_a_model_folder_are_refused(name: str, tiny_copy: Path) -> None:
+    folder = tiny_copy / "model"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["model"][name] = 10**13
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -182,11 +182,15 @@ def test_init_images_of_any_mode_and_size_work(tiny_parts: Path, kind: str, tmp_
     }[kind]
     made.save(tmp_path / "init", "GIF" if kind == "gif" else "PNG")
     assert main(line(tiny_parts, tmp_path / "out", "--init", str(tmp_path / "init"), "--steps", "1")) == 0
+    with Image.open(only(tmp_path / "out") / "image.png") as image:
+        assert (image.format, image.mode) == ("PNG", "RGB") and min(image.size) > 0
 
 
 def test_negative_prompts_alone_work_with_an_image(tiny_parts: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "init.png")
     assert main(line(tiny_parts, tmp_path / "out", "--init", str(tmp_path / "init.png"), prompt="red:-1")) == 0
+    with Image.open(only(tmp_path / "out") / "image.png") as image:
+        assert image.text["prompt"] == "red:-1"  # type: ignore[attr-defined]
 
 
 def test_full_disk_gives_one_line_and_keeps_the_last_image(

@@ -127,6 +127,12 @@ def test_many_prompts_are_generated_in_groups_and_all_written(tiny_model: Path, 
 def test_keep_rows_continues_an_image(tiny_model: Path, here: Path) -> None:
     options = ["--image", "face.png", "--keep-rows", "0.5", "--n", "2", "--model", str(tiny_model)]
     assert sample.main(["a dog", *options]) == 0
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
+    (result,) = pipe("a dog", n=2, image=Image.open("face.png"), keep_rows=0.5)
+    (folder,) = (here / "outputs").iterdir()
+    written = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["images"]
+    found = {one["seed"]: Image.open(folder / one["file"]).tobytes() for one in written}
+    assert found == {seed: image.tobytes() for seed, image in zip(result.seeds, result.images, strict=True)}
 
 
 WRONG = {

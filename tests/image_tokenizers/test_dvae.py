@@ -62,7 +62,12 @@ def test_losses_equal_the_papers() -> None:
     logits = model.encoder(map_pixels(images)).permute(0, 2, 3, 1)
     uniform = Categorical(logits=torch.zeros(16))
     torch.testing.assert_close(made.losses["kl"], kl_divergence(Categorical(logits=logits), uniform).mean())
-    assert made.losses["reconstruction"].ndim == 0
+    hard = model(images, temperature=1e-4)  # codes all but one-hot
+    one_hot = torch.nn.functional.one_hot(hard.codes, 16).permute(0, 3, 1, 2).float()
+    mean, log_scale = model.decoder(one_hot).chunk(2, dim=1)
+    density = TransformedDistribution(Laplace(mean, log_scale.exp()), [SigmoidTransform()])
+    expected = -density.log_prob(map_pixels(images)).mean()
+    torch.testing.assert_close(hard.losses["reconstruction"], expected, atol=1e-3, rtol=1e-3)
     assert made.images.shape == images.shape
 
 

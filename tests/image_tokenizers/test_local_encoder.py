@@ -66,5 +66,5 @@ def test_codes_depend_on_their_cell_only() -> None:
 
 @pytest.mark.parametrize("options", [{"width": 0}, {"blocks": 0}, {"expansion": 0}, {"margin": -1}, {"margin": 65}])
 def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=next(iter(options))):
         LocalEncoderConfig(**options)

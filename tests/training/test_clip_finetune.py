@@ -18,12 +18,11 @@ from dalle.models.clip import CLIP
 from dalle.training.optim import OptimConfig, adamw, set_learning_rate
 from support.published.clips import hub_folder
 from support.tiny_configs import clip_config
-from support.tiny_model import make_tiny_model
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_tiny_model(tmp_path / "parts").parent / "clip"
+def source(tiny_copy: Path) -> Path:
+    return tiny_copy / "clip"
 
 
 def recipe(folder: Path, source: Path, **changes: Any) -> str:

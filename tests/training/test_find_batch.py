@@ -9,18 +9,11 @@ import yaml
 
 from dalle.__main__ import main
 from dalle.training.find_batch import _largest
+from support.tiny_model import VQGAN_MODEL
 
 VQGAN = {
     "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 64,
-        "channels": 32,
-        "channel_multipliers": [1, 1],
-        "attention_resolutions": [],
-        "latent_channels": 8,
-        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
-    },
+    "model": VQGAN_MODEL | {"image_size": 64, "channels": 32},
     "data": {"kind": "shapes", "size": 600},
     "optim": {},
     "run": {"dir": "run", "steps": 1, "batch_size": 512, "validation_images": 2, "device": "cpu"},

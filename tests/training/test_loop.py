@@ -26,123 +26,10 @@ from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.run.log import RunLog
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
+from support.stage_recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
-VQGAN = {
-    "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 32,
-        "channels": 16,
-        "channel_multipliers": [1, 2],
-        "blocks": 1,
-        "attention_resolutions": [],
-        "latent_channels": 16,
-        "quantizer": {"kind": "vq", "codebook_size": 32, "code_channels": 4, "update": "ema"},
-    },
-    "data": {"kind": "shapes"},
-    "adversarial": {"start": 2, "channels": 8, "layers": 2},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-DVAE = VQGAN | {
-    "model": {"kind": "dvae", "image_size": 32, "codebook_size": 32, "groups": 3, "blocks_per_group": 1, "hidden": 16},
-    "temperature": {"first": 1.0, "last": 0.5, "steps": 6},
-    "kl_weight": {"first": 0.0, "last": 1.0, "steps": 4},
-    "adversarial": None,
-}
-CLIP = {
-    "stage": "clip",
-    "model": {
-        "image_size": 32,
-        "patch_size": 8,
-        "vision": {"width": 32, "depth": 1, "heads": 2},
-        "text": {"width": 32, "depth": 1, "heads": 2},
-        "text_vocab": 300,
-        "text_length": 16,
-        "embed_dim": 16,
-    },
-    "data": {"kind": "shapes"},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "bpe_dropout": 0.1,
-    "augment": 0.5,
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-DALLE = {
-    "stage": "dalle",
-    "model": {
-        "transformer": {"width": 32, "depth": 2, "heads": 2, "dropout": 0.1, "attention_dropout": 0.1},
-        "text_vocab": 300,
-        "text_length": 16,
-        "image_vocab": 32,
-        "grid": [16, 16],
-        "attention": ["row", "column"],
-    },
-    "data": {"kind": "shapes"},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "label_smoothing": 0.1,
-    "code_noise": 0.1,
-    "prompts": ["a red circle"],
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-PRIOR = {
-    "stage": "prior",
-    "model": {
-        "kind": "diffusion",
-        "transformer": {"width": 32, "depth": 1, "heads": 2, "dropout": 0.1},
-        "embed_dim": 16,
-        "text_width": 32,
-        "text_length": 16,
-        "schedule": {"kind": "cosine", "steps": 50},
-    },
-    "data": {"kind": "shapes"},
-    "statistics_images": 64,
-    "bpe_dropout": 0.1,
-    "sampling": {"samples": 1, "sampler": {"steps": 3}},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-PRIOR_AR = PRIOR | {
-    "model": {**PRIOR["model"], "kind": "autoregressive", "variance": 0.9, "buckets": 8, "dot_buckets": 4},
-    "sampling": {},
-}
-del PRIOR_AR["model"]["schedule"]
-DECODER = {
-    "stage": "diffusion",
-    "model": {
-        "kind": "decoder",
-        "image_size": 8,
-        "unet": {"channels": 8, "channel_multipliers": [1, 2], "attention_levels": [1], "head_channels": 8},
-        "embed_dim": 16,
-        "text_width": 32,
-        "text_length": 16,
-        "context_width": 16,
-        "learned_variance": True,
-        "schedule": {"kind": "cosine", "steps": 50},
-    },
-    "data": {"kind": "shapes"},
-    "statistics_images": 64,
-    "bpe_dropout": 0.1,
-    "sampling": {"guidance": 2.0, "sampler": {"steps": 3}},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-UPSAMPLER = {
-    "stage": "diffusion",
-    "model": {
-        "kind": "upsampler",
-        "image_size": 16,
-        "low_size": 8,
-        "unet": {"channels": 8, "channel_multipliers": [1, 2], "attention_levels": []},
-    },
-    "data": {"kind": "shapes"},
-    "crop": 0.5,
-    "sampling": {"sampler": {"steps": 3}},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-
-
+VQGAN, DALLE, CLIP = (RECIPES[stage] for stage in ("vqgan", "dalle", "clip"))
 NO_DROPOUT = ["model.transformer.dropout=0.0", "model.transformer.attention_dropout=0.0"]
 
 
@@ -197,17 +84,12 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _recipe(stage: str, tokenizers: dict[str, str], clip: str = "") -> dict:
-    if stage == "upsampler":
-        return UPSAMPLER
-    if stage == "decoder":
-        return DECODER | {"clip": clip}
-    if stage in ("prior", "prior_ar"):
-        return (PRIOR if stage == "prior" else PRIOR_AR) | {"clip": clip}
-    if stage in ("vqgan", "dvae"):
-        return VQGAN if stage == "vqgan" else DVAE
+    """A stage's recipe with what it stands on."""
+    if stage in ("prior", "prior_ar", "decoder"):
+        return RECIPES[stage] | {"clip": clip}
     if stage == "clip":
         return CLIP | {"text_tokenizer": tokenizers["text_tokenizer"]}
-    return DALLE | tokenizers
+    return RECIPES[stage] | (tokenizers if stage == "dalle" else {})
 
 
 @pytest.mark.slow

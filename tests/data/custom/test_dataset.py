@@ -776,7 +776,7 @@ def test_unknown_split_is_refused(tmp_path: Path) -> None:
     [{"validation_share": 1.0}, {"crop_share": 0.0}, {"shuffle_buffer": 0}, {"stream_validation": 0}, {"path": " "}],
 )
 def test_options_out_of_range_are_refused(options: dict) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=next(iter(options))):
         CustomConfig(**{"path": "x"} | options)
 
 

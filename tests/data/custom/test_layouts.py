@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -380,8 +381,11 @@ def test_csv_dialects_are_read(text: str, tmp_path: Path) -> None:
     assert captions(tmp_path) == ["thing 0, red"]
 
 
-def test_folder_without_ignored_files_reports_nothing() -> None:
-    assert describe_ignored(walk(Path(__file__).parent).ignored) == ""
+def test_ignored_files_are_counted_by_reason_most_frequent_first(tmp_path: Path) -> None:
+    put(tmp_path / "a", a_png=None, a_txt="one")
+    assert describe_ignored(walk(tmp_path / "a").ignored) == ""
+    counts = Counter({".heic": 2, "archives beside images (.tar)": 1, "images without a caption": 1234, "unseen": 0})
+    assert describe_ignored(counts) == "1,234 images without a caption, 2 .heic, 1 archive beside images (.tar)"
 
 
 def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
