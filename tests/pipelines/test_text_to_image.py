@@ -18,6 +18,7 @@ from dalle.generation.rerank import score
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.pipelines import text_to_image
 from dalle.pipelines.init_image import whole_rows
+from dalle.pipelines.prompts import encode_prompts
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
@@ -196,8 +197,8 @@ def test_long_prompts_are_truncated_with_a_warning(tiny_pipe: TextToImage, caplo
     with caplog.at_level(logging.WARNING):
         cut, short = tiny_pipe([long, "a red heart"], seed=3)
     assert len([r for r in caplog.records if "prompt of 162 tokens cut to the model's 12" in r.message]) == 1
-    length = tiny_pipe.model.config.text_length
-    assert torch.equal(tiny_pipe._read([long, "a"])[0], tiny_pipe.text_tokenizer.encode([long], length)[0])
+    read = encode_prompts(tiny_pipe.model, tiny_pipe.text_tokenizer, [long, "a"])  # type: ignore[arg-type]
+    assert torch.equal(read[0], tiny_pipe.text_tokenizer.encode([long], tiny_pipe.model.config.text_length)[0])
     assert torch.equal(short.codes, tiny_pipe("a red heart", seed=3)[0].codes)
     assert cut.prompt == long
 
