@@ -80,7 +80,7 @@ def malevich(file: Path) -> int:
     return sum(value.numel() for value in wide.values() if value.is_floating_point())
 
 
-def test_a_folder_of_ours(tmp_path: Path) -> None:
+def test_loading_peaks_at_1_2_times_the_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save(tmp_path / "model", {"stage": "dalle", "model": to_dict(CONFIG)}, DALLE(CONFIG).state_dict())
     weights = 4 * parameters(CONFIG)
@@ -90,7 +90,7 @@ def test_a_folder_of_ours(tmp_path: Path) -> None:
     assert peak(tmp_path / "small") < 1.3 * weights  # pages of the file, a quarter of it, may still be mapped
 
 
-def test_published_half_precision_as_single(tmp_path: Path) -> None:
+def test_loading_published_half_precision_peaks_at_1_2_times_the_weights(tmp_path: Path) -> None:
     weights = 4 * malevich(tmp_path / "pytorch_model_v3.bin")
     assert weights > 250e6
     assert peak(tmp_path / "pytorch_model_v3.bin", given=True) < 1.2 * weights
@@ -98,7 +98,7 @@ def test_published_half_precision_as_single(tmp_path: Path) -> None:
     assert peak(tmp_path / "pytorch_model_v3.bin", tmp_path / "ours", given=True) < 0.4 * weights
 
 
-def test_writing_one_at_a_time(tmp_path: Path) -> None:
+def test_lazy_tensors_are_written_one_at_a_time(tmp_path: Path) -> None:
     made = [0]
 
     def make() -> torch.Tensor:

@@ -135,7 +135,7 @@ def test_missing_fields_take_defaults() -> None:
     ],
     ids=str,
 )
-def test_mistakes_in_words(values: dict[str, Any], line: str) -> None:
+def test_errors_name_what_was_given_and_expected(values: dict[str, Any], line: str) -> None:
     assert mistakes(**values) == [line]
 
 
@@ -163,7 +163,7 @@ def test_no_value_is_turned_into_another_type(values: dict[str, Any], line: str)
     assert mistakes(**values) == [line]
 
 
-def test_whole_numbers_are_numbers_of_either_type() -> None:
+def test_whole_numbers_fit_int_and_float() -> None:
     root = build(optim={"lr": 1, "warmup": 1e3})
     assert (root.optim.lr, root.optim.warmup) == (1.0, 1000)
     assert (type(root.optim.lr), type(root.optim.warmup)) == (float, int)
@@ -185,17 +185,17 @@ def test_all_errors_are_reported_at_once() -> None:
     assert len(found) == 9
 
 
-def test_a_missing_key_is_named() -> None:
+def test_missing_key_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^f.yaml: name: missing$"):
         from_dict(Root, {}, "f.yaml")
 
 
-def test_keys_that_are_no_text() -> None:
+def test_keys_that_are_no_text_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^f.yaml: 3: unknown key; known here: kind, size$"):
         from_dict(Table, {3: 4}, "f.yaml")
 
 
-def test_the_schema_may_be_a_union() -> None:
+def test_schema_may_be_a_union() -> None:
     assert from_dict(Table | Levels, {"kind": "levels"}, "f.yaml") == Levels()
     with pytest.raises(ConfigError, match=r"^f.yaml: kind: expected one of table, levels, got 'nothing'$"):
         from_dict(Table | Levels, {}, "f.yaml")
@@ -211,7 +211,7 @@ def test_the_schema_may_be_a_union() -> None:
         ("1e", "1e"), ("e3", "e3"), ("1e3x", "1e3x"), ("'1e3'", "1e3"), ("~", None), ("true", True),
     ],
 )  # fmt: skip
-def test_numbers_of_yaml(tmp_path: Path, text: str, value: object) -> None:
+def test_yaml_numbers_are_read_with_their_type(tmp_path: Path, text: str, value: object) -> None:
     (tmp_path / "a.yaml").write_text(f"a: {text}\n")
     found = read_yaml(tmp_path / "a.yaml")["a"]
     assert found == value and type(found) is type(value)
@@ -231,7 +231,7 @@ def test_numbers_of_yaml(tmp_path: Path, text: str, value: object) -> None:
         (b"text\n", "expected `key: value` lines, found 'text'"),
     ],
 )
-def test_files_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_no_mapping_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "a.yaml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as raised:
@@ -240,7 +240,7 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes, message: str) ->
     assert "\n" not in str(raised.value)
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a.yaml: no such file$"):
         read_yaml(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match="is a folder, expected a YAML file$"):
@@ -270,7 +270,7 @@ def test_anchors_and_merges_work(tmp_path: Path) -> None:
         ("a=गुलाबी हात्ती", {"a": "गुलाबी हात्ती", "b": {"c": 1, "n": None}}),
     ],
 )
-def test_overrides(override: str, expected: dict[str, Any]) -> None:
+def test_overrides_set_nested_keys(override: str, expected: dict[str, Any]) -> None:
     data = {"a": 1, "b": {"c": 1, "n": None}}
     assert apply_overrides(data, [override]) == expected
     assert data == {"a": 1, "b": {"c": 1, "n": None}}  # as it was
@@ -293,14 +293,14 @@ def test_later_overrides_win() -> None:
         ("d.e.f.g=1", "'d.e.f.g=1': d.e.f is 'text', it has no keys"),
     ],
 )
-def test_overrides_that_are_refused(override: str, message: str) -> None:
+def test_wrong_overrides_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         apply_overrides({"a": 1, "l": [1], "d": {"e": {"f": "text"}}}, [override])
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_with_overrides(tmp_path: Path) -> None:
+def test_load_applies_overrides(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("name: x\noptim: {lr: 1e-4}\n")
     root = load(Root, file, ["optim.warmup=7", "second.lr=1e-2", "quantizer={kind: levels}"])
@@ -345,14 +345,14 @@ roots = st.builds(
 @settings(max_examples=40)
 @example(Root(name="1e-3", prompts=("1E5", "null", "true", "3", "- a", "a: b", "~", " x ", "")))
 @given(roots)
-def test_a_dump_loads_as_what_it_was(root: Root) -> None:
+def test_dump_loads_back_equal(root: Root) -> None:
     assert from_dict(Root, to_dict(root), "f.yaml") == root
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "a.yaml").write_text(dump(root), encoding="utf-8")
         assert load(Root, Path(folder) / "a.yaml") == root
 
 
-def test_a_dump_has_every_field_in_order() -> None:
+def test_dump_has_every_field_in_order() -> None:
     assert list(to_dict(Root(name="x"))) == [field.name for field in dataclasses.fields(Root)]
     assert dump(Root(name="x", prompts=("एक",))).startswith("name: x\nout: runs\nquantizer: {kind: table, size: 512}\n")
     assert "एक" in dump(Root(name="x", prompts=("एक",)))
@@ -395,7 +395,7 @@ def test_help_shows_the_values_of_a_file() -> None:
     assert shown["prompts"] == "a list of (text) = [a, b]"
 
 
-def test_meanings_are_inherited() -> None:
+def test_field_descriptions_are_inherited() -> None:
     @config
     class Longer(Table):
         depth: int = 2
@@ -417,11 +417,11 @@ def test_meanings_are_inherited() -> None:
         (Table | Levels, "options of kind table, levels"),
     ],
 )
-def test_types_in_words(annotation: Any, words: str) -> None:
+def test_type_names_are_words(annotation: Any, words: str) -> None:
     assert type_name(annotation) == words
 
 
-def test_refusal_names_the_program_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_error_names_the_program_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_error("train.py", ConfigError("a: wrong\nb: wrong")) == 2
     assert capsys.readouterr().err == "train.py: a: wrong\ntrain.py: b: wrong\n"
 
@@ -437,7 +437,7 @@ def test_refusal_names_the_program_on_every_line(capsys: pytest.CaptureFixture[s
         ("3", 3),
     ],
 )
-def test_a_hash_in_an_override_is_no_comment(text: str, value: object) -> None:
+def test_hash_in_an_override_is_no_comment(text: str, value: object) -> None:
     assert apply_overrides({}, [f"key={text}"]) == {"key": value}
 
 
@@ -451,7 +451,7 @@ def test_a_hash_in_an_override_is_no_comment(text: str, value: object) -> None:
     ],
     ids=["deep", "long number", "date", "comment"],
 )
-def test_values_that_yaml_fails_on_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_yaml_values_give_a_one_line_error(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         apply_overrides({}, [f"key={text}"])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

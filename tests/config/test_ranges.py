@@ -84,7 +84,7 @@ def test_each_number_states_a_range() -> None:
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
-def test_is_refused_in_one_line_or_made_at_once(value: Any) -> None:
+def test_extreme_values_are_refused_in_one_line_or_accepted_quickly(value: Any) -> None:
     """All fields with one value: a refusal is a line that names the field; what is taken has cost no time."""
     begun = time.process_time()
     for cls, name, annotation in FIELDS:
@@ -131,7 +131,7 @@ def _with(cls: Any, name: str, value: Any) -> Any:
         (RunConfig, {"tokens": math.inf}, "tokens is inf; it must be a finite number, above 0 (null counts in steps)"),
     ],
 )
-def test_words(cls: Any, given: dict[str, Any], message: str) -> None:
+def test_range_errors_name_value_and_bounds(cls: Any, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         build(cls, **given)
     assert str(caught.value) == message
@@ -157,14 +157,14 @@ class Outer:
         ({"few": math.nan}, "x.yaml: few is nan; it must be a finite number, from 0 to 1"),
     ],
 )
-def test_from_a_file(data: dict[str, Any], message: str) -> None:
+def test_range_errors_of_files_name_the_key(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_dict(Outer, data, "x.yaml")
     assert str(caught.value) == message
     assert from_dict(Outer, {"few": None, "sizes": [1]}, "x.yaml") == Outer(sizes=(1,))
 
 
-def test_bounds_themselves() -> None:
+def test_range_bounds_may_be_exclusive() -> None:
     limits = Range(0, 1, above=True)
     assert limits.problem(1) is None and limits.problem(0) and limits.problem(1.01)
     limits = Range(0, 1, below=True)

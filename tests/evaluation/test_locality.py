@@ -12,7 +12,7 @@ from torch import Tensor
 from dalle.evaluation.locality import blank_cells, entropy_given_position, shift, unchanged_codes
 
 
-def test_blank_cells_are_those_without_a_pixel_that_is_not_white() -> None:
+def test_blank_cells_have_white_pixels_only() -> None:
     images = torch.ones(2, 3, 12, 8)
     images[0, 1, 5, 2] = 254 / 255
     images[1, :, 8:, 4:] = 0
@@ -44,7 +44,7 @@ def global_encoder(images: Tensor) -> Tensor:
     return (local_encoder(images) + images.mean((1, 2, 3)).mul(1000).long()[:, None, None]) % 16
 
 
-def test_kept_looks_at_cells_that_are_in_both_grids() -> None:
+def test_unchanged_compares_cells_that_lie_in_both_grids() -> None:
     codes = torch.randint(0, 5, (2, 4, 5), generator=torch.Generator().manual_seed(0))
     others = torch.randint(0, 5, (2, 4, 5), generator=torch.Generator().manual_seed(1))
     found = unchanged_codes(codes, others, down=1, right=2)
@@ -56,7 +56,7 @@ def test_kept_looks_at_cells_that_are_in_both_grids() -> None:
                 assert found[image, row, column] == same
 
 
-def test_a_local_encoder_keeps_all_codes_when_the_image_moves_by_a_cell_and_a_global_one_does_not() -> None:
+def test_local_encoder_codes_move_with_the_image_and_global_ones_do_not() -> None:
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for down, right in ((1, 0), (0, 1), (2, 1)):
         moved = shift(images, 4 * down, 4 * right)
@@ -64,7 +64,7 @@ def test_a_local_encoder_keeps_all_codes_when_the_image_moves_by_a_cell_and_a_gl
         assert unchanged_codes(global_encoder(images), global_encoder(moved), down, right).float().mean() < 0.5
 
 
-def test_entropy_given_the_place_equals_a_slow_loop() -> None:
+def test_position_conditional_entropy_equals_a_slow_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 4, (50, 3), generator=generator)  # 50 images of 3 places
     codes[:, 2] = 1

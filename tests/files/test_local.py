@@ -12,7 +12,7 @@ import pytest
 from dalle.files import FileLock, atomic_file, remove_parts, sha256, write_text
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_atomic_file_replaces_completely_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     write_text(file, "लाल")
     with pytest.raises(RuntimeError), atomic_file(file) as part:
@@ -23,7 +23,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_parts_of_killed_processes_are_removed(tmp_path: Path) -> None:
+def test_scratch_of_killed_processes_is_removed(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "kept")
     killed = "import os; from pathlib import Path; from dalle.files import atomic_file\n"
     killed += "with atomic_file(Path('b.txt')) as part: part.write_text('half'); os._exit(1)"
@@ -34,13 +34,13 @@ def test_parts_of_killed_processes_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 7])
-def test_sha256_of_a_file(size: int, tmp_path: Path) -> None:
+def test_sha256_equals_hashlib(size: int, tmp_path: Path) -> None:
     content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
-def test_one_lock_at_a_time_in_a_process_and_among_processes(tmp_path: Path) -> None:
+def test_file_lock_is_exclusive_within_and_between_processes(tmp_path: Path) -> None:
     file = tmp_path / ".lock"
     with FileLock(file):
         with pytest.raises(BlockingIOError, match="this process"):

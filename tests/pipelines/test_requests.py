@@ -10,14 +10,9 @@ from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.request import Request
 from dalle.pipelines.text_to_image import TextToImage
-from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_model import GRID, IMAGE_SIZE
 
 LENGTH = GRID[0] * GRID[1]
-
-
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory) -> TextToImage:
-    return TextToImage.from_pretrained(make_tiny_model(tmp_path_factory.mktemp("requests")), device="cpu")
 
 
 def noise() -> Image.Image:
@@ -51,27 +46,27 @@ def different(pipe: TextToImage) -> list[Request]:
 
 
 @pytest.mark.parametrize("engine", [EngineOptions(), EngineOptions(window=4), EngineOptions(batch_size=3)])
-def test_each_image_is_the_one_it_is_alone(pipe: TextToImage, engine: EngineOptions) -> None:
-    requests = different(pipe)
-    for request, together in zip(requests, pipe.draw(requests, engine)):
-        (alone,) = pipe.draw([request])
+def test_images_do_not_depend_on_the_batch(tiny_pipe: TextToImage, engine: EngineOptions) -> None:
+    requests = different(tiny_pipe)
+    for request, together in zip(requests, tiny_pipe.draw(requests, engine)):
+        (alone,) = tiny_pipe.draw([request])
         assert torch.equal(together.codes, alone.codes)
         assert [one.tobytes() for one in together.images] == [one.tobytes() for one in alone.images]
         assert together.seeds == list(request.seeds)
         assert (together.scores is None) == (not request.scored)
 
 
-def test_what_is_watched_becomes_the_codes(pipe: TextToImage) -> None:
+def test_watched_codes_are_a_prefix_of_the_result(tiny_pipe: TextToImage) -> None:
     seen: list[tuple[int, torch.Tensor]] = []
-    requests = different(pipe)[:3]
-    results = pipe.draw(requests, watch=lambda codes, settled: seen.append((settled, codes.clone())))
+    requests = different(tiny_pipe)[:3]
+    results = tiny_pipe.draw(requests, watch=lambda codes, settled: seen.append((settled, codes.clone())))
     final = torch.cat([result.codes.flatten(1) for result in results])
     assert [settled for settled, _ in seen] == list(range(1, LENGTH + 1))
     for settled, codes in seen:
         assert torch.equal(codes[:, :settled], final[:, :settled])
 
 
-def test_stopped_and_gone_on_with_is_the_same(pipe: TextToImage) -> None:
+def test_stopped_generation_continues_to_the_same_codes(tiny_pipe: TextToImage) -> None:
     class Stop(Exception):
         pass
 
@@ -83,18 +78,18 @@ def test_stopped_and_gone_on_with_is_the_same(pipe: TextToImage) -> None:
             raise Stop
 
     request = Request("a red heart", (7, 8), SamplingConfig(guidance=3.0, guidance_until=9))
-    (whole,) = pipe.draw([request])
+    (whole,) = tiny_pipe.draw([request])
     with pytest.raises(Stop):
-        pipe.draw([request], watch=stop)
+        tiny_pipe.draw([request], watch=stop)
     kept = torch.zeros(GRID, dtype=torch.bool)
     kept.view(-1)[:6] = True
     begun = InitImage(held[0].view(-1, *GRID), kept)
-    (rest,) = pipe.draw([Request(request.prompt, request.seeds, request.sampling, begun)])
+    (rest,) = tiny_pipe.draw([Request(request.prompt, request.seeds, request.sampling, begun)])
     assert torch.equal(rest.codes, whole.codes)
 
 
-def test_options_are_one_for_all_or_one_each(pipe: TextToImage) -> None:
+def test_sampling_configs_are_one_or_one_per_prompt(tiny_pipe: TextToImage) -> None:
     from dalle.generation.generate import generate
 
     with pytest.raises(ValueError, match="got 1 sampling configs for 2 prompts"):
-        generate(pipe.model, torch.ones(2, 3, dtype=torch.int64), [[0], [1]], [SamplingConfig()])
+        generate(tiny_pipe.model, torch.ones(2, 3, dtype=torch.int64), [[0], [1]], [SamplingConfig()])

@@ -24,19 +24,9 @@ from dalle.pipelines.text_to_image import TextToImage
 from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("pipeline"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> TextToImage:
-    return TextToImage.from_pretrained(folder, device="cpu")
-
-
 @pytest.fixture
-def no_clip(pipe: TextToImage) -> TextToImage:
-    return TextToImage(pipe.model, pipe.text_tokenizer, pipe.image_tokenizer)
+def no_clip(tiny_pipe: TextToImage) -> TextToImage:
+    return TextToImage(tiny_pipe.model, tiny_pipe.text_tokenizer, tiny_pipe.image_tokenizer)
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -55,26 +45,26 @@ def by_seed(result: Result) -> dict[int, Image.Image]:
     return dict(zip(result.seeds, result.images, strict=True))
 
 
-def test_options_that_are_not_given_are_the_model_folders(pipe: TextToImage, folder: Path, tmp_path: Path) -> None:
+def test_default_options_come_from_the_model_folder(tiny_pipe: TextToImage, tiny_model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
-    shutil.copytree(folder, copy)
+    shutil.copytree(tiny_model, copy)
     content = read_yaml(copy / "config.yaml")
     own = {"guidance": 3.0, "temperature": 0.7, "top_k": 5}
     write_config(copy, content | {"sampling": own})
     tuned = TextToImage.from_pretrained(copy, device="cpu")
-    assert tuned.model_hash == pipe.model_hash
-    drawn, explicit = tuned("a red heart", n=4)[0], pipe("a red heart", n=4, **own)[0]
+    assert tuned.model_hash == tiny_pipe.model_hash
+    drawn, explicit = tuned("a red heart", n=4)[0], tiny_pipe("a red heart", n=4, **own)[0]
     assert torch.equal(drawn.codes, explicit.codes)
-    assert not torch.equal(drawn.codes, pipe("a red heart", n=4)[0].codes)
+    assert not torch.equal(drawn.codes, tiny_pipe("a red heart", n=4)[0].codes)
     undone = tuned("a red heart", n=4, guidance=1.0, temperature=1.0, top_k=CODES)[0]
-    assert torch.equal(undone.codes, pipe("a red heart", n=4)[0].codes)
+    assert torch.equal(undone.codes, tiny_pipe("a red heart", n=4)[0].codes)
     write_config(copy, content | {"sampling": own | {"top_k": 0}})
     with pytest.raises(ValueError, match="top_k is 0"):
         TextToImage.from_pretrained(copy, device="cpu")
 
 
-def test_results_have_the_promised_form(pipe: TextToImage) -> None:
-    results = pipe(["a red heart", "", "लाल दिल"], n=3, keep=2, seed=5)
+def test_results_have_seeds_codes_images_and_scores(tiny_pipe: TextToImage) -> None:
+    results = tiny_pipe(["a red heart", "", "लाल दिल"], n=3, keep=2, seed=5)
     assert [r.prompt for r in results] == ["a red heart", "", "लाल दिल"]
     for result in results:
         assert len(result.images) == len(result.seeds) == 2
@@ -85,65 +75,65 @@ def test_results_have_the_promised_form(pipe: TextToImage) -> None:
         assert result.scores is not None and result.scores == sorted(result.scores, reverse=True)
 
 
-def test_a_candidate_is_the_same_alone_and_in_any_batch(pipe: TextToImage) -> None:
-    together = pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12)
-    split = pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12, batch_size=3)
+def test_candidates_do_not_depend_on_the_batch(tiny_pipe: TextToImage) -> None:
+    together = tiny_pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12)
+    split = tiny_pipe(["a red heart", "two green stars"], n=4, seed=7, guidance=2.0, top_k=12, batch_size=3)
     for one, other in zip(together, split, strict=True):
         assert one.seeds == other.seeds and torch.equal(one.codes, other.codes)
-    (alone,) = pipe("two green stars", seed=9, guidance=2.0, top_k=12)
+    (alone,) = tiny_pipe("two green stars", seed=9, guidance=2.0, top_k=12)
     assert alone.seeds == [9]
     assert torch.equal(pixels(alone.images[0]), pixels(by_seed(together[1])[9]))
     assert len({tuple(c.flatten().tolist()) for c in together[1].codes}) > 1  # seeds do differ
 
 
-def test_images_and_scores_are_those_of_the_codes(pipe: TextToImage) -> None:
-    (result,) = pipe("a red heart", n=3, seed=1)
-    decoded = pipe.image_tokenizer.decode(result.codes)
+def test_images_and_scores_belong_to_the_codes(tiny_pipe: TextToImage) -> None:
+    (result,) = tiny_pipe("a red heart", n=3, seed=1)
+    decoded = tiny_pipe.image_tokenizer.decode(result.codes)
     for tensor, image in zip(decoded, result.images, strict=True):
         assert torch.equal(pixels(image), (tensor * 255).round().to(torch.int64).permute(1, 2, 0))
-    assert pipe.clip is not None and result.scores is not None
-    assert result.scores == pytest.approx(score(pipe.clip, decoded, ["a red heart"] * 3).tolist(), abs=1e-5)
+    assert tiny_pipe.clip is not None and result.scores is not None
+    assert result.scores == pytest.approx(score(tiny_pipe.clip, decoded, ["a red heart"] * 3).tolist(), abs=1e-5)
 
 
-def test_keep_takes_the_best(pipe: TextToImage) -> None:
-    (everything,), (best,) = pipe("a red heart", n=6), pipe("a red heart", n=6, keep=2)
+def test_keep_takes_the_best_scores(tiny_pipe: TextToImage) -> None:
+    (everything,), (best,) = tiny_pipe("a red heart", n=6), tiny_pipe("a red heart", n=6, keep=2)
     assert best.seeds == everything.seeds[:2] and best.scores == everything.scores[:2]  # type: ignore[index]
 
 
-def test_without_clip_all_are_kept_in_order(no_clip: TextToImage) -> None:
+def test_without_clip_candidates_stay_in_seed_order(no_clip: TextToImage) -> None:
     (result,) = no_clip("a red heart", n=3, keep=3, seed=4)
     assert result.scores is None and result.seeds == [4, 5, 6]
     with pytest.raises(ValueError, match="no CLIP to choose 2 of 3"):
         no_clip("a red heart", n=3, keep=2)
 
 
-def test_kept_rows_are_those_of_the_image(pipe: TextToImage) -> None:
+def test_keep_rows_keeps_the_images_codes(tiny_pipe: TextToImage) -> None:
     image = noise()
-    codes = pipe.image_tokenizer.encode(square_tensor(image, IMAGE_SIZE)[None])[0]
+    codes = tiny_pipe.image_tokenizer.encode(square_tensor(image, IMAGE_SIZE)[None])[0]
     for keep_rows, rows in ((0.5, 2), (1, 1), (3, 3)):
-        (result,) = pipe("a red heart", n=4, image=image, keep_rows=keep_rows)
+        (result,) = tiny_pipe("a red heart", n=4, image=image, keep_rows=keep_rows)
         assert (result.codes[:, :rows] == codes[:rows]).all()
         assert len({tuple(c[rows:].flatten().tolist()) for c in result.codes}) > 1
 
 
-def test_outside_the_mask_nothing_changes(pipe: TextToImage) -> None:
+def test_inpainting_changes_masked_pixels_only(tiny_pipe: TextToImage) -> None:
     original, mask = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     mask.putpixel((5, 2), 255)  # one pixel: its whole cell is drawn anew, but only it is seen
     mask.paste(255, (8, 8, 16, 16))
-    codes = pipe.image_tokenizer.encode(square_tensor(original, IMAGE_SIZE)[None])[0]
-    (result,) = pipe("a red heart", n=4, image=original, mask=mask)
+    codes = tiny_pipe.image_tokenizer.encode(square_tensor(original, IMAGE_SIZE)[None])[0]
+    (result,) = tiny_pipe("a red heart", n=4, image=original, mask=mask)
     kept = torch.ones(GRID, dtype=torch.bool)
     kept[0, 1], kept[2:, 2:] = False, False
     assert (result.codes[:, kept] == codes[kept]).all()
     assert len({tuple(c[~kept].tolist()) for c in result.codes}) > 1
     white = pixels(mask)[..., 0] > 0
-    decoded = (pipe.image_tokenizer.decode(result.codes) * 255).round().to(torch.int64).permute(0, 2, 3, 1)
+    decoded = (tiny_pipe.image_tokenizer.decode(result.codes) * 255).round().to(torch.int64).permute(0, 2, 3, 1)
     for image, own in zip(result.images, decoded, strict=True):
         assert torch.equal(pixels(image)[~white], pixels(original)[~white])
         assert torch.equal(pixels(image)[white], own[white])
 
 
-def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
+def test_downscaled_mask_is_white_where_any_pixel_is() -> None:
     mask = Image.new("1", (50, 32))  # the middle square begins at column 9
     mask.putpixel((9 + 13, 31), 1)
     expected = torch.zeros(16, 16, dtype=torch.bool)
@@ -152,7 +142,7 @@ def test_a_large_mask_is_white_where_any_of_its_pixels_is() -> None:
     assert inpaint_pixels(Image.new("L", (8, 8), 255), 16).all()
 
 
-def test_images_are_cut_and_transparency_becomes_white() -> None:
+def test_images_are_cropped_and_transparency_becomes_white() -> None:
     image = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (2, 0, 4, 4))
     tensor = square_tensor(image, 4)
@@ -163,12 +153,12 @@ def test_images_are_cut_and_transparency_becomes_white() -> None:
 @pytest.mark.parametrize(
     ("keep_rows", "rows", "whole"), [(0.5, 8, 4), (0.3, 4, 1), (1, 8, 1), (1.0, 8, 1), (7, 8, 7), (0.99, 64, 63)]
 )
-def test_whole_rows(keep_rows: float, rows: int, whole: int) -> None:
+def test_keep_rows_takes_a_fraction_or_a_count(keep_rows: float, rows: int, whole: int) -> None:
     assert whole_rows(keep_rows, rows) == whole
 
 
 @pytest.mark.parametrize("keep_rows", [0, -1, 0.05, 0.99, 8, 1.5, float("nan")])
-def test_rows_that_cannot_be_kept(keep_rows: float) -> None:
+def test_keep_rows_out_of_range_is_refused(keep_rows: float) -> None:
     with pytest.raises(ValueError, match=r"a fraction from 0\.125 to 0\.875, or a whole number of rows from 1 to 7"):
         whole_rows(keep_rows, 8)
 
@@ -195,47 +185,47 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_options_are_one_line(pipe: TextToImage, name: str) -> None:
+def test_wrong_options_give_a_one_line_error(tiny_pipe: TextToImage, name: str) -> None:
     options, message = WRONG[name]
     with pytest.raises(ValueError, match=message) as error:
-        pipe(**({"prompts": "a red heart"} | options))
+        tiny_pipe(**({"prompts": "a red heart"} | options))
     assert "\n" not in str(error.value)
 
 
-def test_long_prompts_are_cut_with_a_warning(pipe: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_prompts_are_truncated_with_a_warning(tiny_pipe: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
     long = "a red heart " * 20
     with caplog.at_level(logging.WARNING):
-        cut, short = pipe([long, "a red heart"], seed=3)
+        cut, short = tiny_pipe([long, "a red heart"], seed=3)
     assert len([r for r in caplog.records if "prompt of 162 tokens cut to the model's 12" in r.message]) == 1
-    length = pipe.model.config.text_length
-    assert torch.equal(
-        encode_prompts(pipe.model, pipe.text_tokenizer, [long, "a"])[0], pipe.text_tokenizer.encode([long], length)[0]
-    )
-    assert torch.equal(short.codes, pipe("a red heart", seed=3)[0].codes)
+    read = encode_prompts(tiny_pipe.model, tiny_pipe.text_tokenizer, [long, "a"])  # type: ignore[arg-type]
+    assert torch.equal(read[0], tiny_pipe.text_tokenizer.encode([long], tiny_pipe.model.config.text_length)[0])
+    assert torch.equal(short.codes, tiny_pipe("a red heart", seed=3)[0].codes)
     assert cut.prompt == long
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
-def test_a_blank_prompt_is_the_null_caption(pipe: TextToImage, blank: str) -> None:
-    plain, guided = (pipe([blank, "a red heart"], n=4, guidance=scale) for scale in (1.0, 5.0))
+def test_a_blank_prompt_is_the_null_caption(tiny_pipe: TextToImage, blank: str) -> None:
+    plain, guided = (tiny_pipe([blank, "a red heart"], n=4, guidance=scale) for scale in (1.0, 5.0))
     assert torch.equal(plain[0].codes, guided[0].codes)  # nothing to be guided away from
-    (null,) = pipe("a red heart", n=4, guidance=0.0)  # the null caption alone
+    (null,) = tiny_pipe("a red heart", n=4, guidance=0.0)  # the null caption alone
     assert torch.equal(plain[0].codes[0], null.codes[null.seeds.index(plain[0].seeds[0])])
     assert not torch.equal(plain[1].codes, guided[1].codes)
 
 
-def test_progress_reaches_the_end(pipe: TextToImage) -> None:
+def test_progress_reaches_the_end(tiny_pipe: TextToImage) -> None:
     seen: list[tuple[int, int]] = []
-    pipe(["a red heart", "two green stars"], n=2, progress=lambda done, total: seen.append((done, total)))
+    tiny_pipe(["a red heart", "two green stars"], n=2, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4 * 16, 4 * 16)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_from_pretrained(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_defaults_to_the_shipped_model(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_to_image, "SHIPPED", tmp_path / "absent")
     with pytest.raises(ValueError, match="give the folder of a model"):
         TextToImage.from_pretrained()
-    monkeypatch.setattr(text_to_image, "SHIPPED", folder)
+    monkeypatch.setattr(text_to_image, "SHIPPED", tiny_model)
     half = TextToImage.from_pretrained(device="cpu", dtype=torch.bfloat16)
     assert half.model.image_head.weight.dtype == torch.bfloat16
     assert half.image_tokenizer.last_layer.dtype == torch.float32
@@ -251,15 +241,15 @@ def test_clip_can_be_given(tmp_path: Path) -> None:
     assert result.scores is not None
 
 
-def test_parts_must_fit_the_model(pipe: TextToImage, tmp_path: Path) -> None:
+def test_parts_must_fit_the_model(tiny_pipe: TextToImage, tmp_path: Path) -> None:
     class Other:
         codebook_size, grid, image_size = 7, GRID, IMAGE_SIZE
 
     with pytest.raises(ValueError, match="use the one that it was trained with"):
-        TextToImage(pipe.model, pipe.text_tokenizer, Other())  # type: ignore[arg-type]
+        TextToImage(tiny_pipe.model, tiny_pipe.text_tokenizer, Other())  # type: ignore[arg-type]
 
 
-def test_devices() -> None:
+def test_pick_device_names_what_is_missing() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
     with pytest.raises(ValueError, match="no device 'gpu'"):

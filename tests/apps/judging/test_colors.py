@@ -23,7 +23,7 @@ def tensor(image: np.ndarray) -> torch.Tensor:
     return torch.tensor(image / 255, dtype=torch.float32).permute(2, 0, 1)
 
 
-def test_the_background_of_every_composed_image_is_named_rightly(composed: DrawingsDataset) -> None:
+def test_border_color_names_the_background_of_every_composed_image(composed: DrawingsDataset) -> None:
     rng = random.Random(0)
     seen = set()
     for _ in range(200):
@@ -40,7 +40,7 @@ def test_the_background_of_every_composed_image_is_named_rightly(composed: Drawi
 
 
 @pytest.mark.parametrize("name", [name for name in COLORS if name != "white"])
-def test_the_color_of_an_icon_is_that_of_what_is_drawn(name: str) -> None:
+def test_drawn_color_is_the_color_of_the_pixels_that_are_not_background(name: str) -> None:
     image = torch.ones(3, 64, 64)
     assert foreground_color(image) is None  # nothing is drawn
     image[:, 20:40, 15:50] = torch.tensor(COLORS[name])[:, None, None] / 255
@@ -49,13 +49,13 @@ def test_the_color_of_an_icon_is_that_of_what_is_drawn(name: str) -> None:
     assert named_color(border_color(image)) == "white"
 
 
-def test_a_drawing_that_touches_the_border_does_not_change_it() -> None:
+def test_border_color_ignores_a_drawing_that_touches_the_border() -> None:
     image = torch.full((3, 64, 64), 0.5)
     image[:, :, 30:60] = 0
     assert border_color(image).tolist() == [0.5] * 3
 
 
-def test_lab_is_that_of_the_standard() -> None:
+def test_lab_equals_published_values_of_primaries() -> None:
     """Values of sRGB's primaries in CIELAB under D65, as published (Lindbloom), to their rounding."""
     known = {
         (1, 1, 1): (100, 0, 0),

@@ -25,14 +25,8 @@ from dalle.apps.judging.scenes import (
 from dalle.data.drawings import DrawingsConfig
 from dalle.data.drawings.composition import paint, scene_boxes
 from dalle.pipelines.text_to_image import TextToImage
-from support.tiny_model import make_tiny_model
 
 DATA = DrawingsConfig(sets=("emoji",), styles=("fluent-mono",))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +34,8 @@ def known() -> Drawings:
     return open_plain(DATA, "train", 64)
 
 
-def test_candidates_are_cached_and_are_those_of_the_pipeline(model: Path, tmp_path: Path) -> None:
-    pipe = TextToImage.from_pretrained(model, device="cpu")
+def test_candidates_are_cached_and_equal_the_pipelines(tiny_model: Path, tmp_path: Path) -> None:
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     prompts = ["a red heart", "two green stars", "a blue circle"]
     made = sample_candidates(pipe, prompts, 4, tmp_path, seed=5)
     assert made.codes.shape == (3, 4, 4, 4) and made.scores is not None
@@ -61,7 +55,7 @@ def test_candidates_are_cached_and_are_those_of_the_pipeline(model: Path, tmp_pa
 
 
 @pytest.mark.parametrize("relation", ["left", "right", "above", "below"])
-def test_halves_are_where_training_scenes_have_their_things(known: Drawings, relation: str) -> None:
+def test_halves_cover_the_objects_of_training_scenes(known: Drawings, relation: str) -> None:
     scene = torch.zeros(3, 64, 64)
     for value, (top, left, _) in zip((0.25, 0.75), scene_boxes(relation, 64, random.Random(0), 0.0), strict=True):
         scene[:, top : top + 32, left : left + 32] = value
@@ -76,7 +70,7 @@ def test_halves_are_where_training_scenes_have_their_things(known: Drawings, rel
         assert error.abs().mean() < 0.01
 
 
-def test_prompts_of_scenes_name_what_is_judged(known: Drawings) -> None:
+def test_scene_prompts_name_background_color_relation_and_objects(known: Drawings) -> None:
     indices = choose_images(known, 30, seed=0)
     for one, index in zip(background_prompts(known, indices, 0), indices, strict=True):
         article = "an" if one.color == "orange" else "a"
@@ -90,7 +84,7 @@ def test_prompts_of_scenes_name_what_is_judged(known: Drawings) -> None:
         assert relation.prompt.endswith(", black and white style")
 
 
-def test_one_color_icons_are_named_in_a_color(known: Drawings) -> None:
+def test_icon_prompts_of_one_color_name_that_color(known: Drawings) -> None:
     made = icon_prompts(known, 12, 0)
     assert len(made) == 12 and len({one.color for one in made}) > 4
     for one in made:
@@ -109,8 +103,8 @@ class FewFeatures(torch.nn.Module):
         return self.scale.detach() * torch.nn.functional.adaptive_avg_pool2d(images, 3).flatten(1)
 
 
-def test_eval_draw_gives_metrics_sheets_and_images(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_eval_command_judges_generated_images(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "dalle.checkpoints.published.efficientnet.load_efficientnet_lite0", lambda device: FewFeatures()
@@ -122,7 +116,7 @@ def test_eval_draw_gives_metrics_sheets_and_images(
     save_classifier(Classifier(concepts, sorted(set(everything.styles))), judge)
     command = [
         "eval",
-        str(model),
+        str(tiny_model),
         "sets=[emoji]",
         "styles=[fluent-mono]",
         "--judge",
@@ -132,7 +126,7 @@ def test_eval_draw_gives_metrics_sheets_and_images(
     ]
     command += [
         "--clip-score",
-        str(model / "clip"),
+        str(tiny_model / "clip"),
         "--device",
         "cpu",
         "--candidates",
@@ -164,7 +158,7 @@ def test_eval_draw_gives_metrics_sheets_and_images(
     }
     assert main([*command, "--draw", "4"]) == 0  # from what was kept
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{model}, test_pair, en" and "best of 3" in lines[1]
+    assert lines[0] == f"{tiny_model}, test_pair, en" and "best of 3" in lines[1]
     assert float(next(line for line in lines if "concept_top5" in line).split()[1]) == pytest.approx(
         rows["n = 1"]["concept_top5"], abs=1e-4
     )
@@ -173,7 +167,7 @@ def test_eval_draw_gives_metrics_sheets_and_images(
 
 
 @pytest.mark.slow
-def test_the_command_trains_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_judge_command_trains_and_saves_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["sets=[emoji]", "styles=[fluent-mono]", "--out", str(tmp_path / "judge"), "--device", "cpu"]
     assert main(["judge", *options, "--epochs", "1", "--batch-size", "100"]) == 0
     assert "concepts, 1 styles" in capsys.readouterr().out
@@ -182,13 +176,14 @@ def test_the_command_trains_a_judge(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "epochs is 0: at least 1" in capsys.readouterr().err
 
 
-def test_draw_without_judge_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", str(model), "--draw", "4"]) == 2
+def test_draw_and_judge_options_require_each_other(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tiny_model), "--draw", "4"]) == 2
     assert "--draw and --judge go together" in capsys.readouterr().err
-    assert main(["eval", str(model.parent / "clip"), "--draw", "4", "--judge", str(model.parent / "clip")]) == 2
+    clip = str(tiny_model.parent / "clip")
+    assert main(["eval", clip, "--draw", "4", "--judge", clip]) == 2
     assert "only a dalle draws" in capsys.readouterr().err
 
 
-def test_load_images_gives_those_of_the_data_set(known: Drawings) -> None:
+def test_images_of_equals_the_data_set(known: Drawings) -> None:
     images = load_images(known, [4, 9])
     assert torch.equal((images[1] * 255).round().byte(), torch.tensor(known.pair(9, 0).image).permute(2, 0, 1))

@@ -65,7 +65,7 @@ def test_ranks_equal_a_slow_loop(judge: Judge, everything: Drawings) -> None:
         assert abs(ranks.caption_rank - (1 + sum(better))) <= 1  # float32 ties here and there
 
 
-def test_training_fits_a_few_drawings_and_is_deterministic(everything: Drawings, tmp_path: Path) -> None:
+def test_judge_overfits_24_drawings_and_survives_saving(everything: Drawings, tmp_path: Path) -> None:
     """All of 24 augmented drawings are classified correctly; a saved judge loads; the same seed trains the same."""
 
     class Few:
@@ -96,7 +96,7 @@ def test_training_fits_a_few_drawings_and_is_deterministic(everything: Drawings,
     assert torch.equal(first, again)
 
 
-def test_augmentation_keeps_what_an_image_shows() -> None:
+def test_augmentations_keep_the_object_in_place() -> None:
     image = torch.ones(64, 3, 64, 64)
     image[:, :, 20:44, 20:44] = 0
     made = augment(image, torch.Generator().manual_seed(0))
@@ -105,7 +105,7 @@ def test_augmentation_keeps_what_an_image_shows() -> None:
     assert len({round(float(one.sum())) for one in made}) > 50  # each otherwise
 
 
-def test_metrics_of_ranks() -> None:
+def test_metrics_are_counted_from_ranks() -> None:
     ranks = [Ranks(1, 1, 1), Ranks(5, 2, 10), Ranks(6, 1, 11), Ranks(900, 7, 400)]
     assert rank_metrics(ranks) == {
         "concept_top1": 0.25,
@@ -117,7 +117,7 @@ def test_metrics_of_ranks() -> None:
     }
 
 
-def test_other_models_and_classifiers_are_refused(tmp_path: Path, everything: Drawings, judge: Judge) -> None:
+def test_judges_that_do_not_fit_are_refused(tmp_path: Path, everything: Drawings, judge: Judge) -> None:
     model = make_tiny_model(tmp_path / "one")
     with pytest.raises(ValueError, match="stage is clip, expected a judge"):
         load_classifier(model.parent / "clip")
@@ -128,7 +128,7 @@ def test_other_models_and_classifiers_are_refused(tmp_path: Path, everything: Dr
         JudgeOptions(epochs=0)
 
 
-def test_baselines_show_the_same_concept_in_another_style(everything: Drawings) -> None:
+def test_reference_images_show_the_same_concept_in_another_style(everything: Drawings) -> None:
     known, held_out = open_plain(DATA, "train", 16), open_plain(DATA, "test_pair", 16)
     indices = choose_images(held_out, 20, seed=0)
     assert indices == choose_images(held_out, 20, seed=0) != choose_images(held_out, 20, seed=1)
@@ -140,7 +140,7 @@ def test_baselines_show_the_same_concept_in_another_style(everything: Drawings) 
             assert known.styles[other] != held_out.styles[index]
 
 
-def test_plain_training_images_are_alone_on_white(everything: Drawings) -> None:
+def test_plain_training_images_have_a_white_background_and_no_randomness(everything: Drawings) -> None:
     known = open_plain(DATA, "train", 64)
     assert [image.split for image in everything.drawings].count("train") == len(known)  # type: ignore[attr-defined]
     for index in (0, 500, 1500):

@@ -10,7 +10,7 @@ import torch
 from dalle.apps.judging.memorization import NEAR_COPY, diversity, downsample, nearest_neighbors
 
 
-def test_the_neighbor_is_the_nearest_by_pixels_of_the_nearest_by_features() -> None:
+def test_neighbor_is_the_nearest_by_pixels_among_the_nearest_by_features() -> None:
     generator = torch.Generator().manual_seed(0)
     known, images = torch.rand(40, 3, 64, 64, generator=generator), torch.rand(6, 3, 64, 64, generator=generator)
     images[2] = known[17]
@@ -47,7 +47,7 @@ def padded(image: torch.Tensor, width: int = 8) -> torch.Tensor:
     return torch.nn.functional.pad(image, (width,) * 4, value=1.0)
 
 
-def test_diversity_is_the_mean_distance_of_the_pairs_of_a_prompt() -> None:
+def test_diversity_is_the_mean_pairwise_distance_of_a_prompts_images() -> None:
     features = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0))
     distances = []
     for drawn in features:

@@ -70,7 +70,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_page_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_works_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_tiny_model(tmp_path)
     pipe = TextToImage.from_pretrained(folder, device="cpu")
     masks: list[torch.Tensor] = []

@@ -21,7 +21,7 @@ def tokenizer_of(kind: str) -> ImageTokenizer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_through(kind: str) -> None:
+def test_latents_are_decoded_from_nearest_codes_with_straight_through_gradients(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     codebook = tokenizer.codebook_embeddings()
     values = torch.randn(1, codebook.shape[1], 4, 6) * codebook.std()
@@ -39,7 +39,7 @@ def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_th
     assert torch.allclose(canvas.values.grad, nearest.grad, atol=1e-4)
 
 
-def test_a_latent_starts_from_the_codes_of_a_image_and_stays_in_the_range_of_the_codebook() -> None:
+def test_latents_start_at_an_images_codes_and_stay_in_the_codebooks_range() -> None:
     tokenizer = tokenizer_of("vq")
     image = torch.rand(1, 3, 16, 24)
     canvas = LatentCanvas(tokenizer, torch.zeros(1, 4, 8, 12), tile=512)
@@ -53,7 +53,7 @@ def test_a_latent_starts_from_the_codes_of_a_image_and_stays_in_the_range_of_the
     assert not {name for name in canvas.state_dict() if "tokenizer" in name}
 
 
-def test_the_average_follows_and_forgets_the_start() -> None:
+def test_canvas_ema_forgets_its_start() -> None:
     canvas = PixelCanvas(torch.zeros(1, 3, 2, 2))
     for step in range(1, 200):
         with torch.no_grad():
@@ -65,13 +65,13 @@ def test_the_average_follows_and_forgets_the_start() -> None:
 
 
 @pytest.mark.parametrize("extent", [(16, 16), (9, 14), (1, 1)])
-def test_spectra_give_images_back(extent: tuple[int, int]) -> None:
+def test_fourier_canvas_reproduces_its_image(extent: tuple[int, int]) -> None:
     image = 0.05 + 0.9 * torch.rand(1, 3, *extent)
     canvas = FourierCanvas(image)
     assert torch.allclose(canvas.render(canvas.values), image, atol=1e-4)
 
 
-def test_the_limit_lets_the_gradient_back_into_the_range() -> None:
+def test_clamp_passes_gradients_that_point_into_the_range() -> None:
     x = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
     (clamp_with_grad(x, 0, 1) * torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])).sum().backward()
     assert clamp_with_grad(x, 0, 1).tolist() == [0, 0, 0.5, 1, 1]
@@ -79,7 +79,7 @@ def test_the_limit_lets_the_gradient_back_into_the_range() -> None:
 
 
 @pytest.mark.parametrize("kind", ["codes", "noise", "gradient", "gray", "white"])
-def test_starts_are_images_and_come_from_the_seed(kind: str) -> None:
+def test_start_images_are_in_range_and_seeded(kind: str) -> None:
     one, same = (start_image(kind, 24, 40, torch.Generator().manual_seed(3)) for _ in range(2))
     assert one.shape == (1, 3, 24, 40) and torch.equal(one, same)
     assert one.min() >= 0 and one.max() <= 1
@@ -91,13 +91,13 @@ def test_starts_are_images_and_come_from_the_seed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("length", "side", "overlap"), [(64, 64, 16), (65, 64, 16), (200, 64, 16), (7, 4, 1), (3, 4, 1)]
 )
-def test_tiles_cover_all_and_overlap(length: int, side: int, overlap: int) -> None:
+def test_tiles_cover_the_image_and_overlap(length: int, side: int, overlap: int) -> None:
     places = tile_starts(length, side, overlap)
     assert places[0] == 0 and places[-1] == max(length - side, 0)
     assert all(b - a <= side - overlap for a, b in pairwise(places))
 
 
-def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() -> None:
+def test_tiled_decoding_is_exact_for_a_pointwise_decoder() -> None:
     """A decoder of 1x1 convolutions and no norms: in tiles it must give exactly what it gives at once."""
     tokenizer = build(KINDS["dvae"]).eval()
     for module in tokenizer.decoder.modules():
@@ -114,7 +114,7 @@ def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() ->
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_small_images_are_decoded_at_once() -> None:
+def test_small_images_are_decoded_without_tiles() -> None:
     tokenizer = tokenizer_of("vq")
     vectors = torch.randn(1, 4, 8, 8)
     assert torch.equal(decode_in_tiles(tokenizer, vectors, tile=16), tokenizer.decode_latents(vectors))

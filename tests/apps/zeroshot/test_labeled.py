@@ -10,19 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-import dalle
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.apps.zeroshot.confusion import confusion_image
 from dalle.apps.zeroshot.labeled import evaluate_classifier, open_labeled_images
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS
 from dalle.models.clip import CLIP
-from support.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
-    return dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
 
 
 @pytest.fixture
@@ -34,11 +27,11 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_folder_with_a_subfolder_for_each_class(clip: CLIP, photos: Path) -> None:
+def test_folders_with_a_subfolder_per_class_are_read(tiny_clip: CLIP, photos: Path) -> None:
     (photos / "star" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     data = open_labeled_images(str(photos))
     assert data.labels == {"red_heart": ("red heart",), "star": ("star",), "दिल": ("दिल",)}
-    classifier = ZeroShotClassifier(clip, data.labels, ["a {}"])
+    classifier = ZeroShotClassifier(tiny_clip, data.labels, ["a {}"])
     counts: list[int] = []
     result = evaluate_classifier(classifier, data, batch_size=4, progress=counts.append)
     correct = []
@@ -51,7 +44,7 @@ def test_a_folder_with_a_subfolder_for_each_class(clip: CLIP, photos: Path) -> N
     assert sum(counts) == 10 and len(result.skipped) == 1 and "broken.jpg" in result.skipped[0]
 
 
-def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
+def test_tables_with_class_names_or_numbers_are_read(tmp_path: Path) -> None:
     import datasets
 
     images = []
@@ -71,7 +64,7 @@ def test_tables_with_names_and_with_numbers_of_classes(tmp_path: Path) -> None:
         open_labeled_images(str(file), by="sort")
 
 
-def test_the_emoji_by_style_and_by_group() -> None:
+def test_emoji_are_labeled_by_style_or_group() -> None:
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), "test_block", 128)
     assert set(pairs.groups) <= set(GROUPS)
     by_style, by_group = (open_labeled_images("emoji", by, "test_block") for by in ("style", "group"))
@@ -81,8 +74,8 @@ def test_the_emoji_by_style_and_by_group() -> None:
         open_labeled_images("emoji", "color")
 
 
-def test_what_cannot_be_classified(clip: CLIP, photos: Path, tmp_path: Path) -> None:
-    classifier = ZeroShotClassifier(clip, ["star", "दिल"])
+def test_sources_without_labels_are_refused(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    classifier = ZeroShotClassifier(tiny_clip, ["star", "दिल"])
     with pytest.raises(ValueError, match="class 'red_heart' is not among the 2 labels"):
         evaluate_classifier(classifier, open_labeled_images(str(photos)))
     (photos / "loose.png").write_bytes(b"")
@@ -94,7 +87,7 @@ def test_what_cannot_be_classified(clip: CLIP, photos: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("classes", [2, 8, 300])
-def test_the_confusion_image_is_darkest_where_most_went(classes: int) -> None:
+def test_confusion_image_is_darkest_at_the_largest_count(classes: int) -> None:
     counts = torch.eye(classes, dtype=torch.int64) * 9
     counts[0] = 0
     counts[0, 1] = 5

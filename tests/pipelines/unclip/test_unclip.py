@@ -22,16 +22,16 @@ from dalle.checkpoints.unclip import assemble
 from dalle.config import to_dict
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.models.clip import CLIP
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer_config import TransformerConfig
 from dalle.models.unet import UNetConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 from dalle.pipelines.unclip import UnCLIP
+from support.tiny_configs import clip_config, transformer_config
 
 ROOT = Path(__file__).parents[3]
-TINY = TransformerConfig(width=16, depth=1, heads=2)
+TINY = transformer_config(depth=1)
 UNET = UNetConfig(channels=8, channel_multipliers=[1, 2], attention_levels=[1], head_channels=8)
 SHAPE: dict[str, Any] = {"embed_dim": 8, "text_width": 16, "text_length": 12}
 STEPS = {"sampler": {"steps": 3}}
@@ -52,7 +52,7 @@ def saved(folder: Path, stage: str, module: Any, seed: int, parts: dict[str, Pat
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders as train.py writes them."""
     root = tmp_path_factory.mktemp("unclip")
-    clip = CLIP(CLIPConfig(image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, **SHAPE_OF_CLIP))
+    clip = CLIP(clip_config(depth=1, text_vocab=4096))
     words = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
     found = {"clip": saved(root / "clip", "clip", clip, 0, words)}
     clips = {"clip": found["clip"]}
@@ -67,9 +67,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     upsampler = Upsampler(UpsamplerConfig(image_size=16, low_size=8, unet=shape))
     found["upsampler"] = saved(root / "upsampler", "diffusion", upsampler, 4, {}, sampling=STEPS)
     return found
-
-
-SHAPE_OF_CLIP = {"text_length": 12, "embed_dim": 8}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +89,7 @@ def values(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=int)
 
 
-def test_an_assembled_folder_holds_its_clip_once(folder: Path, parts: dict[str, Path]) -> None:
+def test_assembled_folder_has_its_clip_once(folder: Path, parts: dict[str, Path]) -> None:
     assert len(list(folder.rglob("model.safetensors"))) == 4
     own = ModelFolder(parts["clip"]).sha256
     for name in ("prior", "decoder"):
@@ -103,7 +100,7 @@ def test_an_assembled_folder_holds_its_clip_once(folder: Path, parts: dict[str, 
         dalle.load_prior(folder)
 
 
-def test_images_come_with_scores_and_seeds(pipe: UnCLIP) -> None:
+def test_images_have_scores_and_seeds(pipe: UnCLIP) -> None:
     told: list[tuple[int, int]] = []
     results = pipe(["a red heart", ""], n=3, keep=2, seed=5, progress=lambda *now: told.append(now))
     assert [result.prompt for result in results] == ["a red heart", ""]
@@ -115,7 +112,7 @@ def test_images_come_with_scores_and_seeds(pipe: UnCLIP) -> None:
 
 
 @pytest.mark.parametrize("prior", ["prior", "prior-ar"])
-def test_a_candidate_alone_is_the_same_as_in_a_batch(folder: Path, parts: dict[str, Path], prior: str) -> None:
+def test_candidates_do_not_depend_on_the_batch(folder: Path, parts: dict[str, Path], prior: str) -> None:
     pipe = UnCLIP.from_pretrained(folder, prior=parts[prior], device="cpu")
     for options in ({}, {"sampler": "ddpm"}, {"eta": 0.7}):
         together = pipe("a red heart", n=3, seed=5, **options)[0]
@@ -124,7 +121,7 @@ def test_a_candidate_alone_is_the_same_as_in_a_batch(folder: Path, parts: dict[s
             assert abs(values(alone) - values(image)).max() <= 1
 
 
-def test_embed_decode_and_call_are_one(pipe: UnCLIP) -> None:
+def test_embed_and_decode_equal_a_call(pipe: UnCLIP) -> None:
     z = pipe.embed("a red heart", seed=4)
     assert z.shape == (1, 8)
     images = pipe.decode(z, "a red heart", seed=4)
@@ -133,7 +130,7 @@ def test_embed_decode_and_call_are_one(pipe: UnCLIP) -> None:
     assert abs((images[0].permute(1, 2, 0).numpy() * 255).round() - values(called)).max() <= 1
 
 
-def test_guidance_is_told_of_both_conditions(pipe: UnCLIP) -> None:
+def test_guidance_drops_embedding_and_caption(pipe: UnCLIP) -> None:
     """Guidance 0 knows neither embedding nor caption; guidance 1 asks for no unconditional prediction."""
     z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)) * 3
     nothing = [pipe.decode(z[i : i + 1], name, guidance=0.0) for i, name in enumerate(("a red heart", "a hat"))]
@@ -143,7 +140,7 @@ def test_guidance_is_told_of_both_conditions(pipe: UnCLIP) -> None:
     assert not torch.allclose(pipe.decode(z, "a hat", guidance=1.0), pipe.decode(z, "", guidance=1.0), atol=1e-4)
 
 
-def test_noise_is_played_back_in_the_order_of_its_use(pipe: UnCLIP) -> None:
+def test_noise_is_requested_in_the_order_of_its_use(pipe: UnCLIP) -> None:
     asked: list[tuple[str, tuple[int, ...]]] = []
 
     def noise(stage: str, shape: tuple[int, ...]) -> Tensor:
@@ -157,7 +154,7 @@ def test_noise_is_played_back_in_the_order_of_its_use(pipe: UnCLIP) -> None:
     assert torch.equal(pipe.decode(pipe.embed("a red heart", noise=noise), "a red heart", noise=noise), first)
 
 
-def test_a_decoder_alone_makes_images_of_its_size(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_without_an_upsampler_images_have_the_decoders_size(parts: dict[str, Path], tmp_path: Path) -> None:
     assemble(tmp_path / "base", parts["prior"], parts["decoder"])
     pipe = UnCLIP.from_pretrained(tmp_path / "base", device="cpu")
     assert pipe("a red heart")[0].images[0].size == (8, 8)
@@ -170,7 +167,7 @@ def base(parts: dict[str, Path], tmp_path: Path) -> UnCLIP:
     return UnCLIP.from_pretrained(tmp_path / "base", device="cpu")
 
 
-def test_inversion_gives_an_image_back(base: UnCLIP) -> None:
+def test_inversion_reproduces_the_image(base: UnCLIP) -> None:
     image = picture(1, 8).resize((16, 16))
     z = base.embed_images(image)
     assert base.invert(image, z, steps=20).shape == (1, 3, 8, 8)
@@ -185,7 +182,7 @@ def test_inversion_gives_an_image_back(base: UnCLIP) -> None:
     assert len({one.tobytes() for one in base.vary(image, n=3, eta=1.0, steps=5)}) == 3
 
 
-def test_a_blends_ends_are_its_images(base: UnCLIP) -> None:
+def test_ends_of_a_blend_are_its_images(base: UnCLIP) -> None:
     a, b = picture(1, 16), picture(2, 16)
     frames = base.blend([a, b], frames=3, steps=20)
     for end, image in ((frames[0], a), (frames[-1], b)):
@@ -196,7 +193,7 @@ def test_a_blends_ends_are_its_images(base: UnCLIP) -> None:
     assert len(base.blend([a, "a hat", b], weights=[1, 0.3, 0.7], steps=3)) == 1
 
 
-def test_an_edit_begins_with_the_image_and_moves_away(base: UnCLIP) -> None:
+def test_edit_starts_at_the_image_and_moves_away(base: UnCLIP) -> None:
     image = picture(3)
     frames = base.edit(image, "a cat", "a dog", theta=0.5, frames=3, steps=10)
     still = base.vary(image, n=1, eta=0.0, steps=10)[0]
@@ -206,7 +203,7 @@ def test_an_edit_begins_with_the_image_and_moves_away(base: UnCLIP) -> None:
         base.edit(image, "a cat", "a cat", steps=2)
 
 
-def test_what_a_mask_keeps_is_kept_to_the_last_bit(pipe: UnCLIP) -> None:
+def test_pixels_outside_the_mask_are_unchanged(pipe: UnCLIP) -> None:
     image, mask = picture(4), Image.new("L", (16, 16))
     mask.paste(255, (0, 0, 16, 7))
     found = pipe("a hat", n=2, image=image, mask=mask, resample=2)[0]
@@ -216,7 +213,9 @@ def test_what_a_mask_keeps_is_kept_to_the_last_bit(pipe: UnCLIP) -> None:
     assert found.images[0].tobytes() != found.images[1].tobytes()
 
 
-def test_commands(folder: Path, parts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_assemble_vary_blend_and_edit_commands_run(
+    folder: Path, parts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [f"--{name}={parts[name]}" for name in ("prior", "decoder", "upsampler")]
     assert main(["assemble", str(tmp_path / "again"), *given]) == 0
     assert ModelFolder(tmp_path / "again").sha256 == ModelFolder(folder).sha256
@@ -239,7 +238,7 @@ def test_commands(folder: Path, parts: dict[str, Path], tmp_path: Path, capsys: 
     assert "prior" in capsys.readouterr().out
 
 
-def test_sample_py_drives_it(folder: Path, tmp_path: Path) -> None:
+def test_sample_py_takes_unclip_options(folder: Path, tmp_path: Path) -> None:
     options = ["--model", str(folder), "--n", "3", "--keep", "2", "--steps", "2", "--prior-samples", "1"]
     more = ["--upsampler-steps", "2", "--guidance", "1.5", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert sample.main(["a red heart", *options, *more]) == 0
@@ -265,7 +264,7 @@ def test_sample_py_drives_it(folder: Path, tmp_path: Path) -> None:
         (["--prior", "{decoder}"], "it cannot be the prior"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_wrong_options_give_a_one_line_error(
     words: list[str],
     message: str,
     folder: Path,
@@ -281,8 +280,8 @@ def test_wrong_options_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_that_do_not_fit_are_refused(parts: dict[str, Path], tmp_path: Path) -> None:
-    other = CLIP(CLIPConfig(image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, **SHAPE_OF_CLIP))
+def test_components_that_do_not_fit_are_refused(parts: dict[str, Path], tmp_path: Path) -> None:
+    other = CLIP(clip_config(depth=1, text_vocab=4096))
     words = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
     clips = {"clip": saved(tmp_path / "clip", "clip", other, 9, words)}
     prior = DiffusionPrior(DiffusionPriorConfig(transformer=TINY, **SHAPE))

@@ -106,7 +106,7 @@ def _same(run: Path, recipe: str) -> None:
         assert ours[name].sub(value).abs().max() < 2e-5, name
 
 
-def test_processes_on_a_machine_without_a_gpu_know_each_other(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_processes_without_a_gpu_form_one_group(recipes: dict[str, str], tmp_path: Path) -> None:
     """As the README has it: nothing says that they are to be on CPUs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     options = [recipes["dalle"], "run.device=auto", f"run.dir={tmp_path / 'two'}"]
@@ -116,7 +116,7 @@ def test_processes_on_a_machine_without_a_gpu_know_each_other(recipes: dict[str,
     _same(tmp_path / "two", recipes["dalle"])
 
 
-def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_two_processes_train_the_same_as_one(recipes: dict[str, str], tmp_path: Path) -> None:
     ways = {"dalle": [WHOLE], "sharded": [FSDP], "less": [FSDP, "run.accumulation=2"], "clip": [FSDP]}
     ways |= {"clip-pieces": ["run.accumulation=2"], "clip-pieces-sharded": [FSDP, "run.accumulation=2"]}
     ways["less"].append("model.transformer.checkpoint_activations=true")
@@ -145,7 +145,9 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["dalle", "clip", "lora"])
-def test_going_on_with_another_number_of_processes(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
+def test_checkpoints_resume_with_another_number_of_processes(
+    name: str, recipes: dict[str, str], tmp_path: Path
+) -> None:
     """Two, killed; then four, one, two whole, two sharded: from the checkpoints after 2, 4, 6 and 6 steps."""
     if name == "lora":
         pytest.importorskip("peft", reason='pip install "dalle[lora]"')
@@ -166,7 +168,7 @@ def test_going_on_with_another_number_of_processes(name: str, recipes: dict[str,
     _same(run, recipe)
 
 
-def test_a_byte_that_has_flipped_in_what_one_process_wrote(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_flipped_byte_in_one_ranks_file_is_detected(recipes: dict[str, str], tmp_path: Path) -> None:
     low = ["run.powersgd={rank: 2, start: 2}", WHOLE]
     runs = {name: [recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("shares", "low")}
     both = [[*runs["shares"], FSDP], [*runs["low"], *low]]
@@ -191,7 +193,7 @@ def _forget(run: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def test_gradients_of_low_rank(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_powersgd_training_is_near_uncompressed_and_resumes(recipes: dict[str, str], tmp_path: Path) -> None:
     """Near to what whole gradients train, and interrupted the same as not."""
     low = ["run.powersgd={rank: 2, start: 2}", "run.steps=30"]
     whole, parts = ([recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("whole", "low"))
@@ -207,7 +209,7 @@ def test_gradients_of_low_rank(recipes: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu2", "fsdp2"])
-def test_accelerate_launches_what_its_configs_say(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
+def test_accelerate_configs_launch_training(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
     command += ["--num_processes", "2", "train.py", recipes["dalle"], f"run.dir={tmp_path / 'run'}"]
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
@@ -215,7 +217,7 @@ def test_accelerate_launches_what_its_configs_say(name: str, recipes: dict[str, 
     assert (folders(tmp_path / "run")[-1] / "shards").exists() == (name == "fsdp2")
 
 
-def test_what_cannot_be_shared_is_one_line(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_options_that_cannot_be_sharded_give_a_one_line_error(recipes: dict[str, str], tmp_path: Path) -> None:
     told = {
         "run.precision=fp16": "needs a GPU",
         "lora={rank: 2}": "give init_from, or set lora=null",

@@ -12,7 +12,7 @@ from dalle.files import ROOT
 from dalle.training.recipe.shipped import find_recipe, shipped_recipes
 
 
-def test_every_recipe_that_ships_has_a_name() -> None:
+def test_every_shipped_recipe_has_a_name() -> None:
     names = shipped_recipes()
     files = {*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tokenizers").rglob("config.yaml")}
     assert set(names.values()) == {file for file in files if file.parent.name != "accelerate"}
@@ -21,7 +21,7 @@ def test_every_recipe_that_ships_has_a_name() -> None:
     assert all(find_recipe(name) == file for name, file in names.items())
 
 
-def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_come_before_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe("shapes/bpe") == find_recipe(Path("configs/shapes/bpe.yaml")) == ROOT / "configs/shapes/bpe.yaml"
     for name in ("shapes/bpe", "configs/shapes/bpe.yaml"):
@@ -30,7 +30,9 @@ def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert find_recipe(name) == Path(name)
 
 
-def test_a_slip_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelled_recipe_suggests_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"emoji/dall: .* did you mean emoji/dalle\? those that ship: emoji/clip, "):
         find_recipe("emoji/dall")
