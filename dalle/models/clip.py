@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dalle.kernels.ids import check_ids
 from dalle.models.clip_config import CLIPConfig as CLIPConfig
-from dalle.models.clip_towers import TextTransformer, VisionTransformer
+from dalle.models.clip_towers import MissingTower, TextTransformer, VisionTransformer
 from dalle.models.siglip import PooledVisionTransformer, UnmaskedTextTransformer
 from dalle.text_tokenizers import TextTokenizer
 
@@ -58,7 +58,8 @@ class CLIP(nn.Module):
         if config.towers == "siglip":
             self.vision, self.text = PooledVisionTransformer(config), UnmaskedTextTransformer(config)
         else:
-            self.vision, self.text = VisionTransformer(config), TextTransformer(config)
+            self.vision = VisionTransformer(config) if config.missing != "image" else _missing("image")
+            self.text = TextTransformer(config) if config.missing != "text" else _missing("text")
         scale, bias = initial_scale_and_bias(config)
         self.logit_scale = nn.Parameter(scale)
         self.logit_bias = None if bias is None else nn.Parameter(bias)
@@ -208,6 +209,11 @@ class CLIP(nn.Module):
             raise ValueError(
                 f"this CLIP takes images [B, 3, {size}, {size}], got {list(images.shape)}: resize them to {size}x{size}"
             )
+
+
+def _missing(tower: str) -> Any:
+    """In place of a tower; Any, as all else takes a CLIP to have both."""
+    return MissingTower(tower)
 
 
 def initial_scale_and_bias(config: CLIPConfig) -> tuple[Tensor, Tensor | None]:

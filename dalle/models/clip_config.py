@@ -40,6 +40,8 @@ class CLIPConfig:
     towers: Literal["clip", "siglip"] = "clip"
     """clip: class token; causal text, read at EOS. siglip: attention pooling over the patches (embed_dim must equal the
     image tower's width); bidirectional text that attends to padding too, read at its last position."""
+    missing: Literal["image", "text"] | None = None
+    """Tower that is not there: a published part of an unCLIP may embed captions only, or images only."""
     sigmoid: bool = False
     """Give each pair its own probability, sigmoid(scale * cosine + bias), as SigLIP does (train with `loss: sigmoid`).
     false: no bias; scores only rank texts or images against each other."""

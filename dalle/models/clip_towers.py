@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dalle.models.clip_config import CLIPConfig
 from dalle.models.transformer import Transformer
 
+_WAYS = {"image": "captions", "text": "images"}
+
 
 class VisionTransformer(nn.Module):
     """Image tower: patches and a class token, LayerNorm, pre-norm transformer, projection of the class token."""
@@ -82,3 +84,23 @@ class TextTransformer(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Ids [B, T] to embeddings [B, D], not normalized."""
         return self.project(self.states(ids), self.end(ids))
+
+
+class MissingTower(nn.Module):
+    """Stands where a CLIP has no tower; whoever asks it for embeddings is told so."""
+
+    def __init__(self, tower: str) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"this CLIP has no {self.tower} tower, so it embeds {_WAYS[self.tower]} only: give one with both towers"
+        )
+
+    states = embed = forward

@@ -6,10 +6,12 @@ OpenAI and open_clip use the same tensor names; Hugging Face has others, with se
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
@@ -17,7 +19,7 @@ from dalle.checkpoints.published import siglip
 from dalle.checkpoints.published.files import read_state
 from dalle.checkpoints.published.hf_towers import TOWER_RULES
 from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, rename_tensors, shape, square
-from dalle.models.clip import CLIPConfig
+from dalle.models.clip import INITIAL_TEMPERATURE, CLIPConfig
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer
 
@@ -133,7 +135,12 @@ def _read_siglip(published: dict[str, Tensor], source: Path, given: dict[str, An
 
 
 def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[str, Any]) -> Published:
-    hugging_face = "text_model.embeddings.token_embedding.weight" in published
+    places = {
+        "text": "text_model.embeddings.token_embedding.weight",
+        "image": "vision_model.embeddings.class_embedding",
+    }
+    missing = next((tower for tower, name in places.items() if name not in published), None)
+    hugging_face = any(name in published for name in places.values())
     if not hugging_face and "visual.layer1.0.conv1.weight" in published:
         raise ValueError(
             "its image tower is a ResNet, which is not supported: use one with a vision transformer, such as ViT-B/32"
@@ -151,22 +158,24 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
     if "logit_scale" in tensors:
         state["logit_scale"] = tensors["logit_scale"].reshape(())
     activation = _activation(settings, given, archive)
-    vision = _tower(tensors, "vision", activation, settings.get("heads"), given.get("heads"))
-    text = _tower(tensors, "text", activation, settings.get("text_heads"), given.get("text_heads"))
-    patch = shape(tensors, "vision.patches.weight")[-1]
-    vocab = shape(tensors, "text.tokens.weight")[0]
     options: dict[str, Any] = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
-    config = CLIPConfig(
-        image_size=patch * square(shape(tensors, "vision.positions")[0] - 1)[0],
-        patch_size=patch,
-        vision=vision,
-        text=text,
-        text_vocab=vocab,
-        text_length=shape(tensors, "text.positions")[0],
-        embed_dim=state["text.projection.weight"].shape[0],
-        eos_id=vocab - 1,  # CLIP's end token has the highest id
-        **options,
-    )
+    if hugging_face and missing is not None:
+        options["missing"] = missing
+        state.setdefault(
+            "logit_scale", torch.tensor(math.log(1 / INITIAL_TEMPERATURE))
+        )  # recorded with both towers only
+    if options.get("missing") != "image":
+        patch = shape(tensors, "vision.patches.weight")[-1]
+        options["vision"] = _tower(tensors, "vision", activation, settings.get("heads"), given.get("heads"))
+        options |= {"image_size": patch * square(shape(tensors, "vision.positions")[0] - 1)[0], "patch_size": patch}
+        options["embed_dim"] = shape(state, "vision.projection.weight")[0]
+    if options.get("missing") != "text":
+        vocab = shape(tensors, "text.tokens.weight")[0]
+        options["text"] = _tower(tensors, "text", activation, settings.get("text_heads"), given.get("text_heads"))
+        # CLIP's end token has the highest id
+        options |= {"text_vocab": vocab, "text_length": shape(tensors, "text.positions")[0], "eos_id": vocab - 1}
+        options["embed_dim"] = shape(state, "text.projection.weight")[0]
+    config = CLIPConfig(**options)
     names = _HUGGING_FACE if hugging_face else _OPENAI if archive else _OPEN_CLIP
     return Published(*names, config, state, dropped, _NAMES_HF if hugging_face else _NAMES)
 
@@ -234,8 +243,13 @@ def _settings(source: Path) -> dict[str, Any]:
     folder = source if source.is_dir() else source.parent
     settings: dict[str, Any] = {}
     config = _json(folder / "config.json")
-    if config.get("model_type", "clip") != "clip":
-        raise ValueError(f"{folder / 'config.json'} says model_type: {config['model_type']!r}, expected 'clip'")
+    kind = config.get("model_type", "clip")
+    if kind not in ("clip", "clip_text_model", "clip_vision_model"):
+        raise ValueError(f"{folder / 'config.json'} says model_type: {kind!r}, expected 'clip'")
+    if kind != "clip":  # one tower alone
+        heads = "text_heads" if kind == "clip_text_model" else "heads"
+        settings[heads] = config.get("num_attention_heads", 8 if kind == "clip_text_model" else 12)
+        settings["activation"] = config.get("hidden_act", "quick_gelu")
     if {"vision_config", "text_config"} <= set(config):
         vision, text = (config[part] or {} for part in ("vision_config", "text_config"))
         settings["heads"] = vision.get("num_attention_heads", 12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _NAMES = (
     *("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"),
     *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    *("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.bin.index.json"),
 )
 
 
@@ -39,6 +42,21 @@ def weights_file(source: Path) -> Path:
         names = ", ".join(file.name for file in files[:3])
         raise ValueError(f"it has {len(files)} weight files ({names}): give one of them")
     return files[0]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The settings in a JSON file.
+
+    Raises:
+        ValueError: there is no such file, or it is no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file.parent} has no {file.name} that can be read: fetch it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no settings: fetch it again")
+    return found
 
 
 def read_state(source: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
+from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.files import read_state, read_stored_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
@@ -26,20 +26,28 @@ from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from dalle.models.latent_decoder import LatentDecoder, LatentDecoderConfig
+from dalle.models.movq import MoVQ, MoVQConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 
-Stage = Literal["image_tokenizer", "clip", "dalle"]
+Stage = Literal["image_tokenizer", "clip", "dalle", "unclip"]
 _SCHEMAS: dict[str, Any] = {
     "image_tokenizer": ImageTokenizerConfig,
     "clip": CLIPConfig,
     "dalle": DALLEConfig,
     "prior": DiffusionPriorConfig | AutoregressivePriorConfig,
-    "diffusion": DecoderConfig | UpsamplerConfig,
+    "diffusion": DecoderConfig | LatentDecoderConfig | UpsamplerConfig,
+    "autoencoder": MoVQConfig,
 }
 
 
-def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
+def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: str | Path | None = None) -> str:
     """Describe a published source or a model folder in a few lines.
+
+    Args:
+        source: file, folder or hub id.
+        given: what published files do not record.
+        prior: source of Kandinsky 2.2's prior, if `source` is its decoder.
 
     Raises:
         ValueError: it is of no known kind, or damaged.
@@ -48,6 +56,10 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
     if (path / "config.yaml").is_file() and not mindalle.is_there(path):
         return f"{source}: {_describe_model_folder(path)}"
     stage = stage_of(path)
+    if stage == "unclip":
+        return unclip_summary(str(source), path, prior)
+    if prior is not None:
+        raise ValueError(f"--prior is for an unCLIP, and {source} is none: leave it out")
     if stage == "dalle":
         model = read_model(path, None, given)
         return f"{source}: {model.model.family}\n{model_summary(model)}{_describe_wrappers(path)}"
@@ -79,6 +91,8 @@ def stage_of(source: Path) -> Stage:
         raise ValueError(f"{source}: no such file or folder")
     if mindalle.is_there(source):
         return "dalle"
+    if unclip.is_there(source):
+        return "unclip"
     if (source / "config.yaml").is_file():
         raise ValueError(f"{source} has a config.yaml: it is already a model folder")
     if openai_dvae.is_there(source):
@@ -97,7 +111,8 @@ def stage_of(source: Path) -> Stage:
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
     if rudalle.is_of(names) or llamagen.is_of(names):
         return "dalle"
-    return "clip" if any(name.startswith(("visual.", "vision_model.")) for name in names) else "image_tokenizer"
+    towers = ("visual.", "vision_model.", "text_model.")
+    return "clip" if any(name.startswith(towers) for name in names) else "image_tokenizer"
 
 
 def summary(found: Published) -> str:
@@ -117,6 +132,20 @@ def model_summary(found: PublishedModel) -> str:
     return _format(_architecture(found.model.config, module) | places | _terms(found.model))
 
 
+def unclip_summary(name: str, source: Path, prior: str | Path | None) -> str:
+    """Describe a published unCLIP part by part."""
+    found = unclip.read_unclip(source, None if prior is None else resolve(prior))
+    lines = [f"{name}: {found.family}, an unCLIP", f"- license: {found.license}, as stated by its project"]
+    for part, published in {"clip": found.clip, **found.parts}.items():
+        module = without_weights(published.config)
+        published.check(module, str(source))
+        lines.append(f"{part}:\n{_format(_architecture(published.config, module))}")
+        if part in found.sampling:
+            sampler, guidance = found.sampling[part]["sampler"], found.sampling[part].get("guidance", 1.0)
+            lines.append(f"- sampled with: {sampler['sampler']}, {sampler['steps']} steps, guidance {guidance:g}")
+    return "\n".join(lines)
+
+
 def without_weights(config: Any) -> nn.Module:
     """Build the module of a config on the meta device."""
     with torch.device("meta"):
@@ -128,8 +157,12 @@ def without_weights(config: Any) -> nn.Module:
             return AutoregressivePrior(config)
         if isinstance(config, DecoderConfig):
             return DiffusionDecoder(config)
+        if isinstance(config, LatentDecoderConfig):
+            return LatentDecoder(config)
         if isinstance(config, UpsamplerConfig):
             return Upsampler(config)
+        if isinstance(config, MoVQConfig):
+            return MoVQ(config)
         return CLIP(config) if isinstance(config, CLIPConfig) else build(config)
 
 

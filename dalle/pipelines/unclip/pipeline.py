@@ -20,7 +20,6 @@ from torch import Tensor
 from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
 from dalle.generation.generate import Progress
-from dalle.generation.prior import sample_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
@@ -34,8 +33,8 @@ class UnCLIP(EmbeddingDecoder):
     """Text to image by a prior, a diffusion decoder and an upsampler; variations, blends and edits of images.
 
     Attributes:
-        judge: the CLIP that scores candidates.
-        model_hash: sha256 of the model folder.
+        judge: the CLIP that scores candidates; None: there is none.
+        model_hash: sha256 of the model folder; "" for published files.
     """
 
     def __init__(self, parts: UnCLIPParts):
@@ -54,8 +53,9 @@ class UnCLIP(EmbeddingDecoder):
         """Load an unCLIP with all its components.
 
         Args:
-            source: folder that `python -m dalle assemble` wrote, or its hub id.
-            prior: source of another prior, trained with the same CLIP.
+            source: folder that `python -m dalle assemble` or `convert` wrote, folder of Karlo or of Kandinsky 2.2's
+                decoder, or a hub id.
+            prior: source of another prior, trained with the same CLIP; of Kandinsky 2.2, the folder of its prior.
             device: "auto" takes an accelerator if there is one.
             dtype: compute dtype of decoder and upsampler; None: float32. Prior and CLIP are always float32.
             clip: source of a CLIP that scores candidates in place of the model's own.
@@ -98,7 +98,7 @@ class UnCLIP(EmbeddingDecoder):
             ValueError: an option is out of range, or options conflict.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        keep = check_request(prompts, n, keep, seed, True)
+        keep = check_request(prompts, n, keep, seed, self.judge is not None)
         sampling = self.sampling.updated(options)
         inpainting = self._inpainting(image, mask, options.get("resample"))
         rows = [(prompt, seed + i) for prompt in prompts for i in range(n)]
@@ -110,17 +110,18 @@ class UnCLIP(EmbeddingDecoder):
             captions, seeds = [prompt for prompt, _ in part], [row_seed for _, row_seed in part]
             meter.rows = len(part)
             text = self.clip.text_states(captions)
-            z = sample_embeddings(self.prior, text, stage_seeds(seeds, "prior"), sampling.prior)
+            z = self._sample_embeds(text, stage_seeds(seeds, "prior"), sampling.prior)
             decoded = self._decode(z, text, seeds, sampling, inpainting, meter)
             images += to_images(decoded)
-            scores.append(score(self.judge, decoded, captions))
-        all_scores = torch.cat(scores)
+            if self.judge is not None:
+                scores.append(score(self.judge, decoded, captions))
+        all_scores = torch.cat(scores) if scores else None
         parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
         return [
             Result(
                 prompt=prompt,
                 images=images[part],
-                scores=all_scores[part].tolist(),
+                scores=None if all_scores is None else all_scores[part].tolist(),
                 codes=None,
                 seeds=list(range(seed, seed + n)),
             ).best(keep)
