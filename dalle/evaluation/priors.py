@@ -52,6 +52,7 @@ def prior_metrics(
         image_embeds.append(clip.encode_image(batch.unit_images(device), normalize=False))
         text = clip.text_states(batch.captions)
         seeds = range(first, first + len(batch.captions))
+        # Seeds of different draws differ in the upper 32 bits, which pairs of a split do not reach
         per_draw = [
             sample_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options, nothing=nothing)
             for n in range(draws)

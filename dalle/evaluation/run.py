@@ -68,6 +68,7 @@ def evaluate(
         split_limit = TRAIN_IMAGES if limit is None and split in ("train", "known") else limit
         images = 0
 
+        # Defaults bind the loop's variables now: the generator runs later
         def batches(split: str = split, split_limit: int | None = split_limit) -> Iterator[Batch]:
             nonlocal images
             for batch in evaluation_batches(open_data(data, split, image_size), batch_size, limit=split_limit):

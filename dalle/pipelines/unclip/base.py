@@ -98,6 +98,7 @@ class EmbeddingDecoder:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = self.sampling.updated({"prior_steps": steps, "prior_guidance": guidance}).prior
+        # A diffusion prior samples several embeddings per prompt and keeps the best (section 2.2)
         shape = (len(prompts) * sampling.samples, self.clip.config.embed_dim)
         source = None if noise is None else noise_of_stage(noise, "prior", shape)
         seeds = stage_seeds(range(seed, seed + len(prompts)), "prior")
@@ -213,6 +214,7 @@ class EmbeddingDecoder:
     def _to_tensors(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Given images as float [B, 3, H, H] in [0, 1], as large as CLIP or the model needs them."""
         images = [images] if isinstance(images, Image.Image) else list(images)
+        # One crop for both; each then resizes it down to its own size
         size = max(self.image_size, self.clip.config.image_size)
         return torch.stack([square_tensor(image, size) for image in images]).to(self.device)
 
@@ -287,6 +289,7 @@ class EmbeddingDecoder:
         source = candidate_noise(stage_seeds(seeds, stage), shape, self.device)
         if noise is not None:
             source = noise_of_stage(noise, stage, (len(seeds), *shape))
+        # One generator per candidate and stage: a candidate does not depend on its batch
         schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step
         if inpainting is None:
             return sample(denoise, schedule, options.sampler, source, progress)

@@ -144,6 +144,7 @@ class UnCLIP(EmbeddingDecoder):
         if n < 1:
             raise ValueError(f"n is {n}: sample at least 1")
         options = replace(INVERSION, steps=steps, eta=eta)
+        # Inversion is deterministic (eta 0); only sampling adds noise
         z, x_t = self._latents(image, seed, replace(INVERSION, steps=steps))
         seeds = list(range(seed, seed + n))
         return self._decode_latents(z.expand(n, -1), x_t.expand(n, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
@@ -183,9 +184,11 @@ class UnCLIP(EmbeddingDecoder):
         if weights is not None:
             z, x_t = blend(embeds, weights), blend(noises, weights)
         else:
+            # Slerp and not a straight line: x_T must keep the norm of Gaussian noise
             fractions = [frame / (frames - 1) for frame in range(frames)]
             z = torch.cat([slerp(embeds[0], embeds[1], fraction) for fraction in fractions])
             x_t = torch.cat([slerp(noises[0], noises[1], fraction) for fraction in fractions])
+        # The same noise in the upsampler for all frames, so that a video does not flicker
         return self._decode_latents(z, x_t, options, [seed] * len(z), upsampler_seeds=[seed] * len(z))
 
     @torch.no_grad()
