@@ -89,12 +89,12 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
 
 
 def test_grid_shows_every_image_under_its_label() -> None:
-    colours = [["red", "lime"], ["blue"]]
-    rows = [("a prompt", [Image.new("RGB", (64, 64), c) for c in row], ["seed 1"] * len(row)) for row in colours]
+    colors = [["red", "lime"], ["blue"]]
+    rows = [("a prompt", [Image.new("RGB", (64, 64), c) for c in row], ["seed 1"] * len(row)) for row in colors]
     grid = labeled_grid(rows)
-    counts = {colour: count for count, colour in grid.getcolors(1 << 24)}
-    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
-        assert counts[colour] == 128 * 128  # enlarged twice
+    counts = {color: count for count, color in grid.getcolors(1 << 24)}
+    for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
+        assert counts[color] == 128 * 128  # enlarged twice
     first = next(y for y in range(grid.height) if grid.getpixel((9, y)) == (255, 0, 0))
     label = grid.crop((0, 0, grid.width, first)).convert("L")
     assert label.getextrema() == (0, 255)
