@@ -26,7 +26,7 @@ def read_metadata(file: Path) -> dict[str, str]:
     """
     from dalle.images.read import read_image
 
-    texts = {name: text for name, text in read_image(file).info.items() if isinstance(text, str)}
+    texts = {str(name): text for name, text in read_image(file).info.items() if isinstance(text, str)}
     if "models" in texts and "command" in texts:
         raise ValueError(f"{file} was painted, not sampled: {texts['command']}")
     missing = [name for name in ("prompt", "seed", "options", "model") if name not in texts]

@@ -115,7 +115,7 @@ def test_shards_are_data_to_train_on(arguments: list[str]) -> None:
     assert sample.main([*arguments, "--write", "shards"]) == 0
     records = TarSource(sorted(Path("drawn").glob("*.tar")), None, None).rows()
     assert len(records) == 10
-    assert {records[i].captions for i in range(4)} == {("a red heart",), ("लाल दिल",)}
+    assert {records.record(i).captions for i in range(4)} == {("a red heart",), ("लाल दिल",)}
 
 
 @pytest.mark.parametrize("kind", ["folders", "shards", "parquet"])

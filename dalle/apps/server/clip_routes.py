@@ -22,7 +22,7 @@ from dalle.apps.server.errors import ApiError
 from dalle.apps.server.images import check_model
 from dalle.apps.server.schema import json_schema
 from dalle.apps.zeroshot import ZeroShotClassifier
-from dalle.images.read import UnreadableImage, decode_image
+from dalle.images.read import decode_image
 from dalle.images.transforms import resize, to_rgb
 from dalle.models.clip import CLIP
 
@@ -89,7 +89,11 @@ class ClipRoutes:
             raise ApiError(f"there is no image {number}: the index has {len(index)}", "number", status=404)
 
         def read() -> bytes:
-            image = to_rgb(decode_image(index.read(index.hit(number))))
+            try:
+                image = to_rgb(decode_image(index.read(index.hit(number))))
+            except ValueError as error:  # its file has changed, or is gone
+                message = f"image {number} cannot be read any more: {error}"
+                raise ApiError(message, "number", status=404) from None
             side = max(image.size)
             scale = min(1.0, _THUMBNAIL / side)
             width, height = (max(1, round(edge * scale)) for edge in image.size)
@@ -97,10 +101,7 @@ class ClipRoutes:
             resize(image, width, height, (0, 0, *image.size)).save(buffer, "JPEG", quality=85)
             return buffer.getvalue()
 
-        try:
-            content = await self.drawing.compute(read)
-        except UnreadableImage as error:
-            raise ApiError(f"image {number} cannot be read any more: {error}", "number", status=404) from None
+        content = await self.drawing.compute(read)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     async def classify(self, request: Request) -> JSONResponse:

@@ -20,7 +20,7 @@ from dalle.apps.server.settings import ServeConfig
 
 log = logging.getLogger("dalle.server")
 
-_OPEN = ("/", "/healthz", "/readyz")  # without a token; and the files of the page
+_OPEN = ("/", "/docs", "/healthz", "/readyz")  # without a token; and the files of the pages
 _STATIC = "/static/"
 
 

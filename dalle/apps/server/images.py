@@ -16,8 +16,8 @@ from dalle.apps.server import answers, inputs
 from dalle.apps.server.bodies import Body, EditBody, GenerationBody, ImagesBody, VariationBody
 from dalle.apps.server.drawing import Drawing, Order, merged, unless_gone
 from dalle.apps.server.errors import ApiError
+from dalle.apps.server.events import Drawn, Preview
 from dalle.apps.server.schema import form_schema, json_schema
-from dalle.apps.server.worker import Drawn, Preview
 from dalle.pipelines.result import Result
 
 
@@ -119,7 +119,7 @@ class ImageRoutes:
         return StreamingResponse(
             self._stream(events, first, said, order, kind),
             media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            headers=answers.STREAM_HEADERS,
         )
 
     async def _stream(
