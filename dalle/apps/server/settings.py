@@ -42,6 +42,8 @@ class ServeConfig:
     """Port to listen on; 0 takes a free one."""
     token_file: Path | None = None
     """File of bearer tokens, one a line (# begins a comment); without it nobody is asked for one."""
+    trust_proxy: bool = False
+    """Take a client's address from the last entry of X-Forwarded-For, where a reverse proxy is the only way in."""
     cors: tuple[str, ...] = ()
     """Origin whose pages may call the API from a browser, such as https://example.org; may be repeated."""
     max_batch: PositiveInt = 32

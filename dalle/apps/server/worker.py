@@ -199,8 +199,8 @@ class Worker:
                 self._run_task(self.task)
         for future, _ in self._calls:
             future.set_exception(Stopping())
-        for waiting in (*self.queue.jobs(), *self._tasks):
-            tell(waiting.tell, Failed(Stopping()))
+        for listener in (*(job.tell for job in self.queue.jobs()), *(task.tell for task in self._tasks)):
+            tell(listener, Failed(Stopping()))
 
     def _draw_next(self) -> None:
         """Draw a batch of what waits, if anything does."""
