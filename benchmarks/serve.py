@@ -58,7 +58,8 @@ def server(*options: str) -> Iterator[Server]:
     """Start `dalle serve` and wait until it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "dalle", "serve", "--port", str(port), *options]
+    waits = ("--request-timeout", "3600", "--send-timeout", "600", "--body-timeout", "600")  # on a busy machine
+    command = [sys.executable, "-m", "dalle", "serve", "--port", str(port), *waits, *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     one = Server(f"http://127.0.0.1:{port}", process)
     try:
