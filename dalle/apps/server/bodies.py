@@ -96,7 +96,7 @@ class PaintBody(Body):
     cutouts: int | None = Field(None, ge=1, le=64)
     seed: int = Field(0, ge=0, le=2**62 - 1)
     size: str | None = None
-    start: Literal["codes", "noise", "gradient", "grey", "white"] = "white"
+    start: Literal["codes", "noise", "gradient", "gray", "white"] = "white"
     init_weight: float | None = None
     tv: float | None = None
     saturation: float | None = None

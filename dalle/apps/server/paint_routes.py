@@ -120,7 +120,7 @@ def _options(body: PaintBody, max_steps: int) -> PaintOptions:
         raise _refused(error) from None
     if options.num_steps > max_steps:
         raise ApiError(f"steps is {options.num_steps}: at most {max_steps}", "steps")
-    width, height = options.extent or (0, 0)
+    width, height = options.resolution or (0, 0)
     if width * height > _LARGEST:
         raise ApiError(f"size is {options.size}: at most {_LARGEST:,} pixels are painted", "size")
     return options

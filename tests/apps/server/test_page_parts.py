@@ -218,15 +218,15 @@ def test_search_and_classify(there: Opened) -> None:
 
 
 def test_paint_shows_steps_and_stops(there: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    update, reached, go = Painter.update, threading.Event(), threading.Event()
+    take_step, reached, go = Painter.take_step, threading.Event(), threading.Event()
 
     def slow(self: Painter) -> dict[str, float]:
         if self.step == 12:
             reached.set()
             assert go.wait(120)
-        return update(self)
+        return take_step(self)
 
-    monkeypatch.setattr(Painter, "update", slow)
+    monkeypatch.setattr(Painter, "take_step", slow)
     page = there.page
     page.click("#tab-paint")
     page.fill("#paint-prompt", "a red heart")
@@ -243,7 +243,7 @@ def test_paint_shows_steps_and_stops(there: Opened, monkeypatch: pytest.MonkeyPa
     texts = Image.open(io.BytesIO(there.file())).text  # type: ignore[attr-defined]
     assert (texts["seed"], texts["step"], texts["prompt"]) == ("5", "10", "a red heart")
     page.click("#close")
-    monkeypatch.setattr(Painter, "update", update)
+    monkeypatch.setattr(Painter, "take_step", take_step)
     page.select_option("#preset", "best")
     page.click("#paint-go")  # a client has one at a time, and the first has ended
     page.wait_for_selector("#paint-status:has-text('left')")

@@ -108,7 +108,7 @@ def test_drawings_go_first_and_neither_changes_the_other(
 ) -> None:
     """A drawing that arrives in step 3 of a painting is drawn before step 4, and both come out as alone."""
     order: list[str] = []
-    update, drawn = Painter.update, threading.Event()
+    take_step, drawn = Painter.take_step, threading.Event()
     pipe = TextToImage.from_pretrained(folder, device="cpu")
     (alone,) = pipe("two green stars", seed=5, guidance=2.0)
     draw = pipe.draw
@@ -121,14 +121,14 @@ def test_drawings_go_first_and_neither_changes_the_other(
                 waiting.append(pool.submit(http.post, "/v1/images/generations", json=body))
                 until(lambda: len(served.worker.queue) == 1)
             order.append(f"step {self.step}")
-            return update(self)
+            return take_step(self)
 
         def noted(*args: Any, **options: Any) -> Any:
             order.append("draw")
             drawn.set()
             return draw(*args, **options)
 
-        monkeypatch.setattr(Painter, "update", watched)
+        monkeypatch.setattr(Painter, "take_step", watched)
         monkeypatch.setattr(pipe, "draw", noted)
         answer = http.post("/v1/paint", json=PAINTING)
         (other,) = waiting[0].result().json()["data"]
@@ -140,7 +140,7 @@ def test_drawings_go_first_and_neither_changes_the_other(
 
 
 def test_who_hangs_up_ends_the_painting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update, reached, go = Painter.update, threading.Event(), threading.Event()
+    take_step, reached, go = Painter.take_step, threading.Event(), threading.Event()
     steps: list[int] = []
 
     def slow(self: Painter) -> dict[str, float]:
@@ -148,9 +148,9 @@ def test_who_hangs_up_ends_the_painting(folder: Path, monkeypatch: pytest.Monkey
         if self.step == 2:
             reached.set()
             assert go.wait(60)
-        return update(self)
+        return take_step(self)
 
-    monkeypatch.setattr(Painter, "update", slow)
+    monkeypatch.setattr(Painter, "take_step", slow)
     with running(folder) as served, served.http() as http:
         with http.stream("POST", "/v1/paint", json=PAINTING | {"stream": True, "preview_every": 1}) as answer:
             assert answer.status_code == 200 and reached.wait(60)
