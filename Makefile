@@ -11,6 +11,7 @@ TORCH := 2.13.0
 # The projects whose published files are loaded: tests compare with their own code, where it is installed.
 REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6
 IMPORTED := attrs requests # by them
+BROWSER := playwright # drives Chromium; what else the page's tests need is not Python's, and is said below
 
 # A folder of wheels that pip is told of holds for uv too: where it offers torch for the CPU, no CUDA packages come in.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -30,12 +31,15 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
-		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED); \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED) $(BROWSER); \
 		uv pip install -q --python $(BIN)/python --no-deps $(REFERENCES); \
 	else \
-		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED); \
+		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED) $(BROWSER); \
 		$(BIN)/python -m pip install -q --no-deps $(REFERENCES); \
 	fi
+	@command -v npm >/dev/null && npm install --silent --no-fund --no-audit --prefix $(VENV) axe-core || \
+		echo "npm is missing: tests of the page's accessibility are skipped"
+	@test -x /usr/bin/chromium || echo "chromium is missing (apt-get install chromium fonts-lohit-deva): tests of the page are skipped"
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
 
 lint: $(STAMP)

@@ -22,6 +22,8 @@ from dalle.cli.sample import (
     progress_meter,
     published_options,
 )
+from dalle.cli.sample_from import check_model
+from dalle.cli.sample_many import sample_many
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
 from dalle.config import dump, to_dict
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
             print(dump(settings), end="")
             return 0
         run = SampleFiles(settings)
+        if settings.prompts_file is not None:
+            return sample_many(settings, *load(settings, run), program)
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -70,6 +74,8 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     }
     pipe, options = load(settings, run)
     run.model_hash = pipe.model_hash
+    if settings.from_image is not None:
+        check_model(settings.from_image, settings.model, pipe.model_hash)
     prompts, size = settings.prompts, max(1, _MAX_CANDIDATES // max(1, settings.n))
     # The delay keeps the bar away until the first step is done, so that a wrong option is one line and no more
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from dalle import __version__
 from dalle.cli.outputs import file_record, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options, parse_size
+from dalle.cli.sample_from import options_from
 from dalle.cli.streams import utf8_argument
 from dalle.config import apply_overrides, config, descriptions, from_dict
 from dalle.config.ranges import PositiveInt, Range, Seed
@@ -29,8 +31,13 @@ _GIVEN = ("family", "heads", "convention", "grid")
 class SampleConfig:
     """Options of `sample.py`."""
 
-    prompts: list[str]
+    prompts: list[str] = field(default_factory=list)
     """Prompts, in any language that the model was trained on; "" generates images without a caption."""
+    prompts_file: Path | None = None
+    """File of prompts in place of PROMPT: .txt, .csv, .jsonl or .parquet, each perhaps with its own seed, n, keep and
+    sampling options. Processes of torchrun share them; the same command continues an interrupted run."""
+    from_image: Path | None = None
+    """PNG of an earlier run, whose prompt, seed and options these are (`--from`)."""
     n: Annotated[int, Range(1, ceiling=2**20)] = 4
     """Number of candidates per prompt."""
     keep: PositiveInt | None = None
@@ -63,7 +70,11 @@ class SampleConfig:
     clip: str | None = None
     """CLIP for reranking: model folder, published checkpoint, or hub id; the model's own if not given."""
     out: Path = Path("outputs")
-    """Folder in which each run creates a new folder."""
+    """Folder in which each run creates a new folder; with --prompts-file the folder of the run itself."""
+    write: Literal["folders", "shards", "parquet"] = "folders"
+    """With --prompts-file, write PNG files in folders, WebDataset shards, or Parquet files."""
+    shard_size: PositiveInt | None = None
+    """With --prompts-file, prompts per folder or file, which are written whole; about 256 candidates if not given."""
     grid: bool = True
     """Write grid.png, all kept images with their prompts."""
     device: str = "auto"
@@ -85,9 +96,11 @@ def command_line(program: str = "sample.py") -> argparse.ArgumentParser:
     """Build the parser: `prompts` are positional, every other field of SampleConfig is an option."""
     parser = CommandLine(program, description=_DESCRIPTION)
     parser.add_argument(
-        "prompts", nargs="+", type=utf8_argument, metavar="PROMPT", help=descriptions(SampleConfig)["prompts"]
+        "prompts", nargs="*", type=utf8_argument, metavar="PROMPT", help=descriptions(SampleConfig)["prompts"]
     )
-    add_options(parser, SampleConfig, skip=("prompts", "sampling", "diffusion"))
+    text = "PNG of an earlier run: its prompt, seed and options, and those that are given, changed"
+    parser.add_argument("--from", dest="from_image", type=Path, metavar="PNG", help=text, default=argparse.SUPPRESS)
+    add_options(parser, SampleConfig, skip=("prompts", "from_image", "sampling", "diffusion"))
     add_options(parser, SamplingConfig, default="the model's own")
     add_options(parser, UnCLIPOptions, default="the model's own")
     parser.add_argument("--print-config", action="store_true", help="print all options as YAML and exit")
@@ -98,13 +111,30 @@ def parse(argv: Sequence[str] | None, program: str) -> tuple[SampleConfig, bool]
     """Parse the command line; returns the options, and whether to print them and exit.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or options do not go together.
     """
     values = vars(command_line(program).parse_args(argv))
     show = values.pop("print_config")
     for name, schema in (("sampling", SamplingConfig), ("diffusion", UnCLIPOptions)):
         values[name] = {field.name: values.pop(field.name) for field in fields(schema) if field.name in values}
-    return from_dict(SampleConfig, values, "command line"), show
+    if "from_image" in values:
+        values = options_from(values["from_image"], values)
+    settings: SampleConfig = from_dict(SampleConfig, values, "command line")
+    if settings.prompts_file is None:
+        _check_few(settings)
+    elif settings.prompts or settings.from_image:
+        raise ValueError("--prompts-file takes the place of PROMPT and of --from: give one of them")
+    return settings, show
+
+
+def _check_few(settings: SampleConfig) -> None:
+    """Check prompts of the command line, and refuse what is for a file of them."""
+    if not settings.prompts:
+        raise ValueError("no prompt given: give PROMPT, --prompts-file or --from (see --help)")
+    if settings.write != "folders" or settings.shard_size is not None:
+        raise ValueError("--write and --shard-size are for --prompts-file")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("several processes share a --prompts-file: start one process for prompts on the command line")
 
 
 def published_options(settings: SampleConfig) -> dict[str, Any]:

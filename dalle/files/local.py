@@ -44,9 +44,9 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove unfinished files of `atomic_file` that killed processes left in a folder."""
-    for part in folder.glob(f"{_PART}*"):
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove unfinished files of `atomic_file` that killed processes left in a folder: all, or those of one name."""
+    for part in folder.glob(f"{_PART}*-{name}"):
         part.unlink(missing_ok=True)
 
 

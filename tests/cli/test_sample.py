@@ -136,7 +136,7 @@ def test_keep_rows_continues_an_image(tiny_model: Path, here: Path) -> None:
 
 
 WRONG = {
-    "no prompt": ([], "required: PROMPT"),
+    "no prompt": ([], "no prompt given"),
     "no such option": (["a", "--guidence", "3"], "unrecognized arguments: --guidence"),
     "not a number": (["a", "--n", "four"], "--n: invalid int value: 'four'"),
     "no candidates": (["a", "--n", "0"], "n is 0"),
