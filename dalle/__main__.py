@@ -8,6 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("dalle")  # before anything else is imported
+
+# isort: split
 from dalle import __version__
 from dalle.cli import scripts
 from dalle.cli.errors import report_error

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dalle.apps.server import answers, inputs
 from dalle.apps.server.bodies import Body, EditBody, GenerationBody, ImagesBody, VariationBody
-from dalle.apps.server.drawing import Drawing, Order, merged, unless_gone
+from dalle.apps.server.drawing import Drawing, Order, unless_gone
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.schema import form_schema, json_schema
 from dalle.apps.server.worker import Drawn, Preview
@@ -148,7 +148,7 @@ class ImageRoutes:
                     yield answers.failed(error)
                     return
         if chosen:
-            best = merged([drawn[index] for index in sorted(drawn)], order.keep)
+            best = Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
             for number in range(len(best.images)):
                 yield said.completed(kind, best, number)
 

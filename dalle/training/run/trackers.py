@@ -51,7 +51,9 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
         if accelerator.is_main_process:  # the same id, so that a resumed run continues its curves
             options = {"dir": str(run.dir), "id": _wandb_id(run.dir, start), "resume": "allow"}
     try:
-        accelerator.init_trackers(run.dir.name, config=_options(recipe), init_kwargs={run.tracker: options})
+        # The name is a folder below the run's for TensorBoard, and the project for Weights & Biases
+        name = "tensorboard" if run.tracker == "tensorboard" else run.dir.name
+        accelerator.init_trackers(name, config=_options(recipe), init_kwargs={run.tracker: options})
     except refusal as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
