@@ -188,8 +188,8 @@ def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     """Parse and clean the captions of a record; every source uses this function.
 
     Bytes are decoded as UTF-8, or UTF-16 if they begin with its byte order mark. Numbers become text. Values that are
-    not text, blank captions and duplicates are dropped; runs of white space become single spaces. A caption of more than
-    10,000 characters is cut there, at a space: a model reads tens of tokens, and BPE of megabytes takes minutes.
+    not text, blank captions and duplicates are dropped; runs of white space become single spaces. A caption of more
+    than 10,000 characters is cut there, at a space: a model reads tens of tokens, and BPE of megabytes takes minutes.
 
     Args:
         value: a caption, or a list of captions.
