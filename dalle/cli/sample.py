@@ -181,8 +181,8 @@ class SampleFiles:
             write_png(image, self.folder / name, texts)
             images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
         if self._scores is None:
-            header = {"model": self.model_hash, "options": self.options}
-            header |= {"scored_by": None if result.scores is None else "CLIP"}
+            scored_by = None if result.scores is None else "CLIP"
+            header = {"model": self.model_hash, "options": self.options, "scored_by": scored_by}
             self._scores = ScoresFile(self.folder / "scores.json", header)
         self._scores.append(images, {"steps": self.steps})
         if self.settings.grid:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dalle.generation.rerank import best
 
 _COMPARED, _NEAR = 16, 12.0  # near-duplicates: RMSE of at most 12 of 255 between images shrunk to 16x16 (docs/log.md)
+_LOSS = 0.15  # share of the best score that an image may lack to be preferred to a near-duplicate of a better one
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,17 @@ class Result:
 
         Args:
             keep: number of images.
-            distinct: skip near-duplicates of images with a higher score, as long as there are others.
+            distinct: skip near-duplicates of images with a higher score, as long as there are others with at least 85 %
+                of the best score.
         """
         order = list(range(len(self.images))) if self.scores is None else best(self.scores)
-        order = distinct_first(self.images, order, keep) if distinct and keep < len(order) else order[:keep]
+        if distinct and keep < len(order):
+            least = -float("inf") if self.scores is None else self.scores[order[0]] - _LOSS * abs(self.scores[order[0]])
+            good = [i for i in order if self.scores is None or self.scores[i] >= least]
+            chosen = distinct_first(self.images, good, keep)
+            rest = [i for i in order if i not in chosen][: keep - len(chosen)]
+            order = [i for i in order if i in chosen or i in rest]
+        order = order[:keep]
         return Result(
             prompt=self.prompt,
             images=[self.images[i] for i in order],
@@ -57,11 +65,11 @@ class Result:
 
 
 def distinct_first(images: Sequence[Image.Image], order: Sequence[int], keep: int) -> list[int]:
-    """The first `keep` of `order` that are no near-duplicates of earlier ones, filled up with those if need be.
+    """Choose the first images that are no near-duplicates of those chosen before.
 
     Args:
         images: images of one size.
-        order: their indices, best first.
+        order: indices of those to choose from, best first.
         keep: number of indices wanted.
 
     Returns:
@@ -78,6 +86,4 @@ def distinct_first(images: Sequence[Image.Image], order: Sequence[int], keep: in
         if all(np.sqrt(np.mean((pixels - other) ** 2)) > _NEAR for other in small):
             small.append(pixels)
             chosen.append(index)
-    rest = [index for index in order if index not in chosen][: keep - len(chosen)]
-    kept = {*chosen, *rest}
-    return [index for index in order if index in kept]
+    return chosen

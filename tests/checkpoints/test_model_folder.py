@@ -62,7 +62,7 @@ def one_line(call: Callable[[], Any]) -> str:
 
 def test_saved_folder_reads_back_equal(tmp_path: Path) -> None:
     save(tmp_path / "deep" / "a", CONFIG, state())
-    assert read_config(tmp_path / "deep" / "a") == CONFIG
+    assert read_config(tmp_path / "deep" / "a") == CONFIG | {"sha256": folder_hash(tmp_path / "deep" / "a")}
     assert same(read_tensors(tmp_path / "deep" / "a" / "model.safetensors"), state())
     assert sorted(os.listdir(tmp_path / "deep")) == ["a"]
 
@@ -354,7 +354,8 @@ def test_export_converts_weights_and_keeps_other_files(tmp_path: Path) -> None:
     (tmp_path / "out" / "clip" / "README.md").write_text("the card of a part")
     export(tmp_path / "run", tmp_path / "out", "int8")
     assert (tmp_path / "out" / "README.md").read_text() == "the card"
-    assert read_config(tmp_path / "out") == read_config(tmp_path / "run")
+    written = {"sha256": folder_hash(tmp_path / "out")}
+    assert read_config(tmp_path / "out") == read_config(tmp_path / "run") | written
     assert load_file(tmp_path / "out" / "model.safetensors")["conv.weight"].dtype == torch.int8
     assert (tmp_path / "out" / "clip" / "README.md").read_text() == "the card of a part"
     (tmp_path / "out" / "clip" / "README.md").unlink()

@@ -20,7 +20,8 @@ SHORT += ["run.save_every=1", "run.device=cpu"]
 def blocks(kind: str) -> list[str]:
     """The fenced blocks of one kind in the README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{kind}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for own, block in found if own == kind]
 
 
 def commands() -> list[list[str]]:

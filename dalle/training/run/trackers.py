@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from dalle.config import flat, to_dict
-from dalle.files import write_text
+from dalle.files import install_command, write_text
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.run.run_dir import installed
 
@@ -27,7 +27,7 @@ def check_tracker(run: RunConfig) -> None:
     if run.tracker != "none" and not installed(run.tracker):
         raise ValueError(
             f"run.tracker is {run.tracker}, which is not installed: "
-            f'pip install "dalle[{EXTRAS[run.tracker]}]", or set run.tracker=none (metrics.jsonl is always written)'
+            f"{install_command(EXTRAS[run.tracker])}, or set run.tracker=none (metrics.jsonl is always written)"
         )
 
 

@@ -23,13 +23,15 @@ A, A2, A3, B, C = picture(0), picture(0, 9), picture(0, 20), picture(1), picture
     "keep, expected", [(1, [0]), (2, [0, 2]), (3, [0, 2, 4]), (4, [0, 1, 2, 4]), (5, [0, 1, 2, 3, 4])]
 )
 def test_duplicates_come_last_and_the_order_stays(keep: int, expected: list[int]) -> None:
-    images = [A, A2, B, A3, C]
-    assert distinct_first(images, range(5), keep) == expected
+    whole = Result("a", [A, A2, B, A3, C], None, None, [0, 1, 2, 3, 4])
+    assert whole.best(keep, distinct=True).seeds == expected
+    assert distinct_first(whole.images, range(5), keep) == [0, 2, 4][:keep]
 
 
 def test_of_the_best_the_different_ones_are_kept() -> None:
-    whole = Result("a", [A, B, A2, C], [0.8, 0.5, 0.9, 0.4], None, [1, 2, 3, 4])
+    """But none whose score is far below the best: rather the same bicycle twice than a bicycle and a blot."""
+    whole = Result("a", [A, B, A2, C], [0.88, 0.8, 0.9, 0.7], None, [1, 2, 3, 4])
     assert whole.best(2).seeds == [3, 1] and whole.best(2, distinct=True).seeds == [3, 2]
-    assert whole.best(4, distinct=True).seeds == [3, 1, 2, 4]
-    parts = [Result("a", [A, B], [0.8, 0.5], None, [1, 2]), Result("a", [A2, C], [0.9, 0.4], None, [3, 4])]
+    assert whole.best(3, distinct=True).seeds == [3, 1, 2]
+    parts = [Result("a", [A, B], [0.88, 0.8], None, [1, 2]), Result("a", [A2, C], [0.9, 0.7], None, [3, 4])]
     assert Result.merged(parts) == whole
