@@ -25,6 +25,9 @@ check_python = $(if $(filter 1,$(recent)),,$(error dalle needs Python 3.10 or ne
 
 demo: $(STAMP)
 	$(BIN)/python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+	@printf '%s\n' '' 'Next, for example:' '  source $(BIN)/activate' \
+		'  python sample.py "a bicycle" "कुत्ते का चेहरा" --n 16 --keep 4' \
+		'  python train.py configs/folder/finetune.yaml data.path=examples/images/ lora=null run.steps=50'
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -77,6 +80,7 @@ $(STAMP): pyproject.toml constraints.txt
 	else \
 		$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'; \
 	fi
+	@$(BIN)/python -m dalle.kernels.native  # compiles for this CPU now, so that no first image waits for it
 	@touch $@
 
 # Anew the exact versions, for every Python from 3.10. Local wheels are left out of it, so the file names no build of

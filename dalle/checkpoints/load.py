@@ -313,4 +313,6 @@ def _check_stage(folder: ModelFolder, stage: str) -> None:
 
 
 def _fill(module: _Module, folder: ModelFolder, device: _Device, dtype: torch.dtype | None) -> _Module:
-    return load_weights(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)
+    loaded = load_weights(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)
+    folder.check()  # after what says more of a file that is cut short or of another shape
+    return loaded

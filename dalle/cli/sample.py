@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
@@ -11,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dalle import __version__
-from dalle.cli.outputs import file_record, new_folder, slug
+from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
 from dalle.cli.parser import CommandLine, add_options, parse_size
 from dalle.cli.sample_from import options_from
 from dalle.cli.streams import utf8_argument
 from dalle.config import apply_overrides, config, descriptions, from_dict
 from dalle.config.ranges import PositiveInt, Range, Seed
-from dalle.files import write_text
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
+    from dalle.images.grid import Row
     from dalle.pipelines.result import Result
 
 _DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
@@ -42,6 +41,8 @@ class SampleConfig:
     """Number of candidates per prompt."""
     keep: PositiveInt | None = None
     """Number of candidates to keep, the best by CLIP; all if not given."""
+    distinct: bool = True
+    """Among those kept, skip near-duplicates as long as there are other candidates."""
     seed: Seed = 0
     """Seed of the first candidate; candidate i has seed + i and is the same image if generated alone."""
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +81,8 @@ class SampleConfig:
     device: str = "auto"
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Precision of the transformer; int8 stores weights in 8 bits and computes in float32, on a CPU."""
+    """Precision of the transformer; int8 quantizes weights to 8 bits at the start, to save memory, and computes in
+    float32, on a CPU: faster than float32 for few candidates of a large model only."""
     window: PositiveInt = 1
     """Jacobi decoding: number of codes guessed and verified per step. 16 halves the steps when one candidate is
     generated at a time. Does not change the images."""
@@ -178,7 +180,10 @@ def check_unclip(settings: SampleConfig) -> None:
 
 
 class SampleFiles:
-    """Writes the files of one run to a new folder: a PNG for each kept image, scores.json, grid.png."""
+    """Writes the files of one run to a new folder: a PNG for each kept image, scores.json, grid.png.
+
+    Only what the current page of the grid shows is kept in memory.
+    """
 
     def __init__(self, settings: SampleConfig):
         self.settings = settings
@@ -186,45 +191,60 @@ class SampleFiles:
         self.model_hash = ""
         self.options = recorded_options(settings)
         self.steps = 0
-        self.results: list[Result] = []
-        self.images: list[dict[str, Any]] = []
+        self._prompts = 0  # number of prompts written
+        self._scores: ScoresFile | None = None
+        self._rows: list[Row] = []  # of the grid, not yet written
+        self._first = 1  # number of the first of them
+        self._pages = 0
 
     def add(self, result: Result) -> None:
-        """Write the images of one prompt, and scores.json so far."""
+        """Write the images of one prompt, append them to scores.json, and write pages of the grid that are full."""
         from dalle.images.png import generation_texts, write_png
 
         if self.folder is None:
             self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
-        self.results.append(result)
+        self._prompts += 1
+        images = []
         for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-            name = f"{len(self.results):02d}-{rank + 1:02d}-seed{seed}.png"
+            name = f"{self._prompts:02d}-{rank + 1:02d}-seed{seed}.png"
             score = None if result.scores is None else result.scores[rank]
             texts = generation_texts(result.prompt, seed, self.options, self.model_hash, f"dalle {__version__}")
             write_png(image, self.folder / name, texts)
-            self.images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
-        content = {
-            "model": self.model_hash,
-            "options": self.options,
-            "steps": self.steps,
-            "images": self.images,
-        }
-        write_text(self.folder / "scores.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
+        if self._scores is None:
+            scored_by = None if result.scores is None else "CLIP"
+            header = {"model": self.model_hash, "options": self.options, "scored_by": scored_by}
+            self._scores = ScoresFile(self.folder / "scores.json", header)
+        self._scores.append(images, {"steps": self.steps})
+        if self.settings.grid:
+            self._add_row(result)
 
-    def finish(self) -> Path:
-        """Write the grid, if asked for; returns the path to show to the user."""
+    def _add_row(self, result: Result) -> None:
+        from dalle.images.grid import split_to_pages
+
+        scores = [""] * len(result.seeds) if result.scores is None else [f"  CLIP {s:.2f}" for s in result.scores]
+        captions = [f"seed {seed}{score}" for seed, score in zip(result.seeds, scores, strict=True)]
+        self._rows.append((result.prompt, result.images, captions))
+        *full, (self._first, self._rows) = split_to_pages(self._rows, self._first)
+        for first, rows in full:
+            self._write_page(rows, first)
+
+    def _write_page(self, rows: list[Row], first: int) -> None:
         from dalle.images.grid import labeled_grid
         from dalle.images.png import write_png
 
         assert self.folder is not None
-        if not self.settings.grid:
-            return self.folder
-        rows = []
-        for result in self.results:
-            scores = [""] * len(result.seeds) if result.scores is None else [f"  {s:.3f}" for s in result.scores]
-            captions = [f"seed {seed}{score}" for seed, score in zip(result.seeds, scores, strict=True)]
-            rows.append((result.prompt, result.images, captions))
-        write_png(labeled_grid(rows), self.folder / "grid.png", {"Software": f"dalle {__version__}"})
-        return self.folder / "grid.png"
+        self._pages += 1
+        name = "grid.png" if self._pages == 1 else f"grid-{self._pages}.png"
+        write_png(labeled_grid(rows, first), self.folder / name, {"Software": f"dalle {__version__}"})
+
+    def finish(self) -> Path:
+        """Write the last page of the grid; returns the path to show to the user."""
+        assert self.folder is not None
+        if self._rows:
+            self._write_page(self._rows, self._first)
+            self._rows = []
+        return self.folder / "grid.png" if self.settings.grid else self.folder
 
 
 def finished_images(run: SampleFiles | None) -> str | None:
@@ -251,12 +271,12 @@ def recorded_options(settings: SampleConfig) -> dict[str, Any]:
     return options
 
 
-def progress_meter(run: SampleFiles, bar: Any, groups: float) -> Callable[[int, int], None]:
-    """Return a progress callback for one of `groups` groups of prompts that share a bar; also counts decode steps."""
+def progress_meter(run: SampleFiles, bar: Any, calls: float) -> Callable[[int, int], None]:
+    """Return a progress callback for one of `calls` equal calls that share a bar; also counts decode steps."""
     before = bar.n
 
     def progress(done: int, total: int) -> None:
-        bar.total = round(total * groups)
+        bar.total = round(total * calls)
         bar.update(before + done - bar.n)
         run.steps += 1
 

@@ -250,7 +250,7 @@ def _drawer(settings: SampleConfig, pipe: TextToImage, options: Mapping[str, Any
             seeds = tuple(range(row.seed, row.seed + row.n))
             requests.append(Request(row.prompt, seeds, pipe.sampling.updated(**row.sampling), start))
         found = pipe.draw(requests, speed)
-        return [result.best(row.keep or 1) for result, row in zip(found, rows, strict=True)]
+        return [result.best(row.keep or 1, settings.distinct) for result, row in zip(found, rows, strict=True)]
 
     return draw
 

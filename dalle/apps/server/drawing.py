@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import torch
 from starlette.requests import Request as HttpRequest
 
 from dalle.apps.server.batch import previews
@@ -144,7 +143,7 @@ class Drawing:
         drawn: dict[int, Result] = {}
         async with contextlib.aclosing(self.draw(http, order)) as events:
             await unless_gone(http, _collect(events, drawn))
-        return merged([drawn[index] for index in sorted(drawn)], order.keep)
+        return Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
 
     async def compute(self, function: Callable[[], T]) -> T:
         """What a short function returns, run in the worker's thread.
@@ -177,20 +176,6 @@ class Drawing:
             raise ApiError(message, status=429, code="rate_limit_exceeded", retry_after=min(wait, 120)) from None
         except Stopping as error:
             raise failure(error) from None
-
-
-def merged(single: list[Result], keep: int) -> Result:
-    """Results of one image each as one, of which the best are kept."""
-    scores = [score for one in single for score in one.scores or ()]
-    codes = [one.codes for one in single if one.codes is not None]
-    whole = Result(
-        single[0].prompt,
-        [one.images[0] for one in single],
-        scores or None,
-        torch.cat(codes) if codes else None,
-        [one.seeds[0] for one in single],
-    )
-    return whole.best(keep)
 
 
 async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Result]) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dalle.apps.server import answers, inputs
 from dalle.apps.server.bodies import Body, EditBody, GenerationBody, ImagesBody, VariationBody
-from dalle.apps.server.drawing import Drawing, Order, merged, unless_gone
+from dalle.apps.server.drawing import Drawing, Order, unless_gone
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.events import Drawn, Preview
 from dalle.apps.server.schema import form_schema, json_schema
@@ -152,7 +152,7 @@ class ImageRoutes:
                     yield answers.failed(error)
                     return
         if chosen:
-            best = merged([drawn[index] for index in sorted(drawn)], order.keep)
+            best = Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
             for number in range(len(best.images)):
                 yield await run_in_threadpool(said.completed, kind, best, number)
 

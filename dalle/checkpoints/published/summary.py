@@ -179,7 +179,7 @@ def _describe_model_folder(folder: Path) -> str:
     config = from_dict(_SCHEMAS[stage], content.get("model") or {}, str(folder / "config.yaml"))
     lines = _architecture(config, without_weights(config))
     lines["components"] = ", ".join(content.get("parts") or {}) or "none"
-    lines["license"] = "see its README.md"
+    lines["license"] = "see its README.md" if (folder / "README.md").is_file() else "not stated"
     return f"{stage.replace('_', ' ')}, {content.get('origin') or 'made by train.py'}\n{_format(lines)}"
 
 

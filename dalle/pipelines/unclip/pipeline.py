@@ -75,6 +75,7 @@ class UnCLIP(EmbeddingDecoder):
         image: Image.Image | None = None,
         mask: Image.Image | None = None,
         progress: Progress | None = None,
+        distinct: bool = True,
         **options: Any,
     ) -> list[Result]:
         """Sample `n` candidates for each prompt and keep the best `keep`, as `TextToImage` does.
@@ -88,6 +89,7 @@ class UnCLIP(EmbeddingDecoder):
             mask: white where it is generated anew, of the size of `image`. Elsewhere the pixels of `image` are kept
                 exactly; the new part is conditioned on all of them.
             progress: called after each diffusion step.
+            distinct: whether `keep` skips near-duplicates as long as there are other images.
             options: fields of `UnCLIPOptions`; guidance, of the decoder; for an autoregressive prior also temperature
                 and top_k.
 
@@ -124,7 +126,7 @@ class UnCLIP(EmbeddingDecoder):
                 scores=None if all_scores is None else all_scores[part].tolist(),
                 codes=None,
                 seeds=list(range(seed, seed + n)),
-            ).best(keep)
+            ).best(keep, distinct)
             for prompt, part in zip(prompts, parts, strict=True)
         ]
 
