@@ -158,7 +158,7 @@ class _BatchGenerator:
 
         def run(ids: Tensor, start: int) -> Tensor:
             # Set back to `start`, as Jacobi decoding runs tokens again whose predecessors were guessed wrong
-            cache.position = self.model.config.prefix_length + start
+            cache.position = cache.prefix + start
             return self.model.extend_each(sampler.expand(ids, cache.keys.shape[1]), cache, self.blocks)
 
         if 0 < known_prefix < length:

@@ -101,6 +101,23 @@ def rope_table(text_length: int, height: int, width: int, dim: int, base: float 
     return angle.cos(), angle.sin()
 
 
+def rope_table_1d(length: int, dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of one-dimensional rotary positions (Su et al. 2021, arXiv 2104.09864), as in Llama.
+
+    Args:
+        length: number of positions, S.
+        dim: head width, even.
+        base: wavelength of the slowest rotation, divided by 2 pi.
+
+    Returns:
+        cos, sin: each [S, dim / 2] float32.
+    """
+    assert dim % 2 == 0
+    frequency = 1 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
+    return angle.cos(), angle.sin()
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions: rotate the channel pairs (i, i + D/2) of each head by the angles of its position.
 

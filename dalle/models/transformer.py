@@ -18,6 +18,7 @@ from dalle.kernels.kv_cache import KVCache, TokenShift
 from dalle.kernels.linear import Linear
 from dalle.kernels.pattern import LayerMask
 from dalle.kernels.sparse import attend, attend_packed
+from dalle.models.norms import head_norm, norm
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 
@@ -36,11 +37,6 @@ RunBlocks = Callable[[Tensor, Sequence[LayerMask], Context], Tensor]
 """Runs all blocks over [B, T, C], given one mask per block."""
 
 
-def norm(config: TransformerConfig) -> nn.Module:
-    """The normalization layer that the config asks for, over the channels."""
-    return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-5)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with a fused projection to queries, keys and values."""
 
@@ -51,9 +47,7 @@ class Attention(nn.Module):
         inner = config.heads * config.head_width
         self.qkv = Linear(config.width, 3 * inner, bias=config.biases == "all")
         self.out = Linear(inner, config.width, bias=config.biases != "none")
-        # Dehghani et al. 2023 (ViT-22B, arXiv 2302.05442), section 2: LayerNorm on queries and keys, without biases.
-        self.q_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
-        self.k_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
+        self.q_norm, self.k_norm = (head_norm(config), head_norm(config)) if config.qk_norm else (None, None)
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         """[B, T, C] to the same shape; with a cache, appends the keys and values and attends to all in it."""
@@ -85,7 +79,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.kind, self.dropout = config.feed_forward, config.dropout
-        self.gated = config.feed_forward in ("swiglu", "geglu")
+        self.gated = config.feed_forward in ("swiglu", "geglu", "geglu_tanh")
         hidden = config.hidden
         if hidden is None:
             hidden = int(config.width * config.mlp_ratio)
@@ -115,7 +109,7 @@ def _activate(x: Tensor, kind: FeedForwardKind) -> Tensor:
     if kind == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
     # In bfloat16 on a CPU, the exact GELU takes half the time of the tanh approximation.
-    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return F.gelu(x, approximate="tanh" if kind.endswith("_tanh") else "none")
 
 
 class Block(nn.Module):

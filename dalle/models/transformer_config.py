@@ -8,7 +8,7 @@ from dalle.config import check_total, config
 from dalle.config.ranges import Decay, Range, Size
 
 _BLOCK_OVERHEAD = 2**14  # memory of a block's Python objects, in units of one parameter
-FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
+FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh"]
 
 
 @config
@@ -32,6 +32,8 @@ class TransformerConfig:
     """Activation of the feed-forward layers."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    norm_eps: Annotated[float, Range(0, above=True, ceiling=1)] = 1e-5
+    """Added to the variance that these norms divide by."""
     sandwich: bool = False
     """Also normalize the output of each residual branch (CogView, arXiv 2105.13290, section 2.4)."""
     layer_scale: bool = False
@@ -40,6 +42,9 @@ class TransformerConfig:
     """Which linear layers have biases."""
     qk_norm: bool = False
     """Normalize queries and keys per head, for stability at high learning rates."""
+    qk_norm_kind: Literal["layer", "own", "rms"] = "layer"
+    """layer: LayerNorm without biases; own: LayerNorm, each head with weights and biases of its own (Chameleon); rms:
+    RMSNorm."""
     dropout: Decay = 0.0
     """Dropout on embeddings and on the output of each residual branch, from 0 to below 1."""
     attention_dropout: Decay = 0.0

@@ -23,6 +23,7 @@ VARIANTS = [
     *(replace(SMALL, attention=(kind,), positions=positions) for kind in KINDS for positions in ("learned", "rope")),
     replace(SMALL, attention=("row", "column", "row", "row"), last_attention="conv", transformer=QK_NORM),
     replace(SMALL, transformer=QK_NORM, positions="rope"),
+    replace(SMALL, positions="rope_1d", padding="left", text_head=False, head_hidden=True),
 ]
 
 
@@ -120,6 +121,30 @@ def test_image_positions_are_row_plus_column() -> None:
     torch.testing.assert_close(model(text, image_ids), by_rows, atol=1e-4, rtol=1e-4)
 
 
+def test_captions_in_front_of_the_image_have_the_length_that_they_have() -> None:
+    """Padded, in a batch, with padding ids inside: each gives the logits that it gives alone without padding."""
+    model = build(replace(SMALL, positions="rope_1d", padding="left", text_head=False, null_ids=(4, 0, 9)))
+    rows, image_ids = [[3], [5, 0, 2], [1, 7, 0, 0, 6]], pairs()[1]
+    text = torch.tensor([row + [0] * (5 - len(row)) for row in rows])
+    with torch.no_grad():
+        together = model(text, image_ids)
+        for row, ids in enumerate(rows):
+            alone = model(torch.tensor([ids]), image_ids[row : row + 1])
+            torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5)
+        other = model(torch.tensor([[5, 3, 2]]), image_ids[1:2])
+        assert (other - together[1]).abs().max() > 1e-2
+        null = model.null_text(text)
+        assert null.tolist() == [[4, 0, 9, 0, 0]] * 3 and model.trim(null).tolist() == [[4, 0, 9]] * 3
+    drawn = generate(model, text, [[1], [2], [3]], guidance=3.0)
+    alone = [
+        generate(model, torch.tensor([ids + [0] * (5 - len(ids))]), [[i + 1]], guidance=3.0)
+        for i, ids in enumerate(rows)
+    ]
+    assert torch.equal(drawn, torch.cat(alone)) and len(drawn.unique()) > 4
+    with pytest.raises(ValueError, match="the text has 2 positions, but the null caption 3 ids"):
+        model.null_text(text[:, :2])
+
+
 def test_too_many_tokens_are_refused() -> None:
     model, (text, image_ids) = build(), pairs()
     with pytest.raises(ValueError, match="the text has 6 tokens, but the model only 5 text positions"):
@@ -136,6 +161,11 @@ def test_too_many_tokens_are_refused() -> None:
         ({"image_vocab": 0}, "image_vocab is 0"),
         ({"grid": (0, 4)}, r"grid\[0\] is 0; it must be at least 1"),
         ({"positions": "rope", "transformer": TransformerConfig(width=12, depth=1, heads=2)}, "head width"),
+        ({"padding": "left"}, "padding: left needs rotary positions"),
+        ({"padding": "left", "positions": "rope_1d"}, "padding: left needs text_head: false"),
+        ({"null_ids": (3, 20)}, "null_ids has 20"),
+        ({"null_ids": (1,) * 6}, "null_ids has 6 ids"),
+        ({"null_ids": (1,), "null_keeps_ends": True}, "two kinds of null captions"),
     ],
 )
 def test_wrong_shapes_are_refused(wrong: dict, message: str) -> None:

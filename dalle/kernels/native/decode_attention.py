@@ -18,7 +18,7 @@ from dalle.kernels.native import bindings
 from dalle.kernels.pattern import LayerMask, SparseMask
 from dalle.kernels.switches import allows_native_inference
 
-_HEAD_WIDTHS = (16, 32, 48, 64, 80, 96, 128)  # compiled for every CPU
+_HEAD_WIDTHS = (16, 32, 48, 64, 80, 96, 128, 256)  # compiled for every CPU
 
 pointer, number = ctypes.c_void_p, ctypes.c_int64
 
@@ -33,6 +33,7 @@ Matrix = struct("Matrix", weight=pointer, scale=pointer, bias=pointer, n=number,
 Attention = struct(
     "Attention",
     **dict.fromkeys(("batch", "tokens", "heads", "head_width", "room", "position", "rotate_values"), number),
+    norm_stride=number,
     **dict.fromkeys(("q_norm", "k_norm"), Norm),
     **dict.fromkeys(("cos", "sin", "mask"), pointer),
     **dict.fromkeys(("mask_batch", "mask_token"), number),
@@ -73,6 +74,7 @@ class Addresses(list[Tensor]):
         return Attention(
             batch=batch, heads=heads, head_width=width, room=room, rotate_values=rotate_values,
             q_norm=self.norm(q_norm), k_norm=self.norm(k_norm),
+            norm_stride=width if q_norm is not None and q_norm.weight.ndim > 1 else 0,
             keys=cache.keys[layer].data_ptr(), values=cache.values[layer].data_ptr(),
         )  # fmt: skip
 
@@ -128,7 +130,7 @@ def decode_attention(
         heads = cache.keys.shape[2]
         width = qkv.shape[-1] // (3 * heads)
         known = f"decode_attention_{bindings.DTYPE_NAMES.get(qkv.dtype)}" in bindings.functions()
-        fits = known and readable(cache, heads, width) and fit_heads(norms, width)
+        fits = known and readable(cache, heads, width) and fit_heads(norms, heads, width)
         layers[layer] = found = CachedAttention(cache, layer, *norms, rotate_values) if fits else None
     return None if found is None else found.run(qkv, mask, rope, cache)
 
@@ -159,9 +161,10 @@ def readable(cache: KVCache, heads: int, width: int) -> bool:
     )
 
 
-def fit_heads(norms: tuple[NormWeights | None, ...], width: int) -> bool:
-    """Whether the norms on queries and keys, if any, have this head width."""
-    return all(norm is None or norm.weight.shape == (width,) for norm in norms)
+def fit_heads(norms: tuple[NormWeights | None, ...], heads: int, width: int) -> bool:
+    """Whether the norms on queries and keys, if any, have this head width: both one for all heads, or one for each."""
+    shapes = {tuple(norm.weight.shape) for norm in norms if norm is not None}
+    return shapes <= {(width,)} or shapes <= {(heads, 1, width)}
 
 
 def to_float32(rope: Rope | None) -> Rope | None:

@@ -31,7 +31,7 @@ from dalle.kernels.native.decode_attention import (
 )
 from dalle.kernels.pattern import LayerMask
 
-_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu")  # in the order of `enum Activation`
+_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh")  # in the order of `enum Activation`
 
 _Layer = struct(
     "Layer",
@@ -85,7 +85,7 @@ def _equal_shapes(layers: Sequence[LayerWeights], inner: int, head: int) -> bool
         and all(matrix.weight.shape == shape for matrix, shape in maps)
         and all(matrix.bias is None or matrix.bias.shape == shape[:1] for matrix, shape in maps)
         and all(vector.shape == (width,) for vector in vectors)
-        and all(fit_heads((layer.q_norm, layer.k_norm), head) for layer in layers)
+        and all(fit_heads((layer.q_norm, layer.k_norm), inner // head, head) for layer in layers)
     )
 
 

@@ -12,11 +12,14 @@ struct Norm {
     float eps;
     int32_t rms;
     // A LayerNorm, or an RMSNorm if `rms`.
+
+    Norm from(int64_t channel) const { return {weight + channel, bias ? bias + channel : nullptr, eps, rms}; }
 };
 
 // New tokens attend to the cached ones, to earlier new ones and to themselves; keys and values go into the cache.
 struct Attention {
     int64_t batch, tokens, heads, head_width, room, position, rotate_values;
+    int64_t norm_stride;             // head_width where each head has norm weights of its own, else 0
     Norm q_norm, k_norm;
     const float *cos, *sin;          // [tokens, head_width / 2]; null without rotary positions
     const uint8_t* mask;             // 1 = may attend; [position + tokens] for each token; null: causal
@@ -76,7 +79,10 @@ struct CachedAttention {
             store(q + i, load(from + i)), store(k + i, load(from + inner + i)),
                 store(v + i, load(from + 2 * inner + i));
         }
-        if (args.q_norm.weight) normalize(args.q_norm, q, q, width), normalize(args.k_norm, k, k, width);
+        if (args.q_norm.weight) {
+            const int64_t own = h * args.norm_stride;
+            normalize(args.q_norm.from(own), q, q, width), normalize(args.k_norm.from(own), k, k, width);
+        }
         if (args.cos) {
             const float *cos = args.cos + t * width / 2, *sin = args.sin + t * width / 2;
             rotate(q, cos, sin, width), rotate(k, cos, sin, width);
@@ -158,13 +164,14 @@ struct CachedAttention {
             case 5: return all_heads<5>();
             case 6: return all_heads<6>();
             case 8: return all_heads<8>();
+            case 16: return all_heads<16>();
 #if !defined(__AVX512F__)  // narrower vectors: more of them
             case 10: return all_heads<10>();
             case 12: return all_heads<12>();
-            case 16: return all_heads<16>();
             case 20: return all_heads<20>();
             case 24: return all_heads<24>();
             case 32: return all_heads<32>();
+            case 64: return all_heads<64>();
 #endif
         }
     }
