@@ -47,7 +47,8 @@ class Attention(nn.Module):
         inner = config.heads * config.head_width
         self.qkv = Linear(config.width, 3 * inner, bias=config.biases == "all")
         self.out = Linear(inner, config.width, bias=config.biases != "none")
-        self.q_norm, self.k_norm = (head_norm(config), head_norm(config)) if config.qk_norm else (None, None)
+        self.q_norm = head_norm(config) if config.qk_norm else None
+        self.k_norm = head_norm(config) if config.qk_norm else None
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         """[B, T, C] to the same shape; with a cache, appends the keys and values and attends to all in it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from dalle.config import config
-from dalle.ranges import Size
+from dalle.config.ranges import Size
 from dalle.text_tokenizers.base import TextTokenizer
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published import llama
 from dalle.checkpoints.published.heads import deinterleave
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle_config import DALLEConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig

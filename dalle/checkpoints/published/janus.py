@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.mapped_files import drop_pages
 from dalle.checkpoints.published import llama, vqgan
 from dalle.checkpoints.published.state import Published, rename_tensors, shape
 from dalle.checkpoints.published.text_tokenizers import find_json
-from dalle.checkpoints.tensors import LazyTensor, drop_pages
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle_config import DALLEConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published import llama
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import FeedForwardKind
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "a Liquid (Gemma)"
@@ -31,7 +32,7 @@ _TEMPLATE = "{} Generate an image based on this description."
 _RULES = llama.rules("model")
 _DROPPED = r"lm_head\.weight|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # the head is the text embedding
 # Gemma's files say "gelu" and mean the tanh approximation that it was trained with
-_ACTIVATIONS = dict.fromkeys(("gelu", "gelu_pytorch_tanh", None), "geglu_tanh")
+_ACTIVATIONS: dict[Any, FeedForwardKind] = dict.fromkeys(("gelu", "gelu_pytorch_tanh", None), "geglu_tanh")
 
 
 def load(files: llama.Files) -> llama.LanguageModel:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import deinterleave, heads_of
 from dalle.checkpoints.published.state import Published, concat_lazy, count, derived, published_name, shape
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import JSONTokenizer

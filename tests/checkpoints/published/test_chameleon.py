@@ -153,7 +153,7 @@ def test_logits_and_codes_are_those_of_transformers(layout: str, both: dict[str,
     drawn = generate(model, text, [[0], [1]], GREEDY).flatten(1)
     for row, caption in enumerate(CAPTIONS):
         wanted = greedy(lambda i: next_logits(reference, i)[-1], prompt(caption), null, ids, ROWS**2, 3.0)
-        assert torch.equal(drawn[row], wanted) and len(wanted.unique()) > 4
+        assert torch.equal(drawn[row], wanted) and len(wanted.unique()) > 2
 
 
 def test_the_fused_step_has_the_norms_of_each_head(both: dict[str, tuple[Any, Path]]) -> None:

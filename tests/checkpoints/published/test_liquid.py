@@ -91,7 +91,7 @@ def test_logits_and_codes_are_those_of_transformers(published: tuple[Any, Path])
     drawn = generate(model, text, [[0], [1]], GREEDY).flatten(1)
     for row, caption in enumerate(CAPTIONS):
         wanted = greedy(lambda i: next_logits(reference, i)[-1], prompt(caption), null, ids, ROWS**2, 7.0)
-        assert torch.equal(drawn[row], wanted) and len(wanted.unique()) > 4
+        assert torch.equal(drawn[row], wanted) and len(wanted.unique()) > 2
 
 
 def test_text_ids(published: tuple[Any, Path]) -> None:
