@@ -28,10 +28,10 @@ class HeadNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, eps=self.eps) * self.weight + self.bias
 
 
-def head_norm(config: TransformerConfig) -> nn.Module:
+def head_norm(config: TransformerConfig, heads: int) -> nn.Module:
     """The normalization layer of queries or keys [B, H, T, D] that the config asks for."""
     if config.qk_norm_kind == "own":
-        return HeadNorm(config.heads, config.head_width)
+        return HeadNorm(heads, config.head_width)
     if config.qk_norm_kind == "rms":
         return nn.RMSNorm(config.head_width, eps=config.norm_eps)
     # Dehghani et al. 2023 (ViT-22B, arXiv 2302.05442), section 2: LayerNorm on queries and keys, without biases.

@@ -139,7 +139,7 @@ def fuse(
     """
     width = take(tensors, "text_embedding.weight", blocks.rules).shape[-1]
     depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
-    inner = take(tensors, "transformer.blocks.0.attention.q", blocks.rules).shape[0]
+    inner, kept = (take(tensors, f"transformer.blocks.0.attention.{p}", blocks.rules).shape[0] for p in "qk")
     heads, head = _heads(inner, settings, given, blocks)
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     for layer in range(depth):
@@ -155,8 +155,9 @@ def fuse(
             *(f"feed_forward.{p}" for p in ("gate", "up", "down")),
         ):
             del state[place + part]
-        if k.shape != q.shape:
-            raise ValueError(f"its keys are {list(k.shape)} and its queries {list(q.shape)}, which is not supported")
+        if k.shape != v.shape or not k.shape[0] or k.shape[0] % head or q.shape[0] % k.shape[0]:
+            shapes = f"queries {list(q.shape)}, keys {list(k.shape)}, values {list(v.shape)}"
+            raise ValueError(f"layer {layer} has {shapes}, which are not whole heads of {head} channels")
         state[f"{place}attention.qkv.weight"] = (
             _half_split(q, k, v, head) if blocks.interleaved else concat_lazy(q, k, v)
         )
@@ -166,6 +167,7 @@ def fuse(
         width=width,
         depth=depth,
         heads=heads,
+        kv_heads=None if kept == inner else kept // head,
         head_channels=None if heads * head == width else head,
         hidden=tensors["transformer.blocks.0.feed_forward.gate"].shape[0],
         feed_forward=_activation(settings, blocks),

@@ -233,4 +233,4 @@ def sampling_budget(size: ModelSize, setup: TrainSetup, rows: int) -> int:
 def cache_bytes(size: ModelSize, number: int = 2) -> int:
     """Bytes of the KV cache of one image and its caption, with `number` bytes per number."""
     shape = size.config.transformer
-    return 2 * shape.depth * shape.heads * shape.head_width * size.tokens * number
+    return 2 * shape.depth * shape.key_heads * shape.head_width * size.tokens * number
