@@ -18,7 +18,7 @@ from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
 from dalle.kernels.kv_cache import KVCache, Positions, TokenShift
 from dalle.kernels.linear import Linear
-from dalle.models import captions
+from dalle.models import captions, row_ends
 from dalle.models.attention_masks import AttentionMasks
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.feature_embedding import FeatureEmbedding
@@ -45,7 +45,7 @@ class DALLE(AttentionMasks):
             self.text_embedding: nn.Module = nn.Embedding(config.text_embeddings, width)
         else:
             self.text_embedding = FeatureEmbedding(config.text_features, config.text_length, width)
-        self.image_embedding = nn.Embedding(config.image_vocab, width)
+        self.image_embedding = nn.Embedding(config.image_vocab + config.row_ends, width)
         self._add_positions(config)
         self._add_masks()
         self.transformer = Transformer(config.transformer)
@@ -213,14 +213,13 @@ class DALLE(AttentionMasks):
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for whole sequences: the text and all image tokens except the last."""
-        length = self.config.prefix_length + self.config.image_length - 1
-        return self.transformer.new_cache(batch, length, shifted=self.shift is not None)
+        return self.transformer.new_cache(batch, self.input_length, shifted=self.shift is not None)
 
     def extend(self, image_ids: Tensor, cache: KVCache, blocks: RunBlocks | None = None) -> Tensor:
         """Append image tokens to the cache.
 
         Args:
-            image_ids: int [B, n], the next n >= 1 image tokens.
+            image_ids: int [B, n], the next n >= 1 image tokens; with `row_ends` also the id V behind each row.
             cache: holds the text and the image tokens before them; these are appended.
             blocks: runs the transformer's blocks, as in `Transformer.forward`.
 
@@ -235,7 +234,7 @@ class DALLE(AttentionMasks):
 
     def _extended(self, image_ids: Tensor, cache: KVCache, blocks: RunBlocks | None) -> Tensor:
         """Final states [B, n, C] of image tokens that are appended to the cache."""
-        check_ids(image_ids, self.config.image_vocab, "image codes")
+        check_ids(image_ids, self.config.image_vocab + self.config.row_ends, "image codes")
         x = self._embed_image(image_ids, cache.next_positions(image_ids.shape[1]))
         return self._run(x, cache, cache.padding, blocks)
 
@@ -275,9 +274,15 @@ class DALLE(AttentionMasks):
                 f"the image has {image_ids.shape[1]} tokens, but the model only {count} image positions: check the grid"
             )
         check_ids(image_ids, self.config.image_vocab, "image codes")
-        inputs, start = image_ids[:, : count - 1], prefix.shape[1]
-        image = self._embed_image(inputs, Positions(start, start + inputs.shape[1]))
-        return self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))
+        inputs, start, columns = image_ids[:, : count - 1], prefix.shape[1], self.config.grid[1]
+        tokens = row_ends.insert(inputs, columns, self.config.image_vocab) if self.config.row_ends else inputs
+        image = self._embed_image(tokens, Positions(start, start + tokens.shape[1]))
+        hidden = self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))
+        if not self.config.row_ends:
+            return hidden
+        # Without the states that row ends are due behind, as nothing is predicted there
+        places = row_ends.code_places(inputs.shape[1] + 1, columns, hidden.device)
+        return torch.cat((hidden[:, : start - 1], hidden[:, start - 1 + places]), dim=1)
 
     def _embed_text(self, prefix: Tensor) -> Tensor:
         x = self.text_embedding(prefix)  # [B, P, C]

@@ -24,6 +24,8 @@ class DALLEConfig:
     """Number of codes of the image tokenizer."""
     grid: tuple[Size, Size] = (8, 8)
     """Rows and columns of image tokens."""
+    row_ends: bool = False
+    """Read a token of its own behind each row of image tokens; it is never predicted."""
     attention: tuple[Kind, ...] = ("full",)
     """Kinds of attention, cycled over the layers from the first."""
     last_attention: Kind | None = None
@@ -95,6 +97,8 @@ class DALLEConfig:
             raise ValueError(f"null_ids has {len(self.null_ids)} ids, more than text_length, {self.text_length}")
         if self.null_ids and self.null_keeps_ends:
             raise ValueError("null_ids and null_keeps_ends are two kinds of null captions: give one of them")
+        if self.row_ends and (self.positions != "rope_1d" or self.kinds != ["full"] * depth or self.shift_tokens):
+            raise ValueError("row_ends needs positions: rope_1d, full attention, and no shift_tokens")
         if self.padding == "left" and self.positions.startswith("learned"):
             raise ValueError(f"padding: left needs rotary positions, not {self.positions}")
         if self.padding == "left" and (self.text_head or self.begin_id is not None or self.kinds != ["full"] * depth):
@@ -109,6 +113,16 @@ class DALLEConfig:
     def image_length(self) -> int:
         """Number of image tokens in every sequence, N."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def token_length(self) -> int:
+        """Number of tokens that an image is drawn in: its codes, and the row ends between them."""
+        return self.image_length + (self.grid[0] - 1 if self.row_ends else 0)
+
+    @property
+    def input_length(self) -> int:
+        """Number of tokens that are ever read: the prefix, and all of an image but the last, which nothing follows."""
+        return self.prefix_length + self.token_length - 1
 
     @property
     def prefix_length(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle.checkpoints.published import chameleon, janus, liquid, llama
 from dalle.checkpoints.published.others import reject_unsupported
 
-_LOADERS = {"janus": janus.load, "chameleon": chameleon.load, "liquid": liquid.load}
+_LOADERS = {"janus": janus.load, "chameleon": chameleon.load, "lumina": chameleon.load_lumina, "liquid": liquid.load}
 LANGUAGE_MODELS = tuple(_LOADERS)
 
 
@@ -48,6 +48,8 @@ def read_language_model(
         ValueError: it is of no known family, damaged, or an option has to be given.
     """
     found = family_of(tensors, file.parent)
+    if found == "chameleon" and (family == "lumina" or (family is None and "lumina" in str(source).lower())):
+        found = "lumina"  # the same tensors as an Anole: only its name tells
     if found is None:
         reject_unsupported(tensors)
     if found is None or family not in (None, found):

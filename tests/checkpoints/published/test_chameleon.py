@@ -37,6 +37,7 @@ def tokenizer() -> Any:
     names = [letters(code) for code in range(CODES)]
     random.Random(0).shuffle(names)  # ids need not sort as codes
     special = ["<s>", "<pad>", "</s>", "<unk>", *names, "<eoss>", "<racm3:break>", "<reserved08706>"]
+    special += ["<reserved08799>", *(f"<reserved{8800 + number:05d}>" for number in range(20))]
     return byte_level(special, 400)
 
 
@@ -154,6 +155,47 @@ def test_logits_and_codes_are_those_of_transformers(layout: str, both: dict[str,
     for row, caption in enumerate(CAPTIONS):
         wanted = greedy(lambda i: next_logits(reference, i)[-1], prompt(caption), null, ids, ROWS**2, 3.0)
         assert torch.equal(drawn[row], wanted) and len(wanted.unique()) > 2
+
+
+def test_lumina_has_sizes_in_the_prompt_and_ends_of_rows(both: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+    reference = both["transformers"][0]
+    folder = write_transformers(reference, tmp_path / "Lumina-mGPT-7B-512")
+    found = read_model(folder, None, GRID)
+    model, words, one = dalle.load_model(folder, **GRID), found.text_tokenizer, tokenizer()
+    assert words is not None and found.model.family == "a Lumina-mGPT (Chameleon)" and model.config.row_ends
+    assert found.sampling == SamplingConfig(guidance=4.0, top_k=2000)
+    assert read_model(folder).model.config.grid == (32, 32)  # 512 pixels, by its name
+    start = [one.token_to_id(name) for name in ("<racm3:break>", "<reserved08802>", "<reserved08802>")]
+    line = one.token_to_id("<reserved08799>")
+
+    def front(caption: str) -> list[int]:
+        text = f"Generate an image of 64x64 according to the following prompt:\n{caption}"
+        return [0, *one.encode(text, add_special_tokens=False).ids, one.token_to_id("<reserved08706>"), *start]
+
+    def rows(ids: list[int], length: int) -> list[int]:
+        """With a new line behind each row of codes, as the project forces them."""
+        tokens = ids[:length]
+        for count, number in enumerate(ids[length:], 1):
+            tokens += [number, line] if count % ROWS == 0 else [number]
+        return tokens
+
+    for text in TEXTS:
+        assert words.encode_ragged([text])[0] == front(text), text
+    text = words.encode(CAPTIONS, model.config.text_length)
+    drawn = generate(model, text, [[0], [1]], SamplingConfig(guidance=4.0, temperature=0.0)).flatten(1)
+    for row, caption in enumerate(CAPTIONS):
+        prompt, null = front(caption), start
+        codes: list[int] = []
+        for _ in range(ROWS**2):
+            drawn_ids = [int(code_ids()[code]) for code in codes]
+            logits, blank = (
+                next_logits(reference, rows(ids + drawn_ids, len(ids)))[-1, code_ids()] for ids in (prompt, null)
+            )
+            codes.append(int((blank + 4.0 * (logits - blank)).argmax()))
+        assert drawn[row].tolist() == codes and len(set(codes)) > 2
+    with pytest.raises(ValueError, match="draws an even number of rows"):
+        read_model(folder, None, {"grid": 5})
+    assert read_model(both["transformers"][1], "lumina", GRID).model.config.row_ends
 
 
 def test_the_fused_step_has_the_norms_of_each_head(both: dict[str, tuple[Any, Path]]) -> None:
