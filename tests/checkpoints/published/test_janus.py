@@ -203,7 +203,7 @@ def test_damaged_and_foreign_files_are_one_line_errors(reference: Any, tmp_path:
     changed(**{f"{layer}.q_proj.weight": None})
     refused(folder, f"it has no tensor {layer}.q_proj.weight")
     changed(**{f"{layer}.k_proj.weight": torch.zeros(32, janus.WIDTH)})
-    refused(folder, "its keys are .* which is not supported")
+    refused(folder, "layer 1 has queries .* which are not whole heads")
     changed(**{"gen_head.vision_head.bias": None})
     refused(folder, "gen_head.vision_head.bias")
     changed(**{"gen_embed.weight": None})

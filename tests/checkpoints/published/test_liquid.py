@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ GREEDY = SamplingConfig(guidance=7.0, temperature=0.0)
 GRID: dict[str, Any] = {"grid": ROWS}
 
 
+@cache
 def tokenizer() -> Any:
     """A BPE of Gemma's kind: spaces written as U+2581, characters with byte fallback, nothing put in front."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers

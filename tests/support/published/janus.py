@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ LINES = ["a red fox in the snow", "two cats, 12 dogs", "лиса в лесу", "
 TEXTS = [*LINES[:5], "", "  \t a fox \n", "🦊🏔️ e\u0301", "word " * 300, "it's\n\nnew<|User|>: {} lines"]
 
 
+@cache
 def tokenizer_json(pad: str = PAD) -> bytes:
     """A byte-level BPE whose pre-tokenizer is of the kind that DeepSeek's declares."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
