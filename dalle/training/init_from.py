@@ -30,6 +30,7 @@ from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
+from dalle.text_tokenizers import JSONTokenizer
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe, Recipe, parse_recipe
 from dalle.training.recipe.shipped import find_recipe
 
@@ -102,6 +103,8 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
         if content.get("stage") != "dalle":
             raise ValueError(f"init_from: {source} is of stage {content.get('stage')!r}; expected a DALL-E")
         found = {name: str(opened.path / name) for name in opened.components}
+        words = ModelFolder(opened.path / "text_tokenizer").config if "text_tokenizer" in opened.components else {}
+        merges = (words.get("model") or {}).get("kind") != "tokenizer_json"
         if "text_encoder" in content:
             found["text_tokenizer"] = content["text_encoder"]
         model, sampling = content.get("model") or {}, content.get("sampling")
@@ -113,6 +116,9 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
         if published.model.config.text_features is not None:
             found["text_tokenizer"] = published.text_source
         model, sampling = to_dict(published.model.config), to_dict(published.sampling)
+        merges = not isinstance(published.text_tokenizer, JSONTokenizer)
+    if not merges:
+        settled.setdefault("bpe_dropout", 0.0)  # its merges are those of a library, which skips none
     settled["model"] = _merged(model, settled.get("model") or {})
     for name, part in found.items():
         settled.setdefault(name, part)

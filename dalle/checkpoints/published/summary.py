@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
-from dalle.checkpoints.published.files import read_state, read_stored_state
+from dalle.checkpoints.published.files import read_stored_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
+from dalle.checkpoints.published.language_models import family_of
 from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, find_wrappers, named_tensors, stored_state
@@ -73,10 +74,12 @@ def _describe_wrappers(source: Path) -> str:
         return ""
     file = transformer_file(source)
     if file.suffix == ".safetensors" or file.name.endswith(".json"):
-        names: Iterable[str] = read_stored_state(file)
+        names: Mapping[str, Any] = read_stored_state(file)
     else:
         tree = read_pickled(file)
         names = tree["weights"] if dalle_pytorch.is_of(tree) else stored_state(tree)
+    if family_of(names, file.parent) is not None:  # their own names begin with "model."
+        return ""
     found = find_wrappers(names)
     return f"\n- removed from its names: {', '.join(found)} (wrappers of training code)" if found else ""
 
@@ -100,12 +103,14 @@ def stage_of(source: Path) -> Stage:
     try:
         file = transformer_file(source)
         if file.suffix == ".safetensors" or file.name.endswith(".json"):
-            names = read_state(file)
+            stored: Any = read_stored_state(file)
         else:
-            tree = read_pickled(file)
-            if dalle_pytorch.is_of(tree):
+            stored = read_pickled(file)
+            if dalle_pytorch.is_of(stored):
                 return "dalle"
-            names = named_tensors(tree)
+        if family_of(stored_state(stored), file.parent) is not None:
+            return "dalle"
+        names = named_tensors(stored)
     except ValueError as error:
         reason = str(error)
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
