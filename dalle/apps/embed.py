@@ -10,9 +10,9 @@ import io
 import json
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from dalle.data.base import BadRecord, read_image
 from dalle.data.custom.records import FileSpan, Record, image_bytes
 from dalle.images.read import dimensions
 from dalle.models.clip import CLIP
+from dalle.models.clip_config import CLIPConfig
+from dalle.models.transformer_config import TransformerConfig
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
 
@@ -118,20 +120,46 @@ def embed_texts(clip: CLIP, texts: Sequence[str], batch_size: int = 256) -> Tens
     return torch.cat([part.float().cpu() for part in parts]) if parts else torch.empty(0, clip.config.embed_dim)
 
 
+# of the configs in version 0.1, whose indexes are still read
+_FIRST_FIELDS = {
+    *("image_size", "patch_size", "vision", "text", "text_vocab", "text_length", "eos_id", "embed_dim", "mean", "std"),
+    *(
+        "width",
+        "depth",
+        "heads",
+        "head_channels",
+        "mlp_ratio",
+        "hidden",
+        "feed_forward",
+        "norm",
+        "sandwich",
+        "layer_scale",
+    ),
+    *("biases", "qk_norm", "dropout", "checkpoint_activations", "rotate_values", "reversible", "divide_by_max"),
+}
+_OF_TRAINING = {"attention_dropout", "initial_scale", "initial_bias"}  # no embedding depends on them
+
+
 def fingerprint(clip: CLIP) -> str:
     """sha256 of what a CLIP computes with: its architecture and weights as they are in memory."""
-    config = to_dict(clip.config)
-    for tower in ("vision", "text"):  # of training alone, and added later: indexes made before know nothing of it
-        config[tower].pop("attention_dropout")
-    for name in ("initial_scale", "initial_bias"):
-        config.pop(name)
-    if (config["towers"], config["sigmoid"]) == ("clip", False):
-        del config["towers"], config["sigmoid"]
+    config = _hashed_fields(clip.config) | {
+        tower: _hashed_fields(getattr(clip.config, tower)) for tower in ("vision", "text")
+    }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(clip.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0".encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _hashed_fields(config: CLIPConfig | TransformerConfig) -> dict[str, Any]:
+    """The fields of a config; those added later only where they are set, so that older hashes stay as they are."""
+    added = {one.name: one.default for one in fields(config) if one.name not in _FIRST_FIELDS}
+    return {
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in _OF_TRAINING and not (name in added and value == added[name])
+    }
 
 
 def as_record(image: ImageLike, name: str = "image") -> Record:
