@@ -147,11 +147,11 @@ def _count_ignored(files: list[Path], used: set[str], metadata: bool) -> Counter
     reasons = dict.fromkeys(EXTENSIONS, named) | dict.fromkeys(_TEXTS, "texts without an image")
     reasons |= {".parquet": "tables beside images (.parquet)", ".tar": "archives beside images (.tar)"}
     rest = [file for file in others if extension(file) not in reasons]
-    theirs = {file.with_suffix("") for file in rest}
+    unsupported = {file.with_suffix("") for file in rest}
     reported = [  # but not the text of an unsupported image, which is reported itself
         file
         for file in others
-        if extension(file) in reasons and not (extension(file) in _TEXTS and file.with_suffix("") in theirs)
+        if extension(file) in reasons and not (extension(file) in _TEXTS and file.with_suffix("") in unsupported)
     ]
     return Counter(reasons[extension(file)] for file in reported) + count_by_extension(rest)
 

@@ -65,8 +65,7 @@ def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
     return source
 
 
-# Once for each list: a data set is opened again for every split
-@cache
+@cache  # once for each list: a data set is opened again for every split
 def _warn_once(where: str, ignored: str) -> None:
     if ignored:
         log.warning("%s: not used: %s", where, ignored)
