@@ -1,6 +1,6 @@
 """ImageIndex: images by text, by image, or by both. Knows nothing of command lines.
 
-Letters: N images, D dimensions, K wanted.
+Shapes: N images, D dimensions, K wanted.
 """
 
 from __future__ import annotations
