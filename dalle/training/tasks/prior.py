@@ -25,8 +25,8 @@ from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
 from dalle.training.recipe import PriorRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Task
-from dalle.training.tasks.chance import PairRandom
 from dalle.training.tasks.clip_space import check_clip, training_embeddings
+from dalle.training.tasks.pair_random import PairRandom
 
 log = logging.getLogger(__name__)
 
