@@ -1,4 +1,4 @@
-"""What is left to chance in a pair, from its own seed: whatever process or micro-batch has it."""
+"""Random numbers from each pair's own seed, so that they do not depend on the process or micro-batch it is in."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from dalle.device import to_device
 
 
 class PairRandom:
-    """Random numbers of the pairs of a batch.
+    """Random numbers for a batch, one generator per pair.
 
     Args:
-        seeds: of the pairs.
-        use: what the numbers are for, so that others of the same pairs are not the same.
-        device: where they go.
+        seeds: seed of each pair.
+        stream: number of the use, as pairs have one seed for all uses (caption dropout, diffusion noise, ...).
+        device: device of the tensors.
     """
 
-    def __init__(self, seeds: Sequence[int], use: int, device: torch.device):
-        self._generators = [np.random.default_rng((seed, use)) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], stream: int, device: torch.device):
+        # On the CPU, as the same numbers are wanted on every kind of device
+        self._generators = [np.random.default_rng((seed, stream)) for seed in seeds]
         self._device = device
 
     def uniform(self, count: int) -> Tensor:
-        """The next float32 [B, count] in [0, 1)."""
-        return self._stacked([one.random(count, dtype=np.float32) for one in self._generators])
+        """Uniform numbers in [0, 1), float32 [B, count]."""
+        return self._stack([one.random(count, dtype=np.float32) for one in self._generators])
 
     def normal(self, *shape: int) -> Tensor:
-        """The next float32 [B, *shape], unit Gaussian."""
-        return self._stacked([one.standard_normal(shape, dtype=np.float32) for one in self._generators])
+        """Standard normal numbers, float32 [B, *shape]."""
+        return self._stack([one.standard_normal(shape, dtype=np.float32) for one in self._generators])
 
-    def _stacked(self, rows: Sequence[np.ndarray]) -> Tensor:
+    def _stack(self, rows: Sequence[np.ndarray]) -> Tensor:
         return to_device(self._device, torch.from_numpy(np.stack(rows)))
