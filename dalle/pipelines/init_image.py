@@ -67,6 +67,7 @@ def encode_init_image(
         inpaint_mask = inpaint_pixels(mask, tokenizer.image_size)
         # A code is kept only if none of its pixels is to be generated
         known_mask = F.adaptive_max_pool2d(inpaint_mask[None].float(), (rows, columns))[0] == 0
+    # Encoded once for all candidates of all prompts
     pixels = square_tensor(image, tokenizer.image_size).to(tokenizer.last_layer.device)
     return InitImage(tokenizer.encode(pixels[None])[0], known_mask, pixels, inpaint_mask)
 
@@ -79,6 +80,7 @@ def whole_rows(keep_rows: float, rows: int) -> int:
     """
     count = 0
     if 0 < keep_rows < rows:
+        # 1 is one row and not all of them: to keep everything would leave nothing to generate
         count = round(keep_rows * rows) if keep_rows < 1 else int(keep_rows)
     if not 1 <= count < rows or (keep_rows >= 1 and keep_rows != count):
         raise ValueError(

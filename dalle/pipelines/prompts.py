@@ -25,7 +25,7 @@ def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: 
     length = model.config.text_length
     if isinstance(tokenizer, T5Encoder):
         return tokenizer.encode(prompts, length)
-    rows = tokenizer.encode_ragged(prompts)
+    rows = tokenizer.encode_ragged(prompts)  # unpadded, as padding would hide what is cut
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > length:
             log.warning("prompt of %d tokens cut to the model's %d: %.60r", len(row), length, prompt)

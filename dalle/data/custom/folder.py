@@ -101,7 +101,7 @@ class _SidecarCaptions:
     def of(self, image: Path) -> Path | None:
         """The sidecar file of an image, NAME.txt or NAME.jpg.txt; of several, that of the first extension."""
         for kind in self.extensions:
-            for name in (image.with_suffix(kind), Path(f"{image}{kind}")):
+            for name in (image.with_suffix(kind), Path(f"{image}{kind}")):  # a.txt; a.jpg.txt, as some tools write
                 found = self.files.get(normalized_name(name))
                 if found is not None:
                     return found
@@ -227,6 +227,7 @@ def _read_metadata(
             image = _find_image(file.parent, name, by_name)
             if image is None:
                 raise ValueError(f"{file}, line {line}: there is no image {file.parent / name}")
+            # Also without a caption: the image is then named as a broken record, and not left out in silence
             captions.setdefault(image, []).extend(clean_captions(row.get(column)) if column else ())
     return [
         Record(_key(root, image), tuple(dict.fromkeys(own)), FileSpan(str(image))) for image, own in captions.items()

@@ -129,6 +129,7 @@ class TableSource(Source):
         """Keep images as bytes: a broken one then fails in `pair`, where it can be skipped; skipping ahead is cheap."""
         import datasets
 
+        # A table may have other image columns than the one that is trained on: none is decoded
         for name, feature in (table.features or {}).items():
             if isinstance(feature, datasets.Image):
                 table = table.cast_column(name, datasets.Image(decode=False))

@@ -203,6 +203,7 @@ class Encoding:
                     broken[str(pair)] = None
                     continue
                 good.append(pair.image)
+                # Rows in the order of the codes: `_codes` puts each image's mirror right behind it
                 for mirrored in sides:
                     rows["key"].append(pair.key or str(item))
                     rows["view"].append(view)

@@ -51,7 +51,7 @@ class Task(ABC):
     """
 
     model: nn.Module
-    state: nn.ModuleDict
+    state: nn.ModuleDict  # not always all of `model`: with LoRA the adapters only
     phases: list[Phase]
     image_size: int
     tokens_per_image: int
