@@ -42,7 +42,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an image file once it has been read."""
+    """Facts about an image file that has been read."""
 
     width: int  # pixels
     height: int

@@ -14,7 +14,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class Reconstruction(NamedTuple):
-    """What one training forward pass of an image tokenizer returns."""
+    """The result of an image tokenizer's forward pass in training."""
 
     images: Tensor
     """Float [B, 3, H, W], nominally in [0, 1] but not clamped."""

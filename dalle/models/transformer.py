@@ -23,7 +23,7 @@ from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 
 class Context(NamedTuple):
-    """What all layers of a forward pass share."""
+    """Arguments that all layers of a forward pass share."""
 
     rope: Rope | None = None
     """Cosines and sines of the tokens' positions; None: no rotary positions."""
@@ -178,7 +178,7 @@ class Scale(nn.Module):
 
 
 def _branch_end(config: TransformerConfig) -> nn.Module:
-    """What ends a residual branch: a norm (sandwich), a scale, both in this order, or nothing."""
+    """The end of a residual branch: a norm (sandwich), a scale, both in this order, or nothing."""
     parts = [norm(config)] if config.sandwich else []
     parts += [Scale(config.width)] if config.layer_scale else []
     return nn.Sequential(*parts)

@@ -1,4 +1,4 @@
-"""What a pipeline returns for a prompt: images with their scores, codes and seeds."""
+"""The result of a pipeline for one prompt: images with their scores, codes and seeds."""
 
 from __future__ import annotations
 

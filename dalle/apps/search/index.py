@@ -297,6 +297,6 @@ class ImageIndex:
 
 
 def _absolute(source: str | Path) -> str:
-    """Where weights are, by a path that holds wherever a command is run; a hub id as it is."""
+    """The source of weights as an absolute path, valid from any working folder; a hub id unchanged."""
     path = Path(source).expanduser()
     return str(path.absolute()) if path.exists() else str(source)

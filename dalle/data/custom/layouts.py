@@ -32,7 +32,7 @@ Kind = Literal["images", "parquet", "tar", "saved"]
 
 @dataclass
 class Layout:
-    """What to read of a folder.
+    """The kind of data in a folder, and its files.
 
     Attributes:
         kind: images with sidecar or metadata files; Parquet tables; tar shards; or a data set written by

@@ -1,4 +1,4 @@
-"""What lies at the path of a data set: which layout, which files of a pattern, or an id of the hub."""
+"""Opens the data at a path: a folder of any layout, Parquet or tar files, a glob pattern, or a hub id."""
 
 from __future__ import annotations
 

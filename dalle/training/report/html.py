@@ -12,7 +12,8 @@ from typing import Any
 
 from dalle.config import read_yaml, renamed
 from dalle.files import write_text
-from dalle.images.read import UnreadableImage, decode_image, to_rgb
+from dalle.images.read import UnreadableImage, decode_image
+from dalle.images.transforms import to_rgb
 from dalle.training.checkpoint.folders import folders, step_of
 from dalle.training.metrics_log import Curve, MetricsLog, charts, read_metrics
 from dalle.training.report.svg import can_be_log, color, svg
@@ -69,7 +70,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _head(run: Path, config: dict[str, Any], metrics: MetricsLog) -> str:
-    """What it is and how far it is."""
+    """The heading of the report: stage, folder and progress of the run."""
     status = [f"Stage {config.get('stage')}, step {metrics.last} of {config['run'].get('steps')}"]
     log = run / "metrics.jsonl"
     if log.exists():
