@@ -49,9 +49,9 @@ def train(recipe: LoopRecipe) -> int:
     Raises:
         ValueError: the recipe asks for something that is not available here, or training cannot continue.
     """
-    recipe = resolve_precision(recipe)
+    recipe = resolve_precision(recipe)  # a resumed run goes on in the precision it began with, whatever the machine
     accelerator = start_accelerator(recipe.run)
-    prepare_initial(recipe, accelerator)
+    prepare_initial(recipe, accelerator)  # published weights become a model folder, so the rest knows one format only
     run = Run(recipe, accelerator)
     task = run.task
     # Closing the log ends the progress bar's line, so that an error message starts on a line of its own
@@ -59,6 +59,7 @@ def train(recipe: LoopRecipe) -> int:
         run.resume()
         for step in run.steps():
             batch = run.next_batch()
+            # All inputs first: a GAN's second phase takes the same micro-batches as its first
             micro = [task.inputs(part) for part in batch.split(run.options.accumulation)]
             metrics: dict[str, float] = {}
             norms: dict[str, Tensor] = {}  # gradient norm of each phase, on the device
@@ -71,7 +72,7 @@ def train(recipe: LoopRecipe) -> int:
                 # Where the task must know, skip the discriminator after a skipped generator; this synchronizes
                 if task.needs_sync and not norm.isfinite():
                     break
-                if run.logs(step):
+                if run.logs(step):  # reading metrics waits for the device, so not in every step
                     metrics |= mean_metrics(losses, accelerator) | {phase.name + "_gradient": norm.item()}
                     metrics |= step_metrics(phase, optimizer, compressor)
             run.finish_step(norms, metrics)
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
         if isinstance(recipe, TextTokenizerRecipe):
             train_text_tokenizer(recipe)
             return 0
-        keep_freed_memory()
+        keep_freed_memory()  # before the model: it does not hold for blocks that exist already
         return train(recipe)
     except NaNMetricError as error:
         print_error(program, error)

@@ -1,6 +1,6 @@
 """Images and texts to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
 
-Letters: N texts, B images of a batch, S side of CLIP's images, D dimensions of the vectors.
+Shapes: N texts, B images of a batch, S side of CLIP's images, D dimensions of the vectors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an image file once it has been read."""
+    """Facts about an image file that has been read."""
 
     width: int  # pixels
     height: int

@@ -1,4 +1,4 @@
-"""What a state dict is on its way between a file and a module: tensors, or how to compute them one at a time."""
+"""State dicts between file and module, whose tensors are in memory or are computed one at a time, when read."""
 
 from __future__ import annotations
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dalle.cli.parser import add_options
 from dalle.config import apply_overrides, from_dict
+from dalle.generation.options import SamplingConfig
 
 
 def add(commands: Any) -> None:
@@ -32,10 +35,7 @@ def add(commands: Any) -> None:
     drawn.add_argument("--language", action="append", help="language of prompts: en, hi, ne; may be repeated (en)")
     drawn.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of results (%(default)s)")
     drawn.add_argument("--clip-score", metavar="CLIP", help="also compute the CLIP score (mean cosine times 100)")
-    drawn.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
-    drawn.add_argument("--temperature", type=float, help="sampling temperature (default: the model's own)")
-    drawn.add_argument("--top-k", type=int, help="top-k sampling (default: the model's own)")
-    drawn.add_argument("--top-p", type=float, help="nucleus sampling (default: the model's own)")
+    add_options(drawn, SamplingConfig, default="the model's own")
     command.set_defaults(run=_run)
 
 
@@ -88,9 +88,7 @@ def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     check_stage(args.source, "dalle")
     device = pick_device(args.device)
     pipe = TextToImage.from_pretrained(args.source, device)
-    pipe.sampling = pipe.sampling.updated(
-        guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p
-    )
+    pipe.sampling = pipe.sampling.updated(**{f.name: getattr(args, f.name, None) for f in fields(SamplingConfig)})
     judge = Judge(load_classifier(args.judge, device), open_plain(data, "all", pipe.image_size))
     scorer = None if args.clip_score is None else load_clip(args.clip_score, device)
     with tqdm(unit="prompt", disable=None) as bar:

@@ -48,7 +48,10 @@ class CommandLine(argparse.ArgumentParser):
 
 
 def add_options(
-    parser: argparse.ArgumentParser, schema: type, skip: Sequence[str] = (), default: str | None = None
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    schema: type,
+    skip: Sequence[str] = (),
+    default: str | None = None,
 ) -> None:
     """Add an option for each field of a config class. Options that are not given are missing from the namespace.
 

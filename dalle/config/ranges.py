@@ -12,20 +12,20 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be. None of them may be infinite or not a number."""
+    """The valid range of a number; infinite values and NaN are never valid."""
 
     low: float
-    """The least value, or what it must be above."""
+    """Lower bound."""
     high: float | None = None
-    """The largest value, or what it must be below; None: no bound but `ceiling`."""
+    """Upper bound; None: no bound except `ceiling`."""
     above: bool = False
-    """Whether `low` itself is out of range."""
+    """Whether the lower bound itself is out of range."""
     below: bool = False
-    """Whether `high` itself is out of range."""
+    """Whether the upper bound itself is out of range."""
     ceiling: float | None = None
-    """More than this is a slip of the keyboard, though nothing forbids it; None where another check refuses it."""
+    """A value above this, though valid in principle, is taken for a typing error; None: another check refuses it."""
     hint: str = ""
-    """What error messages say of special values."""
+    """Note on special values for error messages."""
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {_shown(self.low)}"
@@ -36,7 +36,7 @@ class Range:
         return f"from {_shown(self.low)} to {_shown(self.high)}"
 
     def problem(self, value: Any) -> str | None:
-        """What `value` must be, if it is not that."""
+        """The requirement that `value` violates, for an error message; None if it is valid."""
         hint = f" ({self.hint})" if self.hint else ""
         if isinstance(value, float) and not math.isfinite(value):
             return f"it must be a finite number, {self}{hint}"

@@ -47,7 +47,7 @@ class Batch:
 
     def split(self, parts: int) -> list[Batch]:
         """Split into equal micro-batches, in order; the first keeps the list of bad records."""
-        size = len(self.captions) // parts
+        size = len(self.captions) // parts  # exact: a recipe's batch size is a multiple of processes times parts
         cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
         return [
             Batch(self.images[c], self.captions[c], self.seeds[c], self.bad if i == 0 else [])
@@ -56,7 +56,7 @@ class Batch:
 
 
 def stack(samples: list[Sample]) -> Batch:
-    """Put samples together to a batch."""
+    """Stack samples to a batch; images change from [H, W, 3] to [3, H, W]."""
     images = torch.from_numpy(np.stack([image for image, _, _, _ in samples]))
     if images.ndim == 4:  # images [B, H, W, 3], as opposed to codes [B, h, w]
         images = images.permute(0, 3, 1, 2).contiguous()

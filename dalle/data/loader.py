@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 _LOOKAHEAD = 64  # consecutive records of a stream that may be broken
 
-
 Key = tuple[int, int]  # index, seed
 
 
@@ -84,6 +83,7 @@ class _BatchSampler:
         batch, known, length = self.start, -1, len(self.dataset)
         order: Order = ()
         while True:
+            # The keys of the full batch, of which this process takes its slice: so all agree whatever their number
             keys = []
             for position in range(batch * self.batch_size, (batch + 1) * self.batch_size):
                 epoch, place = divmod(position, length)
@@ -115,6 +115,7 @@ class _MapDataset(Dataset[Sample | ValueError]):
     def __getitem__(self, key: Key) -> Sample | ValueError:
         index, seed = key
         bad: list[str] = []
+        # The replacement depends on the index alone, so that a resumed run and other numbers of workers find the same
         for step in range(len(self.dataset)):
             try:
                 pair = self.dataset.pair((index + step) % len(self.dataset), seed)
@@ -147,7 +148,7 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
                     lookahead.popleft()
                 if decoded:
                     yield stack(decoded)
-        except ValueError as error:
+        except ValueError as error:  # `batches` raises it in the main process
             yield ValueError(str(error))
 
     def _endless(self, skip: int) -> Iterator[tuple[Any, int]]:
@@ -168,7 +169,7 @@ class _BatchStream(IterableDataset[Batch | ValueError]):
 
     def _decode_next(self, lookahead: deque[tuple[Any, int]]) -> Sample:
         bad: list[str] = []
-        seed = lookahead[0][1]
+        seed = lookahead[0][1]  # that of the place in the batch, whichever record fills it
         for record, _ in lookahead:
             try:
                 pair = self.stream.pair(record, seed)

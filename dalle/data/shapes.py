@@ -84,6 +84,7 @@ class ShapesDataset:
                 f"shapes of {image_size} pixels cannot be told apart: image_size must be {_MIN_SIDE} or more"
             )
         self.config, self.split, self.image_size = config, split, image_size
+        # A fixed seed, not the run's: the validation split must be the same in all runs
         shuffled = list(COMBINATIONS)
         random.Random(0).shuffle(shuffled)
         held_out = len(shuffled) // 8

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-_GOLDEN = (5**0.5 - 1) / 2
+_GOLDEN = (5**0.5 - 1) / 2  # of all numbers the worst to approximate by fractions, so its multiples fit no pattern
 
 
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:

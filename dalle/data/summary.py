@@ -63,6 +63,7 @@ def summarize(training: PairDataset | PairStream, held_out: PairDataset) -> Summ
 
 def record_and_compare(summary: Summary, file: Path) -> str | None:
     """Write a run's summary to `file`; if an earlier one was there and differs, return a warning about the change."""
+    # Written in any case: the next resume compares with what this one trains on
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     now = asdict(summary)
     file.write_text(json.dumps(now, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

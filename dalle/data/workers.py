@@ -26,21 +26,20 @@ def describe_lost_worker(error: RuntimeError) -> str | None:
 
 
 def data_loader(dataset: Dataset, seed: int, workers: int, **options: Any) -> DataLoader:
-    """Make torch's loader of a data set, in `workers` processes; 0 loads in this one.
+    """Create a `DataLoader` with `workers` processes; 0 loads in this one.
 
     Raises:
-        ValueError: there would be more processes than a machine bears.
+        ValueError: more workers than 4 per core (and than 16).
     """
+    # Each is a copy of this process: hundreds take all of a machine's memory, from other programs too
     most = max(16, 4 * (os.cpu_count() or 1))
-    if (
-        workers > most
-    ):  # each is a copy of this process: hundreds take all of a machine's memory, from other programs too
+    if workers > most:
         raise ValueError(f"run.workers is {workers}; on {os.cpu_count()} cores it must be at most {most}")
     return DataLoader(
         dataset,
         num_workers=workers,
         generator=torch.Generator().manual_seed(seed),  # or it would advance the global generator
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context="fork" if workers else None,  # shares the index of the data set; spawn would copy it
         prefetch_factor=4 if workers else None,
         worker_init_fn=_end_by_parent_only,
         **options,

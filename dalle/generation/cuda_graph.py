@@ -239,7 +239,7 @@ class CudaGraphDecoder:
         step = self._step(cache, codes, known_mask, uniform, expand)
         for position in range(cache.position, cache.position + codes.shape[1] - start - 1):
             step.run(position)
-            codes.copy_(step.step.codes)  # whoever is told of the step may look at them
+            codes.copy_(step.step.codes)  # callbacks may read them
             on_progress(len(codes))
 
     def _step(self, cache: KVCache, codes: Tensor, known_mask: Tensor, uniform: Tensor, expand: Expand) -> GraphedStep:

@@ -98,6 +98,7 @@ def generate(
     uniform = stream.of_codes(uniform, 0.0)
     device = model.image_head.weight.device
     window = min(engine.window, length)
+    # Set on the device and read once per batch: reading it in each step would make the host wait
     failed = torch.zeros((), dtype=torch.bool, device=device)
     samplings = [per_prompt[prompt] for prompt in prompts]
     guided = any(one.guides(known_prefix) for one in per_prompt)
@@ -162,6 +163,7 @@ class _BatchGenerator:
     ) -> None:
         """Fill in the codes of one batch where they are not known; all know the first `known_prefix`."""
         codes, length = batch.codes, batch.codes.shape[1]
+        # Rows: the candidates, then those of them that need guidance once more, with the null caption
         cache, first = prefixes.start(batch.prompts, sampler.guided.tolist())
         logits = first[:, None]  # [rows, 1, V]
         graphs = self._graphs(sampler)
@@ -171,7 +173,7 @@ class _BatchGenerator:
             cache.position = cache.prefix + start
             return self.model.extend_each(sampler.expand(ids, cache.keys.shape[1]), cache, self.blocks)
 
-        if 0 < known_prefix < length:
+        if 0 < known_prefix < length:  # all known tokens in one pass, instead of a step each
             ids = sampler.expand(codes[:, :known_prefix], cache.keys.shape[1])
             logits = self.model.extend(ids, cache, self.blocks)[:, None]
         # One round up to each token where guidance ends for some candidates: from there on their unconditional rows
@@ -228,11 +230,16 @@ def _decode_sequentially(
     start: int,
     on_progress: Callable[[int], None],
 ) -> None:
-    """Like `jacobi_decode`, with one token per step; never waits for the device."""
+    """Like `jacobi_decode`, with one token per step.
+
+    Sampling writes into `codes` on the device, from which the next step reads: the host queues all steps without
+    waiting for any of them.
+    """
     for i in range(start, codes.shape[1]):
         if i > start:
             logits = run(codes[:, i - 1 : i], i - 1)
         sampled = sample_tokens(logits, uniform[:, i : i + 1])
+        # Known codes are sampled too and dropped: which are known differs between candidates
         codes[:, i : i + 1] = torch.where(known_mask[:, i : i + 1], codes[:, i : i + 1], sampled)
         on_progress(len(codes))
 

@@ -1,6 +1,6 @@
 """Between vectors on spheres: how unCLIP mixes images and texts. Pure functions.
 
-Ramesh et al. 2022 (arXiv 2204.06125), section 3. Letters: B batch, ... any shape, taken as one vector each.
+Ramesh et al. 2022 (arXiv 2204.06125), section 3. Shapes: B batch, ... any shape, taken as one vector each.
 """
 
 from __future__ import annotations

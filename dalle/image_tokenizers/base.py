@@ -14,7 +14,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class Reconstruction(NamedTuple):
-    """What one training forward pass of an image tokenizer returns."""
+    """The result of an image tokenizer's forward pass in training."""
 
     images: Tensor
     """Float [B, 3, H, W], nominally in [0, 1] but not clamped."""
@@ -73,7 +73,7 @@ class ImageTokenizer(nn.Module, ABC):
         Raises:
             ValueError: the images have another shape or type.
         """
-        self._check_images(images)
+        self._check_images(images)  # a wrong size would give a grid that no model was trained on, without an error
         return self._encode(images)
 
     @torch.no_grad()
@@ -124,6 +124,7 @@ class ImageTokenizer(nn.Module, ABC):
     @torch.no_grad()
     def codebook_embeddings(self) -> Tensor:
         """The latent vectors of all codes, float32 [codebook_size, C]."""
+        # As an image of one row, since only `embed_codes` knows how a tokenizer stores its codebook
         codes = torch.arange(self.codebook_size, device=self.last_layer.device)
         return self.embed_codes(codes[None, None])[0, :, 0].T.float()
 

@@ -110,7 +110,7 @@ class DVAE(ImageTokenizer):
         return Reconstruction(unmap_pixels(mean.sigmoid()), relaxed.argmax(1), losses)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        """What the decoder's first convolution makes of one-hot codes; see `ImageTokenizer.embed_codes`."""
+        """The decoder's first convolution applied to one-hot codes; see `ImageTokenizer.embed_codes`."""
         return self.decoder.embed_codes(codes)
 
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class FSQConfig:
 
 
 class Quantized(NamedTuple):
-    """What a quantizer's forward pass returns."""
+    """The result of a quantizer's forward pass."""
 
     latents: Tensor
     """Float32 [B, C, h, w], the decoder's input."""

@@ -36,6 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
         [B, H, T, D].
     """
     queries, keys = q.shape[-2], k.shape[-2]
+    # `triangular`: what the caller asked for; `causal`: what is left for torch's own flag, without a mask in memory
     causal = isinstance(mask, str)
     if causal and queries == 1:  # the last position sees everything
         mask, causal = None, False
@@ -51,6 +52,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
     if not triangular or queries <= _QUERY_CHUNK:
         return _matmul_attention(q, k, v, bias, dropout)
+    # No query of a chunk sees keys after the chunk's last query: these need not even be multiplied
     chunks = -(-queries // _QUERY_CHUNK)
     outputs, seen = [], keys - queries
     for rows, chunk_bias in zip(q.chunk(chunks, dim=-2), bias.chunk(chunks, dim=-2), strict=True):
@@ -107,9 +109,10 @@ def rope_table(text_length: int, height: int, width: int, dim: int, base: float 
     """
     assert dim % 4 == 0
     text = torch.arange(text_length)
+    # The image begins where the text ends, in both coordinates: no two tokens have the same position
     y = text_length + torch.arange(height).repeat_interleave(width)
     x = text_length + torch.arange(width).repeat(height)
-    frequency = base ** (-torch.arange(dim // 4, dtype=torch.float32) / (dim // 4))
+    frequency = base ** (-torch.arange(dim // 4, dtype=torch.float32) / (dim // 4))  # 1 down to almost 1 / base
     first, second = torch.cat((text, y)), torch.cat((text, x))  # [S]
     angle = torch.cat((first[:, None] * frequency, second[:, None] * frequency), dim=1)  # [S, dim / 2]
     return angle.cos(), angle.sin()

@@ -90,6 +90,7 @@ class KVCache:
         """
         start, count = self.position, k.shape[-2]
         keys, values = self.keys[layer], self.values[layer]
+        # Written in place and returned as views: concatenating would copy the whole cache in each step
         keys.narrow(2, start, count).copy_(k)
         values.narrow(2, start, count).copy_(v)
         return keys.narrow(2, 0, start + count), values.narrow(2, 0, start + count)
@@ -129,7 +130,7 @@ class KVCache:
 
     def rows(self, start: int, end: int) -> KVCache:
         """A cache that is a view of rows `start` to `end - 1`."""
-        view = object.__new__(KVCache)
+        view = object.__new__(KVCache)  # without `__init__`, which would allocate
         view.position, view.prefix = self.position, self.prefix
         view.keys, view.values = self.keys[:, start:end], self.values[:, start:end]
         view.shift_inputs = self.shift_inputs[:, start:end]
@@ -158,11 +159,13 @@ class TokenShift:
 
     def __call__(self, x: Tensor, cache: KVCache | None, slot: int) -> Tensor:
         """Shift tokens [B, T, C] that follow those in the cache; `slot` numbers the branches, two per layer."""
-        half = x.shape[-1] // 2
+        half = x.shape[-1] // 2  # the other half stays as it is, so only this one needs to be stored
         positions = Positions(0, x.shape[1]) if cache is None else cache.next_positions(x.shape[1])
         inputs = x[..., :half] if cache is None else cache.store_shift_input(slot, x[..., :half])
+        sources = positions.rows(self.sources.T).T  # [2, T]; `rows` slices the first dimension, so transposed
         quarters = []
-        for quarter, source in zip(inputs.split(half // 2, dim=-1), positions.rows(self.sources.T).T, strict=True):
+        for quarter, source in zip(inputs.split(half // 2, dim=-1), sources, strict=True):
+            # By a product and not by indexing with a mask, whose shape a CUDA graph could not know
             moved = quarter[:, source.clamp(min=0)]
             quarters.append(moved * (source >= 0)[:, None].to(moved.dtype))
         return torch.cat((*quarters, x[..., half:]), dim=-1)

@@ -104,6 +104,7 @@ class DALLE(AttentionMasks):
             ValueError: more text or image tokens than the model has positions.
         """
         prefix = self._prefix(text)
+        # Shifted by one: the output at the last text token predicts image token 0
         return self.image_head(self._hidden(prefix, image_ids)[:, prefix.shape[1] - 1 :])
 
     def losses(
@@ -137,9 +138,11 @@ class DALLE(AttentionMasks):
         prefix = self._prefix(text)
         hidden = self._hidden(prefix, image_ids if input_ids is None else input_ids)
         image, text_part = self._heads(hidden, prefix, image_ids)
+        # Never NaN and always there, so that the caller can weight it whether or not there is a text head
         results = {"text": hidden.new_zeros((), dtype=torch.float32)}
         for name, part in (("text", text_part), ("image", image)):
             if part is not None:
+                # Smoothing and accuracy are of the image tokens only: captions are there to be read, not generated
                 is_image = name == "image"
                 scores = mean_loss(
                     *part, z_weight, smoothing=smoothing if is_image else 0.0, accuracy=accuracy and is_image
@@ -205,6 +208,7 @@ class DALLE(AttentionMasks):
             Logits of image token 0, [B, V], and a cache that holds the text's tokens and has room for nothing else.
         """
         prefix = self._prefix(text)
+        # Only as long as the text: it is copied to the front of a full-size cache for each candidate (`load_prefixes`)
         length = prefix.shape[1]
         cache = self.transformer.new_cache(len(prefix), length, shifted=self.shift is not None)
         cache.prefix, cache.padding = length, self._padding(prefix)
@@ -274,6 +278,7 @@ class DALLE(AttentionMasks):
                 f"the image has {image_ids.shape[1]} tokens, but the model only {count} image positions: check the grid"
             )
         check_ids(image_ids, self.config.image_vocab, "image codes")
+        # Without the last image token, which nothing follows
         inputs, start, columns = image_ids[:, : count - 1], prefix.shape[1], self.config.grid[1]
         tokens = row_ends.insert(inputs, columns, self.config.image_vocab) if self.config.row_ends else inputs
         image = self._embed_image(tokens, Positions(start, start + tokens.shape[1]))

@@ -2,7 +2,7 @@
 
 Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (arXiv 2204.06125), section 2.1.
 
-Letters: B batch, T text positions, W width of CLIP's text states, D embedding, H pixels a side, K image tokens.
+Shapes: B batch, T text positions, W width of CLIP's text states, D embedding, H pixels a side, K image tokens.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 
 class Context(NamedTuple):
-    """What all layers of a forward pass share."""
+    """Arguments that all layers of a forward pass share."""
 
     rope: Rope | None = None
     """Cosines and sines of the tokens' positions; None: no rotary positions."""
@@ -95,7 +95,7 @@ class FeedForward(nn.Module):
         """[B, T, C] to the same shape."""
         x = self.up(x)
         if self.gated:
-            gate, x = x.chunk(2, dim=-1)
+            gate, x = x.chunk(2, dim=-1)  # gate first; loaders of other orders swap the halves
             x = _activate(gate, self.kind) * x
         else:
             x = _activate(x, self.kind)
@@ -109,7 +109,7 @@ def _drop(x: Tensor, probability: float, training: bool) -> Tensor:
 def _activate(x: Tensor, kind: FeedForwardKind) -> Tensor:
     if kind == "swiglu":
         return F.silu(x)
-    if kind == "quick_gelu":
+    if kind == "quick_gelu":  # the sigmoid approximation of GELU (Hendrycks and Gimpel 2016), as in OpenAI's CLIP
         return x * torch.sigmoid(1.702 * x)
     # In bfloat16 on a CPU, the exact GELU takes half the time of the tanh approximation.
     return F.gelu(x, approximate="tanh" if kind.endswith("_tanh") else "none")
@@ -152,7 +152,11 @@ class Block(nn.Module):
 
 
 class ReversibleBlock(Block):
-    """A block over two residual streams [2, B, T, C], each of which is updated from the other (RevNet)."""
+    """A block over two residual streams [2, B, T, C], each of which is updated from the other (RevNet).
+
+    Gomez et al. 2017 (arXiv 1707.04585), section 3.1. Published weights need this arithmetic; that the inputs could be
+    recomputed from the outputs, which saves memory in training, is not used here (`checkpoint_activations` saves it).
+    """
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         """[2, B, T, C] to the same shape."""
@@ -162,11 +166,11 @@ class ReversibleBlock(Block):
 
 
 class Scale(nn.Module):
-    """A learned factor per channel (LayerScale)."""
+    """A learned factor per channel (LayerScale: Touvron et al. 2021, arXiv 2103.17239, section 2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((width,), 0.1))
+        self.weight = nn.Parameter(torch.full((width,), 0.1))  # as in CaiT, for depths up to 18
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to the same shape."""
@@ -174,6 +178,7 @@ class Scale(nn.Module):
 
 
 def _branch_end(config: TransformerConfig) -> nn.Module:
+    """The end of a residual branch: a norm (sandwich), a scale, both in this order, or nothing."""
     parts = [norm(config)] if config.sandwich else []
     parts += [Scale(config.width)] if config.layer_scale else []
     return nn.Sequential(*parts)
@@ -253,7 +258,7 @@ class Transformer(nn.Module):
         """
         masks: Sequence[LayerMask] = mask if isinstance(mask, (list, tuple)) else [mask] * len(self.blocks)  # type: ignore[list-item]
         assert len(masks) == len(self.blocks), "one mask per layer"
-        context = Context(rope, shift, cache)
+        context = Context(rope, shift, cache)  # one argument, as activation checkpointing passes them all through
         length = x.shape[1]
         if cache is not None:
             cache.next_positions(length)  # raises if there is no room, before anything is written
@@ -261,7 +266,8 @@ class Transformer(nn.Module):
         if cache is not None:  # only now, as all layers write at the same position
             cache.advance(length)
         if self.config.divide_by_max:
-            # The maximum counts as a constant in the backward pass, as in DALLE-pytorch
+            # Against overflow in fp16 (CogView, arXiv 2105.13290, section 2.4): the norm after it undoes any scale. The
+            # maximum counts as a constant in the backward pass, as in DALLE-pytorch
             x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
 

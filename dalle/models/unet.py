@@ -3,7 +3,7 @@
 Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis" (arXiv 2105.05233), section 3 and appendix A;
 Nichol et al. 2021, "GLIDE" (arXiv 2112.10741), section 4. It is also the shape of Karlo's and Kandinsky's.
 
-Letters: B images, C channels, H W pixels, E width of the vector, S context tokens.
+Shapes: B images, C channels, H W pixels, E width of the vector, S context tokens.
 """
 
 from __future__ import annotations
@@ -164,9 +164,9 @@ class Stage(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))), told of the vector at its second norm.
+    """x + conv(swish(norm(conv(swish(norm(x)))))), conditioned on a vector at its second norm.
 
-    One that resamples does so to both branches, by means of 2x2 or by nearest neighbors.
+    A block that resamples does so in both branches: means of 2x2, or nearest neighbors.
     """
 
     def __init__(self, config: UNetConfig, before: int, width: int, resample: str | None = None):
@@ -189,12 +189,12 @@ class ResidualBlock(nn.Module):
 
     def _run(self, x: Tensor, vector: Tensor) -> Tensor:
         hidden = self.conv_in(self._resampled(self.norm_in(x, swish=True)))
-        told = self.vector(vector)[:, :, None, None].to(hidden.dtype)
+        condition = self.vector(vector)[:, :, None, None].to(hidden.dtype)
         if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = condition.chunk(2, dim=1)  # AdaGN (Dhariwal and Nichol 2021, arXiv 2105.05233, section 3)
             hidden = F.silu(torch.addcmul(shift, self.norm_out(hidden), 1 + scale))
         else:
-            hidden = self.norm_out(hidden + told, swish=True)
+            hidden = self.norm_out(hidden + condition, swish=True)
         return self.shortcut(self._resampled(x)) + self.conv_out(self.dropout(hidden))
 
     def _resampled(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Ramesh et al. 2022 (arXiv 2204.06125), section 2.1; conditioned as SR3 is (Saharia et al. 2021, arXiv 2104.07636).
 
-Letters: B batch, H pixels a side, h those of the small images.
+Shapes: B batch, H pixels a side, h those of the small images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A given image to complete or to edit: its codes, which of them are known, and which of its pixels stay.
+"""An image to complete or edit: its codes, which of them are known, and which of its pixels stay.
 
 Shapes: H W pixels, h w codes of an image.
 """
@@ -18,15 +18,22 @@ from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor
 
 @dataclass(frozen=True)
 class InitImage:
-    """A given image as candidates start from it: what they keep, and what they generate anew."""
+    """An encoded image, and which part of it candidates keep.
 
-    codes: Tensor  # int64 [h, w], or [K, h, w] for each of K candidates
-    known_mask: Tensor  # bool [h, w], on the CPU: codes that are kept, not sampled
-    image: Tensor | None = None  # [3, H, W] in [0, 1], whose pixels are pasted back
-    inpaint_mask: Tensor | None = None  # bool [H, W]: pixels that are generated; None: nothing is pasted back
+    Attributes:
+        codes: int64 [h, w], or [K, h, w] for each of K candidates.
+        known_mask: bool [h, w] on the CPU, True for codes that are kept and not sampled.
+        image: float [3, H, W] in [0, 1], whose pixels are pasted back.
+        inpaint_mask: bool [H, W], True for pixels that are generated; None: nothing is pasted back.
+    """
+
+    codes: Tensor
+    known_mask: Tensor
+    image: Tensor | None = None
+    inpaint_mask: Tensor | None = None
 
     def paste(self, decoded: Tensor) -> Tensor:
-        """Put the pixels of the given image back into a decoded one [3, H, W], where the mask keeps them.
+        """Put the kept pixels of the original image back into a decoded one, [3, H, W].
 
         A code covers several pixels, and the tokenizer loses detail: without this, what a mask keeps would change.
         """
@@ -38,10 +45,10 @@ class InitImage:
 def encode_init_image(
     tokenizer: ImageTokenizer, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None
 ) -> InitImage | None:
-    """Encode what candidates keep of `image`, given as for a call of `TextToImage`; None without an image.
+    """Encode an image to complete or edit, with the arguments of `TextToImage.__call__`; None without an image.
 
     Raises:
-        ValueError: the three do not go together.
+        ValueError: the arguments contradict each other.
     """
     if image is None:
         if keep_rows is not None or mask is not None:
@@ -60,18 +67,20 @@ def encode_init_image(
         inpaint_mask = inpaint_pixels(mask, tokenizer.image_size)
         # A code is kept only if none of its pixels is to be generated
         known_mask = F.adaptive_max_pool2d(inpaint_mask[None].float(), (rows, columns))[0] == 0
+    # Encoded once for all candidates of all prompts
     pixels = square_tensor(image, tokenizer.image_size).to(tokenizer.last_layer.device)
     return InitImage(tokenizer.encode(pixels[None])[0], known_mask, pixels, inpaint_mask)
 
 
 def whole_rows(keep_rows: float, rows: int) -> int:
-    """`keep_rows` of a grid with `rows` rows as a whole number: below 1 a fraction, rounded; else the number itself.
+    """Convert `keep_rows` to a number of rows of a grid with `rows` rows; below 1 it is a fraction, rounded.
 
     Raises:
-        ValueError: it is not a whole number, or leaves nothing to keep or nothing to draw.
+        ValueError: it is not a whole number, or leaves nothing to keep or nothing to generate.
     """
     count = 0
     if 0 < keep_rows < rows:
+        # 1 is one row and not all of them: to keep everything would leave nothing to generate
         count = round(keep_rows * rows) if keep_rows < 1 else int(keep_rows)
     if not 1 <= count < rows or (keep_rows >= 1 and keep_rows != count):
         raise ValueError(

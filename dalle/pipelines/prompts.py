@@ -1,4 +1,4 @@
-"""Prompts as a model reads them: token ids, or the features of a text encoder; whether the two fit together.
+"""Encodes prompts to what a model reads, token ids or features of a T5; checks that tokenizer and model fit.
 
 Shapes: P prompts, T text length, C channels of the features.
 """
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 
 def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: list[str]) -> Tensor:
-    """Encode prompts to ids [P, T], or to features [P, T, C]; those that are cut are named in the log.
+    """Encode prompts to ids, int64 [P, T], or to features, float [P, T, C]; prompts that are cut are logged.
 
-    A blank prompt becomes the null caption (padding only) where caption dropout has trained it: an empty caption
-    (EOS and padding) never stands in the data.
+    A blank prompt becomes the null caption (padding only), which caption dropout trains; an empty caption (EOS and
+    padding) does not occur in training.
     """
     length = model.config.text_length
     if isinstance(tokenizer, T5Encoder):
         return tokenizer.encode(prompts, length)
-    rows = tokenizer.encode_ragged(prompts)
+    rows = tokenizer.encode_ragged(prompts)  # unpadded, as padding would hide what is cut
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > length:
             log.warning("prompt of %d tokens cut to the model's %d: %.60r", len(row), length, prompt)

@@ -1,4 +1,4 @@
-"""What a pipeline is asked for: prompts with seeds and options, and the numbers of a call, checked."""
+"""A request to generate images (prompt, seeds, options), and the checks of a call's arguments."""
 
 from __future__ import annotations
 
@@ -10,21 +10,44 @@ from dalle.pipelines.init_image import InitImage
 
 @dataclass(frozen=True)
 class Request:
-    """Candidates of one prompt, with options of their own."""
+    """The candidates to generate for one prompt, with their own options.
+
+    Attributes:
+        prompt: the prompt.
+        seeds: one seed per candidate, at least one.
+        sampling: how codes are sampled.
+        init_image: image to complete or edit, from `TextToImage.encode_init_image`.
+        scored: whether the candidates are scored by CLIP, if there is one.
+    """
 
     prompt: str
-    seeds: tuple[int, ...]  # K of them, at least one; each is a candidate
+    seeds: tuple[int, ...]
     sampling: SamplingConfig
-    init_image: InitImage | None = None  # made by `TextToImage.encode_init_image`
-    scored: bool = True  # whether CLIP, if there is one, scores them
+    init_image: InitImage | None = None
+    scored: bool = True
 
 
 def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:
-    """How many candidates to keep, after refusing what cannot be sampled; `ranks`: whether there is a CLIP."""
+    """Check the arguments of a pipeline's call.
+
+    Args:
+        prompts: the prompts.
+        n: candidates per prompt.
+        keep: candidates to return; None returns all.
+        seed: seed of the first candidate.
+        ranks: whether there is a CLIP to choose candidates.
+
+    Returns:
+        The number of candidates to return.
+
+    Raises:
+        ValueError: an argument is out of range, or candidates are to be chosen without a CLIP.
+    """
     if not prompts:
         raise ValueError("no prompt given: give at least one")
     if n < 1:
-        raise ValueError(f"n is {n}: draw at least 1 candidate")
+        raise ValueError(f"n is {n}: generate at least 1 candidate")
+    # Torch's generators take seeds below 2^63, also that of the last candidate
     if not 0 <= seed <= 2**63 - n:
         raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")
     keep = n if keep is None else keep

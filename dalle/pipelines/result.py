@@ -1,4 +1,4 @@
-"""What a pipeline returns for a prompt: images with their scores, codes and seeds."""
+"""The result of a pipeline for one prompt: images with their scores, codes and seeds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ _LOSS = 0.15  # share of the best score that an image may lack to be preferred t
 
 @dataclass(frozen=True)
 class Result:
-    """The images of one prompt, best first if they were scored, else in the order of their seeds."""
+    """The images of one prompt, in the order of their seeds; after `best`, those with the highest scores first.
+
+    Attributes:
+        prompt: the prompt.
+        images: RGB images of the model's size.
+        scores: CLIP's cosine similarity of each image with the prompt, or a SigLIP's probability; None if not scored.
+        codes: int64 [K, h, w] on the CPU; None from a diffusion model.
+        seeds: seed of each image, which generates it again alone (`seed=..., n=1`).
+    """
 
     prompt: str
-    images: list[Image.Image]  # RGB, all of the model's size
-    scores: list[float] | None  # CLIP's cosine with the prompt, or a SigLIP's probability that they fit; None without
-    codes: Tensor | None  # int64 [K, h, w], on the CPU; None of a diffusion
-    seeds: list[int]  # each draws its image again by itself: seed=..., n=1
+    images: list[Image.Image]
+    scores: list[float] | None
+    codes: Tensor | None
+    seeds: list[int]
 
     @classmethod
     def merged(cls, parts: Sequence[Result]) -> Result:

@@ -1,6 +1,6 @@
-"""TextToImage: a folder of weights and a prompt to ranked images. Knows nothing of command lines or image files.
+"""TextToImage: prompts to ranked images, with all parts of a model. Knows nothing of command lines or image files.
 
-Letters: P prompts, B candidates of all prompts, H W pixels, h w codes of an image.
+Shapes: P prompts, B candidates of all prompts, H W pixels, h w codes of an image.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from dalle.pipelines.result import Result
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
-_DECODE_BATCH = 32  # images at a time through the image tokenizer and CLIP
+_DECODE_BATCH = 32  # images at a time through the image tokenizer and CLIP, whose activations outweigh the codes'
 
 
 class TextToImage:
-    """Draws images for prompts.
+    """Generates images for prompts.
 
     Attributes:
         model: the transformer.
-        text_tokenizer: reads prompts.
-        image_tokenizer: turns codes into pixels, and images to go on from into codes.
+        text_tokenizer: encodes prompts to ids, or a T5 to features.
+        image_tokenizer: decodes codes to pixels, and encodes initial images to codes.
         clip: ranks candidates; None if there is none.
-        sampling: the sampling options where a call does not give them.
-        model_hash: sha256 of the weights and of the parts they stand on; "" if not from a folder.
+        sampling: sampling options that a call does not give.
+        model_hash: sha256 of the weights and of the components they were trained with; "" if not from a folder.
         image_size: height and width of the images, in pixels.
     """
 
@@ -60,7 +60,7 @@ class TextToImage:
     ):
         if model.config.image_vocab != image_tokenizer.codebook_size or model.config.grid != image_tokenizer.grid:
             raise ValueError(
-                f"the model draws {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
+                f"the model generates {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
                 f"{image_tokenizer.grid} of {image_tokenizer.codebook_size}: use the one that it was trained with"
             )
         check_text(model, text_tokenizer)
@@ -83,23 +83,23 @@ class TextToImage:
         text_encoder: str | Path | None = None,
         **given: Any,
     ) -> TextToImage:
-        """Load a model with all that it stands on.
+        """Load a model with its tokenizers and CLIP.
 
         Args:
             source: local file or folder, or hub id `owner/name[/file]`; ours, or as published (docs/checkpoints.md).
                 None is the model that ships with the repository.
             device: "auto" takes an accelerator if there is one.
-            dtype: arithmetic of the transformer; None is float32. torch.int8 keeps its weights in 8 bits and computes
+            dtype: precision of the transformer; None is float32. torch.int8 keeps its weights in 8 bits and computes
                 in float32, on a CPU. The image tokenizer and CLIP stay in float32.
             clip: source of a CLIP that ranks instead of the model's own.
-            family: of published files, as for `dalle.load_model`; None finds out.
-            image_tokenizer: source of the image tokenizer, where it does not come with the model.
-            text_tokenizer: source of the text tokenizer, where it does not come with the model.
+            family: project of published files, as for `dalle.load_model`; None detects it.
+            image_tokenizer: source of the image tokenizer, if the model does not include it.
+            text_tokenizer: source of the text tokenizer, if the model does not include it.
             text_encoder: source of the T5 encoder of a model that reads its features.
-            given: what a published file does not tell, as for `dalle.load_model`.
+            given: facts that a published file does not contain, as for `dalle.load_model`.
 
         Raises:
-            ValueError: nothing is there, something does not fit, or there is no such device.
+            ValueError: nothing is found, something does not fit together, or there is no such device.
         """
         if source is None and not (SHIPPED / model_folder.WEIGHTS).is_file():
             raise ValueError(
@@ -107,7 +107,7 @@ class TextToImage:
             )
         device = pick_device(device)
         if dtype == torch.int8 and device.type != "cpu":
-            raise ValueError(f"int8 is for drawing on a CPU, the device is {device}: give bfloat16, or device cpu")
+            raise ValueError(f"int8 is for sampling on a CPU, the device is {device}: give bfloat16, or device cpu")
         parts = load_components(
             SHIPPED if source is None else source,
             device,
@@ -140,37 +140,36 @@ class TextToImage:
         distinct: bool = True,
         **options: Any,
     ) -> list[Result]:
-        """Draw `n` candidates for each prompt and keep the best `keep`.
+        """Generate `n` candidates per prompt and return the best `keep`.
 
-        Candidate i of every prompt has the seed `seed + i`: alone with that seed it is the same image.
+        Candidate i of every prompt has the seed `seed + i`, and is the same image if generated alone with that seed.
 
         Args:
-            prompts: one or several; "" (or white space) draws what comes without a caption. Too long ones are cut,
-                with a warning.
-            n: candidates of each prompt.
-            keep: how many of them to return; None returns all. Fewer than `n` needs CLIP to choose them.
-            seed: of the first candidate, 0 or more.
-            image: an image to go on from, with `keep_rows` or `mask`. Its middle square is brought to the model's
-                size; where it is transparent it becomes white.
+            prompts: one or several; "" (or white space) generates images without a caption. Longer ones than the model
+                reads are cut, with a warning.
+            n: candidates per prompt.
+            keep: number of candidates to return; None returns all. Fewer than `n` needs a CLIP, which chooses them.
+            seed: seed of the first candidate, 0 or more.
+            image: image to complete (`keep_rows`) or edit (`mask`). Its center square is resized to the model's size;
+                transparency becomes white.
             keep_rows: rows of codes to keep from the top of `image`: below 1 a fraction of them, else a whole number.
-                Their pixels come from the codes, so they are close to those of `image`, not equal.
-            mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
-                where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
+                Their pixels are decoded from the codes, so they are close to those of `image`, not equal.
+            mask: of the size of `image`, white where new content is generated. A code is sampled if any of its pixels
+                is white; where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
             progress: called after each step.
             distinct: whether `keep` skips near-duplicates as long as there are other images.
-            options: fields of `SamplingConfig` (guidance, temperature, top_k, top_p, guidance_until), where None is the
-                model's own (`sampling`); and of `EngineOptions` (window, compiled, batch_size, max_memory), which
-                change speed and memory, and no image.
+            options: fields of `SamplingConfig`, None for the model's own (`sampling`); and of `EngineOptions`, which
+                affect speed and memory only.
 
         Returns:
-            One result for each prompt.
+            One result per prompt.
 
         Raises:
             ValueError: an option is out of range, or options do not go together.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = check_request(prompts, n, keep, seed, self.clip is not None)
-        # Options of speed and memory are told apart from those that an image depends on
+        # What is left after these affects the images, and `updated` refuses unknown names
         engine = EngineOptions(
             **{field.name: options.pop(field.name) for field in fields(EngineOptions) if field.name in options}
         )
@@ -189,17 +188,17 @@ class TextToImage:
         progress: Progress | None = None,
         watch: Watch | None = None,
     ) -> list[Result]:
-        """Draw requests with different options together, each candidate as it is alone.
+        """Generate the images of requests with different options in one batch, each the same as it is alone.
 
         Args:
-            requests: at least one. Requests that keep equally many tokens at the start of their images are best drawn
-                together: what all keep is run at once.
-            engine: speed and memory, on which no image depends.
+            requests: at least one. It is fastest if all keep equally many tokens at the start of their images: the
+                tokens that all of them know run in one pass.
+            engine: options that affect speed and memory only.
             progress: called after each step.
-            watch: called after each step with the codes so far; what it raises ends the work.
+            watch: called after each step with the codes so far; an exception in it ends the generation.
 
         Returns:
-            A result for each request, its candidates in the order of their seeds.
+            One result per request, its candidates in the order of their seeds.
 
         Raises:
             ValueError: there is no request, or one without seeds.
@@ -219,7 +218,7 @@ class TextToImage:
         return self._finish(codes, requests)
 
     def text_tokens(self, prompt: str) -> int | None:
-        """How many text tokens a prompt has before it is cut; None where an encoder of features reads it."""
+        """The number of a prompt's tokens before it is cut; None for a model that reads features of a T5."""
         tokenizer = self.text_tokenizer
         return None if isinstance(tokenizer, T5Encoder) else len(tokenizer.encode_ragged([prompt])[0])
 
@@ -227,29 +226,29 @@ class TextToImage:
     def encode_init_image(
         self, image: Image.Image | None, keep_rows: float | None, mask: Image.Image | None
     ) -> InitImage | None:
-        """Encode what candidates keep of `image`, given as for a call; None without an image.
+        """Encode an image to complete or edit, with the arguments of a call; None without an image.
 
         Raises:
-            ValueError: the three do not go together.
+            ValueError: the arguments contradict each other.
         """
         return encode_init_image(self.image_tokenizer, image, keep_rows, mask)
 
     def _known(self, requests: Sequence[Request]) -> tuple[Tensor | None, Tensor | None]:
-        """Known codes int64 [B, h, w] and their mask, on the CPU; None if no request has an image."""
+        """Known codes int64 [B, h, w] and their mask, bool [B, h, w], on the CPU; None if no request has an image."""
         if all(request.init_image is None for request in requests):
             return None, None
         empty = torch.zeros(self.image_tokenizer.grid, dtype=torch.int64)
         codes, masks = [], []
         for request in requests:
-            given = request.init_image or InitImage(empty, empty.bool())  # nothing is known
-            codes.append(given.codes.cpu().expand(len(request.seeds), -1, -1))
-            masks.append(given.known_mask.expand(len(request.seeds), -1, -1))
+            init = request.init_image or InitImage(empty, empty.bool())  # nothing is known
+            codes.append(init.codes.cpu().expand(len(request.seeds), -1, -1))
+            masks.append(init.known_mask.expand(len(request.seeds), -1, -1))
         return torch.cat(codes), torch.cat(masks)
 
     def _finish(self, codes: Tensor, requests: Sequence[Request]) -> list[Result]:
-        """Codes [B, h, w] of all requests' candidates as images with scores."""
-        owners = [request for request in requests for _ in request.seeds]  # [B]
-        drawn: list[Image.Image] = []
+        """Decode and score the codes [B, h, w] of all requests' candidates."""
+        owners = [request for request in requests for _ in request.seeds]  # [B], the request of each candidate
+        decoded: list[Image.Image] = []
         scores: list[float | None] = []
         for first in range(0, len(codes), _DECODE_BATCH):
             own = owners[first : first + _DECODE_BATCH]
@@ -258,25 +257,26 @@ class TextToImage:
             for number, owner in enumerate(own):
                 if owner.init_image is not None:
                     images[number] = owner.init_image.paste(images[number])
-            drawn += to_images(images)
+            decoded += to_images(images)
             scores.extend(self._scores(images, own))
         results, start = [], 0
         for request in requests:
             part = slice(start, start + len(request.seeds))
             start = part.stop
-            known = [value for value in scores[part] if value is not None]
-            results.append(Result(request.prompt, drawn[part], known or None, codes[part].cpu(), list(request.seeds)))
+            # A request is scored as a whole or not at all
+            own_scores = [value for value in scores[part] if value is not None] or None
+            results.append(Result(request.prompt, decoded[part], own_scores, codes[part].cpu(), list(request.seeds)))
         return results
 
     def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
-        """CLIP's score of each image [B, 3, H, W] whose request asks for one, else None."""
-        # Only these go through CLIP: a client that asks for one image needs no ranking
+        """CLIP's score of each image [B, 3, H, W]; None where the request does not ask for one."""
+        # Only images to be scored go through CLIP: a server's client that wants one image needs no ranking
         rows = [i for i, owner in enumerate(owners) if owner.scored]
         found: list[float | None] = [None] * len(owners)
         if self.clip is None or not rows:
             return found
         cosines = score(self.clip, images[rows], [owners[i].prompt for i in rows])
-        # A SigLIP's cosines are small even where image and text fit; its probabilities can be read
+        # A SigLIP's cosines are small even for matching pairs; its sigmoid with the learned bias is a probability
         values = self.clip.probabilities(cosines) if self.clip.config.sigmoid else cosines
         for i, value in zip(rows, values.tolist(), strict=True):
             found[i] = value

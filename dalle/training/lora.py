@@ -51,6 +51,7 @@ def add_lora(model: nn.Module, options: LoRAConfig) -> None:
     if missing:
         raise ValueError(f"lora.targets has {missing[0]}; this model's linear layers are {', '.join(sorted(there))}")
     settings: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
+    # In place and not by `get_peft_model`, whose wrapper would have neither our methods nor our parameter names
     inject_adapter_in_model(LoraConfig(**settings, target_modules=list(options.targets), bias="none"), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -73,6 +74,7 @@ def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | LazyTens
         options: options that `add_lora` was called with.
     """
     named = {name.replace("/", ".").replace(".base_layer.", "."): value for name, value in weights.items()}
+    # peft moves the original layer to `.base_layer`; without it these are the names of a model without adapters
     state = {name: value for name, value in named.items() if "lora_" not in name}
     for name, low in named.items():
         if "lora_A" in name:
@@ -87,7 +89,7 @@ def _changed(
     def make() -> Tensor:
         whole, first, second = (value() if isinstance(value, LazyTensor) else value for value in (base, low, high))
         made = whole.float() + second @ first * scale
-        drop_pages(whole)
+        drop_pages(whole)  # a mapped file's pages would add up to the full model
         return made
 
     return LazyTensor(base.shape, torch.float32, make)

@@ -53,6 +53,7 @@ class SkippedStepMonitor:
         while self._pending and self._pending[0][0] <= step:
             number, phases, copy = self._pending.popleft()
             skipped = [phase for phase, finite in zip(phases, copy.read(), strict=True) if not finite]
+            # Single skips are normal (a loss scale that grew too far); a row of them is divergence
             self.in_a_row = self.in_a_row + 1 if skipped else 0
             if not skipped:
                 continue
@@ -83,6 +84,7 @@ class StopSignal:
         """
         if self.accelerator.num_processes == 1:
             return stop
+        # The answer of the previous step is here by now; that of this step would have to be waited for
         before = self._pending
         flag = torch.full((1,), float(stop), device=self.accelerator.device)
         self._pending = AsyncRead(self.accelerator.reduce(flag, reduction="sum"))

@@ -32,6 +32,8 @@ from dalle.training.skipped_steps import SkippedStepMonitor, StopSignal
 from dalle.training.tasks import build_task
 from dalle.training.train_step import evaluated, seed_noise
 
+_EVALUATION_BATCH = 32  # images of a batch in validation; also how many validation images `sample` is given
+
 
 class Run:
     """One training run.
@@ -72,6 +74,7 @@ class Run:
         # Validation and sampling are done by the main process alone, unless the weights are sharded: gathering them
         # takes every process
         self.participates = self.accelerator.is_main_process or self.sharding is not None
+        # Before the folder: a mistake in the recipe or the data must not leave one behind that looks like a run
         check_batch_memory(run.batch_size // self.world, task.image_size)
         data = open_training(recipe.data, task.image_size)
         self.validation_data = open_data(recipe.data, "validation", task.image_size)
@@ -92,6 +95,7 @@ class Run:
             world=self.world,
             workers=run.workers,
         )
+        # After restoring: it cuts off what metrics.jsonl says of steps behind the checkpoint, which come again
         self.log = RunLog(recipe, self.accelerator, self.start, task)
         self._announce(
             summarize(data, self.validation_data) if self.accelerator.is_main_process else None,
@@ -127,6 +131,7 @@ class Run:
         """Complete the state of a resumed run: history of the best validation, and a validation it did not get to."""
         if not self._resumes:
             return
+        # The main process's file, as all must agree on the best step: they stop and save together
         for number, metrics in broadcast_object_list([validations(self.log.file)])[0]:
             self.best.add(number, metrics)
         if self.best.step is not None:
@@ -146,6 +151,7 @@ class Run:
             self.best.reset()
         elif self.accelerator.is_main_process:
             stored = checkpoint.export_weights(folder)
+            # With LoRA the checkpoint has the adapters only: the frozen weights come from the model
             weights = stored if self.sharding else {**self.task.model.state_dict(), **stored}
             self.task.export(self.options.dir / "model", weights)
 
@@ -177,6 +183,7 @@ class Run:
         self.step += 1
         applied = next(iter(norms.values())).isfinite()  # of the first phase, which the EMA averages
         if self.task.needs_sync and not applied:
+            # The codes of non-finite states would move an EMA codebook, though the weights were not stepped
             self.task.reset_statistics()
         else:
             self.task.on_step_end(self._sum)
@@ -205,7 +212,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint, and export the weights to the model folder unless an earlier step was better."""
         run, accelerator = self.options, self.accelerator
-        self._skipped.flush(self.step)
+        self._skipped.flush(self.step)  # a run that must end for non-finite steps ends before it saves
         self.bad.merge(gather_object(list(self.bad.names)))
         now = Checkpoint.of(
             self.step,
@@ -248,7 +255,8 @@ class Run:
             with evaluated(self.task.model, self.ema) as model:
                 limit = self.options.validation_images
                 metrics = self.task.validate(
-                    model, evaluation_batches(self.validation_data, 32, limit=limit, report=self.bad.add)
+                    model,
+                    evaluation_batches(self.validation_data, _EVALUATION_BATCH, limit=limit, report=self.bad.add),
                 )
                 self.log.validation(self.step, metrics)
         return dict(broadcast_object_list([metrics])[0])  # all processes must agree on the best step
@@ -257,8 +265,9 @@ class Run:
         """Log sample images, if the stage has any."""
         if self.participates:
             with evaluated(self.task.model, self.ema) as model:
-                batch = next(iter(evaluation_batches(self.validation_data, 32, limit=32, report=self.bad.add)))
-                samples = self.task.sample_images(model, batch)
+                size = _EVALUATION_BATCH
+                first = next(evaluation_batches(self.validation_data, size, limit=size, report=self.bad.add))
+                samples = self.task.sample_images(model, first)
             if samples is not None and self.accelerator.is_main_process:
                 self.log.samples(self.step, samples)
         self.accelerator.wait_for_everyone()

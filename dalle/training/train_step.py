@@ -45,11 +45,11 @@ def accumulate(
         loss, parts = accumulate_contrastive(task, micro, accelerator)
         return loss, [{phase.name + "_loss": loss} | parts]
     logs: list[dict[str, Tensor]] = []
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), device=accelerator.device)  # summed on the device: nothing here waits for it
     for inputs in micro:
         with accelerator.autocast():
             loss, parts = task.loss(phase, inputs, step)
-        accelerator.backward(loss / len(micro))
+        accelerator.backward(loss / len(micro))  # gradients add up to those of the mean over the full batch
         total += loss.detach()
         logs.append({phase.name + "_loss": loss} | parts)
     return total, logs
@@ -108,7 +108,7 @@ def optimizer_step(
     scaler = accelerator.scaler
     if scaler is not None:
         unscale(scaler, optimizer.optimizer)
-    norm = gradient_norm(phase.module.parameters())
+    norm = gradient_norm(phase.module.parameters())  # over all shards, if there are any
     set_learning_rate(optimizer.optimizer, learning_rate(phase.optim, step, steps))
     clipped_step(optimizer.optimizer, norm, phase.optim.clip_norm)
     if scaler is not None:

@@ -80,7 +80,7 @@ def test_package_works_without_native_code(tmp_path: Path) -> None:
     (line,) = re.findall(r"^from dalle.kernels.native import operations.*\n", text, flags=re.MULTILINE)
     init.write_text(text.replace(line, "operations: dict = {}\n"), encoding="utf-8")
     assert not [file for file in (tmp_path / "dalle").rglob("*.py") if "kernels.native" in file.read_text()]
-    tests = ["image_tokenizers", "text_tokenizers", "test_pipeline.py", "training/tasks/test_dalle.py"]
+    tests = ["image_tokenizers", "text_tokenizers", "pipelines/test_text_to_image.py", "training/tasks/test_dalle.py"]
     tests += [f"models/test_{name}.py" for name in ("clip", "dalle", "transformer")]
     tests += [f"generation/test_{name}.py" for name in ("generate", "jacobi", "sampling")]
     tests += ["kernels/test_attention.py", "kernels/test_cross_entropy.py"]

@@ -1,6 +1,6 @@
 """The judge's network: a small residual CNN that classifies concept and style of a drawing. Knows no captions.
 
-Letters: B images, C concepts, S styles.
+Shapes: B images, C concepts, S styles.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The nearest vectors by looking at all of them, block after block.
 
-Letters: Q queries, N vectors, D dimensions, K wanted.
+Shapes: Q queries, N vectors, D dimensions, K wanted.
 """
 
 from __future__ import annotations

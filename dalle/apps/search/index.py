@@ -1,6 +1,6 @@
 """ImageIndex: images by text, by image, or by both. Knows nothing of command lines.
 
-Letters: N images, D dimensions, K wanted.
+Shapes: N images, D dimensions, K wanted.
 """
 
 from __future__ import annotations
@@ -297,6 +297,6 @@ class ImageIndex:
 
 
 def _absolute(source: str | Path) -> str:
-    """Where weights are, by a path that holds wherever a command is run; a hub id as it is."""
+    """The source of weights as an absolute path, valid from any working folder; a hub id unchanged."""
     path = Path(source).expanduser()
     return str(path.absolute()) if path.exists() else str(source)

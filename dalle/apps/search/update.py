@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Report:
-    """What bringing an index up to date has changed."""
+    """The changes that an update made to an index."""
 
     images: int  # that are in it now
     embedded: int  # new or changed, and taken up from a run that was stopped

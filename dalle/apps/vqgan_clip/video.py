@@ -7,9 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from dalle.files import atomic_file, install_command
+from dalle.images.read import read_image
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 
@@ -42,7 +41,7 @@ def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
         if path.suffix.lower() == ".mp4":
             _write_mp4(frames, part, fps)
         else:
-            first, *others = [Image.open(frame).convert("RGB") for frame in frames]
+            first, *others = [read_image(frame).convert("RGB") for frame in frames]
             first.save(part, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 
@@ -50,7 +49,7 @@ def _write_mp4(frames: Sequence[Path], path: Path, fps: int) -> None:
     with _av().open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "17"})
         for number, frame in enumerate(frames):
-            image = Image.open(frame).convert("RGB")
+            image = read_image(frame).convert("RGB")
             if number == 0:  # 4:2:0 stores colors at half the resolution: sides must be even
                 stream.width, stream.height = image.width - image.width % 2, image.height - image.height % 2
                 stream.pix_fmt = "yuv420p"

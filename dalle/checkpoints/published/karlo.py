@@ -1,7 +1,7 @@
 """Karlo (kakaobrain/karlo-v1-alpha), an unCLIP in diffusers' folders: its decoder and its upsamplers as ours.
 
 Each part has a folder of its own with `config.json` and its weights; what conditions the decoder, `text_proj`, is apart
-from its U-Net. Letters: D embedding, C context, K image tokens.
+from its U-Net. Shapes: D embedding, C context, K image tokens.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class CustomDataset:
             warn_nothing_held_out(config)
         self.members = np.flatnonzero(in_validation_split == (split == "validation"))
         if config.separate_validation or in_validation_split.all() or not in_validation_split.any():
-            # A set so small that one split would be empty is used whole for both.
+            # A set so small that one split would be empty is used whole for both
             self.members = np.arange(len(self.rows))
 
     def __len__(self) -> int:

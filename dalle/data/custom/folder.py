@@ -101,7 +101,7 @@ class _SidecarCaptions:
     def of(self, image: Path) -> Path | None:
         """The sidecar file of an image, NAME.txt or NAME.jpg.txt; of several, that of the first extension."""
         for kind in self.extensions:
-            for name in (image.with_suffix(kind), Path(f"{image}{kind}")):
+            for name in (image.with_suffix(kind), Path(f"{image}{kind}")):  # a.txt; a.jpg.txt, as some tools write
                 found = self.files.get(normalized_name(name))
                 if found is not None:
                     return found
@@ -147,11 +147,11 @@ def _count_ignored(files: list[Path], used: set[str], metadata: bool) -> Counter
     reasons = dict.fromkeys(EXTENSIONS, named) | dict.fromkeys(_TEXTS, "texts without an image")
     reasons |= {".parquet": "tables beside images (.parquet)", ".tar": "archives beside images (.tar)"}
     rest = [file for file in others if extension(file) not in reasons]
-    theirs = {file.with_suffix("") for file in rest}
+    unsupported = {file.with_suffix("") for file in rest}
     reported = [  # but not the text of an unsupported image, which is reported itself
         file
         for file in others
-        if extension(file) in reasons and not (extension(file) in _TEXTS and file.with_suffix("") in theirs)
+        if extension(file) in reasons and not (extension(file) in _TEXTS and file.with_suffix("") in unsupported)
     ]
     return Counter(reasons[extension(file)] for file in reported) + count_by_extension(rest)
 
@@ -227,6 +227,7 @@ def _read_metadata(
             image = _find_image(file.parent, name, by_name)
             if image is None:
                 raise ValueError(f"{file}, line {line}: there is no image {file.parent / name}")
+            # Also without a caption: the image is then named as a broken record, and not left out in silence
             captions.setdefault(image, []).extend(clean_captions(row.get(column)) if column else ())
     return [
         Record(_key(root, image), tuple(dict.fromkeys(own)), FileSpan(str(image))) for image, own in captions.items()

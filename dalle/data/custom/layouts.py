@@ -24,6 +24,7 @@ _NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
+# The longest names first, or "val" would match in "validation"
 _NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?:[^a-z]|$)")
 _STATISTICS = "_stats.json"
 Kind = Literal["images", "parquet", "tar", "saved"]
@@ -31,7 +32,7 @@ Kind = Literal["images", "parquet", "tar", "saved"]
 
 @dataclass
 class Layout:
-    """What to read of a folder.
+    """The kind of data in a folder, and its files.
 
     Attributes:
         kind: images with sidecar or metadata files; Parquet tables; tar shards; or a data set written by
@@ -74,6 +75,8 @@ def layout_of(root: Path, split: str, image: str | None = None, caption: str | N
     tables = [file for file in files if extension(file) == ".parquet" and file.name not in METADATA]
     tars = [file for file in files if extension(file) == ".tar"]
     with_images = [file for file in tables if _has_image_column(file, image)]
+    # Metadata files first, as nobody writes them by accident. Tables without images and tar files come last:
+    # img2dataset leaves a .parquet of URLs beside its shards, and an archive may lie beside what was unpacked from it
     if any(file.name in METADATA for file in files):
         kind: Kind = "images"
     elif with_images:

@@ -71,6 +71,7 @@ _ROWS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
 def _lines(file: Path) -> io.StringIO:
     """The text of a file, line ends unchanged: a quoted CSV field may contain them."""
     try:
+        # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name
         return io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as UTF-8 text ({error})") from error

@@ -1,4 +1,4 @@
-"""What lies at the path of a data set: which layout, which files of a pattern, or an id of the hub."""
+"""Opens the data at a path: a folder of any layout, Parquet or tar files, a glob pattern, or a hub id."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ def _of_folder(config: CustomConfig, root: Path, split: str) -> Source:
     return source
 
 
-# Once for each list: a data set is opened again for every split
-@cache
+@cache  # once for each list: a data set is opened again for every split
 def _warn_once(where: str, ignored: str) -> None:
     if ignored:
         log.warning("%s: not used: %s", where, ignored)

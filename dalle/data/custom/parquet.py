@@ -26,7 +26,7 @@ from dalle.data.custom.records import (
 from dalle.files.remote import PATIENCE, failures
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
-_CHUNK = 16  # records that a stream reads at a time
+_CHUNK = 16  # records that a stream reads at a time; each has its image's bytes in memory
 _KEY = "__key__"  # record names in the WebDataset layout of the hub
 
 
@@ -85,7 +85,7 @@ class TableSource(Source):
             stream = stream.select_columns(list(dict.fromkeys([caption] + ([key] if key else []))))
         count = stream.num_shards
         named = [file.name for file in self.files]
-        if len(named) != count:
+        if len(named) != count:  # `datasets` shards by its own rule, so names of files would be wrong
             named = [str(number) for number in range(count)]
 
         stream_shards = [stream.shard(num_shards=count, index=number) for number in range(count)]
@@ -129,6 +129,7 @@ class TableSource(Source):
         """Keep images as bytes: a broken one then fails in `pair`, where it can be skipped; skipping ahead is cheap."""
         import datasets
 
+        # A table may have other image columns than the one that is trained on: none is decoded
         for name, feature in (table.features or {}).items():
             if isinstance(feature, datasets.Image):
                 table = table.cast_column(name, datasets.Image(decode=False))
@@ -148,7 +149,7 @@ class ArrowRecords(IndexedRecords):
     def __init__(self, table: Any, keys: list[str], image: str, caption: str | None):
         self.keys, self.image, self.caption = keys, image, caption
         self.table = table.select_columns(list(dict.fromkeys([image, caption] if caption else [image])))
-        self.texts = table.select_columns([caption]) if caption else None
+        self.texts = table.select_columns([caption]) if caption else None  # reading captions alone skips the images
         self.classes: list[str] | None = getattr(table.features[caption], "names", None) if caption else None
 
     def record(self, row: int) -> Record:

@@ -174,13 +174,13 @@ def in_validation_split(key: str, share: float) -> bool:
 
     Adding or removing other records never moves a record to the other split.
     """
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()  # Python's own hash differs from run to run
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 def sample_caption(key: str, captions: Sequence[str], seed: int) -> tuple[int, str]:
     """The random choices for one sample of a record: a seed for its crop, and one of its captions."""
-    rng = random.Random(f"{seed}/{key}")
+    rng = random.Random(f"{seed}/{key}")  # with the key: a seed may serve several records, as a stream's views
     return rng.getrandbits(32), rng.choice(captions)
 
 
@@ -202,6 +202,7 @@ def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     texts = [text for each in values if (text := _text(each)) is not None]
     if lines:
         texts = [line for text in texts for line in re.split(r"[\r\n]+", text)]
+    # U+FEFF is a byte order mark in the middle of a text, as files that were put together have
     cleaned = (_shortened(" ".join(text.replace("\ufeff", "").split())) for text in texts)
     return tuple(dict.fromkeys(text for text in cleaned if text))
 
@@ -228,7 +229,7 @@ def _text(value: Any) -> str | None:
 
 
 CAPTIONS = ("caption", "captions", "text", "texts", "txt")
-IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image")
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img")
 
 
 def caption_column(wanted: str | None, names: Iterable[str], where: str) -> str:

@@ -39,10 +39,10 @@ class CustomStream:
         """
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(self.shards))
-        everything = (record for number in order for record in self.shards[number].records())
-        ours = (record for record in everything if not self.config.holds_out(record.key))
-        buffer = list(islice(ours, self.config.shuffle_buffer))
-        for record in ours:  # each new record replaces a random one of the buffer, which is emitted
+        records = (record for number in order for record in self.shards[number].records())
+        training = (record for record in records if not self.config.holds_out(record.key))
+        buffer = list(islice(training, self.config.shuffle_buffer))
+        for record in training:  # each new record replaces a random one of the buffer, which is emitted
             slot = int(rng.integers(len(buffer)))
             yield buffer[slot]
             buffer[slot] = record

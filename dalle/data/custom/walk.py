@@ -47,7 +47,7 @@ def walk(root: Path) -> FolderListing:
     waiting, links = [root], list[Path]()
     while waiting or links:  # links last: of two paths to a folder, prefer the one without a link
         folder = waiting.pop() if waiting else links.pop(0)
-        identity = folder.stat().st_dev, folder.stat().st_ino
+        identity = folder.stat().st_dev, folder.stat().st_ino  # links may form circles
         if identity in seen:
             found.ignored["links to folders already read"] += 1
         elif folder != root and _is_run(folder):
@@ -61,7 +61,7 @@ def walk(root: Path) -> FolderListing:
                 continue
             for entry in entries:
                 path = Path(entry.path)
-                if entry.name.startswith("."):
+                if entry.name.startswith("."):  # .git, .DS_Store, "._" files of macOS: never data
                     continue
                 if entry.is_dir():
                     (links if entry.is_symlink() else waiting).append(path)

@@ -28,9 +28,8 @@ from dalle.data.custom.records import (
 )
 from dalle.images.read import EXTENSIONS
 
-_MEMBER = re.compile(
-    r"((?:.*/)?[^./][^./]*)\.([^/]+)$"
-)  # WebDataset's rule: the record's name, then everything after its first dot
+# WebDataset's rule: the record's name, then everything after its first dot
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _TEXTS = ("txt", "text", "caption")
 _PEEK = 100  # records of the first shard that are checked when a source is opened
 _BLOCK = 512  # bytes of a tar block
@@ -61,6 +60,7 @@ class TarSource(Source):
 
     def __init__(self, files: list[Path], image: str | None, caption: str | None):
         self.files, self.image, self.caption = files, image, caption
+        # Mistakes in the options show in the first records: better now than as a bad record for each image
         first = [group for group in islice(_read_groups(files[0]), _PEEK) if isinstance(group, _Group)]
         if first and not any(group.images for group in first):
             raise ValueError(
@@ -146,7 +146,8 @@ def _read_groups(file: Path) -> Iterator[_Group | str]:
             fault = f"the tar file is truncated or damaged after record {group.name!r}"
     except (tarfile.TarError, OSError) as error:
         fault = f"the tar file is damaged, or is compressed: unpack it to .tar ({error})"
-    truncated = fault is not None and end > file.stat().st_size  # inside the last file of the group
+    # A file that is cut off belongs to the last group, which would be an image half gray: it is dropped
+    truncated = fault is not None and end > file.stat().st_size
     if (group.texts or group.images) and not truncated:
         yield group
     if fault is not None:

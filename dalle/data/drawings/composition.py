@@ -123,6 +123,7 @@ def choose_background(rng: random.Random, layer: np.ndarray, inks: list[Color]) 
         layer: the objects, RGBA uint8 [S, S, 4].
         inks: colors of the single-color objects, all of which the background must contrast with.
     """
+    # Colors that contrast with all inks; if there are none, any color, of which the tries below choose
     far = [name for name, color in COLORS.items() if all(color_distance(color.rgb, ink) >= _CONTRAST for ink in inks)]
     choice = far or list(COLORS)
     for _ in range(_TRIES):
@@ -140,6 +141,6 @@ def color_distance(a: Color, b: Color) -> float:
 def blends_in(layer: np.ndarray, color: Color) -> bool:
     """Whether most visible pixels have nearly this color; samples one pixel in sixteen for speed."""
     few = layer[::4, ::4]
-    drawn = few[few[..., 3] > 127, :3].astype(np.int16)
-    near = (abs(drawn - np.asarray(color, dtype=np.int16)) < _SAME).all(-1)
-    return bool(near.sum() * 2 > len(drawn))
+    visible = few[few[..., 3] > 127, :3].astype(np.int16)  # signed, as differences of uint8 wrap around
+    similar = (abs(visible - np.asarray(color, dtype=np.int16)) < _SAME).all(-1)
+    return bool(similar.sum() * 2 > len(visible))

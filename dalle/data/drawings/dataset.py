@@ -124,7 +124,7 @@ class DrawingsDataset:
         # One generator per (seed, index), so that a sample does not depend on which worker makes it, or when.
         rng = random.Random(f"{seed}/{index}")
         drawing = rng.choice(self._slots[index])
-        if rng.random() < self.config.scenes:
+        if rng.random() < self.config.scenes:  # with the drawing as its first object
             return self._scene(rng, drawing)
         return self._single(rng, drawing)
 

@@ -129,6 +129,7 @@ class TokenShardsDataset:
         """A row group through an LRU cache; or a `BadRecord` if it is damaged."""
         if number not in self._cache:
             self._cache[number] = self._read(number)
+            # A window of the shuffle in memory, or each of its rows would read a row group from disk again
             while len(self._cache) > 1 and sum(self.sizes[n] for n in self._cache) > self._cache_rows:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(number)

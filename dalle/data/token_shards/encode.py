@@ -39,12 +39,9 @@ from dalle.image_tokenizers import ImageTokenizer
 T = TypeVar("T")
 R = TypeVar("R")
 ShardsBySplit = dict[str, list[ShardFile]]  # by split
-_NOT_CONTENT = (
-    "path",
-    "max_bad",
-    "shuffle_buffer",
-    "stream_validation",
-)  # options that do not affect the contents of shards
+# Options that do not affect the contents of shards. The path is one of them, as a folder may be moved between runs of a
+# job: what is in it is compared by the names of its records
+_NOT_CONTENT = ("path", "max_bad", "shuffle_buffer", "stream_validation")
 _SIDES = (False, True)  # whether mirrored
 _BATCHES_AHEAD = 4  # batches of images to read ahead of the tokenizer
 
@@ -142,7 +139,7 @@ class Encoding:
         """
         bad = BadRecordCounter(self.max_bad)
         found: ShardsBySplit = {split: [] for split in self.splits}
-        with ThreadPoolExecutor(self.options.workers) as pool:
+        with ThreadPoolExecutor(self.options.workers) as pool:  # decoding releases the GIL, so threads are enough
             for split, source in self.splits.items():
                 for job in source.jobs(self.options.shard_images, rank, world):
                     there = existing_shard(self.folder / job.name, self.provenance)
@@ -174,6 +171,7 @@ class Encoding:
             split: sorted((shard for own in found for shard in own[split]), key=lambda shard: shard.name)
             for split in self.splits
         }
+        # Each process has counted its own only: the limit is for all of them
         BadRecordCounter(self.max_bad).merge(name for own in shards.values() for shard in own for name in shard.bad)
         known = {shard.name for own in shards.values() for shard in own}
         if others := sorted(file.name for file in self.folder.glob("*.parquet") if file.name not in known):
@@ -205,6 +203,7 @@ class Encoding:
                     broken[str(pair)] = None
                     continue
                 good.append(pair.image)
+                # Rows in the order of the codes: `_codes` puts each image's mirror right behind it
                 for mirrored in sides:
                     rows["key"].append(pair.key or str(item))
                     rows["view"].append(view)

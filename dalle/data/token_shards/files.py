@@ -84,6 +84,7 @@ class Group(NamedTuple):
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Write tokens.json atomically."""
     shards = index.shards
+    # "making" is the name of the provenance in files of version 1: renaming it would make them unreadable
     listed = None if shards is None else {split: [asdict(shard) for shard in own] for split, own in shards.items()}
     text = json.dumps({"format": _FORMAT, "making": asdict(index.provenance), "shards": listed}, ensure_ascii=False)
     _replace(folder / INDEX, lambda file: file.write_text(text, encoding="utf-8"))
@@ -127,6 +128,7 @@ def write_shard(
     Raises:
         ValueError: the disk is full, or the folder is not writable.
     """
+    # uint16 is enough for almost every tokenizer, and groups in memory take half the space
     integers = np.uint16 if provenance.codebook_size <= _UINT16 else np.int32
     flat = pyarrow.array(codes.astype(integers).ravel())
     table = pyarrow.table(

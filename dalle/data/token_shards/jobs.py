@@ -41,7 +41,7 @@ class IndexedSplit:
         return self.data.pair(index, pair_seed(seed, view, index))
 
     def contents(self) -> list[str]:
-        """What the split consists of, to tell whether shards are of the same data."""
+        """Names of the records (or shards) of the split, whose hash tells whether existing shards fit the data."""
         if isinstance(self.data, CustomDataset):
             return [self.data.rows.keys[row] for row in self.data.members]
         return [str(len(self.data))]
@@ -71,5 +71,5 @@ class StreamedSplit:
         return decode_record(record, self.config, self.image_size, pair_seed(seed, view, 0) if training else None)
 
     def contents(self) -> list[str]:
-        """What the split consists of, to tell whether shards are of the same data."""
+        """Names of the records (or shards) of the split, whose hash tells whether existing shards fit the data."""
         return [shard.name for shard in self.shards]

@@ -287,7 +287,7 @@ class EmbeddingDecoder:
         assert model is not None
         shape = image_shape(model)
         source = candidate_noise(stage_seeds(seeds, stage), shape, self.device)
-        if noise is not None:
+        if noise is not None:  # another implementation's numbers, to compare with it image by image
             source = noise_of_stage(noise, stage, (len(seeds), *shape))
         # One generator per candidate and stage: a candidate does not depend on its batch
         schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step

@@ -1,4 +1,4 @@
-"""What is planned: the size of a model, and the setup in which it is trained."""
+"""The inputs of planning: the size of a model, and the setup in which it is trained."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from dalle.config import read_yaml, renamed
 from dalle.files import write_text
+from dalle.images.read import UnreadableImage, decode_image
+from dalle.images.transforms import to_rgb
 from dalle.training.checkpoint.folders import folders, step_of
 from dalle.training.metrics_log import Curve, MetricsLog, charts, read_metrics
 from dalle.training.report.svg import can_be_log, color, svg
@@ -70,7 +70,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _head(run: Path, config: dict[str, Any], metrics: MetricsLog) -> str:
-    """What it is and how far it is."""
+    """The heading of the report: stage, folder and progress of the run."""
     status = [f"Stage {config.get('stage')}, step {metrics.last} of {config['run'].get('steps')}"]
     log = run / "metrics.jsonl"
     if log.exists():
@@ -142,9 +142,8 @@ def _images(run: Path, config: dict[str, Any]) -> str:
 def _image(file: Path) -> str:
     title = f"step {int(file.stem)}" if file.stem.isdecimal() else file.name
     try:
-        with Image.open(file) as opened:
-            small = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # truncated, or not an image
+        small = to_rgb(decode_image(file.read_bytes()))
+    except (OSError, UnreadableImage) as error:  # truncated, or not an image
         return f"<figure>{_note(f'{title}: {file.name} cannot be read ({error})')}</figure>"
     small.thumbnail((_WIDTH, 10 * _WIDTH))
     buffer = io.BytesIO()

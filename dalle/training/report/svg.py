@@ -106,10 +106,10 @@ def _line(curve: Curve, stroke: str, x_axis: Axis, y_axis: Axis) -> str:
     line = f'<polyline data-name="{escape(curve.name)}" stroke="{stroke}" points="{points}"/>'
     if len(positions) > _DOTTED:
         return line
-    told = [f"{curve.name}, step {u}: {v:.6g}" for u, v in zip(curve.steps, curve.values, strict=True)]
+    labels = [f"{curve.name}, step {u}: {v:.6g}" for u, v in zip(curve.steps, curve.values, strict=True)]
     dots = (
         f'<circle cx="{x:.2f}" cy="{y:.2f}" r="2.5" fill="{stroke}"><title>{escape(text)}</title></circle>'
-        for (x, y), text in zip(positions, told, strict=True)
+        for (x, y), text in zip(positions, labels, strict=True)
     )
     return line + "".join(dots)
 

@@ -35,7 +35,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> str | None:
 
 
 def _missing(device: torch.device) -> str | None:
-    """What torch.compile needs on this device but does not find; None if nothing is missing."""
+    """A requirement of torch.compile on this device that is not met; None if all are."""
     if device.type == "cpu" and cpp_compiler() is None:
         return "no C++ compiler was found (g++, clang++, or the one in CXX)"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:

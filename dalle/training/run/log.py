@@ -126,6 +126,7 @@ class RunLog:
         """
         if not self.file.exists():
             return
+        # Not `splitlines`, which ends lines at characters that JSON strings may hold
         lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
         last_line, read = lines[-1], [(line, logged(line)) for line in lines[:-1] if line.strip()]
         complete = [line for line, metrics in read if metrics is not None and metrics["step"] <= start]
@@ -137,7 +138,7 @@ class RunLog:
     def train(self, step: int, metrics: dict[str, float]) -> None:
         """Log training metrics after `step` steps, with throughput since the last call."""
         now = time.perf_counter()
-        spent = max(now - self.clock, 1e-9)
+        spent = max(now - self.clock, 1e-9)  # a clock of low resolution may not have advanced
         images = (step - self.since) * self.run.batch_size / spent
         rates = {"images_per_s": images, "tokens_per_s": images * self.tokens_per_image}
         rates["data_wait"] = self.waited / spent
@@ -202,6 +203,7 @@ class RunLog:
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.main:
+            # Opened for each line: what is logged is on disk if the process is killed
             with as_value_error(self.run.dir, step), self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step} | metrics) + "\n")
         if self.run.tracker != "none":

@@ -30,19 +30,16 @@ def build_task(recipe: LoopRecipe, device: torch.device, sharding: Sharding | No
     Raises:
         ValueError: the recipe does not fit its tokenizers or CLIP, or its stage does not support sharding.
     """
-    if isinstance(recipe, ImageTokenizerRecipe):
-        if sharding is not None:
-            raise ValueError("fsdp supports only stages clip and dalle: set run.sharding=none")
-        return ImageTokenizerTask(recipe, device)
-    if isinstance(recipe, PriorRecipe):
-        if sharding is not None:
-            raise ValueError("fsdp supports only stages clip and dalle: set run.sharding=none")
-        return PriorTask(recipe, device)
-    if isinstance(recipe, DiffusionRecipe):
-        if sharding is not None:
-            raise ValueError("fsdp is for stages clip and dalle: set run.sharding=none")
-        return (DecoderTask if isinstance(recipe.model, DecoderConfig) else UpsamplerTask)(recipe, device)
+    if isinstance(recipe, DALLERecipe):
+        return DALLETask(recipe, device, sharding)
     if isinstance(recipe, CLIPRecipe):
         return CLIPTask(recipe, device, sharding)
-    assert isinstance(recipe, DALLERecipe)
-    return DALLETask(recipe, device, sharding)
+    # The other stages have batch statistics or small networks, which sharding does not suit
+    if sharding is not None:
+        raise ValueError("fsdp supports only stages clip and dalle: set run.sharding=none")
+    if isinstance(recipe, ImageTokenizerRecipe):
+        return ImageTokenizerTask(recipe, device)
+    if isinstance(recipe, PriorRecipe):
+        return PriorTask(recipe, device)
+    assert isinstance(recipe, DiffusionRecipe)
+    return (DecoderTask if isinstance(recipe.model, DecoderConfig) else UpsamplerTask)(recipe, device)

@@ -16,6 +16,7 @@ from dalle.data.batch import Batch
 from dalle.training.optim import OptimConfig
 
 Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all processes (all-reduce)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Task(ABC):
     """
 
     model: nn.Module
-    state: nn.ModuleDict
+    state: nn.ModuleDict  # not always all of `model`: with LoRA the adapters only
     phases: list[Phase]
     image_size: int
     tokens_per_image: int
@@ -124,5 +125,5 @@ class ContrastiveTask(Task):
         """
 
     def loss(self, phase: Phase, inputs: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch that is a single micro-batch."""
+        """Loss of a batch that is a single micro-batch; with more of them `training.grad_cache` calls both parts."""
         return self.batch_loss(self.embed(inputs))

@@ -61,7 +61,7 @@ class CLIPTask(ContrastiveTask):
         with skip_init():
             model = CLIP(recipe.model)
         load_initial(model, recipe)
-        if recipe.lock is not None:
+        if recipe.lock is not None:  # LiT: locked-image tuning (Zhai et al. 2021, arXiv 2111.07991)
             tower = model.vision if recipe.lock == "image" else model.text
             tower.requires_grad_(False)
         return model
@@ -84,9 +84,11 @@ class CLIPTask(ContrastiveTask):
     def batch_loss(self, embeds: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sigmoid loss if the model has a bias, else the softmax loss; logs the scale."""
         images, text = embeds
+        # The bias exists only for the sigmoid loss: it starts where almost all pairs count as not matching
         if self.model.logit_bias is not None:
             loss = sigmoid_loss(images, text, self.model.scale, self.model.logit_bias)
             return loss, {"scale": self.model.scale, "bias": self.model.logit_bias}
+        # Each process compares its pairs with those of all others, or more processes would not mean a larger batch
         gather = gather_with_gradient if torch.distributed.is_initialized() else None
         loss = contrastive_loss(images, text, self.model.scale, gather=gather)
         return loss, {"scale": self.model.scale}

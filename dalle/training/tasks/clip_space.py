@@ -30,6 +30,7 @@ def training_embeddings(clip: CLIP, data: DataConfig, limit: int, device: torch.
     """Raw embeddings of images and captions of at most `limit` pairs, spread over the training set, [N, D] each."""
     images: list[Tensor] = []
     texts: list[Tensor] = []
+    # Unnormalized, as the prior predicts them: it is these whose mean and deviation models standardize by
     for batch in evaluation_batches(open_data(data, "train", clip.config.image_size), 64, limit=limit):
         images.append(clip.encode_image(batch.unit_images(device), normalize=False))
         texts.append(clip.encode_text(batch.captions, normalize=False))

@@ -38,6 +38,7 @@ from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
 
 _NOISE_STREAM = 1  # separates the random numbers for code noise from others with the same seed
+_SAMPLES = 8  # candidates per prompt in sample images
 _SAMPLE_BATCH_SIZE = 8  # candidates that a sharded model samples at a time
 # Methods besides `forward` that need the weights gathered
 _FSDP_METHODS = ("losses", "token_losses_and_predictions", "new_cache", "prefill", "extend", "extend_each")
@@ -72,6 +73,7 @@ class DALLETask(Task):
         self.image_tokenizer = load_image_tokenizer(recipe.image_tokenizer).to(device)
         self._check_tokenizers()
         if isinstance(recipe.data, TokenShardsConfig):
+            # Codes of another tokenizer are numbers too: training would run, and images be noise
             recipe.data.check_tokenizer(
                 model_folder.folder_hash(resolve(recipe.image_tokenizer)), recipe.image_tokenizer
             )
@@ -82,7 +84,7 @@ class DALLETask(Task):
         self.phases = [Phase("dalle", self.model, recipe.optim)]
         self.image_size = self.image_tokenizer.image_size
         self.tokens_per_image = tokens_per_image(recipe)
-        if recipe.lora is None:
+        if recipe.lora is None:  # with LoRA most weights get no gradients, and this counts all
             self.operations_per_image = operations(ModelSize.of(recipe.model), checkpointing=False)
 
     def _make(self) -> DALLE:
@@ -90,7 +92,7 @@ class DALLETask(Task):
         if recipe.init_from is None:
             model = DALLE(recipe.model)
         else:
-            with skip_init():
+            with skip_init():  # as loading overwrites everything
                 model = DALLE(recipe.model)
             load_initial(model, recipe)
         if recipe.lora is not None:
@@ -119,8 +121,9 @@ class DALLETask(Task):
         """
         recipe = self.recipe
         text = self._encode(batch.captions, dropout=recipe.bpe_dropout, seed=batch.seeds)
+        # The null caption must be trained for classifier-free guidance (arXiv 2207.12598, algorithm 1)
         dropped = [random.Random(f"caption dropout/{seed}").random() < recipe.caption_dropout for seed in batch.seeds]
-        rows = to_device(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))
+        rows = to_device(text.device, torch.tensor(dropped).view(-1, *[1] * (text.ndim - 1)))  # [B, 1] or [B, 1, 1]
         text = torch.where(rows, self.model.null_text(text), text)
         codes = batch.codes(self.image_tokenizer, self.device)
         read = with_noise(codes, recipe.code_noise, recipe.model.image_vocab, batch.seeds)
@@ -156,21 +159,21 @@ class DALLETask(Task):
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples | None:
-        """Sample 8 candidates per prompt of the recipe, one row each; with a CLIP also their mean score."""
+        """Sample candidates for the prompts of the recipe, a row for each prompt; with a CLIP also their mean score."""
         assert isinstance(model, DALLE)
         prompts = list(self.recipe.prompts)
         if not prompts:
             return None
-        seeds = [list(range(8)) for _ in prompts]
+        seeds = [list(range(_SAMPLES)) for _ in prompts]  # the same each time, so that steps can be compared
         text = self._encode(prompts).to(self.device)
         codes = self._sample_codes(model, text, seeds)
         images = self.image_tokenizer.decode(codes)
         metrics = {}
         if self.recipe.clip is not None:  # loaded each time, so as to take no memory during training
             clip = load_clip(self.recipe.clip, self.device)
-            scores = score(clip, images, [prompt for prompt in prompts for _ in range(8)])
+            scores = score(clip, images, [prompt for prompt in prompts for _ in range(_SAMPLES)])
             metrics["clip_score"] = scores.mean().item()
-        return Samples(image_grid(list(images.split(8))), metrics)
+        return Samples(image_grid(list(images.split(_SAMPLES))), metrics)
 
     def _sample_codes(self, model: DALLE, text: Tensor, seeds: list[list[int]]) -> Tensor:
         """Sample codes [N, h * w]; every process of a sharded run must do it alike."""

@@ -42,8 +42,8 @@ from dalle.models.upsampler import Upsampler, UpsamplerConfig, enlarged
 from dalle.training.losses.diffusion import min_snr_weights, variational_bound
 from dalle.training.recipe import DiffusionRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
-from dalle.training.tasks.chance import PairRandom
 from dalle.training.tasks.clip_space import check_clip, training_embeddings
+from dalle.training.tasks.pair_random import PairRandom
 
 _STREAM = 3  # separates the random numbers of the noise from others with the same seed
 _SAMPLED = 16  # images sampled per validation; each takes many forward passes

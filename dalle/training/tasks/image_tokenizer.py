@@ -69,7 +69,7 @@ class ImageTokenizerTask(Task):
     def __init__(self, recipe: ImageTokenizerRecipe, device: torch.device):
         self.recipe, self.device = recipe, device
         self.model = build(recipe.model).to(device)
-        _channels_last(self.model)
+        _channels_last(self.model)  # before the optimizer, whose moments take the layout of the weights
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("generator", self.model, recipe.optim)]
         self.perceptual = build_perceptual(recipe.perceptual)
@@ -87,12 +87,12 @@ class ImageTokenizerTask(Task):
             )
             self.phases.append(Phase("discriminator", self.adversary.discriminator, optim))
         self.image_size = self.model.image_size
-        if self.image_size < SSIM_WINDOW:
+        if self.image_size < SSIM_WINDOW:  # now, and not at the first validation
             raise ValueError(f"model.image_size is {self.image_size}: validation needs at least {SSIM_WINDOW}")
-        self.use = CodebookUsage(self.model.codebook_size, device)
+        self.usage = CodebookUsage(self.model.codebook_size, device)
         height, width = self.model.grid
         self.tokens_per_image = height * width
-        self.codes_per_value = height * width / (3 * self.model.image_size**2)
+        self.codes_per_value = height * width / (3 * self.model.image_size**2)  # see `_kl_weight`
 
     def active(self, step: int) -> list[Phase]:
         """The generator, and from `adversarial.start` on the discriminator."""
@@ -106,19 +106,19 @@ class ImageTokenizerTask(Task):
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the generator (dVAE: negative ELBO; VQGAN: sum of its losses) or of the discriminator."""
         if phase.name == "discriminator":
-            return self._discriminator(inputs)
+            return self._discriminator_loss(inputs)
         output = self.model(inputs.images, temperature=self.recipe.temperature.at(step))
-        self.use.update(output.codes)
-        if "reconstruction" in output.losses:
-            return self._likelihood(output, step)
-        return self._vqgan(output, inputs, step)
+        self.usage.update(output.codes)
+        if "reconstruction" in output.losses:  # a likelihood of pixels, which only the dVAE has
+            return self._dvae_loss(output, step)
+        return self._vqgan_loss(output, inputs, step)
 
-    def _likelihood(self, output: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _dvae_loss(self, output: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative ELBO per sub-pixel with a weighted KL (arXiv 2102.12092, equation 1)."""
         metrics = {"nll": output.losses["reconstruction"], "kl": output.losses["kl"]}
         return metrics["nll"] + self._kl_weight(step) * metrics["kl"], metrics
 
-    def _vqgan(self, output: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _vqgan_loss(self, output: Reconstruction, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the VQGAN's losses (arXiv 2012.09841, equations 4 to 7)."""
         recipe = self.recipe
         metrics = {"l1": (output.images - inputs.images).abs().mean()}
@@ -138,9 +138,11 @@ class ImageTokenizerTask(Task):
             # The generator's backward pass must not add to the discriminator's gradients
             self.adversary.discriminator.requires_grad_(False)
             metrics["adversarial"] = generator_loss(self.adversary.discriminator(output.images))
+            # The discriminator's phase judges the images of this forward pass, though the weights have moved on by then
             inputs.fake = output.images.detach()
             weight = torch.full((), recipe.adversarial.weight, device=self.device)
             if recipe.adversarial.adaptive:
+                # Of the last layer alone: gradients of all weights would cost another backward pass
                 gradients = last_layer_gradients(reconstruction, metrics["adversarial"], self.model.last_layer)
                 self.adversary.gradients += torch.stack(gradients)
                 weight = weight * self.adversary.adaptive
@@ -148,7 +150,8 @@ class ImageTokenizerTask(Task):
             metrics["adversarial_weight"] = weight
         return total, metrics
 
-    def _discriminator(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def _discriminator_loss(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge loss on real images and the generator's; their mean logits are logged."""
         assert self.adversary is not None and inputs.fake is not None
         discriminator = self.adversary.discriminator.requires_grad_(True)
         real, fake = discriminator(inputs.images), discriminator(inputs.fake)
@@ -180,9 +183,9 @@ class ImageTokenizerTask(Task):
 
     def metrics(self, reduce: Reduce) -> dict[str, float]:
         """Codebook usage since the last call; the codes of a dVAE or Gumbel quantizer are sampled with noise here."""
-        self.use.counts = reduce(self.use.counts)
-        metrics = self.use.metrics()
-        self.use.counts = torch.zeros_like(self.use.counts)
+        self.usage.counts = reduce(self.usage.counts)
+        metrics = self.usage.metrics()
+        self.usage.counts = torch.zeros_like(self.usage.counts)
         return metrics
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:

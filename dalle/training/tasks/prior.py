@@ -25,8 +25,8 @@ from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
 from dalle.training.recipe import PriorRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Task
-from dalle.training.tasks.chance import PairRandom
 from dalle.training.tasks.clip_space import check_clip, training_embeddings
+from dalle.training.tasks.pair_random import PairRandom
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class PriorTask(Task):
         self.recipe, self.device = recipe, device
         self.clip = load_clip(recipe.clip, device).requires_grad_(False)
         check_clip(recipe.model, self.clip, recipe.clip)
+        # Before the model is built: how many principal components it predicts depends on the data (section 2.2)
         images, texts = self._embeddings()
         config = recipe.model
         if isinstance(config, AutoregressivePriorConfig) and config.components is None:
@@ -77,6 +78,7 @@ class PriorTask(Task):
         """Embed images and captions; randomness comes from each pair's seed, whichever process has the pair."""
         recipe, tokenizer = self.recipe, self.clip.tokenizer
         assert tokenizer is not None
+        # The CLIP is frozen, yet its embeddings are not stored: crops, templates and BPE dropout differ each epoch
         random = PairRandom(batch.seeds, _NOISE_STREAM, self.device)
         number, time = random.uniform(2).unbind(1)
         dropped, captions = number < recipe.caption_dropout, batch.captions
@@ -103,6 +105,7 @@ class PriorTask(Task):
             logits = self.model(ids, dots, inputs.text, inputs.dropped)
             accuracy = (logits.argmax(-1) == ids).float().mean()
             return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {"bucket_accuracy": accuracy}
+        # Predicts the clean embedding and not the noise, which the paper found better (section 2.2)
         x0 = self.model.standardize(inputs.embeds)
         steps = (inputs.time * len(self.schedule)).long()
         noised = self.schedule.add_noise(x0, inputs.noise, steps)

@@ -45,4 +45,5 @@ def _cut(tokenizer: SentencePieceTokenizer, caption: str) -> str:
 
 def _captions(recipe: TextTokenizerRecipe) -> Iterator[str]:
     """All variants of the captions of the training split."""
+    # No image is read for its captions, so any size that all data sets accept will do
     return open_training(recipe.data, image_size=16).captions()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from dalle.__main__ import main
 from dalle.training.metrics_log import Curve, charts, read_metrics
@@ -176,6 +176,13 @@ def test_truncated_sample_image_is_named(run: Path) -> None:
     root = page(run)
     assert "step 800: 00000800.png cannot be read" in text_of(root)
     assert len(list(root.iter("img"))) == 2
+
+
+def test_sample_image_that_holds_postscript_is_not_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder may come from elsewhere: Pillow, asked for any format, would hand the file to Ghostscript."""
+    (run / "samples" / "00000800.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("run"))
+    assert "step 800: 00000800.png cannot be read" in text_of(page(run))
 
 
 def test_many_points_are_thinned_to_the_extremes() -> None:
