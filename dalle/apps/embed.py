@@ -1,43 +1,26 @@
-"""Images and texts to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
+"""Images to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
 
-Letters: N texts, B images of a batch, S side of CLIP's images, D dimensions of the vectors.
+Letters: B images of a batch, S side of CLIP's images, D dimensions of the vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dalle.config import to_dict
 from dalle.data.base import BadRecord, read_image
-from dalle.data.custom.records import FileSpan, Record, image_bytes
+from dalle.data.custom.records import Records, image_bytes
 from dalle.images.read import dimensions
 from dalle.models.clip import CLIP
-
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
-
-ImageLike = str | Path | bytes | Image.Image
-"""An image as it may be given: the path or the bytes of a file, or one of Pillow's."""
-
-
-class Records(Protocol):
-    """Records by number; they are read by several processes at once."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> Record: ...
 
 
 @dataclass(frozen=True)
@@ -107,17 +90,6 @@ def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: in
         yield EmbeddingBatch(list(good), vectors, [facts for _, facts in good.values()], broken)
 
 
-@torch.inference_mode()
-def embed_texts(clip: CLIP, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-    """The vectors of texts.
-
-    Returns:
-        float32 [N, D], unit length, on the CPU.
-    """
-    parts = [clip.encode_text(list(texts[at : at + batch_size])) for at in range(0, len(texts), batch_size)]
-    return torch.cat([part.float().cpu() for part in parts]) if parts else torch.empty(0, clip.config.embed_dim)
-
-
 def fingerprint(clip: CLIP) -> str:
     """sha256 of what a CLIP computes with: its architecture and weights as they are in memory."""
     config = to_dict(clip.config)
@@ -132,18 +104,6 @@ def fingerprint(clip: CLIP) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0".encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def as_record(image: ImageLike, name: str = "image") -> Record:
-    """An image however it is given, as a record; `name` is what errors call one that is no file."""
-    if isinstance(image, bytes):
-        return Record(name, image=image)
-    if isinstance(image, Image.Image):
-        whole = image if image.mode in _PNG_MODES else image.convert("RGB")
-        buffer = io.BytesIO()
-        whole.save(buffer, "PNG", compress_level=1)
-        return Record(name, image=buffer.getvalue())
-    return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
 
 
 class _Decoded(Dataset[tuple[np.ndarray, ImageInfo] | BadRecord]):

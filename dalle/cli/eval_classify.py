@@ -34,8 +34,9 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.zeroshot import ZeroShotClassifier
+    from dalle.apps.zeroshot.accuracy import accuracy_on
     from dalle.apps.zeroshot.confusion import confusion_image
-    from dalle.apps.zeroshot.labelled import accuracy_on, labelled_images
+    from dalle.data.labelled import labelled_images
     from dalle.images.png import write_png
 
     data = labelled_images(args.images, args.by, args.split, args.image)

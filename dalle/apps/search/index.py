@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, as_record, embed_images, embed_texts, fingerprint
+from dalle.apps.embed import embed_images, fingerprint
 from dalle.apps.search import exact, store
 from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.filters import Filter
@@ -25,8 +25,9 @@ from dalle.apps.search.store import Source
 from dalle.apps.search.update import EXACT, Progress, Report, other_clip, update
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
-from dalle.data.custom.records import Record, image_bytes
+from dalle.data.custom.records import ImageLike, Record, as_record, image_bytes
 from dalle.device import pick_device
+from dalle.evaluation.zero_shot import embed_texts
 from dalle.models.clip import CLIP
 
 _One = TypeVar("_One", str, ImageLike)

@@ -11,16 +11,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, Records, as_record, embed_images, embed_texts
+from dalle.apps.embed import embed_images
 from dalle.apps.zeroshot.labels import Labels, words_of
-from dalle.apps.zeroshot.templates import templates_of
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
 from dalle.data.base import BadRecord
+from dalle.data.custom.records import ImageLike, Records, as_record
 from dalle.device import pick_device
+from dalle.evaluation.templates import templates_of
+from dalle.evaluation.zero_shot import label_embeds
 from dalle.models.clip import CLIP
 
 NULL_WORDS = (
@@ -181,20 +182,3 @@ class ZeroShotClassifier:
         names = {name.casefold() for name in self.labels}
         words = [(word,) for word in NULL_WORDS if word not in names]
         return label_embeds(self.clip, words, self.templates)
-
-
-def label_embeds(clip: CLIP, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
-    """For each label the normalised mean of the unit vectors of its sentences.
-
-    Args:
-        clip: Loaded by `dalle.load_clip`.
-        words: L times the words that a label goes by.
-        templates: K sentences with {}.
-
-    Returns:
-        float32 [L, D].
-    """
-    sentences = [[template.replace("{}", word) for word in own for template in templates] for own in words]
-    every = embed_texts(clip, [sentence for own in sentences for sentence in own])  # [all sentences, D]
-    means = [part.mean(dim=0) for part in every.split([len(own) for own in sentences])]
-    return F.normalize(torch.stack(means), dim=-1)

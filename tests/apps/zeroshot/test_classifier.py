@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.apps.embed import as_record
 from dalle.apps.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
 from dalle.apps.zeroshot.classifier import NULL_WORDS
 from dalle.apps.zeroshot.labels import words_of
-from dalle.apps.zeroshot.templates import templates_of
 from dalle.data.base import BadRecord
-from dalle.data.custom.records import Record
+from dalle.data.custom.records import Record, as_record
+from dalle.evaluation.templates import templates_of
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.transformer import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig

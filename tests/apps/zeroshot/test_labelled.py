@@ -12,10 +12,11 @@ from PIL import Image
 
 import dalle
 from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot.accuracy import accuracy_on
 from dalle.apps.zeroshot.confusion import confusion_image
-from dalle.apps.zeroshot.labelled import accuracy_on, labelled_images
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS
+from dalle.data.labelled import labelled_images
 from dalle.models.clip import CLIP
 from support.tiny_model import make_tiny_model
 

@@ -1,29 +1,20 @@
-"""Images whose class is known, and how many of them a classifier puts there.
-
-Letters: N images, L labels.
-"""
+"""Images with a class: a folder with a subfolder for each, a table with a column of them, or the embedded emoji."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from dalle.apps.embed import Records, as_record, embed_images
-from dalle.apps.zeroshot.classifier import ZeroShotClassifier
-from dalle.apps.zeroshot.labels import Labels
+from dalle.data.base import BadRecord, Pair, read_image
 from dalle.data.custom.dataset import CustomConfig, open_source
 from dalle.data.custom.folder import image_files
-from dalle.data.custom.records import IndexedRecords, Record
+from dalle.data.custom.records import IndexedRecords, Record, Records, as_record, image_bytes
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS, STYLES
-from dalle.evaluation import metrics
 
 EMOJI = "emoji"  # stands for the embedded data set where a folder or a file is asked for
 _EMOJI_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -47,24 +38,34 @@ class Labelled:
 
     records: Records
     classes: list[str | None]
-    labels: Labels
+    labels: dict[str, tuple[str, ...]]
     templates: str
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """How well a classifier does.
+class LabelledPairs:
+    """Labelled images as pairs whose captions are their classes.
 
-    Attributes:
-        figures: "top_1", "top_5" (of more than 5 labels) and "mean_per_class", the mean of the classes' own shares that
-            are found, all in [0, 1]; and "images", how many were looked at.
-        counts: int64 [L, L], images of each class (row) by the label that they were given (column).
-        broken: what could not be used, with the reason.
+    Args:
+        data: the images.
+        image_size: height and width of the images, in pixels.
     """
 
-    figures: dict[str, Any]
-    counts: Tensor
-    broken: list[str]
+    def __init__(self, data: Labelled, image_size: int):
+        self.data, self.image_size = data, image_size
+
+    def __len__(self) -> int:
+        return len(self.data.records)
+
+    def pair(self, index: int, seed: int) -> Pair:
+        """Image `index`, uint8 [image_size, image_size, 3], and its class."""
+        record, name = self.data.records[index], self.data.classes[index]
+        if name is None:
+            raise BadRecord(record.key, "its class is not told")
+        return Pair(read_image(image_bytes(record), record.key, self.image_size), name, key=record.key)
+
+    def captions(self) -> Iterator[str]:
+        """Every class once."""
+        yield from self.data.labels
 
 
 def labelled_images(source: str, by: str | None = None, split: str | None = None, image: str | None = None) -> Labelled:
@@ -86,52 +87,6 @@ def labelled_images(source: str, by: str | None = None, split: str | None = None
         return _folder(Path(source).expanduser())
     rows = open_source(CustomConfig(path=source, image=image, caption=by or "label"), source, split or "train").rows()
     return _labelled(_Numbered(rows), [next(iter(rows.captions(row)), None) for row in range(len(rows))])
-
-
-def accuracy_on(
-    classifier: ZeroShotClassifier,
-    data: Labelled,
-    batch_size: int = 64,
-    workers: int = 0,
-    progress: Callable[[int], object] | None = None,
-) -> Accuracy:
-    """Classify images whose classes are known.
-
-    Args:
-        classifier: its labels must be the classes of the data, and may be more.
-        data: the images.
-        batch_size: images at a time; the figures do not depend on it.
-        workers: processes that read images.
-        progress: told after each batch of how many images it was.
-
-    Raises:
-        ValueError: a class is no label of the classifier, or no image can be used.
-    """
-    number_of = {label: number for number, label in enumerate(classifier.labels)}
-    missing = [name for name in dict.fromkeys(data.classes) if name is not None and name not in number_of]
-    if missing:
-        raise ValueError(f"class {missing[0]!r} is not among the {len(number_of)} labels: name every class of the data")
-    scores, targets, broken = [], [], []
-    for batch in embed_images(classifier.clip, data.records, batch_size, workers):
-        broken += [str(error) for error in batch.broken.values()]
-        probabilities = classifier.probabilities(batch.vectors)
-        for number, row in zip(batch.numbers, probabilities, strict=True):
-            name = data.classes[number]
-            if name is None:
-                broken.append(f"{data.records[number].key}: its class is not told")
-            else:
-                scores.append(row)
-                targets.append(number_of[name])
-        if progress is not None:
-            progress(len(batch.numbers) + len(batch.broken))
-    if not scores:
-        raise ValueError(f"no usable image to classify: {broken[0] if broken else 'there are none'}")
-    of_all, right = torch.stack(scores), torch.tensor(targets)  # [N, L], [N]
-    counts = metrics.confusion(of_all.argmax(1), right, len(number_of))
-    there = counts.sum(1) > 0
-    figures = metrics.accuracy(of_all, right, (1, 5) if len(number_of) > 5 else (1,))
-    figures["mean_per_class"] = (counts.diagonal()[there] / counts.sum(1)[there]).mean().item()
-    return Accuracy(figures | {"images": len(right)}, counts, broken)
 
 
 def _emoji(by: str, split: str) -> Labelled:
