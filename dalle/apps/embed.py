@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ class EmbeddingBatch:
 
     Attributes:
         numbers: of the B records that could be read.
-        vectors: float32 [B, D], unit length, on the CPU.
+        vectors: float32 [B, D] on the CPU; of unit length unless another `encode` made them.
         facts: B of them.
         broken: number of a record that could not be read -> why.
     """
@@ -50,7 +50,13 @@ class EmbeddingBatch:
 
 
 @torch.inference_mode()
-def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[EmbeddingBatch]:
+def embed_images(
+    clip: CLIP,
+    records: Records,
+    batch_size: int = 64,
+    workers: int = 0,
+    encode: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[EmbeddingBatch]:
     """The vectors of all records, batch after batch, in their order.
 
     An image is read as in training: the largest square in its middle, at CLIP's size (`dalle.images.read`).
@@ -60,6 +66,7 @@ def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: in
         records: What to read.
         batch_size: Images at a time; the vectors do not depend on it.
         workers: Processes that read images; 0 reads them in this one.
+        encode: Makes the vectors of images float [B, 3, S, S]; None: `clip.encode_image`.
 
     Raises:
         ValueError: batch_size or workers is out of range.
@@ -86,7 +93,7 @@ def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: in
         if good:
             pixels = torch.from_numpy(np.stack([pixels for pixels, _ in good.values()]))  # uint8 [B, S, S, 3]
             images = pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
-            vectors = clip.encode_image(images).float().cpu()
+            vectors = (encode or clip.encode_image)(images).float().cpu()
         yield EmbeddingBatch(list(good), vectors, [facts for _, facts in good.values()], broken)
 
 

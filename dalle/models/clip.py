@@ -108,6 +108,19 @@ class CLIP(nn.Module):
         embeds = self.vision(images).float()
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
+    def pooled_image(self, images: Tensor) -> Tensor:
+        """The image tower's output before its projection, as linear probes take it (CLIP paper, appendix A.3).
+
+        Args:
+            images: as for `encode_image`.
+
+        Returns:
+            float32 [B, C]; of a SigLIP, which has no projection, as `encode_image(images, normalize=False)`.
+        """
+        self._check(images)
+        pooled: Tensor = self.vision.pooled(images)
+        return pooled.float()
+
     def encode_text(self, text: Tensor | Sequence[str], *, normalize: bool = True) -> Tensor:
         """Embed captions.
 

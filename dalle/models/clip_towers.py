@@ -45,9 +45,14 @@ class VisionTransformer(nn.Module):
         x: Tensor = self.norm(torch.cat([first, tokens], dim=1) + self.positions)
         return x
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to the state of the class token after the final norm, [B, C]."""
+        states: Tensor = self.transformer(self.embed(images))
+        return states[:, 0]
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
-        projected: Tensor = self.projection(self.transformer(self.embed(images))[:, 0])
+        projected: Tensor = self.projection(self.pooled(images))
         return projected
 
 

@@ -71,10 +71,14 @@ class PooledVisionTransformer(nn.Module):
         x: Tensor = rearrange(patches, "B C h w -> B (h w) C") + self.positions
         return x
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
+    def pooled(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to their pooled states, [B, C], which are the embeddings."""
         pooled: Tensor = self.pooling(self.transformer(self.embed(images)))
         return pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
+        return self.pooled(images)
 
 
 class UnmaskedTextTransformer(nn.Module):

@@ -188,9 +188,10 @@ def test_positions_of_another_grid_lie_between_those_of_the_neighboring_cells(gr
         values = old[name].squeeze(1 - axis).numpy()
         expected = np.stack([np.interp(centers, np.arange(2), column) for column in values.T], axis=1)
         found = new[name]
-        assert (
-            isinstance(found, torch.Tensor)
-            and found.shape == (*old[name].shape[:axis], side, *old[name].shape[axis + 1 :])
+        assert isinstance(found, torch.Tensor) and found.shape == (
+            *old[name].shape[:axis],
+            side,
+            *old[name].shape[axis + 1 :],
         )
         np.testing.assert_allclose(found.squeeze(1 - axis).numpy(), expected, atol=1e-6)
     assert (new is old) == (grid == (2, 2))
