@@ -106,6 +106,9 @@ def fingerprint(clip: CLIP) -> str:
         config.pop(name)
     if (config["towers"], config["sigmoid"]) == ("clip", False):
         del config["towers"], config["sigmoid"]
+    for name in ("resnet", "only"):
+        if config[name] is None:
+            del config[name]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(clip.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0".encode())

@@ -7,15 +7,45 @@ Shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, 
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.models.clip_config import CLIPConfig
+from dalle.models.clip_tower import ImageTower, TextTower, normalizer
 from dalle.models.transformer import Transformer
 
 
-class VisionTransformer(nn.Module):
+class PatchTower(ImageTower):
+    """An image tower with a transformer over patches."""
+
+    transformer: Transformer
+    side: int
+    first_patch: int  # position of the first patch among the transformer's inputs
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to the transformer's input [B, first_patch + h*w, C]."""
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] in [0, 1] to one map [B, C, h, w] per block."""
+        states: list[Tensor] = []
+        # Hooks, as the transformer itself returns the output of its last block only
+        hooks = [
+            block.register_forward_hook(lambda module, args, output: states.append(output))
+            for block in self.transformer.blocks
+        ]
+        try:
+            self.transformer(self.embed(images))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [rearrange(x[:, self.first_patch :], "B (h w) C -> B C h w", h=self.side) for x in states]
+
+
+class VisionTransformer(PatchTower):
     """Image tower: patches and a class token, LayerNorm, pre-norm transformer, projection of the class token."""
 
     mean: Tensor
@@ -33,8 +63,8 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(config.vision)
         self.projection = nn.Linear(width, config.embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", normalizer(config.mean), persistent=False)
+        self.register_buffer("std", normalizer(config.std), persistent=False)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to the transformer's input [B, 1 + h*w, C], class token first."""
@@ -56,7 +86,7 @@ class VisionTransformer(nn.Module):
         return projected
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(TextTower):
     """Text tower: causal pre-norm transformer, projection of the state at EOS."""
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -83,7 +113,3 @@ class TextTransformer(nn.Module):
         """States [B, T, C] and the position [B] to read, to embeddings [B, D], not normalized."""
         projected: Tensor = self.projection(states[torch.arange(len(states), device=states.device), end])
         return projected
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] to embeddings [B, D], not normalized."""
-        return self.project(self.states(ids), self.end(ids))

@@ -109,7 +109,12 @@ class CLIPTokenizer(BPETokenizer):
 
 
 def clean(text: str) -> str:
-    """Fix mojibake, unescape HTML entities, collapse white space, lower-case.
+    """`mend`, then lower-case."""
+    return mend(text).lower()
+
+
+def mend(text: str) -> str:
+    """Fix mojibake, unescape HTML entities, collapse white space.
 
     Raises:
         ValueError: the text is not plain ASCII and ftfy, which fixes mojibake, is not installed.
@@ -123,7 +128,7 @@ def clean(text: str) -> str:
                 f'CLIP\'s text tokenizer needs ftfy for {text[:40]!r}: pip install "dalle[clip]" (or ftfy)'
             ) from None
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return " ".join(text.split())
 
 
 def split_words(text: str) -> list[str]:

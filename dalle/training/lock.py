@@ -31,7 +31,7 @@ def parse_lock(lock: str, model: CLIPConfig) -> dict[str, int | None]:
                 f"lock is {lock!r}: expected a tower to freeze, image or text, or its first blocks, such as image:6; "
                 "both with a comma, such as image:6,text:2"
             )
-        depth = getattr(model, _TOWERS[parsed[1]]).depth
+        depth = model.depths[parsed[1]]
         blocks = None if parsed[2] is None else int(parsed[2])
         if blocks is not None and not 1 <= blocks <= depth:
             raise ValueError(
@@ -60,7 +60,7 @@ def freeze(model: CLIP, lock: str) -> None:
     for tower, blocks in parse_lock(lock, model.config).items():
         name = _TOWERS[tower]
         # Block i of a tower of depth d, counted from 0, is d - i layers from the top
-        highest = -1 if blocks is None else getattr(model.config, name).depth - blocks
+        highest = -1 if blocks is None else model.config.depths[tower] - blocks
         for parameter_name, parameter in getattr(model, name).named_parameters():
             if distance[f"{name}.{parameter_name}"] > highest:
                 parameter.requires_grad_(False)

@@ -96,7 +96,8 @@ def stage_of(source: Path) -> Stage:
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
     if rudalle.is_of(names) or llamagen.is_of(names):
         return "dalle"
-    return "clip" if any(name.startswith(("visual.", "vision_model.")) for name in names) else "image_tokenizer"
+    clip = ("visual.", "vision_model.", "text_model.")
+    return "clip" if any(name.startswith(clip) for name in names) else "image_tokenizer"
 
 
 def summary(found: Published) -> str:
@@ -161,8 +162,10 @@ def _architecture(config: Any, module: nn.Module) -> dict[str, str]:
         lines["text"] = f"{config.text_length} {words}"
         lines["images"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
     elif isinstance(config, CLIPConfig):
-        lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
-        lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
+        if config.only != "text":
+            lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
+        if config.only != "image":
+            lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
     elif isinstance(module, ImageTokenizer):
         rows, columns = module.grid
         size = module.image_size

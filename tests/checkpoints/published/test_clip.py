@@ -140,8 +140,9 @@ def test_full_width(name: str, parameters: int, monkeypatch: pytest.MonkeyPatch,
 def test_files_that_are_not_clips_are_one_line_errors(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     cases: list[tuple[dict[str, Tensor], str]] = [
-        ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "a ResNet, which is not supported"),
-        ({"something": torch.zeros(1)}, "it has unknown tensor names: something"),
+        ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "it has no tensor vision.projection.weight"),
+        ({"something": torch.zeros(1)}, "it is no CLIP: of its 1 tensors (something ...) none is one of a CLIP's"),
+        (state("openai") | {"something": torch.zeros(1)}, "it has unknown tensor names: something"),
         (state("openai") | {"visual.proj": torch.zeros(3, 3)}, ""),
     ]
     for tensors, message in cases:
