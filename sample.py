@@ -1,6 +1,6 @@
 """Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
 
-Options: dalle/cli/sample.py and dalle/generation/options.py. Sampling: dalle/pipeline.py.
+Options: dalle/cli/sample.py and dalle/generation/options.py. Sampling: dalle/pipelines/.
 """
 
 from __future__ import annotations
@@ -8,20 +8,29 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from dalle.cli.errors import report_error
 from dalle.cli.outputs import check_folder
-from dalle.cli.parser import parse_size, print_error
-from dalle.cli.sample import SampleConfig, SampleFiles, check_unclip, command_line, progress_meter, published_options
+from dalle.cli.sample import (
+    SampleConfig,
+    SampleFiles,
+    check_unclip,
+    engine_options,
+    finished_images,
+    parse,
+    progress_meter,
+    published_options,
+)
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
-from dalle.config import dump, from_dict, to_dict
-from dalle.generation.options import SamplingConfig, UnCLIPOptions
+from dalle.config import dump, to_dict
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
-    from dalle.pipeline import TextToImage
+    from dalle.pipelines.text_to_image import TextToImage
+    from dalle.pipelines.unclip import UnCLIP
 
+_MEMORY_HINT = "give a smaller --batch-size, or --dtype bfloat16 or int8"
 _MAX_CANDIDATES = 32  # with many prompts, images are written to disk after about this many candidates
 
 
@@ -30,13 +39,9 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
     settle_streams()
     logging.basicConfig(format=f"{program}: %(message)s")
     limit_openmp_spinning()
-    run = None
+    run: SampleFiles | None = None
     try:
-        values = vars(command_line(program).parse_args(argv))
-        show = values.pop("print_config")
-        for name, schema in (("sampling", SamplingConfig), ("diffusion", UnCLIPOptions)):
-            values[name] = {f.name: values.pop(f.name) for f in fields(schema) if f.name in values}
-        settings: SampleConfig = from_dict(SampleConfig, values, "command line")
+        settings, show = parse(argv, program)
         if show:
             print(dump(settings), end="")
             return 0
@@ -44,49 +49,26 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        from dalle.device import out_of_memory  # importing torch takes a second: not for --help
-
-        shortage = out_of_memory(error)
-        if shortage is not None:
-            finished = "" if run is None or run.folder is None else f"; finished images: {run.finish()}"
-            hint = "give a smaller --batch-size, or --dtype bfloat16 or int8"
-            return print_error(program, f"{shortage}: {hint}{finished}")
-        if isinstance(error, RuntimeError):
-            raise
-        return print_error(program, error)
+        return report_error(program, error, lambda: "; ".join(filter(None, [_MEMORY_HINT, finished_images(run)])))
     except KeyboardInterrupt:
-        finished = "nothing was finished" if run is None or run.folder is None else f"finished images: {run.finish()}"
-        print(f"{program}: stopped; {finished}", file=sys.stderr)
+        print(f"{program}: stopped; {finished_images(run) or 'nothing was finished'}", file=sys.stderr)
         return 130
     return 0
 
 
 def sample(settings: SampleConfig, run: SampleFiles) -> None:
     """Load the model, sample the prompts in groups and write each group's images as soon as it is finished."""
-    import torch
     from tqdm import tqdm
 
-    from dalle.checkpoints.unclip import is_unclip
     from dalle.images.read import read_image
-    from dalle.unclip import UnCLIP
+    from dalle.pipelines.unclip import UnCLIP
 
     check_folder(settings.out)
-    options: dict[str, Any] = {
+    images: dict[str, Any] = {
         "image": None if settings.image is None else read_image(settings.image),
         "mask": None if settings.mask is None else read_image(settings.mask),
     }
-    pipe: TextToImage | UnCLIP
-    if settings.model is not None and not settings.given and is_unclip(settings.model):
-        check_unclip(settings)
-        pipe = UnCLIP.from_pretrained(
-            settings.model, settings.prior, settings.device, getattr(torch, settings.dtype), settings.clip
-        )
-        options |= settings.sampling | settings.diffusion
-    else:
-        pipe = _open_tokens(settings)
-        sampling = to_dict(pipe.sampling.updated(**settings.sampling))
-        run.options |= sampling
-        options |= sampling | _engine(settings)
+    pipe, options = load(settings, run)
     run.model_hash = pipe.model_hash
     prompts, size = settings.prompts, max(1, _MAX_CANDIDATES // max(1, settings.n))
     # The delay keeps the bar away until the first step is done, so that a wrong option is one line and no more
@@ -95,45 +77,40 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     with tqdm(unit=unit, desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
         for first in range(0, len(prompts), size):
             group = prompts[first : first + size]
-            results = pipe(
+            progress = progress_meter(run, bar, len(prompts) / len(group))
+            for result in pipe(
                 group,
                 n=settings.n,
                 keep=settings.keep,
                 seed=settings.seed,
+                progress=progress,
+                **images,
                 **options,
-                progress=progress_meter(run, bar, len(prompts) / len(group)),
-            )
-            for result in results:
+            ):
                 run.add(result)
 
 
-def _open_tokens(settings: SampleConfig) -> TextToImage:
-    """A model that samples tokens."""
+def load(settings: SampleConfig, run: SampleFiles) -> tuple[TextToImage | UnCLIP, dict[str, Any]]:
+    """Load the model; returns it with the options of its calls, which `run` records as far as images depend on them."""
     import torch
 
-    from dalle.pipeline import TextToImage
+    from dalle.checkpoints.unclip import is_unclip
+    from dalle.pipelines.text_to_image import TextToImage
+    from dalle.pipelines.unclip import UnCLIP
 
-    for name in settings.diffusion:
-        raise ValueError(f"--{name.replace('_', '-')} is for an unCLIP, and this model samples tokens: leave it out")
-    if settings.prior is not None:
-        raise ValueError("--prior is for an unCLIP, and this model samples tokens: leave it out")
-    return TextToImage.from_pretrained(
-        settings.model,
-        settings.device,
-        getattr(torch, settings.dtype),
-        clip=settings.clip,
-        image_tokenizer=settings.image_tokenizer,
-        text_tokenizer=settings.text_tokenizer,
-        text_encoder=settings.text_encoder,
-        **published_options(settings),
-    )
-
-
-def _engine(settings: SampleConfig) -> dict[str, Any]:
-    """Options of such a model alone."""
-    limit = None if settings.max_memory is None else int(parse_size(settings.max_memory, "B", "max-memory"))
-    names = ("keep_rows", "window", "compiled", "batch_size")
-    return {name: getattr(settings, name) for name in names} | {"max_memory": limit}
+    dtype = getattr(torch, settings.dtype)
+    # A file that needs --given is of a published model that samples tokens
+    if settings.model is not None and not settings.given and is_unclip(settings.model):
+        check_unclip(settings)
+        unclip = UnCLIP.from_pretrained(settings.model, settings.prior, settings.device, dtype, settings.clip)
+        return unclip, settings.sampling | settings.diffusion
+    engine = engine_options(settings)
+    names = ("clip", "image_tokenizer", "text_tokenizer", "text_encoder")
+    sources = {name: getattr(settings, name) for name in names}
+    pipe = TextToImage.from_pretrained(settings.model, settings.device, dtype, **sources, **published_options(settings))
+    sampling = to_dict(pipe.sampling.updated(**settings.sampling))
+    run.options |= sampling
+    return pipe, sampling | engine
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ Several processes: torchrun --nproc_per_node 2 train.py CONFIG ... (or, on GPUs,
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 from dalle.cli.threads import limit_openmp_spinning
 
@@ -21,15 +19,15 @@ limit_openmp_spinning()  # before torch is imported
 # isort: split
 from torch import Tensor
 
+from dalle.cli.errors import print_error, report_error
 from dalle.cli.interrupt import SignalHandler
-from dalle.cli.parser import CommandLine, print_error
 from dalle.cli.streams import settle_streams
+from dalle.cli.train import parse
 from dalle.config import dump
-from dalle.data.loader import describe_lost_worker
-from dalle.device import out_of_memory
+from dalle.data.workers import describe_lost_worker
 from dalle.training.checkpoint.best import NaNMetricError
 from dalle.training.init_from import prepare_initial, resolve_recipe
-from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe, describe_recipes
+from dalle.training.recipe import LoopRecipe, TextTokenizerRecipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.run.malloc import keep_freed_memory
 from dalle.training.run.precision import resolve_precision
@@ -89,29 +87,6 @@ def train(recipe: LoopRecipe) -> int:
     return 0 if run.finish() else signals.code
 
 
-def command_line(program: str = "train.py") -> CommandLine:
-    """The parser, which lists none of a recipe's own options."""
-    parser = CommandLine(program, description=(__doc__ or "").partition("\n")[0], add_help=False)
-    parser.add_argument("config", nargs="?", type=Path, help="a YAML, or the name of one that ships: emoji/dalle")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the config to override")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    parser.add_argument("-h", "--help", action="store_true", help="show every option: type, default and meaning")
-    return parser
-
-
-def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
-    """Parse the command line; --help prints every option of the recipe, or of all stages, and exits."""
-    parser = command_line(program)
-    args = parser.parse_intermixed_args(argv)  # flags may come between overrides
-    if args.help:
-        print(f"{parser.format_help()}\n{describe_recipes(args.config)}")
-        raise SystemExit(0)
-    if args.config is None:
-        parser.error("which config? for example emoji/dalle, or the path of a YAML")
-    return args
-
-
 def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
     """Parse, validate, train; also `dalle train`. A user error is one line (for a config one per mistake), code 2."""
     show_traceback = False
@@ -134,13 +109,8 @@ def main(argv: Sequence[str] | None = None, program: str = "train.py") -> int:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if show_traceback:
             raise
-        shortage = out_of_memory(error)
-        if shortage is not None:
-            return print_error(program, f"{shortage}: {_OUT_OF_MEMORY_HINT}")
-        reported = describe_lost_worker(error) if isinstance(error, RuntimeError) else error
-        if reported is None:
-            raise
-        return print_error(program, reported)
+        lost = describe_lost_worker(error) if isinstance(error, RuntimeError) else None
+        return report_error(program, error, lambda: _OUT_OF_MEMORY_HINT) if lost is None else print_error(program, lost)
     except KeyboardInterrupt:  # before the first step, or a second one while a checkpoint was written
         print(f"{program}: stopped; existing checkpoints are intact", file=sys.stderr)
         return 130

@@ -22,8 +22,10 @@ from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.masks import Kind, mask
 from dalle.kernels.native import bindings
 from dalle.kernels.pattern import LayerMask, Pattern, SparseMask
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import Attention, Context, TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer import Attention, Context
+from dalle.models.transformer_config import TransformerConfig
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYERS: tuple[Kind, ...] = ("row", "column", "row", "conv")

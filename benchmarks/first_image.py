@@ -31,11 +31,11 @@ def timed(owner, name, label):
         finally:
             marks[label] = marks.get(label, 0) + time.perf_counter() - begin
     setattr(owner, name, wrapper)
-import sample, dalle.pipeline, dalle.images
+import sample, dalle.pipelines.text_to_image, dalle.images
 marks["import"] = time.perf_counter() - start
-timed(dalle.pipeline, "load_components", "load")
-timed(dalle.pipeline, "generate", "draw codes")
-timed(dalle.pipeline.TextToImage, "_finish", "pixels and CLIP")
+timed(dalle.pipelines.text_to_image, "load_components", "load")
+timed(dalle.pipelines.text_to_image, "generate", "draw codes")
+timed(dalle.pipelines.text_to_image.TextToImage, "_finish", "pixels and CLIP")
 timed(dalle.images.grid, "write_png", "write files")
 sample.main(sys.argv[1:])
 marks["all"] = time.perf_counter() - start

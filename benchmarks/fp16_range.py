@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import dalle
 from dalle.data import DrawingsConfig, open_data
 from dalle.data.loader import evaluation_batches
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST, ZERO = 65504.0, 2.0**-25  # of float16; what is below the second becomes 0

@@ -2,7 +2,7 @@
 
 Seconds of the processor for a step and for the presets, on the models that ship, with one thread. With a checkout of
 github.com/nerdyrodent/VQGAN-CLIP as --vqgan-clip, a step of its loop (its own cutouts, augmentations, quantization,
-prompts, the same optimiser) runs on the same models with the same cutouts in turns with ours: nothing of it is loaded
+prompts, the same optimizer) runs on the same models with the same cutouts in turns with ours: nothing of it is loaded
 but these definitions of its generate.py.
 """
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dalle
-from dalle.apps.vqgan_clip.api import CLIP_FOLDER, TOKENIZER, begin
+from dalle.apps.vqgan_clip.api import CLIP_FOLDER, TOKENIZER, load_painter
 from dalle.apps.vqgan_clip.options import PRESETS, PaintOptions
 
 PROMPT = "a red heart, 3d style"
@@ -96,7 +96,7 @@ def main() -> None:
         alike = PaintOptions(
             prompt=PROMPT, cutouts=cutouts, cutout=("pool",), augment=",".join([*AUGMENTS, "noise"]), start="codes"
         )
-        steps: dict[str, Callable[[], object]] = {"ours": begin(alike, "cpu").step}
+        steps: dict[str, Callable[[], object]] = {"ours": load_painter(alike, "cpu").take_step}
         if args.vqgan_clip is not None:
             steps["VQGAN-CLIP's"] = theirs(args.vqgan_clip, cutouts)
         found = seconds(steps, args.rounds)
@@ -104,8 +104,8 @@ def main() -> None:
         ratio = f": {found['ours'] / found[name]:.2f} of its time" if (name := "VQGAN-CLIP's") in found else ""
         print(f"a step of {cutouts} cutouts: {told}{ratio}", flush=True)
     for preset, (count, cutouts) in PRESETS.items():
-        painter = begin(PaintOptions(prompt=PROMPT, preset=preset), "cpu")
-        step = seconds({"step": painter.step}, args.rounds)["step"]
+        painter = load_painter(PaintOptions(prompt=PROMPT, preset=preset), "cpu")
+        step = seconds({"step": painter.take_step}, args.rounds)["step"]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux, and it only grows
         print(
             f"{preset}: {count} steps of {cutouts} cutouts, {count * step:.0f} s, {memory:.1f} GiB at most", flush=True

@@ -92,7 +92,7 @@ def main() -> None:
         print(f"{rank:4d}  (real image {beside:3d})  {caption}")
     print(told("painted", found))
     print(told("real images", of_real))
-    print(told("painted, by the CLIP that was optimised", ranks(own, painted, chosen, captions)))
+    print(told("painted, by the CLIP that was optimized", ranks(own, painted, chosen, captions)))
     if args.sheet is not None:
         half = -(-len(chosen) // 2)
         rows = [

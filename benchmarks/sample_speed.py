@@ -26,8 +26,9 @@ from dalle.generation.generate import generate
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.kernels import switches
 from dalle.kernels.linear import quantize
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 KINDS = ("float32", "bfloat16", "int8")
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from dalle.config import from_dict, read_yaml
 from dalle.generation.generate import generate
 from dalle.generation.sampling import sample
-from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 
 CONFIG = Path(__file__).parents[1] / "configs" / "emoji" / "dalle.yaml"
 

@@ -24,8 +24,8 @@ from machine import describe
 import train
 from dalle.models.dalle import DALLE
 from dalle.training.init_from import resolve_recipe
-from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
+from dalle.training.planning.setup import ModelSize
 from dalle.training.recipe import DALLERecipe
 
 SIZES = ("128x4", "192x6", "256x8", "384x10")  # width x depth; heads of 64 channels

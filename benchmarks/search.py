@@ -31,15 +31,15 @@ _MEMBERS = 100  # of a cluster
 Figures = dict[str, Any]
 
 
-def clustered(count: int, dimensions: int, seed: int, centres: int, spread: float = 0.8) -> Iterator[np.ndarray]:
-    """Blocks of float32 [<= BLOCK, D]: unit vectors around `centres` points."""
-    points = np.random.default_rng(0).standard_normal((centres, dimensions), dtype=np.float32)
+def clustered(count: int, dimensions: int, seed: int, centers: int, spread: float = 0.8) -> Iterator[np.ndarray]:
+    """Blocks of float32 [<= BLOCK, D]: unit vectors around `centers` points."""
+    points = np.random.default_rng(0).standard_normal((centers, dimensions), dtype=np.float32)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     random = np.random.default_rng(seed)
     for start in range(0, count, store.BLOCK):
         rows = min(store.BLOCK, count - start)
         noise = random.standard_normal((rows, dimensions), dtype=np.float32) * (spread / dimensions**0.5)
-        vectors = points[random.integers(0, centres, rows)] + noise
+        vectors = points[random.integers(0, centers, rows)] + noise
         yield vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

@@ -19,7 +19,8 @@ import torch
 from dalle import load_image_tokenizer
 from dalle.checkpoints import model_folder
 from dalle.data import AnyDataConfig, ShapesConfig, open_data
-from dalle.data.loader import Batch, batches
+from dalle.data.batch import Batch
+from dalle.data.loader import batches
 from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDataset
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
 from dalle.data.token_shards.files import GROUP_ROWS, Provenance, ShardIndex, write_index, write_shard

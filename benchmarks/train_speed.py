@@ -26,11 +26,12 @@ from machine import describe, median, multiplication, seconds
 from peers import LOSSES
 from torch import Tensor, nn
 
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.optim import EMA, OptimConfig, adamw, clipped_step, gradient_norm
-from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
+from dalle.training.planning.setup import ModelSize
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.malloc import keep_freed_memory
 

@@ -18,8 +18,8 @@ from diffusers import UNet2DConditionModel
 from machine import describe, median
 from torch import Tensor, nn
 
+from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
-from dalle.checkpoints.tensors import load_weights
 from dalle.models.unet import UNet
 from dalle.training.optim import OptimConfig, adamw
 from dalle.training.run.malloc import keep_freed

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
         load_prior,
         load_text_tokenizer,
     )
-    from dalle.pipeline import TextToImage
-    from dalle.unclip import UnCLIP
+    from dalle.pipelines.text_to_image import TextToImage
+    from dalle.pipelines.unclip import UnCLIP
 
 __version__ = "0.2.0"
 
@@ -39,8 +39,8 @@ __all__ = [
 
 _HOMES = {
     "ImageIndex": "dalle.apps.search",
-    "TextToImage": "dalle.pipeline",
-    "UnCLIP": "dalle.unclip",
+    "TextToImage": "dalle.pipelines.text_to_image",
+    "UnCLIP": "dalle.pipelines.unclip",
     "ZeroShotClassifier": "dalle.apps.zeroshot",
     "load_clip": "dalle.checkpoints.load",
     "load_diffusion": "dalle.checkpoints.load",

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from dalle import __version__
 from dalle.cli import scripts
-from dalle.cli.parser import CommandLine, print_error
+from dalle.cli.errors import report_error
+from dalle.cli.parser import CommandLine
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
 
@@ -38,14 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        from dalle.device import out_of_memory  # importing torch takes a second: not for --help
-
-        shortage = out_of_memory(error)
-        if shortage is not None:
-            return print_error(f"dalle {args.command}", f"{shortage}: {_out_of_memory_hint(args)}")
-        if isinstance(error, RuntimeError):
-            raise
-        return print_error(f"dalle {args.command}", error)
+        return report_error(f"dalle {args.command}", error, lambda: _out_of_memory_hint(args))
     except KeyboardInterrupt:
         print(f"dalle {args.command}: stopped", file=sys.stderr)
         return 130
@@ -81,7 +75,10 @@ def _parser() -> CommandLine:
     commands = parser.add_subparsers(dest="command", required=True)
     scripts.add(commands)
     for name in COMMANDS:
-        importlib.import_module(f"dalle.cli.{name}").add(commands)
+        module = importlib.import_module(f"dalle.cli.{name}")
+        module.add(commands)
+        purpose = (module.__doc__ or "").partition("\n")[0].partition(": ")[2]  # python -m dalle NAME: PURPOSE
+        list(commands.choices.values())[-1].description = purpose[:1].upper() + purpose[1:]
     return parser
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 import dalle
 from dalle.data import open_data
-from dalle.data.drawings.dataset import DrawingsConfig
+from dalle.data.drawings.config import DrawingsConfig
 from dalle.images.grid import labeled_grid
 
 KNOWN = (

@@ -16,7 +16,7 @@ MAIN_PATH = (
     *("train.py", "dalle/training/state.py", "dalle/training/tasks/dalle.py", "dalle/training/train_step.py"),
     *("dalle/data/loader.py", "dalle/data/base.py", "dalle/models/dalle.py", "dalle/models/transformer.py"),
     *("dalle/kernels/attention.py", "dalle/kernels/kv_cache.py", "dalle/image_tokenizers/base.py"),
-    *("dalle/generation/generate.py", "dalle/generation/sampling.py", "dalle/pipeline.py", "sample.py"),
+    *("dalle/generation/generate.py", "dalle/generation/sampling.py", "dalle/pipelines/text_to_image.py", "sample.py"),
 )
 
 

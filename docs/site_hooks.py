@@ -183,10 +183,10 @@ def _public() -> str:
 
 def _commands() -> str:
     """Every command with its arguments, from the parsers themselves."""
-    main, sample, train = (importlib.import_module(name) for name in ("dalle.__main__", "dalle.cli.sample", "train"))
+    main, sample, train = map(importlib.import_module, ("dalle.__main__", "dalle.cli.sample", "dalle.cli.train"))
     parsers = {"sample": sample.command_line("dalle sample"), "train": train.command_line("dalle train")}
     action = next(a for a in main._parser()._actions if isinstance(a, argparse._SubParsersAction))
-    helps = {choice.dest: choice.help for choice in action._choices_actions}
+    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
     text = [
         "# Commands",
         "",
@@ -195,7 +195,7 @@ def _commands() -> str:
         "",
     ]
     for name, parser in (parsers | {name: p for name, p in action.choices.items() if name not in parsers}).items():
-        text += [f"## dalle {name}", "", (helps.get(name) or "").capitalize() + ".", ""]
+        text += [f"## dalle {name}", "", f"{helps[name][:1].upper()}{helps[name][1:]}.", ""]
         text += ["```", " ".join([f"dalle {name}", *_positional(parser), "[options]"]), "```", ""]
         text += ["| argument | meaning |", "|---|---|"]
         text += [_argument(parser, entry) for entry in parser._actions if entry.dest != "help"] + [""]

@@ -28,7 +28,7 @@ def raised(make: object) -> BaseException:
     return caught.value
 
 
-def test_what_libraries_raise_when_memory_is_short() -> None:
+def test_out_of_memory_errors_of_libraries_are_recognized() -> None:
     for error in (
         raised(lambda: torch.empty(2**62, dtype=torch.uint8)),
         raised(lambda: np.empty(2**60, dtype=np.uint8)),
@@ -45,7 +45,7 @@ def test_what_libraries_raise_when_memory_is_short() -> None:
     )
 
 
-def test_what_came_of_it_is_it_too() -> None:
+def test_chained_out_of_memory_errors_are_recognized() -> None:
     def blames() -> None:
         try:
             pyarrow.allocate_buffer(2**60)
@@ -55,7 +55,7 @@ def test_what_came_of_it_is_it_too() -> None:
     assert str(out_of_memory(raised(blames))).startswith("out of memory")
 
 
-def test_other_errors_are_none() -> None:
+def test_other_errors_are_not_out_of_memory() -> None:
     for error in (ValueError("out of memory cards"), RuntimeError("sizes differ"), OSError(errno.ENOSPC, "full")):
         assert out_of_memory(error) is None
 
@@ -63,7 +63,7 @@ def test_other_errors_are_none() -> None:
 PROGRAM = """
 import resource, sys, torch
 import {module} as command
-import dalle.pipeline, dalle.evaluation.run, dalle.data
+import dalle.pipelines.text_to_image, dalle.evaluation.run, dalle.data
 with open("/proc/self/statm") as numbers:
     used = int(numbers.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {room}, resource.RLIM_INFINITY))
@@ -92,7 +92,9 @@ sys.exit(command.main({arguments}))
         ),
     ],
 )
-def test_commands(module: str, arguments: list[str], room: int, told: str, tmp_path: Path) -> None:
+def test_commands_out_of_memory_give_a_one_line_error(
+    module: str, arguments: list[str], room: int, told: str, tmp_path: Path
+) -> None:
     words = [word.replace("OUT", str(tmp_path / "out")) for word in arguments]
     program = PROGRAM.format(module=module, room=room, arguments=words)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
@@ -107,7 +109,7 @@ def test_commands(module: str, arguments: list[str], room: int, told: str, tmp_p
 
 @linux
 @pytest.mark.parametrize("kind", ["version 2", "version 2, of its own", "version 1"])
-def test_free_memory_knows_control_groups(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_respects_cgroups(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = device.free_memory(torch.device("cpu"))
     root, own = tmp_path / "cgroup", tmp_path / "own"
     names, folder, line = ("memory.max", "memory.current"), root, "0::/"
@@ -134,7 +136,7 @@ def test_free_memory_knows_control_groups(kind: str, tmp_path: Path, monkeypatch
 
 @linux
 @pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
-def test_free_memory_knows_limits_of_the_process(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_respects_process_limits(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def limits(asked: int) -> tuple[int, int]:
         infinite = resource.RLIM_INFINITY
         return (2**50 if asked == kind else infinite, infinite)

@@ -23,14 +23,14 @@ def words(page: Path) -> str:
     return html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
 
 
-def test_the_picture_of_the_architecture_is_what_its_script_writes() -> None:
+def test_architecture_picture_is_up_to_date() -> None:
     command = [sys.executable, "docs/architecture_picture.py", "--print"]
     written = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert written.stdout == (ROOT / "docs/architecture.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_builds_strictly_and_lists_commands_options_and_modules(tmp_path: Path) -> None:
+def test_site_builds_strictly_and_lists_commands_options_and_modules(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -22,7 +22,7 @@ def code_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_are_small_and_ran_from_top_to_bottom(name: str) -> None:
+def test_notebooks_are_small_and_stored_as_run(name: str) -> None:
     file = ROOT / "examples" / name
     cells = [cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     ast.parse(code_of(name))  # nothing that only a notebook understands

@@ -99,13 +99,13 @@ def test_every_recipe_loads_and_builds(path: str) -> None:
     assert parameters(recipe) > 0 or isinstance(recipe, TextTokenizerRecipe)
 
 
-def test_the_papers_transformer_has_12_billion_parameters() -> None:
+def test_paper_recipe_has_12_billion_parameters() -> None:
     recipe = resolve_recipe(ROOT / "configs/paper/dalle-12b.yaml")
     assert isinstance(recipe, DALLERecipe)
     assert 12.0e9 < parameters(recipe) < 12.5e9
 
 
-def test_recipes_that_stand_on_each_other_agree() -> None:
+def test_dependent_recipes_have_matching_shapes() -> None:
     """A recipe names a shipped folder or the run folder of another recipe; vocabularies, grids and sizes must match."""
     recipes = {path: resolve_recipe(ROOT / path) for path in RECIPES}
     made = {str(Path(path).parent): recipe for path, recipe in recipes.items() if path.startswith("tokenizers/")}
@@ -141,7 +141,7 @@ def test_recipes_that_stand_on_each_other_agree() -> None:
     assert compared >= 6
 
 
-def test_every_run_has_a_folder_of_its_own() -> None:
+def test_recipes_have_distinct_run_folders() -> None:
     folders = []
     for path in RECIPES:
         recipe = resolve_recipe(ROOT / path)
@@ -175,7 +175,7 @@ def test_every_recipe_begins_with_the_command_that_runs_it(path: str) -> None:
         check_training(shlex.split(line.partition("train.py")[2], comments=True), path)
 
 
-def test_commands_of_the_pages_can_be_run() -> None:
+def test_commands_in_the_docs_parse() -> None:
     """Every command line in a fenced block of a Markdown file: recipes, options and targets exist."""
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     found = 0
@@ -227,7 +227,7 @@ def test_links_between_files_resolve() -> None:
     assert not broken
 
 
-def test_what_the_paper_index_names_is_in_the_code() -> None:
+def test_paper_index_names_existing_code() -> None:
     wrong = []
     last = None
     for code in re.findall(r"`([^`]+)`", (ROOT / "docs/paper_index.md").read_text(encoding="utf-8")):
@@ -243,14 +243,14 @@ def test_what_the_paper_index_names_is_in_the_code() -> None:
 # ---- what is in it
 
 
-def test_first_lines_say_what_a_file_is() -> None:
+def test_every_file_has_a_docstring() -> None:
     for file in tracked():
         if file.suffix == ".py":
             docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
             assert docstring, f"{file.relative_to(ROOT)} has no docstring"
 
 
-def test_no_paths_of_one_machine_and_no_hosts_of_registries() -> None:
+def test_no_machine_paths_or_registry_hosts() -> None:
     folders = "|".join(f"/{name}/" for name in ("work", "root", "home", "Users", "opt"))
     hosts = "|".join(rf"{name}\.{end}" for name, end in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org")))
     unwanted = re.compile(rf"(?<![\w.}}]){folders}|{hosts}".encode())
@@ -262,7 +262,7 @@ def test_no_paths_of_one_machine_and_no_hosts_of_registries() -> None:
     assert not found
 
 
-def test_weights_are_few_and_of_safe_formats() -> None:
+def test_shipped_weights_are_small_and_safe() -> None:
     weights = [file for file in tracked() if file.suffix in (".safetensors", ".model")]
     assert sum(file.stat().st_size for file in weights) <= 30 * MEGABYTE
     unsafe = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy"}
@@ -279,7 +279,7 @@ def test_the_tokenizers_folder_does_not_hide_the_library_of_that_name(tmp_path: 
 
 
 @pytest.mark.parametrize("folder", SHIPPED)
-def test_what_ships_loads_and_stands_on_its_own_parts(folder: str) -> None:
+def test_shipped_folders_load(folder: str) -> None:
     config = read_config(ROOT / folder)
     read = {
         "text_tokenizer": load.load_text_tokenizer,
@@ -305,18 +305,18 @@ def line_of(name: str, pattern: str) -> str:
     return found[1]
 
 
-def test_one_version_everywhere() -> None:
+def test_version_is_the_same_everywhere() -> None:
     assert line_of("pyproject.toml", r'^version = "(.+)"$') == dalle.__version__
     assert line_of("CITATION.cff", r"^version: (.+)$") == dalle.__version__
     assert line_of("CHANGELOG.md", r"^## \[(\d.+?)\]") == dalle.__version__
 
 
-def test_the_list_of_modules_is_that_of_the_code() -> None:
+def test_list_of_modules_is_up_to_date() -> None:
     written = subprocess.run([sys.executable, "docs/modules.py", "--print"], cwd=ROOT, capture_output=True, text=True)
     assert written.stdout == (ROOT / "docs/modules.md").read_text(encoding="utf-8"), "run python docs/modules.py"
 
 
-def test_the_readme_says_how_long_the_main_path_is() -> None:
+def test_readme_states_the_length_of_the_main_path() -> None:
     said = subprocess.run([sys.executable, "docs/main_path.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert " ".join(said.stdout.split()) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
@@ -325,7 +325,7 @@ def requirements(text: str) -> set[str]:
     return {re.split(r"[\[<>=;\s]", line.strip())[0].lower() for line in text.splitlines() if line.strip()}
 
 
-def test_exact_versions_for_all_that_is_installed() -> None:
+def test_constraints_pin_every_dependency() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.match(r"[a-z0-9-]+==[\w.]+( ; .+)?$", line) for line in lines)
     assert "torch==2.13.0" in lines
@@ -338,6 +338,6 @@ def test_exact_versions_for_all_that_is_installed() -> None:
     assert wanted - {"dalle"} <= requirements("\n".join(lines))
 
 
-def test_the_citation_is_yaml_with_what_is_required() -> None:
+def test_citation_has_the_required_keys() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()

@@ -45,7 +45,7 @@ def wheel(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source / "dist" / done.stdout.split()[-1]
 
 
-def test_holds_the_package_and_what_ships(wheel: Path, tracked: list[str]) -> None:
+def test_wheel_holds_the_package_and_shipped_files(wheel: Path, tracked: list[str]) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     ours = {name for name in names if ".dist-info/" not in name}
     left_out = {name for name in tracked if name.endswith((".png", "gpu.md"))}
@@ -84,7 +84,7 @@ def run(command: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_sample_and_train_work_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
+def test_sample_and_train_work_from_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
     assert run(installed, "--version", cwd=tmp_path).stdout.split() == ["dalle", dalle.__version__]
 
     done = run(installed, "sample", "a red heart, 3d style", "--n", "2", "--keep", "1", "--seed", "7", cwd=tmp_path)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from dalle.apps.embed import embed_images
-from dalle.apps.zeroshot.accuracy import accuracy_on
+from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
 from dalle.data import DrawingsConfig, PairDataset, open_data
-from dalle.data.custom.dataset import CustomConfig
-from dalle.data.labelled import EMOJI, Labelled, labelled_images
+from dalle.data.custom.config import CustomConfig
+from dalle.data.labeled import EMOJI, LabeledImages, open_labeled_images
 from dalle.data.loader import evaluation_batches
 from dalle.device import device_of
 from dalle.evaluation import metrics
@@ -46,13 +46,13 @@ class Source:
     caption: str | None = None
     split: str | None = None
 
-    def labelled(self) -> Labelled:
+    def labeled(self) -> LabeledImages:
         """Its images with their classes.
 
         Raises:
             ValueError: nothing is there, or it does not tell classes.
         """
-        return labelled_images(self.path, self.by, self.split, self.image)
+        return open_labeled_images(self.path, self.by, self.split, self.image)
 
     def captioned(self, image_size: int) -> PairDataset:
         """Its images with their captions.
@@ -71,7 +71,7 @@ class Source:
 
 @dataclass
 class Embedded:
-    """Features of labelled images.
+    """Features of labeled images.
 
     Attributes:
         features: float32 [N, C], the image tower's output before its projection.
@@ -100,9 +100,9 @@ class Report:
 
 
 def features_of(
-    clip: CLIP, data: Labelled, batch_size: int = 64, workers: int = 0, progress: Progress | None = None
+    clip: CLIP, data: LabeledImages, batch_size: int = 64, workers: int = 0, progress: Progress | None = None
 ) -> Embedded:
-    """Features of labelled images, as linear probes take them: not projected, not normalized.
+    """Features of labeled images, as linear probes take them: not projected, not normalized.
 
     Raises:
         ValueError: no image can be used.
@@ -207,18 +207,18 @@ def clip_report(
     else:
         found["retrieval"], broken = retrieval_of(clip, pairs, batch_size=batch_size, progress=progress)
     try:
-        data = source.labelled()
+        data = source.labeled()
     except ValueError as error:
         if left_out:
             raise ValueError(f"{left_out['retrieval']}; nor classes: {error}") from None
         return Report(found, {"zero_shot": str(error), "probe": str(error)}, broken)
     classifier = ZeroShotClassifier(clip, data.labels, templates or data.templates)
-    accuracy = accuracy_on(classifier, data, batch_size, workers, progress)
-    found["zero_shot"] = accuracy.figures
+    accuracy = evaluate_classifier(classifier, data, batch_size, workers, progress)
+    found["zero_shot"] = accuracy.metrics
     # The same images, which retrieval names by their paths within the folder
-    broken = [*accuracy.broken, *(one for one in broken if not any(name.endswith(one) for name in accuracy.broken))]
+    broken = [*accuracy.skipped, *(one for one in broken if not any(name.endswith(one) for name in accuracy.skipped))]
     try:
-        on = None if test is None else features_of(clip, test.labelled(), batch_size, workers, progress)
+        on = None if test is None else features_of(clip, test.labeled(), batch_size, workers, progress)
         found["probe"] = probe_metrics(features_of(clip, data, batch_size, workers, progress), on)
     except ValueError as error:
         left_out["probe"] = str(error)

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from dalle import remote
-from dalle.files import ROOT
+from dalle.files import ROOT, remote
 
 SHIPPED = ROOT / "models" / "emoji"  # the model in this repository, with its CLIP
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.checkpoints.tensors import LazyTensor, Tensors, check_fit
+from dalle.checkpoints.modules import check_fit
 
 _LOADERS: dict[str, Callable[[str], nn.Module]] = {
     "clip": load_clip,

@@ -14,18 +14,19 @@ from torch import nn
 from dalle import text_tokenizers
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.modules import load_weights, skip_init
 from dalle.checkpoints.published import mindalle
 from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, resize_tokenizer
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.text_tokenizers import MissingTokenizer, clip_text_tokenizer, read_text_tokenizer
-from dalle.checkpoints.tensors import load_weights, skip_init
 from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
@@ -128,6 +129,7 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
                 check_text_tokenizer(found, words)
                 module.tokenizer = words
         return module
+    # Facts are given for published files alone: of ours they would contradict what is stored
     if given:
         raise ValueError(f"{next(iter(given))} is not to be given: the config.yaml of {source} tells it")
     _check_stage(folder, "clip")
@@ -166,6 +168,7 @@ def load_model(
     _check_stage(folder, "dalle")
     with skip_init():
         module = DALLE(from_dict(DALLEConfig, folder.config["model"], folder.origin))
+    # Stored masks are known only now, with the weights
     _fill(module, folder, device, dtype).detect_sparse_masks()
     return module
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.tensors import LazyTensor, NotFiniteError, Storage, Tensors, open_tensors, write_tensors
+from dalle.checkpoints.lazy_tensor import LazyTensor, NotFiniteError, Tensors
+from dalle.checkpoints.quantization import Storage
+from dalle.checkpoints.tensors import open_tensors, write_tensors
 from dalle.config import read_yaml, to_yaml
 from dalle.files import atomic_folder
 

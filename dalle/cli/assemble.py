@@ -1,4 +1,4 @@
-"""python -m dalle assemble: prior, decoder and upsampler as one unCLIP."""
+"""python -m dalle assemble: combine a prior, a decoder and an upsampler into one unCLIP folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("assemble", help="prior, decoder and upsampler as one unCLIP")
-    command.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    command.add_argument("--prior", required=True, metavar="FOLDER", help="of stage prior (or a hub id)")
-    command.add_argument("--decoder", required=True, metavar="FOLDER", help="of stage diffusion, kind decoder")
-    command.add_argument("--upsampler", metavar="FOLDER", help="of stage diffusion, kind upsampler; may be left out")
+    command = commands.add_parser("assemble", help="combine a prior, a decoder and an upsampler into one unCLIP folder")
+    command.add_argument(
+        "out", type=Path, metavar="OUT", help="unCLIP folder to write, for --model of sample, vary, blend and edit"
+    )
+    command.add_argument("--prior", required=True, metavar="FOLDER", help="folder or hub id of a trained prior")
+    command.add_argument("--decoder", required=True, metavar="FOLDER", help="folder or hub id of a trained decoder")
+    command.add_argument(
+        "--upsampler",
+        metavar="FOLDER",
+        help="folder or hub id of a trained upsampler (default: none; images have the decoder's size)",
+    )
     command.set_defaults(run=_run)
 
 

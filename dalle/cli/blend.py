@@ -1,4 +1,4 @@
-"""python -m dalle blend: what lies between images and texts, by an unCLIP."""
+"""python -m dalle blend: interpolate between images and texts with an unCLIP."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any
 
 from dalle.cli.frames import add_common
 
-_EPILOG = 'With weights: blend a.png "a hat:0.3" b.png:0.7, one image of all; what has no weight has 1.'
+_EPILOG = (
+    "Two items without weights give a sequence of --frames images. More than two, or weights, give one image: "
+    'blend a.png "a hat:0.3" b.png:0.7 (the default weight is 1).'
+)
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("blend", help="images between images and texts", epilog=_EPILOG)
-    command.add_argument("items", nargs="+", metavar="ITEM[:WEIGHT]", help="image files; what is no file is a text")
-    command.add_argument("--frames", type=int, default=9, help="of two without weights, both ends included (9)")
+    command = commands.add_parser("blend", help="interpolate between images and texts (unCLIP)", epilog=_EPILOG)
+    command.add_argument(
+        "items", nargs="+", metavar="ITEM[:WEIGHT]", help="image files or texts: anything that is not a file is a text"
+    )
+    command.add_argument(
+        "--frames", type=int, default=9, help="number of images between two items, both ends included (%(default)s)"
+    )
     add_common(command, "blend.png")
     command.set_defaults(run=_run)
 
@@ -24,17 +31,17 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.cli.frames import open_model, write_frames
     from dalle.images.read import read_image
 
-    found = [parse_item(text) for text in args.items]
-    items = [read_image(Path(name)) if Path(name).is_file() else name for name, _ in found]
-    weighted = any(weight is not None for _, weight in found)
-    weights = [1.0 if weight is None else weight for _, weight in found] if weighted or len(found) > 2 else None
+    parsed = [parse_item(text) for text in args.items]
+    items = [read_image(Path(name)) if Path(name).is_file() else name for name, _ in parsed]
+    has_weights = any(weight is not None for _, weight in parsed)
+    weights = [1.0 if weight is None else weight for _, weight in parsed] if has_weights or len(parsed) > 2 else None
     pipe = open_model(args)
     write_frames(pipe.blend(items, weights, args.frames, args.seed, args.steps), args.out)
     print(args.out)
 
 
 def parse_item(text: str) -> tuple[str, float | None]:
-    """An image or a text, and the weight behind its last colon, if that is a number and there is no such file."""
+    """Split "ITEM:WEIGHT". Without a number after the last colon, or if all of it is a file, there is no weight."""
     name, colon, end = text.rpartition(":")
     if not colon or Path(text).is_file():
         return text, None

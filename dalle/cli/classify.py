@@ -1,4 +1,4 @@
-"""python -m dalle classify: zero-shot image classification with CLIP."""
+"""python -m dalle classify: classify images zero-shot by labels, with a CLIP."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def _run(args: argparse.Namespace) -> None:
     classifier = ZeroShotClassifier.from_pretrained(labels, args.clip, templates_given(args), args.device)
     results: list[dict[str, Any]] = []
     broken: list[BadRecord] = []
-    found = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold)
-    for result in tqdm(found, total=len(records), unit="image", disable=None if len(records) > 1 else True):
+    predictions = classifier.predict(records, args.top, args.batch_size, args.workers, args.threshold)
+    for result in tqdm(predictions, total=len(records), unit="image", disable=None if len(records) > 1 else True):
         if isinstance(result, BadRecord):
             broken.append(result)
             results.append({"image": result.name, "error": result.reason})
@@ -121,8 +121,8 @@ def _run(args: argparse.Namespace) -> None:
     for error in broken:
         print(f"dalle classify: skipped {error}", file=sys.stderr)
     if args.json:
-        shown = {"labels": classifier.labels, "templates": classifier.templates, "images": results}
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        report = {"labels": classifier.labels, "templates": classifier.templates, "images": results}
+        print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
 def _plain(result: Prediction) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""python -m dalle convert: converts published weights to a model folder."""
+"""python -m dalle convert: convert published weights to a model folder."""
 
 from __future__ import annotations
 

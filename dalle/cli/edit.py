@@ -1,4 +1,4 @@
-"""python -m dalle edit: an image changed as one text differs from another, by an unCLIP."""
+"""python -m dalle edit: edit an image by the difference of two texts, with an unCLIP."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from dalle.cli.frames import add_common
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("edit", help="an image changed as one text differs from another")
-    command.add_argument("image", type=Path, metavar="IMAGE", help="to be changed; its middle square is used")
-    command.add_argument("--from", dest="before", default="a photo", metavar="TEXT", help="what it shows (%(default)s)")
-    command.add_argument("--to", dest="after", required=True, metavar="TEXT", help="what it is to show")
-    command.add_argument("--theta", type=float, default=0.35, help="how far, 0 to 1; 0.25 to 0.5 as a rule (0.35)")
-    command.add_argument("--frames", type=int, default=1, help="images from 0 to theta; 1: the last (%(default)s)")
+    command = commands.add_parser("edit", help="edit an image by the difference of two texts (unCLIP)")
+    command.add_argument("image", type=Path, metavar="IMAGE", help="image to edit; its central square is used")
+    command.add_argument(
+        "--from", dest="before", default="a photo", metavar="TEXT", help="caption of the image (%(default)s)"
+    )
+    command.add_argument("--to", dest="after", required=True, metavar="TEXT", help="caption of the result")
+    command.add_argument(
+        "--theta", type=float, default=0.35, help="strength from 0 to 1; usually 0.25 to 0.5 (%(default)s)"
+    )
+    command.add_argument(
+        "--frames",
+        type=int,
+        default=1,
+        help="number of images, evenly spaced from theta 0; 1: only the last (%(default)s)",
+    )
     add_common(command, "edit.png")
     command.set_defaults(run=_run)
 

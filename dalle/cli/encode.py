@@ -1,4 +1,4 @@
-"""python -m dalle encode: encodes the data set of a recipe to token shards once, before training."""
+"""python -m dalle encode: encode the images and captions of a recipe to token shards, once for all training runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m dalle eval: evaluates trained weights on the splits of a data set; with --draw, images of a DALL-E."""
+"""python -m dalle eval: evaluate trained weights on splits of a data set; with --draw, images sampled from a DALL-E."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _run(args: argparse.Namespace) -> None:
         return
     from dalle.evaluation.table import table
 
-    for name, found in tables.items():
-        print(f"{args.source}{', ' if name else ''}{name}\n{table(found)}")
+    for name, rows in tables.items():
+        print(f"{args.source}{', ' if name else ''}{name}\n{table(rows)}")
 
 
 def _evaluate(args: argparse.Namespace, data: Any) -> dict[str, Any]:
@@ -74,16 +74,16 @@ def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
 
     from dalle.apps.judging.classifier import load_classifier
     from dalle.apps.judging.drawings import open_plain
-    from dalle.apps.judging.drawn import DrawOptions, Examination
+    from dalle.apps.judging.evaluate import SampleEvaluation, SampleOptions
     from dalle.apps.judging.judge import Judge
     from dalle.checkpoints.load import load_clip
     from dalle.checkpoints.published.efficientnet import load_efficientnet_lite0
     from dalle.cli.outputs import check_folder
     from dalle.device import pick_device
     from dalle.evaluation.run import check_stage
-    from dalle.pipeline import TextToImage
+    from dalle.pipelines.text_to_image import TextToImage
 
-    options = DrawOptions(args.draw, args.candidates, args.seed, tuple(args.language or ("en",)), args.out)
+    options = SampleOptions(args.draw, args.candidates, args.seed, tuple(args.language or ("en",)), args.out)
     check_folder(args.out)
     check_stage(args.source, "dalle")
     device = pick_device(args.device)
@@ -95,10 +95,10 @@ def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     scorer = None if args.clip_score is None else load_clip(args.clip_score, device)
     with tqdm(unit="prompt", disable=None) as bar:
         network = load_efficientnet_lite0(device=device)
-        examination = Examination(pipe, judge, network, data, options, scorer, bar.update)
-        found = {
-            f"{split}, {language}": examination.split(split, language)
+        evaluation = SampleEvaluation(pipe, judge, network, data, options, scorer, bar.update)
+        tables = {
+            f"{split}, {language}": evaluation.evaluate_split(split, language)
             for split in args.split or ("train", "test_pair")
             for language in options.languages
         }
-        return found | {"scenes": examination.scenes()}
+        return tables | {"scenes": evaluation.evaluate_scenes()}

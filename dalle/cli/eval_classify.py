@@ -1,4 +1,4 @@
-"""python -m dalle eval classify: zero-shot classification accuracy of a CLIP."""
+"""python -m dalle eval classify: measure the zero-shot classification accuracy of a CLIP."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.zeroshot import ZeroShotClassifier
-    from dalle.apps.zeroshot.accuracy import accuracy_on
+    from dalle.apps.zeroshot.accuracy import evaluate_classifier
     from dalle.apps.zeroshot.confusion import confusion_image
-    from dalle.data.labelled import labelled_images
+    from dalle.data.labeled import open_labeled_images
     from dalle.images.png import write_png
 
-    data = labelled_images(args.images, args.by, args.split, args.image)
+    data = open_labeled_images(args.images, args.by, args.split, args.image)
     templates = templates_given(args) or data.templates
     classifier = ZeroShotClassifier.from_pretrained(labels_of(args) or data.labels, args.clip, templates, args.device)
     with tqdm(total=len(data.records), unit="image", disable=None) as bar:
-        found = accuracy_on(classifier, data, args.batch_size, args.workers, bar.update)
-    for reason in found.broken:
+        result = evaluate_classifier(classifier, data, args.batch_size, args.workers, bar.update)
+    for reason in result.skipped:
         print(f"dalle eval classify: skipped {reason}", file=sys.stderr)
     if args.confusion is not None:
         args.confusion.parent.mkdir(parents=True, exist_ok=True)
-        write_png(confusion_image(found.counts, classifier.labels), args.confusion, {})
+        write_png(confusion_image(result.confusion, classifier.labels), args.confusion, {})
     if args.json:
-        more = {"labels": classifier.labels, "confusion": found.counts.tolist(), "skipped": found.broken}
-        print(json.dumps({"source": args.images} | found.figures | more, indent=2, ensure_ascii=False))
+        more = {"labels": classifier.labels, "confusion": result.confusion.tolist(), "skipped": result.skipped}
+        print(json.dumps({"source": args.images} | result.metrics | more, indent=2, ensure_ascii=False))
         return
-    print(f"{args.images}, {found.figures['images']} images, {len(classifier.labels)} labels")
-    for name in (name for name in found.figures if name != "images"):
-        print(f"  {name:<20} {found.figures[name]:10.4f}  {_MEANING[name]}")
+    print(f"{args.images}, {result.metrics['images']} images, {len(classifier.labels)} labels")
+    for name in (name for name in result.metrics if name != "images"):
+        print(f"  {name:<20} {result.metrics[name]:10.4f}  {_MEANING[name]}")
 
 
 _MEANING = {

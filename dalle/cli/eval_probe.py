@@ -27,7 +27,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.device import pick_device
 
     source, test = sources_of(args)
-    data, on = source.labelled(), None if test is None else test.labelled()
+    data, on = source.labeled(), None if test is None else test.labeled()
     clip = load_clip(args.source, pick_device(args.device))
     with tqdm(unit="image", disable=None) as bar:
         train = features_of(clip, data, args.batch_size, args.workers, bar.update)

@@ -1,4 +1,4 @@
-"""python -m dalle export: exports the weights of a run, or of one of its checkpoints, to a model folder."""
+"""python -m dalle export: export the weights of a run, or of one of its checkpoints, to a model folder."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from dalle.checkpoints import model_folder
     from dalle.training.checkpoint import checkpoint, latest
+    from dalle.training.checkpoint.folders import is_checkpoint
 
     if (args.interpolate is None) != (args.start is None):
         raise ValueError("--interpolate SHARE and --with SOURCE go together: give both, or none")
     run, tensors = args.run_folder, None
-    if checkpoint.is_checkpoint(run):
+    if is_checkpoint(run):
         latest.check(run)
         run, tensors = run.resolve().parents[1], checkpoint.export_weights(run)
     if args.start is not None:

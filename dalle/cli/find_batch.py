@@ -1,4 +1,4 @@
-"""python -m dalle find-batch: finds the largest micro-batch that fits, by training with it on this machine."""
+"""python -m dalle find-batch: find the largest micro-batch that fits, by training with it on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands on unCLIP's images share: their options, and writing several images as one file."""
+"""Common options of the commands vary, blend and edit, and their output: several images in one file."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from dalle.files import atomic_file
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from PIL import Image
 
-    from dalle.unclip import UnCLIP
+    from dalle.pipelines.unclip import UnCLIP
 
 _ANIMATED = (".gif", ".webp")
-_MS = 120  # a frame of an animation
+_FRAME_MS = 120  # duration of a frame of an animation
 
 
 def add_common(command: argparse.ArgumentParser, out: str) -> None:
-    """Options that all of them have."""
-    command.add_argument("--model", required=True, metavar="FOLDER", help="an unCLIP (`dalle assemble`), or a hub id")
-    command.add_argument("--steps", type=int, default=50, help="of inversion and of sampling (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    """Add the options that vary, blend and edit share."""
+    command.add_argument(
+        "--model", required=True, metavar="FOLDER", help="unCLIP folder written by `dalle assemble`, or a hub id"
+    )
+    command.add_argument("--steps", type=int, default=50, help="steps of DDIM inversion and of sampling (%(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.add_argument(
-        "--out", type=Path, default=Path(out), help="a row of images (.png), or frames (.gif, .webp) (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path(out),
+        help="output: .png for a row of images, .gif or .webp for an animation (%(default)s)",
     )
 
 
 def check_out(out: Path) -> None:
-    """Refuse a file that cannot be written, before any time goes into what it is for.
+    """Refuse an output file that cannot be written, before images are generated for it.
 
     Raises:
-        ValueError: its ending is none that is known, or there is no such folder.
+        ValueError: the suffix is unknown, or the folder does not exist.
     """
     if out.suffix not in (".png", *_ANIMATED):
         raise ValueError(f"--out is {out}: expected a name that ends in .png, .gif or .webp")
@@ -42,15 +47,15 @@ def check_out(out: Path) -> None:
 
 
 def open_model(args: argparse.Namespace) -> UnCLIP:
-    """The model of a command, once its output can be written."""
-    from dalle.unclip import UnCLIP
+    """Check --out, then load the model."""
+    from dalle.pipelines.unclip import UnCLIP
 
     check_out(args.out)
     return UnCLIP.from_pretrained(args.model, device=args.device)
 
 
 def write_frames(images: Sequence[Image.Image], out: Path) -> None:
-    """Write images as a row, or as frames that repeat; whole or not at all."""
+    """Write images as a row, or as a looping animation, atomically."""
     from PIL import Image
 
     if out.suffix in _ANIMATED:
@@ -61,14 +66,14 @@ def write_frames(images: Sequence[Image.Image], out: Path) -> None:
                 format=out.suffix[1:].upper(),
                 save_all=True,
                 append_images=list(images[1:]),
-                duration=_MS,
+                duration=_FRAME_MS,
                 loop=0,
                 **options,
             )
         return
     width, height = images[0].size
     row = Image.new("RGB", (width * len(images), height))
-    for place, image in enumerate(images):
-        row.paste(image, (place * width, 0))
+    for column, image in enumerate(images):
+        row.paste(image, (column * width, 0))
     with atomic_file(out) as new:
         row.save(new, format="PNG")

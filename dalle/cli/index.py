@@ -1,4 +1,4 @@
-"""python -m dalle index: builds or updates a searchable index of images."""
+"""python -m dalle index: build or update a searchable index of images."""
 
 from __future__ import annotations
 

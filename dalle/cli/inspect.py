@@ -1,4 +1,4 @@
-"""python -m dalle inspect: describes published weights without loading them."""
+"""python -m dalle inspect: describe published weights without loading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m dalle judge: trains the judge (a classifier of drawings) for `python -m dalle eval --draw`."""
+"""python -m dalle judge: train the judge of `dalle eval --draw`, a classifier of drawings, on all images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from dalle.apps.judging.classifier import SIDE, save_classifier
+    from dalle.apps.judging.classifier import IMAGE_SIZE, save_classifier
     from dalle.apps.judging.drawings import open_plain
     from dalle.apps.judging.train import JudgeOptions, train_judge
     from dalle.cli.outputs import check_folder
@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> None:
     data = from_dict(AnyDataConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
     options = JudgeOptions(args.epochs, args.batch_size, args.lr, args.seed)
     check_folder(args.out)
-    drawings = open_plain(data, "all", SIDE)
+    drawings = open_plain(data, "all", IMAGE_SIZE)
     steps = options.epochs * max(1, len(drawings) // options.batch_size)
     with tqdm(total=steps, unit="step") as bar:
 

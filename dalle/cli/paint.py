@@ -1,4 +1,4 @@
-"""python -m dalle paint: paints an image for a prompt with VQGAN+CLIP, optionally with a video of the steps."""
+"""python -m dalle paint: optimize an image until CLIP finds that it fits a prompt (VQGAN+CLIP); also as a video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dalle import __version__
 from dalle.apps.vqgan_clip.options import PaintOptions
-from dalle.apps.vqgan_clip.prompts import echo, parse_text
+from dalle.apps.vqgan_clip.prompts import describe, parse_text
 from dalle.cli.parser import add_options
 from dalle.cli.streams import utf8_argument
 from dalle.config import descriptions
@@ -42,7 +42,11 @@ def add(commands: Any) -> None:
     command.add_argument("--fps", type=int, default=24, help="frames per second of the video (default: %(default)s)")
     command.add_argument("--save-every", type=int, metavar="STEPS", help="save image and state every so many steps")
     command.add_argument(
-        "--preview-every", type=int, default=10, metavar="STEPS", help="update image.png every so many (%(default)s)"
+        "--preview-every",
+        type=int,
+        default=10,
+        metavar="STEPS",
+        help="update image.png every so many steps (%(default)s)",
     )
     command.add_argument(
         "--out", type=Path, default=Path("outputs"), help="parent of the new output folder (default: %(default)s)"
@@ -55,7 +59,7 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from dalle.apps.vqgan_clip.api import begin
+    from dalle.apps.vqgan_clip.api import load_painter
     from dalle.apps.vqgan_clip.video import check_video
     from dalle.cli.interrupt import SignalHandler
     from dalle.cli.outputs import check_folder, new_folder, slug
@@ -68,12 +72,12 @@ def _run(args: argparse.Namespace) -> None:
         check_video(args.video)
         check_folder(args.video.parent)
     options, state = _options(args)
-    painter = begin(options, args.device, state)
+    painter = load_painter(options, args.device, state)
     if painter.step >= options.num_steps:
         raise ValueError(f"{args.resume} has done all {painter.step} steps: give more with --steps")
-    understood = echo(parse_text(options.prompt)) if options.prompt else None
-    if understood is not None:
-        print(f"dalle paint: read as {understood}", file=sys.stderr)
+    parsed = describe(parse_text(options.prompt)) if options.prompt else None
+    if parsed is not None:
+        print(f"dalle paint: read as {parsed}", file=sys.stderr)
     run = _PaintingFiles(painter, new_folder(args.out, f"{slug(options.prompt)}-{options.seed}"), args)
     start, metrics, first = time.perf_counter(), {}, painter.step
     pause = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every refresh of the bar
@@ -111,14 +115,14 @@ def _run(args: argparse.Namespace) -> None:
 
 def _options(args: argparse.Namespace) -> tuple[PaintOptions, Any]:
     """Options and state to start from: those of --resume or the defaults, overridden by the command line."""
-    from dalle.apps.vqgan_clip.state import changed, read_state
+    from dalle.apps.vqgan_clip.state import override_options, read_state
     from dalle.config import from_dict
 
     given = {name: value for name, value in vars(args).items() if name not in (*_COMMAND_OPTIONS, "run", "command")}
     if args.resume is None:
         return from_dict(PaintOptions, given, "command line"), None
     state = read_state(args.resume / "state.safetensors" if args.resume.is_dir() else args.resume)
-    return changed(state, given), state
+    return override_options(state, given), state
 
 
 class _PaintingFiles:

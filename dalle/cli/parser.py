@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from dalle.cli.errors import print_error
 from dalle.config import default_of, descriptions, field_types, union_members
 
 _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -84,9 +84,3 @@ def _as_default(field: dataclasses.Field[Any]) -> str:
     if isinstance(value, tuple) and value:
         return ", ".join(map(str, value))
     return "none" if value is None or value == () else "on" if value is True else str(value)
-
-
-def print_error(program: str, error: object) -> int:
-    """Print an error to stderr, each line prefixed by the program's name; returns the exit code 2."""
-    print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)
-    return 2

@@ -1,4 +1,4 @@
-"""python -m dalle plan: estimates memory, time and best layout of a training before it is paid for."""
+"""python -m dalle plan: estimate memory, time and the best layout of a training run, without running it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--peak", default="312TFLOPS", help="peak per device in run.precision (%(default)s: an A100 in bf16)"
     )
-    command.add_argument("--utilisation", type=float, default=0.4, help="expected fraction of the peak (%(default)s)")
+    command.add_argument("--utilization", type=float, default=0.4, help="expected fraction of the peak (%(default)s)")
     command.set_defaults(run=_run)
 
 
@@ -30,7 +30,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.training.recipe import DALLERecipe
 
     memory, peak = parse_size(args.memory, "B", "memory"), parse_size(args.peak, "FLOPS", "peak")
-    cluster = Cluster(args.gpus, memory, args.spare, peak, args.utilisation)
+    cluster = Cluster(args.gpus, memory, args.spare, peak, args.utilization)
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")

@@ -1,4 +1,4 @@
-"""python -m dalle report: writes curves and images of a run to one HTML file."""
+"""python -m dalle report: write curves and sample images of a run to one HTML file."""
 
 from __future__ import annotations
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
-from dataclasses import field
+from collections.abc import Callable, Sequence
+from dataclasses import field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dalle import __version__
 from dalle.cli.outputs import file_record, new_folder, slug
-from dalle.cli.parser import CommandLine, add_options
+from dalle.cli.parser import CommandLine, add_options, parse_size
 from dalle.cli.streams import utf8_argument
-from dalle.config import apply_overrides, config, descriptions
+from dalle.config import apply_overrides, config, descriptions, from_dict
+from dalle.config.ranges import PositiveInt, Range, Seed
 from dalle.files import write_text
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
-from dalle.ranges import PositiveInt, Range, Seed
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
-    from dalle.pipeline import Result
+    from dalle.pipelines.result import Result
 
 _DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
 _GIVEN = ("family", "heads", "convention", "grid")
@@ -94,6 +94,19 @@ def command_line(program: str = "sample.py") -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str] | None, program: str) -> tuple[SampleConfig, bool]:
+    """Parse the command line; returns the options, and whether to print them and exit.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    values = vars(command_line(program).parse_args(argv))
+    show = values.pop("print_config")
+    for name, schema in (("sampling", SamplingConfig), ("diffusion", UnCLIPOptions)):
+        values[name] = {field.name: values.pop(field.name) for field in fields(schema) if field.name in values}
+    return from_dict(SampleConfig, values, "command line"), show
+
+
 def published_options(settings: SampleConfig) -> dict[str, Any]:
     """Parse --given, the facts that published files do not contain.
 
@@ -105,6 +118,21 @@ def published_options(settings: SampleConfig) -> dict[str, Any]:
         if name not in _GIVEN:
             raise ValueError(f"--given {name}: unknown name; expected one of {', '.join(_GIVEN)}")
     return given
+
+
+def engine_options(settings: SampleConfig) -> dict[str, Any]:
+    """Collect the options of a call that only a model that samples tokens has.
+
+    Raises:
+        ValueError: an option is for an unCLIP, or --max-memory is no size.
+    """
+    others = [*settings.diffusion, *([] if settings.prior is None else ["prior"])]
+    if others:
+        flag = others[0].replace("_", "-")
+        raise ValueError(f"--{flag} is for an unCLIP, and this model samples tokens: leave it out")
+    limit = None if settings.max_memory is None else int(parse_size(settings.max_memory, "B", "max-memory"))
+    names = ("keep_rows", "window", "compiled", "batch_size")
+    return {name: getattr(settings, name) for name in names} | {"max_memory": limit}
 
 
 def check_unclip(settings: SampleConfig) -> None:
@@ -167,6 +195,11 @@ class SampleFiles:
             rows.append((result.prompt, result.images, captions))
         write_png(labeled_grid(rows), self.folder / "grid.png", {"Software": f"dalle {__version__}"})
         return self.folder / "grid.png"
+
+
+def finished_images(run: SampleFiles | None) -> str | None:
+    """Complete the files of a run that was broken off, and say where they are; None if it has no image yet."""
+    return None if run is None or run.folder is None else f"finished images: {run.finish()}"
 
 
 def recorded_options(settings: SampleConfig) -> dict[str, Any]:

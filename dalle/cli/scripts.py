@@ -1,4 +1,4 @@
-"""`dalle sample` and `dalle train`: sample.py and train.py of the repository, which a wheel holds too."""
+"""`dalle sample` and `dalle train`: run sample.py and train.py of the checkout, or their copies in the wheel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, cast
 from dalle.files import ROOT
 
 SCRIPTS = {
-    "sample": "images for prompts, into a folder of its own",
-    "train": "train any stage from a recipe, by name or path",
+    "sample": "generate images for prompts",
+    "train": "train a tokenizer, CLIP, DALL-E or unCLIP stage from a recipe",
 }
 
 
 def add(commands: Any) -> None:
-    """Add both to the subparsers of `dalle`, for its --help: their own parsers read their arguments."""
+    """Add both to the subparsers of `dalle`, for its --help only: the scripts parse their arguments."""
     for name, text in SCRIPTS.items():
         commands.add_parser(name, help=text, add_help=False)
 
@@ -23,8 +23,7 @@ def add(commands: Any) -> None:
 def run_script(name: str, argv: Sequence[str]) -> int:
     """Run the main function of a script; returns its exit code.
 
-    The file is the one that stands at the root of the checkout, or the copy of it in the wheel: the loop stays where a
-    reader of the repository looks first, and there is no second one.
+    The scripts are at the root of the repository, where a reader looks first, and therefore not in this package.
     """
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
     assert spec is not None and spec.loader is not None

@@ -1,4 +1,4 @@
-"""python -m dalle search: searches an index of images by text, by image, or by both."""
+"""python -m dalle search: search an index of images by text, by image, or by both."""
 
 from __future__ import annotations
 

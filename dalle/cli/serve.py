@@ -1,4 +1,4 @@
-"""python -m dalle serve: a page to draw with, and an API that OpenAI's clients know."""
+"""python -m dalle serve: serve a page to generate images with, and an API that OpenAI's clients can use."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _GIVEN = ("family", "heads", "convention", "grid")
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("serve", help="serve a page to draw with, and an API that OpenAI's clients know")
+    command = commands.add_parser("serve", help="serve a page to generate images with, and an API for OpenAI's clients")
     add_options(command, ServeConfig)
     command.add_argument(
         "--given",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what published files do not tell: family, heads, convention or grid (docs/checkpoints.md)",
+        help="facts that published files do not contain: family, heads, convention or grid (docs/checkpoints.md)",
     )
     command.set_defaults(run=_run)
 

@@ -1,4 +1,4 @@
-"""python -m dalle vary: other images that say the same as a given one, by an unCLIP."""
+"""python -m dalle vary: generate variations of an image with an unCLIP."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dalle.cli.frames import add_common
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("vary", help="other images that say the same as a given one")
-    command.add_argument("image", type=Path, metavar="IMAGE", help="to be varied; its middle square is used")
-    command.add_argument("--n", type=int, default=4, help="how many (default: %(default)s)")
+    command = commands.add_parser("vary", help="variations of an image (unCLIP)")
+    command.add_argument("image", type=Path, metavar="IMAGE", help="image to vary; its central square is used")
+    command.add_argument("--n", type=int, default=4, help="number of variations (%(default)s)")
     command.add_argument(
         "--eta",
         type=float,
         default=0.5,
-        help="0: the image itself; 1: all that its embedding does not say is new (default: %(default)s)",
+        help="from 0, which reconstructs the image, to 1, which keeps only what its CLIP embedding holds (%(default)s)",
     )
     add_common(command, "variations.png")
     command.set_defaults(run=_run)

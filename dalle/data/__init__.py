@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
-from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream, StreamValidation
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.dataset import CustomDataset
+from dalle.data.custom.stream import CustomStream, StreamValidation
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.dataset import TESTS
 from dalle.data.drawings.sets import DRAWINGS
@@ -68,5 +70,5 @@ __all__ = [
     "location",
     "open_data",
     "open_training",
-    "splits_of",
+    "reporting_splits",
 ]

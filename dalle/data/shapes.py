@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import numpy as np
 
 from dalle.config import config
+from dalle.config.ranges import NonNegativeInt, PositiveInt, Range
 from dalle.data.base import Pair
-from dalle.ranges import NonNegativeInt, PositiveInt, Range
 
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
 COLORS = {

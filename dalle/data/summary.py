@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dalle.data.base import BadRecord, PairDataset, PairStream
-from dalle.data.custom.dataset import CustomDataset, CustomStream, StreamValidation
+from dalle.data.custom.dataset import CustomDataset
+from dalle.data.custom.stream import CustomStream, StreamValidation
 
 _TRIES = 20  # records to try for a readable example
 _MAX_COUNTED = 100_000  # largest set whose captions are counted, which takes a few seconds

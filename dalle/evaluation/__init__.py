@@ -1,1 +1,1 @@
-"""The same protocol for any trained weights: `python -m dalle eval`; docs/evaluation.md defines every measure."""
+"""Metrics of trained weights, by one protocol: `python -m dalle eval`; docs/evaluation.md defines each metric."""

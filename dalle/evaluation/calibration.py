@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017, arXiv 1706.04599): how overconfident a model is. Reads logits only."""
+"""Temperature scaling (Guo et al. 2017, arXiv 1706.04599), a measure of overconfidence. Needs logits only."""
 
 from __future__ import annotations
 
@@ -7,50 +7,52 @@ import math
 import torch
 from torch import Tensor
 
-_LOWEST, _HIGHEST, _STEPS = 0.1, 10.0, 25  # range of temperatures; neighbors differ by a factor of 1.21
+_LOWEST, _HIGHEST, _POINTS = 0.1, 10.0, 25  # range of temperatures; neighboring points differ by a factor of 1.21
 
 
-class Temperatures:
-    """Cross-entropy of logits / T as a function of T, over any number of batches.
+class TemperatureScaling:
+    """Finds the temperature T that minimizes the cross-entropy of logits / T, over any number of batches.
 
-    It is convex in b = 1 / T. Its value and slope are summed at fixed values of b, so that no logits are stored;
-    between two of these it is interpolated by the cubic with both values and both slopes.
+    The cross-entropy is convex in b = 1 / T. Its value and its derivative are summed at fixed values of b, so that no
+    logits have to be stored; between two of these it is interpolated by the cubic with the same values and derivatives.
     """
 
     def __init__(self) -> None:
-        logs = torch.linspace(math.log(1 / _HIGHEST), math.log(1 / _LOWEST), _STEPS, dtype=torch.float64)
-        self.inverse = logs.exp().tolist()
-        self.sums = torch.zeros(_STEPS, 2, dtype=torch.float64)  # cross-entropy, its slope
+        log_inverses = torch.linspace(math.log(1 / _HIGHEST), math.log(1 / _LOWEST), _POINTS, dtype=torch.float64)
+        self.inverses = log_inverses.exp().tolist()
+        self.sums = torch.zeros(_POINTS, 2, dtype=torch.float64)  # cross-entropy, its derivative
         self.count = 0
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add logits [M, V] and the correct ids [M]."""
         logits = logits.float()
-        right = logits.gather(1, targets[:, None])[:, 0]
-        for step, inverse in enumerate(self.inverse):
+        target_logits = logits.gather(1, targets[:, None])[:, 0]
+        for point, inverse in enumerate(self.inverses):
             scaled = logits * inverse
             lse = scaled.logsumexp(1, keepdim=True)
-            expected = ((scaled - lse).exp_() * logits).sum(1)
-            nats = lse[:, 0] - inverse * right
-            self.sums[step] += torch.stack((nats.double().sum(), (expected - right).double().sum())).cpu()
+            nats = lse[:, 0] - inverse * target_logits
+            # d lse / d b is the mean logit under the softmax
+            mean_logits = ((scaled - lse).exp_() * logits).sum(1)
+            derivative = mean_logits - target_logits
+            self.sums[point] += torch.stack((nats.double().sum(), derivative.double().sum())).cpu()
         self.count += len(targets)
 
     def best(self) -> tuple[float, float]:
-        """The temperature with the least cross-entropy, from 0.1 to 10, and that cross-entropy in nats a token."""
+        """The temperature from 0.1 to 10 with the lowest cross-entropy, and that cross-entropy in nats per token."""
         values, slopes = (self.sums / self.count).T.tolist()
-        right = next((step for step, slope in enumerate(slopes) if slope >= 0), None)
+        right = next((point for point, slope in enumerate(slopes) if slope >= 0), None)
         if right is None or right == 0:  # the minimum is outside the range, or at its first value
-            step = _STEPS - 1 if right is None else 0
-            return 1 / self.inverse[step], values[step]
+            point = _POINTS - 1 if right is None else 0
+            return 1 / self.inverses[point], values[point]
         left = right - 1
-        first, width = self.inverse[left], self.inverse[right] - self.inverse[left]
-        place = _lowest(values[left], values[right], slopes[left] * width, slopes[right] * width)
-        inverse = first + place * width
-        return 1 / inverse, _cubic(place, values[left], values[right], slopes[left] * width, slopes[right] * width)
+        first, width = self.inverses[left], self.inverses[right] - self.inverses[left]
+        cubic = values[left], values[right], slopes[left] * width, slopes[right] * width
+        minimum = _minimize(*cubic)
+        return 1 / (first + minimum * width), _hermite(minimum, *cubic)
 
 
-def _cubic(t: float, a: float, b: float, slope_a: float, slope_b: float) -> float:
-    """The cubic Hermite polynomial on [0, 1], from its values and slopes at both ends."""
+def _hermite(t: float, a: float, b: float, slope_a: float, slope_b: float) -> float:
+    """The cubic Hermite polynomial on [0, 1], from its values and derivatives at both ends."""
     return (
         (2 * t**3 - 3 * t**2 + 1) * a
         + (t**3 - 2 * t**2 + t) * slope_a
@@ -59,12 +61,12 @@ def _cubic(t: float, a: float, b: float, slope_a: float, slope_b: float) -> floa
     )
 
 
-def _lowest(a: float, b: float, slope_a: float, slope_b: float) -> float:
-    """The minimum of a Hermite cubic that falls at 0 and rises at 1, by golden-section search."""
+def _minimize(a: float, b: float, slope_a: float, slope_b: float) -> float:
+    """Where a Hermite cubic that falls at 0 and rises at 1 is lowest, by golden-section search."""
     low, high, ratio = 0.0, 1.0, (math.sqrt(5) - 1) / 2
     for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if _cubic(left, a, b, slope_a, slope_b) < _cubic(right, a, b, slope_a, slope_b):
+        if _hermite(left, a, b, slope_a, slope_b) < _hermite(right, a, b, slope_a, slope_b):
             high = right
         else:
             low = left

@@ -1,4 +1,4 @@
-"""Whether a DALL-E uses its caption: image nats with the own, no or another image's caption; and calibration."""
+"""Metrics of a DALL-E: cross-entropy with the image's own, no or another image's caption; calibration; accuracy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
-from dalle.evaluation.calibration import Temperatures
+from dalle.evaluation.calibration import TemperatureScaling
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
-_LOGITS = 2**26  # logits of one forward pass: 256 MiB of float32, whatever the vocabulary
+_MAX_LOGITS = 2**26  # in one forward pass: 256 MiB of float32
 
 
 @torch.no_grad()
@@ -28,18 +28,18 @@ def caption_metrics(
     batches: Iterable[Batch],
     batch_size: int = 64,
 ) -> dict[str, float | None]:
-    """All measures of one split (docs/evaluation.md).
+    """All metrics of one split (docs/evaluation.md).
 
     Args:
-        model: in evaluation mode.
+        model: in eval mode.
         text_tokenizer: encodes the captions.
         image_tokenizer: encodes the images to the codes that the model predicts.
         batches: images with captions.
         batch_size: images at a time.
 
     Returns:
-        Each measure by name; None where there is nothing to measure (a single image has no other caption; a text
-        encoder has no text tokens). Nats without a caption are measured even if the model was not trained with one.
+        Metrics by name; None where one is undefined (a single image has no other caption; a text encoder has no text
+        tokens). Nats without a caption are computed even if the model was trained without caption dropout.
     """
     device = device_of(model)
     captions: list[str] = []
@@ -48,78 +48,80 @@ def caption_metrics(
         captions += batch.captions
         codes.append(batch.codes(image_tokenizer, device))
     all_codes = torch.cat(codes)  # [M, N]
-    others = deranged(len(captions))
-    own, rest = _Sums(model), {"none": [0.0, 0], "other": [0.0, 0]}
-    size = max(1, min(batch_size, _LOGITS // (model.config.image_vocab * all_codes.shape[1])))
+    other_captions = derangement(len(captions))
+    own = _OwnCaptionSums(model)
+    sums = {"none": [0.0, 0], "other": [0.0, 0]}  # nats, tokens
+    size = max(1, min(batch_size, _MAX_LOGITS // (model.config.image_vocab * all_codes.shape[1])))
     for first in range(0, len(captions), size):
         part = slice(first, first + size)
-        text = _read(text_tokenizer, captions[part], model)
+        text = _encode(text_tokenizer, captions[part], model)
         own.update(text, all_codes[part], text_tokenizer)
-        for name in rest:
+        for name in sums:
             if name == "none":
                 condition = model.null_text(text)
-            elif others is None:
+            elif other_captions is None:
                 continue
             else:
-                condition = _read(text_tokenizer, [captions[index] for index in others[part]], model)
+                other_part = [captions[index] for index in other_captions[part]]
+                condition = _encode(text_tokenizer, other_part, model)
             nats = model.token_losses(condition, all_codes[part])[1]
-            rest[name][0] += nats.sum().item()
-            rest[name][1] += nats.numel()
+            sums[name][0] += nats.sum().item()
+            sums[name][1] += nats.numel()
     metrics = own.metrics()
-    none, other = (total / count if count else None for total, count in rest.values())
+    none, other = (total / count if count else None for total, count in sums.values())
     metrics |= {"image_nats_none": none, "image_nats_other": other}
     own_nats = metrics["image_nats"]
     assert none is not None and own_nats is not None
     return metrics | {"own_minus_none": own_nats - none, "own_minus_other": None if other is None else own_nats - other}
 
 
-def deranged(count: int) -> Sequence[int] | None:
-    """For each of `count` images another one, each once: a cycle through all in an order drawn with a fixed seed."""
+def derangement(count: int) -> Sequence[int] | None:
+    """A permutation of `count` indices without fixed points: one random cycle, the same for the same count."""
     if count < 2:
         return None
-    order = random.Random(0).sample(range(count), count)
-    others = [0] * count
-    for place, index in enumerate(order):
-        others[index] = order[(place + 1) % count]
-    return others
+    cycle = random.Random(0).sample(range(count), count)
+    successors = [0] * count
+    for position, index in enumerate(cycle):
+        successors[index] = cycle[(position + 1) % count]
+    return successors
 
 
-class _Sums:
-    """Sums over the forward passes with the own captions."""
+class _OwnCaptionSums:
+    """Sums over the forward passes with each image's own caption."""
 
     def __init__(self, model: DALLE):
         self.model = model
-        self.temperatures = Temperatures()
-        self.guessed = CodebookUsage(model.config.image_vocab)
-        self.image, self.text = [0.0, 0], [0.0, 0]
+        self.temperature = TemperatureScaling()
+        self.predicted_codes = CodebookUsage(model.config.image_vocab)
+        self.image, self.text = [0.0, 0], [0.0, 0]  # nats, tokens
         self.correct = 0
 
     def update(self, text: Tensor, codes: Tensor, tokenizer: TextTokenizer | T5Encoder) -> None:
         """Add text [B, T] (features: [B, T, C]) and codes [B, N]."""
-        of_text, of_image, predicted = self.model.token_losses_and_predictions(text, codes)
-        self.temperatures.update(self.model(text, codes).flatten(0, 1), codes.flatten())
-        self.guessed.update(predicted)
+        text_nats, image_nats, predicted = self.model.token_losses_and_predictions(text, codes)
+        self.temperature.update(self.model(text, codes).flatten(0, 1), codes.flatten())
+        self.predicted_codes.update(predicted)
         self.correct += int((predicted == codes).sum())
-        self.image[0] += of_image.sum().item()
-        self.image[1] += of_image.numel()
-        if isinstance(tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
-            real = text[:, text.shape[1] - of_text.shape[1] :] != tokenizer.pad_id
-            self.text[0] += of_text[real].sum().item()
-            self.text[1] += int(real.sum())
+        self.image[0] += image_nats.sum().item()
+        self.image[1] += image_nats.numel()
+        if isinstance(tokenizer, TextTokenizer) and text_nats.numel():  # not all models predict their text
+            not_padding = text[:, text.shape[1] - text_nats.shape[1] :] != tokenizer.pad_id
+            self.text[0] += text_nats[not_padding].sum().item()
+            self.text[1] += int(not_padding.sum())
 
     def metrics(self) -> dict[str, float | None]:
         """Means over all tokens."""
-        temperature, nats = self.temperatures.best()
+        temperature, nats = self.temperature.best()
         return {
             "image_nats": self.image[0] / self.image[1],
             "text_nats": self.text[0] / self.text[1] if self.text[1] else None,
             "image_accuracy": self.correct / self.image[1],
-            "likeliest_used": self.guessed.used,
+            "likeliest_used": self.predicted_codes.used,
             "best_temperature": temperature,
             "image_nats_calibrated": nats,
         }
 
 
-def _read(tokenizer: TextTokenizer | T5Encoder, captions: Sequence[str], model: DALLE) -> Tensor:
+def _encode(tokenizer: TextTokenizer | T5Encoder, captions: Sequence[str], model: DALLE) -> Tensor:
     text: Tensor = tokenizer.encode(captions, model.config.text_length)
     return text.to(device_of(model))

@@ -1,4 +1,4 @@
-"""Metrics of a tokenizer, a CLIP or a DALL-E over batches of a split: what a run validates with, and more."""
+"""Metrics of an image tokenizer, a CLIP or a DALL-E over batches of a split, also used to validate in training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation import metrics
 from dalle.image_tokenizers import ImageTokenizer
@@ -17,41 +17,41 @@ from dalle.text_tokenizers import TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
 
-class Reconstructions:
-    """PSNR (dB) and SSIM of reconstructions, and use of the codebook (share, perplexity, dead codes), over batches."""
+class ReconstructionMetrics:
+    """PSNR (dB) and SSIM of reconstructions, and codebook usage (fraction, perplexity, dead codes), over batches."""
 
     def __init__(self, codebook_size: int):
-        self.use = metrics.CodebookUsage(codebook_size)
+        self.codebook = metrics.CodebookUsage(codebook_size)
         self.psnr: list[Tensor] = []
         self.ssim: list[Tensor] = []
 
     def update(self, images: Tensor, codes: Tensor, reconstructions: Tensor) -> None:
-        """Add images [B, 3, H, W] in [0, 1], their codes, and the images decoded from these."""
-        self.use.update(codes)
+        """Add images [B, 3, H, W] in [0, 1], their codes, and reconstructions decoded from the codes."""
+        self.codebook.update(codes)
         self.psnr.append(metrics.psnr(reconstructions, images))
         self.ssim.append(metrics.ssim(reconstructions, images))
 
     def metrics(self) -> dict[str, float]:
-        """Means over all images, and the codebook's use."""
+        """Means over all images, and codebook usage."""
         means = {"psnr": torch.cat(self.psnr).mean().item(), "ssim": torch.cat(self.ssim).mean().item()}
-        return means | self.use.metrics()
+        return means | self.codebook.metrics()
 
 
 @torch.no_grad()
 def image_tokenizer_metrics(tokenizer: ImageTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
-    """PSNR (dB) and SSIM of reconstructions, and use of the codebook: what a run validates with."""
+    """PSNR (dB) and SSIM of reconstructions, and codebook usage."""
     device = device_of(tokenizer)
-    made = Reconstructions(tokenizer.codebook_size)
+    metrics = ReconstructionMetrics(tokenizer.codebook_size)
     for batch in batches:
         images = batch.unit_images(device)
         codes = tokenizer.encode(images)
-        made.update(images, codes, tokenizer.decode(codes).float())
-    return made.metrics()
+        metrics.update(images, codes, tokenizer.decode(codes).float())
+    return metrics.metrics()
 
 
 @torch.no_grad()
 def retrieval_metrics(clip: CLIP, tokenizer: TextTokenizer, batches: Iterable[Batch]) -> dict[str, float]:
-    """Retrieval at 1 and 10, from image to text and back, among all pairs of the batches together."""
+    """Recall at 1 and 10 of image-to-text and text-to-image retrieval, among all pairs of all batches."""
     device = device_of(clip)
     images: list[Tensor] = []
     text: list[Tensor] = []
@@ -68,22 +68,23 @@ def token_metrics(
     image_tokenizer: ImageTokenizer,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
-    """Mean nats per image token, and per text token that is not padding; how often the likeliest code is correct.
+    """Nats per image token and per text token that is not padding; accuracy of the predicted codes.
 
-    Also which share of the codebook the likeliest codes take: a model that guesses the same few has learnt little.
+    "likeliest_used" is the fraction of the codebook that is predicted (most likely) somewhere: a model that always
+    predicts the same few codes has learned little.
     """
     device = device_of(model)
-    guessed = metrics.CodebookUsage(model.config.image_vocab)
+    predicted_codes = metrics.CodebookUsage(model.config.image_vocab)
     image_sum, image_count, text_sum, text_count, correct = 0.0, 0, 0.0, 0, 0
     for batch in batches:
         text = text_tokenizer.encode(batch.captions, model.config.text_length).to(device)
         codes = batch.codes(image_tokenizer, device)
-        of_text, of_image, predicted = model.token_losses_and_predictions(text, codes)  # [B, T - 1], [B, N], [B, N]
+        text_nats, image_nats, predicted = model.token_losses_and_predictions(text, codes)  # [B, T - 1], [B, N], [B, N]
         correct += int((predicted == codes).sum())
-        guessed.update(predicted)
-        image_sum, image_count = image_sum + of_image.sum().item(), image_count + of_image.numel()
-        if isinstance(text_tokenizer, TextTokenizer) and of_text.numel():  # not all models predict their text
-            real = text[:, text.shape[1] - of_text.shape[1] :] != text_tokenizer.pad_id
-            text_sum, text_count = text_sum + of_text[real].sum().item(), text_count + int(real.sum())
+        predicted_codes.update(predicted)
+        image_sum, image_count = image_sum + image_nats.sum().item(), image_count + image_nats.numel()
+        if isinstance(text_tokenizer, TextTokenizer) and text_nats.numel():  # not all models predict their text
+            not_padding = text[:, text.shape[1] - text_nats.shape[1] :] != text_tokenizer.pad_id
+            text_sum, text_count = text_sum + text_nats[not_padding].sum().item(), text_count + int(not_padding.sum())
     nats = {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}
-    return nats | {"image_accuracy": correct / image_count, "likeliest_used": guessed.used}
+    return nats | {"image_accuracy": correct / image_count, "likeliest_used": predicted_codes.used}

@@ -1,7 +1,7 @@
-"""Whether a code depends on its own cell only: pure functions of images and codes. Knows nothing of tokenizers.
+"""Whether codes are local, that is, depend on their own cell only. Pure functions; knows nothing of tokenizers.
 
-A transformer learns from codes what goes with what. Codes that depend on the whole image (through attention or norms of
-the encoder) tell each image apart from all others, so that it can be looked up; codes of their own cell cannot.
+Codes that depend on the whole image (through attention or norms of the encoder) identify the image: a transformer can
+memorize which codes go together. Codes of their own cell only do not make that possible.
 
 Shapes: B images, H W pixels, h w cells, K size of the codebook. A cell is H / h by W / w pixels.
 """
@@ -27,8 +27,8 @@ def blank_cells(images: Tensor, factor: int) -> Tensor:
     return (darkest == 1).all(1)
 
 
-def shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Images moved by so many pixels (0 or more); what comes in at the top and left repeats the border.
+def shift(images: Tensor, down: int, right: int) -> Tensor:
+    """Shift images down and to the right by 0 or more pixels; the border is repeated where nothing was.
 
     Args:
         images: float [B, 3, H, W].
@@ -38,16 +38,16 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
     Returns:
         [B, 3, H, W]
     """
-    moved = images[..., : images.shape[-2] - down, : images.shape[-1] - right]
-    return F.pad(moved, (right, 0, down, 0), mode="replicate")
+    visible = images[..., : images.shape[-2] - down, : images.shape[-1] - right]
+    return F.pad(visible, (right, 0, down, 0), mode="replicate")
 
 
-def unchanged(codes: Tensor, others: Tensor, down: int = 0, right: int = 0) -> Tensor:
-    """Which codes reappear `down` and `right` cells further on; only cells that are in both grids count.
+def unchanged_codes(codes: Tensor, others: Tensor, down: int = 0, right: int = 0) -> Tensor:
+    """Which codes are the same in the shifted image; compares the cells that are in both grids.
 
     Args:
         codes: int64 [B, h, w].
-        others: int64 [B, h, w], of the images moved `down` and `right`.
+        others: int64 [B, h, w], of the images shifted by `down` and `right` cells.
         down: cells, less than h.
         right: cells, less than w.
 
@@ -58,18 +58,18 @@ def unchanged(codes: Tensor, others: Tensor, down: int = 0, right: int = 0) -> T
     return codes[..., : rows - down, : columns - right] == others[..., down:, right:]
 
 
-def entropy_given_place(counts: Tensor) -> float:
-    """Empirical entropy of codes given their place, in nats: 0 where each place has one code always.
+def entropy_given_position(counts: Tensor) -> float:
+    """Empirical entropy of codes given their position, in nats: 0 if every position always has the same code.
 
-    The plug-in estimate, which is too low where a place has been seen few times beside its number of codes.
+    The plug-in estimate, which is biased low where a position was counted few times relative to its number of codes.
 
     Args:
-        counts: int64 [P, K], how often each of P places had each code.
+        counts: int64 [P, K], how often each of P positions had each code.
 
     Returns:
-        Mean over all that was counted; nan if that is nothing.
+        Mean over everything counted; nan if that is nothing.
     """
-    by_place = counts.double()
-    totals = by_place.sum(1, keepdim=True)  # [P, 1]
-    entropies = torch.special.entr(by_place / totals.clamp(min=1)).sum(1)  # [P]
+    by_position = counts.double()
+    totals = by_position.sum(1, keepdim=True)  # [P, 1]
+    entropies = torch.special.entr(by_position / totals.clamp(min=1)).sum(1)  # [P]
     return float((entropies * totals[:, 0]).sum() / totals.sum())

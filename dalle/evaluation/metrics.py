@@ -1,4 +1,4 @@
-"""Figures of quality as pure functions of tensors. Knows nothing of the models that made them.
+"""Metrics as pure functions of tensors. Knows nothing of models.
 
 Shapes: B images, H W pixels, N samples, D features, K size of the codebook.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SSIM_WINDOW = 11
-"""Pixels a side of the window that `ssim` looks through, and so the least that an image must have."""
+"""Side in pixels of the window of `ssim`, and so the smallest side of an image."""
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity of each image, in [-1, 1] (Wang et al. 2004, "Image quality assessment").
 
-    The paper's variant: Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, the moments of the
-    population, only windows that lie wholly within the image; each channel by itself, then the mean.
+    The paper's variant: Gaussian window of 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, population
+    moments, windows entirely inside the image only; computed per channel, then averaged.
 
     Args:
         images: [B, C, H, W] in [0, 1], H and W at least 11.
@@ -69,7 +69,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
 
 
 class CodebookUsage:
-    """Counts how often each code is drawn, over any number of batches; a GPU is not waited for.
+    """Counts codes over any number of batches, without synchronizing with a GPU.
 
     Attributes:
         counts: int64 [K]; sum it over processes before reading the metrics.
@@ -81,21 +81,23 @@ class CodebookUsage:
     def update(self, codes: Tensor) -> None:
         """Count `codes`, int64 of any shape with 0 <= code < K."""
         flat = codes.flatten().to(self.counts.device)
-        self.counts.scatter_add_(0, flat, torch.ones_like(flat))  # bincount looks at its result's length
+        self.counts.scatter_add_(
+            0, flat, torch.ones_like(flat)
+        )  # bincount would synchronize: its length depends on the data
 
     @property
     def used(self) -> float:
-        """Fraction of the codebook that was drawn at least once."""
+        """Fraction of the codebook that occurred at least once."""
         return (self.counts > 0).double().mean().item()
 
     @property
     def dead(self) -> int:
-        """How many codes were never drawn."""
+        """Number of codes that never occurred."""
         return int((self.counts == 0).sum())
 
     @property
     def perplexity(self) -> float:
-        """exp of the entropy: K if all codes are drawn equally often, 1 if always the same; nan before any."""
+        """exp of the entropy: K if all codes are equally frequent, 1 if there is only one; nan before any."""
         probabilities = self.counts.double() / self.counts.sum()
         return math.exp(torch.special.entr(probabilities).sum().item())
 
@@ -105,42 +107,40 @@ class CodebookUsage:
 
 
 def retrieval(image_embeds: Tensor, text_embeds: Tensor, ks: Sequence[int] = (1, 10)) -> dict[str, float]:
-    """How often the right partner is among the k most similar ones, in both directions.
+    """Recall at k of image-to-text and text-to-image retrieval.
 
-    Row i of the images belongs to row i of the texts. A partner that ties with a wrong one is counted behind it, so
-    that a model which gives every pair one similarity scores 0 and not 1.
+    Row i of the images matches row i of the texts. A match that ties with another candidate ranks behind it, so that a
+    model with one similarity for all pairs scores 0 and not 1.
 
     Args:
-        image_embeds: [N, D], L2-normalised.
-        text_embeds: [N, D], L2-normalised.
+        image_embeds: [N, D], L2-normalized.
+        text_embeds: [N, D], L2-normalized.
         ks: each at least 1.
 
     Returns:
         `image_to_text@k` and `text_to_image@k` for each k, in [0, 1].
     """
     similarities = image_embeds.float() @ text_embeds.float().T  # [N images, N texts]
-    shares = {}
+    recalls = {}
     for name, rows in (("image_to_text", similarities), ("text_to_image", similarities.T)):
-        rank = (rows >= rows.diagonal()[:, None]).sum(1)  # 1 is best; the partner counts itself
+        rank = (rows >= rows.diagonal()[:, None]).sum(1)  # 1 is best; the match counts itself
         for k in ks:
-            shares[f"{name}@{k}"] = (rank <= k).double().mean().item()
-    return shares
+            recalls[f"{name}@{k}"] = (rank <= k).double().mean().item()
+    return recalls
 
 
 def accuracy(scores: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """How often the right class is among the k with the highest scores.
-
-    A class that ties with a wrong one is counted behind it, as in `retrieval`.
+    """Top-k accuracy; ties count against the target, as in `retrieval`.
 
     Args:
         scores: [N, L] of L classes.
-        targets: int64 [N], the right ones.
+        targets: int64 [N], correct classes.
         ks: each at least 1.
 
     Returns:
         `top_k` for each k, in [0, 1].
     """
-    rank = (scores >= scores.gather(1, targets[:, None])).sum(1)  # 1 is best; the right class counts itself
+    rank = (scores >= scores.gather(1, targets[:, None])).sum(1)  # 1 is best; the target counts itself
     return {f"top_{k}": (rank <= k).double().mean().item() for k in ks}
 
 
@@ -163,7 +163,7 @@ def classification(scores: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def confusion(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """How many samples of each class (row) were put to each class (column).
+    """Confusion matrix: number of samples of each class (row) by predicted class (column).
 
     Args:
         predicted: int64 [N].
@@ -177,11 +177,11 @@ def confusion(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features (the formula of FID, arXiv 1706.08500).
+    """Fréchet distance between Gaussians fitted to two sets of features (the formula of FID, arXiv 1706.08500).
 
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), where the trace of the root is the sum of the square roots of the
-    eigenvalues of A^(1/2) B A^(1/2): symmetric, so no complex numbers arise. Only comparable between runs with the same
-    features network and the same number of samples: it shrinks as N grows.
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)). The trace of the root is computed as the sum of the square roots of
+    the eigenvalues of A^(1/2) B A^(1/2), which is symmetric, so that no complex numbers arise. Distances are comparable
+    only for the same feature network and number of samples: they shrink as N grows.
 
     Args:
         features_a: [N, D], N at least 2.
@@ -189,7 +189,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """
     if min(len(features_a), len(features_b)) < 2:
         raise ValueError(
-            f"frechet_distance needs 2 samples or more a side, got {len(features_a)} and {len(features_b)}"
+            f"frechet_distance needs at least 2 samples of each set, got {len(features_a)} and {len(features_b)}"
         )
     a, b = features_a.double(), features_b.double()
     covariance_a, covariance_b = torch.cov(a.T).view(a.shape[1], -1), torch.cov(b.T).view(b.shape[1], -1)

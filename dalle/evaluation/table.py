@@ -1,57 +1,57 @@
-"""Measures of several splits, or rows of drawings, as a table, each with its meaning."""
+"""Formats metrics of several splits, or of several sets of images, as a table with explanations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 _MEANING = {
-    "images": "that were looked at",
-    "psnr": "dB, mean over the images",
-    "ssim": "1 is equal",
-    "frechet_lite0": "Frechet distance to the images in features of EfficientNet-Lite0",
-    "codebook_used": "share of the codes that occur",
-    "codebook_perplexity": "codes, if all were as frequent",
-    "dead_codes": "codes that never occur",
-    "white_codes": "distinct codes of a white image",
-    "blank_share": "share of the cells that are purely white",
-    "blank_nats": "nats of the codes of white cells, given the place",
-    "kept_cell_shift": "share of codes kept where the image moves by a cell",
-    "kept_pixel_shift": "... by a pixel",
-    "kept_noise": "... with uniform noise of 2/255",
-    "kept_reencoded": "... of the reconstruction",
+    "images": "number of images",
+    "psnr": "dB, mean over images",
+    "ssim": "1 for identical images, mean over images",
+    "frechet_lite0": "Fréchet distance to the real images, in features of EfficientNet-Lite0",
+    "codebook_used": "fraction of the codebook that occurs",
+    "codebook_perplexity": "effective number of codes",
+    "dead_codes": "number of codes that never occur",
+    "white_codes": "number of distinct codes of a white image",
+    "blank_share": "fraction of cells that are purely white",
+    "blank_nats": "entropy in nats of the codes of white cells, given their position",
+    "kept_cell_shift": "fraction of codes unchanged if the image is shifted by a cell",
+    "kept_pixel_shift": "... shifted by a pixel",
+    "kept_noise": "... with uniform noise of 2/255 added",
+    "kept_reencoded": "... reconstructed and encoded again",
     "image_nats": "nats per image token, with the image's own caption",
     "image_nats_none": "... without a caption",
     "image_nats_other": "... with another image's caption",
-    "own_minus_none": "what the caption tells: below 0, or it does not read",
+    "own_minus_none": "gain from the caption: 0 or above, and the model ignores it",
     "own_minus_other": "",
-    "best_temperature": "of the logits: above 1, the model is too sure",
+    "best_temperature": "of the logits: above 1, the model is overconfident",
     "image_nats_calibrated": "nats per image token at that temperature",
     "text_nats": "nats per text token",
-    "image_accuracy": "share of the image tokens that are the model's likeliest",
-    "likeliest_used": "share of the codes that are the likeliest somewhere",
-    "concept_top1": "share whose concept the judge ranks first of all",
+    "image_accuracy": "fraction of image tokens that are the most likely ones",
+    "likeliest_used": "fraction of the codebook that is the most likely code somewhere",
+    "concept_top1": "fraction of images whose concept the judge ranks first",
     "concept_top5": "... among the first five",
-    "style": "share whose style the judge ranks first of all",
-    "caption_top1": "share whose caption the judge ranks first of 400",
+    "style": "fraction of images whose style the judge ranks first",
+    "caption_top1": "fraction of images whose caption the judge ranks first of 400",
     "caption_top10": "... among the first ten",
-    "caption_median_rank": "of its own caption among 400",
-    "clip_score": "100 times the mean cosine with the prompt, by the CLIP that was given",
-    "near_copies": "share that are near-copies of a training image",
-    "neighbor_rmse": "of 255: pixels off the nearest training image, median",
-    "diversity": "mean cosine distance of a prompt's candidates",
-    "background": "share whose border has the color that was asked for",
-    "icon_color": "share of one-color icons in the color that was asked for",
-    "relation": "share of which each half fits its own thing better; chance is 0.25",
+    "caption_median_rank": "median rank of the caption among 400",
+    "clip_score": "100 times the mean cosine with the prompt, by the CLIP given",
+    "near_copies": "fraction of images that are near-copies of a training image",
+    "neighbor_rmse": "median RMSE to the nearest training image, in units of 1/255",
+    "diversity": "mean cosine distance between candidates of a prompt",
+    "background": "fraction of images with the prompted background color",
+    "icon_color": "fraction of one-color icons with the prompted color",
+    "relation": "fraction of images with the prompted spatial relation; chance is 0.25",
 }
 _WIDTH = 15
 
 
-def table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """One line for each measure, one column for each split or kind of image; "-" where there was nothing to measure."""
-    names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
-    lines = [" " * 24 + "".join(f"{split:>{_WIDTH}}" for split in found)]
+def table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
+    """One line per metric, one column per split or set of images; "-" where a metric is undefined."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
+    lines = [" " * 24 + "".join(f"{title:>{_WIDTH}}" for title in columns)]
     for name in names:
-        cells = "".join(f"{_number(metrics.get(name)):>{_WIDTH}}" for metrics in found.values())
+        cells = "".join(f"{_number(metrics.get(name)):>{_WIDTH}}" for metrics in columns.values())
         lines.append(f"  {name:<22}{cells}  {_meaning(name)}".rstrip())
     return "\n".join(lines)
 
@@ -65,5 +65,5 @@ def _number(value: float | None) -> str:
 def _meaning(name: str) -> str:
     if "@" not in name:
         return _MEANING.get(name, "")
-    one, other = ("captions", "image") if name.startswith("text_to_image") else ("images", "caption")
-    return f"share of {one} whose {other} is among the {name.partition('@')[2]} best"
+    query, match = ("captions", "image") if name.startswith("text_to_image") else ("images", "caption")
+    return f"fraction of {query} whose {match} is among the {name.partition('@')[2]} most similar"

@@ -1,4 +1,4 @@
-"""Sentences that a label is put into, by the name of a set. {} stands for the label, or for a word that it goes by."""
+"""Prompt templates, in sets with a name. {} stands for the label or one of its synonyms."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "ठूलो {}को तस्बिर",
         "{}को चित्र",
     ),
-    # What the shipped CLIP was trained on says it so (dalle/data/drawings/captions.py)
+    # The wording of the captions that the built-in CLIP was trained on (dalle/data/drawings/captions.py)
     "emoji-en": ("{}", "a {}", "an emoji of {}", "an emoji of a {}", "a picture of {}", "a picture of a {}"),
     "emoji-hi": ("{}", "{} का चित्र", "{} का इमोजी"),
     "emoji-ne": ("{}", "{}को चित्र", "{}को इमोजी"),
@@ -46,22 +46,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "style-hi": ("{} शैली", "{} शैली में इमोजी", "{} शैली में चित्र"),
     "style-ne": ("{} शैली", "{} शैलीमा इमोजी", "{} शैलीमा चित्र"),
 }
-"""Sets by name: for photographs and other images, for emoji by what they show, for emoji by how they are drawn."""
+"""Set -> templates: images-* for photographs and other images, emoji-* for what emoji show, style-* for their style."""
 
 
 def templates_of(names: str | Sequence[str]) -> tuple[str, ...]:
-    """The sentences of one set or several ("emoji-en", or "emoji-en,emoji-hi"), or of a list that holds sentences.
+    """The templates of one set or several ("emoji-en", or "emoji-en,emoji-hi"), or a list of templates, checked.
 
     Raises:
-        ValueError: there is no such set, or a sentence does not hold {} once.
+        ValueError: there is no such set, or a template does not contain {} exactly once.
     """
     if isinstance(names, str):
-        wanted = [name.strip() for name in names.split(",")]
-        unknown = [name for name in wanted if name not in TEMPLATES]
+        set_names = [name.strip() for name in names.split(",")]
+        unknown = [name for name in set_names if name not in TEMPLATES]
         if unknown:
-            hint = "; a sentence of your own is --template (templates=[...])" if "{" in names else ""
+            hint = "; to give a template itself, use --template (templates=[...])" if "{" in names else ""
             raise ValueError(f"there is no set of templates {unknown[0]!r}: choose from {', '.join(TEMPLATES)}{hint}")
-        return tuple(dict.fromkeys(template for name in wanted for template in TEMPLATES[name]))
+        return tuple(dict.fromkeys(template for name in set_names for template in TEMPLATES[name]))
     if not names:
         raise ValueError("no template is given: expected one sentence at least, such as 'a photo of a {}'")
     for template in names:

@@ -1,4 +1,4 @@
-"""Zero-shot classification: texts and labels to CLIP's unit vectors, and its accuracy on labelled images.
+"""Zero-shot classification: texts and labels to CLIP's unit vectors, and its accuracy on labeled images.
 
 Letters: N texts, L labels, D dimensions of the vectors.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import device_of
 from dalle.evaluation import metrics
 from dalle.models.clip import CLIP
@@ -28,20 +28,20 @@ def embed_texts(clip: CLIP, texts: Sequence[str], batch_size: int = 256) -> Tens
     return torch.cat([part.float().cpu() for part in parts]) if parts else torch.empty(0, clip.config.embed_dim)
 
 
-def label_embeds(clip: CLIP, words: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
-    """For each label the normalised mean of the unit vectors of its sentences.
+def label_embeds(clip: CLIP, synonyms: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
+    """The normalized mean of the unit embeddings of each label's prompts.
 
     Args:
-        clip: Loaded by `dalle.load_clip`.
-        words: L times the words that a label goes by.
-        templates: K sentences with {}.
+        clip: loaded by `dalle.load_clip`.
+        synonyms: for each of L labels its synonyms.
+        templates: prompt templates with {}.
 
     Returns:
-        float32 [L, D].
+        float32 [L, D], unit length.
     """
-    sentences = [[template.replace("{}", word) for word in own for template in templates] for own in words]
-    every = embed_texts(clip, [sentence for own in sentences for sentence in own])  # [all sentences, D]
-    means = [part.mean(dim=0) for part in every.split([len(own) for own in sentences])]
+    prompts = [[template.replace("{}", word) for word in words for template in templates] for words in synonyms]
+    embeds = embed_texts(clip, [prompt for of_label in prompts for prompt in of_label])  # [all prompts, D]
+    means = [part.mean(dim=0) for part in embeds.split([len(of_label) for of_label in prompts])]
     return F.normalize(torch.stack(means), dim=-1)
 
 
@@ -55,7 +55,7 @@ def zero_shot_metrics(
         clip: has a text tokenizer.
         labels: L labels, with the words that each goes by.
         templates: K sentences with {}.
-        batches: images whose captions are their labels (`dalle.data.labelled.LabelledPairs`).
+        batches: images whose captions are their labels (`dalle.data.labeled.LabeledPairs`).
 
     Returns:
         Those of `metrics.classification`, with zero_shot_ before their names.

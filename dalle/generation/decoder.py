@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dalle.config import config
+from dalle.config.ranges import Probability, Range
 from dalle.generation.diffusion.prediction import Denoiser, Limit, make_denoiser
 from dalle.generation.diffusion.sample import SamplerConfig
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import make_schedule
 from dalle.models.upsampler import Upsampler, enlarged
-from dalle.ranges import Probability, Range
 
 
 @config

@@ -17,8 +17,8 @@ from dalle.generation.batching import plan_batches
 from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.jacobi import jacobi_decode
 from dalle.generation.options import EngineOptions, SamplingConfig
+from dalle.generation.prefill import PrefilledPrompts
 from dalle.generation.token_sampler import TokenSampler
-from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.linear import packed
 from dalle.models.dalle import DALLE
 
@@ -108,7 +108,7 @@ def generate(
     training = model.training
     model.eval()
     try:
-        prefixes = _PrefilledPrompts(model, text.to(device))
+        prefixes = PrefilledPrompts(model, text.to(device))
         batches = []
         with packed(model, batch_size * window * (2 if guided else 1)) if pack else nullcontext():
             for start in range(0, len(prompts), batch_size):
@@ -148,7 +148,7 @@ class _BatchGenerator:
         self.recorded: tuple[SamplingConfig, cuda_graph.CudaGraphDecoder | None] | None = None
 
     def run(
-        self, prefixes: _PrefilledPrompts, batch: _Batch, known_prefix: int, sampler: TokenSampler, on_step: OnStep
+        self, prefixes: PrefilledPrompts, batch: _Batch, known_prefix: int, sampler: TokenSampler, on_step: OnStep
     ) -> None:
         """Fill in the codes of one batch where they are not known; all know the first `known_prefix`."""
         codes, length = batch.codes, batch.codes.shape[1]
@@ -225,38 +225,6 @@ def _decode_sequentially(
         sampled = sample_tokens(logits, uniform[:, i : i + 1])
         codes[:, i : i + 1] = torch.where(known_mask[:, i : i + 1], codes[:, i : i + 1], sampled)
         on_progress(len(codes))
-
-
-class _PrefilledPrompts:
-    """KV cache and logits after each prompt's text, computed once and dropped after the prompt's last candidate."""
-
-    def __init__(self, model: DALLE, text: Tensor) -> None:
-        null = model.null_text(text)
-        # Null captions of ids are all the same; those of features have the length of their prompt
-        shared = bool((null == null[:1]).all())
-        self.model, self.texts = model, torch.cat((text, null[:1] if shared else null))
-        self.nulls = [len(text) + (0 if shared else prompt) for prompt in range(len(text))]  # prompt -> row of `texts`
-        self.prefilled: dict[int, tuple[KVCache, Tensor]] = {}  # row of `texts` -> cache of one row, logits [V]
-        self.cache: KVCache | None = None
-
-    def start(self, prompts: list[int], guided: list[int]) -> tuple[KVCache, Tensor]:
-        """A full-size cache with these candidates' texts, then a null caption for each of the `guided` candidates.
-
-        Also returns the logits [rows, V]. The previous batch's cache is reused if it has as many rows, so that CUDA
-        graphs of it stay valid.
-        """
-        rows = prompts + [self.nulls[prompts[candidate]] for candidate in guided]
-        self.prefilled = {row: state for row, state in self.prefilled.items() if row in rows}
-        fresh = sorted(set(rows) - set(self.prefilled))
-        if fresh:
-            logits, cache = self.model.prefill(self.texts[fresh])
-            self.prefilled |= {row: (cache.row(i), logits[i]) for i, row in enumerate(fresh)}
-        states = [self.prefilled[row] for row in rows]
-        if self.cache is None or self.cache.keys.shape[1] != len(states):
-            self.cache = None  # free the old one before allocating
-            self.cache = self.model.new_cache(len(states))
-        self.cache.load_prefixes([state for state, _ in states])
-        return self.cache, torch.stack([logits for _, logits in states])
 
 
 def _known(

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Annotated, Literal
 
 from dalle.config import config
-from dalle.ranges import NonNegativeInt, PositiveInt, Probability, Range
+from dalle.config.ranges import NonNegativeInt, PositiveInt, Probability, Range
 
 
 @config
@@ -76,21 +76,21 @@ class SamplingConfig:
 
 @config
 class UnCLIPOptions:
-    """How an unCLIP samples, beside its guidance: what is not given is as its parts say."""
+    """Sampling options of an unCLIP, besides guidance; the model's own where not given."""
 
     steps: Annotated[int, Range(1, ceiling=10**6)] | None = None
-    """Diffusion: passes of the decoder."""
+    """unCLIP: steps of the decoder."""
     sampler: Literal["ddpm", "ddim", "dpm++"] | None = None
-    """Diffusion: sampler of the decoder."""
+    """unCLIP: sampler of the decoder."""
     eta: Probability | None = None
-    """Diffusion: with ddim, from 0, which draws nothing but the start, to 1, as ddpm."""
+    """unCLIP: noise added by ddim, from 0 (deterministic) to 1 (as ddpm)."""
     prior_steps: Annotated[int, Range(1, ceiling=10**6)] | None = None
-    """Diffusion: passes of a diffusion prior."""
+    """unCLIP: steps of a diffusion prior."""
     prior_guidance: Annotated[float, Range(0, ceiling=10**18, hint="1 is no guidance")] | None = None
-    """Diffusion: guidance scale of the prior; 1 is none, and the paper found that more hurts."""
+    """unCLIP: guidance scale of the prior; 1 is off, which the paper found best."""
     prior_samples: Annotated[int, Range(1, ceiling=2**20)] | None = None
-    """Diffusion: embeddings that a diffusion prior samples of each candidate, to keep the one that fits best."""
+    """unCLIP: embeddings that a diffusion prior samples per candidate, of which the one closest to the text is kept."""
     upsampler_steps: Annotated[int, Range(1, ceiling=10**6)] | None = None
-    """Diffusion: passes of the upsampler."""
+    """unCLIP: steps of the upsampler."""
     resample: Annotated[int, Range(1, ceiling=10**6)] | None = None
-    """Diffusion: how often each step is taken where a mask says what is new (RePaint); 1 if not given."""
+    """unCLIP: repetitions of each step with --mask (RePaint), for a smoother transition; 1 if not given."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.config import config
+from dalle.config.ranges import Range
 from dalle.generation.diffusion.prediction import make_denoiser
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise
 from dalle.generation.diffusion.sample import sample as sample_diffusion
@@ -23,7 +24,6 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
-from dalle.ranges import Range
 
 
 @config

@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Range, Size
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
 from dalle.kernels.conv import Conv3x3
-from dalle.ranges import Range, Size
 
 
 @config

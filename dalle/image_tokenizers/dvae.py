@@ -15,10 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Size
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction
 from dalle.image_tokenizers.quantize import kl_to_uniform
 from dalle.kernels.conv import Conv3x3, image_layout
-from dalle.ranges import Size
 
 EPSILON = 0.1  # pixels are mapped to [EPSILON, 1 - EPSILON], where the logit is bounded (appendix A.3)
 

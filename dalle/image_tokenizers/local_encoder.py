@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
-from dalle.ranges import Range, Size
+from dalle.config.ranges import Range, Size
 
 
 @config

@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Range, Size
 from dalle.image_tokenizers.base import Reduce
-from dalle.ranges import Range, Size
 
 
 @config

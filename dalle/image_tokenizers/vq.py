@@ -14,9 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.config.ranges import Decay, NonNegativeInt, Size, Weight
 from dalle.image_tokenizers.base import Reduce
 from dalle.image_tokenizers.quantize import Quantized, Quantizer
-from dalle.ranges import Decay, NonNegativeInt, Size, Weight
 
 _MAX_DISTANCES = 2**25  # cells x codes compared at once: 128 MiB of float32
 _CANDIDATES_PER_IMAGE = 64  # cells of an image that may replace a dead code

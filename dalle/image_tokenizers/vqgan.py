@@ -12,17 +12,17 @@ from dataclasses import field
 from typing import Literal
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Decay, Size
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
 from dalle.image_tokenizers.local_encoder import LocalEncoder, LocalEncoderConfig
 from dalle.image_tokenizers.quantize import FSQConfig, FSQQuantizer, GumbelConfig, GumbelQuantizer, Quantizer
 from dalle.image_tokenizers.vq import VectorQuantizer, VQConfig
+from dalle.image_tokenizers.vqgan_layers import Downsample, Level, Middle, ResidualBlock, Upsample
 from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
-from dalle.ranges import Decay, Size
 
 
 @config
@@ -103,6 +103,7 @@ class VQGAN(ImageTokenizer):
         self.decoder = Decoder(config)
         self.quantize = _quantizer(config.quantizer)
         self.codebook_size = self.quantize.codebook_size
+        # The quantizer may have far fewer channels than the encoder: factorized codes, ViT-VQGAN (arXiv 2110.04627)
         self.quant_conv = nn.Conv2d(config.latent_channels, self.quantize.code_channels, 1)
         self.post_quant_conv = nn.Conv2d(self.quantize.code_channels, config.latent_channels, 1)
 
@@ -210,94 +211,3 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
         return F.pixel_shuffle(self.conv_out(self.norm_out(x, swish=True)), self.patch)
-
-
-class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention if configured, then an optional resampling."""
-
-    def __init__(self, blocks: list[ResidualBlock], attends: bool, resample: nn.Module | None):
-        super().__init__()
-        self.block = nn.ModuleList(blocks)
-        self.attn = nn.ModuleList([AttentionBlock(block.width) for block in blocks] if attends else [])
-        self.resample = nn.Identity() if resample is None else resample
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C', h', w']."""
-        for index, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[index](x)
-        return self.resample(x)
-
-
-class Middle(nn.Sequential):
-    """Residual block, attention, residual block, at the resolution of the codes."""
-
-    def __init__(self, width: int, dropout: float):
-        super().__init__(
-            ResidualBlock(width, width, dropout), AttentionBlock(width), ResidualBlock(width, width, dropout)
-        )
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 convolution on the shortcut if the width changes."""
-
-    def __init__(self, inputs: int, width: int, dropout: float):
-        super().__init__()
-        self.width = width
-        self.norm1 = Norm(inputs)
-        self.conv1 = Conv3x3(inputs, width)
-        self.norm2 = Norm(width)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = Conv3x3(width, width)
-        self.nin_shortcut = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, h, w] to [B, width, h, w]."""
-        hidden = self.conv1(self.norm1(x, swish=True))
-        return self.nin_shortcut(x) + self.conv2(self.dropout(self.norm2(hidden, swish=True)))
-
-
-class AttentionBlock(nn.Module):
-    """Single-head self-attention over all cells, with a residual connection."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = Norm(width)
-        self.q = nn.Conv2d(width, width, 1)
-        self.k = nn.Conv2d(width, width, 1)
-        self.v = nn.Conv2d(width, width, 1)
-        self.proj_out = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to the same shape."""
-        normed = self.norm(x)
-        q, k, v = (rearrange(conv(normed), "b c h w -> b 1 (h w) c") for conv in (self.q, self.k, self.v))
-        # Cells are tokens, and the single head has all channels
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, 1, h*w, C]
-        return x + self.proj_out(rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[2]))
-
-
-class Downsample(nn.Module):
-    """Halve the resolution. Pads the right and bottom only, as taming does."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C, h / 2, w / 2]."""
-        # An even size with stride 2 needs one more row and column; on which side is part of the weights' meaning
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Double the resolution: nearest-neighbor interpolation, then a convolution."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = Conv3x3(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C, 2 h, 2 w]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -50,7 +50,24 @@ def square_tensor(image: Image.Image, size: int) -> Tensor:
 
 def to_image(image: Tensor) -> Image.Image:
     """Convert float [1, 3, H, W] in [0, 1] to an RGB image."""
-    return Image.fromarray((image[0].detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return to_images(image)[0]
+
+
+def to_images(images: Tensor) -> list[Image.Image]:
+    """Convert float [B, 3, H, W] in [0, 1] to B RGB images."""
+    pixels = (images.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+    return [Image.fromarray(one.numpy()) for one in pixels]
+
+
+def check_mask(mask: Image.Image, image: Image.Image, name: str = "image") -> None:
+    """Check that a mask fits an image, which error messages call `name`.
+
+    Raises:
+        ValueError: their sizes differ.
+    """
+    if mask.size != image.size:
+        sizes = f"mask is {mask.width}x{mask.height} and {name} {image.width}x{image.height}"
+        raise ValueError(f"{sizes}: give a mask of the image's size")
 
 
 def to_mask(mask: Image.Image, image: Image.Image, width: int, height: int) -> Tensor:
@@ -59,10 +76,7 @@ def to_mask(mask: Image.Image, image: Image.Image, width: int, height: int) -> T
     Raises:
         ValueError: its size differs from the image's, or no pixel of the crop is white.
     """
-    if mask.size != image.size:
-        raise ValueError(
-            f"mask is {mask.width}x{mask.height} and init {image.width}x{image.height}: give a mask of the image's size"
-        )
+    check_mask(mask, image, "init")
     box = _middle(mask.size, width / height)
     white = _values(_luminance(mask).resize((width, height), Image.Resampling.BOX, box))[None]
     if not white.any():

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import config
+from dalle.config.ranges import Range, Size
 from dalle.kernels.ids import check_ids
 from dalle.kernels.kv_cache import KVCache
 from dalle.models.clip import TextStates
 from dalle.models.prior import Prior, PriorShape, causal_mask
 from dalle.models.transformer import Transformer
-from dalle.ranges import Range, Size
 
 
 @config

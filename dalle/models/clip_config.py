@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from dalle.config import check_total, config
-from dalle.models.transformer import TransformerConfig
-from dalle.ranges import NonNegativeInt, PositiveFloat, Range, Size
+from dalle.config.ranges import NonNegativeInt, PositiveFloat, Range, Size
+from dalle.models.transformer_config import TransformerConfig
 from dalle.text_tokenizers import EOS_ID
 
 _Mean = Annotated[float, Range(-1000, 1000)]

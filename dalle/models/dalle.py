@@ -7,123 +7,24 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.config import check_total, config
 from dalle.kernels.attention import rope_table
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
 from dalle.kernels.kv_cache import KVCache, Positions, TokenShift
 from dalle.kernels.linear import Linear
-from dalle.kernels.masks import Kind, Mask, mask
-from dalle.kernels.pattern import GatheredKeys, LayerMask, Pattern, SparseMask
-from dalle.models.transformer import RunBlocks, Transformer, TransformerConfig, norm
-from dalle.ranges import NonNegativeInt, Range, Size
+from dalle.models.attention_masks import AttentionMasks
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.feature_embedding import FeatureEmbedding
+from dalle.models.transformer import RunBlocks, Transformer, norm
 
 
-@config
-class DALLEConfig:
-    """Architecture of a DALL-E; the options beyond the paper's exist to load other projects' checkpoints."""
-
-    transformer: TransformerConfig = TransformerConfig()
-    """Architecture of the transformer."""
-    text_vocab: Size = 4096
-    """Size of the text tokenizer's vocabulary."""
-    text_length: Size = 32
-    """Number of text tokens in every sequence, padding included."""
-    image_vocab: Size = 1024
-    """Number of codes of the image tokenizer."""
-    grid: tuple[Size, Size] = (8, 8)
-    """Rows and columns of image tokens."""
-    attention: tuple[Kind, ...] = ("full",)
-    """Kinds of attention, cycled over the layers from the first."""
-    last_attention: Kind | None = None
-    """Kind of the last layer's attention; null: as the cycle has it."""
-    conv_kernel: Annotated[int, Range(1, ceiling=2**16)] = 11
-    """Side of the window of "conv" attention; odd."""
-    positions: Literal["learned", "learned_cells", "rope", "stored_rope"] = "learned"
-    """Position embeddings. learned: text 1-D, image row + column; learned_cells: one for each image position; rope:
-    rotary in two dimensions; stored_rope: rotary, with a table that is stored with the weights."""
-    stored_masks: tuple[Annotated[int, Range(-1, ceiling=2**16)], ...] = ()
-    """For each layer, the index of its mask among those stored with the weights, -1 for full attention; empty: use
-    `attention`."""
-    pad_id: NonNegativeInt = 0
-    """Text id that means "no token here"."""
-    padding: Literal["positional", "word"] = "positional"
-    """positional: each position has its own padding token, with ids from text_vocab on; word: pad_id is an ordinary
-    token."""
-    begin_id: NonNegativeInt | None = None
-    """Text id prepended to every text; null for none."""
-    text_features: Size | None = None
-    """Channels of a text encoder's features, which are then read instead of text ids; null: the text is ids."""
-    text_head: bool = True
-    """Also predict the text tokens."""
-    head_norm: bool = False
-    """Apply a second norm after the transformer's final norm."""
-    head_bias: bool = True
-    """Use biases in the output heads."""
-    shift_tokens: bool = False
-    """Replace some channels of each token by its neighbors' (`TokenShift` of `dalle.kernels.kv_cache`)."""
-
-    def __post_init__(self) -> None:
-        sizes = {
-            "text_vocab": self.text_vocab,
-            "text_length": self.text_length,
-            "image_vocab": self.image_vocab,
-            "grid": self.grid,
-            "width": self.transformer.width,
-        }
-        tokens = self.prefix_length + self.image_length
-        numbers = (self.text_embeddings + 2 * self.image_vocab + tokens) * self.transformer.width + tokens**2
-        check_total(numbers, ", ".join(f"{name} {size}" for name, size in sizes.items()))
-        if not self.attention:
-            raise ValueError("attention is empty; give at least one of full, row, column, conv")
-        if self.conv_kernel % 2 == 0:
-            raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd")
-        if self.positions == "rope" and self.transformer.head_width % 4:
-            raise ValueError(
-                f"positions: rope needs a head width that is a multiple of 4, not {self.transformer.head_width}"
-            )
-        if self.stored_masks and len(self.stored_masks) != self.transformer.depth:
-            raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, but depth is {self.transformer.depth}")
-        if self.pad_id >= self.text_vocab:
-            raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
-        if self.text_features is not None and self.text_head:
-            raise ValueError("text_features needs text_head: false, as features cannot be predicted as tokens")
-        if self.shift_tokens and self.transformer.width % 4:
-            raise ValueError(f"shift_tokens needs a width that is a multiple of 4, not {self.transformer.width}")
-
-    @property
-    def image_length(self) -> int:
-        """Number of image tokens in every sequence, N."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def prefix_length(self) -> int:
-        """Number of tokens before the image in every sequence, P."""
-        return self.text_length + (self.begin_id is not None)
-
-    @property
-    def text_embeddings(self) -> int:
-        """Size of the text embedding: the vocabulary, and with positional padding one padding token per position."""
-        return self.text_vocab + (self.text_length if self.padding == "positional" else 0)
-
-    @property
-    def kinds(self) -> list[Kind]:
-        """The kind of attention of each layer."""
-        depth = self.transformer.depth
-        kinds = [self.attention[layer % len(self.attention)] for layer in range(depth)]
-        if self.last_attention is not None:
-            kinds[-1] = self.last_attention
-        return kinds
-
-
-class DALLE(nn.Module):
+class DALLE(AttentionMasks):
     """The transformer of Ramesh et al. 2021 (arXiv 2102.12092), section 2.2 and appendix B.1.
 
     The sequence is [text 0 .. T-1][image 0 .. N-1]; the last image token is never an input, as nothing follows it. The
@@ -136,27 +37,24 @@ class DALLE(nn.Module):
     """
 
     def __init__(self, config: DALLEConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.transformer.width
         if config.text_features is None:
             self.text_embedding: nn.Module = nn.Embedding(config.text_embeddings, width)
         else:
             self.text_embedding = FeatureEmbedding(config.text_features, config.text_length, width)
         self.image_embedding = nn.Embedding(config.image_vocab, width)
-        self._add_positions_and_masks(config)
+        self._add_positions(config)
+        self._add_masks()
         self.transformer = Transformer(config.transformer)
         self.head_norm = norm(config.transformer) if config.head_norm else nn.Identity()
         self.text_head = Linear(width, config.text_embeddings, bias=config.head_bias) if config.text_head else None
         self.image_head = Linear(width, config.image_vocab, bias=config.head_bias)
         self._initialize()
 
-    def _add_positions_and_masks(self, config: DALLEConfig) -> None:
-        """Create whatever depends on a token's position: embeddings or rotary tables, masks, sparse patterns."""
+    def _add_positions(self, config: DALLEConfig) -> None:
+        """Create what encodes a token's position: learned embeddings, or rotary tables."""
         prefix, width, (rows, columns) = config.prefix_length, config.transformer.width, config.grid
-        inputs = prefix + config.image_length - 1  # the last image token is never an input
-        # By kind of attention, or by index of a stored mask that equals such a kind: what sparse kernels need to know
-        self.patterns: dict[Kind | int, Pattern] = {}
         self.shift = TokenShift(prefix, rows, columns) if config.shift_tokens else None
         if config.positions in ("learned", "learned_cells"):
             self.text_position = nn.Parameter(torch.empty(prefix, width))
@@ -168,37 +66,8 @@ class DALLE(nn.Module):
         else:
             cos, sin = rope_table(prefix, rows, columns, config.transformer.head_width)
             stored = config.positions == "stored_rope"
-            self.register_buffer("rope_cos", cos[:inputs], persistent=stored)
-            self.register_buffer("rope_sin", sin[:inputs], persistent=stored)
-        if config.stored_masks:
-            count = max(config.stored_masks) + 1
-            # Placeholders with the right shape: loading overwrites them
-            self.register_buffer("masks", torch.ones(count, inputs, inputs, dtype=torch.bool).tril())
-            return
-        for kind in sorted(set(config.kinds) - {"full"}):
-            allowed = mask(kind, prefix, rows, columns, config.conv_kernel)
-            self.register_buffer(f"{kind}_mask", allowed, persistent=False)
-            self._register_pattern(kind, Pattern(kind, prefix, columns, config.conv_kernel))
-
-    def _register_pattern(self, kind: Kind | int, pattern: Pattern) -> None:
-        """Make sparse kernels available for an attention kind, or for one of the stored masks."""
-        self.patterns[kind] = pattern
-        keys = pattern.keys(self.config.prefix_length + self.config.image_length - 1)
-        # CUDA graphs look up the keys of a position that only the device knows
-        self.register_buffer(f"{kind}_keys", keys.to(next(self.buffers()).device), persistent=False)
-
-    def detect_sparse_masks(self) -> None:
-        """Detect which stored masks equal a known sparse pattern, so that sparse kernels apply. Call after loading."""
-        if not self.config.stored_masks:
-            return
-        prefix, columns = self.config.prefix_length, self.config.grid[1]
-        kinds: tuple[Kind, ...] = ("row", "column", "conv")
-        texts = (prefix, self.config.text_length)  # ruDALL-E's v2 masks do not count the begin token as text
-        known = [Pattern(kind, text, columns, self.config.conv_kernel) for kind in kinds for text in texts]
-        for index, table in enumerate(self.get_buffer("masks").cpu()):
-            for pattern in known:
-                if torch.equal(table, pattern.mask(len(table))):
-                    self._register_pattern(index, pattern)
+            self.register_buffer("rope_cos", cos[: self.input_length], persistent=stored)
+            self.register_buffer("rope_sin", sin[: self.input_length], persistent=stored)
 
     def _initialize(self) -> None:
         for name, parameter in self.named_parameters():
@@ -414,43 +283,6 @@ class DALLE(nn.Module):
         masks = self._masks(positions, padding)
         return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache, blocks=blocks))
 
-    def _masks(self, positions: Positions, padding: Tensor | None) -> list[LayerMask]:
-        """Each layer's mask, for the queries at these positions and the keys up to the last of them."""
-        kinds = self.config.stored_masks or self.config.kinds
-        if padding is None:
-            masks = {kind: self._mask(kind, positions) for kind in set(kinds)}
-            return [masks[kind] for kind in kinds]
-        # Padding depends on the row, so masks are dense [B, 1, T, S]. A padding token attends to itself: with nothing
-        # to attend to, softmax would give nan, and although nothing reads its state, 0 * nan would spread.
-        distance = positions.relative_distance(padding.device)
-        length = max(0, positions.end - padding.shape[1])
-        valid = F.pad(~padding[:, : positions.end], (0, length), value=True)[:, None, None]
-        dense = {kind: self._dense(kind, positions) for kind in set(kinds)}
-        padded = {
-            kind: (one if isinstance(one, Tensor) else distance >= 0) & valid | (distance == 0)
-            for kind, one in dense.items()
-        }
-        return [padded[kind] for kind in kinds]
-
-    def _mask(self, kind: Kind | int, positions: Positions) -> LayerMask:
-        """The mask of one attention kind, or one of the stored masks, without padding."""
-        pattern = self.patterns.get(kind)
-        if pattern is None:
-            return self._dense(kind, positions)
-        if positions.on_device:  # a slice would need the position on the host: gather the query's keys instead
-            keys = positions.rows(self.get_buffer(f"{kind}_keys"))[0]
-            return GatheredKeys(keys.clamp(min=0), keys >= 0)
-        if positions.end <= pattern.text:  # text alone is causal in every pattern
-            return positions.causal
-        return SparseMask(pattern, positions.mask_block(self._table(kind)))
-
-    def _dense(self, kind: Kind | int, positions: Positions) -> Mask:
-        """The same, without sparse kernels."""
-        return positions.causal if kind in ("full", -1) else positions.mask_block(self._table(kind))
-
-    def _table(self, kind: Kind | int) -> Tensor:
-        return self.get_buffer("masks")[kind] if isinstance(kind, int) else self.get_buffer(f"{kind}_mask")
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DALLE:
         """Move or cast the module, but keep the rotary tables in float32: 16 bits are too coarse for angles."""
         # Taken out before super() casts everything, and put back afterward
@@ -462,26 +294,3 @@ class DALLE(nn.Module):
         if self.shift is not None:
             self.shift.sources = self.shift.sources.to(self.image_head.weight.device)
         return self
-
-
-class FeatureEmbedding(nn.Module):
-    """Projects a text encoder's features [B, T, F] to the transformer's width, as LlamaGen does (arXiv 2406.06525)."""
-
-    null: Tensor
-
-    def __init__(self, features: int, length: int, width: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(features, width, bias=False)
-        self.down = nn.Linear(width, width, bias=False)
-        self.register_buffer("null", torch.randn(length, features) * features**-0.5)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, T, F] to [B, T, C]."""
-        x = self.up(features.to(self.up.weight.dtype))
-        return self.down(F.gelu(x, approximate="tanh"))
-
-
-def parameter_count(config: DALLEConfig) -> int:
-    """Number of parameters of the model, counted without allocating it."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in DALLE(config).parameters())

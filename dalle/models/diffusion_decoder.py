@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Size
 from dalle.models.clip import TextStates
 from dalle.models.noise_schedule import CosineConfig, Predicts, ScheduleConfig
 from dalle.models.prior import MIN_DEVIATION
 from dalle.models.time_embedding import TimeEmbedding
 from dalle.models.unet import UNet, UNetConfig
-from dalle.ranges import Size
 
 
 @config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle.config import config
-from dalle.ranges import Range
+from dalle.config.ranges import Range
 
 _MAX_BETA = 0.999  # "we clip beta_t to be no larger than 0.999" (arXiv 2102.09672, section 3.2)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Size
 from dalle.models.clip import TextStates
-from dalle.models.transformer import TransformerConfig
-from dalle.ranges import Size
+from dalle.models.transformer_config import TransformerConfig
 
 MIN_DEVIATION = 1e-6  # so that a constant dimension standardizes to 0 rather than nan
 

@@ -16,7 +16,8 @@ from dalle.kernels.linear import Linear
 from dalle.models.clip_config import CLIPConfig
 from dalle.models.clip_tower import TextTower, normalizer
 from dalle.models.clip_towers import PatchTower
-from dalle.models.transformer import FeedForward, Transformer, TransformerConfig
+from dalle.models.transformer import FeedForward, Transformer
+from dalle.models.transformer_config import TransformerConfig
 
 _NORM_EPS = 1e-6
 

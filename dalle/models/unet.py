@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Decay, NonNegativeInt, Size
 from dalle.kernels.attention import attend
 from dalle.kernels.conv import Conv3x3, image_layout
 from dalle.kernels.group_norm import Norm
-from dalle.ranges import Decay, NonNegativeInt, Size
 
 _EPS = 1e-5
 _Linear = TypeVar("_Linear", bound=nn.Module)
@@ -166,7 +166,7 @@ class Stage(nn.Module):
 class ResidualBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), told of the vector at its second norm.
 
-    One that resamples does so to both branches, by means of 2x2 or by nearest neighbours.
+    One that resamples does so to both branches, by means of 2x2 or by nearest neighbors.
     """
 
     def __init__(self, config: UNetConfig, before: int, width: int, resample: str | None = None):

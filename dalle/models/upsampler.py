@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import check_total, config
+from dalle.config.ranges import Size
 from dalle.models.diffusion_decoder import check_sides
 from dalle.models.noise_schedule import CosineConfig, Predicts, ScheduleConfig
 from dalle.models.time_embedding import TimeEmbedding
 from dalle.models.unet import UNet, UNetConfig
-from dalle.ranges import Size
 
 
 @config

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dalle.kernels.pattern import LayerMask
 from dalle.models.clip_config import CLIPConfig
 from dalle.models.clip_tower import TextTower
-from dalle.models.transformer import Block, Context, TransformerConfig
+from dalle.models.transformer import Block, Context
+from dalle.models.transformer_config import TransformerConfig
 
 PAD_ID = 1
 """Id of padding; positions count from the one after it, as in fairseq."""

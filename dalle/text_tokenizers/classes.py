@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from dalle.config import config
-from dalle.ranges import Range
+from dalle.config.ranges import Range
 from dalle.text_tokenizers.base import TextTokenizer
 
 

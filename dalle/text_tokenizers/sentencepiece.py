@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import sentencepiece
 
 from dalle.config import config, from_dict, read_yaml
-from dalle.ranges import Range
+from dalle.config.ranges import Range
 from dalle.text_tokenizers.base import TextTokenizer, check_characters
 from dalle.text_tokenizers.bpe import merge
 

@@ -18,7 +18,8 @@ from dalle.data import open_data, open_training
 from dalle.data.loader import batches, evaluation_batches
 from dalle.device import free_memory
 from dalle.training.optim import EMA, adamw
-from dalle.training.planning.memory import ModelSize, TrainSetup, memory
+from dalle.training.planning.memory import memory
+from dalle.training.planning.setup import ModelSize, TrainSetup
 from dalle.training.recipe import DALLERecipe, LoopRecipe
 from dalle.training.run.log import start_accelerator
 from dalle.training.run.precision import resolve_precision

@@ -15,17 +15,20 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.load import is_model_folder, open_source
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
-from dalle.checkpoints.tensors import LazyTensor, Tensors, load_weights, open_tensors
+from dalle.checkpoints.tensors import open_tensors
 from dalle.config import apply_overrides, read_yaml, to_dict
 from dalle.models.clip import CLIP, initial_scale_and_bias
-from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe, Recipe, parse_recipe
-from dalle.training.shipped_recipes import find_recipe
+from dalle.training.recipe.shipped import find_recipe
 
 FOLDER = "initial"
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import LazyTensor, Tensors, drop_pages
+from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
+from dalle.checkpoints.mapped_files import drop_pages
 from dalle.config import config
-from dalle.ranges import Decay, PositiveFloat, Range
+from dalle.config.ranges import Decay, PositiveFloat, Range
 
 
 @config

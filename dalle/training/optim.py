@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.ranges import Decay, NonNegativeInt, Probability, Range, Weight
+from dalle.config.ranges import Decay, NonNegativeInt, Probability, Range, Weight
 from dalle.training.distributed.fsdp import is_sharded, local, sum_of_squares
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}  # devices with a fused AdamW kernel

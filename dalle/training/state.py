@@ -12,11 +12,13 @@ from torch import Tensor
 from dalle.config import to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
-from dalle.data.loader import Batch, batches, evaluation_batches
+from dalle.data.batch import Batch
+from dalle.data.loader import batches, evaluation_batches
 from dalle.data.summary import Summary, record_and_compare, summarize
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import BestTracker, check_not_nan, validations
 from dalle.training.checkpoint.checkpoint import Checkpoint
+from dalle.training.checkpoint.folders import folder_of
 from dalle.training.checkpoint.latest import load_latest
 from dalle.training.checkpoint.restore import restore
 from dalle.training.distributed import powersgd
@@ -129,7 +131,7 @@ class Run:
     def _export_best(self) -> None:
         """Write the weights of the best checkpoint to the model folder again."""
         assert self.best.step is not None
-        folder = checkpoint.folder_of(self.options.dir, self.best.step)
+        folder = folder_of(self.options.dir, self.best.step)
         if not folder.is_dir():
             self.log.say(
                 f"the checkpoint of the best weights ({self.best}) is missing: the next validation counts as the best"
@@ -270,6 +272,6 @@ class Run:
         elif self.step == self.start:
             self.log.say(f"nothing to train: run.steps is {run.steps}, and {self.step} are done")
             return True
-        newest = f" (the best, {self.best}; the newest: {checkpoint.folder_of(run.dir, self.step)})"
+        newest = f" (the best, {self.best}; the newest: {folder_of(run.dir, self.step)})"
         self.log.say(f"weights: {run.dir / 'model'}{newest if self.best.step is not None else ''}")
         return True

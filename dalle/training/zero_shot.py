@@ -1,9 +1,9 @@
-"""Zero-shot accuracy of a CLIP in training, on labelled images that it is not trained on: whether it forgets."""
+"""Zero-shot accuracy of a CLIP in training, on labeled images that it is not trained on: whether it forgets."""
 
 from __future__ import annotations
 
 from dalle.config import config
-from dalle.data.labelled import LabelledPairs, labelled_images
+from dalle.data.labeled import LabeledPairs, open_labeled_images
 from dalle.data.loader import evaluation_batches
 from dalle.evaluation.templates import templates_of
 from dalle.evaluation.zero_shot import zero_shot_metrics
@@ -12,7 +12,7 @@ from dalle.models.clip import CLIP
 
 @config
 class ZeroShotConfig:
-    """Labelled images to classify at each validation."""
+    """LabeledImages images to classify at each validation."""
 
     path: str
     """A folder with a subfolder of images for each class, Parquet files, a hub id, or `emoji`."""
@@ -32,9 +32,9 @@ class ZeroShot:
     """
 
     def __init__(self, options: ZeroShotConfig, image_size: int, limit: int):
-        self.data = labelled_images(options.path, options.by, options.split)
+        self.data = open_labeled_images(options.path, options.by, options.split)
         self.templates = templates_of(options.templates or self.data.templates)
-        self.pairs, self.limit = LabelledPairs(self.data, image_size), limit
+        self.pairs, self.limit = LabeledPairs(self.data, image_size), limit
 
     def metrics(self, clip: CLIP) -> dict[str, float]:
         """Accuracy of a CLIP with a text tokenizer on at most `limit` images, spread evenly over the set."""

@@ -16,9 +16,8 @@ from dalle.image_tokenizers.dalle_pytorch_vae import DiscreteVAEConfig
 from dalle.image_tokenizers.quantize import GumbelConfig
 from dalle.image_tokenizers.vq import VQConfig
 from dalle.models.clip import CLIPConfig
-from dalle.models.dalle import DALLEConfig
-from dalle.models.transformer import TransformerConfig
-from support.tiny_model import make_tiny_model
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 CLASSES: tuple[Any, ...] = (TransformerConfig, DALLEConfig, CLIPConfig, VQGANConfig, DVAEConfig, DiscreteVAEConfig)
 FIELDS = [(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls) if type(field.default) is int]
@@ -27,7 +26,7 @@ FIELDS = [(cls, name) for cls, name in FIELDS if name not in ("pad_id", "eos_id"
 
 @pytest.mark.parametrize("cls, name", FIELDS, ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("value", [10**13, 2**80])
-def test_every_size_has_an_end(cls: Any, name: str, value: int) -> None:
+def test_absurd_sizes_are_refused_before_allocation(cls: Any, name: str, value: int) -> None:
     begun = time.process_time()
     with pytest.raises(ValueError) as caught:
         cls(**{name: value})
@@ -35,14 +34,14 @@ def test_every_size_has_an_end(cls: Any, name: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("quantizer", [VQConfig(codebook_size=10**13), GumbelConfig(code_channels=10**13)])
-def test_quantizers_of_a_vqgan(quantizer: Any) -> None:
+def test_absurd_quantizers_are_refused(quantizer: Any) -> None:
     with pytest.raises(ValueError, match="more than any machine holds"):
         VQGANConfig(quantizer=quantizer)
 
 
 @pytest.mark.parametrize("name", ["text_length", "text_vocab", "image_vocab"])
-def test_a_folder_of_weights(name: str, tmp_path: Path) -> None:
-    folder = make_tiny_model(tmp_path)
+def test_absurd_sizes_in_a_model_folder_are_refused(name: str, tiny_copy: Path) -> None:
+    folder = tiny_copy / "model"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["model"][name] = 10**13
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -51,7 +50,7 @@ def test_a_folder_of_weights(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_large_models_are_not_absurd() -> None:
+def test_largest_known_models_are_accepted() -> None:
     """The paper's 12 billion parameters, ruDALL-E XXL, an image of 8192 pixels a side, a CLIP of bigG size."""
     DALLEConfig(
         transformer=TransformerConfig(width=3968, depth=64, heads=62), text_vocab=16384, text_length=256,

@@ -53,7 +53,7 @@ def test_local_paths_resolve_to_themselves(tmp_path: Path, monkeypatch: pytest.M
     assert resolve("owner/name") == Path("owner/name")  # not asked of the hub
 
 
-def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     files = ["config.json", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"]
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert resolve("owner/name/a/b.pt") == tmp_path / "kept" / "a" / "b.pt"
 
 
-def test_a_repository_of_several_models_is_not_fetched_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_repository_with_several_weight_files_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
     lists(monkeypatch, ["README.md", "c2i_B_256.pt", "c2i_L_256.pt"])
@@ -94,12 +94,12 @@ def test_a_repository_of_several_models_is_not_fetched_whole(monkeypatch: pytest
     assert "holds 2 weight files" in message and message.endswith("some/models/c2i_B_256.pt")
 
 
-def test_which_files_are_fetched() -> None:
+def test_safetensors_are_preferred_to_pickles() -> None:
     assert loadable_files(["a.bin", "b.msgpack", "merges.txt"]) == ["a.bin", "merges.txt"]
     assert loadable_files(["a.bin", "a.safetensors"]) == ["a.safetensors"]
 
 
-def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_hub_id_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def fail(*_: object, **__: object) -> str:
@@ -120,7 +120,7 @@ def test_an_id_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.Mo
             assert one_line(name) == loadable_files
 
 
-def test_without_a_network_it_is_one_try(tmp_path: Path) -> None:
+def test_offline_hub_is_tried_once(tmp_path: Path) -> None:
     """By the hub's own client: nothing listens where it is told the hub is."""
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     program = (
@@ -133,7 +133,9 @@ def test_without_a_network_it_is_one_try(tmp_path: Path) -> None:
     assert done.stdout.count("\n") == 1 and "Retry" not in done.stderr and done.returncode == 0
 
 
-def test_fetching_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_downloads_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     lists(monkeypatch, ["config.yaml"])
@@ -191,7 +193,7 @@ def archive(file: Path, names: list[str]) -> str:
     return hashlib.md5(file.read_bytes()).hexdigest()
 
 
-def test_an_archive_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     md5 = archive(tmp_path / "a.tar.gz", ["1.3B/config.yaml", "1.3B/tokenizer/vocab.json"])
@@ -202,7 +204,7 @@ def test_an_archive_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert resolve("some/model/1B") == folder
 
 
-def test_an_archive_that_is_not_what_was_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_or_changed_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     address = (tmp_path / "a.tar.gz").as_uri()

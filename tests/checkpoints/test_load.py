@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,15 @@ from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
-from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig, sentencepiece
+from support.tiny_configs import clip_config, dalle_config
 
-TINY = TransformerConfig(width=32, depth=2, heads=2)
 CAPTIONS = ["a red heart", "a blue car on a red car", "गुलाबी हात्ती"]
 VQGAN = VQGANConfig(image_size=16, channels=32, channel_multipliers=[1, 1], attention_resolutions=[], latent_channels=8)
-CLIP_CONFIG = CLIPConfig(
-    image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=300, text_length=16, embed_dim=8
-)
-DALLE_CONFIG = DALLEConfig(transformer=TINY, text_vocab=300, text_length=8, image_vocab=16, grid=(2, 2))
+CLIP_CONFIG = clip_config(width=32, text_length=16)
+DALLE_CONFIG = dalle_config(width=32, text_vocab=300, text_length=8, image_vocab=16, grid=(2, 2))
 
 
 class Shelf:
@@ -59,12 +57,12 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("shelf"))
 
 
-def test_text_tokenizer_is_the_saved_one(shelf: Shelf) -> None:
+def test_loaded_text_tokenizer_equals_the_saved(shelf: Shelf) -> None:
     loaded = load_text_tokenizer(shelf.root / "text")
     assert torch.equal(loaded.encode(CAPTIONS), shelf.tokenizer.encode(CAPTIONS))
 
 
-def test_image_tokenizer_is_the_saved_one(shelf: Shelf) -> None:
+def test_loaded_image_tokenizer_equals_the_saved(shelf: Shelf) -> None:
     loaded = load_image_tokenizer(shelf.root / "image")
     images = torch.rand(2, 3, 16, 16)
     codes = shelf.image.encode(images)
@@ -73,7 +71,7 @@ def test_image_tokenizer_is_the_saved_one(shelf: Shelf) -> None:
     assert torch.equal(loaded.decode(codes), shelf.image.decode(codes))
 
 
-def test_clip_is_the_saved_one_and_takes_strings(shelf: Shelf) -> None:
+def test_loaded_clip_equals_the_saved_and_takes_strings(shelf: Shelf) -> None:
     loaded = load_clip(str(shelf.root / "clip"))
     images = torch.rand(2, 3, 16, 16)
     assert not loaded.training
@@ -82,7 +80,7 @@ def test_clip_is_the_saved_one_and_takes_strings(shelf: Shelf) -> None:
     assert torch.equal(loaded.encode_text(CAPTIONS), shelf.clip.encode_text(ids))
 
 
-def test_model_is_the_saved_one(shelf: Shelf) -> None:
+def test_loaded_model_equals_the_saved(shelf: Shelf) -> None:
     loaded = load_model(shelf.root / "model")
     text, codes = torch.randint(4, 300, (2, 8)), torch.randint(16, (2, 4))
     assert not loaded.training
@@ -90,14 +88,14 @@ def test_model_is_the_saved_one(shelf: Shelf) -> None:
     assert torch.equal(loaded(text, codes), shelf.model(text, codes))
 
 
-def test_parts_of_a_model_load(shelf: Shelf) -> None:
+def test_components_of_a_model_load(shelf: Shelf) -> None:
     folder = shelf.root / "model"
     assert load_text_tokenizer(model_folder.ModelFolder(folder).component("text_tokenizer").path).vocab_size == 300
     assert load_image_tokenizer(model_folder.ModelFolder(folder).component("image_tokenizer").path).image_size == 16
     assert load_clip(model_folder.ModelFolder(folder).component("clip").path).tokenizer is not None
 
 
-def test_half_precision_in_the_file_and_in_memory(shelf: Shelf) -> None:
+def test_half_precision_weights_load_in_the_requested_dtype(shelf: Shelf) -> None:
     shelf.save("half", "dalle", DALLE_CONFIG, shelf.model, storage="bfloat16")
     loaded = load_model(shelf.root / "half")
     for key, value in shelf.model.state_dict().items():
@@ -114,7 +112,7 @@ def test_half_precision_in_the_file_and_in_memory(shelf: Shelf) -> None:
         (load_text_tokenizer, "image", ["an image tokenizer", "dalle.load_image_tokenizer"]),
     ],
 )
-def test_a_folder_of_another_kind_is_named(
+def test_folder_of_another_stage_is_named(
     shelf: Shelf, load: Callable[[Path], object], name: str, parts: list[str]
 ) -> None:
     with pytest.raises(ValueError) as error:
@@ -124,7 +122,7 @@ def test_a_folder_of_another_kind_is_named(
 
 
 @pytest.mark.parametrize("content", ["stage: soup\n", "model: {}\n", "stage: dalle\n", "stage: dalle\nmodel: 3\n"])
-def test_a_config_that_is_not_ours_is_named(tmp_path: Path, content: str) -> None:
+def test_foreign_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ValueError) as error:
         load_model(tmp_path)
@@ -132,14 +130,14 @@ def test_a_config_that_is_not_ours_is_named(tmp_path: Path, content: str) -> Non
 
 
 def test_weights_of_another_shape_are_named(shelf: Shelf) -> None:
-    wider = DALLEConfig(transformer=TINY, text_vocab=300, text_length=8, image_vocab=32, grid=(2, 2))
+    wider = replace(DALLE_CONFIG, image_vocab=32)
     shelf.save("wrong", "dalle", wider, shelf.model)
     with pytest.raises(ValueError, match="image_head") as error:
         load_model(shelf.root / "wrong")
     assert "\n" not in str(error.value)
 
 
-def test_public_names() -> None:
+def test_public_names_load_lazily() -> None:
     assert dalle.load_model is load_model
     assert dalle.load_clip is load_clip
     names = {"TextToImage", "load_clip", "load_image_tokenizer", "load_model", "load_text_tokenizer", "__version__"}

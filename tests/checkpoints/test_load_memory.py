@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.model_folder import export, save
-from dalle.checkpoints.tensors import LazyTensor, write_tensors
+from dalle.checkpoints.tensors import write_tensors
 from dalle.config import to_dict
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.published.transformers import reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
@@ -78,7 +80,7 @@ def malevich(file: Path) -> int:
     return sum(value.numel() for value in wide.values() if value.is_floating_point())
 
 
-def test_a_folder_of_ours(tmp_path: Path) -> None:
+def test_loading_peaks_at_1_2_times_the_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save(tmp_path / "model", {"stage": "dalle", "model": to_dict(CONFIG)}, DALLE(CONFIG).state_dict())
     weights = 4 * parameters(CONFIG)
@@ -88,7 +90,7 @@ def test_a_folder_of_ours(tmp_path: Path) -> None:
     assert peak(tmp_path / "small") < 1.3 * weights  # pages of the file, a quarter of it, may still be mapped
 
 
-def test_published_half_precision_as_single(tmp_path: Path) -> None:
+def test_loading_published_half_precision_peaks_at_1_2_times_the_weights(tmp_path: Path) -> None:
     weights = 4 * malevich(tmp_path / "pytorch_model_v3.bin")
     assert weights > 250e6
     assert peak(tmp_path / "pytorch_model_v3.bin", given=True) < 1.2 * weights
@@ -96,7 +98,7 @@ def test_published_half_precision_as_single(tmp_path: Path) -> None:
     assert peak(tmp_path / "pytorch_model_v3.bin", tmp_path / "ours", given=True) < 0.4 * weights
 
 
-def test_writing_one_at_a_time(tmp_path: Path) -> None:
+def test_lazy_tensors_are_written_one_at_a_time(tmp_path: Path) -> None:
     made = [0]
 
     def make() -> torch.Tensor:

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dalle import files
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
-from dalle.checkpoints.tensors import STORAGE, load_into, pack, read_tensors, unpack
+from dalle.checkpoints.modules import load_into
+from dalle.checkpoints.quantization import STORAGE, pack, unpack
+from dalle.checkpoints.tensors import read_tensors
+from dalle.files import local
 
 CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "optim": {"lr": 1e-3}}
 
@@ -56,20 +58,20 @@ def one_line(call: Callable[[], Any]) -> str:
 # ---- written whole or not at all
 
 
-def test_a_folder_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_saved_folder_reads_back_equal(tmp_path: Path) -> None:
     save(tmp_path / "deep" / "a", CONFIG, state())
     assert read_config(tmp_path / "deep" / "a") == CONFIG
     assert same(read_tensors(tmp_path / "deep" / "a" / "model.safetensors"), state())
     assert sorted(os.listdir(tmp_path / "deep")) == ["a"]
 
 
-def test_files_are_as_readable_as_their_folder(tmp_path: Path) -> None:
+def test_file_modes_follow_the_folder(tmp_path: Path) -> None:
     save(tmp_path / "a", CONFIG, state())
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "a").iterdir()}
     assert modes == {(tmp_path / "a").stat().st_mode & 0o666}
 
 
-def test_the_new_folder_replaces_the_old_one(tmp_path: Path) -> None:
+def test_saving_replaces_the_old_folder(tmp_path: Path) -> None:
     save(tmp_path / "a", CONFIG, state())
     (tmp_path / "a" / "stale.txt").write_text("of before")
     save(tmp_path / "a", CONFIG, state(1))
@@ -82,11 +84,11 @@ def _full_disk(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("broken", ["write_tensors", "write_config", "folder_hash", "_flush"])
-def test_a_full_disk_leaves_the_old_folder_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+def test_full_disk_leaves_the_old_folder_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     save(tmp_path / "part", CONFIG, state(2))
     save(tmp_path / "a", CONFIG, state())
     before = content(tmp_path)
-    monkeypatch.setattr(files if broken == "_flush" else model_folder, broken, _full_disk)
+    monkeypatch.setattr(local if broken == "_flush" else model_folder, broken, _full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "a", CONFIG | {"stage": "dalle"}, state(1), parts={"clip": tmp_path / "part"})
     assert content(tmp_path) == before
@@ -107,7 +109,7 @@ def test_a_failure_between_the_renames_puts_the_old_folder_back(
             raise OSError(errno.EIO, "Input/output error")
         replace(source, place)
 
-    monkeypatch.setattr(files.os, "replace", flaky)
+    monkeypatch.setattr(local.os, "replace", flaky)
     if target == "a" or failing == 1:
         with pytest.raises(OSError, match="Input/output"):
             save(tmp_path / target, CONFIG, state(1))
@@ -118,14 +120,14 @@ def test_a_failure_between_the_renames_puts_the_old_folder_back(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
-def test_a_device_that_is_really_full(tmp_path: Path) -> None:
+def test_full_device_leaves_no_half_written_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"), atomic_folder(tmp_path / "a") as new:
         (new / "some").write_text("x")
         Path("/dev/full").write_text("x")
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_interrupt_leaves_no_scratch_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "a") as new:
         (new / "half").write_text("")
         raise KeyboardInterrupt
@@ -135,19 +137,19 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
 # ---- how tensors are stored
 
 
-def test_storage_as_it_is_changes_nothing() -> None:
+def test_packing_without_a_dtype_changes_nothing() -> None:
     assert same(pack(state(), None), state())
 
 
 @pytest.mark.parametrize(("storage", "bits"), [("bfloat16", 8), ("float16", 11)])
-def test_half_precision_rounds_to_its_bits(storage: Any, bits: int) -> None:
+def test_half_precision_error_is_half_a_unit_of_its_mantissa(storage: Any, bits: int) -> None:
     values = {"a": torch.logspace(-3, 3, 1000), "n": torch.arange(3)}
     packed = pack(values, storage)
     assert packed["a"].dtype == getattr(torch, storage) and packed["n"].dtype == torch.int64
     assert torch.all((unpack(packed)["a"].float() - values["a"]).abs() <= values["a"] * 2.0**-bits)
 
 
-def test_eight_bits_per_output_channel() -> None:
+def test_int8_scales_each_output_channel() -> None:
     packed = pack(state(), "int8")
     assert {name for name, value in packed.items() if value.dtype == torch.int8} == {"conv.weight", "linear.weight"}
     assert packed["bias"].dtype == torch.float32 and packed["steps"].dtype == torch.int64
@@ -159,7 +161,7 @@ def test_eight_bits_per_output_channel() -> None:
     assert torch.equal(unpacked["bias"], state()["bias"]) and torch.equal(unpacked["steps"], state()["steps"])
 
 
-def test_eight_bits_keep_zeros_and_the_largest_value() -> None:
+def test_int8_keeps_zeros_and_the_largest_value() -> None:
     value = torch.tensor([[0.0, 0.0], [0.0, -3.0], [5.0, 2.5]])
     now = unpack(pack({"a": value}, "int8"))["a"]
     assert torch.equal(now[0], torch.zeros(2))
@@ -168,7 +170,7 @@ def test_eight_bits_keep_zeros_and_the_largest_value() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 1000), st.floats(1e-4, 1e4))
-def test_eight_bits_once_more_are_the_same(rows: int, columns: int, seed: int, scale: float) -> None:
+def test_int8_packing_is_idempotent(rows: int, columns: int, seed: int, scale: float) -> None:
     value = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale
     once = unpack(pack({"a": value}, "int8"))["a"]
     twice = unpack(pack({"a": once}, "int8"))["a"]
@@ -208,7 +210,7 @@ def test_smaller_storage_makes_smaller_files(tmp_path: Path) -> None:
     ],
     ids=["half", "last byte", "header cut", "five bytes", "empty", "longer", "text", "high bytes", "zip"],
 )
-def test_damaged_and_foreign_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_and_foreign_weight_files_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     file = tmp_path / "model.safetensors"
     save_file(state(), file)
     file.write_bytes(damage(file.read_bytes()))
@@ -216,7 +218,7 @@ def test_damaged_and_foreign_files(tmp_path: Path, damage: Callable[[bytes], byt
     assert message.startswith(f"{file} is not a safetensors file, or is truncated")
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_files_give_a_one_line_error(tmp_path: Path) -> None:
     assert one_line(lambda: read_tensors(tmp_path / "x")) == f"{tmp_path / 'x'}: no such file"
     assert one_line(lambda: read_tensors(tmp_path)) == f"{tmp_path}: no such file"
     assert "has no config.yaml: it is not a model folder" in one_line(lambda: read_config(tmp_path))
@@ -231,7 +233,7 @@ def _module() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
 
 
-def test_weights_are_cast_to_the_modules_type() -> None:
+def test_loaded_weights_are_cast_to_the_modules_dtype() -> None:
     source, target = _module(), _module()
     load_into(target, {name: value.to(torch.bfloat16) for name, value in source.state_dict().items()}, "here")
     for name, value in source.state_dict().items():
@@ -252,7 +254,7 @@ def test_weights_are_cast_to_the_modules_type() -> None:
         ),
     ],
 )
-def test_keys_that_do_not_fit_are_named(change: dict[str, Tensor | None], words: str) -> None:
+def test_mismatched_tensor_names_are_listed(change: dict[str, Tensor | None], words: str) -> None:
     module = _module()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     changed = {name: value for name, value in (before | change).items() if value is not None}
@@ -264,7 +266,7 @@ def test_keys_that_do_not_fit_are_named(change: dict[str, Tensor | None], words:
 # ---- hashes and parts
 
 
-def test_the_hash_is_of_what_a_folder_computes(tmp_path: Path) -> None:
+def test_hash_covers_model_config_and_weights_only(tmp_path: Path) -> None:
     def hashed(config: dict[str, Any], seed: int = 0, storage: Any = None) -> str:
         save(tmp_path / "a", config, state(seed), storage=storage)
         (tmp_path / "a" / "README.md").write_text(str(config))  # cards count as little as recipes
@@ -284,7 +286,7 @@ def test_the_hash_is_of_what_a_folder_computes(tmp_path: Path) -> None:
     assert len({first, *others}) == 6
 
 
-def test_the_hash_is_of_a_text_tokenizers_file_too(tmp_path: Path) -> None:
+def test_hash_covers_the_text_tokenizers_file(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("stage: text_tokenizer\nmodel: {}\n")
     (tmp_path / "bpe.model").write_bytes(b"one")
     first = folder_hash(tmp_path)
@@ -292,7 +294,7 @@ def test_the_hash_is_of_a_text_tokenizers_file_too(tmp_path: Path) -> None:
     assert folder_hash(tmp_path) != first
 
 
-def test_parts_are_copied_and_checked(tmp_path: Path) -> None:
+def test_components_are_copied_and_their_hash_checked(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     (tmp_path / "clip" / "README.md").write_text("a card")
     (tmp_path / "clip" / "samples.png").write_text("an image")
@@ -305,7 +307,7 @@ def test_parts_are_copied_and_checked(tmp_path: Path) -> None:
     assert recorded == {"clip": {"path": "clip", "sha256": folder_hash(tmp_path / "clip")}}
 
 
-def test_a_part_that_was_changed_is_refused_with_both_hashes(tmp_path: Path) -> None:
+def test_changed_component_is_refused_with_both_hashes(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     expected = folder_hash(tmp_path / "clip")
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
@@ -315,7 +317,7 @@ def test_a_part_that_was_changed_is_refused_with_both_hashes(tmp_path: Path) -> 
     assert f"is not the clip that {tmp_path / 'a'} was trained with" in message
 
 
-def test_parts_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_components_give_a_one_line_error(tmp_path: Path) -> None:
     save(tmp_path / "a", CONFIG, state())
     assert one_line(lambda: ModelFolder(tmp_path / "a").component("clip").path).endswith(
         "has no component clip: its config.yaml lists none"
@@ -328,7 +330,7 @@ def test_parts_that_are_not_there(tmp_path: Path) -> None:
     assert "parts.one needs a path and a sha256" in one_line(lambda: ModelFolder(tmp_path / "b").component("one").path)
 
 
-def test_a_part_inside_the_folder_that_is_replaced(tmp_path: Path) -> None:
+def test_component_inside_the_replaced_folder_is_kept(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(), parts={"clip": tmp_path / "clip"})
     save(tmp_path / "a", {"stage": "dalle", "model": {}}, state(3), parts={"clip": tmp_path / "a" / "clip"})
@@ -341,7 +343,7 @@ def test_a_part_inside_the_folder_that_is_replaced(tmp_path: Path) -> None:
 # ---- export
 
 
-def test_export_stores_anew_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_export_converts_weights_and_keeps_other_files(tmp_path: Path) -> None:
     save(tmp_path / "clip", CONFIG, state(1))
     save(tmp_path / "run", {"stage": "dalle", "model": {"width": 4}}, state(), parts={"clip": tmp_path / "clip"})
     (tmp_path / "out" / "clip").mkdir(parents=True)

@@ -22,11 +22,6 @@ from support.tiny_model import DALLE_MODEL, make_tiny_model
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("parts"), clip=False).parent
-
-
 @pytest.fixture(autouse=True)
 def own_state() -> Iterator[None]:
     """Accelerate holds the first settings of a process for good."""
@@ -60,12 +55,12 @@ def figures(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("shuffle", [{"shift": 0.0, "size": 40}, {"shift": 0.05, "size": 80}])
-def test_shards_train_as_images_do(shuffle: dict, parts: Path, tmp_path: Path) -> None:
+def test_training_on_token_shards_equals_training_on_images(shuffle: dict, tiny_parts: Path, tmp_path: Path) -> None:
     """Over epochs where nothing varies in an image, else in the first epoch; dropouts of captions are on."""
-    config = str(recipe(parts, tmp_path, {"kind": "shapes"} | shuffle))
+    config = str(recipe(tiny_parts, tmp_path, {"kind": "shapes"} | shuffle))
     assert main(["encode", config, str(tmp_path / "tokens"), "--shard-images", "32"]) == 0
     assert train.main([config, f"run.dir={tmp_path / 'images'}"]) == 0
-    from_tokens = str(recipe(parts, tmp_path, {"kind": "tokens", "path": str(tmp_path / "tokens")}))
+    from_tokens = str(recipe(tiny_parts, tmp_path, {"kind": "tokens", "path": str(tmp_path / "tokens")}))
     assert train.main([from_tokens, f"run.dir={tmp_path / 'shards'}"]) == 0
     expected = figures(tmp_path / "images")
     assert figures(tmp_path / "shards") == expected
@@ -74,30 +69,34 @@ def test_shards_train_as_images_do(shuffle: dict, parts: Path, tmp_path: Path) -
     assert sum("validation/image_nats" in line for line in expected) == 3
 
 
-def test_eval_takes_shards(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = str(recipe(parts, tmp_path, {"kind": "shapes", "size": 40}))
+def test_eval_on_token_shards_equals_eval_on_images(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 40}))
     tokens = tmp_path / "tokens"
     assert main(["encode", config, str(tokens)]) == 0
     told = capsys.readouterr().out
     assert told.startswith(f"{tokens}: 40 rows of train, 5 rows of validation in 2 shards, 0.0 MB; broken records")
     figures = []
     for data in (["kind=shapes", "size=40"], ["kind=tokens", f"path={tokens}"]):
-        assert main(["eval", str(parts / "model"), *data, "--split", "validation", "--device", "cpu", "--json"]) == 0
+        assert (
+            main(["eval", str(tiny_parts / "model"), *data, "--split", "validation", "--device", "cpu", "--json"]) == 0
+        )
         figures.append(json.loads(capsys.readouterr().out)["splits"])
     assert figures[0] == figures[1]
-    assert main(["eval", str(parts / "image_tokenizer"), "kind=tokens", f"path={tokens}"]) == 2
+    assert main(["eval", str(tiny_parts / "image_tokenizer"), "kind=tokens", f"path={tokens}"]) == 2
     assert "holds codes and no images" in capsys.readouterr().err
 
 
-def test_a_model_of_another_tokenizer_is_refused(
-    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_token_shards_of_another_image_tokenizer_are_refused(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = str(recipe(parts, tmp_path, {"kind": "shapes", "size": 40}))
+    config = str(recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 40}))
     tokens, other = tmp_path / "tokens", make_tiny_model(tmp_path / "other", clip=False, seed=1).parent
     assert main(["encode", config, str(tokens)]) == 0
     assert "45/45" in capsys.readouterr().err
-    hashes = [model_folder.folder_hash(folder / "image_tokenizer") for folder in (parts, other)]
-    from_tokens = str(recipe(parts, tmp_path, {"kind": "tokens", "path": str(tokens)}))
+    hashes = [model_folder.folder_hash(folder / "image_tokenizer") for folder in (tiny_parts, other)]
+    from_tokens = str(recipe(tiny_parts, tmp_path, {"kind": "tokens", "path": str(tokens)}))
     assert train.main([from_tokens, f"image_tokenizer={other / 'image_tokenizer'}"]) == 2
     first = capsys.readouterr().err
     assert main(["eval", str(other / "model"), "kind=tokens", f"path={tokens}", "--split", "validation"]) == 2
@@ -119,14 +118,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(
-    name: str, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_wrong_inputs_give_a_one_line_error(
+    name: str, tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     arguments, told = WRONG[name]
-    tokens = recipe(parts, tmp_path, {"kind": "tokens", "path": str(tmp_path)})
+    tokens = recipe(tiny_parts, tmp_path, {"kind": "tokens", "path": str(tmp_path)})
     named = {"OUT": str(tmp_path / "out"), "TOKENS": str(tokens)}
-    named["image_tokenizer=IMAGES"] = f"image_tokenizer={parts / 'image_tokenizer'}"
+    named["image_tokenizer=IMAGES"] = f"image_tokenizer={tiny_parts / 'image_tokenizer'}"
     assert main(["encode", *(named.get(argument, argument) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert told in error and error.startswith("dalle encode: ") and error.count("\n") == 1
@@ -142,8 +141,8 @@ def encoding(config: Path, out: Path, processes: int = 1) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_shards(parts: Path, tmp_path: Path) -> None:
-    config = recipe(parts, tmp_path, {"kind": "shapes", "size": 2000})
+def test_encoding_killed_repeatedly_ends_with_the_same_shards(tiny_parts: Path, tmp_path: Path) -> None:
+    config = recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 2000})
     whole, out = tmp_path / "whole", tmp_path / "out"
     subprocess.run(encoding(config, whole), check=True, cwd=ROOT)
     for signal_number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -167,8 +166,8 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(parts: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(parts: Path, tmp_path: Path) -> None:
-    config = recipe(parts, tmp_path, {"kind": "shapes", "size": 200})
+def test_two_processes_write_the_same_shards_as_one(tiny_parts: Path, tmp_path: Path) -> None:
+    config = recipe(tiny_parts, tmp_path, {"kind": "shapes", "size": 200})
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for processes in (1, 2):
         command = encoding(config, tmp_path / str(processes), processes)

@@ -49,7 +49,7 @@ def figures(folder: Path) -> dict[str, float]:
     return last
 
 
-def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dalle_overfits_16_pairs_token_for_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = ShapesConfig(size=16, shift=0)
     parts = {
@@ -121,7 +121,7 @@ def test_sixteen_pairs_are_drawn_back_token_for_token(tmp_path: Path, monkeypatc
     assert torch.equal(drawn, expected)
 
 
-def test_the_shapes_recipes_one_after_the_other(tmp_path: Path) -> None:
+def test_shapes_recipes_train_a_dalle_that_draws_colors(tmp_path: Path) -> None:
     bpe, vqgan, clip, model = (tmp_path / name for name in ("bpe", "vqgan", "clip", "dalle"))
     words = f"text_tokenizer={bpe}/model"
     python("train.py", "configs/shapes/bpe.yaml", f"dir={bpe}")
@@ -176,7 +176,7 @@ SAMPLE = [
 
 @pytest.mark.parametrize("arguments", SAMPLE)
 @pytest.mark.parametrize("shipped", [False, True])
-def test_sample(arguments: list[str], shipped: bool, tiny: Path, images: Path) -> None:
+def test_sample_commands_of_the_readme_run(arguments: list[str], shipped: bool, tiny: Path, images: Path) -> None:
     if shipped and not (SHIPPED / "model.safetensors").is_file():
         pytest.skip("no model ships with this copy of the repository")
     arguments = [argument.replace("IMAGES", str(images)) for argument in arguments]
@@ -195,7 +195,7 @@ def stands_on(tiny: Path) -> list[str]:
     return [*parts, transformer, "model.text_vocab=300", "model.image_vocab=24", "model.grid=[4, 4]"]
 
 
-def test_train_and_resume(tiny: Path, tmp_path: Path) -> None:
+def test_train_command_runs_and_resumes(tiny: Path, tmp_path: Path) -> None:
     command = ["train.py", "configs/emoji/dalle.yaml", "optim.lr=3e-4", f"run.dir={tmp_path / 'mine'}", *SHORT]
     python(*command, *stands_on(tiny))
     assert f"weights: {tmp_path / 'mine' / 'model'}" in python(*command, *stands_on(tiny), "resume=true", "run.steps=3")
@@ -205,7 +205,7 @@ def test_train_and_resume(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["tokenizers/emoji-vqgan/config.yaml", "tokenizers/emoji-dvae/config.yaml"])
-def test_train_an_image_tokenizer(config: str, tmp_path: Path) -> None:
+def test_image_tokenizer_commands_run(config: str, tmp_path: Path) -> None:
     python("train.py", config, f"run.dir={tmp_path / 'run'}", *SHORT)
     table = python("-m", "dalle", "eval", str(tmp_path / "run" / "model"), "--limit", "8")
     assert "test_concept" in table and "psnr" in table and "kept_pixel_shift" in table
@@ -213,7 +213,7 @@ def test_train_an_image_tokenizer(config: str, tmp_path: Path) -> None:
     assert dalle.load_image_tokenizer(tmp_path / "out").grid == (8, 8)
 
 
-def test_train_the_text_tokenizer_and_clip(tmp_path: Path) -> None:
+def test_text_tokenizer_and_clip_commands_run(tmp_path: Path) -> None:
     python("train.py", "tokenizers/emoji-bpe/config.yaml", f"dir={tmp_path / 'bpe'}")
     command = ["train.py", "configs/emoji/clip.yaml", f"text_tokenizer={tmp_path / 'bpe'}/model"]
     python(*command, f"run.dir={tmp_path / 'clip'}", *SHORT)
@@ -222,7 +222,7 @@ def test_train_the_text_tokenizer_and_clip(tmp_path: Path) -> None:
     assert 0 <= found["image_to_text@1"] <= found["image_to_text@10"] <= 1 and found["images"] == 20
 
 
-def test_train_on_a_folder_of_images(tiny: Path, images: Path) -> None:
+def test_train_command_takes_a_folder_of_images(tiny: Path, images: Path) -> None:
     mine = images / "my_images"
     mine.mkdir()
     for index in range(12):
@@ -233,7 +233,7 @@ def test_train_on_a_folder_of_images(tiny: Path, images: Path) -> None:
     assert figures(images / "run")["step"] == 2
 
 
-def test_two_processes_by_accelerate(tiny: Path, tmp_path: Path) -> None:
+def test_two_processes_by_accelerate_equal_one(tiny: Path, tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
     command = ["train.py", "configs/emoji/dalle.yaml", f"run.dir={tmp_path / 'run'}", *SHORT, *stands_on(tiny)]
     python(*launch, *command)

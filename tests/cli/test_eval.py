@@ -15,43 +15,40 @@ import dalle
 from dalle.__main__ import main
 from dalle.data import ShapesConfig
 from dalle.evaluation.run import evaluate
-from support.tiny_model import make_tiny_model
 
 SHAPES = ["kind=shapes", "size=64"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run: model/ is a random DALL-E; beside it the folders that it stands on."""
-    return make_tiny_model(tmp_path_factory.mktemp("run")).parent
-
-
 @pytest.mark.parametrize("name", ["image_tokenizer", "clip", "model"])
-def test_eval_prints_what_evaluate_gives(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = evaluate(run / name, ShapesConfig(size=64), limit=5)
-    options = [str(run / name), *SHAPES, "--limit", "5", "--batch-size", "2", "--device", "cpu"]
+def test_eval_prints_what_evaluate_gives(tiny_parts: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = evaluate(tiny_parts / name, ShapesConfig(size=64), limit=5)
+    options = [str(tiny_parts / name), *SHAPES, "--limit", "5", "--batch-size", "2", "--device", "cpu"]
     assert main(["eval", *options, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert (printed["source"], printed["data"], list(printed["splits"])) == (str(run / name), "shapes", list(expected))
+    assert (printed["source"], printed["data"], list(printed["splits"])) == (
+        str(tiny_parts / name),
+        "shapes",
+        list(expected),
+    )
     for split, metrics in expected.items():
         assert printed["splits"][split] == pytest.approx(metrics, rel=1e-3)
     assert main(["eval", *options, "--split", "validation"]) == 0
     title, splits, *lines = capsys.readouterr().out.splitlines()
-    assert title == str(run / name) and splits.split() == ["validation"]
+    assert title == str(tiny_parts / name) and splits.split() == ["validation"]
     shown = {line.split()[0]: line.split()[1] for line in lines}
     for measure, value in expected["validation"].items():
         assert shown[measure] == "-" if value is None else float(shown[measure]) == pytest.approx(value, abs=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "float32"])
-def test_export_keeps_the_weights_as_near_as_their_storage_allows(
-    run: Path, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_export_error_is_within_its_dtype(
+    tiny_parts: Path, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("a card")
-    assert main(["export", str(run), str(tmp_path / "out"), "--dtype", dtype]) == 0
+    assert main(["export", str(tiny_parts), str(tmp_path / "out"), "--dtype", dtype]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}: 0.")
-    before, after = (dalle.load_model(folder).state_dict() for folder in (run / "model", tmp_path / "out"))
+    before, after = (dalle.load_model(folder).state_dict() for folder in (tiny_parts / "model", tmp_path / "out"))
     error = {"float32": 0.0, "float16": 2**-10, "bfloat16": 2**-7, "int8": 1 / 127}[dtype]
     for name, value in before.items():
         assert (after[name] - value).abs().max() <= error * value.abs().max(), name
@@ -60,15 +57,15 @@ def test_export_keeps_the_weights_as_near_as_their_storage_allows(
     assert torch.isfinite(torch.tensor(pipe("a red circle")[0].scores)).all()
 
 
-def test_classify_prints_what_the_classifier_gives(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_classify_prints_the_classifiers_probabilities(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
         Image.effect_noise((9, 9), 30 * number + 1).convert("RGB").save(tmp_path / f"{number}.png")
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom")
-    classifier = dalle.ZeroShotClassifier.from_pretrained(["दिल", "star"], run / "clip", ["a {}"], "cpu")
-    options = ["--labels", "दिल,star", "--clip", str(run / "clip"), "--template", "a {}", "--device", "cpu"]
+    classifier = dalle.ZeroShotClassifier.from_pretrained(["दिल", "star"], tiny_parts / "clip", ["a {}"], "cpu")
+    options = ["--labels", "दिल,star", "--clip", str(tiny_parts / "clip"), "--template", "a {}", "--device", "cpu"]
     assert main(["classify", str(tmp_path), *options, "--json"]) == 0
     out, err = capsys.readouterr()
     bad, *rest = json.loads(out)["images"][-1:] + json.loads(out)["images"][:-1]
@@ -82,10 +79,10 @@ def test_classify_prints_what_the_classifier_gives(
     assert title == str(tmp_path / "0.png") and line.split()[1] == classifier(tmp_path / "0.png")[0].labels[0]
 
 
-def test_eval_classify_prints_figures_and_writes_the_confusion(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_eval_classify_prints_accuracy_and_writes_the_confusion_image(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--by", "group", "--split", "test_block", "--clip", str(run / "clip"), "--device", "cpu"]
+    options = ["--by", "group", "--split", "test_block", "--clip", str(tiny_parts / "clip"), "--device", "cpu"]
     assert main(["eval", "classify", "emoji", *options, "--confusion", str(tmp_path / "new" / "c.png")]) == 0
     title, *lines = capsys.readouterr().out.splitlines()
     assert title == "emoji, 121 images, 8 labels" and [line.split()[0] for line in lines][:2] == ["top_1", "top_5"]
@@ -97,18 +94,20 @@ def test_eval_classify_prints_figures_and_writes_the_confusion(
 
 
 @pytest.fixture(scope="module")
-def index(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of five images with captions."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(5):
         Image.effect_noise((9, 9), 30 * number + 1).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"दिल {number}\n", encoding="utf-8")
     out = tmp_path_factory.mktemp("out") / "index"
-    assert main(["index", str(folder), "--out", str(out), "--clip", str(run / "clip"), "--device", "cpu"]) == 0
+    assert main(["index", str(folder), "--out", str(out), "--clip", str(tiny_parts / "clip"), "--device", "cpu"]) == 0
     return out
 
 
-def test_index_and_search(index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_and_search_commands_print_and_export(
+    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert main(["index", "--out", str(index), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -128,7 +127,7 @@ def test_index_and_search(index: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["search", str(index), "--duplicates", "1"]) == 0
 
 
-def test_show_opens_a_page_where_there_is_a_browser(
+def test_show_opens_the_page_in_a_browser(
     index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[str] = []
@@ -161,7 +160,7 @@ WRONG = {
         ["classify", "FILE", "--labels", "a,b", "--template", "{}", "--templates", "plain"],
         "both",
     ),
-    "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected a label a line"),
+    "empty labels file": (["classify", "FILE", "--labels-file", "FILE"], "is empty: expected one label per line"),
     "empty folder": (["classify", "EMPTY", "--labels", "a,b"], "holds no images"),
     "no image there": (["classify", "./nowhere", "--labels", "a,b"], "no such file or folder"),
     "an empty image": (["classify", "FILE", "--labels", "a,b", "--clip", "CLIP"], "file: the file is empty"),
@@ -182,14 +181,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(
-    run: Path, index: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_inputs_give_a_one_line_error(
+    tiny_parts: Path, index: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    broken = make_broken(run / "image_tokenizer", tmp_path / "broken")
-    places = {"EMPTY": tmp_path / "empty", "BROKEN": broken, "RUNS": run, "RUN": run / "model", "OUT": tmp_path / "out"}
-    places |= {"CLIP": run / "clip", "FILE": tmp_path / "file", "INDEX": index}
+    broken = make_broken(tiny_parts / "image_tokenizer", tmp_path / "broken")
+    places = {"EMPTY": tmp_path / "empty", "BROKEN": broken, "OUT": tmp_path / "out"}
+    places |= {"RUNS": tiny_parts, "RUN": tiny_parts / "model", "CLIP": tiny_parts / "clip"}
+    places |= {"FILE": tmp_path / "file", "INDEX": index}
     arguments, message = WRONG[name]
     arguments = [str(places.get(a, a)).replace("FILE", str(tmp_path / "file")) for a in arguments]
     try:
@@ -210,7 +210,7 @@ def make_broken(source: Path, target: Path) -> Path:
     return target
 
 
-def test_a_reader_that_has_enough_is_no_mistake(run: Path) -> None:
+def test_closed_pipe_is_no_error(tiny_parts: Path) -> None:
     command = [sys.executable, "-m", "dalle", "plan", "configs/paper/dalle-12b.yaml"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -17,12 +17,6 @@ from PIL import Image
 from dalle.__main__ import main
 from dalle.apps.vqgan_clip import video
 from dalle.apps.vqgan_clip.optimize import Painter
-from support.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("paint")).parent
 
 
 def line(parts: Path, out: Path, *more: str, prompt: str = "लाल दिल | text:-0.3") -> list[str]:
@@ -37,8 +31,10 @@ def only(out: Path) -> Path:
     return folder
 
 
-def test_files_metadata_and_the_same_again(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(line(parts, tmp_path / "a", "--save-every", "2", "--seed", "3", "--saturation", "-0.5")) == 0
+def test_painting_writes_files_whose_metadata_reproduce_it(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line(tiny_parts, tmp_path / "a", "--save-every", "2", "--seed", "3", "--saturation", "-0.5")) == 0
     folder = only(tmp_path / "a")
     assert folder.name == "लाल-दिल-text-0-3-3"
     assert capsys.readouterr().out == f"{folder / 'image.png'}\n"
@@ -60,11 +56,13 @@ def test_files_metadata_and_the_same_again(parts: Path, tmp_path: Path, capsys: 
     assert again.tobytes() == image.tobytes()
 
 
-def test_json_for_scripts_and_videos(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_lists_files_and_videos_have_all_frames(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number, (name, format_) in enumerate((("a.gif", "GIF"), ("a.webp", "WEBP"), ("a.mp4", None))):
         film = tmp_path / name
         more = ["--video", str(film), "--frame-every", "2", "--zoom", "1.1", "--json"]
-        assert main(line(parts, tmp_path / str(number), *more)) == 0
+        assert main(line(tiny_parts, tmp_path / str(number), *more)) == 0
         told = json.loads(capsys.readouterr().out)
         assert told["video"] == str(film) and told["steps"] == 4 and set(told["losses"]) == {"loss", "clip"}
         assert Path(told["image"]).is_file() and Path(told["state"]).is_file()
@@ -78,20 +76,20 @@ def test_json_for_scripts_and_videos(parts: Path, tmp_path: Path, capsys: pytest
     assert not list(tmp_path.glob(".*"))
 
 
-def test_interrupted_it_keeps_the_image_and_goes_on(
-    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_interrupted_painting_keeps_its_image_and_resumes(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(line(parts, tmp_path / "whole")) == 0
-    update = Painter.update
+    assert main(line(tiny_parts, tmp_path / "whole")) == 0
+    take_step = Painter.take_step
 
     def interrupted(painter: Painter) -> dict[str, float]:
         if painter.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return update(painter)
+        return take_step(painter)
 
-    monkeypatch.setattr(Painter, "update", interrupted)
+    monkeypatch.setattr(Painter, "take_step", interrupted)
     with pytest.raises(SystemExit) as stop:
-        main(line(parts, tmp_path / "cut"))
+        main(line(tiny_parts, tmp_path / "cut"))
     monkeypatch.undo()
     assert stop.value.code == 130
     said = capsys.readouterr().err
@@ -149,7 +147,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(parts: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_give_a_one_line_error(
+    tiny_parts: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given, message = WRONG[name]
     places: dict[str, Any] = {word: tmp_path / f"{word}.png" for word in ("DOT", "BLACK", "GIF", "FILM", "BIG")}
     Image.new("RGB", (1, 1), "red").save(places["DOT"])
@@ -158,12 +158,12 @@ def test_wrong_inputs_are_one_line(parts: Path, name: str, tmp_path: Path, capsy
     places["FILM"].write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(500))
     if name == "huge init":
         big(places["BIG"])
-    places["CLIP"] = parts / "clip"
+    places["CLIP"] = tiny_parts / "clip"
     words = [str(places.get(word, word)) for word in given]
     prompt = words.pop(1) if words[0] == "PROMPT" else "a red heart"
     words = [word for word in words if word != "PROMPT"]
     try:
-        code = main(line(parts, tmp_path / "out", *words, prompt=prompt))
+        code = main(line(tiny_parts, tmp_path / "out", *words, prompt=prompt))
     except SystemExit as stop:
         code = stop.code
     assert code == 2
@@ -173,7 +173,7 @@ def test_wrong_inputs_are_one_line(parts: Path, name: str, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("kind", ["dot", "gif", "transparent", "thin"])
-def test_odd_images_are_good_starts(parts: Path, kind: str, tmp_path: Path) -> None:
+def test_init_images_of_any_mode_and_size_work(tiny_parts: Path, kind: str, tmp_path: Path) -> None:
     made = {
         "dot": Image.new("RGB", (1, 1), "red"),
         "gif": Image.new("P", (9, 7)),
@@ -181,16 +181,20 @@ def test_odd_images_are_good_starts(parts: Path, kind: str, tmp_path: Path) -> N
         "thin": Image.new("L", (300, 1), 90),
     }[kind]
     made.save(tmp_path / "init", "GIF" if kind == "gif" else "PNG")
-    assert main(line(parts, tmp_path / "out", "--init", str(tmp_path / "init"), "--steps", "1")) == 0
+    assert main(line(tiny_parts, tmp_path / "out", "--init", str(tmp_path / "init"), "--steps", "1")) == 0
+    with Image.open(only(tmp_path / "out") / "image.png") as image:
+        assert (image.format, image.mode) == ("PNG", "RGB") and min(image.size) > 0
 
 
-def test_negative_prompts_alone_go_with_a_image(parts: Path, tmp_path: Path) -> None:
+def test_negative_prompts_alone_work_with_an_image(tiny_parts: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "init.png")
-    assert main(line(parts, tmp_path / "out", "--init", str(tmp_path / "init.png"), prompt="red:-1")) == 0
+    assert main(line(tiny_parts, tmp_path / "out", "--init", str(tmp_path / "init.png"), prompt="red:-1")) == 0
+    with Image.open(only(tmp_path / "out") / "image.png") as image:
+        assert image.text["prompt"] == "red:-1"  # type: ignore[attr-defined]
 
 
-def test_a_full_disk_is_one_line_and_the_last_image_stays(
-    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_full_disk_gives_one_line_and_keeps_the_last_image(
+    tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, count = Image.Image.save, [0]
 
@@ -201,18 +205,16 @@ def test_a_full_disk_is_one_line_and_the_last_image_stays(
         save(image, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "save", full)
-    assert main(line(parts, tmp_path, "--preview-every", "1")) == 2
+    assert main(line(tiny_parts, tmp_path, "--preview-every", "1")) == 2
     assert "No space left on device" in capsys.readouterr().err
     (file,) = only(tmp_path).iterdir()
     assert Image.open(file).text["step"] == "2"  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_refused(
-    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_folder_is_refused(tiny_parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    assert main(line(parts, tmp_path / "out")) == 2
+    assert main(line(tiny_parts, tmp_path / "out")) == 2
     assert "is not a folder that can be written" in capsys.readouterr().err
 
 
@@ -223,7 +225,7 @@ def test_without_pyav_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyt
     video.check_video(tmp_path / "film.gif")
 
 
-def test_frames_of_odd_sides_become_a_film(tmp_path: Path) -> None:
+def test_frames_of_odd_sides_become_a_video(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     frames = [tmp_path / f"{number}.png" for number in range(4)]
     for number, frame in enumerate(frames):
@@ -235,7 +237,7 @@ def test_frames_of_odd_sides_become_a_film(tmp_path: Path) -> None:
     assert [round(float(frame[..., 0].mean()) / 60) for frame in shown] == [0, 1, 2, 3]
 
 
-def test_painting_leaves_torch_as_it_was(parts: Path, tmp_path: Path) -> None:
+def test_painting_restores_grad_mode(tiny_parts: Path, tmp_path: Path) -> None:
     before = torch.is_grad_enabled()
-    assert main(line(parts, tmp_path, "--steps", "1")) == 0
+    assert main(line(tiny_parts, tmp_path, "--steps", "1")) == 0
     assert torch.is_grad_enabled() == before

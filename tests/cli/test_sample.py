@@ -22,12 +22,7 @@ sys.path.insert(0, str(ROOT))
 import dalle.images.grid  # noqa: E402
 import sample  # noqa: E402
 from dalle.cli.sample import SampleConfig  # noqa: E402
-from dalle.pipeline import TextToImage  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("sample"))
+from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +41,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_samples_reranks_and_writes(model: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--n", "5", "--keep", "2", "--seed", "7", "--guidance", "3", "--top-k", "9", "--model", str(model)]
+def test_sample_writes_reranked_images_and_scores(
+    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--n", "5", "--keep", "2", "--seed", "7", "--guidance", "3", "--top-k", "9", "--model", str(tiny_model)]
     assert sample.main(["a red heart", "लाल दिल", *options]) == 0
     folder = here / "outputs" / "a-red-heart-7"
     assert capsys.readouterr().out.strip() == str(Path("outputs", "a-red-heart-7", "grid.png"))
@@ -63,12 +60,12 @@ def test_samples_reranks_and_writes(model: Path, here: Path, capsys: pytest.Capt
     assert (content["options"]["guidance"], content["options"]["temperature"]) == (3.0, 1.0)  # given, and the model's
 
 
-def test_a_png_can_be_drawn_again_from_its_metadata(model: Path, here: Path) -> None:
+def test_png_metadata_reproduces_the_image(tiny_model: Path, here: Path) -> None:
     drawn = ["--n", "3", "--seed", "11", "--temperature", "0.8", "--top-p", "0.9", "--image", "face.png"]
-    assert sample.main(["लाल दिल", *drawn, "--mask", "mask.png", "--model", str(model), "--no-grid"]) == 0
+    assert sample.main(["लाल दिल", *drawn, "--mask", "mask.png", "--model", str(tiny_model), "--no-grid"]) == 0
     (folder,) = (here / "outputs").iterdir()
     assert not (folder / "grid.png").exists()
-    pipe = TextToImage.from_pretrained(model, device="cpu")
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     files = sorted(folder.glob("*.png"))
     assert len(files) == 3
     for file in files:
@@ -83,11 +80,11 @@ def test_a_png_can_be_drawn_again_from_its_metadata(model: Path, here: Path) -> 
         assert ImageChops.difference(again.images[0], image).getbbox() is None
 
 
-def test_a_window_takes_fewer_steps_for_the_same_files(model: Path, here: Path) -> None:
+def test_window_gives_the_same_files_in_fewer_steps(tiny_model: Path, here: Path) -> None:
     found = []
     for window in ("1", "8"):
         options = ["--n", "3", "--batch-size", "1", "--temperature", "0.5", "--window", window, "--out", window]
-        assert sample.main(["लाल दिल", *options, "--model", str(model)]) == 0
+        assert sample.main(["लाल दिल", *options, "--model", str(tiny_model)]) == 0
         (folder,) = (here / window).iterdir()
         content = json.loads((folder / "scores.json").read_text())
         found.append((content["steps"], [(folder / p["file"]).read_bytes() for p in content["images"]]))
@@ -95,13 +92,13 @@ def test_a_window_takes_fewer_steps_for_the_same_files(model: Path, here: Path) 
     assert found[0][0] == 3 * 16 and 3 < found[1][0] < 3 * 16
 
 
-def test_faster_decoders(model: Path, here: Path) -> None:
+def test_memory_limit_keeps_the_images_and_guidance_changes_them(tiny_model: Path, here: Path) -> None:
     found = {}
     ways = {"plain": [], "little memory": ["--max-memory", "1kB"], "8 bits": ["--dtype", "int8"]}
     ways |= {"all guided": ["--guidance", "3"], "guided": ["--guidance", "3", "--guidance-until", "16"]}
     ways |= {"half guided": ["--guidance", "3", "--guidance-until", "4"]}
     for name, options in ways.items():
-        assert sample.main(["a dog", "--n", "6", "--model", str(model), "--out", name, *options]) == 0
+        assert sample.main(["a dog", "--n", "6", "--model", str(tiny_model), "--out", name, *options]) == 0
         (folder,) = (here / name).iterdir()
         content = json.loads((folder / "scores.json").read_text())
         images = sorted(content["images"], key=lambda image: image["seed"])
@@ -120,15 +117,22 @@ def test_earlier_outputs_are_not_overwritten(model_without_clip: Path, here: Pat
     assert content["images"][0]["score"] is None
 
 
-def test_many_prompts_are_drawn_in_groups_and_all_written(model: Path, here: Path) -> None:
+def test_many_prompts_are_generated_in_groups_and_all_written(tiny_model: Path, here: Path) -> None:
     prompts = [f"{i} red hearts" for i in range(5)]
-    assert sample.main([*prompts, "--n", "16", "--keep", "1", "--model", str(model)]) == 0
+    assert sample.main([*prompts, "--n", "16", "--keep", "1", "--model", str(tiny_model)]) == 0
     content = json.loads((here / "outputs" / "0-red-hearts-0" / "scores.json").read_text())
     assert [p["prompt"] for p in content["images"]] == prompts
 
 
-def test_from_the_top_of_a_image(model: Path, here: Path) -> None:
-    assert sample.main(["a dog", "--image", "face.png", "--keep-rows", "0.5", "--n", "2", "--model", str(model)]) == 0
+def test_keep_rows_continues_an_image(tiny_model: Path, here: Path) -> None:
+    options = ["--image", "face.png", "--keep-rows", "0.5", "--n", "2", "--model", str(tiny_model)]
+    assert sample.main(["a dog", *options]) == 0
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
+    (result,) = pipe("a dog", n=2, image=Image.open("face.png"), keep_rows=0.5)
+    (folder,) = (here / "outputs").iterdir()
+    written = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["images"]
+    found = {one["seed"]: Image.open(folder / one["file"]).tobytes() for one in written}
+    assert found == {seed: image.tobytes() for seed, image in zip(result.seeds, result.images, strict=True)}
 
 
 WRONG = {
@@ -184,16 +188,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(model: Path, here: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_give_a_one_line_error(
+    tiny_model: Path, here: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments, message = WRONG[name]
     (here / "text.txt").write_text("not an image")
     (here / "empty").mkdir()
     (here / "cut.png").write_bytes((here / "face.png").read_bytes()[:200])
     Image.new("L", (4, 4), 255).save(here / "small.png")
     Image.new("L", (IMAGE_SIZE, IMAGE_SIZE)).save(here / "black.png")
-    arguments = [argument.replace("MODEL", str(model)) for argument in arguments]
+    arguments = [argument.replace("MODEL", str(tiny_model)) for argument in arguments]
     if "--model" not in arguments:
-        arguments = [*arguments, "--model", str(model)]
+        arguments = [*arguments, "--model", str(tiny_model)]
     try:
         code = sample.main(arguments)
     except SystemExit as stop:  # argparse's own
@@ -204,13 +210,13 @@ def test_wrong_inputs_are_one_line(model: Path, here: Path, name: str, capfd: py
     assert not (here / "outputs").exists()
 
 
-def test_without_clip_all_must_be_kept(
-    model: Path, model_without_clip: Path, here: Path, capsys: pytest.CaptureFixture[str]
+def test_without_clip_no_candidate_can_be_chosen(
+    tiny_model: Path, model_without_clip: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["a", "--n", "3", "--keep", "1", "--model", str(model_without_clip)]
     assert sample.main(arguments) == 2
     assert "no CLIP to choose 1 of 3" in capsys.readouterr().err
-    assert sample.main([*arguments, "--clip", str(model / "clip")]) == 0
+    assert sample.main([*arguments, "--clip", str(tiny_model / "clip")]) == 0
 
 
 BROKEN = {
@@ -223,7 +229,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("file", BROKEN)
-def test_a_damaged_model_folder_is_one_line(
+def test_damaged_model_folder_gives_a_one_line_error(
     file: str, tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_tiny_model(tmp_path / "broken")
@@ -235,21 +241,23 @@ def test_a_damaged_model_folder_is_one_line(
 
 
 @pytest.mark.parametrize("prompt", ["गुलाबी हात्ती", "一只粉色的大象", "🐘❤️", "", "  ", "a dog\nand a cat", "--n"])
-def test_prompts_in_any_script(prompt: str, model: Path, here: Path) -> None:
-    assert sample.main(["--n", "1", "--model", str(model), "--", prompt]) == 0
+def test_prompts_of_any_script_are_in_the_metadata(prompt: str, tiny_model: Path, here: Path) -> None:
+    assert sample.main(["--n", "1", "--model", str(tiny_model), "--", prompt]) == 0
     (folder,) = (here / "outputs").iterdir()
     (file,) = folder.glob("01-*.png")
     assert Image.open(file).text["prompt"] == prompt  # type: ignore[attr-defined]
 
 
-def test_a_long_prompt_is_cut_with_a_warning(model: Path, here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_prompts_are_truncated_with_a_warning(
+    tiny_model: Path, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        assert sample.main(["a red heart " * 500, "--n", "1", "--model", str(model)]) == 0
+        assert sample.main(["a red heart " * 500, "--n", "1", "--model", str(tiny_model)]) == 0
     assert "tokens cut to the model's 12" in caplog.text
 
 
-def test_no_space_left_keeps_what_is_finished(
-    model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_full_disk_keeps_finished_images(
+    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = dalle.images.png.write_png
 
@@ -259,7 +267,7 @@ def test_no_space_left_keeps_what_is_finished(
         write(image, path, texts)
 
     monkeypatch.setattr(dalle.images.png, "write_png", full)
-    assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 2
+    assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(tiny_model)]) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith("sample.py: ") and "No space left on device" in err
     folder = here / "outputs" / "a-dog-0"
@@ -268,7 +276,7 @@ def test_no_space_left_keeps_what_is_finished(
 
 
 @pytest.mark.slow
-def test_a_real_ctrl_c(model: Path, here: Path) -> None:
+def test_sigint_ends_the_process_with_130(tiny_model: Path, here: Path) -> None:
     arguments = [
         "a dog",
         "a cat",
@@ -277,7 +285,7 @@ def test_a_real_ctrl_c(model: Path, here: Path) -> None:
         "--batch-size",
         "8",
         "--model",
-        str(model),
+        str(tiny_model),
         "--out",
         str(here / "o"),
     ]
@@ -294,8 +302,8 @@ def test_a_real_ctrl_c(model: Path, here: Path) -> None:
     assert [line for line in err.splitlines() if "sample.py" in line] == ["sample.py: stopped; nothing was finished"]
 
 
-def test_ctrl_c_keeps_what_is_finished(
-    model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_keyboard_interrupt_keeps_finished_images(
+    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw, calls = TextToImage.__call__, []
 
@@ -307,15 +315,15 @@ def test_ctrl_c_keeps_what_is_finished(
 
     monkeypatch.setattr(TextToImage, "__call__", interrupted)
     monkeypatch.setattr(sample, "_MAX_CANDIDATES", 1)
-    assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(model)]) == 130
+    assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(tiny_model)]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished images: ")
     folder = here / "outputs" / "a-dog-0"
     assert len(json.loads((folder / "scores.json").read_text())["images"]) == 2
     assert len(list(folder.glob("01-*.png"))) == 2 and (folder / "grid.png").exists()
-    assert sample.main(["a dog", "--n", "2", "--model", str(model)]) == 0
+    assert sample.main(["a dog", "--n", "2", "--model", str(tiny_model)]) == 0
     calls.clear()
     calls.append(())
-    assert sample.main(["a dog", "--model", str(model)]) == 130
+    assert sample.main(["a dog", "--model", str(tiny_model)]) == 130
     assert "nothing was finished" in capsys.readouterr().err
 
 

@@ -11,19 +11,17 @@ from PIL import Image
 import dalle
 from dalle.__main__ import main
 from dalle.apps.search import ImageIndex
-from support.tiny_model import make_tiny_model
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with clip/, photos/ (the last two alike) and photos.index."""
+def made(tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/ (the last two alike) and photos.index."""
     root = tmp_path_factory.mktemp("made")
-    make_tiny_model(root / "parts")
     (root / "photos").mkdir()
     for name, color in {"a": "red", "b": "blue", "c": "white", "d": "white"}.items():
         Image.new("RGB", (9, 9), color).save(root / "photos" / f"{name}.png")
-    clip = dalle.load_clip(root / "parts/clip")
-    ImageIndex.build(root / "photos.index", root / "photos", clip=root / "parts/clip")
+    clip = dalle.load_clip(tiny_parts / "clip")
+    ImageIndex.build(root / "photos.index", root / "photos", clip=tiny_parts / "clip")
     assert not clip.config.sigmoid
     return root
 
@@ -34,7 +32,7 @@ def found(made: Path, capsys: pytest.CaptureFixture[str], *options: str) -> list
     return hits
 
 
-def test_options_of_a_search(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_weights_floor_and_distinct(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = found(made, capsys, "a red heart")
     assert len(every) == 4 and every[0]["probability"] is None
     assert found(made, capsys, "--weights", "a red heart: 2") == every
@@ -57,7 +55,7 @@ def test_options_of_a_search(made: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["a", "--min-score", "30"], "scores are from -1 to 1"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_wrong_options_give_a_one_line_error(
     options: list[str], message: str, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", str(made / "photos.index"), *options, "--device", "cpu"]) == 2
@@ -65,8 +63,10 @@ def test_wrong_options_are_one_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_none_of_these(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image, clip = str(made / "photos/a.png"), str(made / "parts/clip")
+def test_classify_threshold_prints_none_of_these(
+    made: Path, tiny_parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, clip = str(made / "photos/a.png"), str(tiny_parts / "clip")
     given = ["classify", image, "--labels", "heart,star", "--clip", clip, "--device", "cpu"]
     assert main([*given, "--threshold", "1"]) == 0
     out = capsys.readouterr().out

@@ -24,13 +24,13 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_what_the_encoding_lacks_is_printed_as_escapes() -> None:
+def test_unencodable_characters_are_printed_as_escapes() -> None:
     result = run(f'{sys.executable} -c "{PRINTS}"', PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stdout, result.stderr) == (0, b"\\u0444/d.png\n", b"1\n")
 
 
 @pytest.mark.parametrize("closed, out", [("2>&-", "\u0444/d.png\n"), (">&-", "")])
-def test_a_stream_that_is_closed(closed: str, out: str) -> None:
+def test_closed_streams_are_no_error(closed: str, out: str) -> None:
     result = run(f'{sys.executable} -c "{PRINTS}" {closed}', PYTHONIOENCODING="utf-8")
     assert (result.returncode, result.stdout.decode()) == (0, out)
 
@@ -40,7 +40,7 @@ def test_a_stream_that_is_closed(closed: str, out: str) -> None:
     [["-m", "dalle", "inspect"], ["-m", "dalle", "sample", "--model"], ["-m", "dalle", "train"], ["train.py"]],
     ids=" ".join,
 )
-def test_errors_of_every_entry_point(command: list[str], tmp_path: Path) -> None:
+def test_errors_of_every_entry_point_are_escaped_and_one_line(command: list[str], tmp_path: Path) -> None:
     """A path that the terminal cannot show is escaped in the error line, which is one line all the same."""
     missing = str(tmp_path / "\u0444.yaml")
     extra = ["a dog"] if "sample" in command else []

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("set_by_user", [None, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_what_the_user_has_set_stays(set_by_user: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openmp_settings_of_the_user_are_kept(set_by_user: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "7")  # so that it is put back
@@ -29,7 +29,7 @@ def test_what_the_user_has_set_stays(set_by_user: str | None, monkeypatch: pytes
     assert changed == ({} if set_by_user else {"GOMP_SPINCOUNT": "1000"})
 
 
-def test_where_it_is_too_late_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_unchanged_once_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setitem(sys.modules, "torch", sys)
@@ -47,7 +47,7 @@ COMMANDS = (
 @pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="GNU's OpenMP says how it waits")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
-def test_the_openmp_of_torch_waits_so_in_every_command(command: list[str]) -> None:
+def test_every_command_limits_openmp_spinning(command: list[str]) -> None:
     environment = os.environ | {"OMP_DISPLAY_ENV": "verbose", "HF_HUB_OFFLINE": "1"}
     environment.pop("GOMP_SPINCOUNT", None), environment.pop("OMP_WAIT_POLICY", None)
     for settings, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")):

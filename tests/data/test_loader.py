@@ -17,11 +17,13 @@ import pytest
 import torch
 
 import train
-from dalle.data import loader, open_data
+from dalle.data import open_data
+from dalle.data import workers as workers_module
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import BadRecord, Pair, PairDataset, PairStream
+from dalle.data.batch import Batch
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
-from dalle.data.loader import Batch, batches, evaluation_batches
+from dalle.data.loader import batches, evaluation_batches
 from dalle.data.shapes import ShapesConfig, ShapesDataset
 from dalle.training.checkpoint.latest import load_latest
 
@@ -92,7 +94,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @KINDS
 @pytest.mark.parametrize("length, broken", [(10, ()), (10, (3, 4)), (3, (1,)), (1, ())])
-def test_sequence(kind: Kind, slow: Callable, length: int, broken: tuple[int, ...]) -> None:
+def test_batches_equal_a_slow_loop(kind: Kind, slow: Callable, length: int, broken: tuple[int, ...]) -> None:
     expected = slow(length, broken, 5)
     for batch in itertools.islice(batches(kind(length, broken), batch_size=4, seed=5), 9):
         captions = list(itertools.islice(expected, 4))
@@ -105,7 +107,7 @@ def test_sequence(kind: Kind, slow: Callable, length: int, broken: tuple[int, ..
 
 
 @KINDS
-def test_each_epoch_holds_everything_once(kind: Kind, slow: Callable) -> None:
+def test_each_epoch_has_every_record_once(kind: Kind, slow: Callable) -> None:
     sequence = batches(kind(10), batch_size=5, seed=0)
     epochs = [
         [int(c.split()[0]) for batch in (next(sequence), next(sequence)) for c in batch.captions] for _ in range(4)
@@ -115,7 +117,7 @@ def test_each_epoch_holds_everything_once(kind: Kind, slow: Callable) -> None:
 
 
 @KINDS
-def test_seeds_of_runs_differ(kind: Kind, slow: Callable) -> None:
+def test_order_differs_between_seeds(kind: Kind, slow: Callable) -> None:
     assert (
         next(batches(kind(50), batch_size=9, seed=0)).captions != next(batches(kind(50), batch_size=9, seed=1)).captions
     )
@@ -123,7 +125,7 @@ def test_seeds_of_runs_differ(kind: Kind, slow: Callable) -> None:
 
 @KINDS
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 7, 12])
-def test_resumed_is_uninterrupted(kind: Kind, slow: Callable, start: int) -> None:
+def test_resumed_batches_equal_uninterrupted(kind: Kind, slow: Callable, start: int) -> None:
     """Also where an epoch ends in the middle of a batch, or with one."""
     whole = list(itertools.islice(batches(kind(10, (2,)), batch_size=4, seed=1), start + 3))
     resumed = batches(kind(10, (2,)), batch_size=4, seed=1, start=start)
@@ -138,7 +140,7 @@ def test_resuming_a_stream_reads_less_than_two_passes() -> None:
 
 @KINDS
 @pytest.mark.parametrize("world", [2, 3, 6])
-def test_shares_of_processes_make_the_whole(kind: Kind, slow: Callable, world: int) -> None:
+def test_batches_of_all_ranks_join_to_the_global_batch(kind: Kind, slow: Callable, world: int) -> None:
     whole = batches(kind(11, (5, 6)), batch_size=6, seed=2)
     shares = [batches(kind(11, (5, 6)), batch_size=6, seed=2, rank=rank, world=world) for rank in range(world)]
     for _ in range(5):
@@ -159,7 +161,7 @@ def test_batches_do_not_depend_on_workers(kind: Kind, slow: Callable, workers: i
 
 
 @KINDS
-def test_no_global_randomness(kind: Kind, slow: Callable) -> None:
+def test_loader_leaves_global_randomness_untouched(kind: Kind, slow: Callable) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     next(batches(kind(10), batch_size=4, seed=3))
@@ -169,17 +171,17 @@ def test_no_global_randomness(kind: Kind, slow: Callable) -> None:
 @KINDS
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_usable(kind: Kind, slow: Callable, workers: int) -> None:
+def test_no_usable_image_is_refused(kind: Kind, slow: Callable, workers: int) -> None:
     with pytest.raises(ValueError, match=r"^no usable image [^\n]*: number \d: broken$"):
         next(batches(kind(4, (0, 1, 2, 3)), batch_size=2, seed=0, workers=workers))
 
 
-def test_an_empty_stream() -> None:
+def test_empty_stream_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no records to train on: check data.path"):
         next(batches(Stream(0), batch_size=2, seed=0))
 
 
-def test_an_empty_set() -> None:
+def test_empty_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no records to train on: check data.path"):
         next(batches(Numbers(0), batch_size=2, seed=0))
 
@@ -192,24 +194,24 @@ def test_split_keeps_order_and_names_bad_records_once() -> None:
     assert [name for part in parts for name in part.bad] == batch.bad != []
 
 
-def test_evaluation_is_in_order_and_leaves_broken_ones_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluation_batches_are_in_order_without_broken_records(caplog: pytest.LogCaptureFixture) -> None:
     shown = [batch.captions for batch in evaluation_batches(Numbers(8, (1, 7)), 4)]
     assert shown == [["0 0", "2 0", "3 0", "4 0"], ["5 0", "6 0"]]
     assert [r.getMessage() for r in caplog.records] == ["skipped number 1: broken", "skipped number 7: broken"]
 
 
-def test_evaluation_tells_whom_it_should() -> None:
+def test_evaluation_reports_broken_records_to_its_callback() -> None:
     told: list[str] = []
     list(evaluation_batches(Numbers(8, (1, 7)), 4, limit=8, report=told.extend))
     assert told == ["number 1: broken", "number 7: broken"]
 
 
 @pytest.mark.parametrize("limit, sizes", [(None, [4, 4, 2]), (4, [4]), (5, [4, 1]), (99, [4, 4, 2])])
-def test_evaluation_limit(limit: int | None, sizes: list[int]) -> None:
+def test_evaluation_limit_bounds_the_batches(limit: int | None, sizes: list[int]) -> None:
     assert [len(b.captions) for b in evaluation_batches(Numbers(10), 4, limit=limit)] == sizes
 
 
-def test_a_limited_evaluation_sees_all_parts_of_a_sorted_set() -> None:
+def test_limited_evaluation_is_spread_over_a_sorted_set() -> None:
     shown = [int(c.split()[0]) for b in evaluation_batches(Numbers(70), 4, limit=14) for c in b.captions]
     assert [number // 10 for number in shown] == [kind for kind in range(7) for _ in range(2)]
     emoji = open_data(DrawingsConfig(sets=("emoji",)), "validation", 64)
@@ -220,7 +222,7 @@ def test_a_limited_evaluation_sees_all_parts_of_a_sorted_set() -> None:
     assert all(abs(seen.count(style) - 56 * share[style] / len(emoji)) < 2 for style in share)
 
 
-def test_evaluation_of_nothing_usable() -> None:
+def test_evaluation_without_a_usable_image_is_refused() -> None:
     with pytest.raises(ValueError, match="no usable image to evaluate on: number 0: broken"):
         list(evaluation_batches(Numbers(2, (0, 1)), 4))
 
@@ -236,7 +238,7 @@ def test_bad_records_count_once(caplog: pytest.LogCaptureFixture) -> None:
         bad.add(["c: cut"])
 
 
-def test_training_counts_broken_records_to_the_end(
+def test_training_counts_broken_records_of_all_epochs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -271,7 +273,7 @@ def test_shapes_have_no_broken_records(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
-def test_a_worker_ends_when_its_parent_says_so_and_nobody_else() -> None:
+def test_workers_ignore_signals_but_end_with_their_parent() -> None:
     stream = batches(Numbers(20), batch_size=4, seed=0, workers=1)
     next(stream)
     worker = multiprocessing.active_children()[0]
@@ -285,7 +287,7 @@ def test_a_worker_ends_when_its_parent_says_so_and_nobody_else() -> None:
     assert worker.exitcode == 0
 
 
-def test_more_workers_than_a_machine_bears_are_refused_before_one_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.os, "cpu_count", lambda: 2)
+def test_too_many_workers_are_refused_before_any_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module.os, "cpu_count", lambda: 2)
     with pytest.raises(ValueError, match="run.workers is 17; on 2 cores it must be at most 16"):
-        loader._loader(None, 0, 17)  # type: ignore[arg-type]
+        workers_module.data_loader(None, 0, 17)  # type: ignore[arg-type]

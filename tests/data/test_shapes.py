@@ -20,7 +20,7 @@ INSIDE = {  # of the shape with radius 1 around 0, y pointing down
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_coverage_is_the_share_of_a_pixel_inside(shape: str) -> None:
+def test_coverage_equals_supersampling(shape: str) -> None:
     side, right, down = 12, 0.4, 0.55
     got = coverage(shape, side, right, down)
     for row, column in np.ndindex(side, side):
@@ -33,7 +33,7 @@ def test_coverage_is_the_share_of_a_pixel_inside(shape: str) -> None:
     assert got.max() == 1
 
 
-def test_images_show_what_captions_say() -> None:
+def test_images_have_the_color_and_place_of_their_caption() -> None:
     pairs = ShapesDataset(ShapesConfig(), "train", 32)
     for index in range(0, len(pairs), 7):
         pair = pairs.pair(index, seed=index)
@@ -56,23 +56,23 @@ def test_a_pair_is_a_function_of_index_and_seed() -> None:
     assert np.array_equal(held_out.pair(3, 5).image, held_out.pair(3, 6).image)
 
 
-def test_splits_are_apart_and_together_everything() -> None:
+def test_splits_partition_all_combinations() -> None:
     train, held_out = (set(ShapesDataset(ShapesConfig(), split, 8).combinations) for split in ("train", "validation"))
     assert not train & held_out
     assert train | held_out == set(itertools.product(SHAPES, COLORS, PLACES))
 
 
-def test_captions_are_those_of_the_split() -> None:
+def test_captions_come_from_the_split() -> None:
     pairs = ShapesDataset(ShapesConfig(size=1000), "train", 8)
     assert set(pairs.captions()) == {pairs.pair(index, 0).caption for index in range(len(pairs))}
 
 
 @pytest.mark.parametrize("split, size", [("train", 40), ("validation", 5)])
-def test_sizes(split: str, size: int) -> None:
+def test_size_scales_the_splits(split: str, size: int) -> None:
     assert len(ShapesDataset(ShapesConfig(size=40), split, 8)) == size
 
 
-def test_what_cannot_be() -> None:
+def test_wrong_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown data split 'test'"):
         ShapesDataset(ShapesConfig(), "test", 16)
     with pytest.raises(ValueError, match="image_size must be 8 or more"):

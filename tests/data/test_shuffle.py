@@ -29,13 +29,13 @@ def slow(window: int, seed: int, epoch: int) -> list[int]:
 
 @pytest.mark.parametrize("window", [1, 4, 10, 1000])
 @pytest.mark.parametrize("seed, epoch", [(0, 0), (0, 1), (3, 0)])
-def test_windows_are_those_of_the_slow_way(window: int, seed: int, epoch: int) -> None:
+def test_window_shuffle_equals_a_slow_loop(window: int, seed: int, epoch: int) -> None:
     order = whole(WindowShuffle(SIZES, window, seed, epoch))
     assert order == slow(window, seed, epoch)
     assert sorted(order) == list(range(TOTAL))
 
 
-def test_an_order_can_be_entered_anywhere() -> None:
+def test_window_shuffle_has_random_access() -> None:
     order = whole(WindowShuffle(SIZES, 8, 1, 2))
     for place in (0, 7, 19, TOTAL - 1):
         assert WindowShuffle(SIZES, 8, 1, 2)[place] == order[place]
@@ -43,7 +43,7 @@ def test_an_order_can_be_entered_anywhere() -> None:
     assert [backwards[place] for place in reversed(range(TOTAL))] == order[::-1]
 
 
-def test_epochs_and_seeds_differ_and_large_sets_stay_near() -> None:
+def test_window_shuffle_differs_by_seed_and_epoch_and_reads_few_groups_at_a_time() -> None:
     assert len({tuple(whole(WindowShuffle(SIZES, 8, seed, epoch))) for seed in range(3) for epoch in range(3)}) == 9
     sizes = np.full(1000, 100)
     order = WindowShuffle(sizes, 1000, 0, 0)
@@ -53,7 +53,7 @@ def test_epochs_and_seeds_differ_and_large_sets_stay_near() -> None:
 
 
 @pytest.mark.parametrize("length, count", [(10, 10), (10, 11), (0, 3), (1, 1), (8846, 256), (10, 7), (10**9 + 7, 256)])
-def test_a_spread_has_one_of_each_equal_stretch(length: int, count: int) -> None:
+def test_spread_takes_one_index_per_stratum(length: int, count: int) -> None:
     found = list(stratified_indices(length, count))
     assert len(found) == min(length, count) and found == sorted(set(found))
     for number, index in enumerate(found):
@@ -61,6 +61,6 @@ def test_a_spread_has_one_of_each_equal_stretch(length: int, count: int) -> None
 
 
 @pytest.mark.parametrize("period", [2, 3, 4, 7, 32])
-def test_a_spread_does_not_fall_into_step_with_a_set(period: int) -> None:
+def test_spread_does_not_alias_with_a_periodic_set(period: int) -> None:
     kinds = np.bincount(np.array(stratified_indices(256 * period * 4, 256)) % period, minlength=period)
     assert kinds.min() >= 256 / period / 2

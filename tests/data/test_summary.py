@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dalle.data import open_data, open_training
-from dalle.data.custom.dataset import CustomConfig
+from dalle.data.custom.config import CustomConfig
 from dalle.data.shapes import ShapesConfig
 from dalle.data.summary import Summary, record_and_compare, summarize
 from support.image_folders import put
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_images_in_a_folder(folder: Path) -> None:
+def test_summary_counts_images_and_captions_of_a_folder(folder: Path) -> None:
     config = CustomConfig(path=str(folder), validation_path=str(folder / "held"))
     assert str(summary(config)) == (
         "data: 4 images with 5 captions to train on, 1 to validate on; for example b.png: one"
@@ -33,7 +33,7 @@ def test_images_in_a_folder(folder: Path) -> None:
     assert str(summary(config)).endswith(f"for example b.png: {'long ' * 12}...")
 
 
-def test_a_stream_and_what_is_made_up(folder: Path) -> None:
+def test_summary_of_a_stream_and_of_generated_data(folder: Path) -> None:
     told = str(summary(CustomConfig(path=str(folder), stream=True)))
     assert told == "data: read as a stream; the first record is a.png: x"
     told = str(summary(ShapesConfig()))

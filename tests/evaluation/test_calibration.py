@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 
-from dalle.evaluation.calibration import Temperatures
+from dalle.evaluation.calibration import TemperatureScaling
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.7, 6.0])
-def test_the_best_temperature_is_that_of_a_fine_grid(scale: float) -> None:
+def test_best_temperature_equals_a_fine_grid_search(scale: float) -> None:
     """Targets are drawn from softmax(logits); logits that are `scale` times too large want that temperature."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(4000, 50, generator=generator, dtype=torch.float64)
     targets = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    summed = Temperatures()
+    summed = TemperatureScaling()
     for part, ids in zip((scale * logits).float().split(700), targets.split(700), strict=True):
         summed.update(part, ids)
     temperature, nats = summed.best()
@@ -26,11 +26,11 @@ def test_the_best_temperature_is_that_of_a_fine_grid(scale: float) -> None:
     assert temperature == pytest.approx(scale, rel=0.05)
 
 
-def test_optimum_at_the_end_of_the_range() -> None:
-    sure = Temperatures()
+def test_optimum_outside_the_range_is_its_end() -> None:
+    sure = TemperatureScaling()
     sure.update(torch.tensor([[0.9, 0.0], [0.8, 0.0]]), torch.tensor([0, 0]))  # always right: the surer, the better
     assert sure.best()[0] == pytest.approx(0.1)
-    lost = Temperatures()
+    lost = TemperatureScaling()
     lost.update(torch.tensor([[0.9, 0.0], [0.8, 0.0]]), torch.tensor([1, 1]))  # always wrong: the less sure, the better
     temperature, nats = lost.best()
     assert temperature == pytest.approx(10) and nats == pytest.approx(

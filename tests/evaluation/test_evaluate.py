@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,15 @@ import torch
 
 import dalle
 from dalle.data import Pair, ShapesConfig, open_data
-from dalle.evaluation.captions import deranged
+from dalle.evaluation.captions import derangement
 from dalle.evaluation.metrics import frechet_distance, psnr
-from dalle.evaluation.run import evaluate, frozen_features
+from dalle.evaluation.run import evaluate, feature_network
 from dalle.evaluation.table import table
 from dalle.image_tokenizers.vq import VQConfig
 from support.published import folders
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_model import CODES, GRID, IMAGE_SIZE
 
 DATA = ShapesConfig(size=80)  # 10 of them held out
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random DALL-E in model/, beside it what it stands on."""
-    return make_tiny_model(tmp_path_factory.mktemp("evaluate")).parent
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +58,8 @@ def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def test_figures_of_an_image_tokenizer(folder: Path, pairs: list[Pair]) -> None:
-    tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
+def test_image_tokenizer_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
+    tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
     counts: Counter[int] = Counter()
     psnr, ssim = [], []
     for pair in pairs:
@@ -85,13 +80,13 @@ def test_figures_of_an_image_tokenizer(folder: Path, pairs: list[Pair]) -> None:
         "images": len(pairs),
         "white_codes": len(set(tokenizer.encode(torch.ones(1, 3, IMAGE_SIZE, IMAGE_SIZE)).flatten().tolist())),
     }
-    found = of_validation(folder / "image_tokenizer", batch_size=3)
+    found = of_validation(tiny_parts / "image_tokenizer", batch_size=3)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
-def test_locality_of_an_image_tokenizer(folder: Path, pairs: list[Pair]) -> None:
+def test_image_tokenizer_locality_equals_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
     """Cell by cell, with images that numpy moves."""
-    tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
+    tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
     factor = tokenizer.factor
 
     def codes_of(image: np.ndarray) -> list[list[int]]:
@@ -122,23 +117,23 @@ def test_locality_of_an_image_tokenizer(folder: Path, pairs: list[Pair]) -> None
         "blank_nats": nats,
         "blank_share": total / (len(pairs) * GRID[0] * GRID[1]),
     }
-    found = of_validation(folder / "image_tokenizer", batch_size=3)
+    found = of_validation(tiny_parts / "image_tokenizer", batch_size=3)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert 0 < found["kept_noise"] <= 1 and 0 < expected["blank_share"] < 1
 
 
-def test_frechet_distance_of_reconstructions(folder: Path, pairs: list[Pair]) -> None:
-    features = frozen_features("cpu")
+def test_frechet_distance_compares_reconstructions_with_originals(tiny_parts: Path, pairs: list[Pair]) -> None:
+    features = feature_network("cpu")
     if features is None:
         pytest.skip('pip install "dalle[eval]"')
-    tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
+    tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
     images = torch.cat([tensor(pair) for pair in pairs])
     expected = frechet_distance(features(images), features(tokenizer.decode(tokenizer.encode(images))))
-    assert of_validation(folder / "image_tokenizer")["frechet_lite0"] == pytest.approx(expected, rel=1e-3)
+    assert of_validation(tiny_parts / "image_tokenizer")["frechet_lite0"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_figures_of_a_clip(folder: Path, pairs: list[Pair]) -> None:
-    clip = dalle.load_clip(folder / "clip")
+def test_clip_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
+    clip = dalle.load_clip(tiny_parts / "clip")
     held_out = open_data(DATA, "validation", 8)  # this CLIP looks at smaller images
     images = [clip.encode_image(tensor(held_out.pair(index, 0)))[0].detach() for index in range(len(pairs))]
     texts = [clip.encode_text([pair.caption])[0].detach() for pair in pairs]
@@ -151,13 +146,13 @@ def test_figures_of_a_clip(folder: Path, pairs: list[Pair]) -> None:
                 better = sum(value >= similar[index] for other, value in enumerate(similar) if other != index)
                 hits += better < k
             expected[f"{name}@{k}"] = hits / len(pairs)
-    assert of_validation(folder / "clip", batch_size=4) == pytest.approx(expected)
+    assert of_validation(tiny_parts / "clip", batch_size=4) == pytest.approx(expected)
 
 
-def test_figures_of_a_dalle(folder: Path, pairs: list[Pair]) -> None:
-    model = dalle.load_model(folder / "model")
-    words = dalle.load_text_tokenizer(folder / "text_tokenizer")
-    tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
+def test_dalle_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
+    model = dalle.load_model(tiny_parts / "model")
+    words = dalle.load_text_tokenizer(tiny_parts / "text_tokenizer")
+    tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
     image_nats, text_nats, hits, guessed = [], [], [], set()
     for pair in pairs:
         text = words.encode([pair.caption], model.config.text_length)
@@ -172,15 +167,15 @@ def test_figures_of_a_dalle(folder: Path, pairs: list[Pair]) -> None:
         text_nats += [-float(of_text[i - 1, word] - of_text[i - 1].logsumexp(0)) for i, word in _real(text[0], length)]
     expected = {"image_nats": np.mean(image_nats), "text_nats": np.mean(text_nats), "image_accuracy": np.mean(hits)}
     expected |= {"images": len(pairs), "likeliest_used": len(guessed) / model.config.image_vocab}
-    found = of_validation(folder / "model", batch_size=3)
+    found = of_validation(tiny_parts / "model", batch_size=3)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
-def test_image_nats_with_own_empty_and_other_caption(folder: Path, pairs: list[Pair]) -> None:
-    model = dalle.load_model(folder / "model")
-    words = dalle.load_text_tokenizer(folder / "text_tokenizer")
-    tokenizer = dalle.load_image_tokenizer(folder / "image_tokenizer")
-    others = deranged(len(pairs))
+def test_image_nats_under_own_empty_and_other_caption_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) -> None:
+    model = dalle.load_model(tiny_parts / "model")
+    words = dalle.load_text_tokenizer(tiny_parts / "text_tokenizer")
+    tokenizer = dalle.load_image_tokenizer(tiny_parts / "image_tokenizer")
+    others = derangement(len(pairs))
     assert others is not None
     nats: dict[str, list[float]] = {"image_nats": [], "image_nats_none": [], "image_nats_other": []}
     kept: list[tuple[list[float], int]] = []
@@ -202,7 +197,7 @@ def test_image_nats_with_own_empty_and_other_caption(folder: Path, pairs: list[P
     at = np.geomspace(0.1, 10, 4001)
     curve = [_nats_at(rows, targets, temperature) for temperature in at]
     expected["best_temperature"], expected["image_nats_calibrated"] = at[int(np.argmin(curve))], min(curve)
-    found = of_validation(folder / "model", batch_size=4)
+    found = of_validation(tiny_parts / "model", batch_size=4)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=3e-3)
     assert found["image_nats_calibrated"] == pytest.approx(min(curve), rel=1e-5)
     assert expected["own_minus_other"] != 0  # the case is not a trivial one
@@ -215,7 +210,7 @@ def _nats_at(rows: np.ndarray, targets: np.ndarray, temperature: float) -> float
     return float((log_z - scaled[np.arange(len(targets)), targets]).mean())
 
 
-def test_published_weights_are_measured_as_they_are(tmp_path: Path) -> None:
+def test_published_weights_are_evaluated_without_conversion(tmp_path: Path) -> None:
     """A VQGAN of taming-transformers, and minDALL-E with its own parts: small ones of the same layout."""
     data = ShapesConfig(size=24)
     quantizer = VQConfig(codebook_size=13, code_channels=8, distance="euclidean", update="gradient")
@@ -235,10 +230,10 @@ def test_published_weights_are_measured_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 10, 101])
 def test_deranged_is_a_permutation_without_fixed_points(count: int) -> None:
-    others = deranged(count)
+    others = derangement(count)
     assert others is not None
     assert sorted(others) == list(range(count)) and all(other != index for index, other in enumerate(others))
-    assert deranged(count) == others and deranged(1) is None
+    assert derangement(count) == others and derangement(1) is None
 
 
 def _real(row: torch.Tensor, length: int) -> list[tuple[int, int]]:
@@ -246,16 +241,16 @@ def _real(row: torch.Tensor, length: int) -> list[tuple[int, int]]:
     return [(i, int(row[i])) for i in range(1, length)]
 
 
-def test_limit_is_the_number_of_images(folder: Path) -> None:
-    assert of_validation(folder / "clip", limit=4)["images"] == 4
-    assert of_validation(folder / "clip", limit=99)["images"] == 10
+def test_limit_is_the_number_of_images(tiny_parts: Path) -> None:
+    assert of_validation(tiny_parts / "clip", limit=4)["images"] == 4
+    assert of_validation(tiny_parts / "clip", limit=99)["images"] == 10
 
 
-def test_without_a_split_all_are_looked_at(folder: Path) -> None:
+def test_without_a_split_all_are_evaluated(tiny_parts: Path) -> None:
     seen: list[int] = []
-    found = evaluate(folder / "clip", DATA, batch_size=30, progress=seen.append)
+    found = evaluate(tiny_parts / "clip", DATA, batch_size=30, progress=seen.append)
     assert {split: metrics["images"] for split, metrics in found.items()} == {"train": 80, "validation": 10}
-    assert found["validation"] == of_validation(folder / "clip", batch_size=5)
+    assert found["validation"] == of_validation(tiny_parts / "clip", batch_size=5)
     assert seen == [30, 30, 20, 10]
 
 
@@ -263,23 +258,23 @@ def test_without_a_split_all_are_looked_at(folder: Path) -> None:
     ("options", "message"),
     [({"limit": 0}, "limit is 0"), ({"batch_size": -1}, "batch_size is -1"), ({"splits": ["dev"]}, "split 'dev'")],
 )
-def test_wrong_numbers_are_named(folder: Path, options: dict, message: str) -> None:
+def test_options_out_of_range_are_refused(tiny_parts: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(folder / "clip", DATA, **({"splits": ["validation"]} | options))
+        evaluate(tiny_parts / "clip", DATA, **({"splits": ["validation"]} | options))
 
 
-def test_what_has_no_figures_is_named(folder: Path) -> None:
-    text_tokenizer = folder / "text_tokenizer"
+def test_stages_without_metrics_are_refused(tiny_parts: Path, tmp_path: Path) -> None:
+    text_tokenizer = shutil.copytree(tiny_parts / "text_tokenizer", tmp_path / "text_tokenizer")
     (text_tokenizer / "config.yaml").write_text("stage: text_tokenizer\nmodel: {vocab_size: 300}\n")
     with pytest.raises(ValueError, match="stage is text_tokenizer; eval takes"):
         evaluate(text_tokenizer, DATA)
 
 
-def test_the_table_has_a_line_for_each_measure_and_a_column_for_each_split() -> None:
+def test_table_has_a_line_per_metric_and_a_column_per_split() -> None:
     first, psnr, nats, retrieved = table(
         {"train": {"psnr": 21.5, "blank_nats": None}, "validation": {"psnr": 20.0, "image_to_text@10": 0.25}}
     ).splitlines()
     assert first.split() == ["train", "validation"]
-    assert psnr.split() == ["psnr", "21.5000", "20.0000", "dB,", "mean", "over", "the", "images"]
+    assert psnr.split() == ["psnr", "21.5000", "20.0000", "dB,", "mean", "over", "images"]
     assert nats.split()[:3] == ["blank_nats", "-", "-"]
-    assert "0.2500  share of images whose caption is among the 10 best" in retrieved
+    assert "0.2500  fraction of images whose caption is among the 10 most similar" in retrieved

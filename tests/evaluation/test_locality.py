@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle.evaluation.locality import blank_cells, entropy_given_place, shifted, unchanged
+from dalle.evaluation.locality import blank_cells, entropy_given_position, shift, unchanged_codes
 
 
-def test_blank_cells_are_those_without_a_pixel_that_is_not_white() -> None:
+def test_blank_cells_have_white_pixels_only() -> None:
     images = torch.ones(2, 3, 12, 8)
     images[0, 1, 5, 2] = 254 / 255
     images[1, :, 8:, 4:] = 0
@@ -27,11 +27,11 @@ def test_blank_cells_are_those_without_a_pixel_that_is_not_white() -> None:
 
 def test_shifting_repeats_the_border() -> None:
     image = torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(0))
-    moved = shifted(image, 2, 1)
+    moved = shift(image, 2, 1)
     for row in range(5):
         for column in range(6):
             assert torch.equal(moved[..., row, column], image[..., max(row - 2, 0), max(column - 1, 0)])
-    assert torch.equal(shifted(image, 0, 0), image)
+    assert torch.equal(shift(image, 0, 0), image)
 
 
 def local_encoder(images: Tensor) -> Tensor:
@@ -44,10 +44,10 @@ def global_encoder(images: Tensor) -> Tensor:
     return (local_encoder(images) + images.mean((1, 2, 3)).mul(1000).long()[:, None, None]) % 16
 
 
-def test_kept_looks_at_cells_that_are_in_both_grids() -> None:
+def test_unchanged_compares_cells_that_lie_in_both_grids() -> None:
     codes = torch.randint(0, 5, (2, 4, 5), generator=torch.Generator().manual_seed(0))
     others = torch.randint(0, 5, (2, 4, 5), generator=torch.Generator().manual_seed(1))
-    found = unchanged(codes, others, down=1, right=2)
+    found = unchanged_codes(codes, others, down=1, right=2)
     assert found.shape == (2, 3, 3)
     for image in range(2):
         for row in range(3):
@@ -56,15 +56,15 @@ def test_kept_looks_at_cells_that_are_in_both_grids() -> None:
                 assert found[image, row, column] == same
 
 
-def test_a_local_encoder_keeps_all_codes_when_the_image_moves_by_a_cell_and_a_global_one_does_not() -> None:
+def test_local_encoder_codes_move_with_the_image_and_global_ones_do_not() -> None:
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for down, right in ((1, 0), (0, 1), (2, 1)):
-        moved = shifted(images, 4 * down, 4 * right)
-        assert unchanged(local_encoder(images), local_encoder(moved), down, right).all()
-        assert unchanged(global_encoder(images), global_encoder(moved), down, right).float().mean() < 0.5
+        moved = shift(images, 4 * down, 4 * right)
+        assert unchanged_codes(local_encoder(images), local_encoder(moved), down, right).all()
+        assert unchanged_codes(global_encoder(images), global_encoder(moved), down, right).float().mean() < 0.5
 
 
-def test_entropy_given_the_place_equals_a_slow_loop() -> None:
+def test_position_conditional_entropy_equals_a_slow_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 4, (50, 3), generator=generator)  # 50 images of 3 places
     codes[:, 2] = 1
@@ -81,8 +81,8 @@ def test_entropy_given_the_place_equals_a_slow_loop() -> None:
     for these in seen.values():
         for number in Counter(these).values():
             expected -= number / total * math.log(number / len(these))
-    assert entropy_given_place(counts) == pytest.approx(expected)
-    assert entropy_given_place(counts[2:]) == 0  # one code always
-    assert math.isnan(entropy_given_place(torch.zeros(3, 4, dtype=torch.int64)))
+    assert entropy_given_position(counts) == pytest.approx(expected)
+    assert entropy_given_position(counts[2:]) == 0  # one code always
+    assert math.isnan(entropy_given_position(torch.zeros(3, 4, dtype=torch.int64)))
     even = torch.full((2, 8), 3)
-    assert entropy_given_place(even) == pytest.approx(math.log(8))
+    assert entropy_given_position(even) == pytest.approx(math.log(8))

@@ -17,7 +17,7 @@ def images(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return first, (first + 0.2 * torch.randn(*shape, generator=generator)).clamp(0, 1)
 
 
-def test_psnr_is_that_of_each_image() -> None:
+def test_psnr_equals_the_formula_for_each_image() -> None:
     x, y = images(3, 3, 8, 9)
     for a, b, value in zip(x, y, psnr(x, y).tolist(), strict=True):
         errors = [(p - q) ** 2 for p, q in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)]
@@ -56,7 +56,7 @@ def test_ssim_of_too_small_images_is_an_error() -> None:
         ssim(torch.rand(1, 3, 8, 16), torch.rand(1, 3, 8, 16))
 
 
-def test_codebook_use() -> None:
+def test_codebook_usage_and_perplexity_equal_the_formulas() -> None:
     use = CodebookUsage(8)
     use.update(torch.tensor([[[0, 1], [2, 3]]]))
     use.update(torch.tensor([0, 1, 2, 3]))
@@ -84,7 +84,7 @@ def test_retrieval_equals_sorting_every_row() -> None:
     assert 0 < figures["image_to_text@1"] < figures["image_to_text@3"] < 1  # the case is not a trivial one
 
 
-def test_a_model_that_tells_nothing_apart_retrieves_nothing() -> None:
+def test_retrieval_of_constant_embeddings_is_zero() -> None:
     same = torch.ones(5, 4) / 2
     assert set(retrieval(same, same, (1, 4)).values()) == {0.0}
     assert retrieval(same, same, (5,))["image_to_text@5"] == 1.0
@@ -121,11 +121,11 @@ def test_frechet_distance_with_fewer_samples_than_features() -> None:
     a, b = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     assert math.isfinite(frechet_distance(a, b))
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="2 samples or more"):
+    with pytest.raises(ValueError, match="at least 2 samples"):
         frechet_distance(a[:1], b)
 
 
-def test_accuracy_and_confusion_are_those_of_a_slow_loop() -> None:
+def test_accuracy_and_confusion_equal_a_slow_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(40, 7, generator=generator)
     targets = torch.randint(0, 7, (40,), generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,11 @@ from dalle import device
 from dalle.device import free_memory
 from dalle.generation.batching import plan_batches, row_bytes
 from dalle.kernels.linear import packed_bytes
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
 from support.generation import generate
+from support.tiny_configs import dalle_config
 
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=64, depth=3, heads=4),
-    text_vocab=50,
-    text_length=8,
-    image_vocab=100,
-    grid=(8, 8),
-)
+CONFIG = dalle_config(width=64, depth=3, heads=4, text_vocab=50, text_length=8, image_vocab=100, grid=(8, 8))
 CPU = torch.device("cpu")
 
 
@@ -31,16 +26,15 @@ def model() -> DALLE:
     return DALLE(CONFIG).eval()
 
 
-def test_a_cache_is_allocated_once_at_its_exact_size(model: DALLE) -> None:
+def test_kv_cache_has_its_exact_size(model: DALLE) -> None:
     cache = model.new_cache(5)
     tokens = CONFIG.text_length + 64 - 1  # the last image token is never an input
     assert cache.keys.nbytes + cache.values.nbytes == 2 * 3 * 5 * 64 * tokens * 4
-    assert model.bfloat16().new_cache(5).keys.nbytes == 3 * 5 * 64 * tokens * 2
-    model.float()
+    assert copy.deepcopy(model).bfloat16().new_cache(5).keys.nbytes == 3 * 5 * 64 * tokens * 2
 
 
 @pytest.mark.parametrize("batch", [1, 6, 40])
-def test_a_batch_stays_within_the_estimate(model: DALLE, batch: int) -> None:
+def test_peak_memory_of_a_batch_is_within_the_estimate(model: DALLE, batch: int) -> None:
     text = torch.randint(1, 50, (1, 8))
     with torch.profiler.profile(profile_memory=True) as profile:
         generate(model, text, [list(range(batch))], batch_size=batch)
@@ -53,7 +47,7 @@ def test_a_batch_stays_within_the_estimate(model: DALLE, batch: int) -> None:
     assert 0.2 * estimate < most <= estimate
 
 
-def test_batches_obey_the_limit(model: DALLE) -> None:
+def test_batches_obey_the_memory_limit(model: DALLE) -> None:
     one = row_bytes(model, 0)
     with torch.no_grad():
         assert plan_batches(model, 100, 0, False, memory_limit=4 * one)[0] == 4
@@ -68,7 +62,7 @@ def test_batches_obey_the_limit(model: DALLE) -> None:
         assert plan_batches(model, 10**6, 0, False, memory_limit=size + 7 * one)[0] == (size + 7 * one) // one
 
 
-def test_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_respects_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_CGROUP", tmp_path)
     free = free_memory(CPU)
     assert free > 2**20

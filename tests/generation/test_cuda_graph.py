@@ -36,7 +36,7 @@ def test_cuda_graph_tokens_equal_eager(kind: dict, recorded: list[int], monkeypa
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("lead", [0, 5])
-def test_options_and_batches(
+def test_cuda_graph_tokens_equal_eager_with_known_codes_and_options(
     options: dict[str, Any], lead: int, recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mask = torch.zeros(3, 4, dtype=torch.bool)
@@ -48,13 +48,15 @@ def test_options_and_batches(
     assert torch.equal(drawn[:, mask], forced[mask].expand(len(drawn), -1))
 
 
-def test_a_batch_of_the_same_size_needs_no_recording(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_the_same_size_share_a_recording(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, plain = both(monkeypatch, tiny({}), TEXT[:1], [[1, 2, 3, 4]], batch_size=2)
     assert torch.equal(drawn, plain) and len(recorded) == 1
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_published_models(case: str, tmp_path: Path, recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graph_tokens_of_published_models_equal_eager(
+    case: str, tmp_path: Path, recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = built(read(case, reference(case)[0], tmp_path)).double()
     text = inputs()[0]
     if case.startswith("llamagen"):
@@ -63,8 +65,14 @@ def test_published_models(case: str, tmp_path: Path, recorded: list[int], monkey
     assert torch.equal(drawn, plain) and recorded
 
 
-@pytest.mark.parametrize("kind", [KINDS[4], KINDS[5]])
-@pytest.mark.parametrize("options", [{}, {"guidance": 2.0, "top_k": 5, "top_p": 0.9}, {"temperature": 0}])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (KINDS[4], {}),
+        (KINDS[4], {"temperature": 0}),
+        (KINDS[5], {"guidance": 2.0, "top_k": 5, "top_p": 0.9}),
+    ],
+)
 def test_no_host_sync_while_decoding(
     kind: dict, options: dict[str, Any], recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +84,7 @@ def test_no_host_sync_while_decoding(
 
 
 @pytest.mark.slow
-def test_compiled_steps(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_cuda_graph_tokens_equal_eager(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_KEY_BUCKET", 4)
     with switches.force_backend(native="off"):
         drawn, plain = both(monkeypatch, tiny(KINDS[4]), TEXT, SEEDS, compiled=True, guidance=2.0, batch_size=3)
@@ -86,7 +94,7 @@ def test_compiled_steps(recorded: list[int], monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_on_a_gpu(kind: dict, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graph_tokens_equal_eager_on_a_gpu(kind: dict, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(kind).to("cuda")
     options = {"guidance": 2.5, "guidance_until": 5, "batch_size": 2, "compiled": compiled}
     drawn, plain = both(monkeypatch, model, TEXT, SEEDS, **options)

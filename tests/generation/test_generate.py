@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dalle.generation.batching
 from dalle.generation.sampling import guide
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
 from support.generation import generate, sample
+from support.tiny_configs import dalle_config, random_dalle
 
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=3, heads=2),
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(3, 4),
-    attention=("row", "column"),
-    last_attention="conv",
-    conv_kernel=3,
-)
+CONFIG = dalle_config(depth=3, attention=("row", "column"), last_attention="conv")
 TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2], [1, 0, 0, 0, 0]])
 SEEDS = [[4, 5, 6], [7], [4, 9]]
 OPTIONS: list[dict[str, Any]] = [
@@ -39,11 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def model() -> DALLE:
-    torch.manual_seed(0)
-    model = DALLE(CONFIG).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    return model
+    return random_dalle(CONFIG, std=0.4)
 
 
 @torch.no_grad()
@@ -81,7 +68,7 @@ def test_tokens_do_not_depend_on_batch_size(model: DALLE, options: dict, batch_s
     )
 
 
-def test_a_candidate_is_the_same_alone(model: DALLE) -> None:
+def test_candidates_do_not_depend_on_the_batch(model: DALLE) -> None:
     codes = generate(model, TEXT, SEEDS)
     assert torch.equal(generate(model, TEXT[1:2], [[7]])[0], codes[3])
     assert torch.equal(generate(model, TEXT[2:], [[9, 4]]), codes[[5, 4]])
@@ -100,7 +87,7 @@ def test_guidance_1_is_no_guidance(model: DALLE, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_each_text_is_run_once(model: DALLE, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+def test_each_text_is_prefilled_once(model: DALLE, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
     rows: list[list[int]] = []
     prefill = model.prefill
     monkeypatch.setattr(model, "prefill", lambda text: rows.extend(text.tolist()) or prefill(text))
@@ -109,7 +96,7 @@ def test_each_text_is_run_once(model: DALLE, monkeypatch: pytest.MonkeyPatch, ba
 
 
 @pytest.mark.parametrize("options", OPTIONS[:2])
-def test_known_codes_are_kept_and_condition_the_rest(model: DALLE, options: dict) -> None:
+def test_known_codes_stay_and_condition_the_rest(model: DALLE, options: dict) -> None:
     generator = torch.Generator().manual_seed(0)
     forced = torch.randint(0, 11, (6, 12), generator=generator)
     keep = torch.rand(6, 12, generator=generator) < 0.5
@@ -122,7 +109,7 @@ def test_known_codes_are_kept_and_condition_the_rest(model: DALLE, options: dict
         assert torch.equal(codes[row], alone.flatten())
 
 
-def test_rows_of_a_image_are_gone_on_from(model: DALLE) -> None:
+def test_known_rows_are_continued(model: DALLE) -> None:
     image = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(0))
     top = torch.zeros(3, 4, dtype=torch.bool)
     top[:2] = True
@@ -138,13 +125,13 @@ def test_rows_of_a_image_are_gone_on_from(model: DALLE) -> None:
     assert torch.equal(everything, image.expand(6, 3, 4))
 
 
-def test_forced_codes_for_each_prompt(model: DALLE) -> None:
+def test_known_codes_may_differ_by_prompt(model: DALLE) -> None:
     forced = torch.randint(0, 11, (3, 3, 4), generator=torch.Generator().manual_seed(0))
     codes = generate(model, TEXT, SEEDS, known_codes=forced, known_mask=torch.ones(12, dtype=torch.bool))
     assert torch.equal(codes, forced[[0, 0, 0, 1, 2, 2]])
 
 
-def test_the_batch_follows_the_free_memory(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_follows_the_free_memory(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(model, TEXT, SEEDS)
     steps: list[int] = []
     monkeypatch.setattr(dalle.generation.batching, "free_memory", lambda device: 0)

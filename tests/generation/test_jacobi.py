@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dalle.config import to_dict
 from dalle.generation.jacobi import jacobi_decode
 from dalle.kernels.sample import inverse_cdf_sample
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.generation import generate
 from support.published.references.transformers import CASES, features, inputs
 from support.published.transformers import built, read, reference
@@ -39,7 +39,7 @@ def test_jacobi_tokens_equal_sequential_decoding(kind: dict, window: int) -> Non
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_with_every_option(options: dict) -> None:
+def test_jacobi_tokens_equal_sequential_decoding_with_every_option(options: dict) -> None:
     model = tiny(KINDS[4])
     expected = generate(model, TEXT, SEEDS, **options)
     assert torch.equal(generate(model, TEXT, SEEDS, window=4, **options), expected)
@@ -47,7 +47,7 @@ def test_with_every_option(options: dict) -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("kept", [[], [0], [0, 1, 2, 3, 4], [2, 3, 7, 11], list(range(11)), list(range(12))])
-def test_known_codes_and_prefix_rows(kept: list[int], guidance: float) -> None:
+def test_jacobi_tokens_equal_sequential_decoding_with_known_codes(kept: list[int], guidance: float) -> None:
     model = tiny(KINDS[4])
     forced = torch.randint(0, 11, (3, 3, 4), generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(12, dtype=torch.bool)
@@ -57,7 +57,7 @@ def test_known_codes_and_prefix_rows(kept: list[int], guidance: float) -> None:
     assert torch.equal(generate(model, TEXT, SEEDS, window=3, **options), expected)
 
 
-def test_each_candidate_keeps_codes_of_its_own() -> None:
+def test_jacobi_tokens_equal_sequential_decoding_with_known_codes_by_candidate() -> None:
     model, generator = tiny({}), torch.Generator().manual_seed(0)
     options = {
         "known_codes": torch.randint(0, 11, (6, 12), generator=generator),
@@ -68,7 +68,7 @@ def test_each_candidate_keeps_codes_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_published_models(case: str, tmp_path: Path) -> None:
+def test_jacobi_tokens_of_published_models_equal_sequential_decoding(case: str, tmp_path: Path) -> None:
     model = built(read(case, reference(case)[0], tmp_path)).double()
     text = inputs()[0]
     if case.startswith("llamagen"):
@@ -78,7 +78,7 @@ def test_published_models(case: str, tmp_path: Path) -> None:
     assert torch.equal(generate(model, text, [[0, 1], [1]], window=6, **options), expected)
 
 
-def test_a_sure_model_needs_few_steps() -> None:
+def test_confident_model_needs_few_steps() -> None:
     model = tiny({})
     nn.init.zeros_(model.image_head.weight)
     nn.init.constant_(model.image_head.bias, -9)
@@ -88,7 +88,7 @@ def test_a_sure_model_needs_few_steps() -> None:
 
 
 @pytest.mark.slow
-def test_half_the_steps_with_the_shipped_model() -> None:
+def test_shipped_model_needs_at_most_half_the_steps() -> None:
     pipe = TextToImage.from_pretrained(device="cpu")
     counts = []
     for prompt in ("a red heart, 3d style", "कुत्ते का चेहरा", "रातो मुटु", "an elephant on a blue background"):
@@ -139,7 +139,7 @@ class Table:
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch", [1, 7, 625])
-def test_the_exact_distribution_by_enumeration(window: int, batch: int) -> None:
+def test_jacobi_distribution_is_exact_by_enumeration(window: int, batch: int) -> None:
     """Over a grid of uniform numbers, each of the 81 sequences comes out exactly as often as it is probable."""
     table = Table(length=4, vocabulary=3, parts=5)
     levels = (torch.arange(5, dtype=torch.float64) + 0.5) / 5
@@ -159,7 +159,7 @@ def test_the_exact_distribution_by_enumeration(window: int, batch: int) -> None:
 
 
 @torch.no_grad()
-def test_the_distribution_of_a_model() -> None:
+def test_jacobi_samples_follow_the_models_distribution() -> None:
     """At each place, codes come out as often as the model says after what was drawn before: chi-square.
 
     The differences between a code's coming out and its probability are martingale differences, so their sums at the 12
@@ -179,6 +179,6 @@ def test_the_distribution_of_a_model() -> None:
     assert float(deviation.sum()) < 29.6  # 99.9 % with 10
 
 
-def test_a_wrong_window() -> None:
+def test_window_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="window is 0; it must be at least 1"):
         generate(tiny({}), TEXT, SEEDS, window=0)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import dalle
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.tensors import NotFiniteError, read_tensors, write_tensors
+from dalle.checkpoints.lazy_tensor import NotFiniteError
+from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.kernels import switches
 from dalle.models.dalle import DALLE
 from support.generation import generate, sample
-from support.tiny_model import make_tiny_model
 from support.tiny_transformers import SEEDS, TEXT, tiny
 
 BAD = [float("nan"), float("inf"), -float("inf")]
@@ -71,7 +71,7 @@ def test_cuda_graph_steps_report_nonfinite_logits(recorded: list[int]) -> None:
     assert recorded
 
 
-def test_it_is_enough_that_one_candidate_fails_at_one_token() -> None:
+def test_one_nonfinite_logit_of_one_candidate_is_enough() -> None:
     model, calls = tiny({}), []
 
     def spoil(module: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def weights(value: float) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("storage", [None, "float32", "bfloat16", "float16", "int8"])
-def test_they_are_not_written(value: float, storage: Any, tmp_path: Path) -> None:
+def test_nonfinite_weights_are_not_written(value: float, storage: Any, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     model_folder.save(folder, {"stage": "clip"}, weights(1.0), storage=storage)
     before = (folder / model_folder.WEIGHTS).read_bytes()
@@ -123,18 +123,19 @@ def test_weights_that_overflow_their_dtype_are_not_written(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("part", ["model", "model/image_tokenizer", "model/clip"])
-def test_they_are_not_loaded(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = make_tiny_model(tmp_path)
-    file = tmp_path / part / model_folder.WEIGHTS
+def test_nonfinite_weights_are_not_loaded(
+    part: str, tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tiny_copy / part / model_folder.WEIGHTS
     tensors = read_tensors(file)
     name = next(name for name, value in tensors.items() if value.is_floating_point() and value.ndim > 1)
     tensors[name].view(-1)[1] = float("nan")
     write_tensors(tensors, file)
     load = {"model": dalle.load_model, "image_tokenizer": dalle.load_image_tokenizer, "clip": dalle.load_clip}
     with pytest.raises(NotFiniteError, match=f"{name} is nan or infinite"):
-        load[Path(part).name](tmp_path / part)
+        load[Path(part).name](tiny_copy / part)
     if part == "model":
         with pytest.raises(NotFiniteError, match=f"{name} is nan or infinite"):
-            dalle.TextToImage.from_pretrained(folder)
-    assert main(["export", str((tmp_path / part).parent), str(tmp_path / "out")]) == 2
+            dalle.TextToImage.from_pretrained(tiny_copy / "model")
+    assert main(["export", str((tiny_copy / part).parent), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -50,7 +50,7 @@ def test_nucleus_equals_sorting(p: float, ties: bool) -> None:
         assert {i for i in range(17) if kept[i] > -math.inf} == wanted
 
 
-def test_all_tied() -> None:
+def test_tied_logits_keep_the_first_tokens() -> None:
     flat = torch.zeros(2, 8)
     assert keep_top_k(flat, 3).isfinite().tolist() == [[True] * 3 + [False] * 5] * 2
     assert keep_top_p(flat, 0.5).isfinite().tolist() == [[True] * 4 + [False] * 4] * 2
@@ -68,7 +68,7 @@ def test_top_k_and_nucleus_together() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_k": 4}, {"top_p": 0.8}])
-def test_draws_have_the_right_distribution(options: dict) -> None:
+def test_samples_follow_the_distribution(options: dict) -> None:
     """Chi-square of 20,000 draws at a fixed seed, against probabilities from the definition."""
     row = logits_of(1, 9)[0]
     scaled = (row / options.get("temperature", 1.0)).tolist()
@@ -86,7 +86,7 @@ def test_draws_have_the_right_distribution(options: dict) -> None:
     assert chi_square < 26.1  # 8 degrees of freedom: exceeded once in 1000
 
 
-def test_draw_equals_a_walk_over_the_distribution() -> None:
+def test_inverse_cdf_sample_equals_a_slow_loop() -> None:
     probabilities = logits_of(200, 13).softmax(-1)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(2))
     for row, number, drawn in zip(
@@ -99,7 +99,7 @@ def test_draw_equals_a_walk_over_the_distribution() -> None:
         assert drawn == wanted
 
 
-def test_impossible_tokens_are_never_drawn() -> None:
+def test_tokens_of_probability_0_are_never_sampled() -> None:
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
     below_one = 1 - 2**-24
     assert [int(inverse_cdf_sample(probabilities, torch.tensor([u]))) for u in (0.0, 0.49, 0.5, below_one)] == [
@@ -111,7 +111,7 @@ def test_impossible_tokens_are_never_drawn() -> None:
     assert int(inverse_cdf_sample(torch.tensor([[1.0, 0.0]]), torch.tensor([below_one]))) == 0
 
 
-def test_temperature_at_its_ends() -> None:
+def test_temperature_0_is_argmax_and_infinity_is_uniform() -> None:
     logits = logits_of()
     uniform = torch.rand(40, generator=torch.Generator().manual_seed(3))
     best = [ranked(row)[0] for row in logits.tolist()]
@@ -121,7 +121,7 @@ def test_temperature_at_its_ends() -> None:
     assert flat.tolist() == (uniform * 17).long().tolist()
 
 
-def test_guidance_at_its_fixed_points() -> None:
+def test_guidance_0_and_1_are_unconditional_and_conditional() -> None:
     conditional, unconditional = logits_of(3), logits_of(3).flip(0)
     torch.testing.assert_close(guide(conditional, unconditional, 1.0), conditional)
     torch.testing.assert_close(guide(conditional, unconditional, 0.0), unconditional)

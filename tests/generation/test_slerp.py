@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle.generation.slerp import blend, slerp, text_difference
 
 
-def test_slerp_is_on_the_circle() -> None:
+def test_slerp_stays_on_the_sphere() -> None:
     a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
     assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
     third = slerp(a, b, 1 / 3)[0].tolist()
@@ -23,7 +23,7 @@ def test_slerp_is_on_the_circle() -> None:
     torch.testing.assert_close(norms, 0.7 * random[0].flatten(1).norm(dim=1) + 0.3 * random[1].flatten(1).norm(dim=1))
 
 
-def test_blends_of_many_know_their_weights() -> None:
+def test_blend_of_many_minimizes_weighted_squared_angles() -> None:
     axes = list(torch.eye(3)[:, None])
     torch.testing.assert_close(blend(axes[:2], [3, 1]), slerp(axes[0], axes[1], 0.25))
     torch.testing.assert_close(blend(axes, [1, 1, 1]), torch.full((1, 3), 3**-0.5))
@@ -46,7 +46,7 @@ def test_blends_of_many_know_their_weights() -> None:
         blend(axes, [1, -1, 1])
 
 
-def test_a_text_difference_turns_towards_it() -> None:
+def test_text_difference_rotates_towards_the_difference() -> None:
     random = torch.Generator().manual_seed(0)
     z, before, after = torch.randn(2, 6, generator=random), *torch.randn(2, 6, generator=random)
     unit = after / after.norm() - before / before.norm()

@@ -23,8 +23,8 @@ from dalle.checkpoints.hub import SHIPPED
 from dalle.config import dump
 from dalle.kernels import switches
 from dalle.training.init_from import resolve_recipe
+from dalle.training.metrics_log import read_metrics
 from dalle.training.report.html import write_report
-from dalle.training.report.metrics_log import read_metrics
 from golden import read_artifacts, recipes
 from golden.record import HERE, WRITE, golden_json, golden_text
 
@@ -60,17 +60,17 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES)
-def test_resolved_config(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolved_recipes_are_unchanged(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     golden_text(f"configs/{path.replace('/', '-')}", dump(resolve_recipe(Path(path))))
 
 
-def test_hashes_of_shipped_folders() -> None:
+def test_hashes_of_shipped_folders_are_unchanged() -> None:
     found = {folder: model_folder.folder_hash(ROOT / folder) for folder in FOLDERS}
     assert found == golden_json("folders", found)
 
 
-def test_public_names() -> None:
+def test_public_names_and_signatures_are_unchanged() -> None:
     found = {
         name: [
             p.name if p.default is p.empty else f"{p.name}={p.default!r}"
@@ -96,7 +96,7 @@ def _help(call: object, arguments: list[str], capsys: pytest.CaptureFixture[str]
     return capsys.readouterr().out
 
 
-def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_texts_are_unchanged(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(ROOT)
     golden_text("help/train.txt", _help(train.main, ["--help"], capsys))
@@ -111,7 +111,9 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("seed", [7, 8])
-def test_samples_of_the_shipped_model(seed: int, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_the_shipped_model_are_unchanged(
+    seed: int, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The codes exactly; the pixels, which other processors round otherwise, up to 2 of 255."""
     monkeypatch.setenv("DALLE_KERNELS", f"native={'on' if fast else 'off'}")
     switches._from_environment.cache_clear()
@@ -131,7 +133,7 @@ def test_samples_of_the_shipped_model(seed: int, fast: bool, tmp_path: Path, mon
         assert texts == known
 
 
-def test_losses_of_twenty_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_of_20_steps_are_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step to half a percent; of a VQGAN the first six, and the rest roughly.
 
     A processor that rounds otherwise gives a vector that lies between two codes to the other one, which changes all
@@ -149,7 +151,7 @@ def test_losses_of_twenty_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert steps == pytest.approx(expected[name][loss], rel=5e-3, abs=1e-4), f"{name} {loss}"
 
 
-def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_checkpoints_resume(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that was begun when steps were called updates, in its recipe, its log and its checkpoints."""
     recipe = Path("dalle.yaml")
     assert train.main([str(recipe), "resume=true"]) != 0
@@ -170,7 +172,7 @@ def test_a_run_goes_on_from_an_old_checkpoint(artifacts: Path, capsys: pytest.Ca
         assert values == pytest.approx(expected[name], rel=2e-2, abs=1e-4), name
 
 
-def test_old_files_are_read(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_files_read_the_same(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = json.loads((HERE / "artifacts.json").read_text(encoding="utf-8"))
     found = read_artifacts.read()
     assert found["shards"] == expected["shards"]

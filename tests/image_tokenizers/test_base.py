@@ -15,7 +15,7 @@ def made(kind: str) -> ImageTokenizer:
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_decoding_codes_is_decoding_their_vectors_cell_by_cell(kind: str) -> None:
+def test_decode_equals_decoding_the_codebook_vectors(kind: str) -> None:
     tokenizer = made(kind)
     codes = torch.randint(24, (2, 3, 5))  # no square, and not of the size it was made for
     rows = tokenizer.codebook_embeddings()
@@ -27,7 +27,7 @@ def test_decoding_codes_is_decoding_their_vectors_cell_by_cell(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_gradients_reach_vectors_that_are_no_codes(kind: str) -> None:
+def test_gradients_reach_continuous_latents(kind: str) -> None:
     tokenizer = made(kind)
     vectors = torch.randn(1, tokenizer.codebook_embeddings().shape[1], 3, 3, requires_grad=True)
     tokenizer.decode_latents(vectors).square().sum().backward()

@@ -42,7 +42,7 @@ def in_order(x: Tensor, state: dict[str, Tensor], part: str) -> Tensor:
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize(("layers", "blocks"), [(1, 0), (3, 0), (2, 2)])
-def test_layer_by_layer(layers: int, blocks: int, normalised: bool) -> None:
+def test_encode_and_decode_equal_the_layers_in_order(layers: int, blocks: int, normalised: bool) -> None:
     model = tiny(layers=layers, blocks=blocks, normalised=normalised).eval()
     images = torch.rand(2, 3, 16, 16)
     state = model.state_dict()
@@ -53,7 +53,7 @@ def test_layer_by_layer(layers: int, blocks: int, normalised: bool) -> None:
     torch.testing.assert_close(model.decode(codes), expected)
 
 
-def test_parameters_of_dalle_pytorch() -> None:
+def test_parameter_count_equals_dalle_pytorchs() -> None:
     """Its defaults with two residual blocks: names and number as DALLE-pytorch 1.6.6 has them."""
     with torch.device("meta"):
         model = DiscreteVAE(DiscreteVAEConfig(blocks=2))
@@ -61,7 +61,7 @@ def test_parameters_of_dalle_pytorch() -> None:
     assert len(model.state_dict()) == 1 + 2 * (2 * 3 + 2 * 6 + 2) + 2
 
 
-def test_losses_are_on_the_scale_of_the_network() -> None:
+def test_losses_are_in_the_normalized_range() -> None:
     model, images = tiny(), torch.rand(2, 3, 16, 16)
     made = model(images, temperature=0.5)
     expected = F.mse_loss(2 * made.images - 1, 2 * images - 1)
@@ -72,7 +72,7 @@ def test_losses_are_on_the_scale_of_the_network() -> None:
     assert made.codes.shape == (2, 4, 4) and made.images.shape == images.shape
 
 
-def test_cold_relaxation_is_a_hard_code() -> None:
+def test_relaxation_at_low_temperature_is_a_hard_code() -> None:
     model, images = tiny(), torch.rand(2, 3, 16, 16)
     made = model(images, temperature=1e-4)
     torch.testing.assert_close(made.images.clamp(0, 1), model.decode(made.codes), atol=1e-4, rtol=1e-3)
@@ -85,7 +85,7 @@ def test_gradient_reaches_encoder_codebook_and_last_layer() -> None:
         assert parameter.grad.abs().sum() > 0
 
 
-def test_other_sizes_and_half_precision() -> None:
+def test_other_sizes_and_half_precision_work() -> None:
     model, images = tiny().eval(), torch.rand(1, 3, 8, 24)
     codes = model.encode(images)
     assert codes.shape == (1, 2, 6) and model.decode(codes).shape == images.shape
@@ -93,18 +93,18 @@ def test_other_sizes_and_half_precision() -> None:
     assert model.decode(model.encode(images)).dtype == torch.float32
 
 
-def test_config_comes_back() -> None:
+def test_config_survives_to_dict() -> None:
     config = DiscreteVAEConfig(image_size=32, layers=2, blocks=3, normalised=False)
     assert from_dict(ImageTokenizerConfig, to_dict(config), "a") == config
 
 
 @pytest.mark.parametrize("options", [{"layers": 0}, {"blocks": -1}, {"hidden": 0}, {"image_size": 60}])
-def test_impossible_shapes(options: dict[str, int]) -> None:
+def test_impossible_shapes_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         DiscreteVAEConfig(**options)
 
 
 @pytest.mark.slow
-def test_learns_four_images() -> None:
+def test_overfits_four_images() -> None:
     before, after = overfit_four_images(tiny(hidden=32, codebook_size=64, code_channels=32))
     assert after < 0.4 * before

@@ -23,7 +23,7 @@ def images(side: int = 24) -> Tensor:
 
 
 @pytest.mark.parametrize("margin", [0, 2])
-def test_a_latent_depends_on_its_cell_and_the_margin_alone(margin: int) -> None:
+def test_latents_depend_on_their_cell_and_margin_only(margin: int) -> None:
     x = images().requires_grad_(True)
     latents = encoder(margin)(x)
     assert latents.shape == (2, 6, 6, 6)
@@ -43,12 +43,12 @@ def test_latents_move_with_the_image(margin: int) -> None:
 
 
 @pytest.mark.parametrize("margin", [0, 3])
-def test_an_image_of_one_color_has_one_latent(margin: int) -> None:
+def test_image_of_one_color_has_one_latent(margin: int) -> None:
     latents = encoder(margin)(torch.full((1, 3, 24, 24), 0.7)).flatten(2)
     torch.testing.assert_close(latents, latents[..., :1].expand_as(latents))
 
 
-def test_the_codes_of_a_vqgan_say_what_is_in_their_cell() -> None:
+def test_codes_depend_on_their_cell_only() -> None:
     torch.manual_seed(0)
     config = VQGANConfig(
         image_size=16, channels=8, channel_multipliers=[1, 2], attention_resolutions=[8], latent_channels=12,
@@ -65,6 +65,6 @@ def test_the_codes_of_a_vqgan_say_what_is_in_their_cell() -> None:
 
 
 @pytest.mark.parametrize("options", [{"width": 0}, {"blocks": 0}, {"expansion": 0}, {"margin": -1}, {"margin": 65}])
-def test_options_out_of_range(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError):
+def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
         LocalEncoderConfig(**options)

@@ -28,7 +28,7 @@ def fsq_of_the_paper(z: np.ndarray, levels: list[int]) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_fsq_as_in_the_paper(levels: list[int]) -> None:
+def test_fsq_equals_the_paper(levels: list[int]) -> None:
     model = FSQQuantizer(FSQConfig(levels=levels))
     z = 2 * torch.randn(4, len(levels), 5, 5, generator=torch.Generator().manual_seed(0))
     vectors, codes = fsq_of_the_paper(z.permute(0, 2, 3, 1).double().numpy(), levels)
@@ -63,7 +63,7 @@ def test_fsq_gradient_is_that_of_the_bound() -> None:
 
 
 @pytest.mark.parametrize("levels", [[], [1, 5]])
-def test_fsq_impossible_levels(levels: list[int]) -> None:
+def test_fsq_impossible_levels_are_refused(levels: list[int]) -> None:
     with pytest.raises(ValueError, match="levels"):
         FSQConfig(levels=levels)
 
@@ -103,7 +103,7 @@ def test_gumbel_relaxation_mixes_and_straight_through_picks() -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_kl_as_torch_distributions() -> None:
+def test_kl_to_uniform_equals_torch_distributions() -> None:
     logits = 3 * torch.randn(2, 7, 3, 4)
     expected = kl_divergence(Categorical(logits=logits.permute(0, 2, 3, 1)), Categorical(logits=torch.zeros(7)))
     torch.testing.assert_close(kl_to_uniform(logits), expected.mean())

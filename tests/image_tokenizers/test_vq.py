@@ -25,7 +25,7 @@ def cells(batch: int, seed: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-def test_nearest_code_as_in_a_slow_loop(distance: str) -> None:
+def test_nearest_code_equals_a_slow_loop(distance: str) -> None:
     model = quantizer(distance=distance)
     if distance == "euclidean":
         model.codebook.copy_(torch.randn(12, 4))
@@ -57,7 +57,7 @@ def test_distances_stay_in_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-def test_moving_averages_by_hand(distance: str) -> None:
+def test_codebook_ema_equals_the_formula(distance: str) -> None:
     model = quantizer(distance=distance, decay=0.9)
     count, total = torch.ones(12), model.codebook.clone()
     for seed in (1, 2):
@@ -75,7 +75,7 @@ def test_moving_averages_by_hand(distance: str) -> None:
             assert torch.allclose(model.codebook[k], row, atol=1e-6)
 
 
-def test_losses_and_gradients_of_the_codebook() -> None:
+def test_losses_and_codebook_gradients_equal_the_formulas() -> None:
     model = quantizer(update="gradient", distance="euclidean", commitment=0.25)
     z = cells(2).requires_grad_()
     made = model(z, 1.0)
@@ -90,7 +90,7 @@ def test_losses_and_gradients_of_the_codebook() -> None:
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_gradient_passes_straight_through(update: str) -> None:
+def test_straight_through_gradient_is_the_identity(update: str) -> None:
     model = quantizer(update=update, distance="euclidean")
     z = cells(2).requires_grad_()
     made = model(z, 1.0)
@@ -102,7 +102,7 @@ def test_gradient_passes_straight_through(update: str) -> None:
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-def test_two_passes_of_four_are_one_of_eight(update: str, distance: str) -> None:
+def test_two_micro_batches_equal_one_batch(update: str, distance: str) -> None:
     one = quantizer(update=update, distance=distance, revive_after=2, codebook_size=30)
     two = copy.deepcopy(one)
     for seed in range(5):
@@ -116,7 +116,7 @@ def test_two_passes_of_four_are_one_of_eight(update: str, distance: str) -> None
         torch.testing.assert_close(two.state_dict()[name], value)
 
 
-def test_two_processes_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_equal_one(monkeypatch: pytest.MonkeyPatch) -> None:
     one = quantizer(revive_after=2, codebook_size=30)
     ranks = [copy.deepcopy(one), copy.deepcopy(one)]
     rank, barrier, shared = threading.local(), threading.Barrier(2, timeout=20), [torch.empty(0), torch.empty(0)]
@@ -151,7 +151,7 @@ def test_two_processes_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_dead_codes_are_revived_on_encoder_outputs(update: str) -> None:
+def test_dead_codes_are_reset_to_encoder_outputs(update: str) -> None:
     model = quantizer(update=update, distance="euclidean", revive_after=3, codebook_size=6)
     with torch.no_grad():
         model.codebook.copy_(torch.tensor([[0.0] * 4] + [[100.0 + k] * 4 for k in range(5)]))
@@ -171,14 +171,14 @@ def test_dead_codes_are_revived_on_encoder_outputs(update: str) -> None:
     assert model.age.tolist() == [0] * 6
 
 
-def test_the_first_step_seeds_unused_codes() -> None:
+def test_first_step_resets_unused_codes() -> None:
     model = quantizer(revive_after=50, distance="euclidean", codebook_size=16)
     model(cells(4), 1.0)
     model.on_step_end()
     assert len(model.encode(cells(4)).unique()) >= 12
 
 
-def test_no_revival_when_turned_off() -> None:
+def test_dead_codes_stay_with_resets_off() -> None:
     model = quantizer(codebook_size=100)
     before = model.codebook.clone()
     codes = model(cells(1), 1.0).codes
@@ -199,7 +199,7 @@ def test_evaluation_and_discarded_passes_leave_no_trace() -> None:
         assert torch.equal(model.state_dict()[name], value)
 
 
-def test_resumed_is_uninterrupted() -> None:
+def test_resumed_quantizer_equals_uninterrupted() -> None:
     one = quantizer(revive_after=2, codebook_size=40)
     for seed in range(3):
         one(cells(2, seed), 1.0)
@@ -216,6 +216,6 @@ def test_resumed_is_uninterrupted() -> None:
 
 
 @pytest.mark.parametrize("options", [{"decay": 1.0}, {"codebook_size": 0}, {"revive_after": -1}])
-def test_impossible_options(options: dict[str, float]) -> None:
+def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         VQConfig(**options)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.image_tokenizers import FSQConfig, GumbelConfig, VQConfig, VQGANConfig, build
-from dalle.image_tokenizers.vqgan import VQGAN, AttentionBlock
+from dalle.image_tokenizers.vqgan import VQGAN
+from dalle.image_tokenizers.vqgan_layers import AttentionBlock
 from dalle.kernels.group_norm import Norm
 
 TAMING_VQ = {"code_channels": 256, "update": "gradient", "distance": "euclidean"}
@@ -45,7 +46,7 @@ def random_images(batch: int = 3, side: int = 16) -> Tensor:
     ],
     ids=["f16-1024", "f16-16384", "gumbel-f8"],
 )
-def test_parameters_of_taming(config: VQGANConfig, parameters: int) -> None:
+def test_parameter_counts_equal_tamings(config: VQGANConfig, parameters: int) -> None:
     with torch.device("meta"):
         model = build(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
@@ -61,7 +62,9 @@ QUANTIZERS = [
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda config: config.kind)
 @pytest.mark.parametrize("patch", [1, 2])
-def test_shapes_ranges_and_gradients(quantizer: VQConfig | GumbelConfig | FSQConfig, patch: int) -> None:
+def test_outputs_have_their_shapes_ranges_and_gradients(
+    quantizer: VQConfig | GumbelConfig | FSQConfig, patch: int
+) -> None:
     model = tiny(quantizer=quantizer, patch=patch)
     side = 16 // 2 // patch
     assert (model.grid, model.codebook_size, model.image_size) == ((side, side), 32, 16)
@@ -83,7 +86,7 @@ def test_shapes_ranges_and_gradients(quantizer: VQConfig | GumbelConfig | FSQCon
     assert 0 <= again.min() <= again.max() <= 1
 
 
-def test_images_that_are_not_square() -> None:
+def test_rectangular_images_are_encoded() -> None:
     model = tiny()
     codes = model.encode(torch.rand(1, 3, 8, 24))
     assert codes.shape == (1, 4, 12)
@@ -109,7 +112,7 @@ def test_outputs_do_not_depend_on_memory_format() -> None:
 
 
 @pytest.mark.parametrize(("width", "groups"), [(128, 32), (32, 32), (48, 16), (8, 8), (12, 4)])
-def test_groups_of_the_normalisation(width: int, groups: int) -> None:
+def test_group_norm_equals_the_formula(width: int, groups: int) -> None:
     norm = Norm(width)
     assert norm.num_groups == groups
     x = torch.randn(2, width, 4, 4)
@@ -146,7 +149,7 @@ def test_downsampling_pads_right_and_bottom() -> None:
     torch.testing.assert_close(y[..., 2:, 2:], F.conv2d(corner, down.conv.weight, down.conv.bias))
 
 
-def test_attention_stands_where_asked() -> None:
+def test_attention_is_at_the_given_resolutions() -> None:
     model = tiny(image_size=32, channel_multipliers=[1, 1, 2], attention_resolutions=[16, 8])
     assert [len(level.attn) for level in model.encoder.down] == [0, 1, 1]
     assert [len(level.attn) for level in model.decoder.up] == [0, 2, 2]
@@ -163,7 +166,7 @@ def test_attention_stands_where_asked() -> None:
         (torch.rand(2, 3, 15, 16), "multiples of 2"),
     ],
 )
-def test_images_that_do_not_fit(images: Tensor, match: str) -> None:
+def test_images_that_do_not_fit_are_refused(images: Tensor, match: str) -> None:
     for call in (tiny(), tiny().encode):
         with pytest.raises(ValueError, match=match) as raised:
             call(images)
@@ -174,7 +177,7 @@ def test_images_that_do_not_fit(images: Tensor, match: str) -> None:
     "codes",
     [torch.zeros(2, 4, dtype=torch.int64), torch.zeros(1, 8, 8), torch.full((1, 8, 8), 32), torch.full((1, 8, 8), -1)],
 )
-def test_codes_that_do_not_fit(codes: Tensor) -> None:
+def test_codes_out_of_range_are_refused(codes: Tensor) -> None:
     with pytest.raises(ValueError, match="codes"):
         tiny().decode(codes)
 
@@ -182,7 +185,7 @@ def test_codes_that_do_not_fit(codes: Tensor) -> None:
 @pytest.mark.parametrize(
     "options", [{"image_size": 30, "channel_multipliers": [1, 1, 1]}, {"channel_multipliers": []}, {"blocks": 0}]
 )
-def test_impossible_shapes(options: dict[str, object]) -> None:
+def test_impossible_shapes_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         VQGANConfig(**options)
 

@@ -17,7 +17,7 @@ def random_images(count: int) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_image_changes_as_its_seed_says_alone_and_in_a_batch() -> None:
+def test_augmentation_depends_on_the_seed_and_not_on_the_batch() -> None:
     images, seeds = random_images(4), [5, 6, 7, 5]
     together = augment(images, seeds, 1.0)
     alone = torch.cat([augment(images[i : i + 1], seeds[i : i + 1], 1.0) for i in range(4)])
@@ -38,13 +38,13 @@ def test_noise_strength_is_uniform_up_to_the_maximum() -> None:
     assert 0.1 < float(deviations.median()) < 0.15  # uniform from 0 to 0.25, and a little of brightness
 
 
-def test_one_image_in_three_has_a_white_hole() -> None:
+def test_a_third_of_images_have_an_erased_square() -> None:
     changed = augment(torch.zeros(300, 3, 16, 16), range(300), 1.0)
     holes = int((changed.mean((1, 2, 3)) > 0.03).sum())  # noise has a mean of 0, the least hole one of 0.04
     assert 80 < holes < 120
 
 
 @pytest.mark.parametrize("strength", ["-0.1", "1.5", "nan"])
-def test_a_strength_out_of_range_is_refused(strength: str) -> None:
+def test_strength_out_of_range_is_refused(strength: str) -> None:
     with pytest.raises(ValueError, match="augment"):
         load_recipe(RECIPE, [f"augment={strength}"])

@@ -34,7 +34,7 @@ def difference(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected.astype(float)).max())
 
 
-def test_rgb_as_it_is() -> None:
+def test_rgb_is_unchanged() -> None:
     assert difference(read_image(saved(Image.fromarray(RGBA[..., :3])), "x", 8), RGBA[..., :3]) == 0
 
 
@@ -47,25 +47,25 @@ def test_transparent_parts_are_white(kind: str) -> None:
     assert (got[:2] == 255).all()
 
 
-def test_grey_with_transparency() -> None:
+def test_gray_with_alpha_is_composed_over_white() -> None:
     layer = RGBA[..., 2:]
     expected = over_white(np.concatenate((layer[..., :1].repeat(3, -1), layer[..., 1:]), -1))
     assert difference(read_image(saved(Image.fromarray(layer, "LA")), "x", 8), expected) <= 1
 
 
-def test_grey() -> None:
+def test_gray_becomes_three_channels() -> None:
     expected = RGBA[..., :1].repeat(3, -1)
     assert difference(read_image(saved(Image.fromarray(RGBA[..., 0])), "x", 8), expected) == 0
 
 
-def test_one_bit() -> None:
+def test_one_bit_images_become_black_and_white() -> None:
     bits = RGBA[..., 0] > 127
     expected = (bits * 255)[..., None].repeat(3, -1)
     assert difference(read_image(saved(Image.fromarray(bits)), "x", 8), expected) == 0
 
 
 @pytest.mark.parametrize("transparent", [None, 3, bytes([255, 128, 0, 7])])
-def test_palette(transparent: int | bytes | None) -> None:
+def test_palette_images_with_transparency_are_composed_over_white(transparent: int | bytes | None) -> None:
     indices = RGBA[..., 0] % 4
     colours = np.array([[250, 0, 10], [0, 200, 30], [40, 50, 60], [90, 80, 170]])
     image = Image.fromarray(indices, "P")
@@ -82,7 +82,7 @@ def test_palette(transparent: int | bytes | None) -> None:
     assert difference(read_image(saved(image, **options), "x", 8), expected) <= 1
 
 
-def test_one_transparent_colour() -> None:
+def test_transparent_color_becomes_white() -> None:
     rgb = (RGBA[..., :3] // 128) * 200
     got = read_image(saved(Image.fromarray(rgb), transparency=(200, 0, 200)), "x", 8)
     clear = (rgb == (200, 0, 200)).all(-1)
@@ -90,17 +90,17 @@ def test_one_transparent_colour() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_sixteen_bits(kind: str) -> None:
+def test_sixteen_bit_gray_is_scaled(kind: str) -> None:
     expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
     assert difference(read_image(saved(Image.fromarray(GREY16), kind), "x", 8), expected) <= 0.5
 
 
-def test_sixteen_bits_in_thirty_two() -> None:
+def test_sixteen_bit_values_in_32_bits_are_scaled() -> None:
     expected = (GREY16 / 65535 * 255)[..., None].repeat(3, -1)
     assert difference(read_image(b"P5 8 8 65535\n" + GREY16.astype(">u2").tobytes(), "x", 8), expected) <= 0.5
 
 
-def test_sixteen_bits_with_a_clear_level() -> None:
+def test_sixteen_bit_transparent_level_becomes_white() -> None:
     clear = int(GREY16[3, 3])
     expected = np.where(clear == GREY16, 255, GREY16 / 65535 * 255)[..., None].repeat(3, -1)
     got = read_image(saved(Image.fromarray(GREY16), transparency=clear), "x", 8)
@@ -108,12 +108,12 @@ def test_sixteen_bits_with_a_clear_level() -> None:
 
 
 @pytest.mark.parametrize("values", [GREY16.astype(np.int32), GREY16.astype(np.float32)])
-def test_brightness_that_nothing_defines(values: np.ndarray) -> None:
+def test_images_of_32_bits_per_channel_are_refused(values: np.ndarray) -> None:
     with pytest.raises(BadRecord, match="32 bits per channel"):
         read_image(saved(Image.fromarray(values), "tiff"), "x", 8)
 
 
-def test_cmyk() -> None:
+def test_cmyk_becomes_rgb() -> None:
     cmyk = RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)
     ink = cmyk / 255
     expected = 255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])
@@ -133,7 +133,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-def test_exif_orientation(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     wide = RGBA[:4, :, :3]  # the middle 4 x 4 remain
@@ -148,13 +148,13 @@ def _turned(orientation: int) -> tuple[int, int]:
     return (4, 8) if orientation < 5 else (8, 4)
 
 
-def test_first_frame_of_an_animation() -> None:
+def test_animations_give_their_first_frame() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("#204060", "#ff0000")]
     got = read_image(saved(frames[0], "gif", save_all=True, append_images=frames[1:]), "x", 8)
     assert (got == (0x20, 0x40, 0x60)).all()
 
 
-def test_first_image_of_a_stereo_jpeg() -> None:
+def test_multi_picture_jpegs_give_their_first_image() -> None:
     """Cameras and phones write these under the name .jpg; Pillow calls them MPO."""
     images = [Image.new("RGB", (8, 8), colour) for colour in ("#808080", "#ff0000")]
     got = read_image(saved(images[0], "mpo", save_all=True, append_images=images[1:]), "x", 8)
@@ -169,7 +169,7 @@ def photo(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (40, 60)])
-def test_centre_crop_of_a_jpeg(size: tuple[int, int]) -> None:
+def test_reduced_jpeg_decoding_is_near_full_decoding(size: tuple[int, int]) -> None:
     """Decoding at a reduced size gives nearly what decoding whole, cropping and scaling gives."""
     image = photo(*size)
     width, height = size
@@ -180,14 +180,14 @@ def test_centre_crop_of_a_jpeg(size: tuple[int, int]) -> None:
     assert difference(got, np.asarray(slow)) <= 6
 
 
-def test_pad() -> None:
+def test_pad_fills_with_white() -> None:
     got = read_image(saved(photo(64, 32)), "x", 32, crop="pad")
     assert (got[:8] == 255).all() and (got[24:] == 255).all()
     slow = photo(64, 32).resize((32, 16), Image.Resampling.LANCZOS)
     assert difference(got[8:24], np.asarray(slow)) <= 1
 
 
-def test_pad_of_a_line_is_refused() -> None:
+def test_pad_of_a_one_pixel_line_is_refused() -> None:
     line = Image.new("RGB", (1000, 8))
     assert read_image(saved(line), "x", 64, "pad").min() == 0
     with pytest.raises(BadRecord, match="1040 x 8 pixels leave nothing to see"):
@@ -232,13 +232,13 @@ WHOLE = {kind: saved(photo(64, 64), kind) for kind in ("png", "jpeg", "webp", "g
 
 @pytest.mark.parametrize("kind", WHOLE)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
-def test_truncated(kind: str, share: float) -> None:
+def test_truncated_files_are_bad_records(kind: str, share: float) -> None:
     with pytest.raises(BadRecord) as caught:
         read_image(WHOLE[kind][: int(len(WHOLE[kind]) * share)], "cut", 8)
     assert str(caught.value).startswith("cut: ") and "\n" not in str(caught.value)
 
 
-def test_a_broken_avif() -> None:
+def test_broken_avif_is_a_bad_record() -> None:
     """Its reader raises RuntimeError, as no other does."""
     data = saved(photo(64, 64), "avif").replace(b"pitm", b"xitm")  # what tells which of its items is the image
     with pytest.raises(BadRecord, match=r"x: the image cannot be decoded \(Failed to decode"):
@@ -246,7 +246,7 @@ def test_a_broken_avif() -> None:
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_flipped_bytes_are_a_image_or_a_bad_pair(kind: str) -> None:
+def test_flipped_bytes_give_an_image_or_a_bad_record(kind: str) -> None:
     """Whatever is broken, no other exception comes out."""
     rng = np.random.default_rng(1)
     for _ in range(40):
@@ -271,7 +271,7 @@ def test_flipped_bytes_are_a_image_or_a_bad_pair(kind: str) -> None:
         (saved(Image.new("RGB", (8, 8)), "eps"), "the file is text, not an image: '%!PS-Adobe-3.0 EPSF-3.0'"),
     ],
 )
-def test_files_that_are_not_images(data: bytes, reason: str) -> None:
+def test_files_that_are_no_images_are_bad_records(data: bytes, reason: str) -> None:
     with pytest.raises(BadRecord) as caught:
         read_image(data, "a.jpg", 8)
     assert str(caught.value) == f"a.jpg: {reason}"

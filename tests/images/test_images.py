@@ -14,7 +14,7 @@ from dalle.images.png import write_png
 from dalle.images.read import read_image, square_image
 
 
-def test_metadata_in_any_script_comes_back(tmp_path: Path) -> None:
+def test_png_metadata_of_any_script_reads_back(tmp_path: Path) -> None:
     image = Image.effect_noise((8, 8), 50).convert("RGB")
     texts = {"prompt": "गुलाबी हात्ती 🐘\nsecond line", "seed": "7", "empty": ""}
     write_png(image, tmp_path / "a.png", texts)
@@ -24,7 +24,7 @@ def test_metadata_in_any_script_comes_back(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_png_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_png_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Image.Image, path: Path, *args: object, **options: object) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
@@ -51,7 +51,7 @@ def test_images_are_read_upright_and_in_8_bits(tmp_path: Path) -> None:
     assert [read_image(tmp_path / "deep.png").getpixel((x, 0)) for x in range(3)] == [0, 100, 255]
 
 
-def test_a_program_named_as_an_image_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postscript_named_as_an_image_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostScript named .png: Pillow, asked for any format, would hand it to Ghostscript."""
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", "eps")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("run"))
@@ -67,14 +67,14 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"MM\0*\0\0", b"II*\0\xff\xff\xff\xff", bytes(40)])
-def test_broken_metadata_do_not_keep_pixels_from_being_read(tmp_path: Path, exif: bytes) -> None:
+def test_broken_metadata_is_ignored(tmp_path: Path, exif: bytes) -> None:
     image = Image.effect_noise((16, 16), 60).convert("RGB")
     image.save(tmp_path / "a.png", exif=exif or None)
     assert ImageChops.difference(read_image(tmp_path / "a.png"), image).getbbox() is None
     assert square_image((tmp_path / "a.png").read_bytes(), 16).shape == (16, 16, 3)
 
 
-def test_files_that_are_not_images_are_named(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.png: no such image"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not an image")
@@ -106,7 +106,7 @@ def test_long_labels_are_wrapped() -> None:
     assert long.width == short.width and long.height > short.height + 50
 
 
-def test_a_label_without_font_becomes_the_rows_number(
+def test_label_without_a_font_becomes_the_row_number(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = ImageFont.truetype
@@ -130,7 +130,7 @@ def test_a_label_without_font_becomes_the_rows_number(
     labeled_grid([("", [image], [""])])
 
 
-def test_devanagari_is_shaped_where_this_machine_has_a_font_for_it() -> None:
+def test_devanagari_is_shaped_if_a_font_is_installed() -> None:
     font = font_for("पृष्ठभूमि", 40)
     if font is None:
         pytest.skip("no font with Devanagari, or no layout engine, on this machine")
@@ -139,7 +139,7 @@ def test_devanagari_is_shaped_where_this_machine_has_a_font_for_it() -> None:
     assert font.getlength("ष्ठ") < font.getlength("ष") + font.getlength("ठ")
 
 
-def test_an_unknown_glyph_is_told_from_a_known_one() -> None:
+def test_missing_glyphs_are_detected() -> None:
     font = ImageFont.load_default(15)
     assert isinstance(font, ImageFont.FreeTypeFont)
     assert images._covers(font, "abc XYZ, 0-9!")

@@ -33,7 +33,7 @@ def test_transparent_parts_of_a_mask_are_not_painted(color: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 25), (25, 40), (31, 64)])
-def test_users_images_are_cut_and_filtered_as_data_sets_are(size: tuple[int, int]) -> None:
+def test_given_images_are_cropped_and_resized_as_data_sets_are(size: tuple[int, int]) -> None:
     image = Image.effect_noise(size, 90).convert("RGB")
     file = io.BytesIO()
     image.save(file, "png")
@@ -42,7 +42,7 @@ def test_users_images_are_cut_and_filtered_as_data_sets_are(size: tuple[int, int
     assert np.array_equal(np.asarray(to_image(to_tensor(image, 8, 8))), expected)
 
 
-def test_the_middle_is_cut_to_the_wanted_shape() -> None:
+def test_center_crop_has_the_given_aspect_ratio() -> None:
     """Without resizing it is a plain slice."""
     image = Image.effect_noise((20, 10), 90).convert("RGB")
     got = to_tensor(image, 10, 10)[0].mul(255).round().byte().permute(1, 2, 0).numpy()

@@ -56,7 +56,7 @@ def test_mask_equals_a_loop_over_pixels(kind: Kind, text: int, height: int, widt
     assert torch.equal(mask(kind, text, height, width, kernel), slow_mask(kind, text, height, width, kernel))
 
 
-def test_the_papers_example_in_a_4x4_grid() -> None:
+def test_masks_equal_the_papers_4x4_example() -> None:
     """Figure 11: 6 text tokens, 16 image tokens; each image token attends to 5 in a row, the last right above it."""
     row = mask("row", 6, 4, 4)[6:, 6:]
     assert row.sum(1).tolist() == [1, 2, 3, 4] + [5] * 12
@@ -70,7 +70,7 @@ def test_the_papers_example_in_a_4x4_grid() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_is_causal_and_seen_by_the_whole_image(kind: Kind) -> None:
+def test_text_is_causal_and_visible_to_the_image(kind: Kind) -> None:
     allowed = mask(kind, 5, 3, 3)
     assert torch.equal(allowed[:5], torch.ones(5, 14, dtype=torch.bool).tril())
     assert allowed[5:, :5].all() and allowed.diagonal().all()
@@ -100,7 +100,9 @@ def test_attend_equals_the_formula(dtype: torch.dtype, tolerance: float, queries
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0.02), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("given", ["causal", "table", "packed"])
-def test_dropped_weights_are_as_expected(dtype: torch.dtype, tolerance: float, given: str) -> None:
+def test_attention_dropout_has_the_expected_mean_and_deviation(
+    dtype: torch.dtype, tolerance: float, given: str
+) -> None:
     """Of many drawings the mean is attention without dropout, and the variance that of independent weights."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 1, 24, 32, dtype=dtype)
@@ -120,7 +122,7 @@ def test_dropped_weights_are_as_expected(dtype: torch.dtype, tolerance: float, g
         assert torch.autograd.grad(found.sum(), many)[0].isfinite().all()
 
 
-def test_dropped_weights_are_whole_weights() -> None:
+def test_attention_dropout_zeroes_weights_and_scales_the_rest() -> None:
     """With values that are the keys' own unit vectors, what comes out are the weights: 0 or grown."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 2, 3, 8, 8)
@@ -131,7 +133,7 @@ def test_dropped_weights_are_whole_weights() -> None:
     assert 0.3 < kept.float().mean() < 0.7 and not found[~kept].any()
 
 
-def test_rotary_scores_depend_on_differences_alone() -> None:
+def test_rotary_scores_depend_on_relative_positions_only() -> None:
     """In two dimensions: the score of two image tokens depends on how far apart their rows and columns are."""
     cos, sin = rope_table(4, 6, 6, 16)
     generator = torch.Generator().manual_seed(0)
@@ -150,7 +152,7 @@ def test_rotation_equals_complex_multiplication() -> None:
     torch.testing.assert_close(rotate(x, cos, sin), torch.cat((turned.real, turned.imag), -1))
 
 
-def test_cache_gives_back_what_went_in() -> None:
+def test_kv_cache_returns_appended_keys_and_values() -> None:
     cache = KVCache(2, 3, 2, 5, 4)
     k = torch.randn(2, 3, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     for start, end in [(0, 3), (3, 4), (4, 5)]:

@@ -39,7 +39,7 @@ def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("max_logits", [1, CODES, 5 * CODES + 3, 8 * CODES, 2**20])
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_mean_loss_is_that_of_all_logits(max_logits: int, z_weight: float, bias: bool) -> None:
+def test_mean_loss_equals_the_unchunked_loss(max_logits: int, z_weight: float, bias: bool) -> None:
     head, hidden, targets = made(bias)
     of = (hidden, *head.parameters())
     expected, z = whole(head, hidden, targets, z_weight)
@@ -60,7 +60,7 @@ def test_mean_loss_is_that_of_all_logits(max_logits: int, z_weight: float, bias:
 @pytest.mark.parametrize("max_logits", [CODES, 5 * CODES + 3, 2**20])
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
 @pytest.mark.parametrize("form", ["bias", "no bias", "other"])
-def test_smoothed_targets_are_those_of_torch(max_logits: int, z_weight: float, form: str) -> None:
+def test_label_smoothing_equals_torchs(max_logits: int, z_weight: float, form: str) -> None:
     plain, hidden, targets = made(form != "no bias")
     head = Doubled(plain) if form == "other" else plain
     of = (hidden, *head.parameters())
@@ -76,7 +76,7 @@ def test_smoothed_targets_are_those_of_torch(max_logits: int, z_weight: float, f
         torch.testing.assert_close(again.nats, found.nats)
 
 
-def test_smoothing_by_compiled_code_in_bfloat16_is_near() -> None:
+def test_native_label_smoothing_in_bfloat16_is_near_float32() -> None:
     torch.manual_seed(0)
     head, targets = Linear(64, 512), torch.randint(0, 512, (96,))
     hidden = torch.randn(96, 64, requires_grad=True)
@@ -101,7 +101,7 @@ class Doubled(nn.Module):
 
 
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
-def test_other_heads_are_called(z_weight: float) -> None:
+def test_subclassed_heads_are_called(z_weight: float) -> None:
     head, hidden, targets = made()
     other = Doubled(head)
     expected, _ = whole(other, hidden, targets, z_weight)
@@ -111,7 +111,7 @@ def test_other_heads_are_called(z_weight: float) -> None:
     torch.testing.assert_close(gradients(found.loss, *of), gradients(expected, *of))
 
 
-def test_a_frozen_head_passes_gradients_on() -> None:
+def test_frozen_head_passes_gradients_on() -> None:
     head, hidden, targets = made()
     expected, _ = whole(head, hidden, targets, 0.0)
     (wanted,) = gradients(expected, hidden)
@@ -123,7 +123,7 @@ def test_a_frozen_head_passes_gradients_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_each_row_is_scored(kind: str) -> None:
+def test_token_scores_equal_torchs_for_each_row(kind: str) -> None:
     head, hidden, targets = made()
     used: nn.Module = Int8Linear(head) if kind == "int8" else head
     for max_logits in (1, 5 * CODES, 2**20):
@@ -156,7 +156,7 @@ def test_bfloat16_is_as_near_to_float32_as_torchs_own(mode: str) -> None:
         assert (ours - right).norm() <= 1.3 * (theirs - right).norm() + 1e-3 * right.norm()
 
 
-def test_probabilities_too_small_for_float16_are_not_lost() -> None:
+def test_float16_gradients_are_scaled_before_underflow() -> None:
     """A share of a row of a share of a code is below what float16 holds; the loss scale must reach it first."""
     head, hidden, targets = made(dtype=torch.float16)
     many = hidden.detach().repeat(400, 1).requires_grad_()
@@ -167,7 +167,7 @@ def test_probabilities_too_small_for_float16_are_not_lost() -> None:
     assert (scaled - wanted).norm() < 0.01 * wanted.norm()
 
 
-def test_all_logits_are_never_in_memory(tmp_path: Path) -> None:
+def test_peak_memory_is_that_of_a_chunk(tmp_path: Path) -> None:
     rows, codes, max_logits = 512, 4096, 32 * 4096
     head, hidden = Linear(16, codes), torch.randn(rows, 16, requires_grad=True)
     targets = torch.randint(0, codes, (rows,))

@@ -18,7 +18,7 @@ LAST = torch.channels_last
 @pytest.mark.parametrize("shape, groups", [((2, 32, 5, 7), 32), ((3, 64, 16, 9), 32), ((1, 48, 1, 1), 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("far", [0.0, 50.0])  # a mean that is large beside the deviation
-def test_values_and_gradients_are_torchs(
+def test_values_and_gradients_equal_torchs(
     shape: tuple[int, ...], groups: int, swish: bool, dtype: torch.dtype, far: float
 ) -> None:
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def test_values_and_gradients_are_torchs(
         torch.testing.assert_close(ours.grad.double() / scale, theirs.grad / scale, atol=near, rtol=near)
 
 
-def test_what_it_does_not_take_is_left_to_torch() -> None:
+def test_unsupported_inputs_are_left_to_torch() -> None:
     weight = torch.ones(32)
     images = torch.randn(2, 32, 4, 4)
     assert group_norm(images, weight, weight, 32, 1e-6, False) is None  # not channels_last

@@ -25,7 +25,9 @@ def trained(made: Linear, states: Tensor, gradient: Tensor, bf16: bool) -> list[
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("widths", [(48, 96), (96, 48)])
 @pytest.mark.parametrize("dtype, bf16", [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)])
-def test_training_is_torchs(dtype: torch.dtype, bf16: bool, widths: tuple[int, int], bias: bool) -> None:
+def test_training_values_and_gradients_equal_torchs(
+    dtype: torch.dtype, bf16: bool, widths: tuple[int, int], bias: bool
+) -> None:
     if bf16 and not matmul.usable(ROWS, 48, torch.bfloat16):
         pytest.skip("no bfloat16 in oneDNN, or AMX")
     torch.manual_seed(0)
@@ -63,7 +65,7 @@ def test_compute_dtype_of_training_matmuls() -> None:
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS - 1, ROWS + 7])
-def test_products_are_products(rows: int) -> None:
+def test_forward_and_backward_equal_matrix_products(rows: int) -> None:
     torch.manual_seed(0)
     x, weight, gradient = torch.randn(rows, 40), torch.randn(24, 40), torch.randn(rows, 24)
     given = gradient.t().contiguous().t()  # in another layout

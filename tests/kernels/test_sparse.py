@@ -15,9 +15,10 @@ from dalle.kernels.kv_cache import KVCache, Positions
 from dalle.kernels.masks import Kind, mask
 from dalle.kernels.pattern import Pattern, SparseMask, attention_blocks
 from dalle.kernels.sparse import blocked, flex
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from support.generation import generate
+from support.tiny_configs import dalle_config, random_dalle, transformer_config
 
 KINDS: list[Kind] = ["row", "column", "conv"]
 SHAPES = [(6, 4, 4, 3), (0, 5, 3, 3), (1, 3, 7, 5), (3, 12, 9, 5), (2, 4, 4, 11), (4, 1, 1, 1), (5, 11, 13, 3)]
@@ -33,9 +34,7 @@ def tensors(start: int, end: int, dtype: torch.dtype = torch.float64) -> tuple[T
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text,height,width,kernel", SHAPES)
-def test_slices_are_what_one_query_sees_and_hold_what_several_see(
-    kind: Kind, text: int, height: int, width: int, kernel: int
-) -> None:
+def test_slices_are_the_visible_keys_of_a_query(kind: Kind, text: int, height: int, width: int, kernel: int) -> None:
     pattern, length = Pattern(kind, text, width, kernel), text + height * width
     seen = mask(kind, text, height, width, kernel)
     for start in range(text, length):
@@ -50,7 +49,7 @@ def test_slices_are_what_one_query_sees_and_hold_what_several_see(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text,height,width,kernel", SHAPES)
-def test_blocks_hold_every_pair_once(kind: Kind, text: int, height: int, width: int, kernel: int) -> None:
+def test_blocks_have_every_visible_pair_once(kind: Kind, text: int, height: int, width: int, kernel: int) -> None:
     pattern, size = Pattern(kind, text, width, kernel), height * width
     seen = mask(kind, 0, height, width, kernel)
     for first in {0, size // 3, size // 2, size - 1}:
@@ -67,7 +66,7 @@ def test_blocks_hold_every_pair_once(kind: Kind, text: int, height: int, width: 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text,height,width,kernel", SHAPES)
-def test_blocks_give_the_numbers_of_the_dense_mask(kind: Kind, text: int, height: int, width: int, kernel: int) -> None:
+def test_blocked_attention_equals_the_dense_mask(kind: Kind, text: int, height: int, width: int, kernel: int) -> None:
     """Forward and backward, of whole sequences, of some whose last tokens are missing, and of later tokens alone."""
     pattern, length = Pattern(kind, text, width, kernel), text + height * width
     for start, end in {(0, length), (0, length - 1), (text, length), (text + 2, length), (length - 2, length - 1)}:
@@ -84,7 +83,7 @@ def test_blocks_give_the_numbers_of_the_dense_mask(kind: Kind, text: int, height
 
 
 @pytest.mark.parametrize("dtype,error", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
-def test_blocks_in_other_types(dtype: torch.dtype, error: float) -> None:
+def test_blocked_attention_in_other_dtypes_is_near_float64(dtype: torch.dtype, error: float) -> None:
     for kind in KINDS:
         exact = attention.attend(*tensors(0, 150), mask(kind, 7, 12, 12)[:150, :150])
         found = blocked.attend(*tensors(0, 150, dtype), Pattern(kind, 7, 12))
@@ -92,16 +91,8 @@ def test_blocks_in_other_types(dtype: torch.dtype, error: float) -> None:
         torch.testing.assert_close(found.double(), exact, atol=error, rtol=error)
 
 
-SHAPE = TransformerConfig(width=64, depth=3, heads=2)
-CONFIG = DALLEConfig(
-    transformer=SHAPE,
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(6, 7),
-    attention=("row", "column", "conv"),
-    conv_kernel=3,
-)
+SHAPE = transformer_config(width=64, depth=3)
+CONFIG = dalle_config(transformer=SHAPE, grid=(6, 7), attention=("row", "column", "conv"))
 VARIANTS = {
     "learned": CONFIG,
     "rope": replace(CONFIG, positions="rope"),
@@ -116,16 +107,11 @@ TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
 
 
 def build(config: DALLEConfig) -> DALLE:
-    """With weights large enough that every part counts."""
-    torch.manual_seed(0)
-    model = DALLE(config)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.15)
-    return model
+    return random_dalle(config, std=0.15, center_norms=True).train()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training_is_the_same(variant: str) -> None:
+def test_blocked_training_equals_dense(variant: str) -> None:
     model = build(VARIANTS[variant])
     text = torch.randn(2, 5, 6).mul_(TEXT[..., None] > 0) if variant == "features" else TEXT
     codes = torch.randint(0, 11, (2, 42), generator=torch.Generator().manual_seed(0))
@@ -162,7 +148,7 @@ def test_sparse_backends_sample_the_same_tokens(kind: str, options: dict, compil
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_keys_that_are_not_seen_are_not_read(kind: Kind, count: int, compiled: bool) -> None:
+def test_invisible_keys_are_not_read(kind: Kind, count: int, compiled: bool) -> None:
     """They are made no numbers, which a mask would not hide: 0 times nan is nan."""
     model = build(replace(CONFIG, attention=(kind,), grid=(9, 7))).eval()
     codes = torch.randint(0, 11, (2, 50), generator=torch.Generator().manual_seed(0))
@@ -212,9 +198,7 @@ def test_stored_masks_are_detected_as_patterns() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("end", [147, 20])
-def test_flex_attention_gives_the_numbers_of_the_dense_mask(
-    kind: Kind, end: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flex_attention_equals_the_dense_mask(kind: Kind, end: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not compiled, which is the same arithmetic."""
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
     given = [x.detach() for x in tensors(0, end, torch.float32)]
@@ -224,7 +208,7 @@ def test_flex_attention_gives_the_numbers_of_the_dense_mask(
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_compiled_flex_attention_gives_the_numbers_of_the_dense_mask() -> None:
+def test_compiled_flex_attention_equals_the_dense_mask() -> None:
     for kind in KINDS:
         made = SparseMask(Pattern(kind, 6, 12), mask(kind, 6, 12, 12)[:149, :149])
         for batch in (2, 1):

@@ -37,7 +37,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switches, "_from_environment", switches._from_environment.__wrapped__)
 
 
-def test_native_operations_take_what_their_plain_bodies_take() -> None:
+def test_native_signatures_equal_their_plain_bodies() -> None:
     assert operations.keys() == HOMES.keys()
     for name, native in operations.items():
         plain = inspect.unwrap(getattr(import_module(f"dalle.kernels.{HOMES[name]}"), name))
@@ -47,7 +47,7 @@ def test_native_operations_take_what_their_plain_bodies_take() -> None:
         ]
 
 
-def test_defaults_environment_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switches_follow_defaults_environment_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [switches.switch(name) for name in ("native", "graphs", "sparse")] == ["on", "on", "auto"]
     monkeypatch.setenv("DALLE_KERNELS", "native=off, sparse=dense")
     assert [switches.switch(name) for name in ("native", "graphs", "sparse")] == ["off", "on", "dense"]
@@ -60,14 +60,14 @@ def test_defaults_environment_and_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("text", ["native=maybe", "cpu=off", "sparse", "=", "native=off,sparse=fast"])
-def test_other_values_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_switch_values_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DALLE_KERNELS", text)
     with pytest.raises(ValueError, match=r"DALLE_KERNELS has .*native=on\|off; graphs=on\|off; sparse=auto\|dense"):
         switches.switch("native")
 
 
 @pytest.mark.slow
-def test_the_package_lives_without_native_code(tmp_path: Path) -> None:
+def test_package_works_without_native_code(tmp_path: Path) -> None:
     """dalle/kernels/native deleted and one line changed: the fast tests of models and sampling pass."""
     copy = [sys.executable, "-c", "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"]
     for name in ("dalle", "tests", "configs", "tokenizers"):

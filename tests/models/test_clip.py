@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient
-from dalle.models.transformer import Context, TransformerConfig
+from dalle.models.transformer import Context
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
+from support.tiny_configs import clip_config
 
-TINY = TransformerConfig(width=32, depth=2, heads=2)
-CONFIG = CLIPConfig(
-    image_size=16, patch_size=4, vision=TINY, text=TINY, text_vocab=320, text_length=12, embed_dim=24
-)  # fmt: skip
+CONFIG = clip_config(width=32, patch_size=4, text_vocab=320, embed_dim=24)
 EOS = 3
 
 
@@ -50,7 +48,7 @@ def slow_loss(images: Tensor, texts: Tensor, scale: float) -> float:
     return total / (2 * count)
 
 
-def test_loss_is_the_slow_loops(clip: CLIP) -> None:
+def test_loss_equals_a_slow_loop(clip: CLIP) -> None:
     image_embeds, text_embeds, scale = clip(*pairs(5))
     loss = contrastive_loss(image_embeds, text_embeds, scale)
     assert scale.item() == pytest.approx(1 / 0.07)
@@ -75,7 +73,7 @@ def test_embeddings_are_float32_unit_vectors(clip: CLIP) -> None:
     assert clip.encode_image(images).dtype == clip.encode_text(ids).dtype == torch.float32
 
 
-def test_raw_embeddings_point_where_the_unit_vectors_do(clip: CLIP) -> None:
+def test_raw_embeddings_are_parallel_to_the_unit_vectors(clip: CLIP) -> None:
     images, ids = pairs(4)
     for encode, batch in ((clip.encode_image, images), (clip.encode_text, ids)):
         raw = encode(batch, normalize=False)
@@ -106,7 +104,7 @@ def test_states_of_real_tokens_do_not_depend_on_padding(clip: CLIP) -> None:
         assert alone.mask.all()
 
 
-def test_what_follows_eos_does_not_count(clip: CLIP) -> None:
+def test_tokens_after_eos_do_not_matter(clip: CLIP) -> None:
     _, ids = pairs(4)
     expected = clip.encode_text(ids)
     for row, end in enumerate(ids.eq(EOS).int().argmax(dim=1)):
@@ -117,7 +115,7 @@ def test_what_follows_eos_does_not_count(clip: CLIP) -> None:
         torch.testing.assert_close(clip.encode_text(noise)[0], expected[row])
 
 
-def test_what_precedes_eos_counts(clip: CLIP) -> None:
+def test_tokens_before_eos_matter(clip: CLIP) -> None:
     _, ids = pairs(2)
     changed = ids.clone()
     changed[:, 0] = 4 + (changed[:, 0] - 3) % 300
@@ -131,7 +129,7 @@ def test_embeddings_do_not_depend_on_the_batch(clip: CLIP) -> None:
         torch.testing.assert_close(clip.encode_text(ids[i : i + 1])[0], clip.encode_text(ids)[i])
 
 
-def test_patches_and_normalization(clip: CLIP) -> None:
+def test_vision_embedding_equals_the_definition(clip: CLIP) -> None:
     """The tower's input, patch by patch, from the definition."""
     images, _ = pairs(1)
     mean, std = torch.tensor(CONFIG.mean).view(3, 1, 1), torch.tensor(CONFIG.std).view(3, 1, 1)
@@ -146,7 +144,7 @@ def test_patches_and_normalization(clip: CLIP) -> None:
             torch.testing.assert_close(got[place], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_scale_is_clamped_and_can_come_back(clip: CLIP) -> None:
+def test_scale_is_clamped_and_its_gradient_can_lower_it(clip: CLIP) -> None:
     with torch.no_grad():
         clip.logit_scale.fill_(6.0)
     assert clip.scale.item() == pytest.approx(100)
@@ -158,7 +156,7 @@ def test_scale_is_clamped_and_can_come_back(clip: CLIP) -> None:
     assert float(clip.logit_scale.grad) == 0
 
 
-def test_features_are_the_blocks_outputs_with_gradient(clip: CLIP) -> None:
+def test_features_are_block_outputs_with_gradients(clip: CLIP) -> None:
     images, _ = pairs(2)
     images.requires_grad_()
     maps = clip.features(images)
@@ -180,7 +178,7 @@ def test_every_parameter_is_trained(clip: CLIP) -> None:
     assert [name for name, p in clip.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-def test_a_few_pairs_are_learnt(clip: CLIP) -> None:
+def test_overfits_8_pairs(clip: CLIP) -> None:
     images, ids = pairs(8)
     clip.train()
     optimiser = torch.optim.Adam(clip.parameters(), 2e-3)
@@ -193,7 +191,7 @@ def test_a_few_pairs_are_learnt(clip: CLIP) -> None:
     assert similarity.argmax(dim=1).tolist() == similarity.argmax(dim=0).tolist() == list(range(8))
 
 
-def test_strings_are_encoded_by_its_tokenizer(clip: CLIP) -> None:
+def test_strings_are_encoded_by_the_text_tokenizer(clip: CLIP) -> None:
     captions = ["a red heart", "a blue car and a red car", "गुलाबी हात्ती"]
     with pytest.raises(ValueError, match=r"load_clip") as error:
         clip.encode_text(captions)
@@ -202,7 +200,7 @@ def test_strings_are_encoded_by_its_tokenizer(clip: CLIP) -> None:
     torch.testing.assert_close(clip.encode_text(captions), clip.encode_text(tokenizer.encode(captions, 12)))
 
 
-def test_wrong_shapes_give_one_line(clip: CLIP) -> None:
+def test_wrong_shapes_give_a_one_line_error(clip: CLIP) -> None:
     calls: list[tuple[Callable[[Tensor], object], Tensor, str]] = [
         (clip.encode_image, torch.zeros(1, 3, 16, 24), "16, 24"),
         (clip.features, torch.zeros(3, 16, 16), "3, 16, 16"),

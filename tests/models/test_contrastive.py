@@ -16,14 +16,12 @@ import train
 from dalle.checkpoints.tensors import open_tensors
 from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.contrastive import sigmoid_loss
-from dalle.models.transformer import TransformerConfig
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.training.recipe import parse_recipe
+from support.tiny_configs import clip_config
+from support.tiny_model import CLIP_MODEL
 
-TOWER = TransformerConfig(width=16, depth=2, heads=2)
-TINY = CLIPConfig(
-    image_size=16, patch_size=4, vision=TOWER, text=TOWER, text_vocab=50, text_length=6, embed_dim=16, sigmoid=True
-)
+TINY = clip_config(patch_size=4, text_vocab=50, text_length=6, embed_dim=16, sigmoid=True)
 
 
 def embeddings(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -48,7 +46,7 @@ def leaves(count: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("rows", [None, 1, 3, 7, 20])
-def test_loss_and_gradients_are_the_slow_loops(rows: int | None) -> None:
+def test_sigmoid_loss_and_gradients_equal_a_slow_loop(rows: int | None) -> None:
     exact, fast = leaves(7, torch.float64), leaves(7, torch.float32)
     wanted, found = slow_loss(*exact), sigmoid_loss(*fast, rows=rows)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
@@ -59,7 +57,7 @@ def test_loss_and_gradients_are_the_slow_loops(rows: int | None) -> None:
         assert one.grad.sub(other.grad).abs().max() < 1e-5 * max(1, other.grad.abs().max())
 
 
-def test_what_it_begins_with_is_the_papers() -> None:
+def test_initial_scale_and_bias_are_the_papers() -> None:
     """At a bias of -10 each pair is a stranger: nearly all of the loss is that of the right ones."""
     torch.manual_seed(0)
     clip = CLIP(TINY)
@@ -112,7 +110,7 @@ def _worker(rank: int, world: int, folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_have_the_loss_and_gradients_of_one(world: int, tmp_path: Path) -> None:
+def test_several_processes_have_the_loss_and_gradients_of_one(world: int, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_worker, args=(world, str(tmp_path)), nprocs=world)
     exact = leaves(6, torch.float64)
     loss = slow_loss(*exact)
@@ -129,15 +127,7 @@ def test_processes_have_the_loss_and_gradients_of_one(world: int, tmp_path: Path
 
 DATA = {
     "stage": "clip",
-    "model": {
-        "image_size": 16,
-        "patch_size": 8,
-        "vision": {"width": 16, "depth": 2, "heads": 2},
-        "text": {"width": 16, "depth": 2, "heads": 2},
-        "text_vocab": 300,
-        "text_length": 12,
-        "embed_dim": 16,
-    },
+    "model": CLIP_MODEL | {"image_size": 16, "patch_size": 8, "embed_dim": 16},
     "data": {"kind": "shapes"},
     "optim": {"lr": 1e-3, "warmup": 2, "ema": None},
     "run": {"dir": "run", "steps": 2, "batch_size": 8, "device": "cpu", "tracker": "none", "log_every": 1},
@@ -147,7 +137,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("towers", ["clip", "siglip"])
-def test_a_recipe_trains_one_that_loads(towers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_trains_a_model_that_loads(towers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     captions = ["a red circle", "a blue square on white", "two green stars"] * 4
     SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=300), captions).save(tmp_path / "words")
@@ -175,7 +165,7 @@ def test_a_recipe_trains_one_that_loads(towers: str, tmp_path: Path, monkeypatch
         ({"loss": "hinge"}, "loss"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(options: dict[str, object], message: str) -> None:
+def test_options_that_exclude_each_other_give_a_one_line_error(options: dict[str, object], message: str) -> None:
     model = DATA["model"] | options.pop("model", {})  # type: ignore[operator]
     with pytest.raises(ValueError, match=message) as caught:
         parse_recipe(DATA | options | {"model": model}, "a recipe")

@@ -7,23 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle.kernels.masks import Kind
-from dalle.models.dalle import DALLE, DALLEConfig, parameter_count
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.generation import generate
+from support.tiny_configs import dalle_config, random_dalle, transformer_config
 
-SMALL = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=4, heads=2),
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(3, 4),
-    conv_kernel=3,
-)
+SMALL = dalle_config(depth=4)
 KINDS: list[Kind] = ["full", "row", "column", "conv"]
-QK_NORM = TransformerConfig(width=16, depth=4, heads=2, qk_norm=True)
+QK_NORM = transformer_config(depth=4, qk_norm=True)
 VARIANTS = [
     *(replace(SMALL, attention=(kind,), positions=positions) for kind in KINDS for positions in ("learned", "rope")),
     replace(SMALL, attention=("row", "column", "row", "row"), last_attention="conv", transformer=QK_NORM),
@@ -32,12 +27,7 @@ VARIANTS = [
 
 
 def build(config: DALLEConfig = SMALL) -> DALLE:
-    """With weights large enough that every part counts."""
-    torch.manual_seed(0)
-    model = DALLE(config).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_dalle(config, std=0.3)
 
 
 def pairs(batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -65,7 +55,7 @@ def test_cached_equals_uncached(config: DALLEConfig) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", VARIANTS)
-def test_no_logit_depends_on_its_own_or_a_later_token(config: DALLEConfig) -> None:
+def test_logits_depend_on_earlier_tokens_only(config: DALLEConfig) -> None:
     model, (text, image_ids) = build(config), pairs()
     plain = model(text, image_ids)
     for i in range(12):
@@ -81,7 +71,7 @@ def test_no_logit_depends_on_its_own_or_a_later_token(config: DALLEConfig) -> No
 
 
 @torch.no_grad()
-def test_fewer_image_tokens_give_the_same_first_logits() -> None:
+def test_logits_of_a_prefix_equal_those_of_the_sequence() -> None:
     model, (text, image_ids) = build(), pairs()
     whole = model(text, image_ids)
     assert whole.shape == (3, 12, 11)
@@ -91,7 +81,7 @@ def test_fewer_image_tokens_give_the_same_first_logits() -> None:
 
 
 @torch.no_grad()
-def test_losses_equal_the_log_probabilities_one_by_one() -> None:
+def test_losses_equal_log_probabilities_token_by_token() -> None:
     model, (text, image_ids) = build(), pairs()
     losses = model.losses(text, image_ids, accuracy=True)
     log_probabilities = model(text, image_ids).log_softmax(-1)
@@ -108,7 +98,7 @@ def test_losses_equal_the_log_probabilities_one_by_one() -> None:
 
 
 @torch.no_grad()
-def test_padding_is_learnt_for_each_position_and_short_text_is_padded() -> None:
+def test_padding_embeddings_are_per_position_and_short_text_is_padded() -> None:
     model, (_, image_ids) = build(), pairs()
     text = torch.tensor([[4, 9, 0, 0, 0]])
     plain = model(text, image_ids[:1])
@@ -166,7 +156,12 @@ def paper(depth: int) -> DALLEConfig:
     )
 
 
-def test_the_papers_shape_has_12_billion_parameters() -> None:
+def parameter_count(config: DALLEConfig) -> int:
+    with torch.device("meta"):  # 12 billion of them are not allocated
+        return sum(parameter.numel() for parameter in DALLE(config).parameters())
+
+
+def test_paper_config_has_12_billion_parameters() -> None:
     per_layer = parameter_count(paper(2)) - parameter_count(paper(1))
     count = parameter_count(paper(1)) + 63 * per_layer  # as 64 layers, and quicker
     assert 12.0e9 < count < 12.5e9
@@ -178,12 +173,10 @@ def test_the_papers_shape_has_12_billion_parameters() -> None:
 
 
 @pytest.mark.slow
-def test_overfits_16_pairs_and_draws_them_back() -> None:
+def test_overfits_16_pairs() -> None:
     torch.manual_seed(0)
-    shape = TransformerConfig(width=64, depth=2, heads=4)
-    config = DALLEConfig(
-        transformer=shape, text_vocab=50, text_length=6, image_vocab=32, grid=(4, 4), attention=("row", "column")
-    )
+    shape = {"width": 64, "heads": 4, "text_vocab": 50, "text_length": 6, "image_vocab": 32, "grid": (4, 4)}
+    config = dalle_config(**shape, attention=("row", "column"))
     model = DALLE(config)
     text, image_ids = torch.randint(1, 50, (16, 6)), torch.randint(0, 32, (16, 16))
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)

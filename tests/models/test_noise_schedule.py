@@ -11,7 +11,7 @@ from dalle.generation.diffusion.spacing import spaced_steps
 from dalle.models.noise_schedule import CosineConfig, LinearConfig, make_schedule
 
 
-def test_cosine_is_the_papers_formula() -> None:
+def test_cosine_schedule_equals_the_papers_formula() -> None:
     """Equation 17 of arXiv 2102.09672, before the cap of beta and at it."""
     schedule = make_schedule(CosineConfig())
     f = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
@@ -22,7 +22,7 @@ def test_cosine_is_the_papers_formula() -> None:
     assert schedule.alpha_bar(-1) == 1
 
 
-def test_linear_is_the_product_of_its_betas() -> None:
+def test_linear_schedule_equals_the_product_of_its_betas() -> None:
     schedule = make_schedule(LinearConfig(steps=50, first=0.01, last=0.2))
     product = 1.0
     for step in range(50):
@@ -31,7 +31,7 @@ def test_linear_is_the_product_of_its_betas() -> None:
     assert make_schedule(LinearConfig()).alpha_bar(999) == pytest.approx(4.04e-5, rel=0.01)
 
 
-def test_noised_unit_data_keep_their_variance() -> None:
+def test_noised_unit_data_keeps_its_variance() -> None:
     random = torch.Generator().manual_seed(0)
     schedule = make_schedule(CosineConfig())
     x0, noise = torch.randn(2, 5, 40_000, generator=random)
@@ -48,7 +48,7 @@ def test_noised_unit_data_keep_their_variance() -> None:
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-def test_steps_fall_and_are_as_many_as_asked_for(spacing: str) -> None:
+def test_spaced_steps_descend_and_have_the_given_count(spacing: str) -> None:
     for total, count in ((1000, 25), (1000, 1), (1000, 1000), (10, 7), (2, 2)):
         steps = spaced_steps(total, count, spacing)
         assert len(steps) == len(set(steps)) == count
@@ -58,7 +58,7 @@ def test_steps_fall_and_are_as_many_as_asked_for(spacing: str) -> None:
     assert (few[-1] == 0) == (spacing != "trailing")
 
 
-def test_wrong_numbers_are_refused() -> None:
+def test_options_out_of_range_are_refused() -> None:
     for count in (0, 11):
         with pytest.raises(ValueError, match=f"steps is {count}; this model was trained with 10"):
             spaced_steps(10, count)

@@ -11,7 +11,7 @@ from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 
 SHAPE = {"embed_dim": 12, "text_width": 10, "text_length": 7}
 TINY = TransformerConfig(width=16, depth=2, heads=2)
@@ -62,7 +62,7 @@ def prior(request: pytest.FixtureRequest) -> Either:
 
 
 @torch.no_grad()
-def test_padded_text_changes_nothing(prior: Either) -> None:
+def test_padding_does_not_change_the_output(prior: Either) -> None:
     text = captions(4)
     plain = output(prior, text)
     noise = torch.where(text.mask[..., None], text.states, 100.0)
@@ -76,7 +76,7 @@ def test_padded_text_changes_nothing(prior: Either) -> None:
 
 
 @torch.no_grad()
-def test_dropped_text_is_the_learnt_one_whatever_was_there(prior: Either) -> None:
+def test_dropped_text_is_replaced_by_the_null_embedding(prior: Either) -> None:
     all_of_them, some = torch.ones(4, dtype=torch.bool), torch.tensor([True, False, True, False])
     null = output(prior, captions(4), all_of_them)
     if isinstance(prior, DiffusionPrior):
@@ -93,7 +93,7 @@ def test_every_parameter_is_trained(prior: Either) -> None:
     assert [name for name, p in prior.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-def test_statistics_are_buffers_and_standardize(prior: Either) -> None:
+def test_statistics_are_buffers_that_standardize(prior: Either) -> None:
     images, _ = embeddings(2000)
     standard = prior.standardize(images)
     torch.testing.assert_close(standard.mean(0), torch.zeros(12), atol=1e-4, rtol=0)
@@ -107,7 +107,7 @@ def test_statistics_are_buffers_and_standardize(prior: Either) -> None:
 
 
 @torch.no_grad()
-def test_a_candidate_alone_is_the_same_as_in_a_batch(prior: Either) -> None:
+def test_candidates_do_not_depend_on_the_batch(prior: Either) -> None:
     text = captions(3)
     for guidance in (1.0, 2.5):
         options = PriorSamplingConfig(guidance=guidance, sampler=SamplerConfig(steps=4))
@@ -123,7 +123,7 @@ def test_a_candidate_alone_is_the_same_as_in_a_batch(prior: Either) -> None:
 
 
 @torch.no_grad()
-def test_the_better_of_several_fits_its_caption_better() -> None:
+def test_more_samples_fit_the_caption_better() -> None:
     prior, text = make("diffusion"), captions(16)
     fits = []
     for samples in (1, 2, 8):
@@ -134,7 +134,7 @@ def test_the_better_of_several_fits_its_caption_better() -> None:
     assert (fits[1] >= fits[0] - 1e-6).all()  # the first is among the two
 
 
-def test_the_components_are_those_of_the_variance() -> None:
+def test_components_explain_the_given_variance() -> None:
     images, _ = embeddings(2000)
     standard = (images - images.mean(0)) / images.std(0)
     squares = torch.linalg.svdvals(standard.double()).square()
@@ -145,7 +145,7 @@ def test_the_components_are_those_of_the_variance() -> None:
     assert components_for(standard, 0.999) == 3
 
 
-def test_buckets_hold_equally_many_and_give_the_embedding_back() -> None:
+def test_buckets_are_equally_filled_and_decode_to_the_embedding() -> None:
     config = AutoregressivePriorConfig(transformer=TINY, **SHAPE, components=3, buckets=64)
     prior = AutoregressivePrior(config)
     images, texts = embeddings(6400)
@@ -166,7 +166,7 @@ def test_buckets_hold_equally_many_and_give_the_embedding_back() -> None:
 
 
 @torch.no_grad()
-def test_cached_logits_are_the_uncached() -> None:
+def test_cached_logits_equal_uncached() -> None:
     prior = make("autoregressive")
     assert isinstance(prior, AutoregressivePrior)
     text, dots = captions(4), torch.tensor([0, 3, 5, 7])
@@ -183,7 +183,7 @@ def test_cached_logits_are_the_uncached() -> None:
 
 
 @torch.no_grad()
-def test_the_dot_product_is_drawn_from_the_top_half(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dot_product_is_sampled_from_the_top_half(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = make("autoregressive")
     assert isinstance(prior, AutoregressivePrior)
     seen: list[Tensor] = []

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dalle.kernels.masks import mask
 from dalle.kernels.pattern import Pattern, SparseMask
-from dalle.models.transformer import Transformer, TransformerConfig
+from dalle.models.transformer import Transformer
+from dalle.models.transformer_config import TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=3, heads=2)
 VARIANTS = [SMALL, replace(SMALL, qk_norm=True), replace(SMALL, feed_forward="swiglu")]
@@ -31,7 +32,7 @@ def inputs(tokens: int = 6) -> Tensor:
     return torch.randn(2, tokens, 16, generator=torch.Generator().manual_seed(1))
 
 
-def test_equals_the_block_written_out() -> None:
+def test_block_equals_the_formula() -> None:
     model, x = build(SMALL), inputs()
     expected = x
     for block in model.blocks:
@@ -45,7 +46,7 @@ def test_equals_the_block_written_out() -> None:
 
 
 @pytest.mark.parametrize("config", VARIANTS)
-def test_causal_is_the_triangular_mask_and_hides_the_future(config: TransformerConfig) -> None:
+def test_causal_equals_the_triangular_mask(config: TransformerConfig) -> None:
     model, x = build(config), inputs()
     triangle = torch.ones(6, 6, dtype=torch.bool).tril()
     plain = model(x, "causal")
@@ -66,7 +67,7 @@ def test_cached_equals_uncached(config: TransformerConfig) -> None:
 
 
 @pytest.mark.parametrize("config", VARIANTS)
-def test_recomputation_changes_no_gradient(config: TransformerConfig) -> None:
+def test_activation_checkpointing_does_not_change_gradients(config: TransformerConfig) -> None:
     gradients = []
     for recompute in (False, True):
         model = build(replace(config, checkpoint_activations=recompute, dropout=0.2))
@@ -77,7 +78,7 @@ def test_recomputation_changes_no_gradient(config: TransformerConfig) -> None:
         torch.testing.assert_close(plain, recomputed)
 
 
-def test_dropout_only_while_training() -> None:
+def test_dropout_is_off_in_evaluation() -> None:
     model, x = build(replace(SMALL, dropout=0.5)), inputs()
     assert not torch.equal(model(x), model(x))
     model.eval()
@@ -85,7 +86,7 @@ def test_dropout_only_while_training() -> None:
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_attention_dropout_drops_weights_only_while_training(sparse: bool) -> None:
+def test_attention_dropout_is_off_in_evaluation(sparse: bool) -> None:
     model, x = build(replace(SMALL, attention_dropout=0.5)), inputs(20)
     pattern = Pattern("row", 4, 4)
     layer = SparseMask(pattern, mask("row", 4, 4, 4)) if sparse else "causal"
@@ -102,7 +103,7 @@ def test_attention_dropout_drops_weights_only_while_training(sparse: bool) -> No
     assert len(seen) == 4  # two heads
 
 
-def test_start_values_are_scaled_by_depth() -> None:
+def test_initial_weights_are_scaled_by_depth() -> None:
     torch.manual_seed(0)
     block = Transformer(TransformerConfig(width=256, depth=8, heads=4)).blocks[0]
     assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)

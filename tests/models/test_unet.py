@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
-from dalle.checkpoints.tensors import load_weights
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.unet import UNet, UNetConfig
@@ -34,7 +34,7 @@ def captions(batch: int, length: int, width: int, dim: int, real: int) -> TextSt
     return TextStates(states, torch.arange(length).expand(batch, -1) < real, embeds)
 
 
-def test_the_unet_with_a_context_is_that_of_diffusers() -> None:
+def test_unet_with_context_equals_diffusers() -> None:
     """Karlo's kinds of blocks; the context as long as a level has pixels, less none (where diffusers' mask fails)."""
     diffusers = pytest.importorskip("diffusers")
     theirs = randomized(
@@ -73,7 +73,7 @@ def test_the_unet_with_a_context_is_that_of_diffusers() -> None:
         torch.testing.assert_close(ours(x, vector, context, real), masked, rtol=1e-4, atol=1e-4)
 
 
-def test_the_unet_without_attention_is_that_of_diffusers() -> None:
+def test_unet_without_attention_equals_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers")
     theirs = randomized(
         diffusers.UNet2DModel(
@@ -107,7 +107,7 @@ def arguments(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def test_padded_text_changes_nothing_and_real_text_does() -> None:
+def test_padding_does_not_change_the_output() -> None:
     model, (x, steps, embeds) = decoder(), arguments()
     text = captions(3, 8, 5, 6, real=5)
     found = model(x, steps, embeds, text)
@@ -119,7 +119,7 @@ def test_padded_text_changes_nothing_and_real_text_does() -> None:
 
 
 @torch.no_grad()
-def test_a_dropped_embedding_is_the_learnt_one_and_says_nothing() -> None:
+def test_dropped_embedding_is_replaced_by_the_null_embedding() -> None:
     model, (x, steps, embeds) = decoder(), arguments()
     text, dropped = captions(3, 8, 5, 6, real=5), torch.tensor([True, False, True])
     found = model(x, steps, embeds, text, dropped)
@@ -131,7 +131,7 @@ def test_a_dropped_embedding_is_the_learnt_one_and_says_nothing() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [12, 60])
-def test_text_as_long_as_a_level_has_pixels_simply_works(length: int) -> None:
+def test_text_as_long_as_a_levels_pixels_works(length: int) -> None:
     """4 + 12 tokens are the 4x4 pixels of the level that attends, 4 + 60 the 8x8 of the other."""
     model, (x, steps, embeds) = decoder(text_length=60), arguments()
     text = captions(3, length, 5, 6, real=5)
@@ -139,14 +139,14 @@ def test_text_as_long_as_a_level_has_pixels_simply_works(length: int) -> None:
     torch.testing.assert_close(model(x, steps, embeds, text), model(x, steps, embeds, short))
 
 
-def test_a_learnt_variance_doubles_the_channels_and_a_new_one_predicts_nothing() -> None:
+def test_learned_variance_doubles_the_channels_and_a_fresh_model_outputs_0() -> None:
     x, steps, embeds = arguments()
     assert decoder(learned_variance=True)(x, steps, embeds, captions(3, 8, 5, 6, 5)).shape == (3, 6, 8, 8)
     fresh = DiffusionDecoder(decoder().config)
     assert fresh(x, steps, embeds, captions(3, 8, 5, 6, 5)).abs().max() == 0
 
 
-def test_recomputed_activations_change_no_gradient() -> None:
+def test_activation_checkpointing_does_not_change_gradients() -> None:
     x, steps, embeds = arguments()
     gradients = []
     for again in (False, True):
@@ -159,7 +159,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
 
 
 @torch.no_grad()
-def test_an_upsampler_sees_the_small_image() -> None:
+def test_upsampler_depends_on_the_small_image() -> None:
     config = UpsamplerConfig(image_size=8, low_size=4, unet=replace(SHAPE, attention_levels=[]))
     model, (x, steps, _) = randomized(Upsampler(config)), arguments()
     low = torch.rand(3, 3, 4, 4) * 2 - 1

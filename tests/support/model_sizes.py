@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dalle.models.dalle import DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 IMAGES = 4
 SIZES = {

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle.generation.cpu_step import FusedBlocks
 from dalle.kernels.kv_cache import KVCache
 from dalle.kernels.native import bindings
 from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.decode_step import Step
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from support.tiny_configs import dalle_config, random_dalle, transformer_config
 
 compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
-SHAPE = TransformerConfig(width=64, depth=3, heads=2)
-CONFIG = DALLEConfig(transformer=SHAPE, text_vocab=20, text_length=5, image_vocab=33, grid=(4, 5), conv_kernel=3)
+SHAPE = transformer_config(width=64, depth=3)
+CONFIG = dalle_config(transformer=SHAPE, image_vocab=33, grid=(4, 5))
 TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
 
 
 def filled(config: DALLEConfig) -> DALLE:
-    torch.manual_seed(0)
-    model = DALLE(config).eval()
-    for name, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.15)
-    return model
+    return random_dalle(config, std=0.15, center_norms=True)
 
 
 class Decoder:

@@ -17,7 +17,7 @@ from dalle.apps.server.app import create_app
 from dalle.apps.server.run import GracefulServer, server
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 
 
 @dataclass

@@ -11,13 +11,12 @@ from dalle.checkpoints import model_folder
 from dalle.config import to_dict
 from dalle.image_tokenizers import VQGANConfig, build
 from dalle.image_tokenizers.vq import VQConfig
-from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
+from support.tiny_configs import clip_config, dalle_config
 
 CAPTIONS = ["a red heart", "a blue circle on a white background", "two green stars", "लाल दिल"] * 4
-TOWER = TransformerConfig(width=16, depth=2, heads=2)
 VQGAN_MODEL: dict[str, Any] = {  # in a recipe: 16x16 pixels to 8x8 codes of 24
     "kind": "vqgan",
     "image_size": 16,
@@ -28,6 +27,15 @@ VQGAN_MODEL: dict[str, Any] = {  # in a recipe: 16x16 pixels to 8x8 codes of 24
     "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
 }
 IMAGE_SIZE, GRID, CODES, TEXT_LENGTH = 16, (4, 4), 24, 12
+CLIP_MODEL: dict[str, Any] = {  # in a recipe: for images of 32x32 pixels
+    "image_size": 32,
+    "patch_size": 8,
+    "vision": {"width": 16, "depth": 2, "heads": 2},
+    "text": {"width": 16, "depth": 2, "heads": 2},
+    "text_vocab": 300,
+    "text_length": TEXT_LENGTH,
+    "embed_dim": 16,
+}
 DALLE_MODEL: dict[str, Any] = {  # in a recipe: a transformer for the tokenizers of `make_tiny_model`
     "transformer": {"width": 16, "depth": 2, "heads": 2},
     "text_vocab": 300,
@@ -53,19 +61,11 @@ def make_tiny_model(folder: Path, *, clip: bool = True, seed: int = 0) -> Path:
     _save(folder / "image_tokenizer", "image_tokenizer", image, build(image))
     parts = {name: folder / name for name in ("text_tokenizer", "image_tokenizer")}
     if clip:
-        towers = CLIPConfig(
-            image_size=8, patch_size=4, vision=TOWER, text=TOWER, text_vocab=300, text_length=TEXT_LENGTH, embed_dim=8
-        )
+        towers = clip_config(image_size=8, patch_size=4)
         _save(folder / "clip", "clip", towers, CLIP(towers), {"text_tokenizer": folder / "text_tokenizer"})
         parts["clip"] = folder / "clip"
-    config = DALLEConfig(
-        transformer=TOWER,
-        text_vocab=300,
-        text_length=TEXT_LENGTH,
-        image_vocab=CODES,
-        grid=GRID,
-        attention=("row", "full"),
-    )
+    shape = {"text_vocab": 300, "text_length": TEXT_LENGTH, "image_vocab": CODES, "grid": GRID, "conv_kernel": 11}
+    config = dalle_config(**shape, attention=("row", "full"))
     model = DALLE(config)
     with torch.no_grad():  # fresh weights ignore their input nearly wholly: these do not
         for parameter in model.parameters():

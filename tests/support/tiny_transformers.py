@@ -6,19 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from support.tiny_configs import dalle_config, random_dalle
 
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=2, heads=2),
-    text_vocab=20,
-    text_length=5,
-    image_vocab=11,
-    grid=(3, 4),
-    conv_kernel=3,
-)
+CONFIG = dalle_config()
 TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2], [1, 0, 0, 0, 0]])
 SEEDS = [[4, 5, 6], [7], [4, 9]]
 KINDS: list[dict[str, Any]] = [
@@ -44,8 +36,4 @@ OPTIONS: list[dict[str, Any]] = [
 
 def tiny(options: dict[str, Any], scale: float = 0.4) -> DALLE:
     """A model with random weights that look at what went before; in float64, so that ties do not decide."""
-    torch.manual_seed(0)
-    model = DALLE(replace(CONFIG, **options)).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=scale)
-    return model.double()
+    return random_dalle(replace(CONFIG, **options), std=scale).double()

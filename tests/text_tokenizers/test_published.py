@@ -60,7 +60,7 @@ def is_known(text: str) -> bool:
 
 
 @pytest.mark.parametrize("make, name", [(clip, "clip"), (char, "char"), (yttm, "yttm")])
-def test_ids_of_their_own_code(make: object, name: str) -> None:
+def test_ids_equal_their_own_codes(make: object, name: str) -> None:
     if name == "clip":
         pytest.importorskip("ftfy", reason='pip install "dalle[clip]"')
     tokenizer: TextTokenizer = make()  # type: ignore[operator]
@@ -73,7 +73,7 @@ def test_ids_of_their_own_code(make: object, name: str) -> None:
     assert tokenizer.vocab_size > max(i for row in expected for i in row)
 
 
-def test_rows_of_clip() -> None:
+def test_clip_rows_have_start_end_and_padding() -> None:
     tokenizer = clip(ends=True)
     start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
     assert (start, end) == (512 + 300, 512 + 301)
@@ -85,7 +85,7 @@ def test_rows_of_clip() -> None:
     assert clip().encode(["a " * 9], 4).tolist() == [clip().encode_ragged(["a a a a"])[0]]
 
 
-def test_rows_of_mindalle() -> None:
+def test_mindalle_rows_are_padded_and_truncated() -> None:
     tokenizer = char()
     assert tokenizer.pad_id == REFERENCE["char"]["pad"]
     row = tokenizer.encode_ragged(["a red heart"])[0]
@@ -94,7 +94,7 @@ def test_rows_of_mindalle() -> None:
     assert tokenizer.encode([""], 3).tolist() == [[tokenizer.pad_id] * 3]
 
 
-def test_rows_of_rudalle() -> None:
+def test_rudalle_rows_have_start_end_and_zeros() -> None:
     """`encode_text` of rudalle/tokenizer.py: begin 2, end 3, zeros; a row that is too long loses its end."""
     tokenizer = yttm(ends=True)
     plain = yttm().encode_ragged(["лиса в лесу"])[0]
@@ -103,7 +103,7 @@ def test_rows_of_rudalle() -> None:
     assert tokenizer.encode([""], 4).tolist() == [[2, 3, 0, 0]]
 
 
-def test_classes() -> None:
+def test_class_tokenizer_takes_class_numbers_only() -> None:
     tokenizer = ClassTokenizer(ClassTokenizerConfig(classes=10))
     assert tokenizer.encode(["3", " 9 ", ""], 1).tolist() == [[3], [9], [10]]
     assert tokenizer.decode(tokenizer.encode(["3", ""])) == ["3", ""]
@@ -113,7 +113,7 @@ def test_classes() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: clip(True), char, lambda: yttm(True)])
-def test_back_to_text_saved_and_pickled(make: object, tmp_path: Path) -> None:
+def test_ids_decode_to_text_after_saving_and_pickling(make: object, tmp_path: Path) -> None:
     tokenizer: TextTokenizer = make()  # type: ignore[operator]
     words = ["a red heart", "the cat and the dog"]
     ids = tokenizer.encode(words)
@@ -125,7 +125,7 @@ def test_back_to_text_saved_and_pickled(make: object, tmp_path: Path) -> None:
         tokenizer.decode([[tokenizer.vocab_size]])
 
 
-def test_dropout_is_repeatable_and_splits_more() -> None:
+def test_bpe_dropout_is_seeded_and_splits_more() -> None:
     tokenizer = yttm()
     plain, dropped = (sum(map(len, tokenizer.encode_ragged(TEXTS, dropout=d, seed=1))) for d in (0.0, 0.5))
     assert dropped > plain
@@ -134,7 +134,7 @@ def test_dropout_is_repeatable_and_splits_more() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: clip(True), char, lambda: yttm(True)])
-def test_what_follows_a_word_does_not_change_how_it_is_cut(make: Callable[[], TextTokenizer]) -> None:
+def test_bpe_dropout_of_a_word_does_not_depend_on_later_words(make: Callable[[], TextTokenizer]) -> None:
     tokenizer = make()
     spellings = set()
     for seed in range(100):
@@ -148,19 +148,19 @@ def test_what_follows_a_word_does_not_change_how_it_is_cut(make: Callable[[], Te
     assert len(spellings) > 1
 
 
-def test_zeros_of_clip_are_read_back_unless_they_are_padding() -> None:
+def test_clip_token_0_decodes_unless_it_is_padding() -> None:
     for ends in (True, False):
         tokenizer = clip(ends)
         assert 0 in tokenizer.encode_ragged(["!~"])[0]
         assert tokenizer.decode(tokenizer.encode(["a !~ b"], 20)) == ["a !~ b"]
 
 
-def test_a_mark_that_clips_pattern_leaves_out() -> None:
+def test_clip_pattern_drops_lone_marks() -> None:
     """U+0345 is no letter, but its capital is: where case does not count, the `regex` package finds it nowhere."""
     assert clip_bpe.split_words("a\u0345b1\u0345") == ["a", "b", "1"]
 
 
-def test_random_texts_as_tokenizers_reads_them(tmp_path: Path) -> None:
+def test_random_texts_equal_hugging_face_tokenizers(tmp_path: Path) -> None:
     """Against Hugging Face's library itself, built as dalle/models/tokenizer.py of kakaobrain/minDALL-E does."""
     library = pytest.importorskip("tokenizers.implementations", reason="pip install tokenizers")
     vocab, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
@@ -178,7 +178,7 @@ def test_random_texts_as_tokenizers_reads_them(tmp_path: Path) -> None:
     assert ours.encode_ragged(texts) == [row.ids for row in theirs.encode_batch(texts)]
 
 
-def test_merging_against_a_slow_loop() -> None:
+def test_merging_equals_a_slow_loop() -> None:
     """Rules in any order, also such as no training makes: always the first rule that fits, at the leftmost place."""
     chance = random.Random(0)
     for _ in range(300):
@@ -192,7 +192,7 @@ def test_merging_against_a_slow_loop() -> None:
         assert merge(symbols, lambda a, b, rules=rules: rules.get((a, b))) == slow
 
 
-def test_merges_of_clip_in_other_forms() -> None:
+def test_clip_merges_may_be_gzipped_or_longer() -> None:
     lines = REFERENCE["clip"]["merges"]
     text = "\n".join(["bpe_simple_vocab_16e6.txt", *lines])
     packed = CLIPTokenizer(CLIPTokenizerConfig(ends=False), gzip.compress(text.encode()))
@@ -201,7 +201,7 @@ def test_merges_of_clip_in_other_forms() -> None:
     assert CLIPTokenizer(CLIPTokenizerConfig(), more.encode()).vocab_size == 512 + MERGES + 2 == 49_408
 
 
-def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+def test_damaged_files_give_a_one_line_error(tmp_path: Path) -> None:
     model = REFERENCE["yttm"]["model"]
     vocab = REFERENCE["char"]["vocab"]
     cases = [
@@ -245,7 +245,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_without_ftfy_only_plain_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ftfy_only_plain_text_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
     assert clip().encode_ragged(["a red heart"])
     with pytest.raises(ValueError, match=r'needs ftfy for .*pip install "dalle\[clip\]"'):

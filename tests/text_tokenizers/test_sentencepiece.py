@@ -79,7 +79,7 @@ def test_rows_end_with_eos_and_padding(tokenizer: SentencePieceTokenizer) -> Non
     assert tokenizer.encode([], 5).shape == (0, 5)
 
 
-def test_long_captions_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_long_captions_are_truncated_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = SentencePieceTokenizer.train(CONFIG, CAPTIONS)
     long = "a cat to the left of a red car"
     whole = tokenizer.encode([long])
@@ -93,7 +93,7 @@ def test_long_captions_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> 
     assert tokenizer.encode(["a cat"], 1).tolist() == [[tokenizer.eos_id]]
 
 
-def test_exact_fit_is_not_cut(tokenizer: SentencePieceTokenizer) -> None:
+def test_exact_fit_is_not_truncated(tokenizer: SentencePieceTokenizer) -> None:
     before = tokenizer.truncated
     whole = tokenizer.encode(["a red heart"])
     assert torch.equal(tokenizer.encode(["a red heart"], whole.shape[1]), whole)
@@ -120,12 +120,12 @@ def test_lower_case_and_no_normalization() -> None:
     assert plain.decode(plain.encode(["ﬁ e\u0301"])) == ["ﬁ e\u0301"]
 
 
-def test_no_dropped_merges_is_what_sentencepiece_does(tokenizer: SentencePieceTokenizer) -> None:
+def test_dropout_near_0_equals_sentencepiece(tokenizer: SentencePieceTokenizer) -> None:
     texts = [*CAPTIONS[:6], *ODD, "a redder catcart yellowish heartsleft मुटुहात्ती"]
     assert torch.equal(tokenizer.encode(texts, dropout=1e-15, seed=0), tokenizer.encode(texts))
 
 
-def test_all_merges_dropped_is_characters(tokenizer: SentencePieceTokenizer) -> None:
+def test_dropout_of_1_gives_characters(tokenizer: SentencePieceTokenizer) -> None:
     ids = tokenizer.encode(["a red heart"], dropout=1.0)[0]
     assert len(ids) == len(" a red heart") + 1
 
@@ -144,7 +144,7 @@ def _outcomes(symbols: tuple[str, ...], order: list[str], p: float) -> dict[tupl
     return dict(result)
 
 
-def test_dropout_has_the_distribution_of_the_paper(tokenizer: SentencePieceTokenizer) -> None:
+def test_bpe_dropout_has_the_papers_distribution(tokenizer: SentencePieceTokenizer) -> None:
     p, draws = 0.4, 4000
     raw = tokenizer._processor
     order = [raw.id_to_piece(i) for i in sorted(range(260, tokenizer.vocab_size), key=lambda i: -raw.get_score(i))]
@@ -170,7 +170,7 @@ def test_dropout_is_repeatable_and_independent_of_the_batch(tokenizer: SentenceP
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_words_are_cut_as_often_whatever_stands_around(tokenizer: SentencePieceTokenizer, p: float) -> None:
+def test_dropout_rate_of_a_word_does_not_depend_on_its_neighbors(tokenizer: SentencePieceTokenizer, p: float) -> None:
     raw = tokenizer._processor
     order = [raw.id_to_piece(i) for i in sorted(range(260, tokenizer.vocab_size), key=lambda i: -raw.get_score(i))]
     words = ["heart", "yellow", "background", "हात्ती"]
@@ -193,7 +193,7 @@ def _words(raw: Any, row: list[int]) -> list[tuple[int, ...]]:
     return [tuple(row[i:j]) for i, j in itertools.pairwise([*starts, len(row) - 1])]
 
 
-def test_what_follows_a_word_does_not_change_how_it_is_cut(tokenizer: SentencePieceTokenizer) -> None:
+def test_bpe_dropout_of_a_word_does_not_depend_on_later_words(tokenizer: SentencePieceTokenizer) -> None:
     captions = ["a yellow heart", "a yellow heart on a pale blue background"]
     for seed in range(50):
         short, long = (tokenizer.encode_ragged([caption], dropout=0.3, seed=seed)[0][:-1] for caption in captions)
@@ -215,7 +215,7 @@ def test_dropout_is_the_same_in_another_process(tokenizer: SentencePieceTokenize
     assert outputs == {f"{tokenizer.encode([CAPTIONS[1]], dropout=0.5, seed=11).tolist()}\n".encode()}
 
 
-def test_saved_pickled_and_loaded_are_the_same(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+def test_saved_and_pickled_tokenizers_are_equal(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "a")
     loaded = SentencePieceTokenizer.load(tmp_path / "a")
     copied = pickle.loads(pickle.dumps(tokenizer))
@@ -226,7 +226,7 @@ def test_saved_pickled_and_loaded_are_the_same(tokenizer: SentencePieceTokenizer
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["bpe.model", "config.yaml"]
 
 
-def test_save_keeps_the_recipe_that_is_there(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+def test_save_keeps_an_existing_recipe(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     recipe = "stage: text_tokenizer\nmodel: {vocab_size: 400}\ndata: {kind: drawings, sets: [emoji]}\n"
     (tmp_path / "config.yaml").write_text(recipe)
     tokenizer.save(tmp_path)
@@ -241,7 +241,7 @@ def _one_line(error: pytest.ExceptionInfo[ValueError], *parts: str) -> None:
         assert part in message
 
 
-def test_mistakes_give_one_line(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+def test_wrong_inputs_give_a_one_line_error(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         tokenizer.encode(["ab\ud800c"])
     _one_line(error, "surrogate", "position 2")
@@ -264,7 +264,7 @@ def test_mistakes_give_one_line(tokenizer: SentencePieceTokenizer, tmp_path: Pat
     _one_line(error, "bpe.model", "truncated or of another kind")
 
 
-def test_a_vocabulary_that_does_not_fit_says_which_would() -> None:
+def test_vocabulary_that_does_not_fit_suggests_a_size() -> None:
     for size, names in ((100_000, "or less"), (262, "or more")):
         with pytest.raises(ValueError) as error:
             SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=size), CAPTIONS)
@@ -276,7 +276,7 @@ def test_a_vocabulary_that_does_not_fit_says_which_would() -> None:
     _one_line(error, "no captions")
 
 
-def test_model_of_another_size_is_named(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+def test_model_of_another_vocabulary_size_is_named(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("stage: text_tokenizer\nmodel: {vocab_size: 512}\n")
     tokenizer.save(tmp_path)
     with pytest.raises(ValueError) as error:

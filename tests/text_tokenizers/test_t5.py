@@ -23,13 +23,13 @@ from support.published import folders
 CLEANED = json.loads((Path(__file__).parent / "references" / "t5_cleaned.json").read_text())
 
 
-def test_cleaned_as_their_own_code_does() -> None:
+def test_captions_are_cleaned_as_llamagen_does() -> None:
     pytest.importorskip("bs4", reason='pip install "dalle[t5]"')
     wrong = [(text, clean(clean(text)), expected) for text, expected in CLEANED if clean(clean(text)) != expected]
     assert not wrong and len(CLEANED) > 100
 
 
-def test_features_at_the_right_end(tmp_path: Path) -> None:
+def test_features_equal_transformers_padded_on_the_left(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
     pytest.importorskip("bs4")
     folder = folders.t5(tmp_path)
@@ -47,7 +47,7 @@ def test_features_at_the_right_end(tmp_path: Path) -> None:
     assert T5Encoder.load(folder, dtype=torch.bfloat16).encode(texts, 6).dtype == torch.float32
 
 
-def test_a_caption_like_the_name_of_a_file_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+def test_caption_like_a_file_name_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:
     pytest.importorskip("bs4", reason='pip install "dalle[t5]"')
     assert clean("file.html") == "file. html"
     assert not recwarn.list
@@ -60,7 +60,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folders.t5(tmp_path_factory.mktemp("t5") / "tiny")
 
 
-def test_wrong_captions(tiny: Path) -> None:
+def test_wrong_captions_are_refused(tiny: Path) -> None:
     encoder = T5Encoder.load(tiny)
     with pytest.raises(ValueError, match="takes a list of captions, got the string 'fox'"):
         encoder.encode("fox")
@@ -123,7 +123,9 @@ def _fewer_words(folder: Path) -> None:
         (_fewer_words, "its tokenizer has ids up to 8, but its model only 5 embeddings"),
     ],
 )
-def test_nothing_is_made_up(tiny: Path, tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
+def test_missing_weights_or_tokenizer_are_refused(
+    tiny: Path, tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
     """transformers draws missing weights at random, and makes a tokenizer without words where there is none."""
     source = tmp_path / "changed"
     shutil.copytree(tiny, source)
@@ -151,7 +153,7 @@ def test_no_code_of_a_folder_is_run(kind: str, tiny: Path, tmp_path: Path, monke
     assert not asked and not ran.exists()
 
 
-def test_missing_extra_or_folder_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_or_folder_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r'pip install "dalle\[t5\]"'):
         T5Encoder.load(tmp_path)

@@ -17,19 +17,19 @@ import dalle
 import train
 from dalle.__main__ import main
 from dalle.apps.zeroshot import ZeroShotClassifier
-from dalle.apps.zeroshot.accuracy import accuracy_on
+from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.checkpoints.tensors import read_tensors
-from dalle.data.labelled import labelled_images
-from dalle.models.clip import CLIP, CLIPConfig
+from dalle.data.labeled import open_labeled_images
+from dalle.models.clip import CLIP
 from dalle.training.lock import freeze
 from dalle.training.optim import OptimConfig, adamw, set_learning_rate
 from support.published.clips import hub_folder
-from support.tiny_model import TOWER, make_tiny_model
+from support.tiny_configs import clip_config
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_tiny_model(tmp_path / "parts").parent / "clip"
+def source(tiny_copy: Path) -> Path:
+    return tiny_copy / "clip"
 
 
 def recipe(folder: Path, source: Path, **changes: Any) -> str:
@@ -55,7 +55,7 @@ def moved(before: CLIP, after: CLIP) -> set[str]:
     return {name for name, value in after.state_dict().items() if not torch.equal(value, old[name])}
 
 
-def test_no_step_leaves_the_weights_as_they_were(source: Path, tmp_path: Path) -> None:
+def test_learning_rate_0_leaves_the_weights_unchanged(source: Path, tmp_path: Path) -> None:
     assert train.main([recipe(tmp_path, source), "optim.lr=0", "optim.weight_decay=0"]) == 0
     before, after = dalle.load_clip(source), dalle.load_clip(tmp_path / "run/model")
     assert not moved(before, after) and before.config == after.config
@@ -64,7 +64,7 @@ def test_no_step_leaves_the_weights_as_they_were(source: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("lock", "stays"), [("image", "vision."), ("text", "text.")])
-def test_a_locked_tower_stays_and_the_other_learns(lock: str, stays: str, source: Path, tmp_path: Path) -> None:
+def test_locked_tower_is_unchanged_and_the_other_trains(lock: str, stays: str, source: Path, tmp_path: Path) -> None:
     options = [f"lock={lock}", "optim.weight_decay=0.1", "optim.ema=0.9", "run.accumulation=1", "augment=0.5"]
     file = recipe(tmp_path, source)
     assert train.main([file, *options]) == 0
@@ -77,7 +77,7 @@ def test_a_locked_tower_stays_and_the_other_learns(lock: str, stays: str, source
     assert not [name for name in moved(before, dalle.load_clip(tmp_path / "run/model")) if name.startswith(stays)]
 
 
-def test_another_loss_begins_its_scale_and_bias_anew(source: Path, tmp_path: Path) -> None:
+def test_another_loss_resets_scale_and_bias(source: Path, tmp_path: Path) -> None:
     still = ["optim.lr=0", "optim.weight_decay=0"]
     assert train.main([recipe(tmp_path, source), "loss=sigmoid", *still]) == 0
     sigmoid = dalle.load_clip(tmp_path / "run/model")
@@ -96,7 +96,7 @@ def test_another_loss_begins_its_scale_and_bias_anew(source: Path, tmp_path: Pat
     assert back.logit_bias is None and back.scale.item() == pytest.approx(1 / 0.07)
 
 
-def test_a_published_one_is_tuned(tmp_path: Path) -> None:
+def test_published_clip_is_finetuned(tmp_path: Path) -> None:
     published = tmp_path / "theirs"
     published.mkdir()
     hub_folder(published, "hugging_face", 512 + 1 + 2)
@@ -113,7 +113,9 @@ def test_a_published_one_is_tuned(tmp_path: Path) -> None:
         torch.testing.assert_close(value, 0.75 * one[name] + 0.25 * other[name])
 
 
-def test_interpolation_ends_at_both(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weight_interpolation_ends_at_both_models(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.main([recipe(tmp_path, source), "run.save_every=1"]) == 0
     run, ends = tmp_path / "run", {}
     for share in ("0", "1"):
@@ -147,8 +149,8 @@ def make_other(folder: Path) -> Path:
     return folder / "other/model"
 
 
-def test_rates_fall_from_the_top_of_each_tower() -> None:
-    clip = CLIP(CLIPConfig(image_size=8, patch_size=4, vision=TOWER, text=TOWER, text_vocab=30, embed_dim=8))
+def test_layer_decay_lowers_rates_from_the_top_of_each_tower() -> None:
+    clip = CLIP(clip_config(image_size=8, patch_size=4, text_vocab=30))
     optim = OptimConfig(lr=1.0, layer_decay=0.5)
     optimizer = adamw(clip, optim)
     set_learning_rate(optimizer, 0.8)
@@ -174,7 +176,7 @@ def test_rates_fall_from_the_top_of_each_tower() -> None:
     assert len(rate) == len(named)
 
 
-def test_lower_layers_move_less_and_a_run_goes_on(source: Path, tmp_path: Path) -> None:
+def test_lower_layers_change_less_after_resuming_too(source: Path, tmp_path: Path) -> None:
     file, options = recipe(tmp_path, source), ["optim.layer_decay=0.1", "optim.weight_decay=0", "run.log_every=1"]
     assert train.main([file, *options]) == 0
     assert train.main([file, *options, "resume=true", "run.steps=3"]) == 0
@@ -198,8 +200,8 @@ def test_lower_layers_move_less_and_a_run_goes_on(source: Path, tmp_path: Path) 
         (["lora={}", "optim.ema=0.9"], "lora does not work with an EMA"),
         (["zero_shot.path=nowhere"], "nowhere"),
         (["zero_shot={path: emoji, templates: mine}"], "there is no set of templates 'mine'"),
-        (["zero_shot={path: emoji, by: taste}"], "not told apart by 'taste'"),
-        (["run.keep_best=zero_shot_top_1"], "needs labelled images: give zero_shot.path"),
+        (["zero_shot={path: emoji, by: taste}"], "emoji have no classes by 'taste'"),
+        (["run.keep_best=zero_shot_top_1"], "needs labeled images: give zero_shot.path"),
         (["lock=text", "model.text.dropout=0.1"], "a frozen tower must not use dropout"),
         (["init_from=parts/model"], "is of stage 'dalle'; expected a CLIP"),
         (["init_from=nowhere"], "nowhere"),
@@ -208,7 +210,7 @@ def test_lower_layers_move_less_and_a_run_goes_on(source: Path, tmp_path: Path) 
         (["optim.layer_decay=0"], "layer_decay is 0.0; it must be above 0"),
     ],
 )
-def test_wrong_inputs_are_one_line(
+def test_wrong_inputs_give_a_one_line_error(
     options: list[str],
     message: str,
     source: Path,
@@ -291,11 +293,11 @@ def test_forgetting_is_seen(source: Path, tmp_path: Path) -> None:
     assert train.main([recipe(tmp_path, source), *options, "optim.lr=0.1"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "validation/zero_shot_top_1" in line]
-    data = labelled_images(str(tmp_path / "photos"))
+    data = open_labeled_images(str(tmp_path / "photos"))
 
     def accuracy(clip: CLIP) -> float:
         classifier = ZeroShotClassifier(clip, data.labels, data.templates)
-        return accuracy_on(classifier, data).figures["top_1"]
+        return evaluate_classifier(classifier, data).metrics["top_1"]
 
     start = accuracy(dalle.load_clip(source))
     for line in logged:

@@ -9,18 +9,11 @@ import yaml
 
 from dalle.__main__ import main
 from dalle.training.find_batch import _largest
+from support.tiny_model import VQGAN_MODEL
 
 VQGAN = {
     "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 64,
-        "channels": 32,
-        "channel_multipliers": [1, 1],
-        "attention_resolutions": [],
-        "latent_channels": 8,
-        "quantizer": {"kind": "vq", "codebook_size": 24, "code_channels": 4},
-    },
+    "model": VQGAN_MODEL | {"image_size": 64, "channels": 32},
     "data": {"kind": "shapes", "size": 600},
     "optim": {},
     "run": {"dir": "run", "steps": 1, "batch_size": 512, "validation_images": 2, "device": "cpu"},
@@ -52,7 +45,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_some_of_a_batch_fits_and_the_rest_is_accumulated(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_batch_that_does_not_fit_is_accumulated(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["find-batch", str(recipe), "--memory", "700MB"]) == 0
     out, err = capfd.readouterr()
     assert err.startswith("512 images at a time: does not fit (it takes more)\n") and "Traceback" not in err
@@ -63,7 +56,7 @@ def test_some_of_a_batch_fits_and_the_rest_is_accumulated(recipe: Path, capfd: p
 
 
 @pytest.mark.slow
-def test_recipe_errors_are_not_taken_for_out_of_memory(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_recipe_errors_are_not_reported_as_out_of_memory(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["find-batch", str(recipe), "data={kind: drawings, root: nowhere}"]) == 2
     err = capfd.readouterr().err
     assert "nowhere" in err and "fit" not in err and err.count("\n") == 1
@@ -80,7 +73,7 @@ def test_recipe_errors_are_not_taken_for_out_of_memory(recipe: Path, capfd: pyte
         (["run.batchsize=3"], "run.batchsize: unknown key"),
     ],
 )
-def test_wrong_inputs_are_one_line(
+def test_wrong_inputs_give_a_one_line_error(
     options: list[str], message: str, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["find-batch", str(recipe), *options]) == 2

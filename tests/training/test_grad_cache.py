@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from dalle.training.recipe import CLIPRecipe, parse_recipe
 from dalle.training.run.log import start_accelerator
@@ -83,7 +83,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("pieces", [2, 16])
-def test_pieces_have_the_gradients_of_the_batch(words: Path, pieces: int) -> None:
+def test_chunked_gradients_equal_the_batchs(words: Path, pieces: int) -> None:
     """16 x 64 and 2 x 512 are 1 x 1,024, each image changed at random and merges dropped."""
     batch = batch_of(1024)
     loss, wanted, _ = gradients(recipe(words, 1024, 1), batch)
@@ -114,7 +114,7 @@ class Masks:
         return x * mask / (1 - share)
 
 
-def test_dropout_is_that_of_the_first_pass(words: Path) -> None:
+def test_second_pass_repeats_the_first_passes_dropout(words: Path) -> None:
     """The masks of 16 pieces, put together call by call, in one pass over 1,024 pairs: the same gradients."""
     batch, pieces = batch_of(1024), 16
     drawn = Masks()
@@ -130,7 +130,7 @@ def test_dropout_is_that_of_the_first_pass(words: Path) -> None:
     same(found, wanted)
 
 
-def test_dropout_of_attention_too(words: Path) -> None:
+def test_second_pass_repeats_attention_dropout(words: Path) -> None:
     """Against one graph over all pieces, which draw in turn; and later random numbers are those of one pass."""
     told = recipe(words, 48, 3, dropout=0.1)
     towers = {name: replace(getattr(told.model, name), attention_dropout=0.3) for name in ("vision", "text")}
@@ -152,7 +152,7 @@ def test_dropout_of_attention_too(words: Path) -> None:
     same(found, {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None})
 
 
-def test_a_frozen_tower_is_embedded_and_not_taught(words: Path) -> None:
+def test_frozen_tower_gets_no_gradients(words: Path) -> None:
     told = recipe(words, 12, 3)
     torch.manual_seed(0)
     task = CLIPTask(told, CPU)
@@ -163,7 +163,7 @@ def test_a_frozen_tower_is_embedded_and_not_taught(words: Path) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.text.parameters())
 
 
-def test_memory_is_that_of_a_piece(words: Path, tmp_path: Path) -> None:
+def test_peak_memory_is_that_of_a_chunk(words: Path, tmp_path: Path) -> None:
     """256 pairs at once or 16 times 16; all pairs' cosines, [256, 256], and their gradients stay."""
     batch, peaks = batch_of(256), {}
     for pieces in (1, 16):
@@ -178,7 +178,7 @@ def test_memory_is_that_of_a_piece(words: Path, tmp_path: Path) -> None:
     assert peaks[16] < peaks[1] / 5
 
 
-def test_what_cannot_be_cut_is_one_line(words: Path) -> None:
+def test_batches_that_cannot_be_chunked_give_a_one_line_error(words: Path) -> None:
     with pytest.raises(ValueError, match=r"batch_size is 1: pairs are contrasted with others"):
         recipe(words, 1, 1)
     run = {"dir": "run", "steps": 1, "batch_size": 8, "accumulation": 2, "compile": True}

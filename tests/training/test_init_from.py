@@ -18,19 +18,17 @@ import dalle
 import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.tensors import pack, read_tensors, unpack
+from dalle.checkpoints.quantization import pack, unpack
+from dalle.checkpoints.tensors import read_tensors
 from dalle.config import to_dict
 from dalle.kernels.pattern import Pattern
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
 from dalle.training.init_from import load_initial, resize_positions, with_initial_config
 from dalle.training.lora import LoRAConfig, add_lora, changes, merged
 from support.published import folders
-from support.tiny_model import make_tiny_model
+from support.tiny_configs import dalle_config
 
-SMALL = DALLEConfig(
-    transformer=TransformerConfig(width=16, depth=2, heads=2), text_vocab=9, text_length=4, image_vocab=7, grid=(2, 2)
-)
+SMALL = dalle_config(text_vocab=9, text_length=4, image_vocab=7, grid=(2, 2))
 
 
 def images(folder: Path, size: int) -> Path:
@@ -59,28 +57,26 @@ def moved(before: nn.Module, after: nn.Module) -> dict[str, bool]:
     return {name: not torch.equal(value, old[name]) for name, value in after.state_dict().items()}
 
 
-def test_no_step_leaves_the_weights_as_they_were(tmp_path: Path) -> None:
-    source = make_tiny_model(tmp_path)
-    assert train.main([recipe(tmp_path, source), "optim.lr=0", "optim.weight_decay=0"]) == 0
-    assert not any(moved(dalle.load_model(source), dalle.load_model(tmp_path / "run" / "model")).values())
+def test_learning_rate_0_leaves_the_weights_unchanged(tiny_model: Path, tmp_path: Path) -> None:
+    assert train.main([recipe(tmp_path, tiny_model), "optim.lr=0", "optim.weight_decay=0"]) == 0
+    assert not any(moved(dalle.load_model(tiny_model), dalle.load_model(tmp_path / "run" / "model")).values())
     assert dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")("a")[0].images
 
 
-def test_all_weights_go_on_from_what_is_there_and_resume(tmp_path: Path) -> None:
-    source = make_tiny_model(tmp_path)
-    file = recipe(tmp_path, source)
+def test_full_finetuning_starts_from_the_model_and_resumes(tiny_model: Path, tmp_path: Path) -> None:
+    file = recipe(tmp_path, tiny_model)
     assert train.main([file, "run.steps=2", "run.save_every=1", "run.keep=2"]) == 0
     whole = dalle.load_model(tmp_path / "run" / "model")
-    assert sum(moved(dalle.load_model(source), whole).values()) > 20
+    assert sum(moved(dalle.load_model(tiny_model), whole).values()) > 20
     assert train.main([file, "run.steps=1", f"run.dir={tmp_path / 'again'}"]) == 0
     assert train.main([file, "run.steps=2", f"run.dir={tmp_path / 'again'}", "resume=true"]) == 0
     # the cosine of the learning rate is of another length in the first part, so weights are near, not equal
     again = dalle.load_model(tmp_path / "again" / "model")
-    assert all(moved(dalle.load_model(source), again)[name] for name in ("image_head.weight", "text_head.weight"))
+    assert all(moved(dalle.load_model(tiny_model), again)[name] for name in ("image_head.weight", "text_head.weight"))
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
-def test_published_models_are_tuned(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_published_models_are_finetuned(lora: dict[str, Any] | None, tmp_path: Path) -> None:
     if lora is not None:
         pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     source = folders.mindalle(tmp_path / "theirs")
@@ -103,7 +99,7 @@ def test_published_models_are_tuned(lora: dict[str, Any] | None, tmp_path: Path)
     assert (tmp_path / "run" / "initial" / "README.md").is_file()
 
 
-def test_merged_changes_give_the_same_logits() -> None:
+def test_merged_lora_gives_the_same_logits() -> None:
     pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     torch.manual_seed(0)
     model, plain = DALLE(SMALL), DALLE(SMALL)
@@ -136,11 +132,12 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_wrong_inputs_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    source = make_tiny_model(tmp_path)
-    file = recipe(tmp_path, source)
+def test_wrong_inputs_give_a_one_line_error(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path, tiny_model)
     capfd.readouterr()
-    assert "expected a DALL-E" in refused([file, f"init_from={tmp_path / 'clip'}"], capfd)
+    assert "expected a DALL-E" in refused([file, f"init_from={tiny_model.parent / 'clip'}"], capfd)
     assert "no such file or folder" in refused([file, "init_from=./nowhere"], capfd)
     assert "does not fit this architecture" in refused([file, "model.transformer.depth=1"], capfd)
     assert "set optim.ema=null" in refused([file, "lora.rank=2", "optim.ema=0.9"], capfd)
@@ -156,15 +153,14 @@ def dalle_has_peft() -> bool:
     return True
 
 
-def test_what_a_recipe_leaves_out_is_the_models(tmp_path: Path) -> None:
-    source = make_tiny_model(tmp_path)
-    data = {"stage": "dalle", "init_from": str(source), "model": {"transformer": {"dropout": 0.1}}, "clip": None}
+def test_options_a_recipe_leaves_out_come_from_the_model(tiny_model: Path) -> None:
+    data = {"stage": "dalle", "init_from": str(tiny_model), "model": {"transformer": {"dropout": 0.1}}, "clip": None}
     settled = with_initial_config(data)
     assert (
         settled["model"]["transformer"] | {"dropout": 0.0}
         == with_initial_config({**data, "model": {}})["model"]["transformer"]
     )
-    assert settled["text_tokenizer"] == str(source / "text_tokenizer") and settled["clip"] is None
+    assert settled["text_tokenizer"] == str(tiny_model / "text_tokenizer") and settled["clip"] is None
     assert with_initial_config({"stage": "clip"}) == {"stage": "clip"}
 
 
@@ -180,7 +176,7 @@ def test_stored_masks_are_detected_as_sparse_patterns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 2), (2, 2)])
-def test_positions_of_another_grid_lie_between_those_of_the_neighboring_cells(grid: tuple[int, int]) -> None:
+def test_row_and_column_positions_are_interpolated_linearly_to_another_grid(grid: tuple[int, int]) -> None:
     old = DALLE(SMALL).state_dict()
     new = resize_positions(old, replace(SMALL, grid=grid))
     for name, side, axis in (("row_position", grid[0], 0), ("column_position", grid[1], 1)):
@@ -197,7 +193,7 @@ def test_positions_of_another_grid_lie_between_those_of_the_neighboring_cells(gr
     assert (new is old) == (grid == (2, 2))
 
 
-def test_a_position_of_each_cell_is_interpolated_along_rows_and_columns() -> None:
+def test_cell_positions_are_interpolated_bilinearly_to_another_grid() -> None:
     config = replace(SMALL, positions="learned_cells")
     old = {"cell_position": torch.tensor([[0.0], [1], [2], [3]])}  # 2 * row + column
     new = resize_positions(old, replace(config, grid=(4, 4)))["cell_position"]
@@ -206,17 +202,19 @@ def test_a_position_of_each_cell_is_interpolated_along_rows_and_columns() -> Non
     torch.testing.assert_close(new, (2 * between[:, None] + between).reshape(16, 1))
 
 
-def test_fine_tuning_goes_on_at_another_image_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, large = make_tiny_model(tmp_path), tmp_path / "large"
-    small = dalle.load_image_tokenizer(source / "image_tokenizer")
-    assert main(["convert", str(source / "image_tokenizer"), str(large), f"image_size={2 * small.image_size}"]) == 0
+def test_finetuning_continues_at_another_image_size(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "large"
+    small = dalle.load_image_tokenizer(tiny_model / "image_tokenizer")
+    assert main(["convert", str(tiny_model / "image_tokenizer"), str(large), f"image_size={2 * small.image_size}"]) == 0
     tokenizer = dalle.load_image_tokenizer(large)
     assert tokenizer.image_size == 2 * small.image_size
     pixels = torch.rand(1, 3, small.image_size, small.image_size)
     assert torch.equal(tokenizer.encode(pixels), small.encode(pixels))
     options = [f"image_tokenizer={large}", "model.grid=[8, 8]", "optim.lr=0", "optim.weight_decay=0"]
-    assert train.main([recipe(tmp_path, source), *options]) == 0
-    before, after = dalle.load_model(source).state_dict(), dalle.load_model(tmp_path / "run" / "model").state_dict()
+    assert train.main([recipe(tmp_path, tiny_model), *options]) == 0
+    before, after = dalle.load_model(tiny_model).state_dict(), dalle.load_model(tmp_path / "run" / "model").state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == [
         "row_position",
         "column_position",
@@ -224,5 +222,5 @@ def test_fine_tuning_goes_on_at_another_image_size(tmp_path: Path, capsys: pytes
     (image,) = dalle.TextToImage.from_pretrained(tmp_path / "run" / "model", device="cpu")("a")[0].images
     assert image.size == (tokenizer.image_size, tokenizer.image_size)
     for wrong, message in (("image_size=7", "a multiple of"), ("heads=2", "already a model folder")):
-        assert main(["convert", str(source / "image_tokenizer"), str(tmp_path / "no"), wrong]) == 2
+        assert main(["convert", str(tiny_model / "image_tokenizer"), str(tmp_path / "no"), wrong]) == 2
         assert message in capsys.readouterr().err

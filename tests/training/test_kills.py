@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
 from support.tiny_model import VQGAN_MODEL
 
@@ -163,7 +163,7 @@ def series(tmp_path: Path, command: list[str], options: list[str], kills: int, k
     for _ in range(kills):
         where = killed(run, chance, kill)
         counts[where] = counts.get(where, 0) + 1
-        saved = checkpoint.folders(run.folder)
+        saved = folders(run.folder)
         if saved:  # whole whatever the moment was; nothing is put aside as damaged
             assert load_latest(run.folder).step == int(saved[-1].name[7:])
             assert not list(run.folder.glob("checkpoints/*.damaged*"))
@@ -175,22 +175,22 @@ def series(tmp_path: Path, command: list[str], options: list[str], kills: int, k
 
 
 @pytest.mark.slow
-def test_thirty_kills(tmp_path: Path) -> None:
+def test_run_killed_30_times_equals_uninterrupted(tmp_path: Path) -> None:
     series(tmp_path, ONE, ["run.steps=600"], kills=30)
 
 
 @pytest.mark.slow
-def test_kills_with_a_loader_of_two_processes(tmp_path: Path) -> None:
+def test_killed_run_with_two_loader_processes_equals_uninterrupted(tmp_path: Path) -> None:
     series(tmp_path, ONE, ["run.steps=300", "run.workers=2"], kills=8)
 
 
 @pytest.mark.slow
-def test_kills_of_two_processes(tmp_path: Path) -> None:
+def test_killed_run_of_two_processes_equals_uninterrupted(tmp_path: Path) -> None:
     series(tmp_path, TWO, ["run.steps=200"], kills=6)
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_is_killed(tmp_path: Path) -> None:
+def test_run_with_one_of_two_processes_killed_equals_uninterrupted(tmp_path: Path) -> None:
     """The other cannot go on, and does not hang."""
 
     def kill_one(process: subprocess.Popen[str]) -> None:

@@ -18,130 +18,18 @@ from safetensors.torch import load_file
 import train
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import METRICS
+from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
-from dalle.training.planning.memory import ModelSize
 from dalle.training.planning.plan import operations
+from dalle.training.planning.setup import ModelSize
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.run.log import RunLog
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
+from support.stage_recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
-VQGAN = {
-    "stage": "image_tokenizer",
-    "model": {
-        "kind": "vqgan",
-        "image_size": 32,
-        "channels": 16,
-        "channel_multipliers": [1, 2],
-        "blocks": 1,
-        "attention_resolutions": [],
-        "latent_channels": 16,
-        "quantizer": {"kind": "vq", "codebook_size": 32, "code_channels": 4, "update": "ema"},
-    },
-    "data": {"kind": "shapes"},
-    "adversarial": {"start": 2, "channels": 8, "layers": 2},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-DVAE = VQGAN | {
-    "model": {"kind": "dvae", "image_size": 32, "codebook_size": 32, "groups": 3, "blocks_per_group": 1, "hidden": 16},
-    "temperature": {"first": 1.0, "last": 0.5, "steps": 6},
-    "kl_weight": {"first": 0.0, "last": 1.0, "steps": 4},
-    "adversarial": None,
-}
-CLIP = {
-    "stage": "clip",
-    "model": {
-        "image_size": 32,
-        "patch_size": 8,
-        "vision": {"width": 32, "depth": 1, "heads": 2},
-        "text": {"width": 32, "depth": 1, "heads": 2},
-        "text_vocab": 300,
-        "text_length": 16,
-        "embed_dim": 16,
-    },
-    "data": {"kind": "shapes"},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "bpe_dropout": 0.1,
-    "augment": 0.5,
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-DALLE = {
-    "stage": "dalle",
-    "model": {
-        "transformer": {"width": 32, "depth": 2, "heads": 2, "dropout": 0.1, "attention_dropout": 0.1},
-        "text_vocab": 300,
-        "text_length": 16,
-        "image_vocab": 32,
-        "grid": [16, 16],
-        "attention": ["row", "column"],
-    },
-    "data": {"kind": "shapes"},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "label_smoothing": 0.1,
-    "code_noise": 0.1,
-    "prompts": ["a red circle"],
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-PRIOR = {
-    "stage": "prior",
-    "model": {
-        "kind": "diffusion",
-        "transformer": {"width": 32, "depth": 1, "heads": 2, "dropout": 0.1},
-        "embed_dim": 16,
-        "text_width": 32,
-        "text_length": 16,
-        "schedule": {"kind": "cosine", "steps": 50},
-    },
-    "data": {"kind": "shapes"},
-    "statistics_images": 64,
-    "bpe_dropout": 0.1,
-    "sampling": {"samples": 1, "sampler": {"steps": 3}},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-PRIOR_AR = PRIOR | {
-    "model": {**PRIOR["model"], "kind": "autoregressive", "variance": 0.9, "buckets": 8, "dot_buckets": 4},
-    "sampling": {},
-}
-del PRIOR_AR["model"]["schedule"]
-DECODER = {
-    "stage": "diffusion",
-    "model": {
-        "kind": "decoder",
-        "image_size": 8,
-        "unet": {"channels": 8, "channel_multipliers": [1, 2], "attention_levels": [1], "head_channels": 8},
-        "embed_dim": 16,
-        "text_width": 32,
-        "text_length": 16,
-        "context_width": 16,
-        "learned_variance": True,
-        "schedule": {"kind": "cosine", "steps": 50},
-    },
-    "data": {"kind": "shapes"},
-    "statistics_images": 64,
-    "bpe_dropout": 0.1,
-    "sampling": {"guidance": 2.0, "sampler": {"steps": 3}},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-UPSAMPLER = {
-    "stage": "diffusion",
-    "model": {
-        "kind": "upsampler",
-        "image_size": 16,
-        "low_size": 8,
-        "unet": {"channels": 8, "channel_multipliers": [1, 2], "attention_levels": []},
-    },
-    "data": {"kind": "shapes"},
-    "crop": 0.5,
-    "sampling": {"sampler": {"steps": 3}},
-    "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
-    "run": {"steps": 8, "batch_size": 8, "device": "cpu", "precision": "fp32", "tracker": "none", "log_every": 1},
-}
-
-
+VQGAN, DALLE, CLIP = (RECIPES[stage] for stage in ("vqgan", "dalle", "clip"))
 NO_DROPOUT = ["model.transformer.dropout=0.0", "model.transformer.attention_dropout=0.0"]
 
 
@@ -178,7 +66,7 @@ def _write(path: Path, recipe: dict) -> Path:
 
 def _losses(run: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rates = ("images_per_s", "tokens_per_s", "flops_utilisation", "peak_memory_gb", "data_wait")
+    rates = ("images_per_s", "tokens_per_s", "flops_utilization", "peak_memory_gb", "data_wait")
     return {
         x["step"]: {k: v for k, v in x.items() if k.startswith("train/") and not k.endswith(rates)}
         for x in lines
@@ -192,21 +80,16 @@ def _validations(run: Path) -> dict[int, dict[str, float]]:
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
+    return load_file(folders(run)[-1] / "weights.safetensors")
 
 
 def _recipe(stage: str, tokenizers: dict[str, str], clip: str = "") -> dict:
-    if stage == "upsampler":
-        return UPSAMPLER
-    if stage == "decoder":
-        return DECODER | {"clip": clip}
-    if stage in ("prior", "prior_ar"):
-        return (PRIOR if stage == "prior" else PRIOR_AR) | {"clip": clip}
-    if stage in ("vqgan", "dvae"):
-        return VQGAN if stage == "vqgan" else DVAE
+    """A stage's recipe with what it stands on."""
+    if stage in ("prior", "prior_ar", "decoder"):
+        return RECIPES[stage] | {"clip": clip}
     if stage == "clip":
         return CLIP | {"text_tokenizer": tokenizers["text_tokenizer"]}
-    return DALLE | tokenizers
+    return RECIPES[stage] | (tokenizers if stage == "dalle" else {})
 
 
 @pytest.mark.slow
@@ -230,7 +113,7 @@ def test_resumed_equals_uninterrupted(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "train", interrupt_at_5)
         assert train.main(options) == 128 + signal.SIGTERM
-    assert [p.name for p in checkpoint.folders(parts)] == ["step-00000005"]
+    assert [p.name for p in folders(parts)] == ["step-00000005"]
     assert train.main([*options, "resume=true"]) == 0
     assert _losses(parts) == _losses(whole)
     assert _validations(parts) == _validations(whole) and set(_validations(whole)) == {5, 8}
@@ -280,7 +163,7 @@ def _same_run(a: Path, b: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp_path: Path) -> None:
+def test_run_ended_by_a_signal_saves_and_says_how_to_resume(sent: signal.Signals, tmp_path: Path) -> None:
     """To one process by Ctrl-C; by a scheduler and its launcher to all, those too that prepare data."""
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
     command = [sys.executable, "train.py", config, f"run.dir={tmp_path / 'run'}", "run.steps=100000", "run.workers=2"]
@@ -301,7 +184,7 @@ def test_ended_by_a_signal_saves_and_says_how_to_go_on(sent: signal.Signals, tmp
     assert load_latest(tmp_path / "run").step > 0
 
 
-def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:
+def test_training_writes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
     options = ["run.steps=2", "run.validation_images=8", f"run.dir={tmp_path / 'run'}"]
     assert train.main([config, *options]) == 0
@@ -315,7 +198,7 @@ def test_a_run_makes_a_folder_that_loads(tokenizers: dict[str, str], tmp_path: P
     assert files <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
-def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
+def test_update_ratio_is_logged_and_plotted(
     tokenizers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = str(_write(tmp_path / "config.yaml", DALLE | tokenizers))
@@ -328,7 +211,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     assert isinstance(recipe, DALLERecipe)
     rate = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     per_image = operations(ModelSize.of(recipe.model), checkpointing=False)
-    assert rate["train/flops_utilisation"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
+    assert rate["train/flops_utilization"] == pytest.approx(rate["train/images_per_s"] * per_image / 1e9)
     validation = _validations(tmp_path / "run")[2]
     assert 0 <= validation["validation/image_accuracy"] <= 1
     assert {f"validation/{name}" for name in METRICS["dalle"]} <= set(validation)
@@ -336,9 +219,7 @@ def test_the_log_tells_how_far_a_step_went_and_the_report_draws_it(
     assert "step 2 of 2" in page and "data:image/jpeg" in page and "train/dalle_update_ratio" in page
 
 
-def test_a_report_that_cannot_be_written_does_not_end_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_report_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN | {"adversarial": None}))
     options = [config, f"run.dir={tmp_path / 'run'}", "run.steps=1", "run.validation_images=8"]
     (tmp_path / "run" / "report.html").mkdir(parents=True)
@@ -349,7 +230,7 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_non_finite_losses_are_skipped_then_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonfinite_losses_are_skipped_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN))
     options = ["optim.lr=1e3", "optim.clip_norm=null", "run.steps=50", "run.max_skipped=3"]
     assert train.main([config, f"run.dir={tmp_path / 'run'}", *options]) == 2
@@ -371,7 +252,7 @@ def test_a_nonfinite_loss_leaves_its_phase_unchanged(
     options = [f"run.dir={tmp_path / 'run'}", "run.steps=4", "run.save_every=1", "run.keep=4"]
     assert train.main([config, *options, "run.validation_images=8"]) == 0
     assert f"step 4: skipped, non-finite loss or gradient in {phase} (1 in a row)" in capsys.readouterr().out
-    before, after = (load_file(folder / "weights.safetensors") for folder in checkpoint.folders(tmp_path / "run")[-2:])
+    before, after = (load_file(folder / "weights.safetensors") for folder in folders(tmp_path / "run")[-2:])
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == (set() if phase == "generator" else {"model", "adversary"})
     same = [n for n in after if n.startswith("adversary.discriminator") and not torch.equal(after[n], before[n])]
@@ -388,7 +269,7 @@ def test_resume_refuses_another_architecture(tmp_path: Path, capsys: pytest.Capt
     assert "model.channels was 16, is now 32" in capsys.readouterr().err
 
 
-def test_a_checkpoint_from_before_an_option_was_there_goes_on(
+def test_checkpoint_older_than_an_option_resumes(
     tokenizers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [str(_write(tmp_path / "config.yaml", DALLE | tokenizers)), f"run.dir={tmp_path / 'run'}"]
@@ -408,7 +289,7 @@ def test_a_checkpoint_from_before_an_option_was_there_goes_on(
 
 
 @pytest.mark.slow
-def test_resume_may_recompute_activations(tokenizers: dict[str, str], tmp_path: Path) -> None:
+def test_resume_may_turn_on_activation_checkpointing(tokenizers: dict[str, str], tmp_path: Path) -> None:
     config = str(_write(tmp_path / "config.yaml", _recipe("dalle", tokenizers)))
     options = [config, "run.validation_images=8", "run.steps=3", "run.sample_every=100"]
     again = "model.transformer.checkpoint_activations=true"
@@ -429,7 +310,7 @@ def test_resume_may_recompute_activations(tokenizers: dict[str, str], tmp_path: 
         ("resume=true", "no checkpoint to resume from"),
     ],
 )
-def test_wrong_options_are_one_line(
+def test_wrong_options_give_a_one_line_error(
     option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(_write(tmp_path / "config.yaml", VQGAN))

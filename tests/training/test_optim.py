@@ -36,7 +36,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
 
 
-def test_update_ratio_is_the_change_of_the_weights_over_their_norm() -> None:
+def test_update_ratio_is_the_norm_of_the_change_over_the_norm_of_the_weights() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 1))
     optimizer = adamw(module, OptimConfig(lr=3e-2, weight_decay=0.4))
@@ -59,7 +59,7 @@ def trained(optimizer: torch.optim.Optimizer, module: nn.Module, first: int, las
 
 
 @pytest.mark.parametrize("kind", ["for-loop", "foreach"])
-def test_fused_steps_are_those_of_torchs_other_kernels(kind: str) -> None:
+def test_fused_adamw_equals_torchs_other_kernels(kind: str) -> None:
     """From the start, and going on from a state that another kernel left (as runs begun earlier have)."""
     torch.manual_seed(0)
     first = nn.Sequential(nn.Linear(65, 33), nn.LayerNorm(33), nn.Linear(33, 1))
@@ -82,7 +82,7 @@ def test_fused_steps_are_those_of_torchs_other_kernels(kind: str) -> None:
         torch.testing.assert_close(going_on.state_dict()[name], value, atol=2e-6, rtol=1e-5)
 
 
-def test_only_matrices_decay() -> None:
+def test_only_matrices_have_weight_decay() -> None:
     module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 1, 3))
     decayed, rest = adamw(module, OptimConfig(weight_decay=0.3)).param_groups
     assert decayed["weight_decay"] == 0.3 and rest["weight_decay"] == 0.0
@@ -90,13 +90,13 @@ def test_only_matrices_decay() -> None:
     assert len(rest["params"]) == 5  # embedding, two biases, gain and bias of the norm
 
 
-def test_a_learnt_codebook_does_not_decay() -> None:
+def test_learned_codebook_has_no_weight_decay() -> None:
     quantizer = VectorQuantizer(VQConfig(codebook_size=4, code_channels=2, update="gradient"))
     (rest,) = adamw(quantizer, OptimConfig(weight_decay=0.3)).param_groups
     assert rest["weight_decay"] == 0.0 and [id(p) for p in rest["params"]] == [id(quantizer.codebook)]
 
 
-def test_weight_average_follows_the_formula() -> None:
+def test_ema_equals_the_formula() -> None:
     torch.manual_seed(0)
     module = nn.BatchNorm1d(3)
     average = EMA(module, decay=0.9)

@@ -26,17 +26,12 @@ from dalle.training.skipped_steps import SkippedStepMonitor
 from dalle.training.tasks.base import Phase
 from dalle.training.tasks.dalle import DALLETask
 from dalle.training.train_step import optimizer_step
-from support.tiny_model import DALLE_MODEL, make_tiny_model
+from support.tiny_model import DALLE_MODEL
 
 NAN, INF = float("nan"), float("inf")
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select}
 """Operators whose result, or its shape, the host needs: on a GPU it waits for all that was asked before."""
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("parts")).parent
 
 
 class Tripwire(TorchDispatchMode):
@@ -68,7 +63,7 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_host_sync_between_log_points(
-    precision: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 2 to 4 of 5, whole: from the batch's tensors to the averaged weights; 1 and 5 are logged."""
     step_of, inputs_of = RunLog.step, DALLETask.inputs
@@ -98,15 +93,15 @@ def test_no_host_sync_between_log_points(
         "optim": {"lr": 1e-3, "warmup": 2, "ema": 0.9},
         "caption_dropout": 0.5,
         "run": run | {"log_every": 5, "precision": precision, "accumulation": 2},
-        "text_tokenizer": str(parts / "text_tokenizer"),
-        "image_tokenizer": str(parts / "image_tokenizer"),
+        "text_tokenizer": str(tiny_parts / "text_tokenizer"),
+        "image_tokenizer": str(tiny_parts / "image_tokenizer"),
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     assert train.main([str(tmp_path / "recipe.yaml")]) == 0
     assert wire["guarded"] == 3
 
 
-def test_the_tripwire_sees_what_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_sync_tripwire_detects_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     number = torch.ones(())
     for read in (Tensor.item, bool, float, lambda x: x.nonzero(), lambda x: x[x > 0]):
         with no_reading(monkeypatch), pytest.raises(AssertionError, match="waits"):
@@ -150,7 +145,7 @@ def test_a_nonfinite_step_leaves_weights_and_state_unchanged(fused: bool) -> Non
 
 @pytest.mark.parametrize("largest", [0.05, 1e6, None])
 @pytest.mark.parametrize("fused", [True, False])
-def test_clipping_is_torchs(fused: bool, largest: float | None) -> None:
+def test_gradient_clipping_equals_torchs(fused: bool, largest: float | None) -> None:
     (module, optimizer), (other, plain) = small(), small()
     optimizer.defaults["fused"] = fused
     for number in range(3):
@@ -167,7 +162,7 @@ def test_clipping_is_torchs(fused: bool, largest: float | None) -> None:
         assert largest == 0.05 or torch.equal(value, wanted)
 
 
-def test_the_average_does_not_move_for_a_skipped_step() -> None:
+def test_ema_is_unchanged_by_a_skipped_step() -> None:
     module, _ = small()
     average, plain = EMA(module, 0.9), EMA(module, 0.9)
     with torch.no_grad():
@@ -182,7 +177,7 @@ def test_the_average_does_not_move_for_a_skipped_step() -> None:
     assert not torch.equal(average.state["0.weight"], before["0.weight"])
 
 
-def test_fp16_lowers_its_scale_for_an_overflow_and_skips_it() -> None:
+def test_fp16_overflow_lowers_the_loss_scale_and_skips_the_step() -> None:
     """The loss scaler as on a GPU; the step that follows is the one that would have been without the overflow."""
     module, torch_optimizer = small()
     accelerator = Accelerator(cpu=True)
@@ -234,7 +229,7 @@ def test_skipped_steps_are_reported_one_step_late(tmp_path: Path) -> None:
     assert told[2:] == [(5, "generator", 1), (6, "generator", 2), (7, "generator", 3)]
 
 
-def test_numbers_come_as_they_were() -> None:
+def test_async_read_returns_the_values() -> None:
     assert AsyncRead(torch.tensor([1.5, 2.0])).read() == [1.5, 2.0]
     tensor = torch.arange(3)
     assert to_device(torch.device("cpu"), tensor) is tensor

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 
 import train
 from dalle.__main__ import main as dalle
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.evaluation.metrics import CodebookUsage
 from dalle.files import remove_scratch
-from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.folders import folders
 from dalle.training.checkpoint.latest import load_latest
 from dalle.training.run.log import RunLog
 from dalle.training.run.run_dir import lock_run_dir
@@ -76,11 +76,11 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def newest(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.folders(run)[-1] / "weights.safetensors")
+    return load_file(folders(run)[-1] / "weights.safetensors")
 
 
 @pytest.mark.parametrize("gone", ["state.pt", "average.safetensors"])
-def test_resuming_passes_over_damaged_checkpoints_and_keeps_them(
+def test_resume_skips_damaged_checkpoints_and_renames_them(
     gone: str, run: Path, six_steps: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cut, missing = (run / "checkpoints" / name for name in ("step-00000006", "step-00000004"))
@@ -101,9 +101,7 @@ def test_resuming_passes_over_damaged_checkpoints_and_keeps_them(
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt", "SHA256SUMS"])
-def test_a_byte_that_has_flipped_is_noticed(
-    file: str, run: Path, six_steps: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_flipped_byte_is_detected(file: str, run: Path, six_steps: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run / "checkpoints" / "step-00000006"
     flip(folder / file, 0.6)
     assert dalle(["export", str(folder), "exported"]) == 2
@@ -115,8 +113,8 @@ def test_a_byte_that_has_flipped_is_noticed(
         assert torch.equal(value, newest(run)[name]), name
 
 
-def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: Path, six_steps: Path) -> None:
-    folder = checkpoint.folders(run)[-1]
+def test_missing_checksums_are_damage_except_in_early_checkpoints(run: Path, six_steps: Path) -> None:
+    folder = folders(run)[-1]
     digests = folder / "SHA256SUMS"
     names = {line.split()[1]: line.split()[0] for line in digests.read_text().splitlines()}
     assert names.keys() == {path.name for path in folder.iterdir()} - {digests.name}
@@ -131,9 +129,7 @@ def test_digests_that_are_gone_are_damage_and_early_checkpoints_have_none(run: P
     assert (run / "checkpoints" / "step-00000006.damaged").exists()
 
 
-def test_one_command_begins_a_run_and_goes_on_with_it(
-    run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_auto_starts_and_resumes_a_run(run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run)
     command = ["vqgan.yaml", "resume=auto"]
 
@@ -155,7 +151,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it(
     assert "nothing to train: run.steps is 6, and 6 are done" in capfd.readouterr().out
 
 
-def test_going_on_by_itself_wants_the_same_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resume_auto_refuses_another_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for changed, told in (
         (["optim.lr=2e-3"], "run contains a run with another config: optim.lr was 0.001, is now 0.002; choose"),
         (["run.steps=8", "run.keep=3", "model.channels=16", "l1_weight=2"], "and 1 more; choose another run.dir="),
@@ -195,7 +191,7 @@ def test_broken_metrics_lines_are_dropped_with_a_warning(
     assert len(log.read_text().splitlines()) == len(lines)
 
 
-def test_what_a_killed_process_left_half_written_is_cleared(run: Path) -> None:
+def test_half_written_checkpoints_of_killed_processes_are_removed(run: Path) -> None:
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "step-00000002", checkpoints / ".step-00000008-ab_12xyz" / "new")
     (checkpoints / ".step-00000010-abcdefgh").mkdir()
@@ -205,7 +201,7 @@ def test_what_a_killed_process_left_half_written_is_cleared(run: Path) -> None:
     assert not list(checkpoints.glob(".*")) and other.exists()
 
 
-def test_a_folder_that_was_being_replaced_gets_its_new_contents(tmp_path: Path) -> None:
+def test_interrupted_folder_replacement_is_completed(tmp_path: Path) -> None:
     """As a kill between the two renames leaves it."""
     scratch = tmp_path / ".model-abcdefgh"
     for name in ("old", "new"):
@@ -215,7 +211,7 @@ def test_a_folder_that_was_being_replaced_gets_its_new_contents(tmp_path: Path) 
     assert (tmp_path / "model" / "config.yaml").read_text() == "new" and not scratch.exists()
 
 
-def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_cannot_train_in_one_folder(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     hold = "import sys; from pathlib import Path; from dalle.training.run.run_dir import lock_run_dir; "
     hold += "lock = lock_run_dir(Path('run')); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold]
@@ -228,7 +224,7 @@ def test_two_processes_cannot_train_in_one_folder(run: Path, capfd: pytest.Captu
     lock_run_dir(run).close()
 
 
-def test_a_process_of_the_loader_that_dies_is_one_line(
+def test_dead_loader_process_gives_a_one_line_error(
     run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(run / "checkpoints" / "step-00000006")
@@ -279,7 +275,7 @@ def test_losses_do_not_depend_on_the_clock(run: Path, six_steps: Path, tmp_path:
     assert (tmp_path / "jumped" / "report.html").exists()
 
 
-def test_the_log_has_the_use_of_codes_of_all_batches_since_its_last_line(
+def test_logged_codebook_usage_covers_all_batches_since_the_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -304,7 +300,7 @@ def test_the_log_has_the_use_of_codes_of_all_batches_since_its_last_line(
         assert found["train/codebook_perplexity"] == pytest.approx(perplexity)
 
 
-def test_a_nan_batch_is_skipped_and_logged(
+def test_nan_batch_is_skipped_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

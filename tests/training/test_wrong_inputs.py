@@ -147,7 +147,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(
+def test_wrong_inputs_give_a_one_line_error(
     name: str, parts: Path, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "folder").mkdir()
@@ -164,7 +164,7 @@ def test_wrong_inputs_are_one_line(
     assert not (here / "run").exists()
 
 
-def test_several_mistakes_of_a_config_are_a_line_each(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_errors_are_one_line_each(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["vqgan.yaml", "optim.lrr=1", "run.keep=few", "data.kind=shape"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("train.py: vqgan.yaml: ") for line in lines)
@@ -172,9 +172,7 @@ def test_several_mistakes_of_a_config_are_a_line_each(here: Path, capsys: pytest
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "average.safetensors", "state.pt"])
 @pytest.mark.parametrize("left", [0, 100, -100])
-def test_a_damaged_checkpoint_that_is_the_only_one_is_named(
-    file: str, left: int, run: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_only_checkpoint_is_named(file: str, left: int, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     damaged = run / "checkpoints" / "step-00000001" / file
     damaged.write_bytes(damaged.read_bytes()[:left])
     line = refused(["vqgan.yaml", "resume=true", "run.steps=2"], capfd)
@@ -182,7 +180,7 @@ def test_a_damaged_checkpoint_that_is_the_only_one_is_named(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_a_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_of_another_shape_is_named(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     resumed = ["vqgan.yaml", "resume=true", "run.steps=2"]
     assert "model.latent_channels was 8, is now 16" in refused([*resumed, "model.latent_channels=16"], capfd)
     assert "the checkpoint has the phases generator" in refused([*resumed, "adversarial={start: 0, layers: 1}"], capfd)
@@ -202,7 +200,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt"])
-def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
+def test_failing_save_leaves_the_last_checkpoint_intact(
     file: str, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     saved = run / "checkpoints" / "step-00000001"
@@ -220,7 +218,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tracker", ["none", "tensorboard"])
-def test_a_full_disk(tracker: str, here: Path) -> None:
+def test_full_disk_gives_a_one_line_error_and_the_run_resumes(tracker: str, here: Path) -> None:
     """A real one: a small file system in memory, where this user may mount one."""
     disk = here / "disk"
     disk.mkdir()
@@ -247,14 +245,14 @@ def test_a_full_disk(tracker: str, here: Path) -> None:
     assert not list((here / "copy" / "checkpoints").glob(".*"))
 
 
-def test_a_half_written_log_line_does_not_stop_a_resume(run: Path) -> None:
+def test_half_written_log_line_does_not_stop_a_resume(run: Path) -> None:
     log = run / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 2, "tr')
     assert train.main(["vqgan.yaml", "run.log_every=1", "resume=true", "run.steps=2"]) == 0
     assert len(log.read_text().splitlines()) == 4  # training and validation of two steps
 
 
-def test_a_run_that_is_done_says_so(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_says_so(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train.main(["vqgan.yaml", "resume=true"]) == 0
     assert "nothing to train: run.steps is 1, and 1 are done" in capfd.readouterr().out
 
@@ -275,7 +273,7 @@ def test_traceback_on_request(here: Path) -> None:
         train.main(["vqgan.yaml", "resume=true", "--traceback"])
 
 
-def test_a_damaged_state_runs_no_code(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_state_runs_no_code(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Checkpoints may come from elsewhere: what is pickled in them is data only."""
 
     class Evil:

@@ -1,1 +1,1 @@
-"""Drawings of a model judged by a CNN that has had no part in it, beside real images and other baselines."""
+"""Evaluates generated images with an independently trained classifier, beside real images and other baselines."""

@@ -1,4 +1,4 @@
-"""The network of the judge: a small residual CNN that names concept and style of a drawing. Knows no captions.
+"""The judge's network: a small residual CNN that classifies concept and style of a drawing. Knows no captions.
 
 Letters: B images, C concepts, S styles.
 """
@@ -14,22 +14,23 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.tensors import load_weights, open_tensors
+from dalle.checkpoints.modules import load_weights
+from dalle.checkpoints.tensors import open_tensors
 from dalle.images.transforms import resize_batch
 
-SIDE = 64
-"""Pixels a side that it looks at."""
+IMAGE_SIZE = 64
+"""Height and width of its input in pixels."""
 STAGE = "judge"
 _WIDTHS = (32, 64, 128, 256)
-_AT_ONCE = 128
+_BATCH = 128
 
 
 class Classifier(nn.Module):
-    """He et al. 2015 (arXiv 1512.03385), with one block of two 3x3 convolutions at each of four resolutions.
+    """A ResNet (He et al. 2015, arXiv 1512.03385) of one block of two 3x3 convolutions at each of four resolutions.
 
     Attributes:
-        concepts: Names of the C concepts.
-        styles: Names of the S styles.
+        concepts: names of the C concepts.
+        styles: names of the S styles.
     """
 
     def __init__(self, concepts: Sequence[str], styles: Sequence[str]) -> None:
@@ -39,7 +40,7 @@ class Classifier(nn.Module):
             nn.Conv2d(3, _WIDTHS[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(_WIDTHS[0]), nn.ReLU()
         )
         self.blocks = nn.Sequential(
-            *(_Block(before, width) for before, width in zip((_WIDTHS[0], *_WIDTHS), _WIDTHS, strict=False))
+            *(_Block(in_width, width) for in_width, width in zip((_WIDTHS[0], *_WIDTHS), _WIDTHS, strict=False))
         )
         self.concept_head = nn.Linear(_WIDTHS[-1], len(concepts))
         self.style_head = nn.Linear(_WIDTHS[-1], len(styles))
@@ -50,46 +51,47 @@ class Classifier(nn.Module):
         return self.concept_head(x), self.style_head(x)
 
     @torch.inference_mode()
-    def chances(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of probabilities, on the CPU, for images [N, 3, H, W] in [0, 1] of any size."""
+    def log_probs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N, 3, H, W] in [0, 1] of any size -> log probabilities [N, C] and [N, S], on the CPU."""
         device = self.concept_head.weight.device
-        parts = [self(resize_batch(part.to(device), SIDE)) for part in images.split(_AT_ONCE)]
+        parts = [self(resize_batch(part.to(device), IMAGE_SIZE)) for part in images.split(_BATCH)]
         return tuple(torch.cat(logits).float().log_softmax(1).cpu() for logits in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a shortcut; halves the resolution where the width grows."""
+    """A residual block; it halves the resolution where it changes the width."""
 
-    def __init__(self, before: int, width: int) -> None:
+    def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
-        stride = 1 if before == width else 2
-        self.conv1 = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+        stride = 1 if in_width == width else 2
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         self.shortcut = (
             nn.Identity()
-            if before == width
-            else nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+            if in_width == width
+            else nn.Sequential(nn.Conv2d(in_width, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(self.shortcut(x) + made)
+        residual = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(self.shortcut(x) + residual)
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Write a folder of weights."""
+    """Write a model folder."""
     names = {"concepts": classifier.concepts, "styles": classifier.styles}
+    # Batch norm counts its batches in integers; only training reads them
     tensors = {name: tensor for name, tensor in classifier.state_dict().items() if tensor.is_floating_point()}
     model_folder.save(folder, {"stage": STAGE, "model": names}, tensors)
 
 
 def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """A judge that `python -m dalle judge` has trained, in evaluation mode.
+    """Load a judge that `python -m dalle judge` has trained, in eval mode.
 
     Raises:
-        ValueError: Nothing is there, or something else.
+        ValueError: the folder does not exist or holds something else.
     """
     folder = resolve(source)
     content = model_folder.read_config(folder)
@@ -100,5 +102,5 @@ def load_classifier(source: str | Path, device: str | torch.device = "cpu") -> C
         )
     classifier = Classifier(names["concepts"], names["styles"])
     tensors = dict(open_tensors(folder / model_folder.WEIGHTS))
-    kept = {name: tensor for name, tensor in classifier.state_dict().items() if not tensor.is_floating_point()}
-    return load_weights(classifier, tensors | kept, str(folder), device, None)
+    counters = {name: tensor for name, tensor in classifier.state_dict().items() if not tensor.is_floating_point()}
+    return load_weights(classifier, tensors | counters, str(folder), device, None)

@@ -1,7 +1,7 @@
-"""A judge of drawings that no part of the model has seen: what it takes concept, style and caption of an image to be.
+"""Ranks the prompted concept, style and caption of an image by a classifier that no part of the model has seen.
 
-It is a small CNN, trained from pixels on all images, the held-out ones too (`python -m dalle judge`), and used for
-nothing but judging. The features of EfficientNet-Lite0 would not do: an image tokenizer may be trained to keep them.
+The classifier is a small CNN trained from pixels on all images, the held-out ones too (`python -m dalle judge`), and
+is used for evaluation only. Features of EfficientNet-Lite0 would not do: an image tokenizer may be trained on them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dalle.apps.judging.classifier import Classifier
 from dalle.apps.judging.drawings import Drawings
 
 CAPTIONS = 400
-"""Captions among which the rank of an image's own one is told, its own one too."""
+"""Number of captions among which an image's own one is ranked: itself and 399 distractors."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Target:
     """What an image should show."""
 
     concept: str
@@ -30,13 +30,13 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Ranks of what was asked for, 1 for the best; one that ties with another stands behind it.
+class Ranks:
+    """Ranks of the target, from 1, the best; ties count against it.
 
     Attributes:
-        concept_rank: Among all concepts.
-        style_rank: Among all styles.
-        caption_rank: Among 400 canonical captions: its own, and 399 drawn once from all.
+        concept_rank: among all concepts.
+        style_rank: among all styles.
+        caption_rank: among `CAPTIONS` canonical captions.
     """
 
     concept_rank: int
@@ -45,72 +45,73 @@ class Verdict:
 
 
 class Judge:
-    """Ranks concepts, styles and captions for images; a caption's score is the sum of those of its concept and style.
+    """Ranks targets by a classifier; the score of a caption is the log probability of its concept and its style.
 
     Args:
-        classifier: Knows all concepts and styles of the drawings.
-        drawings: All images, for their captions.
+        classifier: trained on all concepts and styles of the drawings.
+        drawings: all images, whose captions the distractors are drawn from.
 
     Raises:
-        ValueError: The classifier was trained on another data set.
+        ValueError: the classifier was trained on another data set.
     """
 
     def __init__(self, classifier: Classifier, drawings: Drawings):
         self.classifier = classifier
-        self._concepts = {name: place for place, name in enumerate(classifier.concepts)}
-        self._styles = {name: place for place, name in enumerate(classifier.styles)}
-        shown: dict[str, tuple[int, int]] = {}
+        self._concept_ids = {name: number for number, name in enumerate(classifier.concepts)}
+        self._style_ids = {name: number for number, name in enumerate(classifier.styles)}
+        classes: dict[str, tuple[int, int]] = {}  # caption -> ids of concept and style
         for index in range(len(drawings)):
             concept, style = drawings.concepts[index].phrase, drawings.styles[index]
-            if concept not in self._concepts or style not in self._styles:
+            if concept not in self._concept_ids or style not in self._style_ids:
                 raise ValueError(
                     f"the judge does not know {concept!r} in style {style!r}: train one on this data set (dalle judge)"
                 )
-            shown.setdefault(drawings.canonical_caption(index), (self._concepts[concept], self._styles[style]))
-        captions = sorted(shown)
+            classes.setdefault(drawings.canonical_caption(index), (self._concept_ids[concept], self._style_ids[style]))
+        captions = sorted(classes)
+        # The same distractors for every model, so that tables can be compared
         chosen = random.Random(0).sample(captions, min(CAPTIONS - 1, len(captions)))
-        self._rivals = {caption: shown[caption] for caption in chosen}
+        self._distractors = {caption: classes[caption] for caption in chosen}
 
-    def verdicts(self, images: Tensor, asked: Sequence[Asked]) -> list[Verdict]:
-        """What the judge sees in images [N, 3, H, W] in [0, 1], each beside what was asked for."""
-        of_concept, of_style = self.classifier.chances(images)
-        places = torch.tensor(list(self._rivals.values()))  # [399, 2]
-        rivals = of_concept[:, places[:, 0]] + of_style[:, places[:, 1]]  # [N, 399]
-        others = torch.tensor([[one.caption != caption for caption in self._rivals] for one in asked])
-        found = []
-        for row, one in enumerate(asked):
-            concept, style = self._concepts[one.concept], self._styles[one.style]
-            own = of_concept[row, concept] + of_style[row, style]
-            found.append(
-                Verdict(
-                    concept_rank=_rank(of_concept[row], concept),
-                    style_rank=_rank(of_style[row], style),
-                    caption_rank=1 + int(((rivals[row] >= own) & others[row]).sum()),
+    def ranks(self, images: Tensor, targets: Sequence[Target]) -> list[Ranks]:
+        """Ranks of the target of each of the images [N, 3, H, W] in [0, 1]."""
+        concepts, styles = self.classifier.log_probs(images)
+        ids = torch.tensor(list(self._distractors.values()))  # [399, 2]
+        distractors = concepts[:, ids[:, 0]] + styles[:, ids[:, 1]]  # [N, 399]
+        differs = torch.tensor([[target.caption != caption for caption in self._distractors] for target in targets])
+        ranks = []
+        for row, target in enumerate(targets):
+            concept, style = self._concept_ids[target.concept], self._style_ids[target.style]
+            score = concepts[row, concept] + styles[row, style]
+            ranks.append(
+                Ranks(
+                    concept_rank=_rank(concepts[row], concept),
+                    style_rank=_rank(styles[row], style),
+                    caption_rank=1 + int(((distractors[row] >= score) & differs[row]).sum()),
                 )
             )
-        return found
+        return ranks
 
-    def concept_scores(self, images: Tensor, concepts: Sequence[str]) -> Tensor:
-        """Logarithms of the probabilities of some concepts, [N, len(concepts)], for images [N, 3, H, W]."""
-        return self.classifier.chances(images)[0][:, [self._concepts[name] for name in concepts]]
+    def concept_log_probs(self, images: Tensor, concepts: Sequence[str]) -> Tensor:
+        """Log probabilities [N, len(concepts)] of some concepts for images [N, 3, H, W]."""
+        return self.classifier.log_probs(images)[0][:, [self._concept_ids[name] for name in concepts]]
 
 
-def verdict_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Shares of images: concept among the 1 and 5 best, style right, own caption among the 1 and 10 best; its rank."""
-    ranks = {name: torch.tensor([getattr(one, name) for one in verdicts]).double() for name in Verdict.__annotations__}
+def rank_metrics(ranks: Sequence[Ranks]) -> dict[str, float]:
+    """Top-1 and top-5 accuracy of concepts, accuracy of styles, top-1, top-10 and median rank of captions."""
+    by_kind = {name: torch.tensor([getattr(item, name) for item in ranks]).double() for name in Ranks.__annotations__}
     return {
-        "concept_top1": _share(ranks["concept_rank"], 1),
-        "concept_top5": _share(ranks["concept_rank"], 5),
-        "style": _share(ranks["style_rank"], 1),
-        "caption_top1": _share(ranks["caption_rank"], 1),
-        "caption_top10": _share(ranks["caption_rank"], 10),
-        "caption_median_rank": ranks["caption_rank"].median().item(),
+        "concept_top1": _top_k(by_kind["concept_rank"], 1),
+        "concept_top5": _top_k(by_kind["concept_rank"], 5),
+        "style": _top_k(by_kind["style_rank"], 1),
+        "caption_top1": _top_k(by_kind["caption_rank"], 1),
+        "caption_top10": _top_k(by_kind["caption_rank"], 10),
+        "caption_median_rank": by_kind["caption_rank"].median().item(),
     }
 
 
-def _rank(scores: Tensor, own: int) -> int:
-    return int((scores >= scores[own]).sum())
+def _rank(scores: Tensor, target: int) -> int:
+    return int((scores >= scores[target]).sum())  # the target counts itself
 
 
-def _share(ranks: Tensor, most: int) -> float:
-    return (ranks <= most).double().mean().item()
+def _top_k(ranks: Tensor, k: int) -> float:
+    return (ranks <= k).double().mean().item()

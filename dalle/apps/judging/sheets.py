@@ -1,4 +1,4 @@
-"""Sheets of drawings: beside the real image and its reconstruction, and beside the nearest training image."""
+"""Contact sheets: samples beside real images and reconstructions, and beside the nearest training images."""
 
 from __future__ import annotations
 
@@ -8,48 +8,57 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from dalle.apps.judging.copies import Neighbors
+from dalle.apps.judging.memorization import Neighbors
 from dalle.images.grid import labeled_grid
 from dalle.images.png import write_png
 
-_ROWS = 24  # prompts that a sheet shows, the first ones
+_MAX_ROWS = 24
 
 
 def write_sheet(file: Path, prompts: Sequence[str], columns: Mapping[str, Tensor]) -> None:
-    """A row for each prompt, with one image [N, 3, H, W] of each column."""
+    """Write a row for each of the first 24 prompts, with one image of each column [N, 3, H, W]."""
     rows = [
         (prompt, [pil_image(images[row]) for images in columns.values()], list(columns))
-        for row, prompt in enumerate(prompts[:_ROWS])
+        for row, prompt in enumerate(prompts[:_MAX_ROWS])
     ]
-    write_png(_beside(rows, 2), file, {})
+    write_png(_columns(rows, 2), file, {})
 
 
 def write_neighbors(
-    file: Path, prompts: Sequence[str], images: Tensor, near: Tensor, captions: Sequence[str], found: Neighbors
+    file: Path, prompts: Sequence[str], images: Tensor, nearest: Tensor, captions: Sequence[str], neighbors: Neighbors
 ) -> None:
-    """Each drawing beside its nearest training image, the most alike first."""
-    order = found.errors.argsort()[:_ROWS].tolist()
+    """Write the 24 samples that are nearest to a training image, each beside it.
+
+    Args:
+        file: PNG to write.
+        prompts: N of them.
+        images: samples [N, 3, H, W].
+        nearest: their nearest training images [N, 3, H, W].
+        captions: of the training images.
+        neighbors: the errors.
+    """
+    order = neighbors.errors.argsort()[:_MAX_ROWS].tolist()
     rows = [
         (
             f"{prompts[row]} | {captions[row]}",
-            [pil_image(images[row]), pil_image(near[row])],
-            ["drawn", f"RMSE {found.errors[row]:.0f}"],
+            [pil_image(images[row]), pil_image(nearest[row])],
+            ["drawn", f"RMSE {neighbors.errors[row]:.0f}"],
         )
         for row in order
     ]
-    write_png(_beside(rows, 4), file, {})
+    write_png(_columns(rows, 4), file, {})
 
 
 def write_images(folder: Path, images: Tensor) -> None:
-    """Each of [N, 3, H, W] as a PNG in a folder, for tools that compare folders (torch-fidelity)."""
+    """Write each of [N, 3, H, W] as a PNG, for tools that compare folders (torch-fidelity)."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         write_png(pil_image(image), folder / f"{number:04d}.png", {})
 
 
-def _beside(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], parts: int) -> Image.Image:
-    """A grid of rows in several parts, the first rows at the left."""
-    count = -(-len(rows) // parts)
+def _columns(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], columns: int) -> Image.Image:
+    """A labeled grid broken into columns, the first rows at the left."""
+    count = -(-len(rows) // columns)
     grids = [labeled_grid(rows[first : first + count]) for first in range(0, len(rows), count)]
     sheet = Image.new("RGB", (sum(grid.width for grid in grids), max(grid.height for grid in grids)), "white")
     left = 0
@@ -60,5 +69,5 @@ def _beside(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]], pa
 
 
 def pil_image(image: Tensor) -> Image.Image:
-    """[3, H, W] in [0, 1] as an image."""
+    """Float [3, H, W] in [0, 1] to an RGB image."""
     return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,4 +1,4 @@
-"""Trains the judge of drawings on all images of a data set, the held-out ones too."""
+"""Trains the judge's classifier on all images of a data set, the held-out ones too."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.judging.classifier import SIDE, Classifier
-from dalle.apps.judging.drawings import Drawings, images_of
+from dalle.apps.judging.classifier import IMAGE_SIZE, Classifier
+from dalle.apps.judging.drawings import Drawings, load_images
 
-_READ = 256  # images at a time
+_BATCH = 256  # images read at a time
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is trained."""
+    """Hyperparameters of the judge's training."""
 
     epochs: int = 40
-    """Times that each image is shown."""
+    """Passes over the images."""
     batch_size: int = 128
     lr: float = 2e-3
-    """Largest learning rate: it rises for an epoch, then falls to 0 along a cosine."""
+    """Peak learning rate, after one epoch of linear warmup; then it decays to 0 along a cosine."""
     seed: int = 20
 
     def __post_init__(self) -> None:
@@ -39,48 +39,48 @@ def train_judge(
     device: str | torch.device = "cpu",
     progress: Callable[[int, float], object] | None = None,
 ) -> Classifier:
-    """Train a judge.
+    """Train a classifier of concepts and styles from scratch.
 
     Args:
-        drawings: All images, plain, at least 64 pixels a side or so.
-        options: How.
-        device: Where.
-        progress: Called with the step and its loss.
+        drawings: all images, plain, of 64x64 pixels.
+        options: hyperparameters.
+        device: where to train.
+        progress: called with each step, from 0, and its loss.
 
     Returns:
-        The judge, in evaluation mode.
+        The classifier, in eval mode.
     """
     concepts = sorted({concept.phrase for concept in drawings.concepts})
     styles = sorted(set(drawings.styles))
-    places = {name: place for place, name in enumerate(concepts)}
-    of_concept = torch.tensor([places[concept.phrase] for concept in drawings.concepts])
-    of_style = torch.tensor([styles.index(style) for style in drawings.styles])
-    images = _read(drawings)
+    concept_ids = {name: number for number, name in enumerate(concepts)}
+    concept_targets = torch.tensor([concept_ids[concept.phrase] for concept in drawings.concepts])
+    style_targets = torch.tensor([styles.index(style) for style in drawings.styles])
+    images = _load_all(drawings)
     torch.manual_seed(options.seed)
-    judge = Classifier(concepts, styles).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=options.lr, weight_decay=0.05)
+    classifier = Classifier(concepts, styles).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=options.lr, weight_decay=0.05)
     generator = torch.Generator().manual_seed(options.seed)
-    each = max(1, len(images) // options.batch_size)
-    steps = options.epochs * each
+    steps_per_epoch = max(1, len(images) // options.batch_size)
+    steps = options.epochs * steps_per_epoch
     for step in range(steps):
-        if step % each == 0:
+        if step % steps_per_epoch == 0:
             order = torch.randperm(len(images), generator=generator)
-        rows = order[step % each * options.batch_size :][: options.batch_size]
-        optimizer.param_groups[0]["lr"] = options.lr * _schedule(step, each, steps)
-        shown = changed(images[rows].float() / 255, generator).to(device)
-        concept_logits, style_logits = judge(shown.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(concept_logits, of_concept[rows].to(device), label_smoothing=0.05)
-        loss = loss + F.cross_entropy(style_logits, of_style[rows].to(device))
+        rows = order[step % steps_per_epoch * options.batch_size :][: options.batch_size]
+        optimizer.param_groups[0]["lr"] = options.lr * _lr_factor(step, steps_per_epoch, steps)
+        batch = augment(images[rows].float() / 255, generator).to(device)
+        concept_logits, style_logits = classifier(batch.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(concept_logits, concept_targets[rows].to(device), label_smoothing=0.05)
+        loss = loss + F.cross_entropy(style_logits, style_targets[rows].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if progress is not None:
             progress(step, loss.item())
-    return judge.eval()
+    return classifier.eval()
 
 
-def changed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [B, 3, S, S] as drawings differ from them: moved by up to 6 %, sized 85 to 110 %, blurred, noisy."""
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift images [B, 3, S, S] by up to 6 %, scale to 85-110 %, blur half of them, add noise: as samples differ."""
     count = len(images)
     uniform = torch.rand(5, count, generator=generator)
     theta = torch.zeros(count, 2, 3)
@@ -89,25 +89,25 @@ def changed(images: Tensor, generator: torch.Generator) -> Tensor:
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     low = F.interpolate(F.avg_pool2d(moved, 2), images.shape[-2:], mode="bilinear", align_corners=False)
-    share = (2 * uniform[3] - 1).clamp(min=0)[:, None, None, None]  # half of the images stay sharp
-    blurred = moved + share * (low - moved)
+    blur = (2 * uniform[3] - 1).clamp(min=0)[:, None, None, None]  # 0 for half of the images
+    blurred = moved + blur * (low - moved)
     noise = torch.randn(images.shape, generator=generator) * (0.04 * uniform[4])[:, None, None, None]
     return (blurred + noise).clamp(0, 1)
 
 
-def _read(drawings: Drawings) -> Tensor:
+def _load_all(drawings: Drawings) -> Tensor:
     """All images, uint8 [N, 3, 64, 64]."""
     parts = []
-    for first in range(0, len(drawings), _READ):
-        some = images_of(drawings, range(first, min(first + _READ, len(drawings))))
-        parts.append((some * 255).round().byte())
+    for first in range(0, len(drawings), _BATCH):
+        batch = load_images(drawings, range(first, min(first + _BATCH, len(drawings))))
+        parts.append((batch * 255).round().byte())
     images = torch.cat(parts)
-    assert images.shape[-2:] == (SIDE, SIDE)
+    assert images.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE)
     return images
 
 
-def _schedule(step: int, warmup: int, steps: int) -> float:
-    """A share of the largest rate."""
+def _lr_factor(step: int, warmup: int, steps: int) -> float:
+    """The learning rate as a fraction of its peak."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dalle.apps.search.index import Hit, ImageIndex
+from dalle.apps.search.hit import Hit
+from dalle.apps.search.index import ImageIndex
 
 __all__ = ["Hit", "ImageIndex"]

@@ -36,11 +36,12 @@ def build(blocks: Sequence[np.ndarray], path: Path, trained: Path | None = None)
     Args:
         blocks: float16 [rows, D] each, in order; the numbers of the vectors count through them.
         path: file to write.
-        trained: an index of before, whose cells are kept where they still suit the number of vectors: k-means is
-            half of the work.
+        trained: an earlier index, whose cells are used again if their number still suits that of the vectors: k-means
+            is half of the work.
     """
     faiss = _faiss()
     count, dimensions = sum(map(len, blocks)), blocks[0].shape[1]
+    # faiss's guidelines: 4 to 16 times the square root. A power of 2 changes only when the index has doubled
     cells = 1 << round(math.log2(4 * math.sqrt(count)))
     index = None
     if trained is not None:
@@ -63,18 +64,19 @@ class FaissIndex:
 
     def __init__(self, path: Path):
         faiss = _faiss()
+        # faiss has OpenMP threads of its own, which know nothing of torch's limit
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
 
     def candidates(
-        self, queries: np.ndarray, count: int, kept: np.ndarray | None = None, probes: int = PROBES
+        self, queries: np.ndarray, count: int, allowed: np.ndarray | None = None, probes: int = PROBES
     ) -> np.ndarray:
         """Vectors that are likely the nearest.
 
         Args:
             queries: float32 [Q, D].
             count: how many, C.
-            kept: bool [N], which may be found; None: all.
+            allowed: bool [N], the rows that may be found; None: all.
             probes: cells to look into.
 
         Returns:
@@ -82,8 +84,8 @@ class FaissIndex:
         """
         faiss = _faiss()
         options: dict[str, Any] = {"nprobe": probes}
-        if kept is not None:
-            bits = np.packbits(kept, bitorder="little")
+        if allowed is not None:
+            bits = np.packbits(allowed, bitorder="little")
             options["sel"] = faiss.IDSelectorBitmap(bits)
         found: np.ndarray = self.index.search(queries, count, params=faiss.SearchParametersIVF(**options))[1]
         return found

@@ -15,15 +15,15 @@ from dalle.apps.search.store import Table
 
 
 def nearest(
-    blocks: Sequence[np.ndarray], queries: Tensor, k: int, kept: np.ndarray | None = None
+    blocks: Sequence[np.ndarray], queries: Tensor, k: int, allowed: np.ndarray | None = None
 ) -> tuple[Tensor, Tensor]:
     """The K vectors with the largest products.
 
     Args:
         blocks: float16 [rows, D] each, in order; N rows in all.
         queries: float32 [Q, D].
-        k: K; at most as many as there are are given.
-        kept: bool [N], which may be found; None: all.
+        k: K; fewer are returned if there are fewer.
+        allowed: bool [N], the rows that may be found; None: all.
 
     Returns:
         float32 [Q, K] products, the largest first, and int64 [Q, K] rows; of equals the first rows.
@@ -31,12 +31,13 @@ def nearest(
     values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     start = 0
     for block in blocks:
-        chosen = np.arange(len(block)) if kept is None else np.flatnonzero(kept[start : start + len(block)])
-        vectors = torch.from_numpy((block if kept is None else block[chosen]).astype(np.float32))
-        products = queries @ vectors.T  # [Q, chosen]
-        best = products.topk(min(k, len(chosen)))
+        own_rows = np.arange(len(block)) if allowed is None else np.flatnonzero(allowed[start : start + len(block)])
+        vectors = torch.from_numpy((block if allowed is None else block[own_rows]).astype(np.float32))
+        products = queries @ vectors.T  # [Q, rows of the block]
+        best = products.topk(min(k, len(own_rows)))
         values = torch.cat([values, best.values], dim=1)
-        rows = torch.cat([rows, torch.from_numpy(chosen)[best.indices] + start], dim=1)
+        rows = torch.cat([rows, torch.from_numpy(own_rows)[best.indices] + start], dim=1)
+        # Stable: of equal products the first row stays first, whatever the blocks
         order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
         values, rows = values.gather(1, order), rows.gather(1, order)
         start += len(block)
@@ -55,6 +56,7 @@ def rescored(table: Table, queries: Tensor, candidates: np.ndarray, k: int) -> t
     Returns:
         As `nearest`; -inf and -1 where there are fewer candidates.
     """
+    # The candidates were found by 8-bit vectors; the stored ones put them in the right order
     found = torch.from_numpy(candidates)
     vectors = torch.from_numpy(table.vectors(candidates.clip(min=0).reshape(-1))).view(*candidates.shape, -1)
     products = torch.einsum("qd,qcd->qc", queries, vectors).masked_fill(found < 0, -torch.inf)

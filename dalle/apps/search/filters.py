@@ -29,22 +29,24 @@ class Filter:
     def __init__(self, conditions: Sequence[str]):
         self.conditions = [_parsed(condition) for condition in conditions]
 
-    def keeps(self, batches: Sequence[pa.RecordBatch]) -> np.ndarray | None:
+    def mask(self, batches: Sequence[pa.RecordBatch]) -> np.ndarray | None:
         """bool [N], the rows for which they hold; None: all, as there is no condition."""
         if not self.conditions:
             return None
         return np.concatenate([self._of(batch) for batch in batches] or [np.zeros(0, dtype=bool)])
 
     def _of(self, batch: pa.RecordBatch) -> np.ndarray:
-        kept = np.ones(batch.num_rows, dtype=bool)
+        allowed = np.ones(batch.num_rows, dtype=bool)
         for name, sign, value in self.conditions:
             column = batch.column(name)
             if sign == "~":
                 holds = pc.match_substring(pc.utf8_lower(column), str(value).lower())
             else:
                 holds = _COMPARED[sign](column, value)
-            kept = operator.and_(kept, np.asarray(holds.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool))
-        return kept
+            allowed = operator.and_(
+                allowed, np.asarray(holds.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+            )
+        return allowed
 
 
 def _parsed(condition: str) -> tuple[str, str, str | int]:

@@ -1,4 +1,4 @@
-"""What a search found as one HTML file, thumbnails in it, which opens from the disk."""
+"""The hits of a search as one HTML file with thumbnails, which opens from the disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dalle.apps.search.index import Hit, ImageIndex
+from dalle.apps.search.hit import Hit
+from dalle.apps.search.index import ImageIndex
 from dalle.data.base import BadRecord, read_image
 from dalle.files import write_text
 
@@ -25,7 +26,7 @@ _STYLE = (
 
 
 def write_page(path: Path, index: ImageIndex, title: str, hits: Sequence[Hit]) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     figures = "\n".join(_figure(index, hit) for hit in hits)
     head = f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
     text = f"<!DOCTYPE html>\n<html>{head}\n<body><h1>{escape(title)}</h1>\n<main>\n{figures}\n</main></body></html>\n"
@@ -40,12 +41,12 @@ def _figure(index: ImageIndex, hit: Hit) -> str:
         image = f'<div class="gone">{escape(error.reason)}</div>'
     if Path(hit.path).is_file():
         image = f'<a href="{escape(Path(hit.path).absolute().as_uri())}">{image}</a>'
-    told = f"<b>{hit.score:.3f}</b> {escape(hit.caption)}<br><b>{escape(hit.path)}</b>"
-    return f"<figure>{image}<figcaption>{told}</figcaption></figure>"
+    caption = f"<b>{hit.score:.3f}</b> {escape(hit.caption)}<br><b>{escape(hit.path)}</b>"
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def thumbnail(content: bytes, name: str) -> str:
-    """An image file as a small one, as the address of an image: all of the image, with white beside it.
+    """Make a data URL of a small JPEG that shows all of an image, padded with white to a square.
 
     Raises:
         BadRecord: it cannot be read.

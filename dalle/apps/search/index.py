@@ -5,62 +5,41 @@ Letters: N images, D dimensions, K wanted.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import embed_images, fingerprint
+from dalle.apps.embed import fingerprint
 from dalle.apps.search import exact, store
 from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.filters import Filter
+from dalle.apps.search.hit import Hit
+from dalle.apps.search.query import Query
 from dalle.apps.search.sources import read_item
 from dalle.apps.search.store import Source
-from dalle.apps.search.update import EXACT, Progress, Report, other_clip, update
+from dalle.apps.search.update import EXACT, Progress, Report, clip_mismatch, update
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
-from dalle.data.custom.records import ImageLike, Record, as_record, image_bytes
+from dalle.data.custom.records import ImageLike, Record, image_bytes
 from dalle.device import pick_device
 from dalle.evaluation.zero_shot import embed_texts
 from dalle.models.clip import CLIP
 
-_One = TypeVar("_One", str, ImageLike)
 _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest
 
 
-@dataclass(frozen=True)
-class Hit:
-    """An image that was found."""
-
-    path: str  # of its file; FILE.tar/NAME, FILE.parquet/ROW, owner/name/SPLIT/ROW where it is one of many in a file
-    score: float  # cosine with the query, in [-1, 1]
-    caption: str  # "" if it has none; several are lines
-    width: int  # pixels
-    height: int
-    sha256: str  # of the file
-    number: int  # its row in the index
-    probability: float | None = None  # that it fits, by a SigLIP's judgement of one text
-
-    @property
-    def likeness(self) -> float:
-        """Its probability where it has one, else its score."""
-        return self.score if self.probability is None else self.probability
-
-
 class ImageIndex:
-    """Images' vectors in a folder, and searches in them.
+    """An index of images in a folder: their CLIP embeddings, and searches in them.
 
-    It is a state of the index: bringing the folder up to date does not change what is open.
+    An open index does not change when its folder is brought up to date: files are replaced, not written over.
 
     Attributes:
         folder: where it is.
-        manifest: what is known of it as a whole.
+        manifest: the contents of its index.json.
         table: its rows.
     """
 
@@ -77,11 +56,13 @@ class ImageIndex:
             ValueError: there is no index, or its files are cut short, damaged, or of another version.
         """
         self.folder, self.device = Path(folder).expanduser(), device
+        # Another process may replace the files between reading index.json and opening them: then look once more
         for last in (False, True):
             self.manifest = store.read_manifest(self.folder)
             try:
                 self.table = store.open_table(self.folder, self.manifest)
-                self._near = self._open_near()
+                near = self.manifest.ann
+                self._ann = None if near is None else FaissIndex(store.complete_file(self.folder, near))
                 break
             except FileNotFoundError as error:  # the index has just been brought up to date: look again
                 if last:
@@ -109,7 +90,7 @@ class ImageIndex:
             clip: a CLIP, or where it is; None: the one that made the index, or the one that ships.
             batch_size: images at a time.
             workers: processes that read images; 0 reads them in this one.
-            progress: told of each batch.
+            progress: called after each batch.
             device: where images are embedded.
 
         Returns:
@@ -118,14 +99,14 @@ class ImageIndex:
         Raises:
             ValueError: see `dalle.apps.search.update.update`.
         """
-        place = Path(folder).expanduser()
+        target = Path(folder).expanduser()
         sources = [source if isinstance(source, Source) else Source(str(source)) for source in images]
-        name = "" if clip is None or isinstance(clip, CLIP) else _lasting(clip)
-        if clip is None and (place / store.NAME).exists():
-            name = store.read_manifest(place).clip
+        name = "" if clip is None or isinstance(clip, CLIP) else _absolute(clip)
+        if clip is None and (target / store.NAME).exists():
+            name = store.read_manifest(target).clip
         own = clip if isinstance(clip, CLIP) else load_clip(name or SHIPPED / "clip", pick_device(device))
-        report = update(place, sources, own, name, batch_size, workers, progress)
-        return cls(place, own, device), report
+        report = update(target, sources, own, name, batch_size, workers, progress)
+        return cls(target, own, device), report
 
     def __len__(self) -> int:
         return self.manifest.images
@@ -141,7 +122,7 @@ class ImageIndex:
             given = self._given if self._given is not None else self.manifest.clip or SHIPPED / "clip"
             clip = given if isinstance(given, CLIP) else load_clip(given, pick_device(self.device))
             if (found := fingerprint(clip)) != self.manifest.clip_hash:
-                raise ValueError(other_clip(self.folder, self.manifest, found))
+                raise ValueError(clip_mismatch(self.folder, self.manifest, found))
             self._clip = clip
         return self._clip
 
@@ -183,39 +164,39 @@ class ImageIndex:
             raise ValueError(f"distinct is {distinct:g}: give a cosine, from above 0 to 1")
         if min_score is not None and not -1 <= min_score <= 1:
             raise ValueError(f"min_score is {min_score:g}: scores are from -1 to 1")
-        kept = Filter(where).keeps(self.table.batches)
-        query = self.query(text, image, minus, minus_image, weights)
-        texts = _several(text)
-        judged = len(texts) == 1 and not (_several(image) or _several(minus) or _several(minus_image) or weights)
+        allowed = Filter(where).mask(self.table.batches)
+        query = Query.of(text, image, minus, minus_image, weights)
+        vector = query.embed(self.clip)
+        judged = query.is_one_text and self.clip.config.sigmoid
 
         def found(count: int) -> list[Hit]:
-            hits = self.nearest(query, count, kept)
-            hits = self._judged(hits) if judged and self.clip.config.sigmoid else hits
+            hits = self.nearest(vector, count, allowed)
+            hits = self._with_probabilities(hits) if judged else hits
             return [hit for hit in hits if min_score is None or hit.likeness >= min_score]
 
         if distinct is None:
             return found(top)
         count = 2 * top
-        while True:  # of near-duplicates there may be any number
+        while True:  # how many hits are near-duplicates of others is only known afterwards
             hits = found(count)
-            apart = self._apart(hits, distinct)
-            if len(apart) >= top or len(hits) < count:
-                return apart[:top]
+            different = self._distinct(hits, distinct)
+            if len(different) >= top or len(hits) < count:
+                return different[:top]
             count *= 4
 
-    def _judged(self, hits: list[Hit]) -> list[Hit]:
-        """Hits of one text with how probable it is that they fit it, by a SigLIP."""
-        chances = self.clip.probabilities(torch.tensor([hit.score for hit in hits])).tolist()
-        return [replace(hit, probability=chance) for hit, chance in zip(hits, chances, strict=True)]
+    def _with_probabilities(self, hits: list[Hit]) -> list[Hit]:
+        """Hits of one text, each with the probability that it fits, by a SigLIP."""
+        probabilities = self.clip.probabilities(torch.tensor([hit.score for hit in hits])).tolist()
+        return [replace(hit, probability=value) for hit, value in zip(hits, probabilities, strict=True)]
 
-    def _apart(self, hits: list[Hit], least: float) -> list[Hit]:
-        """Hits without those that look like one before: whose cosine with it is at least `least`."""
+    def _distinct(self, hits: list[Hit], least: float) -> list[Hit]:
+        """Hits without those whose cosine with an earlier one is at least `least`."""
         vectors = torch.from_numpy(self.table.vectors(np.array([hit.number for hit in hits], dtype=np.int64)))
-        kept: list[int] = []
-        for place in range(len(hits)):
-            if not kept or float((vectors[kept] @ vectors[place]).max()) < least:
-                kept.append(place)
-        return [hits[place] for place in kept]
+        chosen: list[int] = []
+        for number in range(len(hits)):
+            if not chosen or float((vectors[chosen] @ vectors[number]).max()) < least:
+                chosen.append(number)
+        return [hits[number] for number in chosen]
 
     def query(
         self,
@@ -226,41 +207,24 @@ class ImageIndex:
         weights: Mapping[str, float] | None = None,
     ) -> Tensor:
         """A query as a unit vector, float32 [D]; see `search`."""
-        texts, less = _several(text), _several(minus)
-        images, less_images = _several(image), _several(minus_image)
-        parts = dict(weights or {})
-        if not all(math.isfinite(weight) and weight for weight in parts.values()):
-            raise ValueError(f"weights are {parts}: each must be a number other than 0")
-        if not (texts or images or less or less_images or parts):
-            raise ValueError("no query: give a text, an image, or both")
-        if not all(one.strip() for one in (*texts, *less, *parts)):
-            raise ValueError("a text of the query is empty: say what is to be seen")
-        seen = self._embedded([*images, *less_images])
-        words = embed_texts(self.clip, [*texts, *less, *parts])
-        factors = torch.tensor([1.0] * len(texts) + [-1.0] * len(less) + list(parts.values()))
-        signs = torch.tensor([1.0] * len(images) + [-1.0] * len(less_images))
-        total = (factors[:, None] * words).sum(0) + (signs[:, None] * seen).sum(0)
-        if total.norm() < 1e-3:
-            raise ValueError("what the query adds and what it takes away are the same: nothing is left to look for")
-        return F.normalize(total, dim=0)
+        return Query.of(text, image, minus, minus_image, weights).embed(self.clip)
 
-    def nearest(self, query: Tensor, top: int, kept: np.ndarray | None = None) -> list[Hit]:
+    def nearest(self, query: Tensor, top: int, allowed: np.ndarray | None = None) -> list[Hit]:
         """The images whose vectors are nearest to a unit vector.
 
         Args:
             query: float32 [D].
             top: how many.
-            kept: bool [N], which may be found; None: all.
+            allowed: bool [N], the rows that may be found; None: all.
         """
-        values, rows = self._nearest(query[None], top, kept)
+        values, rows = self._nearest(query[None], top, allowed)
         found = zip(values[0].tolist(), rows[0].tolist(), strict=True)
         return [self.hit(row, value) for value, row in found if row >= 0]
 
     def near_duplicates(self, least: float = 0.97) -> list[list[Hit]]:
         """Groups of images that look the same to CLIP, the largest group first.
 
-        Each image of a group has a cosine of at least `least` with another of it; a hit's score is that with the
-        first.
+        Each image of a group has a cosine of at least `least` with another; a hit's score is that with the first.
         Beyond `dalle.apps.search.update.EXACT` images, only the 20 nearest of each are looked at.
 
         Raises:
@@ -268,10 +232,11 @@ class ImageIndex:
         """
         if not 0 < least <= 1:
             raise ValueError(f"the least cosine of near-duplicates is {least:g}: from above 0 to 1")
-        from dalle.apps.search.duplicates import grouped
+        from dalle.apps.search.duplicates import group_duplicates
 
-        every = len(self) if self._near is None else 20
-        groups = grouped(self.table.blocks, least, lambda queries, k: self._nearest(queries, k, None), every)
+        # Comparing all pairs is quadratic: of many images only the nearest of each are looked at
+        every = len(self) if self._ann is None else 20
+        groups = group_duplicates(self.table.blocks, least, lambda queries, k: self._nearest(queries, k, None), every)
         shown = []
         for rows in groups:
             vectors = torch.from_numpy(self.table.vectors(rows))
@@ -303,7 +268,7 @@ class ImageIndex:
         return [(distinct[number], float(scores[number])) for number in order]
 
     def read(self, hit: Hit) -> bytes:
-        """The file of an image that was found.
+        """Read the file of an image that was found.
 
         Raises:
             BadRecord: it is not there any more, or cannot be read.
@@ -311,32 +276,18 @@ class ImageIndex:
         return image_bytes(self.record(hit))
 
     def record(self, hit: Hit) -> Record:
-        """Where an image that was found lies."""
+        """The record of an image that was found, to read it again."""
         row = self.table.row(hit.number)
         return read_item(row, self.manifest.sources[row["source"]])
 
-    def _open_near(self) -> FaissIndex | None:
-        if self.manifest.near is None:
-            return None
-        return FaissIndex(store.whole(self.folder, self.manifest.near))
-
-    def _nearest(self, queries: Tensor, k: int, kept: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """float32 [Q, K] cosines and int64 [Q, K] rows, by looking at all vectors or at few."""
-        if self._near is None or (kept is not None and kept.sum() <= EXACT) or k * _CANDIDATES > EXACT:
-            return exact.nearest(self.table.blocks, queries, k, kept)
+    def _nearest(self, queries: Tensor, k: int, allowed: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """float32 [Q, K] cosines and int64 [Q, K] rows: exact, or by the approximate index."""
+        # Filters that leave few rows, and large K, are faster and exact by looking at all of them
+        if self._ann is None or (allowed is not None and allowed.sum() <= EXACT) or k * _CANDIDATES > EXACT:
+            return exact.nearest(self.table.blocks, queries, k, allowed)
         count = max(_FEWEST, k * _CANDIDATES)
-        candidates = self._near.candidates(queries.numpy(), count, kept)
+        candidates = self._ann.candidates(queries.numpy(), count, allowed)
         return exact.rescored(self.table, queries, candidates, k)
-
-    def _embedded(self, images: Sequence[ImageLike]) -> Tensor:
-        """float32 [len(images), D]."""
-        records = [as_record(image, f"image {number}") for number, image in enumerate(images, 1)]
-        vectors = torch.empty(0, self.manifest.dimensions)
-        for batch in embed_images(self.clip, records):
-            for error in batch.broken.values():
-                raise error
-            vectors = torch.cat([vectors, batch.vectors])
-        return vectors
 
     def hit(self, row: int, score: float = 1.0) -> Hit:
         """The image of a row, as a search with that score finds it."""
@@ -344,12 +295,7 @@ class ImageIndex:
         return Hit(score=min(score, 1.0), number=row, **found)
 
 
-def _lasting(source: str | Path) -> str:
-    """Where weights are, by a name that holds wherever a command is run; a hub id as it is."""
+def _absolute(source: str | Path) -> str:
+    """Where weights are, by a path that holds wherever a command is run; a hub id as it is."""
     path = Path(source).expanduser()
     return str(path.absolute()) if path.exists() else str(source)
-
-
-def _several(given: _One | Sequence[_One]) -> list[_One]:
-    """One or several, as a list."""
-    return [given] if isinstance(given, ImageLike) else list(given)

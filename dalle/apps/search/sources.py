@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from dalle.apps.search.store import Source
-from dalle.data.custom.dataset import expand_pattern, is_hub_id
 from dalle.data.custom.folder import FolderSource, count_unsupported
+from dalle.data.custom.open_source import expand_pattern, is_hub_id
 from dalle.data.custom.parquet import hub_source, parquet_source, parse_image_cell
 from dalle.data.custom.records import FileSpan, IndexedRecords, Record, image_column
 from dalle.data.custom.walk import log_ignored, walk
@@ -51,7 +51,7 @@ class Item:
 
 
 def identity(file: str, offset: int, row: int) -> str:
-    """What tells an image from all others."""
+    """The key of an image in an index."""
     return f"{file}\0{offset}\0{row}"
 
 
@@ -75,11 +75,11 @@ def items_of(source: Source, number: int = 0) -> Iterator[Item | str]:
         for item in _items(source):
             yield item if isinstance(item, str) else replace(item, source=number)
     except ValueError as error:
-        raise ValueError(_by_our_names(error)) from error
+        raise ValueError(_with_names_of_options(error)) from error
 
 
-def _by_our_names(error: ValueError) -> str:
-    """What went wrong, by the names that options of training have here."""
+def _with_names_of_options(error: ValueError) -> str:
+    """The message of an error, with the options of `dalle index` in place of those of a recipe."""
     return re.sub(r"\bdata\.(image|caption|split)\b", r"\1 (--\1)", str(error))
 
 
@@ -131,12 +131,12 @@ def _of_folder(root: Path, source: Source) -> Iterator[Item | str]:
         raise ValueError(f"{root} holds no images: expected {', '.join(EXTENSIONS)}, .parquet or .tar files in it")
     log_ignored(root, found.ignored + count_unsupported(files, ".parquet", ".tar"))
     if images:
-        yield from _of_places(FolderSource(root, files, source.caption, captioned=False).rows())
+        yield from _of_files(FolderSource(root, files, source.caption, captioned=False).rows())
     for file in (*by_ending[".parquet"], *by_ending[".tar"]):
         try:
             yield from _of_file(file, source)
         except ValueError as error:  # one file of many: a table of something else, or not whole
-            yield _by_our_names(error)
+            yield _with_names_of_options(error)
 
 
 def _of_file(file: Path, source: Source) -> Iterator[Item | str]:
@@ -144,23 +144,23 @@ def _of_file(file: Path, source: Source) -> Iterator[Item | str]:
     if ending == ".parquet":
         yield from _of_table(file, source)
     elif ending == ".tar":
-        yield from _of_places(TarSource([file], source.image, source.caption).rows())
+        yield from _of_files(TarSource([file], source.image, source.caption).rows())
     else:
-        yield from _of_places(FolderSource(file.parent, [file], source.caption, captioned=False).rows())
+        yield from _of_files(FolderSource(file.parent, [file], source.caption, captioned=False).rows())
 
 
-def _of_places(rows: IndexedRecords) -> Iterator[Item | str]:
+def _of_files(rows: IndexedRecords) -> Iterator[Item | str]:
     stamp_of = cache(_stamp)
     for number, key in enumerate(rows.keys):
         record = rows.record(number)
         if record.fault is not None:
             yield f"{key}: {record.fault}"
             continue
-        place = record.image
-        assert isinstance(place, FileSpan)
-        inside = place.offset > 0  # of a tar file, whose records are called FILE/NAME
-        path = f"{place.file}/{key.partition('/')[2]}" if inside else place.file
-        yield Item(path, place.file, place.offset, place.size, -1, stamp_of(place.file), rows, number, 0)
+        span = record.image
+        assert isinstance(span, FileSpan)
+        inside = span.offset > 0  # of a tar file, whose records are called FILE/NAME
+        path = f"{span.file}/{key.partition('/')[2]}" if inside else span.file
+        yield Item(path, span.file, span.offset, span.size, -1, stamp_of(span.file), rows, number, 0)
 
 
 def _of_table(file: Path, source: Source) -> Iterator[Item | str]:

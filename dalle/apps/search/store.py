@@ -1,7 +1,7 @@
 """The folder of an index: one table of images with their vectors, mapped into memory, and index.json that names it.
 
 A change writes new files beside the old ones and then replaces index.json, so a reader has all of the old state or all
-of the new one. What a run that was stopped had embedded is kept in pieces, which the next run takes up.
+of the new one. What a run has embedded so far is kept in segments, which the next run uses if it was stopped.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Manifest:
         images: how many there are.
         sources: what was indexed.
         table: file of the table, and its size in bytes.
-        near: file of the approximate index and its size; None while there are few vectors.
+        ann: file of the approximate index and its size (`near` in index.json); None while there are few vectors.
         generation: counts the changes.
     """
 
@@ -59,7 +59,7 @@ class Manifest:
     images: int
     sources: list[Source]
     table: tuple[str, int]
-    near: tuple[str, int] | None
+    ann: tuple[str, int] | None
     generation: int
 
 
@@ -72,7 +72,7 @@ def schema(dimensions: int) -> pa.Schema:
 
 
 class Table:
-    """A table that is mapped into memory: only what is looked at is read.
+    """A memory-mapped table: only the rows that are accessed are read.
 
     Attributes:
         blocks: vectors of each batch, float16 [rows, D].
@@ -90,18 +90,19 @@ class Table:
 
     def row(self, number: int, names: Sequence[str] = FACTS) -> dict[str, Any]:
         """Columns of a row, its vector not among them."""
-        block, at = self._place(number)
+        block, at = self._locate(number)
         batch = self.batches[block]
         return {name: batch.column(name)[at].as_py() for name in names}
 
     def vector(self, number: int) -> np.ndarray:
         """float16 [D]."""
-        block, at = self._place(number)
+        block, at = self._locate(number)
         vector: np.ndarray = self.blocks[block][at]
         return vector
 
     def vectors(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """float32 [len(numbers), D]."""
+        # Rows are gathered block by block: each is one mapped array
         wanted = np.asarray(numbers, dtype=np.int64)
         found = np.empty((len(wanted), self.blocks[0].shape[1] if self.blocks else 0), dtype=np.float32)
         blocks = np.searchsorted(self.ends, wanted, side="right")
@@ -111,13 +112,13 @@ class Table:
             found[mine] = self.blocks[block][wanted[mine] - start]
         return found
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _locate(self, number: int) -> tuple[int, int]:
         block = bisect_right(self.ends, number)
         return block, number - (self.ends[block - 1] if block else 0)
 
 
 def write_table(path: Path, batches: Iterable[pa.RecordBatch], dimensions: int) -> int:
-    """Write a table whole or not at all; gives its size in bytes."""
+    """Write a table atomically; returns its size in bytes."""
     with atomic_file(path) as part:
         with pa.ipc.new_file(part, schema(dimensions)) as writer:
             for batch in batches:
@@ -129,6 +130,7 @@ def as_batch(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> pa.Recor
     """Rows with their vectors, float16 [len(rows), D]."""
     own = schema(vectors.shape[1])
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in own if field.name != "vector"]
+    # float16 halves the index; cosines of unit vectors change by less than 1e-3
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1), pa.float16())
     return pa.RecordBatch.from_arrays([*columns, pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])], schema=own)
 
@@ -150,7 +152,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content["sources"] = [Source(**source) for source in content["sources"]]
         content["table"] = tuple(content["table"])
-        content["near"] = content["near"] and tuple(content["near"])
+        near = content.pop("near")
+        content["ann"] = near and tuple(near)
         if "pictures" in content:  # the name of `images` before version 0.2
             content["images"] = content.pop("pictures")
         return Manifest(**content)
@@ -168,8 +171,13 @@ def open_table(folder: Path, manifest: Manifest) -> Table:
     return _opened(folder, manifest.table)
 
 
-def whole(folder: Path, file: tuple[str, int]) -> Path:
-    """A file of the index, which must be as long as it was when it was written."""
+def complete_file(folder: Path, file: tuple[str, int]) -> Path:
+    """The path of a file of the index.
+
+    Raises:
+        ValueError: it is not as long as it was when it was written.
+        FileNotFoundError: it is not there (any more).
+    """
     path, size = folder / file[0], (folder / file[0]).stat().st_size
     if size != file[1]:
         raise ValueError(f"{path} is cut short or damaged: {size} bytes, expected {file[1]}; index the images anew")
@@ -178,27 +186,32 @@ def whole(folder: Path, file: tuple[str, int]) -> Path:
 
 def commit(folder: Path, manifest: Manifest) -> None:
     """Make the files that `manifest` names the index, and remove those of before."""
-    text = json.dumps({"format": _FORMAT} | asdict(manifest), indent=1, ensure_ascii=False)
-    write_text(folder / NAME, text)
-    kept = {manifest.table[0], *([manifest.near[0]] if manifest.near else [])}
+    content = {"near" if name == "ann" else name: value for name, value in asdict(manifest).items()}
+    write_text(folder / NAME, json.dumps({"format": _FORMAT} | content, indent=1, ensure_ascii=False))
+    # Only now: until index.json was replaced, readers opened the files of before
+    current = {manifest.table[0], *([manifest.ann[0]] if manifest.ann else [])}
     for old in folder.iterdir():
-        if re.fullmatch(r"(images|pictures|near|piece)-[0-9a-f-]+\.(arrow|faiss)", old.name) and old.name not in kept:
+        if (
+            re.fullmatch(r"(images|pictures|near|piece)-[0-9a-f-]+\.(arrow|faiss)", old.name)
+            and old.name not in current
+        ):
             old.unlink()
 
 
-def pieces(folder: Path, clip_hash: str) -> list[Table]:
-    """What runs that were stopped had embedded with this CLIP; a piece that is not whole is left out."""
+def open_segments(folder: Path, clip_hash: str) -> list[Table]:
+    """Open what stopped runs had embedded with this CLIP; a segment that is cut short is removed."""
     found = []
     for file in sorted(folder.glob(f"piece-{clip_hash[:12]}-*.arrow")):
         try:
             found.append(Table(file))
+        # Nothing is lost but time: these images are embedded again
         except pa.ArrowInvalid:  # written when the disk was full, or the machine stopped
             file.unlink()
     return found
 
 
-def add_piece(folder: Path, clip_hash: str, batch: pa.RecordBatch) -> None:
-    """Keep what has been embedded so far."""
+def write_segment(folder: Path, clip_hash: str, batch: pa.RecordBatch) -> None:
+    """Write what has been embedded since the last segment, for the next run if this one is stopped."""
     name = f"piece-{clip_hash[:12]}-"
     numbers = [int(file.stem.rpartition("-")[2]) for file in folder.glob(f"{name}*.arrow")]
     file = folder / f"{name}{max(numbers, default=0) + 1:06d}.arrow"
@@ -207,13 +220,14 @@ def add_piece(folder: Path, clip_hash: str, batch: pa.RecordBatch) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone with the folder, which is made if it is not there; the system lets go of it when the process ends.
+    """Lock a folder, which is created if necessary, against other writers; the lock ends with the process.
 
     Raises:
         ValueError: another process writes to it, or it holds other things than an index.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name another place for the index")
+    # Never take over a folder of somebody's images: an update removes files that look like its own
     if folder.is_dir() and not (folder / LOCK).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other things than an index: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +241,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _opened(folder: Path, file: tuple[str, int]) -> Table:
-    path = whole(folder, file)
+    path = complete_file(folder, file)
     try:
         return Table(path)
     except pa.ArrowInvalid as error:

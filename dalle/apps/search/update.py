@@ -1,4 +1,4 @@
-"""Bringing an index up to date: what is new or changed is embedded, what is gone is dropped."""
+"""Updates an index: new and changed images are embedded, those whose file is gone are dropped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dalle.models.clip import CLIP
 logger = logging.getLogger(__name__)
 
 EXACT = 100_000  # up to so many vectors a search looks at all of them
-_PIECE_ROWS, _PIECE_SECONDS = 16_384, 30.0  # what a kill can lose at most
+_SEGMENT_ROWS, _SEGMENT_SECONDS = 16_384, 30.0  # what a kill can lose at most
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the images embedded so far and in all."""
@@ -57,7 +57,7 @@ def update(
         clip_name: where it came from, so that a search finds it again; "" is the one that ships.
         batch_size: images at a time.
         workers: processes that read images; 0 reads them in this one.
-        progress: told of each batch.
+        progress: called after each batch.
 
     Raises:
         ValueError: a source is not there or holds no images (the index is then left as it was), another CLIP made the
@@ -71,27 +71,27 @@ def update(
         wanted = [absolute(source) for source in sources] or (there.sources if there is not None else [])
         clip_hash = fingerprint(clip)
         if there is not None and there.clip_hash != clip_hash:
-            raise ValueError(other_clip(folder, there, clip_hash))
+            raise ValueError(clip_mismatch(folder, there, clip_hash))
         broken: list[str] = []
         items = list(_listed(wanted, broken))
-        known = _Known(old, store.pieces(folder, clip_hash))
+        known = _StoredVectors(old, store.open_segments(folder, clip_hash))
         unknown = [item for item in items if item not in known]
         broken += _embed(folder, unknown, clip, batch_size, workers, progress)
-        known = _Known(old, store.pieces(folder, clip_hash))
-        kept = [item for item in items if item in known]
-        if not kept:
+        known = _StoredVectors(old, store.open_segments(folder, clip_hash))
+        indexed = [item for item in items if item in known]
+        if not indexed:
             raise ValueError(f"none of {len(items) or len(broken)} images can be read: {broken[0]}")
-        made = Manifest(clip_name, clip_hash, clip.config.embed_dim, len(kept), wanted, ("", 0), None, 1)
+        made = Manifest(clip_name, clip_hash, clip.config.embed_dim, len(indexed), wanted, ("", 0), None, 1)
         if there is not None:
             made = replace(made, clip=clip_name or there.clip, generation=there.generation + 1)
-        _write(folder, made, kept, known, there)
-        unchanged = sum(known.is_old(item) for item in kept)
-        dropped = len(known.before) - sum(item.identity in known.before for item in kept)
-        return Report(len(kept), len(kept) - unchanged, unchanged, dropped, broken)
+        _write(folder, made, indexed, known, there)
+        unchanged = sum(known.is_old(item) for item in indexed)
+        dropped = len(known.before) - sum(item.identity in known.before for item in indexed)
+        return Report(len(indexed), len(indexed) - unchanged, unchanged, dropped, broken)
 
 
-def other_clip(folder: Path, manifest: Manifest, given: str) -> str:
-    """What to say where a CLIP is not the one of an index."""
+def clip_mismatch(folder: Path, manifest: Manifest, given: str) -> str:
+    """The message of an error: a CLIP is not the one that made an index."""
     name = manifest.clip or "the one that ships"
     return (
         f"{folder} was made with another CLIP ({name}, {manifest.clip_hash[:12]}) than the one given ({given[:12]}): "
@@ -111,11 +111,11 @@ def _listed(sources: Sequence[Source], broken: list[str]) -> Iterator[Item]:
                 yield item
 
 
-class _Known:
-    """The vectors that there are, of the index and of runs that were stopped."""
+class _StoredVectors:
+    """The vectors on disk, of the index and of the segments of stopped runs, by image."""
 
-    def __init__(self, old: Table | None, pieces: Sequence[Table]):
-        self.tables = [*([old] if old is not None else []), *pieces]
+    def __init__(self, old: Table | None, segments: Sequence[Table]):
+        self.tables = [*([old] if old is not None else []), *segments]
         self.places: dict[str, tuple[str, int, int]] = {}  # identity -> stamp, table, row
         self.before: set[str] = set()  # identities of the index
         for number, table in enumerate(self.tables):
@@ -136,7 +136,7 @@ class _Known:
         return bool(self.before) and self.places[item.identity][1] == 0
 
     def facts(self, item: Item) -> tuple[dict[str, Any], np.ndarray]:
-        """What was found out about an image, and its vector, float16 [D]."""
+        """Size and hash of an image, and its vector, float16 [D]."""
         _, number, row = self.places[item.identity]
         return self.tables[number].row(row, ("width", "height", "sha256")), self.tables[number].vector(row)
 
@@ -163,14 +163,14 @@ def _embed(
     workers: int,
     progress: Progress | None,
 ) -> list[str]:
-    """Embed images into pieces, the last of them even when it is stopped; gives what could not be read."""
+    """Embed images into segments, the last one even if interrupted; returns what could not be read, and why."""
     clip_hash, broken = fingerprint(clip), []
     rows: list[dict[str, Any]] = []
     vectors: list[np.ndarray] = []
 
-    def keep() -> None:
+    def write_segment() -> None:
         if rows:
-            store.add_piece(folder, clip_hash, store.as_batch(rows, np.concatenate(vectors)))
+            store.write_segment(folder, clip_hash, store.as_batch(rows, np.concatenate(vectors)))
         rows.clear()
         vectors.clear()
 
@@ -185,22 +185,22 @@ def _embed(
             done += len(batch.numbers) + len(batch.broken)
             if progress is not None:
                 progress(done, len(items))
-            if len(rows) >= _PIECE_ROWS or time.monotonic() - since > _PIECE_SECONDS:
-                keep()
+            if len(rows) >= _SEGMENT_ROWS or time.monotonic() - since > _SEGMENT_SECONDS:
+                write_segment()
                 since = time.monotonic()
     finally:
-        keep()
+        write_segment()
     return broken
 
 
 def row_of(item: Item, facts: dict[str, Any], source: int = 0) -> dict[str, Any]:
-    """The row of a table that tells of an image, with its captions as they are now."""
+    """The row of an image in a table, with its captions as they are now."""
     captions = "\n".join(item.rows.captions(item.number))
     places = {name: getattr(item, name) for name in ("path", "file", "offset", "size", "row", "stamp")}
     return places | facts | {"caption": captions, "source": source}
 
 
-def _write(folder: Path, made: Manifest, items: Sequence[Item], known: _Known, there: Manifest | None) -> None:
+def _write(folder: Path, made: Manifest, items: Sequence[Item], known: _StoredVectors, there: Manifest | None) -> None:
     """Write the files of an index, and make them the index."""
     table, approximate = f"images-{made.generation:06d}.arrow", f"near-{made.generation:06d}.faiss"
 
@@ -220,7 +220,7 @@ def _write(folder: Path, made: Manifest, items: Sequence[Item], known: _Known, t
             ann.EXTRA,
         )
     elif len(items) > EXACT:
-        trained = folder / there.near[0] if there is not None and there.near is not None else None
+        trained = folder / there.ann[0] if there is not None and there.ann is not None else None
         ann.build(store.Table(folder / table).blocks, folder / approximate, trained)
-        made = replace(made, near=(approximate, (folder / approximate).stat().st_size))
+        made = replace(made, ann=(approximate, (folder / approximate).stat().st_size))
     store.commit(folder, made)

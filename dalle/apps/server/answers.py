@@ -15,7 +15,8 @@ from dalle.apps.server.bodies import ImagesBody
 from dalle.apps.server.drawing import Order
 from dalle.apps.server.errors import ApiError
 from dalle.images.png import generation_texts, png_bytes
-from dalle.pipeline import Result, TextToImage
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 
 
 class Answers:
@@ -96,7 +97,7 @@ class Answers:
         limit = self.pipe.model.config.text_length
         length = self.pipe.text_tokens(request.prompt)
         text = limit if length is None else min(length, limit)
-        kept = 0 if request.start is None else int(request.start.kept.sum())
+        kept = 0 if request.init_image is None else int(request.init_image.known_mask.sum())
         drawn = len(request.seeds) * (self.pipe.model.config.image_length - kept)
         details = {"text_tokens": text, "image_tokens": kept}
         return {

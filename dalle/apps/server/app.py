@@ -24,7 +24,7 @@ from dalle.apps.server.queue import FairQueue
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
 from dalle.checkpoints.hub import SHIPPED
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 
 _CARD = "README.md"
 

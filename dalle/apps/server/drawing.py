@@ -20,7 +20,10 @@ from dalle.apps.server.queue import Full, Job
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Drawn, Failed, Preview, Stopping, Worker, previews
 from dalle.device import out_of_memory
-from dalle.pipeline import Request, Result, Start, TextToImage
+from dalle.pipelines.init_image import InitImage
+from dalle.pipelines.request import Request
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 
 log = logging.getLogger("dalle.server")
 T = TypeVar("T")
@@ -44,14 +47,14 @@ class Drawing:
         self.pipe, self.worker, self.settings = pipe, worker, settings
 
     def order(
-        self, body: ImagesBody, prompt: str, start: Start | None = None, used: dict[str, Any] | None = None
+        self, body: ImagesBody, prompt: str, init_image: InitImage | None = None, used: dict[str, Any] | None = None
     ) -> Order:
         """Check what a body asks for.
 
         Args:
             body: its options.
             prompt: what to draw.
-            start: what is kept of an image.
+            init_image: what is kept of an image.
             used: what the metadata says of that image.
 
         Raises:
@@ -72,7 +75,7 @@ class Drawing:
             sampling = self.pipe.sampling.updated(**body.sampling())
         except ValueError as error:
             raise ApiError(str(error), str(error).partition(" ")[0]) from None
-        request = Request(prompt, tuple(range(seed, seed + count)), sampling, start, scored=count > body.n)
+        request = Request(prompt, tuple(range(seed, seed + count)), sampling, init_image, scored=count > body.n)
         options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
         return Order(request, body.n, options, body.partial_images, self._notes(prompt))
 
@@ -104,8 +107,8 @@ class Drawing:
         events: asyncio.Queue[Preview | Drawn | Failed] = asyncio.Queue()
         columns = self.pipe.image_tokenizer.grid[1]
         length = self.pipe.model.config.image_length
-        start = order.request.start
-        lead = 0 if start is None else int(start.kept.flatten().int().cumprod(0).sum())
+        given = order.request.init_image
+        lead = 0 if given is None else int(given.known_mask.flatten().int().cumprod(0).sum())
         job = Job(
             order.request,
             http.state.client,

@@ -18,7 +18,7 @@ from dalle.apps.server.drawing import Drawing, Order, merged, unless_gone
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.schema import form_schema, json_schema
 from dalle.apps.server.worker import Drawn, Preview
-from dalle.pipeline import Result
+from dalle.pipelines.result import Result
 
 
 class ImageRoutes:
@@ -94,11 +94,12 @@ class ImageRoutes:
     ) -> Response:
         self.drawing.order(body, prompt)  # refuses what is wrong before anything is computed
         try:
-            start = await self.drawing.compute(lambda: self.pipe.start(image, keep_rows, mask))
+            encode = self.pipe.encode_init_image
+            init_image = await self.drawing.compute(lambda: encode(image, keep_rows, mask))
         except ApiError as error:
             error.param = error.param or ("mask" if mask is not None else "keep_rows")
             raise
-        order = self.drawing.order(body, prompt, start, used | {"keep_rows": keep_rows})
+        order = self.drawing.order(body, prompt, init_image, used | {"keep_rows": keep_rows})
         return await self._answer(request, body, order, "image_edit")
 
     async def _answer(self, request: Request, body: ImagesBody, order: Order, kind: str) -> Response:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dalle.pipeline import Request, Start
+    from dalle.pipelines.init_image import InitImage
+    from dalle.pipelines.request import Request
 
 Tell = Callable[[Any], object]
 
@@ -39,7 +40,7 @@ class Job:
     previews: tuple[int, ...] = ()
     waiting: deque[int] = field(default_factory=deque)
     cancelled: bool = False
-    resumed: dict[int, Start] = field(default_factory=dict)
+    resumed: dict[int, InitImage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.waiting.extend(range(len(self.request.seeds)))

@@ -18,7 +18,7 @@ from dalle.apps.server.app import create_app
 from dalle.apps.server.guard import read_tokens
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 
 log = logging.getLogger("dalle.server")
 
@@ -37,7 +37,7 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
     if settings.token_file is not None:
         read_tokens(settings.token_file)  # before the loading, which takes longer
     if not settings.log_prompts:
-        logging.getLogger("dalle.pipeline").setLevel(logging.ERROR)  # it names prompts that are cut
+        logging.getLogger("dalle.pipelines.prompts").setLevel(logging.ERROR)  # it names prompts that are cut
     pipe = TextToImage.from_pretrained(
         settings.model,
         settings.device,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dalle.config import config
-from dalle.ranges import PositiveInt, Range
+from dalle.config.ranges import PositiveInt, Range
 
 _Seconds = Annotated[float, Range(0, above=True, ceiling=1e9)]
 

@@ -21,7 +21,11 @@ from torch import Tensor
 from dalle.apps.server.metrics import COUNTS, SECONDS, Metrics
 from dalle.apps.server.queue import FairQueue, Full, Job, Unit
 from dalle.generation.options import EngineOptions
-from dalle.pipeline import Request, Result, Start, TextToImage
+from dalle.images.transforms import to_image
+from dalle.pipelines.init_image import InitImage
+from dalle.pipelines.request import Request
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
 
 log = logging.getLogger("dalle.server")
 T = TypeVar("T")
@@ -246,18 +250,18 @@ class Worker:
                 self.metrics.add("dalle_cancelled_images_total")
                 self._let_go(unit)
                 continue
-            unit.job.resumed[unit.index] = self._resumed(_start(unit), codes, broken.settled)
+            unit.job.resumed[unit.index] = self._resumed(_init_image(unit), codes, broken.settled)
             left.append(unit)
         return left
 
-    def _resumed(self, start: Start | None, codes: Tensor, settled: int) -> Start:
-        """A start that keeps the first `settled` codes [N] too."""
+    def _resumed(self, given: InitImage | None, codes: Tensor, settled: int) -> InitImage:
+        """What is known of an image, and its first `settled` codes [N] too."""
         grid = self.pipe.image_tokenizer.grid
-        kept = torch.zeros(grid, dtype=torch.bool) if start is None else start.kept.clone()
-        own = torch.zeros(grid, dtype=torch.int64) if start is None else start.codes.reshape(-1, *grid)[0].cpu().clone()
-        kept.view(-1)[:settled] = True
+        known = torch.zeros(grid, dtype=torch.bool) if given is None else given.known_mask.clone()
+        own = torch.zeros(grid, dtype=torch.int64) if given is None else given.codes.reshape(-1, *grid)[0].cpu().clone()
+        known.view(-1)[:settled] = True
         own.view(-1)[:settled] = codes[:settled].cpu()
-        return Start(own, kept) if start is None else replace(start, codes=own, kept=kept)
+        return InitImage(own, known) if given is None else replace(given, codes=own, known_mask=known)
 
     def _draw(self, units: list[Unit]) -> list[Result]:
         """A result of one image for each unit. Seeds of one job that start alike are one request: one text."""
@@ -265,13 +269,13 @@ class Worker:
         order: list[tuple[int, int]] = []  # of each unit: request, and place in it
         at: dict[Job, int] = {}
         for unit in units:
-            job, start = unit.job, _start(unit)
+            job = unit.job
             seed = job.request.seeds[unit.index]
             if job in at and unit.index not in job.resumed:
                 requests[at[job]] = replace(requests[at[job]], seeds=(*requests[at[job]].seeds, seed))
             else:
                 at[job] = len(requests)
-                requests.append(replace(job.request, seeds=(seed,), start=start))
+                requests.append(replace(job.request, seeds=(seed,), init_image=_init_image(unit)))
             order.append((at[job], len(requests[at[job]].seeds) - 1))
         before = [sum(len(one.seeds) for one in requests[:number]) for number in range(len(requests))]
         rows = [before[number] + place for number, place in order]  # of each unit, in the batch's codes
@@ -303,21 +307,20 @@ class Worker:
 
     def _preview(self, unit: Unit, codes: Tensor, settled: int) -> Image.Image:
         """The rows that are drawn of codes [N]; below them the image that is gone on from, or grey."""
-        pipe, start = self.pipe, _start(unit)
+        pipe, given = self.pipe, _init_image(unit)
         rows, columns = pipe.image_tokenizer.grid
         pixels = pipe.image_tokenizer.decode(codes.view(1, rows, columns)).float()[0]  # [3, H, W]
         edge = settled // columns * (pipe.image_size // rows)
-        if start is not None and start.redrawn is not None and start.original is not None:
-            original = start.original.to(pixels.device)
-            pixels = torch.where(start.redrawn.to(pixels.device), pixels, original)
-            pixels[:, edge:] = original[:, edge:]
+        if given is not None and given.inpaint_mask is not None and given.image is not None:
+            pixels = given.paste(pixels)
+            pixels[:, edge:] = given.image.to(pixels.device)[:, edge:]
         else:
             pixels[:, edge:] = _REST / 255
-        return Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+        return to_image(pixels[None])
 
 
-def _start(unit: Unit) -> Start | None:
-    return unit.job.resumed.get(unit.index, unit.job.request.start)
+def _init_image(unit: Unit) -> InitImage | None:
+    return unit.job.resumed.get(unit.index, unit.job.request.init_image)
 
 
 def _one(result: Result, place: int) -> Result:

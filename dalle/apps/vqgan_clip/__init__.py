@@ -1,4 +1,4 @@
-"""Painting with CLIP: the codes of an image tokenizer, or pixels, optimised until CLIP finds the prompts in them.
+"""VQGAN+CLIP: images optimized, in latent, pixel or Fourier space, until CLIP finds that they fit a prompt.
 
 Crowson et al. 2022, "VQGAN-CLIP" (arXiv 2204.08583).
 """

@@ -1,4 +1,4 @@
-"""Cutouts of an image, each as large as CLIP's input: of several kinds, changed at random."""
+"""Cutouts: random crops of an image, resized to CLIP's input and augmented (arXiv 2204.08583, section 3)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ from torch import Tensor
 
 
 class Cutouts:
-    """Cuts `count` squares of `side` pixels, the kinds taking turns, and changes them at random.
+    """Makes `count` cutouts of `side` x `side` pixels, their kinds in turns, and augments them.
 
-    Random numbers come from the global generator of the CPU and of the image's device, as kornia's do.
+    Random numbers come from the global generators of the CPU and of the image's device, as kornia's do; `Painter`
+    seeds these for each step.
+
+    Args:
+        side: height and width of a cutout in pixels.
+        count: number of cutouts.
+        kinds: of each cutout in turn: "random" crops, or all of the image by "pool" or "whole" (see `_whole_image`).
+        min_size: side of the smallest random crop, as a fraction of the image's shorter side.
+        power: above 1, smaller crops are more frequent.
+        augments: names for `augmentation`.
+        strength: of the augmentations.
     """
 
     def __init__(
@@ -20,13 +30,13 @@ class Cutouts:
         side: int,
         count: int,
         kinds: Sequence[str] = ("random",),
-        smallest: float = 0.7,
+        min_size: float = 0.7,
         power: float = 1.0,
         augments: Sequence[str] = (),
         strength: float = 1.0,
     ) -> None:
         self.side, self.kinds = side, [kinds[index % len(kinds)] for index in range(count)]
-        self.smallest, self.power = smallest, power
+        self.min_size, self.power = min_size, power
         self.augment: Callable[[Tensor], Tensor] | None = None
         if augments:
             from dalle.apps.vqgan_clip.augment import augmentation  # kornia takes seconds to import
@@ -34,32 +44,31 @@ class Cutouts:
             self.augment = augmentation(augments, strength)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """An image [1, 3, H, W] in [0, 1] to [count, 3, side, side], with gradients. Noise may leave [0, 1]."""
-        whole = {kind: self._whole(image, kind) for kind in set(self.kinds) - {"random"}}
-        cut = torch.cat([self._random(image) if kind == "random" else whole[kind] for kind in self.kinds])
-        return cut if self.augment is None else self.augment(cut)
+        """An image [1, 3, H, W] in [0, 1] to [count, 3, side, side], with gradients; noise may leave [0, 1]."""
+        whole = {kind: self._whole_image(image, kind) for kind in set(self.kinds) - {"random"}}
+        cutouts = torch.cat([self._random_crop(image) if kind == "random" else whole[kind] for kind in self.kinds])
+        return cutouts if self.augment is None else self.augment(cutouts)
 
-    def _whole(self, image: Tensor, kind: str) -> Tensor:
-        """All of the image, squeezed to a square."""
+    def _whole_image(self, image: Tensor, kind: str) -> Tensor:
+        """All of the image resized to a square: "whole" by means, "pool" by the mean of average and max pooling."""
         if kind == "whole":
-            return resized(image, self.side)
-        means, maxima = F.adaptive_avg_pool2d(image, self.side), F.adaptive_max_pool2d(image, self.side)
-        return (means + maxima) / 2
+            return resize_square(image, self.side)
+        return (F.adaptive_avg_pool2d(image, self.side) + F.adaptive_max_pool2d(image, self.side)) / 2
 
-    def _random(self, image: Tensor) -> Tensor:
-        """A square of random size and place."""
+    def _random_crop(self, image: Tensor) -> Tensor:
+        """A square of random size and position."""
         height, width = image.shape[2:]
         longest = min(height, width)
-        share = self.smallest + (1 - self.smallest) * float(torch.rand(())) ** self.power
-        side = max(1, min(longest, round(share * longest)))
+        fraction = self.min_size + (1 - self.min_size) * float(torch.rand(())) ** self.power
+        side = max(1, min(longest, round(fraction * longest)))
         top = int(torch.randint(height - side + 1, ()))
         left = int(torch.randint(width - side + 1, ()))
-        return resized(image[:, :, top : top + side, left : left + side], self.side)
+        return resize_square(image[:, :, top : top + side, left : left + side], self.side)
 
 
-def resized(images: Tensor, side: int) -> Tensor:
-    """[B, 3, H, W] to [B, 3, side, side]: bilinear, by means where it shrinks."""
+def resize_square(images: Tensor, side: int) -> Tensor:
+    """[B, 3, H, W] to [B, 3, side, side]: bilinear, antialiased where it shrinks."""
     if images.shape[2:] == (side, side):
         return images
-    smaller = max(images.shape[2:]) > side
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=smaller, align_corners=False)
+    shrinks = max(images.shape[2:]) > side
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=shrinks, align_corners=False)

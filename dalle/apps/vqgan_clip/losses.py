@@ -1,15 +1,15 @@
-"""What a painting is pulled by: pure functions of tensors."""
+"""The loss terms of a painting: pure functions of tensors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_NEARLY_ONE = 1 - 1e-6  # the arc sine's slope is infinite at 1
+_MAX_SINE = 1 - 1e-6  # the derivative of the arc sine is infinite at 1
 
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Half the squared angle: with |a - b| = 2 sin(angle / 2), it is 2 * arcsin(|a - b| / 2)^2.
+    """Half the squared angle: as |a - b| = 2 sin(angle / 2), it is 2 * arcsin(|a - b| / 2)^2.
 
     Args:
         a: unit vectors [..., D].
@@ -18,24 +18,24 @@ def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         Float [...], from 0 to pi^2 / 2, in radians squared.
     """
-    half = ((a - b).square().sum(-1) + 1e-12).sqrt() / 2  # the root's slope is infinite at 0
-    return 2 * half.clamp(max=_NEARLY_ONE).arcsin().square()
+    sine = ((a - b).square().sum(-1) + 1e-12).sqrt() / 2  # the derivative of the root is infinite at 0
+    return 2 * sine.clamp(max=_MAX_SINE).arcsin().square()
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels of [B, 3, H, W], across and down; a scalar."""
+    """Mean squared difference of neighboring pixels of [B, 3, H, W], horizontally plus vertically; a scalar."""
     zero = images.new_zeros(())
-    across = images.diff(dim=3).square().mean() if images.shape[3] > 1 else zero
-    down = images.diff(dim=2).square().mean() if images.shape[2] > 1 else zero
-    return across + down
+    horizontal = images.diff(dim=3).square().mean() if images.shape[3] > 1 else zero
+    vertical = images.diff(dim=2).square().mean() if images.shape[2] > 1 else zero
+    return horizontal + vertical
 
 
-def colourfulness(images: Tensor) -> Tensor:
-    """Mean difference of each pixel's strongest and weakest channel, from 0 (grey) to 1; a scalar."""
+def colorfulness(images: Tensor) -> Tensor:
+    """Mean difference of each pixel's strongest and weakest channel, from 0 (gray) to 1; a scalar."""
     return (images.amax(1) - images.amin(1)).mean()
 
 
-def pull(values: Tensor, start: Tensor, step: int, halving: int) -> Tensor:
-    """Mean squared distance from the start, halved every `halving` steps (0: never); a scalar."""
-    strength = 0.5 ** (step / halving) if halving else 1.0
-    return strength * torch.nn.functional.mse_loss(values, start)
+def l2_to_init(values: Tensor, initial: Tensor, step: int, half_life: int) -> Tensor:
+    """Mean squared distance of the values from the initial ones, halved every `half_life` steps (0: never)."""
+    decay = 0.5 ** (step / half_life) if half_life else 1.0
+    return decay * torch.nn.functional.mse_loss(values, initial)

@@ -1,20 +1,19 @@
-"""Painting, step by step: the image is cut, looked at, and changed. Knows nothing of files.
+"""The optimization of a painting, step by step. Knows nothing of files.
 
-Algorithm 1 of Crowson et al. 2022 (arXiv 2204.08583), with accumulation, a moving average, masks and motion.
+Algorithm 1 of Crowson et al. 2022 (arXiv 2204.08583), with gradient accumulation, an EMA, masks and camera motion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dalle.apps.vqgan_clip.camera import moved
+from dalle.apps.vqgan_clip.camera import move_camera
 from dalle.apps.vqgan_clip.canvas import Canvas
-from dalle.apps.vqgan_clip.losses import colourfulness, pull, total_variation
-from dalle.apps.vqgan_clip.objective import Critic
+from dalle.apps.vqgan_clip.losses import colorfulness, l2_to_init, total_variation
+from dalle.apps.vqgan_clip.objective import ClipObjective
 from dalle.apps.vqgan_clip.options import PaintOptions
 from dalle.apps.vqgan_clip.prompts import phase_of
 
@@ -30,112 +29,125 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 class Painter:
-    """A painting in the making.
+    """A painting in progress.
 
-    All that is random in a step comes from the seed and the number of the step, so a painting that goes on from its
-    state is the same as one that was never stopped.
+    All randomness of a step comes from the seed and the number of the step, so a painting resumed from its state is
+    the same as one that was never interrupted.
 
     Attributes:
-        step: how many steps are done.
-        drawer: what is optimised.
-        critics: the CLIPs that look at it.
-        kept: the image [1, 3, H, W] that shows where `mask` is black; None: all is painted.
+        step: number of steps done.
+        steps_since_reset: steps since the canvas was last set to an image, which camera motion does.
+        canvas: the parametrized image that is optimized.
+        objectives: one for each CLIP; their distances are averaged.
+        known_image: the image [1, 3, H, W] that shows where `mask` is 0; None: all is painted.
         mask: [1, 1, H, W], 1 where it is painted.
-        models: hashes of the weights by what they are.
+        models: hashes of the weights, by what they are.
     """
 
     def __init__(
         self,
-        drawer: Canvas,
-        critics: Sequence[Critic],
+        canvas: Canvas,
+        objectives: Sequence[ClipObjective],
         options: PaintOptions,
-        kept: Tensor | None = None,
+        known_image: Tensor | None = None,
         mask: Tensor | None = None,
         models: dict[str, str] | None = None,
     ) -> None:
-        self.drawer, self.critics, self.options = drawer, list(critics), options
-        self.kept, self.mask, self.models = kept, mask, models or {}
+        self.canvas, self.objectives, self.options = canvas, list(objectives), options
+        self.known_image, self.mask, self.models = known_image, mask, models or {}
         self.step = 0
-        self.since_moved = 0  # steps since the values were last set by an image
-        self.optimizer = self._optimizer()
+        self.steps_since_reset = 0
+        self.optimizer = self._new_optimizer()
 
     @torch.no_grad()
     def image(self) -> Tensor:
-        """What has been painted so far, [1, 3, H, W] in [0, 1]."""
-        return self._shown(self.drawer.draw(self.drawer.average))
+        """The image so far, [1, 3, H, W] in [0, 1]."""
+        return self._composite(self.canvas.render(self.canvas.average))
 
     def run(self) -> Iterator[dict[str, float]]:
-        """Paint until all steps are done; after each of them what `update` gives."""
+        """Take all steps that are left; yields the losses of each."""
         while self.step < self.options.num_steps:
-            yield self.update()
+            yield self.take_step()
 
-    def update(self) -> dict[str, float]:
-        """One step.
+    def take_step(self) -> dict[str, float]:
+        """One optimizer step.
 
         Returns:
-            The losses before it by name, "clip" the mean distance to the prompts over CLIPs, "loss" their sum.
+            The losses before it by name: "clip" the distance to the prompts, averaged over CLIPs, then those of
+            `_regularizers`; "loss" is their sum.
         """
         options = self.options
-        if options.moves and self.step and self.step % options.frame_every == 0:
-            self._move()
+        if options.has_motion and self.step and self.step % options.frame_every == 0:
+            self._next_frame()
         self.optimizer.zero_grad(set_to_none=True)
-        image = self._shown(self.drawer.draw(self.drawer.values))
+        image = self._composite(self.canvas.render(self.canvas.values))
+        cutouts = self._cutouts(image)
+        phases = len(self.objectives[0].targets)
+        phase = phase_of(self.step, options.num_steps, phases, options.change_every)
+        results = [self._distance_grad(clip, cut, phase) for clip, cut in zip(self.objectives, cutouts, strict=True)]
+        regularizers = self._regularizers(image)
+        # One backward pass through the canvas for all CLIPs, whose gradients end at the cutouts, and regularizers
+        terms = list(regularizers.values())
+        torch.autograd.backward([*cutouts, *terms], [*(grad for _, grad in results), *(None for _ in terms)])
+        self.optimizer.step()
+        self.step, self.steps_since_reset = self.step + 1, self.steps_since_reset + 1
+        self.canvas.on_step_end(options.average, self.steps_since_reset)
+        losses = {"clip": sum(distance for distance, _ in results) / len(results)}
+        losses |= {name: float(value.detach()) for name, value in regularizers.items()}
+        return {"loss": sum(losses.values()), **losses}
+
+    def _cutouts(self, image: Tensor) -> list[Tensor]:
+        """Cutouts of the image for each CLIP; they are random by the seed and the step alone."""
         devices = [image.device] if image.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed((options.seed * 1_000_003 + self.step) % 2**63)
-            cuts = [critic.cutouts(image.to(critic.device)) for critic in self.critics]
-        losses = self._own_losses(image)
-        phases = len(self.critics[0].targets)
-        phase = phase_of(self.step, options.num_steps, phases, options.change_every)
-        seen = [self._look(critic, cut, phase) for critic, cut in zip(self.critics, cuts, strict=True)]
-        own = list(losses.values())
-        torch.autograd.backward([*cuts, *own], [*(grad for _, grad in seen), *(None for _ in own)])
-        self.optimizer.step()
-        self.step, self.since_moved = self.step + 1, self.since_moved + 1
-        self.drawer.on_step_end(options.average, self.since_moved)
-        figures = {"clip": sum(value for value, _ in seen) / len(seen)}
-        figures |= {name: float(value.detach()) for name, value in losses.items()}
-        return {"loss": sum(figures.values()), **figures}
+            torch.manual_seed((self.options.seed * 1_000_003 + self.step) % 2**63)
+            return [objective.cutouts(image.to(objective.device)) for objective in self.objectives]
 
-    def _look(self, critic: Critic, cut: Tensor, phase: int) -> tuple[float, Tensor]:
-        """The distance of all cutouts, and its gradient to them; CLIP sees so many at a time as `cutout_batch` says.
+    def _distance_grad(self, objective: ClipObjective, cutouts: Tensor, phase: int) -> tuple[float, Tensor]:
+        """Mean distance of the cutouts to the prompts, and the gradient of the loss with respect to the cutouts.
 
-        Each CLIP counts as much as another.
+        CLIP gets `cutout_batch` of them at a time, so its activations need no more memory than that many take; the
+        gradient that it leaves in the detached cutouts is the same.
         """
-        leaf = cut.detach().requires_grad_()
+        leaf = cutouts.detach().requires_grad_()
         total = 0.0
         for part in leaf.split(self.options.cutout_batch or len(leaf)):
-            distance = critic.distance(part, phase) * (len(part) / len(leaf))
-            (distance / len(self.critics)).backward()
+            distance = objective.distance(part, phase) * (len(part) / len(leaf))
+            (distance / len(self.objectives)).backward()  # the loss is the mean over CLIPs
             total += float(distance.detach())
         assert leaf.grad is not None
         return total, leaf.grad
 
-    def _own_losses(self, image: Tensor) -> dict[str, Tensor]:
-        """What pulls at the image beside CLIP, as far as it is asked for; scalars."""
+    def _regularizers(self, image: Tensor) -> dict[str, Tensor]:
+        """The loss terms besides CLIP's whose weights are not 0, weighted; scalars."""
         options, losses = self.options, {}
         if options.tv:
             losses["tv"] = options.tv * total_variation(image)
         if options.saturation:
-            losses["saturation"] = -options.saturation * colourfulness(image)
+            losses["saturation"] = -options.saturation * colorfulness(image)
         if options.init_weight:
-            away = pull(self.drawer.values, self.drawer.start, self.step, options.init_decay)
-            losses["init"] = options.init_weight * away
+            distance = l2_to_init(self.canvas.values, self.canvas.initial, self.step, options.init_decay)
+            losses["init"] = options.init_weight * distance
         return losses
 
-    def _shown(self, drawn: Tensor) -> Tensor:
-        """The image with what stays of another."""
-        if self.kept is None or self.mask is None:
-            return drawn
-        return self.mask * drawn + (1 - self.mask) * self.kept
+    def _composite(self, rendered: Tensor) -> Tensor:
+        """The rendered image with the known image over it where the mask is 0."""
+        if self.known_image is None or self.mask is None:
+            return rendered
+        return self.mask * rendered + (1 - self.mask) * self.known_image
 
-    def _move(self) -> None:
-        """The next frame begins from this one, enlarged, turned and shifted; the optimiser forgets."""
+    def _next_frame(self) -> None:
+        """Start the next frame from this one after camera motion, with a new optimizer.
+
+        Adam's moments belong to the values before the motion.
+        """
         options = self.options
-        self.drawer.restart(moved(self.image(), options.zoom, options.rotate, options.shift_x, options.shift_y))
-        self.since_moved = 0
-        self.optimizer = self._optimizer()
+        moved = move_camera(self.image(), options.zoom, options.rotate, options.shift_x, options.shift_y)
+        self.canvas.reset(moved)
+        self.steps_since_reset = 0
+        self.optimizer = self._new_optimizer()
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        made: Any = OPTIMIZERS[self.options.optimizer]
-        return made([self.drawer.values], lr=self.drawer.rate if self.options.lr is None else self.options.lr)
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        lr = self.canvas.lr if self.options.lr is None else self.options.lr
+        optimizer_class = OPTIMIZERS[self.options.optimizer]
+        return optimizer_class([self.canvas.values], lr=lr)  # type: ignore[call-arg]

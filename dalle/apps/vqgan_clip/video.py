@@ -1,4 +1,4 @@
-"""Frames to a video: MP4 by PyAV (the extra `video`), GIF and WebP by Pillow."""
+"""Writes frames as a video: MP4 by PyAV (the extra `video`), GIF and WebP by Pillow."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ SUFFIXES = (".mp4", ".gif", ".webp")
 
 
 def check_video(path: Path) -> None:
-    """Refuse a video that could not be written, before anything is painted.
+    """Refuse a video that cannot be written, before anything is painted.
 
     Raises:
-        ValueError: of another kind, or PyAV is not installed.
+        ValueError: the format is not supported, or PyAV is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(
-            f"{path}: no video of this kind is written here; give a name that ends in {', '.join(SUFFIXES)}"
-        )
+        raise ValueError(f"{path}: unknown video format; give a name that ends in {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".mp4":
         _av()
 
@@ -34,13 +32,13 @@ def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
     Args:
         frames: at least one.
         path: ends in one of SUFFIXES.
-        fps: frames a second.
+        fps: frames per second.
 
     Raises:
         ValueError: as `check_video`.
     """
     check_video(path)
-    with atomic_file(path) as part:  # its ending tells the format
+    with atomic_file(path) as part:  # it has the suffix of `path`, by which Pillow and PyAV choose the format
         if path.suffix.lower() == ".mp4":
             _write_mp4(frames, part, fps)
         else:
@@ -53,7 +51,7 @@ def _write_mp4(frames: Sequence[Path], path: Path, fps: int) -> None:
         stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "17"})
         for number, frame in enumerate(frames):
             image = Image.open(frame).convert("RGB")
-            if number == 0:  # H.264 halves colours across and down: sides must be even
+            if number == 0:  # 4:2:0 stores colors at half the resolution: sides must be even
                 stream.width, stream.height = image.width - image.width % 2, image.height - image.height % 2
                 stream.pix_fmt = "yuv420p"
             file.mux(stream.encode(_av().VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))))

@@ -1,4 +1,4 @@
-"""Classification by names alone: CLIP takes the label whose text is nearest to the image."""
+"""Zero-shot classification: CLIP chooses the label whose text embedding is nearest to the image's."""
 
 from __future__ import annotations
 

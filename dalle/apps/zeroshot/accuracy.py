@@ -1,6 +1,6 @@
-"""Images whose class is known, and how many of them a classifier puts there.
+"""Accuracy of a zero-shot classifier on images with known classes.
 
-Letters: N images, L labels.
+Shapes: N images, L labels.
 """
 
 from __future__ import annotations
@@ -14,63 +14,64 @@ from torch import Tensor
 
 from dalle.apps.embed import embed_images
 from dalle.apps.zeroshot.classifier import ZeroShotClassifier
-from dalle.data.labelled import Labelled
+from dalle.data.labeled import LabeledImages
 from dalle.evaluation import metrics
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """How well a classifier does.
+class ClassificationResult:
+    """The accuracy of a classifier on a data set.
 
     Attributes:
-        figures: those of `metrics.classification`, and "images", how many were looked at.
-        counts: int64 [L, L], images of each class (row) by the label that they were given (column).
-        broken: what could not be used, with the reason.
+        metrics: "top_1", "top_5" (with more than 5 labels) and "mean_per_class" (the accuracy averaged over classes),
+            all in [0, 1]; and "images", the number of images.
+        confusion: int64 [L, L], number of images of each class (row) by predicted label (column).
+        skipped: images that could not be used, with the reason.
     """
 
-    figures: dict[str, Any]
-    counts: Tensor
-    broken: list[str]
+    metrics: dict[str, Any]
+    confusion: Tensor
+    skipped: list[str]
 
 
-def accuracy_on(
+def evaluate_classifier(
     classifier: ZeroShotClassifier,
-    data: Labelled,
+    data: LabeledImages,
     batch_size: int = 64,
     workers: int = 0,
     progress: Callable[[int], object] | None = None,
-) -> Accuracy:
-    """Classify images whose classes are known.
+) -> ClassificationResult:
+    """Classify images with known classes.
 
     Args:
-        classifier: its labels must be the classes of the data, and may be more.
+        classifier: its labels must include all classes of the data.
         data: the images.
-        batch_size: images at a time; the figures do not depend on it.
-        workers: processes that read images.
-        progress: told after each batch of how many images it was.
+        batch_size: images at a time; the metrics do not depend on it.
+        workers: processes that read images; 0 reads them in this one.
+        progress: called with the number of images of each batch.
 
     Raises:
         ValueError: a class is no label of the classifier, or no image can be used.
     """
-    number_of = {label: number for number, label in enumerate(classifier.labels)}
-    missing = [name for name in dict.fromkeys(data.classes) if name is not None and name not in number_of]
+    label_ids = {label: number for number, label in enumerate(classifier.labels)}
+    missing = [name for name in dict.fromkeys(data.classes) if name is not None and name not in label_ids]
     if missing:
-        raise ValueError(f"class {missing[0]!r} is not among the {len(number_of)} labels: name every class of the data")
-    scores, targets, broken = [], [], []
+        raise ValueError(f"class {missing[0]!r} is not among the {len(label_ids)} labels: name every class of the data")
+    rows, ids, skipped = [], [], []
     for batch in embed_images(classifier.clip, data.records, batch_size, workers):
-        broken += [str(error) for error in batch.broken.values()]
-        probabilities = classifier.probabilities(batch.vectors)
-        for number, row in zip(batch.numbers, probabilities, strict=True):
+        skipped += [str(error) for error in batch.broken.values()]
+        for number, row in zip(batch.numbers, classifier.probabilities(batch.vectors), strict=True):
             name = data.classes[number]
             if name is None:
-                broken.append(f"{data.records[number].key}: its class is not told")
+                skipped.append(f"{data.records[number].key}: it has no class")
             else:
-                scores.append(row)
-                targets.append(number_of[name])
+                rows.append(row)
+                ids.append(label_ids[name])
         if progress is not None:
             progress(len(batch.numbers) + len(batch.broken))
-    if not scores:
-        raise ValueError(f"no usable image to classify: {broken[0] if broken else 'there are none'}")
-    of_all, right = torch.stack(scores), torch.tensor(targets)  # [N, L], [N]
-    counts = metrics.confusion(of_all.argmax(1), right, len(number_of))
-    return Accuracy(metrics.classification(of_all, right) | {"images": len(right)}, counts, broken)
+    if not rows:
+        raise ValueError(f"no usable image to classify: {skipped[0] if skipped else 'there are none'}")
+    probabilities, targets = torch.stack(rows), torch.tensor(ids)  # [N, L], [N]
+    confusion = metrics.confusion(probabilities.argmax(1), targets, len(label_ids))
+    result = metrics.classification(probabilities, targets) | {"images": len(targets)}
+    return ClassificationResult(result, confusion, skipped)

@@ -1,6 +1,6 @@
-"""Images to labels: CLIP's image tower against a text vector for each label (CLIP paper, section 3.1).
+"""Zero-shot classification: image embeddings against a text embedding for each label (CLIP paper, section 3.1).
 
-Letters: L labels, K templates, B images, D dimensions.
+Shapes: L labels, B images, D dimensions of the embeddings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dalle.apps.embed import embed_images
-from dalle.apps.zeroshot.labels import Labels, words_of
+from dalle.apps.zeroshot.labels import Labels, synonyms_of
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
 from dalle.data.base import BadRecord
@@ -28,38 +28,38 @@ NULL_WORDS = (
     *("person", "animal", "plant", "food", "drink", "building", "vehicle", "tool", "furniture", "clothing"),
     *("toy", "machine", "landscape", "sky", "water", "text", "sign", "symbol", "pattern", "something else"),
 )
-"""What stands for everything that is no label."""
+"""Labels for everything else: with a threshold, their probability is that of no label."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an image shows, the likeliest first."""
+    """Labels of an image, the most probable first."""
 
-    image: str  # its path, or what it is called
-    labels: list[str]  # with a threshold those that reach it, perhaps none
-    probabilities: list[float]  # in [0, 1]; of all labels together they are 1, but of a SigLIP each stands alone
-    none: float | None = None  # with a threshold: how likely it is that no label fits
+    image: str  # path or name
+    labels: list[str]  # with a threshold, those that reach it, perhaps none
+    probabilities: list[float]  # in [0, 1]; they sum to 1 over all labels, except those of a SigLIP
+    none: float | None = None  # with a threshold: the probability that no label fits
 
 
 class ZeroShotClassifier:
-    """Puts images to labels that are only named.
+    """Classifies images by labels given as text, without training.
 
-    A label's vector is the mean of the unit vectors of its sentences, normalised again: the prompt ensembling of the
-    CLIP paper (Radford et al. 2021, section 3.1.4). The sentences are every template filled with every word that the
-    label goes by. Probabilities are the softmax over labels of cosines times CLIP's learnt scale; a SigLIP judges
-    each label by itself.
+    The embedding of a label is the normalized mean of the unit embeddings of its prompts: the prompt ensembling of the
+    CLIP paper (Radford et al. 2021, section 3.1.4). The prompts are every template filled with every synonym of the
+    label. Probabilities are the softmax over labels of cosines times CLIP's learned scale; a SigLIP gives each label a
+    probability of its own.
 
     Attributes:
         clip: the CLIP.
         labels: L names, in the order in which they were given.
-        templates: the sentences that they are put into.
+        templates: prompt templates.
         label_embeds: float32 [L, D], unit length.
     """
 
     def __init__(self, clip: CLIP, labels: Labels, templates: str | Sequence[str] = "images-en"):
-        words = words_of(labels)
-        self.clip, self.labels, self.templates = clip, list(words), templates_of(templates)
-        self.label_embeds = label_embeds(clip, list(words.values()), self.templates)
+        synonyms = synonyms_of(labels)
+        self.clip, self.labels, self.templates = clip, list(synonyms), templates_of(templates)
+        self.label_embeds = label_embeds(clip, list(synonyms.values()), self.templates)
 
     @classmethod
     def from_pretrained(
@@ -72,16 +72,16 @@ class ZeroShotClassifier:
         """Load a CLIP and embed the labels.
 
         Args:
-            labels: at least two names, in any language that the CLIP reads; or name -> words that it goes by.
-            source: file or folder of a CLIP, or hub id, ours or as published; None is the one that ships.
-            templates: name of a set (`dalle.apps.zeroshot.TEMPLATES`), several with commas, or sentences with {} for
-                the label; None: "emoji-en" with the CLIP that ships, "images-en" with another.
+            labels: at least two names, in any language that the CLIP reads; or a mapping from names to synonyms.
+            source: file or folder of a CLIP, or hub id, ours or as published; None: the built-in one.
+            templates: name of a set (`dalle.apps.zeroshot.TEMPLATES`), several with commas, or templates with {} for
+                the label; None: "emoji-en" with the built-in CLIP, "images-en" with another.
             device: "auto" takes an accelerator if there is one.
 
         Raises:
-            ValueError: no such CLIP or set, or labels or templates that are not what they should be.
+            ValueError: there is no such CLIP or set of templates, or labels or templates are malformed.
         """
-        words_of(labels)  # before the loading, which takes longer
+        synonyms_of(labels)  # errors before loading, which takes longer
         chosen = templates_of(templates or ("emoji-en" if source is None else "images-en"))
         clip = load_clip(SHIPPED / "clip" if source is None else source, pick_device(device))
         return cls(clip, labels, chosen)
@@ -93,11 +93,11 @@ class ZeroShotClassifier:
         batch_size: int = 64,
         threshold: float | None = None,
     ) -> list[Prediction]:
-        """Classify images: paths, files' bytes, or Pillow's.
+        """Classify images: paths, bytes of files, or PIL images.
 
         Args:
             images: one or several.
-            top: how many labels each; None: all.
+            top: number of labels for each image; None: all.
             batch_size: images at a time.
             threshold: see `predict`.
 
@@ -122,16 +122,16 @@ class ZeroShotClassifier:
         workers: int = 0,
         threshold: float | None = None,
     ) -> Iterator[Prediction | BadRecord]:
-        """Classify many records as they are read, each to a prediction, or to why it could not be read.
+        """Classify records while they are read; yields in place of a broken one the reason.
 
         Args:
             records: what to read, for example `dalle.data.custom.folder.image_files("photos/")`.
-            top: how many labels each; None: all.
+            top: number of labels for each image; None: all.
             batch_size: images at a time.
             workers: processes that read images; 0 reads them in this one.
-            threshold: only labels of at least this probability, in [0, 1], perhaps none. A SigLIP's labels are judged
-                one by one. The softmax of another CLIP knows only which of the labels fits best, so `NULL_WORDS` then
-                stand beside them, and what they get is the probability of none.
+            threshold: only labels of at least this probability, in [0, 1], perhaps none. A softmax cannot tell that no
+                label fits, so `NULL_WORDS` are then added to the labels, and their probability is that of none. A
+                SigLIP does not need them.
 
         Raises:
             ValueError: a number is out of range.
@@ -142,43 +142,44 @@ class ZeroShotClassifier:
             raise ValueError(f"threshold is {threshold:g}: give a probability, from 0 to 1")
         for batch in embed_images(self.clip, records, batch_size, workers):
             results: dict[int, Prediction | BadRecord] = dict(batch.broken)
-            whole = self.probabilities(batch.vectors, beside_none=threshold is not None)
-            best = whole[:, : len(self.labels)].sort(dim=-1, descending=True, stable=True)
-            rows = zip(batch.numbers, best.indices[:, :top].tolist(), best.values[:, :top].tolist(), whole, strict=True)
-            for number, order, values, row in rows:
-                kept = len(values) if threshold is None else sum(value >= threshold for value in values)
-                names = [self.labels[label] for label in order[:kept]]
-                none = None if threshold is None else float(row[-1])
-                results[number] = Prediction(records[number].key, names, values[:kept], none)
+            probabilities = self.probabilities(batch.vectors, with_none=threshold is not None)
+            best = probabilities[:, : len(self.labels)].sort(dim=-1, descending=True, stable=True)
+            ids, values = best.indices[:, :top].tolist(), best.values[:, :top].tolist()
+            none = [None] * len(ids) if threshold is None else probabilities[:, -1].tolist()
+            for row, number in enumerate(batch.numbers):
+                count = len(values[row]) if threshold is None else sum(value >= threshold for value in values[row])
+                names = [self.labels[label] for label in ids[row][:count]]
+                results[number] = Prediction(records[number].key, names, values[row][:count], none[row])
             yield from (results[number] for number in sorted(results))
 
     @torch.inference_mode()
-    def probabilities(self, image_embeds: Tensor, beside_none: bool = False) -> Tensor:
-        """How likely each label is.
+    def probabilities(self, image_embeds: Tensor, with_none: bool = False) -> Tensor:
+        """Probabilities of the labels.
 
         Args:
-            image_embeds: Unit vectors of images [B, D].
-            beside_none: Whether one column more, the last, says how likely it is that none of them fits.
+            image_embeds: unit embeddings of images [B, D].
+            with_none: whether to add a last column, the probability that no label fits.
 
         Returns:
-            float32 [B, L], each row 1 in all; of a SigLIP each label by itself, and none is that all of them fail, as
-            if they were independent.
+            float32 [B, L], or [B, L + 1] with none. Rows sum to 1, except with a SigLIP: its labels have independent
+            probabilities, and none is that all of them are wrong.
         """
         cosines = image_embeds @ self.label_embeds.T
         if self.clip.config.sigmoid:
-            found = self.clip.probabilities(cosines)
-            return torch.cat([found, (1 - found).prod(dim=-1, keepdim=True)], dim=-1) if beside_none else found
-        if beside_none:
+            of_labels = self.clip.probabilities(cosines)
+            none = (1 - of_labels).prod(dim=-1, keepdim=True)
+            return torch.cat([of_labels, none], dim=-1) if with_none else of_labels
+        if with_none:
             cosines = torch.cat([cosines, image_embeds @ self._null_embeds.T], dim=-1)
-        found = (self.clip.scale.cpu().float() * cosines).softmax(dim=-1)
-        if not beside_none:
-            return found
-        own = len(self.labels)
-        return torch.cat([found[:, :own], found[:, own:].sum(dim=-1, keepdim=True)], dim=-1)
+        of_all = (self.clip.scale.cpu().float() * cosines).softmax(dim=-1)
+        if not with_none:
+            return of_all
+        count = len(self.labels)
+        return torch.cat([of_all[:, :count], of_all[:, count:].sum(dim=-1, keepdim=True)], dim=-1)
 
     @cached_property
     def _null_embeds(self) -> Tensor:
-        """Vectors of what an image may show besides; float32 [number of words, D]."""
-        names = {name.casefold() for name in self.labels}
-        words = [(word,) for word in NULL_WORDS if word not in names]
-        return label_embeds(self.clip, words, self.templates)
+        """Embeddings of `NULL_WORDS`, without those that are labels; float32 [number of words, D]."""
+        labels = {name.casefold() for name in self.labels}
+        synonyms = [(word,) for word in NULL_WORDS if word not in labels]
+        return label_embeds(self.clip, synonyms, self.templates)

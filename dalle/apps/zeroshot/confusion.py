@@ -1,4 +1,4 @@
-"""A table of which class was taken for which, as an image."""
+"""A confusion matrix as an image."""
 
 from __future__ import annotations
 
@@ -7,58 +7,59 @@ from torch import Tensor
 
 from dalle.images.grid import font_for
 
-_TEXT = 14  # size of the letters
+_FONT_SIZE = 14
 _GAP = 8
-_LARGEST = 2000  # pixels a side of the squares of all classes together, and at least 2 a class
-_SHADE = (32, 84, 160)  # of a class whose images all went there
+_MAX_SIDE = 2000  # of the matrix in pixels, but every cell has at least 2
+_DARKEST = (32, 84, 160)  # a cell with all images of its class
 
 
 def confusion_image(counts: Tensor, labels: list[str]) -> Image.Image:
-    """Rows are classes, columns the labels that their images were given; the darker, the larger the share of the row.
+    """Draw a confusion matrix: rows are classes, columns predictions; darker cells hold more of their row.
 
-    Numbers are written into the squares where there is room, and names beside them (a number stands for a name that
-    this machine has no font for).
+    Counts are written into the cells, and names beside the matrix, where there is room. A number replaces a name that
+    no font of this machine can show.
 
     Args:
         counts: int64 [L, L].
         labels: L names.
     """
     classes = len(labels)
-    cell = max(2, min(44, _LARGEST // classes))
-    named = cell > _TEXT
-    names = [_name(label, number) if named else Image.new("L", (1, 1)) for number, label in enumerate(labels, 1)]
+    cell = max(2, min(44, _MAX_SIDE // classes))
+    has_names = cell > _FONT_SIZE
+    empty = Image.new("L", (1, 1))
+    names = [_text_mask(label, number) if has_names else empty for number, label in enumerate(labels, 1)]
     margin = max(name.width for name in names) + 2 * _GAP
     side = classes * cell
     sheet = Image.new("RGB", (margin + side + _GAP, margin + side + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font = font_for("0", _TEXT - 2)
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    font = font_for("0", _FONT_SIZE - 2)
+    fractions = counts / counts.sum(1, keepdim=True).clamp(min=1)
     for row in range(classes):
         for column in range(classes):
-            share = float(shares[row, column])
-            colour = tuple(round(255 + (end - 255) * share) for end in _SHADE)
+            fraction = float(fractions[row, column])
+            color = tuple(round(255 + (darkest - 255) * fraction) for darkest in _DARKEST)
             left, top = margin + column * cell, margin + row * cell
             draw.rectangle(
-                (left, top, left + cell - 1, top + cell - 1), fill=colour, outline="lightgrey" if named else None
+                (left, top, left + cell - 1, top + cell - 1), fill=color, outline="lightgrey" if has_names else None
             )
             if counts[row, column] and cell >= 32:
-                centre = (left + cell / 2, top + cell / 2)
-                ink = "white" if share > 0.5 else "black"
-                draw.text(centre, str(int(counts[row, column])), fill=ink, font=font, anchor="mm")
+                center = (left + cell / 2, top + cell / 2)
+                ink = "white" if fraction > 0.5 else "black"
+                draw.text(center, str(int(counts[row, column])), fill=ink, font=font, anchor="mm")
     for number, name in enumerate(names):
         middle = margin + number * cell + cell // 2
         sheet.paste("black", (margin - _GAP - name.width, middle - name.height // 2), name)
-        upright = name.rotate(90, expand=True)
-        sheet.paste("black", (middle - upright.width // 2, margin - _GAP - upright.height), upright)
+        vertical = name.rotate(90, expand=True)
+        sheet.paste("black", (middle - vertical.width // 2, margin - _GAP - vertical.height), vertical)
     return sheet
 
 
-def _name(label: str, number: int) -> Image.Image:
-    """A name as a mask to paint through."""
+def _text_mask(label: str, number: int) -> Image.Image:
+    """A label, or its number if no font has its letters, as a mask to paste a color through."""
     text = label if len(label) <= 32 else f"{label[:31]}…"
-    font = font_for(text, _TEXT)
+    font = font_for(text, _FONT_SIZE)
     if font is None:
-        text, font = str(number), font_for("0", _TEXT)
+        text, font = str(number), font_for("0", _FONT_SIZE)
     assert font is not None
     left, top, right, bottom = font.getbbox(text)
     mask = Image.new("L", (round(right - left) + 1, round(bottom - top) + 1))

@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published import clip_resnet, siglip, xlm_roberta
 from dalle.checkpoints.published.clip_settings import normalization, read_json, read_settings
 from dalle.checkpoints.published.files import read_state
+from dalle.checkpoints.published.hf_towers import TOWER_RULES
 from dalle.checkpoints.published.others import reject_unsupported
 from dalle.checkpoints.published.state import (
     SHAPE_ERRORS,
@@ -25,9 +27,8 @@ from dalle.checkpoints.published.state import (
     shape,
     square,
 )
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig, initial_scale_and_bias
-from dalle.models.transformer import FeedForwardKind, TransformerConfig
+from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer, XLMRobertaTokenizer
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
@@ -81,19 +82,7 @@ _NAMES_HF = (
     (r"text_model\.final_layer_norm\.(.+)", r"text.transformer.norm.\1"),
     (r"text_projection\.weight", "text.projection.weight"),
     (r"logit_scale", "logit_scale"),
-    *(
-        (rf"(vision|text)_model\.encoder\.layers\.(\d+)\.{theirs}\.(.+)", rf"\1.transformer.blocks.\2.{ours}.\3")
-        for theirs, ours in (
-            (r"self_attn\.q_proj", "attention.q"),
-            (r"self_attn\.k_proj", "attention.k"),
-            (r"self_attn\.v_proj", "attention.v"),
-            (r"self_attn\.out_proj", "attention.out"),
-            (r"layer_norm1", "attention_norm"),
-            (r"layer_norm2", "feed_forward_norm"),
-            (r"mlp\.fc1", "feed_forward.up"),
-            (r"mlp\.fc2", "feed_forward.down"),
-        )
-    ),
+    *TOWER_RULES,
 )
 # Buffers, and constants that OpenAI's TorchScript archives store.
 _DROPPED = r"input_resolution|context_length|vocab_size|(?:.*\.)?attn_mask|.*\.position_ids"
@@ -197,8 +186,8 @@ def _read_text(
     vocab = shape(tensors, "text.tokens.weight", 2)[0]
     if "text.projection.weight" not in tensors:
         raise ValueError(
-            "its text tower has no projection (a CLIPTextModel), so its embeddings cannot be compared with images: use a "
-            "CLIPTextModelWithProjection, or a whole CLIP"
+            "its text tower has no projection (a CLIPTextModel), so its embeddings cannot be compared with images: use "
+            "a CLIPTextModelWithProjection, or a whole CLIP"
         )
     if xlm_roberta.is_of(published):
         state, text, length = xlm_roberta.convert(tensors, settings.get("text_cfg") or {}, given.get("text_heads"))

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.state import count, derived, shape, square
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip_config import ResNetConfig
 from dalle.models.clip_resnet import CELL
 

@@ -18,7 +18,7 @@ from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.summary import Stage, model_summary, stage_of, summary, without_weights
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
-from dalle.checkpoints.tensors import Storage
+from dalle.checkpoints.quantization import Storage
 from dalle.config import from_dict, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig
 from dalle.text_tokenizers import TextTokenizer

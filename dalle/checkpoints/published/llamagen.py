@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import heads_of, permute_rope_rows
 from dalle.checkpoints.published.state import Published, concat_lazy, count, rename_tensors, shape
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle import DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 FAMILY = "LlamaGen"
 LICENSE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"

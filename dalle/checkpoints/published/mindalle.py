@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import (
@@ -18,11 +19,10 @@ from dalle.checkpoints.published.state import (
     shape,
     square,
 )
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.config import read_yaml
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle import DALLEConfig
-from dalle.models.transformer import FeedForwardKind, TransformerConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 FAMILY = "minDALL-E"
 LICENSE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"

@@ -19,7 +19,7 @@ from dalle.checkpoints.published.text_tokenizers import (
     read_text_tokenizer,
 )
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle import DALLEConfig
+from dalle.models.dalle_config import DALLEConfig
 from dalle.text_tokenizers import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
 
 FAMILIES = ("mindalle", "rudalle", "dalle-pytorch", "llamagen")

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.heads import heads_of
 from dalle.checkpoints.published.state import Published, count, rename_tensors, shape
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle import DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 
 FAMILY = "ruDALL-E"
 LICENSE = "Apache 2.0 (github.com/ai-forever/ru-dalle, LICENSE.txt)"

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.published.hf_towers import TOWER_RULES
 from dalle.checkpoints.published.state import Published, count, fuse_qkv, rename_tensors, shape, square
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.clip import CLIPConfig
-from dalle.models.transformer import FeedForwardKind, TransformerConfig
+from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 _FAMILY = ("a SigLIP of Hugging Face", "see its repository (Google's: Apache-2.0)")
 _NAMES = (
@@ -28,19 +29,7 @@ _NAMES = (
     (r"text_model\.final_layer_norm\.(.+)", r"text.transformer.norm.\1"),
     (r"text_model\.head\.(.+)", r"text.projection.\1"),
     (r"(logit_scale|logit_bias)", r"\1"),
-    *(
-        (rf"(vision|text)_model\.encoder\.layers\.(\d+)\.{theirs}\.(.+)", rf"\1.transformer.blocks.\2.{ours}.\3")
-        for theirs, ours in (
-            (r"self_attn\.q_proj", "attention.q"),
-            (r"self_attn\.k_proj", "attention.k"),
-            (r"self_attn\.v_proj", "attention.v"),
-            (r"self_attn\.out_proj", "attention.out"),
-            (r"layer_norm1", "attention_norm"),
-            (r"layer_norm2", "feed_forward_norm"),
-            (r"mlp\.fc1", "feed_forward.up"),
-            (r"mlp\.fc2", "feed_forward.down"),
-        )
-    ),
+    *TOWER_RULES,
 )
 _ACTIVATIONS: dict[Any, FeedForwardKind] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.mapped_files import drop_pages
+from dalle.checkpoints.modules import check_fit
 from dalle.checkpoints.published.others import reject_unsupported
-from dalle.checkpoints.published.pickles import OpaqueObject
-from dalle.checkpoints.tensors import LazyTensor, check_fit, drop_pages
+from dalle.checkpoints.published.unpickler import OpaqueObject
 
 _INFIX_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _PREFIX_WRAPPERS = ("module.", "model.")

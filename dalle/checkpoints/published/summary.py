@@ -22,7 +22,8 @@ from dalle.config import from_dict, to_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.state import derived
-from dalle.checkpoints.tensors import LazyTensor
 from dalle.models.unet import UNetConfig
 
 _PLAIN, _ATTENDING = "Resnet", "SimpleCrossAttn"

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.state import count, derived, fuse_qkv, shape
-from dalle.checkpoints.tensors import LazyTensor
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.models.xlm_roberta import PAD_ID
 
 _VOCAB = 250_002  # of the published ones

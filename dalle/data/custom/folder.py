@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow
-import pyarrow.parquet as parquet
-
+from dalle.data.custom.metadata import METADATA, read_rows
 from dalle.data.custom.records import (
     CAPTIONS,
     FileSpan,
@@ -29,9 +23,7 @@ from dalle.data.custom.records import (
 from dalle.data.custom.walk import count_by_extension, extension, log_ignored, normalized_name, walk
 from dalle.images.read import EXTENSIONS
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TEXTS = (".txt", ".caption")  # extensions of sidecar files
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _STATISTICS = "_stats.json"  # written by img2dataset beside its shards
 
 
@@ -220,7 +212,7 @@ def _read_metadata(
     by_name = {normalized_name(file): file for file in files}
     captions: dict[Path, list[str]] = {}
     for file in metadata:
-        rows = list(_ROWS[file.suffix](file))
+        rows = list(read_rows(file))
         if not rows:
             raise ValueError(f"{file} is empty: expected a row for each image, with file_name and a caption")
         columns = list(dict.fromkeys(name for _, row in rows for name in row))
@@ -253,54 +245,3 @@ def _find_image(folder: Path, name: str, by_name: dict[str, Path]) -> Path | Non
 
 def _key(root: Path, image: Path) -> str:
     return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.as_posix()
-
-
-def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(_lines(file), 1):
-        if text.strip():
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {line} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f'{file}, line {line}: expected {{"file_name": ..., "text": ...}}, got {text[:60]!r}')
-            yield line, row
-
-
-def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = _lines(file)
-    first = lines.readline()
-    lines.seek(0)
-    delimiter = max(_DELIMITERS, key=first.count)  # spreadsheets of many locales write semicolons
-    reader = csv.DictReader(lines, strict=True, delimiter=delimiter, skipinitialspace=True)
-    try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        for row in reader:
-            if None in row:  # csv collects fields beyond the last column under None
-                raise ValueError(
-                    f"{file}, line {reader.line_num} has more fields than the header: put a caption that contains a "
-                    f'{_DELIMITERS[delimiter]} in quotes, "a dog{delimiter} running"'
-                )
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num + 1}: {error}; is a quote left open?") from error
-
-
-def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        yield from enumerate(parquet.read_table(file).to_pylist(), 1)
-    except pyarrow.ArrowException as error:
-        raise ValueError(
-            f"{file} is not a complete Parquet file ({str(error).splitlines()[0]}): copy it again"
-        ) from error
-
-
-_ROWS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-
-
-def _lines(file: Path) -> io.StringIO:
-    """The text of a file, line ends unchanged: a quoted CSV field may contain them."""
-    try:
-        return io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as UTF-8 text ({error})") from error

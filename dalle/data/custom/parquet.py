@@ -23,7 +23,7 @@ from dalle.data.custom.records import (
     has_captions,
     image_column,
 )
-from dalle.remote import PATIENCE, failures
+from dalle.files.remote import PATIENCE, failures
 
 _SHARDS = 16  # shards that a `save_to_disk` data set is split into for streaming
 _CHUNK = 16  # records that a stream reads at a time

@@ -6,15 +6,12 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 
-from dalle.config import config
 from dalle.data.base import Pair
 from dalle.data.drawings import captions
-from dalle.data.drawings.captions import COLORS, FAMILIES, RELATIONS, ROWS, STYLES, Concept
+from dalle.data.drawings.captions import COLORS, RELATIONS, ROWS, Concept
 from dalle.data.drawings.composition import (
     WHITE,
     Composition,
@@ -26,9 +23,9 @@ from dalle.data.drawings.composition import (
     rotate,
     scene_boxes,
 )
+from dalle.data.drawings.config import DrawingsConfig
 from dalle.data.drawings.render import BLACK, Color
-from dalle.data.drawings.sets import DRAWINGS, Drawing, SetName, read_set
-from dalle.ranges import NonNegativeInt, Probability, Range
+from dalle.data.drawings.sets import DRAWINGS, Drawing, read_set
 
 TESTS = ("test_pair", "test_block", "test_concept")
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -39,64 +36,6 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "held_out": TESTS,
     "all": ("train", "validation", *TESTS, "excluded"),
 }
-Language = Literal["en", "hi", "ne"]
-
-
-@config
-class DrawingsConfig:
-    """How images and captions are composed; data/emoji/README.md and data/icons/README.md describe the drawings."""
-
-    kind: Literal["drawings"] = "drawings"
-    """The embedded drawings: emoji and vector icons."""
-    sets: tuple[SetName, ...] = ("emoji", "icons")
-    """The embedded sets to use."""
-    weights: tuple[Annotated[float, Range(0, 1000, above=True)], ...] | None = None
-    """Relative sampling weight of each set; null: each concept counts by the square root of its number of drawings."""
-    root: Path | None = None
-    """Folder with emoji/ and icons/; null is the repository's data/."""
-    styles: tuple[str, ...] | None = None
-    """Art styles to use; null uses all."""
-    languages: tuple[Language, ...] = ("en", "hi", "ne")
-    """Languages of the captions; the first is the most frequent."""
-    first_language: Probability = 0.7
-    """Fraction of captions in the first language, for concepts with names in all; the others share the rest equally."""
-    style_named: Probability = 0.75
-    """Fraction of captions that name the style."""
-    keywords: Probability = 0.08
-    """Fraction of single-object captions that add some of the concept's keywords."""
-    inks: Probability = 0.5
-    """Fraction of single-color drawings that are recolored; the caption names the color."""
-    backgrounds: Probability = 0.35
-    """Fraction of images with a colored background, which the caption names."""
-    scenes: Probability = 0.12
-    """Fraction of images with two or three objects, whose spatial relation the caption names."""
-    shift: Annotated[float, Range(0, 0.25, hint="a share of the side")] = 0.06
-    """Largest offset of an object from the center, as a fraction of the image's side; objects are never cut off."""
-    scale: Annotated[float, Range(0.25, 1)] = 0.75
-    """Smallest side of a single object, as a fraction of the image's side."""
-    rotation: Annotated[float, Range(0, 45, hint="degrees")] = 0.0
-    """Largest random rotation of an object, in degrees."""
-    flips: Probability = 0.0
-    """Fraction of objects that are mirrored, among those that may be; captions swap left and right."""
-    composed: bool = True
-    """Whether training images are composed; false shows each drawing as in evaluation."""
-    include_test: bool = False
-    """Include all other splits in train: for a judge of drawings (docs/evaluation.md), never for a generator."""
-    max_bad: NonNegativeInt = 0
-    """Number of broken records to skip before raising an error."""
-
-    def __post_init__(self) -> None:
-        if not self.sets or len(set(self.sets)) != len(self.sets):
-            raise ValueError(f"sets is {list(self.sets)}: give one or both of emoji, icons, each once")
-        known = [*(STYLES if "emoji" in self.sets else ()), *(FAMILIES if "icons" in self.sets else ())]
-        if self.styles is not None:
-            unknown = [style for style in self.styles if style not in known]
-            if unknown or not self.styles:
-                raise ValueError(f"styles {unknown or '[]'}: choose from {', '.join(known)}")
-        if self.weights is not None and len(self.weights) != len(self.sets):
-            raise ValueError(f"weights is {list(self.weights)}: give one per set, {', '.join(self.sets)}")
-        if not self.languages:
-            raise ValueError("languages is empty: choose from en, hi, ne")
 
 
 class DrawingsDataset:
@@ -210,6 +149,7 @@ class DrawingsDataset:
             for number, drawing in enumerate(self.drawings):
                 if drawing.set == name:
                     own[drawing.concept].append(number)
+            # By the square root: concepts with many drawings are seen more often, but do not crowd out the others
             slots.append([numbers for numbers in own.values() for _ in range(math.ceil(math.sqrt(len(numbers))))])
         if self.config.weights is not None:
             # Repeat the slots of underrepresented sets instead of dropping slots of the others: every concept stays.
@@ -245,6 +185,7 @@ class DrawingsDataset:
             color = COLORS[ink].rgb
         mirror = None
         if rng.random() < self.config.flips and not drawing.symbol:
+            # A mirrored arrow to the left is one to the right: the concept may change with it
             mirror = captions.mirror_concept(concept)
         pixels = drawing.art.render(side, color) if side else np.zeros((0, 0, 4), dtype=np.uint8)
         if mirror is not None:
@@ -271,6 +212,7 @@ class DrawingsDataset:
     def _scene(self, rng: random.Random, number: int, drawn: bool = True) -> Composition:
         """Two or three objects; `drawn` False skips rendering, for captions only."""
         relation = rng.choice(RELATIONS if rng.random() < 0.8 else ROWS)
+        # Objects of one scene have one style, as the caption names only one
         others = rng.choices(self.of_style[self.styles[number]], k=2 if relation in ROWS else 1)
         sources = (number, *others)
         boxes = scene_boxes(relation, self.image_size, rng, self.config.shift)

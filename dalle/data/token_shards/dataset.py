@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 
 from dalle.config import config
+from dalle.config.ranges import NonNegativeInt, PositiveInt
 from dalle.data.base import BadRecord, Order, Pair
 from dalle.data.custom.records import sample_caption
 from dalle.data.shuffle import WindowShuffle, permutation
 from dalle.data.token_shards.files import GROUP_ROWS, INDEX, Group, ShardFile, ShardIndex, read_group, read_index
-from dalle.ranges import NonNegativeInt, PositiveInt
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ import torch
 from dalle.config import to_dict
 from dalle.data import DataConfig, open_data
 from dalle.data.bad_records import BadRecordCounter
-from dalle.data.base import BadRecord, Pair, PairDataset
-from dalle.data.custom.dataset import CustomConfig, CustomDataset, decode_record
-from dalle.data.custom.records import Record, Shard
-from dalle.data.loader import pair_seed
+from dalle.data.base import BadRecord, Pair
+from dalle.data.custom.config import CustomConfig
 from dalle.data.token_shards.dataset import SPLITS
 from dalle.data.token_shards.files import (
     INDEX,
@@ -34,6 +32,7 @@ from dalle.data.token_shards.files import (
     write_index,
     write_shard,
 )
+from dalle.data.token_shards.jobs import IndexedSplit, ShardJob, StreamedSplit
 from dalle.files import remove_parts
 from dalle.image_tokenizers import ImageTokenizer
 
@@ -73,59 +72,6 @@ class EncodeOptions:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
 
 
-class _ShardJob(NamedTuple):
-    """The images to encode into one shard."""
-
-    name: str
-    images: int | None  # None if unknown before reading them
-    items: Iterator[Any]
-
-
-class _IndexedSplit:
-    """A random-access split: shard n holds the images [n * size, (n + 1) * size)."""
-
-    def __init__(self, data: PairDataset, split: str):
-        self.data, self.split = data, split
-
-    def jobs(self, size: int, rank: int, world: int) -> Iterator[_ShardJob]:
-        for number in range(rank, -(-len(self.data) // size), world):
-            own = range(number * size, min((number + 1) * size, len(self.data)))
-            yield _ShardJob(f"{self.split}-{number:05}.parquet", len(own), iter(own))
-
-    def pair(self, index: int, seed: int, view: int) -> Pair:
-        return self.data.pair(index, pair_seed(seed, view, index))
-
-    def contents(self) -> list[str]:
-        if isinstance(self.data, CustomDataset):
-            return [self.data.rows.keys[row] for row in self.data.members]
-        return [str(len(self.data))]
-
-
-class _StreamedSplit:
-    """A streamed split: each shard of the source becomes one or more token shards, all made by one process."""
-
-    def __init__(self, config: CustomConfig, split: str, image_size: int):
-        self.config, self.split, self.image_size = config, split, image_size
-        self.apart = split == "validation" and not config.separate_validation
-        self.shards: list[Shard] = config.source(split).shards()
-
-    def jobs(self, size: int, rank: int, world: int) -> Iterator[_ShardJob]:
-        for number in range(rank, len(self.shards), world):
-            records = self.shards[number].records()
-            own = (record for record in records if self.config.holds_out(record.key) == self.apart)
-            for part, first in enumerate(own):  # `islice` below takes the rest of each part from `own`
-                items = chain([first], islice(own, size - 1))
-                yield _ShardJob(f"{self.split}-{number:05}-{part:05}.parquet", None, items)
-                deque(items, maxlen=0)  # skip what the caller left unread because the shard exists
-
-    def pair(self, record: Record, seed: int, view: int) -> Pair:
-        training = self.split == "train"
-        return decode_record(record, self.config, self.image_size, pair_seed(seed, view, 0) if training else None)
-
-    def contents(self) -> list[str]:
-        return [shard.name for shard in self.shards]
-
-
 class Encoding:
     """Encodes one data set into one folder. Every process creates one with the same arguments.
 
@@ -147,12 +93,12 @@ class Encoding:
     ):
         self.tokenizer, self.folder, self.options = tokenizer, folder, options
         self.max_bad = config.max_bad
-        self.splits: dict[str, _IndexedSplit | _StreamedSplit] = {}
+        self.splits: dict[str, IndexedSplit | StreamedSplit] = {}
         for split in SPLITS:
             if isinstance(config, CustomConfig) and config.stream:
-                self.splits[split] = _StreamedSplit(config, split, tokenizer.image_size)
+                self.splits[split] = StreamedSplit(config, split, tokenizer.image_size)
             else:
-                self.splits[split] = _IndexedSplit(open_data(config, split, tokenizer.image_size), split)
+                self.splits[split] = IndexedSplit(open_data(config, split, tokenizer.image_size), split)
         contents = {split: source.contents() for split, source in self.splits.items()}
         self.provenance = Provenance(
             image_tokenizer=sha256,
@@ -212,7 +158,7 @@ class Encoding:
         """The number of images of a process; None for a stream, whose length is unknown."""
         size, total = self.options.shard_images, 0
         for source in self.splits.values():
-            if isinstance(source, _StreamedSplit):
+            if isinstance(source, StreamedSplit):
                 return None
             total += sum(job.images or 0 for job in source.jobs(size, rank, world))
         return total
@@ -239,7 +185,7 @@ class Encoding:
     def _encode_shard(
         self,
         split: str,
-        job: _ShardJob,
+        job: ShardJob,
         pool: ThreadPoolExecutor,
         bad: BadRecordCounter,
         on_progress: Callable[[int, bool], None],
@@ -279,7 +225,7 @@ class Encoding:
         return self.tokenizer.encode(images.to(device).float().div_(255)).flatten(1).cpu().numpy()
 
 
-def _pair(source: _IndexedSplit | _StreamedSplit, seed: int, job: tuple[Any, int]) -> tuple[Any, int, Pair | BadRecord]:
+def _pair(source: IndexedSplit | StreamedSplit, seed: int, job: tuple[Any, int]) -> tuple[Any, int, Pair | BadRecord]:
     """Read one view of an item: (item, view, pair or the reason why there is none)."""
     item, view = job
     try:

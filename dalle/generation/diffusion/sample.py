@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dalle.config import config
+from dalle.config.ranges import Range
 from dalle.generation.diffusion.prediction import Denoised, Denoiser
 from dalle.generation.diffusion.spacing import Spacing, spaced_steps
 from dalle.generation.diffusion.steps import Variance, ddim_step, ddpm_step, dpm_solver_step
 from dalle.models.noise_schedule import Schedule
-from dalle.ranges import Range
 
 Noise = Callable[[], Tensor]
 """Returns unit Gaussian noise [B, ...] at each call: first the sampler's start, then that of each step."""

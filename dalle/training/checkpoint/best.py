@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from dalle.training.report.metrics_log import logged
+from dalle.training.metrics_log import logged
 
 _LOWER, _HIGHER = False, True
 METRICS: dict[str, dict[str, bool]] = {

@@ -14,7 +14,6 @@ A run can resume from either kind with any number of processes, sharded or not (
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,16 +27,16 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import LazyTensor, open_tensors, write_tensors
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.tensors import open_tensors, write_tensors
 from dalle.files import atomic_folder
 from dalle.training.checkpoint import checksums
+from dalle.training.checkpoint.folders import folder_of, folders
 from dalle.training.checkpoint.optimizer_state import optimizer_state_dict
 from dalle.training.distributed import powersgd, sharded_checkpoint
 from dalle.training.distributed.fsdp import is_sharded
 from dalle.training.distributed.powersgd import PowerSGD
 from dalle.training.optim import EMA
-
-_NAME = re.compile(r"(?:step|update)-(\d{8})$")  # "update-" in runs begun before version 0.2
 
 
 @dataclass
@@ -82,23 +81,6 @@ class Checkpoint:
             architecture=architecture,
             bad=bad,
         )
-
-
-def folders(run: Path) -> list[Path]:
-    """List the checkpoint folders of a run, oldest first."""
-    found = [p for p in (run / "checkpoints").glob("*-*") if _NAME.fullmatch(p.name)]
-    return sorted(found, key=lambda p: p.name.rpartition("-")[2])
-
-
-def folder_of(run: Path, step: int) -> Path:
-    """Return the folder of the checkpoint of a step, whether or not it exists."""
-    known = (folder for folder in folders(run) if int(folder.name[-8:]) == step)
-    return next(known, run / "checkpoints" / f"step-{step:08d}")
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a training checkpoint."""
-    return (folder / "state.pt").is_file()
 
 
 def save(

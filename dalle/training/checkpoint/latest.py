@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from dalle.checkpoints.tensors import read_tensors
 from dalle.device import out_of_memory
 from dalle.training.checkpoint import checksums
-from dalle.training.checkpoint.checkpoint import Checkpoint, folders
+from dalle.training.checkpoint.checkpoint import Checkpoint
+from dalle.training.checkpoint.folders import folders
 from dalle.training.distributed import sharded_checkpoint
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import load_into
+from dalle.checkpoints.modules import load_into
 from dalle.config import ConfigError, flat, from_dict, to_dict
 from dalle.training.checkpoint.checkpoint import Checkpoint, model_weights
 from dalle.training.checkpoint.optimizer_state import load_moments, moments_by_name

@@ -16,7 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 
 from dalle.checkpoints.tensors import read_tensors, write_tensors
 from dalle.config import config
-from dalle.ranges import PositiveInt, Range
+from dalle.config.ranges import PositiveInt, Range
 
 
 @config

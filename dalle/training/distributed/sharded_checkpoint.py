@@ -18,7 +18,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from dalle.checkpoints.tensors import LazyTensor, drop_pages, stored_tensors, write_tensors
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.mapped_files import drop_pages
+from dalle.checkpoints.tensors import stored_tensors, write_tensors
 from dalle.training.distributed.fsdp import is_sharded, local
 
 _SHARDING = "DCP_SHARDING_INFO"  # torch's header key: for each tensor the offset of its shard

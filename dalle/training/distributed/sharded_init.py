@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dalle.checkpoints.tensors import init_functions
+from dalle.checkpoints.modules import init_functions
 
 
 class ShardedInit:

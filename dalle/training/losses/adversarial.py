@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.config import config
-from dalle.ranges import NonNegativeInt, Range, Weight
+from dalle.config.ranges import NonNegativeInt, Range, Weight
 
 # Losses are means over many pixels: at a single one the gradient can underflow in float16. Both are scaled up before
 # differentiation and the gradients scaled down again

@@ -1,6 +1,6 @@
-"""Losses of a diffusion: weights of its steps, and the variational bound that teaches a variance. Pure functions.
+"""Losses of diffusion models: min-SNR weights, and the variational bound that trains a variance. Pure functions.
 
-Letters: B images, T steps.
+Shapes: B images, T steps of the schedule.
 """
 
 from __future__ import annotations
@@ -12,20 +12,30 @@ from torch import Tensor
 
 from dalle.models.noise_schedule import Predicts, Schedule
 
-_BIN = 1 / 255  # half the width of one of 256 values in [-1, 1]
-_LEAST = 1e-12  # of a probability whose logarithm is taken
+_HALF_BIN = 1 / 255  # half the distance of two of the 256 values in [-1, 1]
+_MIN_PROBABILITY = 1e-12  # its logarithm must be finite
 
 
 def min_snr_weights(schedule: Schedule, steps: Tensor, predicts: Predicts, gamma: float) -> Tensor:
-    """Weights of the squared errors of steps int64 [B], float32 [B] (Hang et al. 2023, arXiv 2303.09556, section 3.4).
+    """Min-SNR-gamma weights of squared errors (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 
-    Each step weighs as min(SNR, gamma) does for an error of the data, whatever is predicted.
+    The loss is that of min(SNR, gamma) times the squared error of the data x0, whatever the network predicts.
+
+    Args:
+        schedule: T steps.
+        steps: int64 [B].
+        predicts: what the network predicts.
+        gamma: maximum of the signal-to-noise ratio.
+
+    Returns:
+        float32 [B]
     """
-    ratio = schedule.signal_to_noise(steps)
-    limited = ratio.clamp(max=gamma)
+    snr = schedule.signal_to_noise(steps)
+    clamped = snr.clamp(max=gamma)
     if predicts == "sample":
-        return limited
-    return limited / (ratio if predicts == "epsilon" else ratio + 1)
+        return clamped
+    # An error of the noise is sqrt(SNR) times that of x0, one of v sqrt(SNR + 1) times
+    return clamped / (snr if predicts == "epsilon" else snr + 1)
 
 
 def variational_bound(
@@ -38,38 +48,43 @@ def variational_bound(
         x0: [B, ...], data in [-1, 1] of 256 values.
         noised: x_t, as x0.
         steps: int64 [B].
-        predicted: the network's view of x0, as x0; the paper lets no gradient into it.
-        variance: where between its two bounds the log variance lies, in [-1, 1], as x0.
+        predicted: x0 as predicted by the network, detached, so that the bound trains the variance only.
+        variance: interpolates the log variance between its lower (-1) and upper (1) bound; as x0.
 
     Returns:
-        float32 [B], bits a dimension.
+        float32 [B], bits per dimension.
     """
     shape = (-1, *[1] * (x0.ndim - 1))
     alpha_bars = torch.cat((schedule.alpha_bars.new_ones(1), schedule.alpha_bars)).to(x0.device)
-    now, before = alpha_bars[steps + 1].view(shape), alpha_bars[steps].view(shape)
-    beta = 1 - now / before
-    small = beta * (1 - before) / (1 - now)
-    # The posterior of step 0 has no variance; in its place stands that of step 1
+    current, previous = alpha_bars[steps + 1].view(shape), alpha_bars[steps].view(shape)
+    beta = 1 - current / previous
+    posterior_variance = beta * (1 - previous) / (1 - current)
+    # The posterior variance of step 0 is 0, whose logarithm is infinite; that of step 1 replaces it
     second = (1 - alpha_bars[2] / alpha_bars[1]) * (1 - alpha_bars[1]) / (1 - alpha_bars[2])
-    log_small = torch.where(small > 0, small, second).log()
-    share = (variance.double() + 1) / 2
-    log_variance = share * beta.log() + (1 - share) * log_small
-    of_x0, of_x = before.sqrt() * beta / (1 - now), (now / before).sqrt() * (1 - before) / (1 - now)
-    true, mean = of_x0 * x0.double() + of_x * noised.double(), of_x0 * predicted.double() + of_x * noised.double()
-    apart = (true - mean).square()
-    divergence = (log_variance - log_small + (log_small - log_variance).exp() - 1 + apart * (-log_variance).exp()) / 2
-    surprise = -_log_likelihood(x0.double(), mean, log_variance / 2)
-    nats = torch.where((steps == 0).view(shape), surprise, divergence)
+    log_lower = torch.where(posterior_variance > 0, posterior_variance, second).log()
+    weight = (variance.double() + 1) / 2  # equation 15 of the paper
+    log_variance = weight * beta.log() + (1 - weight) * log_lower
+    # Means of the true posterior and of the model's, as combinations of x0 and x_t
+    of_x0 = previous.sqrt() * beta / (1 - current)
+    of_noised = (current / previous).sqrt() * (1 - previous) / (1 - current)
+    true_mean = of_x0 * x0.double() + of_noised * noised.double()
+    mean = of_x0 * predicted.double() + of_noised * noised.double()
+    # KL divergence of two Gaussians; the likelihood of the data at step 0
+    ratio = (log_lower - log_variance).exp()
+    distance = (true_mean - mean).square() * (-log_variance).exp()
+    divergence = (log_variance - log_lower + ratio - 1 + distance) / 2
+    nll = -_log_likelihood(x0.double(), mean, log_variance / 2)
+    nats = torch.where((steps == 0).view(shape), nll, divergence)
     return (nats.flatten(1).mean(1) / math.log(2)).float()
 
 
-def _log_likelihood(x0: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """Log probability of each of 256 values under a Gaussian; the outermost have all that lies beyond them."""
-    scale = (-log_deviation).exp() / math.sqrt(2)
+def _log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log probability of 8-bit values under a Gaussian discretized to bins; the outermost bins reach to infinity."""
+    scale = (-log_std).exp() / math.sqrt(2)
 
-    def below(x: Tensor) -> Tensor:
+    def cdf(x: Tensor) -> Tensor:
         return (1 + torch.erf((x - mean) * scale)) / 2
 
-    upper, lower = below(x0 + _BIN), below(x0 - _BIN)
-    inside = torch.where(x0 < -0.999, upper, torch.where(x0 > 0.999, 1 - lower, upper - lower))
-    return inside.clamp(min=_LEAST).log()
+    upper, lower = cdf(x0 + _HALF_BIN), cdf(x0 - _HALF_BIN)
+    probability = torch.where(x0 < -0.999, upper, torch.where(x0 > 0.999, 1 - lower, upper - lower))
+    return probability.clamp(min=_MIN_PROBABILITY).log()

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoints.load import load_clip
+from dalle.checkpoints.modules import load_into
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0, load_efficientnet_lite0
-from dalle.checkpoints.tensors import load_into, read_tensors
+from dalle.checkpoints.tensors import read_tensors
 from dalle.config import config
 from dalle.kernels.conv import Conv3x3
 from dalle.models.clip import CLIP

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from dalle.kernels.masks import mask
-from dalle.training.planning.memory import Layout, Memory, ModelSize, Precision, TrainSetup, cache_bytes, memory
+from dalle.training.planning.memory import Memory, cache_bytes, memory
+from dalle.training.planning.setup import Layout, ModelSize, Precision, TrainSetup
 from dalle.training.recipe import DALLERecipe
 
 
@@ -21,20 +22,20 @@ class Cluster:
         memory: bytes per device.
         spare: fraction of the memory to leave free, for the CUDA context, fragmentation and communication buffers.
         peak: peak FLOP/s per device, in the precision of the run.
-        utilisation: expected model FLOPs utilization, including time spent on communication.
+        utilization: expected model FLOPs utilization, including time spent on communication.
     """
 
     devices: int
     memory: float
     spare: float
     peak: float
-    utilisation: float
+    utilization: float
 
     def __post_init__(self) -> None:
         if self.devices < 1:
             raise ValueError(f"gpus is {self.devices}; it must be at least 1")
-        if not 0 < self.utilisation <= 1:
-            raise ValueError(f"utilisation is {self.utilisation}; it must be above 0 and at most 1")
+        if not 0 < self.utilization <= 1:
+            raise ValueError(f"utilization is {self.utilization}; it must be above 0 and at most 1")
         if not 0 <= self.spare < 1:
             raise ValueError(f"spare is {self.spare}; it must be at least 0 and below 1")
 
@@ -143,7 +144,7 @@ def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Itera
     own = recipe.run.batch_size // cluster.devices
     layouts: tuple[Layout, ...] = ("ddp", "fsdp") if cluster.devices > 1 else ("ddp",)
     for layout, checkpointing in itertools.product(layouts, (False, True)):
-        seconds = own * operations(size, checkpointing) / (cluster.peak * cluster.utilisation)
+        seconds = own * operations(size, checkpointing) / (cluster.peak * cluster.utilization)
         for images in range(own, 0, -1):
             if own % images == 0:
                 setup = TrainSetup(
@@ -226,7 +227,7 @@ def _advice(found: Plan, recipe: DALLERecipe) -> list[str]:
     rate, images = run.batch_size / best.seconds, run.steps * run.batch_size
     return [
         f"Best: {_label(best)}, micro-batches of {best.setup.images} images: {_recipe_options(best)}",
-        f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {cluster.utilisation:.0%} of "
+        f"{rate * found.size.tokens:,.0f} tokens/s, {rate:,.0f} images/s at {cluster.utilization:.0%} of "
         f"{cluster.peak / 1e12:,.0f} TFLOP/s; {best.seconds:.3g} s a step; {run.steps:,} steps "
         f"({images:,} images) in {_time(run.steps * best.seconds)}",
     ]

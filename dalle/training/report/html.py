@@ -14,7 +14,8 @@ from PIL import Image
 
 from dalle.config import read_yaml, renamed
 from dalle.files import write_text
-from dalle.training.report.metrics_log import Curve, MetricsLog, charts, read_metrics
+from dalle.training.checkpoint.folders import folders, step_of
+from dalle.training.metrics_log import Curve, MetricsLog, charts, read_metrics
 from dalle.training.report.svg import can_be_log, color, svg
 
 NAME = "report.html"
@@ -70,14 +71,14 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _head(run: Path, config: dict[str, Any], metrics: MetricsLog) -> str:
     """What it is and how far it is."""
-    told = [f"Stage {config.get('stage')}, step {metrics.last} of {config['run'].get('steps')}"]
+    status = [f"Stage {config.get('stage')}, step {metrics.last} of {config['run'].get('steps')}"]
     log = run / "metrics.jsonl"
     if log.exists():
         written = datetime.fromtimestamp(log.stat().st_mtime, timezone.utc)
-        told.append(f"last logged {written:%Y-%m-%d %H:%M} UTC")
-    saved = sorted(int(path.name[-8:]) for path in (run / "checkpoints").glob("*-????????") if path.name[-8:].isdigit())
-    told.append(f"newest checkpoint: step {saved[-1]}" if saved else "no checkpoint yet")
-    lines = [f"<h1>{escape(run.absolute().name)}</h1>", f"<p>{escape('; '.join(told))}.</p>"]
+        status.append(f"last logged {written:%Y-%m-%d %H:%M} UTC")
+    saved = folders(run)
+    status.append(f"newest checkpoint: step {step_of(saved[-1])}" if saved else "no checkpoint yet")
+    lines = [f"<h1>{escape(run.absolute().name)}</h1>", f"<p>{escape('; '.join(status))}.</p>"]
     if metrics.unreadable:
         lines.append(_note(f"Lines of metrics.jsonl that cannot be read and are left out: {metrics.unreadable}."))
     if metrics.not_finite:
@@ -132,31 +133,31 @@ def _images(run: Path, config: dict[str, Any]) -> str:
     prompts = [str(prompt) for prompt in config.get("prompts") or ()]
     if prompts:
         items = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
-        told = f"<p>A row for each prompt, from the top, with the same seeds each time:</p>\n<ol>{items}</ol>"
+        explanation = f"<p>A row for each prompt, from the top, with the same seeds each time:</p>\n<ol>{items}</ol>"
     else:
-        told = "<p>Rows in turn: images of the validation split, and below them their reconstructions.</p>"
-    return f'<h2>Samples</h2>\n{told}\n<div class="images">\n{metrics}\n</div>'
+        explanation = "<p>Rows in turn: images of the validation split, and below them their reconstructions.</p>"
+    return f'<h2>Samples</h2>\n{explanation}\n<div class="images">\n{metrics}\n</div>'
 
 
 def _image(file: Path) -> str:
-    told = f"step {int(file.stem)}" if file.stem.isdecimal() else file.name
+    title = f"step {int(file.stem)}" if file.stem.isdecimal() else file.name
     try:
         with Image.open(file) as opened:
             small = opened.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # truncated, or not an image
-        return f"<figure>{_note(f'{told}: {file.name} cannot be read ({error})')}</figure>"
+        return f"<figure>{_note(f'{title}: {file.name} cannot be read ({error})')}</figure>"
     small.thumbnail((_WIDTH, 10 * _WIDTH))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=90)
     data = base64.b64encode(buffer.getvalue()).decode()
-    image = f'<img alt="{escape(told)}" src="data:image/jpeg;base64,{data}"/>'
-    return f"<figure>{image}<figcaption>{escape(told)}</figcaption></figure>"
+    image = f'<img alt="{escape(title)}" src="data:image/jpeg;base64,{data}"/>'
+    return f"<figure>{image}<figcaption>{escape(title)}</figcaption></figure>"
 
 
 def _origins(run: Path) -> list[str]:
     """The files that describe how to reproduce the run, verbatim."""
-    told = (("Config", "config.yaml"), ("Versions and hashes", "origin.yaml"))
-    texts = [(title, run / name) for title, name in told if (run / name).is_file()]
+    sources = (("Config", "config.yaml"), ("Versions and hashes", "origin.yaml"))
+    texts = [(title, run / name) for title, name in sources if (run / name).is_file()]
     return [
         f"<h2>{title}</h2>\n<pre>{escape(file.read_text(encoding='utf-8', errors='replace'))}</pre>"
         for title, file in texts

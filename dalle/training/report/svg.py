@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dalle.training.report.metrics_log import Curve
+from dalle.training.metrics_log import Curve
 
 COLORS = (
     "#0072b2",

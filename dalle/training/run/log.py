@@ -19,9 +19,9 @@ from tqdm import tqdm
 from dalle.files import atomic_file, write_text
 from dalle.training.checkpoint.checkpoint import as_value_error
 from dalle.training.distributed.fsdp import Sharding, fsdp_requested
+from dalle.training.metrics_log import logged
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.report.html import write_report
-from dalle.training.report.metrics_log import logged
 from dalle.training.run.trackers import check_tracker, start_trackers, track_image
 from dalle.training.tasks import Samples, Task
 
@@ -141,7 +141,7 @@ class RunLog:
         self.bar.set_postfix(shown | {"img/s": f"{images:.0f}", "tok/s": f"{rates['tokens_per_s']:.0f}"}, refresh=False)
         metrics = metrics | rates
         if self.share is not None:
-            metrics["flops_utilisation"] = images * self.share
+            metrics["flops_utilization"] = images * self.share
         metrics["peak_memory_gb"] = _peak_memory(self.accelerator.device) / 1e9
         if self.accelerator.scaler is not None:
             metrics["loss_scale"] = self.accelerator.scaler.get_scale()

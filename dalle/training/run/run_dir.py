@@ -21,7 +21,7 @@ from dalle.checkpoints.hub import resolve
 from dalle.config import ConfigError, dump, flat, from_dict, read_yaml, renamed, to_dict
 from dalle.data import AnyDataConfig, location
 from dalle.files import FileLock, remove_scratch, write_text
-from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.folders import folders
 from dalle.training.recipe import LoopRecipe
 
 LOCK = ".lock"
@@ -57,7 +57,7 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
 
 def _resumes(recipe: LoopRecipe) -> bool:
     """Whether a run resumes from its folder; raises a ValueError if the recipe's `resume` does not fit its content."""
-    run, there = recipe.run.dir, bool(checkpoint.folders(recipe.run.dir))
+    run, there = recipe.run.dir, bool(folders(recipe.run.dir))
     if recipe.resume == "auto":
         changes = _changes(recipe) if there else []
         if changes:

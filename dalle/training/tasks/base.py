@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from dalle.checkpoints.tensors import Tensors
-from dalle.data.loader import Batch
+from dalle.checkpoints.lazy_tensor import Tensors
+from dalle.data.batch import Batch
 from dalle.training.optim import OptimConfig
 
 Reduce = Callable[[Tensor], Tensor]

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import load_text_tokenizer
-from dalle.checkpoints.tensors import Tensors, skip_init
+from dalle.checkpoints.modules import skip_init
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import to_device
 from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.images.augment import augment

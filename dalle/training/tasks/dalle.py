@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_text_tokenizer
-from dalle.checkpoints.tensors import Tensors, skip_init
+from dalle.checkpoints.modules import skip_init
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.device import to_device
 from dalle.evaluation.evaluate import token_metrics
@@ -30,8 +31,9 @@ from dalle.text_tokenizers.t5 import T5Encoder
 from dalle.training.distributed.fsdp import Sharding, build, keep_unsharded
 from dalle.training.init_from import initial_weights, load_initial
 from dalle.training.lora import add_lora, changes, merged
-from dalle.training.planning.memory import ModelSize, TrainSetup, sampling_budget
+from dalle.training.planning.memory import sampling_budget
 from dalle.training.planning.plan import operations
+from dalle.training.planning.setup import ModelSize, TrainSetup
 from dalle.training.recipe import DALLERecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
 

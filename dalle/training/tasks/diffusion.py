@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import load_clip
-from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import to_device
 from dalle.evaluation.metrics import psnr
 from dalle.generation.decoder import (
@@ -45,7 +45,7 @@ from dalle.training.tasks.base import Phase, Samples, Task
 from dalle.training.tasks.chance import PairRandom
 from dalle.training.tasks.clip_space import check_clip, training_embeddings
 
-_CHANCE = 3  # separates the random numbers of the noise from others with the same seed
+_STREAM = 3  # separates the random numbers of the noise from others with the same seed
 _SAMPLED = 16  # images sampled per validation; each takes many forward passes
 _GOLDEN = 0.6180339887498949  # multiples of the golden ratio modulo 1 are evenly spread, however many there are
 
@@ -55,9 +55,9 @@ class Inputs:
     """A micro-batch."""
 
     images: Tensor  # [B, 3, H, H] in [-1, 1]
-    place: Tensor  # [B] in [0, 1), diffusion time as a fraction of the schedule
+    time: Tensor  # [B] in [0, 1), diffusion time as a fraction of the schedule
     noise: Tensor  # like images
-    given: tuple[Any, ...]  # conditioning of the network
+    condition: tuple[Any, ...]  # further arguments of the network
 
 
 class DiffusionTask(Task):
@@ -77,56 +77,58 @@ class DiffusionTask(Task):
         """Clean images [B, 3, H, H] in [-1, 1] and their conditioning, without dropout."""
 
     @abstractmethod
-    def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
-        """Rows of images in [0, 1], the sampled ones last, and their metrics."""
+    def _sample_and_compare(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
+        """Sample images for a batch; returns columns of images in [0, 1], the sampled ones last, and their metrics."""
 
     def loss(self, phase: Phase, inputs: Inputs, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the prediction; with a learned variance also the variational bound."""
         config = self.model.config
-        steps = (inputs.place * len(self.schedule)).long()
+        steps = (inputs.time * len(self.schedule)).long()
         noised = self.schedule.add_noise(inputs.images, inputs.noise, steps)
-        output = self.model(noised, steps, *inputs.given)
+        output = self.model(noised, steps, *inputs.condition)
         mean, variance = output.chunk(2, dim=1) if config.learned_variance else (output, None)
-        wanted = target(config.predicts, self.schedule, inputs.images, inputs.noise, steps)
-        errors = (mean - wanted).square().flatten(1).mean(1)
-        figures = {"mse": errors.mean()}
+        targets = target(config.predicts, self.schedule, inputs.images, inputs.noise, steps)
+        errors = (mean - targets).square().flatten(1).mean(1)
+        logs = {"mse": errors.mean()}
         if self.recipe.loss_weight == "min_snr":
             errors = errors * min_snr_weights(self.schedule, steps, config.predicts, self.recipe.snr_gamma)
         total = errors.mean()
         if variance is not None:
             # The mean is detached: the bound trains the variance only (arXiv 2102.09672, section 3.1)
-            known = denoised_rows(config.predicts, self.schedule, steps, noised, mean.detach())
-            bound = variational_bound(self.schedule, inputs.images, noised, steps, known, variance).mean()
-            figures["bits"] = bound * len(self.schedule)
-            total = total + self.recipe.bound_weight * figures["bits"]
-        return total, figures
+            predicted_x0 = denoised_rows(config.predicts, self.schedule, steps, noised, mean.detach())
+            bound = variational_bound(self.schedule, inputs.images, noised, steps, predicted_x0, variance).mean()
+            logs["bits"] = bound * len(self.schedule)  # one random step estimates the sum over all
+            total = total + self.recipe.bound_weight * logs["bits"]
+        return total, logs
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean squared error over all images, each at its own step and with its own noise; metrics of sampled ones."""
+        """Mean squared error over all images, each at a fixed step with fixed noise; metrics of some sampled images."""
         errors: list[Tensor] = []
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for batch in batches:
             first = len(errors)
             count = len(batch.captions)
-            images, given = self._condition(batch)
-            place = (torch.arange(first, first + count) + 1) * _GOLDEN % 1
+            images, condition = self._condition(batch)
+            time = (torch.arange(first, first + count) + 1) * _GOLDEN % 1
             noise = candidate_noise(range(first, first + count), images.shape[1:], self.device)()
-            steps = (place.to(self.device) * len(self.schedule)).long()
-            output = model(self.schedule.add_noise(images, noise, steps), steps, *given)[:, :3]
-            wanted = target(self.model.config.predicts, self.schedule, images, noise, steps)
-            errors += (output - wanted).square().flatten(1).mean(1).unbind()
+            steps = (time.to(self.device) * len(self.schedule)).long()
+            output = model(self.schedule.add_noise(images, noise, steps), steps, *condition)[
+                :, :3
+            ]  # without the variance
+            targets = target(self.model.config.predicts, self.schedule, images, noise, steps)
+            errors += (output - targets).square().flatten(1).mean(1).unbind()
             if not first:
-                figures = self._sampled(model, _first(batch, _SAMPLED))[1]
-        return {"mse": torch.stack(errors).mean().item()} | figures
+                metrics = self._sample_and_compare(model, _first(batch, _SAMPLED))[1]
+        return {"mse": torch.stack(errors).mean().item()} | metrics
 
     @torch.no_grad()
     def sample_images(self, model: nn.Module, batch: Batch) -> Samples:
         """Sample the first validation images, with the same seeds each time."""
-        rows, figures = self._sampled(model, _first(batch, _SAMPLED))
-        return Samples(image_grid(rows), figures)
+        columns, metrics = self._sample_and_compare(model, _first(batch, _SAMPLED))
+        return Samples(image_grid(columns), metrics)
 
-    def _drawn(self, denoise: Denoiser, count: int) -> Tensor:
+    def _sample(self, denoise: Denoiser, count: int) -> Tensor:
         """Sample `count` images in [0, 1], with the same seeds each time."""
         noise = candidate_noise(range(count), image_shape(self.model), self.device)
         return to_unit(sample(denoise, self.schedule, self.recipe.sampling.sampler, noise))
@@ -150,18 +152,18 @@ class DecoderTask(DiffusionTask):
         self.model.fit(training_embeddings(self.clip, recipe.data, recipe.statistics_images, device)[0])
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Embed images and captions, with dropout of both; randomness comes from each pair's seed."""
-        recipe, random = self.recipe, PairRandom(batch.seeds, _CHANCE, self.device)
-        place, dropped, silent = random.uniform(3).unbind(1)
+        """Embed images and captions, and drop each with some probability; randomness comes from each pair's seed."""
+        recipe, random = self.recipe, PairRandom(batch.seeds, _STREAM, self.device)
+        time, drop_embedding, drop_caption = random.uniform(3).unbind(1)
         noise = random.normal(*image_shape(self.model))
         captions = [
-            "" if empty else caption
-            for caption, empty in zip(batch.captions, (silent < recipe.caption_dropout).tolist(), strict=True)
+            "" if dropped else caption
+            for caption, dropped in zip(batch.captions, (drop_caption < recipe.caption_dropout).tolist(), strict=True)
         ]
         images, (embeds, text) = self._condition(replace(batch, captions=captions), recipe.bpe_dropout)
-        # In use the embeddings come from a prior and are inexact: training with noise prepares the decoder for that
+        # At inference the embeddings come from a prior and are inexact; training with noise makes the decoder robust
         embeds = embeds + recipe.embedding_noise * random.normal(embeds.shape[1])
-        return Inputs(images, place, noise, (embeds, text, dropped < recipe.embedding_dropout))
+        return Inputs(images, time, noise, (embeds, text, drop_embedding < recipe.embedding_dropout))
 
     @torch.no_grad()
     def _condition(self, batch: Batch, bpe_dropout: float = 0.0) -> tuple[Tensor, tuple[Any, ...]]:
@@ -176,8 +178,8 @@ class DecoderTask(DiffusionTask):
         ids = tokenizer.encode(captions, self.clip.config.text_length, dropout=dropout, seed=seeds)
         return self.clip.text_states(to_device(self.device, ids))
 
-    def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
-        """Decode the images' own embeddings; the metric is the cosine between an embedding before and after."""
+    def _sample_and_compare(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
+        """Decode the images' own embeddings; the metric is the cosine of these with the sampled images' embeddings."""
         assert isinstance(model, DiffusionDecoder)
         count = len(batch.captions)
         large = resize_batch(batch.unit_images(self.device), self.clip.config.image_size)
@@ -186,10 +188,10 @@ class DecoderTask(DiffusionTask):
         options = self.recipe.sampling
         text = self._text(batch.captions)
         denoise = decoder_denoiser(model, embeds, text, empty, options.guidance, options.limit())
-        drawn = self._drawn(denoise, count)
-        again = self.clip.encode_image(resize_batch(drawn, self.clip.config.image_size), normalize=False)
-        cosine = F.cosine_similarity(embeds - model.image_mean, again - model.image_mean, dim=-1).mean().item()
-        return [resize_batch(large, model.config.image_size), drawn], {"centered_cos": cosine}
+        sampled = self._sample(denoise, count)
+        sampled_embeds = self.clip.encode_image(resize_batch(sampled, self.clip.config.image_size), normalize=False)
+        cosine = F.cosine_similarity(embeds - model.image_mean, sampled_embeds - model.image_mean, dim=-1).mean().item()
+        return [resize_batch(large, model.config.image_size), sampled], {"centered_cos": cosine}
 
     def export(self, folder: Path, weights: Tensors) -> None:
         """Write a model folder with the CLIP in it."""
@@ -210,30 +212,31 @@ class UpsamplerTask(DiffusionTask):
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:
         """Random crops of images and of their blurred low-resolution versions (arXiv 2204.06125, section 2.1)."""
-        random, size = PairRandom(batch.seeds, _CHANCE, self.device), self.model.config.image_size
-        place, top, left = random.uniform(3).unbind(1)
+        random, size = PairRandom(batch.seeds, _STREAM, self.device), self.model.config.image_size
+        time, top, left = random.uniform(3).unbind(1)
         images, (large,) = self._condition(batch, self.recipe.blur)
         side = round(size * self.recipe.crop)
         pairs = crops(torch.cat((images, large), dim=1), top, left, side)
         images, large = pairs.chunk(2, dim=1)
-        return Inputs(images, place, random.normal(3, side, side), (large,))
+        return Inputs(images, time, random.normal(3, side, side), (large,))
 
     def _condition(self, batch: Batch, blur: float = 0.0) -> tuple[Tensor, tuple[Any, ...]]:
         images = from_unit(batch.unit_images(self.device))
-        low = self._low(images)
-        return images, (enlarged(gaussian_blur(low, blur) if blur else low, self.image_size),)
+        small = self._downsample(images)
+        return images, (enlarged(gaussian_blur(small, blur) if blur else small, self.image_size),)
 
-    def _low(self, images: Tensor) -> Tensor:
+    def _downsample(self, images: Tensor) -> Tensor:
         return from_unit(resize_batch(to_unit(images), self.model.config.low_size))
 
-    def _sampled(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
+    def _sample_and_compare(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
         """Upsample low-resolution images; PSNR of the result, and of bicubic resizing for comparison."""
         assert isinstance(model, Upsampler)
         images, (large,) = self._condition(batch)
-        drawn = self._drawn(upsampler_denoiser(model, self._low(images), self.recipe.sampling.limit()), len(images))
-        unit, plain = to_unit(images), to_unit(large)
-        figures = {"psnr": psnr(unit, drawn).mean().item(), "bicubic_psnr": psnr(unit, plain).mean().item()}
-        return [unit, plain, drawn], figures
+        denoise = upsampler_denoiser(model, self._downsample(images), self.recipe.sampling.limit())
+        sampled = self._sample(denoise, len(images))
+        real, bicubic = to_unit(images), to_unit(large)
+        metrics = {"psnr": psnr(real, sampled).mean().item(), "bicubic_psnr": psnr(real, bicubic).mean().item()}
+        return [real, bicubic, sampled], metrics
 
     def export(self, folder: Path, weights: Tensors) -> None:
         """Write a model folder."""
@@ -252,10 +255,11 @@ def crops(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     Returns:
         [B, C, side, side].
     """
-    room = images.shape[-1] - side + 1
-    rows, columns = (top * room).long().tolist(), (left * room).long().tolist()
-    cut = [image[:, y : y + side, x : x + side] for image, y, x in zip(images, rows, columns, strict=True)]
-    return torch.stack(cut)
+    positions = images.shape[-1] - side + 1
+    rows, columns = (top * positions).long().tolist(), (left * positions).long().tolist()
+    return torch.stack(
+        [image[:, y : y + side, x : x + side] for image, y, x in zip(images, rows, columns, strict=True)]
+    )
 
 
 def _first(batch: Batch, count: int) -> Batch:

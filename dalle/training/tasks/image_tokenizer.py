@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.tensors import Tensors
+from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.evaluation.evaluate import image_tokenizer_metrics
 from dalle.evaluation.metrics import SSIM_WINDOW, CodebookUsage
 from dalle.image_tokenizers import ImageTokenizer, Reconstruction, build

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
+from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import build_prior, load_clip
-from dalle.checkpoints.tensors import Tensors
 from dalle.config import to_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.device import to_device
 from dalle.evaluation.priors import prior_metrics
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for

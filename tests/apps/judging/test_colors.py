@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle.apps.judging.colors import COLORS, border_color, drawn_color, lab, named_color
+from dalle.apps.judging.colors import COLORS, border_color, foreground_color, named_color, srgb_to_lab
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 
 
@@ -23,7 +23,7 @@ def tensor(image: np.ndarray) -> torch.Tensor:
     return torch.tensor(image / 255, dtype=torch.float32).permute(2, 0, 1)
 
 
-def test_the_background_of_every_composed_image_is_named_rightly(composed: DrawingsDataset) -> None:
+def test_border_color_names_the_background_of_every_composed_image(composed: DrawingsDataset) -> None:
     rng = random.Random(0)
     seen = set()
     for _ in range(200):
@@ -40,22 +40,22 @@ def test_the_background_of_every_composed_image_is_named_rightly(composed: Drawi
 
 
 @pytest.mark.parametrize("name", [name for name in COLORS if name != "white"])
-def test_the_color_of_an_icon_is_that_of_what_is_drawn(name: str) -> None:
+def test_drawn_color_is_the_color_of_the_pixels_that_are_not_background(name: str) -> None:
     image = torch.ones(3, 64, 64)
-    assert drawn_color(image) is None  # nothing is drawn
+    assert foreground_color(image) is None  # nothing is drawn
     image[:, 20:40, 15:50] = torch.tensor(COLORS[name])[:, None, None] / 255
-    color = drawn_color(image)
+    color = foreground_color(image)
     assert color is not None and named_color(color) == name
     assert named_color(border_color(image)) == "white"
 
 
-def test_a_drawing_that_touches_the_border_does_not_change_it() -> None:
+def test_border_color_ignores_a_drawing_that_touches_the_border() -> None:
     image = torch.full((3, 64, 64), 0.5)
     image[:, :, 30:60] = 0
     assert border_color(image).tolist() == [0.5] * 3
 
 
-def test_lab_is_that_of_the_standard() -> None:
+def test_lab_equals_published_values_of_primaries() -> None:
     """Values of sRGB's primaries in CIELAB under D65, as published (Lindbloom), to their rounding."""
     known = {
         (1, 1, 1): (100, 0, 0),
@@ -64,4 +64,4 @@ def test_lab_is_that_of_the_standard() -> None:
         (0, 0, 1): (32.3, 79.2, -107.86),
     }
     for color, expected in known.items():
-        assert lab(torch.tensor(color, dtype=torch.float64)).tolist() == pytest.approx(expected, abs=0.1)
+        assert srgb_to_lab(torch.tensor(color, dtype=torch.float64)).tolist() == pytest.approx(expected, abs=0.1)

@@ -1,4 +1,4 @@
-"""The judge learns what it is shown; its ranks equal a slow loop; who may not judge is refused."""
+"""The judge's classifier learns; ranks equal a slow loop; other models and other data are refused."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dalle.apps.judging.classifier import Classifier, load_classifier, save_classifier
-from dalle.apps.judging.drawings import Drawings, beside, chosen, images_of, open_plain
-from dalle.apps.judging.judge import CAPTIONS, Asked, Judge, Verdict, verdict_metrics
-from dalle.apps.judging.train import JudgeOptions, changed, train_judge
+from dalle.apps.judging.drawings import Drawings, choose_baselines, choose_images, load_images, open_plain
+from dalle.apps.judging.judge import CAPTIONS, Judge, Ranks, Target, rank_metrics
+from dalle.apps.judging.train import JudgeOptions, augment, train_judge
 from dalle.data import Pair
 from dalle.data.drawings import DrawingsConfig
 from dalle.images.transforms import resize_batch
@@ -38,33 +38,35 @@ def judge(everything: Drawings) -> Judge:
 
 
 def test_ranks_equal_a_slow_loop(judge: Judge, everything: Drawings) -> None:
-    indices = chosen(everything, 6, seed=0)
-    asked = [
-        Asked(everything.concepts[i].phrase, everything.styles[i], everything.canonical_caption(i)) for i in indices
+    indices = choose_images(everything, 6, seed=0)
+    targets = [
+        Target(everything.concepts[i].phrase, everything.styles[i], everything.canonical_caption(i)) for i in indices
     ]
-    images = images_of(everything, indices)
+    images = load_images(everything, indices)
     network = judge.classifier
     shown: dict[str, tuple[str, str]] = {}
     for index in range(len(everything)):
         caption = everything.canonical_caption(index)
         shown.setdefault(caption, (everything.concepts[index].phrase, everything.styles[index]))
-    rivals = random.Random(0).sample(sorted(shown), CAPTIONS - 1)
-    for image, one, found in zip(images, asked, judge.verdicts(images, asked), strict=True):
+    distractors = random.Random(0).sample(sorted(shown), CAPTIONS - 1)
+    for image, target, ranks in zip(images, targets, judge.ranks(images, targets), strict=True):
         with torch.no_grad():
             logits, style_logits = network(resize_batch(image[None], 64))
         concepts = dict(zip(network.concepts, logits[0].double().softmax(0).tolist(), strict=True))
         styles = dict(zip(network.styles, style_logits[0].double().softmax(0).tolist(), strict=True))
-        assert found.concept_rank == sum(value >= concepts[one.concept] for value in concepts.values())
-        assert found.style_rank == sum(value >= styles[one.style] for value in styles.values())
-        own = concepts[one.concept] * styles[one.style]
+        assert ranks.concept_rank == sum(value >= concepts[target.concept] for value in concepts.values())
+        assert ranks.style_rank == sum(value >= styles[target.style] for value in styles.values())
+        own = concepts[target.concept] * styles[target.style]
         better = [
-            concepts[shown[other][0]] * styles[shown[other][1]] >= own for other in rivals if other != one.caption
+            concepts[shown[other][0]] * styles[shown[other][1]] >= own
+            for other in distractors
+            if other != target.caption
         ]
-        assert abs(found.caption_rank - (1 + sum(better))) <= 1  # float32 ties here and there
+        assert abs(ranks.caption_rank - (1 + sum(better))) <= 1  # float32 ties here and there
 
 
-def test_a_judge_learns_what_it_is_shown(everything: Drawings, tmp_path: Path) -> None:
-    """On 24 drawings, moved and blurred, all are right in the end; what is saved judges alike; a seed is a judge."""
+def test_judge_overfits_24_drawings_and_survives_saving(everything: Drawings, tmp_path: Path) -> None:
+    """All of 24 augmented drawings are classified correctly; a saved judge loads; the same seed trains the same."""
 
     class Few:
         concepts, styles = list(everything.concepts[:24]), list(everything.styles[:12]) + ["other"] * 12
@@ -81,31 +83,31 @@ def test_a_judge_learns_what_it_is_shown(everything: Drawings, tmp_path: Path) -
     losses: list[float] = []
     trained = train_judge(few, options, progress=lambda step, loss: losses.append(loss))
     assert len(losses) == 90 and losses[-1] < 0.5 * losses[0]
-    images = images_of(few, range(24))
-    of_concept, of_style = trained.chances(images)
-    right = [trained.concepts[place] for place in of_concept.argmax(1).tolist()]
+    images = load_images(few, range(24))
+    concepts, styles = trained.log_probs(images)
+    right = [trained.concepts[number] for number in concepts.argmax(1).tolist()]
     assert right == [concept.phrase for concept in few.concepts]
-    assert [trained.styles[place] for place in of_style.argmax(1).tolist()] == list(few.styles)
+    assert [trained.styles[number] for number in styles.argmax(1).tolist()] == list(few.styles)
     save_classifier(trained, tmp_path / "judge")
     loaded = load_classifier(tmp_path / "judge")
-    torch.testing.assert_close(loaded.chances(images)[0], of_concept, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded.log_probs(images)[0], concepts, atol=1e-5, rtol=1e-5)
     short = JudgeOptions(epochs=1, batch_size=8)
-    first, again = (train_judge(few, short).chances(images[:4])[0] for _ in range(2))
+    first, again = (train_judge(few, short).log_probs(images[:4])[0] for _ in range(2))
     assert torch.equal(first, again)
 
 
-def test_changes_keep_what_an_image_shows() -> None:
+def test_augmentations_keep_the_object_in_place() -> None:
     image = torch.ones(64, 3, 64, 64)
     image[:, :, 20:44, 20:44] = 0
-    made = changed(image, torch.Generator().manual_seed(0))
+    made = augment(image, torch.Generator().manual_seed(0))
     assert made.shape == image.shape and made.min() >= 0 and made.max() <= 1
     assert (made[:, :, 28:36, 28:36].mean((1, 2, 3)) < 0.1).all() and (made[:, :, :6, :6].mean((1, 2, 3)) > 0.9).all()
     assert len({round(float(one.sum())) for one in made}) > 50  # each otherwise
 
 
-def test_shares_are_counted_from_ranks() -> None:
-    verdicts = [Verdict(1, 1, 1), Verdict(5, 2, 10), Verdict(6, 1, 11), Verdict(900, 7, 400)]
-    assert verdict_metrics(verdicts) == {
+def test_metrics_are_counted_from_ranks() -> None:
+    ranks = [Ranks(1, 1, 1), Ranks(5, 2, 10), Ranks(6, 1, 11), Ranks(900, 7, 400)]
+    assert rank_metrics(ranks) == {
         "concept_top1": 0.25,
         "concept_top5": 0.5,
         "style": 0.5,
@@ -115,7 +117,7 @@ def test_shares_are_counted_from_ranks() -> None:
     }
 
 
-def test_who_may_not_judge_is_refused(tmp_path: Path, everything: Drawings, judge: Judge) -> None:
+def test_judges_that_do_not_fit_are_refused(tmp_path: Path, everything: Drawings, judge: Judge) -> None:
     model = make_tiny_model(tmp_path / "one")
     with pytest.raises(ValueError, match="stage is clip, expected a judge"):
         load_classifier(model.parent / "clip")
@@ -126,19 +128,19 @@ def test_who_may_not_judge_is_refused(tmp_path: Path, everything: Drawings, judg
         JudgeOptions(epochs=0)
 
 
-def test_what_stands_beside_an_image_is_the_same_concept_in_another_style(everything: Drawings) -> None:
+def test_reference_images_show_the_same_concept_in_another_style(everything: Drawings) -> None:
     known, held_out = open_plain(DATA, "train", 16), open_plain(DATA, "test_pair", 16)
-    indices = chosen(held_out, 20, seed=0)
-    assert indices == chosen(held_out, 20, seed=0) != chosen(held_out, 20, seed=1)
-    found = beside(held_out, indices, known, seed=0)
-    assert any(other is not None for other in found.other_style) and len(found.random) == len(indices)
-    for index, other in zip(indices, found.other_style, strict=True):
+    indices = choose_images(held_out, 20, seed=0)
+    assert indices == choose_images(held_out, 20, seed=0) != choose_images(held_out, 20, seed=1)
+    baselines = choose_baselines(held_out, indices, known, seed=0)
+    assert any(other is not None for other in baselines.other_style) and len(baselines.random) == len(indices)
+    for index, other in zip(indices, baselines.other_style, strict=True):
         if other is not None:
             assert known.concepts[other].phrase == held_out.concepts[index].phrase
             assert known.styles[other] != held_out.styles[index]
 
 
-def test_plain_training_images_are_alone_on_white(everything: Drawings) -> None:
+def test_plain_training_images_have_a_white_background_and_no_randomness(everything: Drawings) -> None:
     known = open_plain(DATA, "train", 64)
     assert [image.split for image in everything.drawings].count("train") == len(known)  # type: ignore[attr-defined]
     for index in (0, 500, 1500):

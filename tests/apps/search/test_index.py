@@ -26,8 +26,8 @@ from support.tiny_model import make_tiny_model
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
-    clip = dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
+def clip(tiny_parts: Path) -> CLIP:
+    clip = dalle.load_clip(tiny_parts / "clip")
     torch.manual_seed(0)
     with torch.no_grad():  # fresh weights ignore their input nearly wholly: these do not
         for parameter in clip.vision.parameters():
@@ -63,7 +63,7 @@ def index(photos: Path, clip: CLIP, tmp_path_factory: pytest.TempPathFactory) ->
     return made
 
 
-def test_hits_are_those_of_a_plain_loop(index: ImageIndex, clip: CLIP, photos: Path) -> None:
+def test_hits_equal_a_slow_loop(index: ImageIndex, clip: CLIP, photos: Path) -> None:
     text = clip.encode_text(["a red heart"])[0].detach()
     scores = {}
     for file in photos.rglob("*.png"):
@@ -76,7 +76,7 @@ def test_hits_are_those_of_a_plain_loop(index: ImageIndex, clip: CLIP, photos: P
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-def test_queries_are_sums_and_differences(index: ImageIndex, clip: CLIP) -> None:
+def test_query_vectors_are_normalized_sums_and_differences(index: ImageIndex, clip: CLIP) -> None:
     first, second = (clip.encode_text([text])[0].detach() for text in ("a red heart", "लाल दिल"))
     expected = first - second
     got = index.query("a red heart", minus="लाल दिल")
@@ -94,7 +94,7 @@ def test_an_image_retrieves_itself_and_its_copy(index: ImageIndex, photos: Path)
     assert index.read(hits[0]) == (photos / "copy.png").read_bytes()
 
 
-def test_filters(index: ImageIndex) -> None:
+def test_where_filters_select_rows_and_wrong_ones_are_refused(index: ImageIndex) -> None:
     wide = index.search("a", top=31, where=["width>=20", "path~HOLIDAY"])
     assert {hit.width for hit in wide} == {12 + number for number in range(30) if number >= 8 and number % 2}
     assert all("holiday" in hit.path for hit in wide)
@@ -105,7 +105,7 @@ def test_filters(index: ImageIndex) -> None:
             index.search("a", where=[wrong])
 
 
-def test_near_duplicates_are_those_of_a_slow_loop(index: ImageIndex) -> None:
+def test_near_duplicates_equal_a_slow_loop(index: ImageIndex) -> None:
     vectors = torch.from_numpy(index.table.vectors(range(31)))
     least = float((vectors @ vectors.T).triu(1).flatten().sort().values[-12]) - 1e-4  # a dozen pairs
     assert least < 1
@@ -125,7 +125,7 @@ def test_near_duplicates_are_those_of_a_slow_loop(index: ImageIndex) -> None:
         index.near_duplicates(1.5)
 
 
-def test_captions_for_a_image_are_ranked_by_the_text_tower(index: ImageIndex, clip: CLIP) -> None:
+def test_captions_of_an_image_are_ranked_by_cosine(index: ImageIndex, clip: CLIP) -> None:
     found = index.captions(patches(77), top=20)
     assert len(found) == 20 and [score for _, score in found] == sorted((score for _, score in found), reverse=True)
     image = index.query(image=patches(77))
@@ -148,7 +148,7 @@ def test_blockwise_nearest_equals_topk_also_of_filtered_rows() -> None:
         assert torch.equal(found, products.topk(17).indices)
 
 
-def test_many_images_are_found_by_looking_at_few(
+def test_approximate_search_gives_the_exact_hits(
     index: ImageIndex, clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is lowered, so that 31 images are many; cells and candidates then take in all of them."""
@@ -156,7 +156,7 @@ def test_many_images_are_found_by_looking_at_few(
     for module in (update, index_module):
         monkeypatch.setattr(module, "EXACT", 10)
     many, _ = ImageIndex.build(tmp_path / "many", photos, clip=clip)
-    assert many.manifest.near is not None
+    assert many.manifest.ann is not None
     monkeypatch.setattr(index_module, "EXACT", 10_000)
     for query in ("a red heart", "two green stars", "दिल"):
         expected = index.search(query, top=5)
@@ -171,7 +171,7 @@ def test_many_images_are_found_by_looking_at_few(
     assert [hit.path for hit in again.search("a", top=4)] == [hit.path for hit in many.search("a", top=4)]
 
 
-def test_recall_of_the_approximate_index(tmp_path: Path) -> None:
+def test_approximate_index_has_high_recall(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     random = np.random.default_rng(0)
     centres = random.standard_normal((200, 32))
@@ -186,7 +186,7 @@ def test_recall_of_the_approximate_index(tmp_path: Path) -> None:
     assert np.mean(hits) > 0.97
 
 
-def test_the_page_holds_its_thumbnails(index: ImageIndex, tmp_path: Path) -> None:
+def test_html_page_embeds_its_thumbnails(index: ImageIndex, tmp_path: Path) -> None:
     hits = index.search("दिल", top=3)
     write_page(tmp_path / "new" / "found.html", index, "<दिल>", hits)
     text = (tmp_path / "new" / "found.html").read_text(encoding="utf-8")
@@ -194,7 +194,7 @@ def test_the_page_holds_its_thumbnails(index: ImageIndex, tmp_path: Path) -> Non
     assert text.count(Path(hits[0].path).as_uri()) == 1
 
 
-def test_the_export_holds_every_vector(index: ImageIndex, tmp_path: Path) -> None:
+def test_export_holds_every_vector(index: ImageIndex, tmp_path: Path) -> None:
     assert export(index.table, tmp_path / "out.parquet", 8) == 31
     rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["id"] for row in rows] == list(range(31))
@@ -202,7 +202,7 @@ def test_the_export_holds_every_vector(index: ImageIndex, tmp_path: Path) -> Non
     assert {row["path"] for row in rows} == {hit.path for hit in index.search("a", top=31)}
 
 
-def test_wrong_queries(index: ImageIndex) -> None:
+def test_wrong_queries_are_refused(index: ImageIndex) -> None:
     for arguments, message in (
         ({}, "no query"),
         ({"text": " "}, "a text of the query is empty"),
@@ -215,7 +215,7 @@ def test_wrong_queries(index: ImageIndex) -> None:
             index.search(**arguments)
 
 
-def test_another_clip_is_refused(index: ImageIndex, photos: Path, tmp_path: Path) -> None:
+def test_index_refuses_another_clip(index: ImageIndex, photos: Path, tmp_path: Path) -> None:
     other = dalle.load_clip(make_tiny_model(tmp_path, seed=1).parent / "clip")
     with pytest.raises(ValueError, match="was made with another CLIP"):
         ImageIndex(index.folder, other).search("a")
@@ -223,7 +223,7 @@ def test_another_clip_is_refused(index: ImageIndex, photos: Path, tmp_path: Path
         ImageIndex.build(index.folder, photos, clip=other)
 
 
-def test_damaged_indexes(index: ImageIndex, tmp_path: Path) -> None:
+def test_damaged_indexes_are_refused(index: ImageIndex, tmp_path: Path) -> None:
     table = index.manifest.table[0]
     damages = {
         "cut short": lambda folder: (folder / table).write_bytes((folder / table).read_bytes()[:-100]),
@@ -241,7 +241,7 @@ def test_damaged_indexes(index: ImageIndex, tmp_path: Path) -> None:
             ImageIndex(folder)
 
 
-def test_one_image_of_one_pixel_is_an_index(clip: CLIP, tmp_path: Path) -> None:
+def test_index_of_one_image_of_one_pixel(clip: CLIP, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
     (tmp_path / "one.png").write_bytes(buffer.getvalue())
@@ -249,7 +249,7 @@ def test_one_image_of_one_pixel_is_an_index(clip: CLIP, tmp_path: Path) -> None:
     assert len(index.search("a")) == 1 and index.near_duplicates() == []
 
 
-def test_weights_count_texts(index: ImageIndex, clip: CLIP) -> None:
+def test_query_weights_scale_text_embeddings(index: ImageIndex, clip: CLIP) -> None:
     first, second = (clip.encode_text([text])[0].detach() for text in ("a red heart", "लाल दिल"))
     total = first - 0.5 * second
     got = index.query(weights={"a red heart": 1, "लाल दिल": -0.5})
@@ -261,7 +261,7 @@ def test_weights_count_texts(index: ImageIndex, clip: CLIP) -> None:
             index.query(weights=weights)
 
 
-def test_a_floor_for_scores(index: ImageIndex) -> None:
+def test_min_score_drops_lower_hits(index: ImageIndex) -> None:
     every = index.search("a red heart", top=31)
     floor = every[11].score
     above = index.search("a red heart", top=31, min_score=floor)
@@ -272,7 +272,7 @@ def test_a_floor_for_scores(index: ImageIndex) -> None:
 
 
 @pytest.mark.parametrize("least", [0.6, 0.9, 0.999])
-def test_hits_that_look_the_same_are_shown_once(index: ImageIndex, least: float) -> None:
+def test_distinct_drops_near_duplicate_hits(index: ImageIndex, least: float) -> None:
     every = index.search("a red heart", top=31)
     vectors = torch.from_numpy(index.table.vectors(np.array([hit.number for hit in every])))
     expected: list[int] = []
@@ -286,7 +286,7 @@ def test_hits_that_look_the_same_are_shown_once(index: ImageIndex, least: float)
         index.search("a red heart", distinct=0)
 
 
-def test_a_siglips_hits_have_probabilities(photos: Path, clip: CLIP, tmp_path: Path) -> None:
+def test_siglip_hits_have_probabilities(photos: Path, clip: CLIP, tmp_path: Path) -> None:
     siglip = CLIP(replace(clip.config, sigmoid=True)).eval()
     siglip.load_state_dict(clip.state_dict() | {"logit_bias": torch.tensor(-1.0)})
     siglip.tokenizer = clip.tokenizer

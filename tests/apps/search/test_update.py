@@ -14,15 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-import dalle
 from dalle.apps.search import ImageIndex, store, update
 from dalle.models.clip import CLIP
-from support.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
-    return dalle.load_clip(make_tiny_model(tmp_path_factory.mktemp("tiny")).parent / "clip")
 
 
 def png(seed: int) -> bytes:
@@ -45,8 +38,8 @@ def contents(index: ImageIndex) -> dict[str, list[float]]:
     return {index.table.row(n)["path"]: index.table.vector(n).tolist() for n in range(len(index))}
 
 
-def test_a_second_call_embeds_only_what_changed(clip: CLIP, photos: Path, tmp_path: Path) -> None:
-    first, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
+def test_rebuild_embeds_only_changed_images(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    first, _ = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     before = contents(first)
     (photos / "0.png").write_bytes(png(100))
     os.utime(photos / "0.png", ns=(1, 1))  # as an older copy has it: what counts is that it is another time
@@ -57,14 +50,14 @@ def test_a_second_call_embeds_only_what_changed(clip: CLIP, photos: Path, tmp_pa
     (photos / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     told: list[tuple[int, int]] = []
-    second, report = ImageIndex.build(tmp_path / "index", clip=clip, progress=lambda *counts: told.append(counts))
+    second, report = ImageIndex.build(tmp_path / "index", clip=tiny_clip, progress=lambda *counts: told.append(counts))
     assert (report.images, report.embedded, report.unchanged, report.dropped) == (8, 2, 6, 1)
     assert [reason.partition(":")[0] for reason in report.broken] == [str(photos / "broken.jpg")]
     assert told == [(3, 3)]
     after = contents(second)
     changed = {path for path in after if before.get(path) != after[path]}
     assert changed == {str(photos / "0.png"), str(photos / "new.gif")}
-    fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=clip)
+    fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=tiny_clip)
     assert contents(fresh) == after
     assert len(list((tmp_path / "index").glob("*.arrow"))) == 1  # the table of before is gone
     captions = {hit.path: hit.caption for hit in second.search("a")}
@@ -72,44 +65,44 @@ def test_a_second_call_embeds_only_what_changed(clip: CLIP, photos: Path, tmp_pa
     assert contents(first) == before  # what was open stays what it was
 
 
-def test_what_a_run_that_was_stopped_had_embedded_is_taken_up(
-    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rebuild_reuses_the_vectors_of_an_interrupted_build(
+    tiny_clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(done: int, total: int) -> None:
         if done >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ImageIndex.build(tmp_path / "index", photos, clip=clip, batch_size=2, progress=stop)
+        ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip, batch_size=2, progress=stop)
     with pytest.raises(ValueError, match="no index"):
         ImageIndex(tmp_path / "index")
     (tmp_path / "index" / ".part-1-piece.arrow").write_bytes(b"killed while it was written")
     piece = next((tmp_path / "index").glob("piece-*.arrow"))
     (tmp_path / "index" / piece.name.replace("1.arrow", "2.arrow")).write_bytes(piece.read_bytes()[:-50])
     told: list[tuple[int, int]] = []
-    index, report = ImageIndex.build(tmp_path / "index", photos, clip=clip, progress=lambda *c: told.append(c))
+    index, report = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip, progress=lambda *c: told.append(c))
     assert told == [(4, 4)] and (report.images, report.embedded) == (8, 8)
     assert not list((tmp_path / "index").glob("piece-*"))
-    fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=clip)
+    fresh, _ = ImageIndex.build(tmp_path / "fresh", photos, clip=tiny_clip)
     assert contents(fresh) == contents(index)
 
 
-def test_a_reader_sees_all_of_one_state_whenever_it_comes(
-    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_concurrent_readers_see_the_old_or_the_new_index(
+    tiny_clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The index is opened at each step of a change, which then fails at its last one."""
-    ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     (photos / "more.png").write_bytes(png(50))
     seen = []
     write, replace = store.write_table, os.replace
 
     def writing(*arguments: object) -> int:
         size: int = write(*arguments)  # type: ignore[arg-type]
-        seen.append(len(ImageIndex(tmp_path / "index", clip).search("a")))
+        seen.append(len(ImageIndex(tmp_path / "index", tiny_clip).search("a")))
         return size
 
     def replacing(old: Path, new: Path) -> None:
-        seen.append(len(ImageIndex(tmp_path / "index", clip).search("a")))
+        seen.append(len(ImageIndex(tmp_path / "index", tiny_clip).search("a")))
         if Path(new).name == store.NAME:
             raise OSError("no space left on device")
         replace(old, new)
@@ -117,27 +110,27 @@ def test_a_reader_sees_all_of_one_state_whenever_it_comes(
     monkeypatch.setattr(store, "write_table", writing)
     monkeypatch.setattr(os, "replace", replacing)
     with pytest.raises(OSError, match="no space"):
-        ImageIndex.build(tmp_path / "index", clip=clip)
+        ImageIndex.build(tmp_path / "index", clip=tiny_clip)
     assert len(seen) > 3 and set(seen) == {8}
     monkeypatch.undo()
-    index, report = ImageIndex.build(tmp_path / "index", clip=clip)
+    index, report = ImageIndex.build(tmp_path / "index", clip=tiny_clip)
     assert len(index) == 9 and report.embedded == 1
 
 
-def test_a_reader_that_comes_between_looks_again(
-    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_reader_retries_when_its_manifest_was_replaced(
+    tiny_clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     old = store.read_manifest(tmp_path / "index")
-    ImageIndex.build(tmp_path / "index", clip=clip)
+    ImageIndex.build(tmp_path / "index", clip=tiny_clip)
     manifests: Iterator[store.Manifest] = iter([old, store.read_manifest(tmp_path / "index")])
     monkeypatch.setattr(store, "read_manifest", lambda folder: next(manifests))
     assert len(ImageIndex(tmp_path / "index")) == 8
 
 
-def test_only_one_process_writes(clip: CLIP, photos: Path, tmp_path: Path) -> None:
+def test_only_one_process_writes_an_index(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
     with store.locked(tmp_path / "index"), pytest.raises(ValueError, match="is being written by another process"):
-        ImageIndex.build(tmp_path / "index", photos, clip=clip)
+        ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
 
 
 def as_tar(folder: Path) -> None:
@@ -166,11 +159,11 @@ def as_metadata(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [as_tar, as_parquet, as_parquet_without_captions, as_metadata])
-def test_every_kind_of_source(clip: CLIP, tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_folders_tables_and_archives_are_indexed(tiny_clip: CLIP, tmp_path: Path, make: Callable[[Path], None]) -> None:
     folder = tmp_path / "data [1]"
     folder.mkdir()
     make(folder)
-    index, report = ImageIndex.build(tmp_path / "index", folder, clip=clip, workers=1)
+    index, report = ImageIndex.build(tmp_path / "index", folder, clip=tiny_clip, workers=1)
     assert report.images == 3
     assert len(report.broken) == (make is as_parquet_without_captions)
     for hit in index.search("a"):
@@ -179,11 +172,11 @@ def test_every_kind_of_source(clip: CLIP, tmp_path: Path, make: Callable[[Path],
     assert sum(bool(hit.caption) for hit in index.search("a")) == (
         {as_metadata: 1, as_parquet_without_captions: 0}.get(make, 3)
     )
-    assert ImageIndex.build(tmp_path / "index", clip=clip)[1].unchanged == 3
+    assert ImageIndex.build(tmp_path / "index", clip=tiny_clip)[1].unchanged == 3
 
 
-def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: Path, tmp_path: Path) -> None:
-    index, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
+def test_failed_update_leaves_the_index_unchanged(tiny_clip: CLIP, photos: Path, tmp_path: Path) -> None:
+    index, _ = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"")
@@ -197,21 +190,21 @@ def test_what_cannot_be_indexed_leaves_the_index_as_it_was(clip: CLIP, photos: P
         ("table.parquet", r"no column with a usual name for images.*set image \(--image\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            ImageIndex.build(tmp_path / "index", tmp_path / source, clip=clip)
+            ImageIndex.build(tmp_path / "index", tmp_path / source, clip=tiny_clip)
     photos.rename(tmp_path / "elsewhere")  # as a disk that is not there
     with pytest.raises(ValueError, match="no such file or folder"):
-        ImageIndex.build(tmp_path / "index", clip=clip)
+        ImageIndex.build(tmp_path / "index", clip=tiny_clip)
     assert contents(ImageIndex(tmp_path / "index")) == contents(index)
     with pytest.raises(ValueError, match="say which images"):
-        ImageIndex.build(tmp_path / "new", clip=clip)
+        ImageIndex.build(tmp_path / "new", clip=tiny_clip)
     with pytest.raises(ValueError, match="holds other things than an index"):
-        ImageIndex.build(tmp_path / "elsewhere", tmp_path / "elsewhere", clip=clip)
+        ImageIndex.build(tmp_path / "elsewhere", tmp_path / "elsewhere", clip=tiny_clip)
 
 
 def test_large_index_without_faiss_warns(
-    clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_clip: CLIP, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(update, "EXACT", 4)
     monkeypatch.setattr(update.ann, "library", lambda: None)
-    index, _ = ImageIndex.build(tmp_path / "index", photos, clip=clip)
+    index, _ = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
     assert 'pip install "dalle[search]"' in caplog.text and len(index.search("a")) == 8

@@ -77,7 +77,7 @@ JSON: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", JSON)
-def test_fields(served: Running, name: str) -> None:
+def test_wrong_json_fields_are_named(served: Running, name: str) -> None:
     body, param, message = JSON[name]
     with served.http() as http:
         answer = http.post("/v1/images/generations", json=body)
@@ -98,13 +98,13 @@ def test_fields(served: Running, name: str) -> None:
         (b'{"prompt": "' + b"a" * 500_000 + b'"}', "application/json", 413, "400,000 bytes"),
     ],
 )
-def test_bodies(served: Running, content: bytes, kind: str, status: int, message: str) -> None:
+def test_wrong_bodies_are_refused(served: Running, content: bytes, kind: str, status: int, message: str) -> None:
     with served.http() as http:
         answer = http.post("/v1/images/generations", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status and message in answer.json()["error"]["message"]
 
 
-def test_a_body_without_a_length_is_counted(served: Running) -> None:
+def test_chunked_bodies_are_limited_too(served: Running) -> None:
     with served.http() as http:
         chunks = (b"a" * 100_000 for _ in range(10))
         answer = http.post("/v1/images/generations", content=chunks, headers={"Content-Type": "application/json"})
@@ -129,7 +129,7 @@ IMAGES: dict[str, tuple[dict[str, bytes], dict[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_images(served: Running, name: str) -> None:
+def test_wrong_images_are_refused(served: Running, name: str) -> None:
     files, fields, param, message = IMAGES[name]
     with served.http() as http:
         form = {key: (f"{key}.png", data, "image/png") for key, data in files.items()}
@@ -138,7 +138,7 @@ def test_images(served: Running, name: str) -> None:
     assert answer.status_code == 400 and error["param"] == param and message in error["message"]
 
 
-def test_forms(served: Running) -> None:
+def test_wrong_forms_are_refused(served: Running) -> None:
     with served.http() as http:
         answer = http.post("/v1/images/edits", content=b"nothing", headers={"Content-Type": "multipart/form-data"})
         assert answer.status_code == 400 and "form cannot be read" in answer.json()["error"]["message"]
@@ -154,14 +154,14 @@ def test_forms(served: Running) -> None:
         assert http.post("/v1/embeddings", json={"input": ""}).json()["error"]["param"] == "input"
 
 
-def test_an_empty_prompt_is_drawn_and_a_long_one_noted(served: Running) -> None:
+def test_empty_prompts_are_generated_and_long_ones_noted(served: Running) -> None:
     with served.http() as http:
         assert "notes" not in http.post("/v1/images/generations", json={"prompt": ""}).json()
         (note,) = http.post("/v1/images/generations", json={"prompt": "a red heart " * 20}).json()["notes"]
     assert "reads the first 12" in note
 
 
-def test_tokens(folder: Path, tmp_path: Path) -> None:
+def test_requests_need_a_token_of_the_token_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"# ours\n{TOKEN} # Ada's\n")
     with running(folder, token_file=tmp_path / "tokens") as served:
         assert served.openai(TOKEN).images.generate(prompt="a").data
@@ -176,7 +176,7 @@ def test_tokens(folder: Path, tmp_path: Path) -> None:
         pass
 
 
-def test_nobody_is_let_in_from_other_pages_unless_told(folder: Path, served: Running) -> None:
+def test_cross_origin_requests_are_refused_unless_allowed(folder: Path, served: Running) -> None:
     origin = {"Origin": "https://example.org"}
     with served.http() as http:
         assert "access-control-allow-origin" not in http.get("/v1/models", headers=origin).headers
@@ -199,7 +199,7 @@ def test_silent_and_too_many_connections_are_closed(served: Running) -> None:
             one.close()
 
 
-def test_a_client_that_does_not_read_is_given_up(folder: Path) -> None:
+def test_clients_that_do_not_read_are_disconnected(folder: Path) -> None:
     with running(folder, send_timeout=0.3) as served, socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         slow.connect(served.address)
@@ -213,7 +213,7 @@ def test_a_client_that_does_not_read_is_given_up(folder: Path) -> None:
         assert len(served.server.server_state.connections) <= 1  # of the client that reads
 
 
-def test_settings() -> None:
+def test_settings_out_of_range_are_refused() -> None:
     for wrong, message in (({"max_batch": 0}, "max_batch is 0"), ({"port": 70_000}, "port is 70000")):
         with pytest.raises(ValueError, match=message):
             ServeConfig(**wrong)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 from support.tiny_model import make_tiny_model
 
@@ -83,7 +83,7 @@ def alone(pipe: TextToImage, body: dict[str, Any]) -> list[bytes]:
     return found
 
 
-def test_every_image_is_the_one_it_is_alone(folder: Path, pipe: TextToImage) -> None:
+def test_batched_images_equal_images_generated_alone(folder: Path, pipe: TextToImage) -> None:
     with running(folder, max_batch=8) as served, served.http() as http, ThreadPoolExecutor(8) as pool:
         with Gate(served):
             waiting = [pool.submit(http.post, "/v1/images/generations", json=body) for body in BODIES]
@@ -95,7 +95,7 @@ def test_every_image_is_the_one_it_is_alone(folder: Path, pipe: TextToImage) -> 
         assert "dalle_image_tokens_total 144" in text and "dalle_queue_images 0" in text
 
 
-def test_who_hangs_up_leaves_the_batch(folder: Path, pipe: TextToImage) -> None:
+def test_disconnected_clients_leave_the_batch(folder: Path, pipe: TextToImage) -> None:
     """Two of a batch hang up in the middle of it; the third's image is not changed by that, and no work is left."""
     own = TextToImage.from_pretrained(folder, device="cpu")
     middle, go = threading.Event(), threading.Event()
@@ -137,7 +137,7 @@ def _send(served: Running, body: dict[str, Any]) -> socket.socket:
     return one
 
 
-def test_the_queue_is_bounded_and_time_ends(folder: Path) -> None:
+def test_full_queue_gives_429_and_a_timeout_504(folder: Path) -> None:
     with running(folder, max_waiting=3, request_timeout=0.5, max_requests=2) as served, served.http() as http:
         gate = Gate(served)
         with gate, ThreadPoolExecutor(2) as pool:
@@ -151,7 +151,7 @@ def test_the_queue_is_bounded_and_time_ends(folder: Path) -> None:
         assert http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
 
 
-def test_one_that_fails_does_not_take_the_others_along(folder: Path, pipe: TextToImage) -> None:
+def test_failing_request_does_not_fail_its_batch(folder: Path, pipe: TextToImage) -> None:
     own = TextToImage.from_pretrained(folder, device="cpu")
     draw = own.draw
 
@@ -177,7 +177,7 @@ def draining(folder: Path) -> Iterator[tuple[Running, httpx.Client]]:
         yield served, http
 
 
-def test_sigterm_finishes_what_runs_and_refuses_what_is_new(
+def test_sigterm_finishes_running_requests_and_refuses_new_ones(
     draining: tuple[Running, httpx.Client], pipe: TextToImage
 ) -> None:
     served, http = draining

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dalle.evaluation.zero_shot import embed_texts
-from dalle.pipeline import TextToImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
 
@@ -51,7 +51,7 @@ def noise(mode: str = "RGB") -> Image.Image:
     return Image.fromarray(values.to(torch.uint8).numpy()).convert(mode)
 
 
-def test_generations_are_the_pipelines_images(served: Running, pipe: TextToImage) -> None:
+def test_generations_equal_the_pipelines_images(served: Running, pipe: TextToImage) -> None:
     own = {"seed": 7, "guidance": 2.0, "top_k": 9}
     answer = served.openai().images.generate(prompt="a red heart", n=3, extra_body=own)
     (alone,) = pipe("a red heart", n=3, seed=7, guidance=2.0, top_k=9)
@@ -62,7 +62,7 @@ def test_generations_are_the_pipelines_images(served: Running, pipe: TextToImage
     assert answer.usage is not None and answer.usage.output_tokens == 3 * GRID[0] * GRID[1]
 
 
-def test_the_metadata_draws_the_image_again(served: Running, pipe: TextToImage) -> None:
+def test_png_metadata_reproduces_the_image(served: Running, pipe: TextToImage) -> None:
     answer = served.openai().images.generate(prompt="लाल दिल", extra_body={"temperature": 0.8})
     assert answer.data is not None
     image = image_of(answer.data[0])
@@ -73,7 +73,7 @@ def test_the_metadata_draws_the_image_again(served: Running, pipe: TextToImage) 
     assert again.images[0].tobytes() == image.convert("RGB").tobytes()
 
 
-def test_sizes_and_formats(served: Running) -> None:
+def test_images_have_the_requested_size_and_format(served: Running) -> None:
     images = served.openai().images
     answer = images.generate(prompt="a", size="1024x1024", output_format="webp", output_compression=50)  # type: ignore[call-overload]
     assert image_of(answer.data[0]).size == (1024, 1024) and image_of(answer.data[0]).format == "WEBP"
@@ -89,7 +89,7 @@ def test_clip_chooses_among_candidates(served: Running, pipe: TextToImage) -> No
     assert [one.score for one in answer.data] == pytest.approx(best.scores, abs=1e-5)  # type: ignore[attr-defined]
 
 
-def test_edits_draw_what_is_transparent(served: Running, pipe: TextToImage) -> None:
+def test_edits_inpaint_transparent_pixels(served: Running, pipe: TextToImage) -> None:
     original, white = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     white.paste(255, (4, 8, 16, 16))
     clear = original.copy()
@@ -116,7 +116,7 @@ def test_variations_keep_the_upper_half(served: Running, pipe: TextToImage) -> N
 
 
 @pytest.mark.parametrize("edit", [False, True])
-def test_streams_show_rows_as_they_come(served: Running, pipe: TextToImage, edit: bool) -> None:
+def test_streams_send_partial_images_by_row(served: Running, pipe: TextToImage, edit: bool) -> None:
     images = served.openai().images
     common: dict[str, Any] = {"prompt": "a red heart", "stream": True, "partial_images": 3, "extra_body": {"seed": 2}}
     if edit:
@@ -137,7 +137,7 @@ def test_streams_show_rows_as_they_come(served: Running, pipe: TextToImage, edit
     assert image_of(events[-1]).convert("RGB").tobytes() == alone.images[0].tobytes()
 
 
-def test_streams_of_several_and_of_chosen_ones(served: Running) -> None:
+def test_streams_of_several_images_and_of_reranked_candidates(served: Running) -> None:
     create = served.openai().images.generate
     events = list(create(prompt="a", n=3, stream=True, extra_body={"seed": 4}))
     assert sorted(event.seed for event in events) == [4, 5, 6]  # type: ignore[union-attr]
@@ -145,7 +145,7 @@ def test_streams_of_several_and_of_chosen_ones(served: Running) -> None:
     assert len(events) == 1 and events[0].score is not None  # type: ignore[union-attr]
 
 
-def test_models(served: Running, folder: Path, pipe: TextToImage) -> None:
+def test_models_are_listed_and_retrieved(served: Running, folder: Path, pipe: TextToImage) -> None:
     client = served.openai()
     (model,) = client.models.list().data
     assert model.id == folder.name and model.sha256 == pipe.model_hash  # type: ignore[attr-defined]
@@ -155,7 +155,7 @@ def test_models(served: Running, folder: Path, pipe: TextToImage) -> None:
     assert error.value.code == "model_not_found"
 
 
-def test_embeddings_and_classes(served: Running, pipe: TextToImage) -> None:
+def test_embeddings_and_classification_equal_the_library(served: Running, pipe: TextToImage) -> None:
     assert pipe.clip is not None
     client = served.openai()
     both = [

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.pipeline import Start, TextToImage
+from dalle.pipelines.init_image import InitImage
+from dalle.pipelines.text_to_image import TextToImage
 from support.server import running
 from support.tiny_model import GRID, make_tiny_model
 
@@ -69,18 +70,18 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_page_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_works_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_tiny_model(tmp_path)
     pipe = TextToImage.from_pretrained(folder, device="cpu")
-    starts: list[torch.Tensor] = []
-    original = pipe.start
+    masks: list[torch.Tensor] = []
+    original = pipe.encode_init_image
 
-    def recorded(*args: Any) -> Start:
-        start = original(*args)
-        starts.append(start.kept.flatten())
-        return start
+    def recorded(*args: Any) -> InitImage:
+        found = original(*args)
+        masks.append(found.known_mask.flatten())
+        return found
 
-    monkeypatch.setattr(pipe, "start", recorded)
+    monkeypatch.setattr(pipe, "encode_init_image", recorded)
     with running(folder, pipe) as served:
         page = browser.new_page()
         wrong: list[str] = []
@@ -113,8 +114,8 @@ def test_page_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pytest.Mon
         page.keyboard.press("Space")
         page.click("#anew")
         page.wait_for_selector("#history li:nth-child(2)")
-        (kept,) = starts
-        assert kept.logical_not().nonzero()[:, -1].tolist() == [1] and kept.numel() == GRID[0] * GRID[1]
+        (known,) = masks
+        assert known.logical_not().nonzero()[:, -1].tolist() == [1] and known.numel() == GRID[0] * GRID[1]
         assert "from an image" in page.locator("#history li").first.inner_text()
         tiles.first.click()
         assert {"image", "mask"} <= json.loads(Image.open(io.BytesIO(_file(page))).text["options"]).keys()  # type: ignore[attr-defined]

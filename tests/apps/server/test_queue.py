@@ -9,7 +9,7 @@ import pytest
 from dalle.apps.server.queue import FairQueue, Full, Job
 from dalle.apps.server.worker import previews
 from dalle.generation.options import SamplingConfig
-from dalle.pipeline import Request
+from dalle.pipelines.request import Request
 
 
 def job(client: str, count: int, lead: int = 0) -> Job:
@@ -20,7 +20,7 @@ def taken(queue: FairQueue, size: int) -> list[tuple[str, int]]:
     return [(unit.job.client, unit.index) for unit in queue.take(size)]
 
 
-def test_slots_go_round_the_clients() -> None:
+def test_slots_are_shared_round_robin_among_clients() -> None:
     queue = FairQueue(100, 100)
     queue.add(job("greedy", 6))
     queue.add(job("modest", 1))
@@ -32,7 +32,7 @@ def test_slots_go_round_the_clients() -> None:
     assert taken(queue, 9) == [] and len(queue) == 0
 
 
-def test_a_batch_has_one_lead_and_nobody_waits_for_ever() -> None:
+def test_batches_have_one_prefix_length_and_no_job_starves() -> None:
     queue = FairQueue(100, 100)
     queue.add(job("a", 3, lead=8))
     queue.add(job("b", 2))
@@ -51,7 +51,7 @@ def test_a_batch_has_one_lead_and_nobody_waits_for_ever() -> None:
     assert leads[-1] == {8}
 
 
-def test_it_is_full_for_one_and_for_all() -> None:
+def test_queue_is_limited_per_client_and_in_total() -> None:
     queue = FairQueue(5, 3)
     queue.add(job("a", 2))
     with pytest.raises(Full) as error:
@@ -70,7 +70,7 @@ def test_it_is_full_for_one_and_for_all() -> None:
     assert not set(queue.held) - {"b"}
 
 
-def test_what_is_dropped_is_not_taken() -> None:
+def test_dropped_jobs_are_not_taken() -> None:
     queue = FairQueue(10, 10)
     one, two = job("a", 3), job("a", 2)
     queue.add(one)
@@ -95,5 +95,5 @@ def test_what_is_dropped_is_not_taken() -> None:
         ((2, 16, 4, 15), ()),
     ],
 )
-def test_previews_are_at_the_ends_of_rows(given: Any, expected: tuple[int, ...]) -> None:
+def test_previews_are_sent_at_row_ends(given: Any, expected: tuple[int, ...]) -> None:
     assert previews(*given) == expected

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dalle.apps.vqgan_clip.canvas import FourierCanvas, LatentCanvas, PixelCanvas, start_image, within
-from dalle.apps.vqgan_clip.tiles import decode_in_tiles, starts
+from dalle.apps.vqgan_clip.canvas import FourierCanvas, LatentCanvas, PixelCanvas, clamp_with_grad, start_image
+from dalle.apps.vqgan_clip.tiles import decode_in_tiles, tile_starts
 from dalle.image_tokenizers import ImageTokenizer, build
 from support.tiny_tokenizers import TOKENIZERS
 
@@ -21,65 +21,65 @@ def tokenizer_of(kind: str) -> ImageTokenizer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_latents_are_drawn_from_the_nearest_codes_and_gradients_pass_straight_through(kind: str) -> None:
+def test_latents_are_decoded_from_nearest_codes_with_straight_through_gradients(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     codebook = tokenizer.codebook_embeddings()
     values = torch.randn(1, codebook.shape[1], 4, 6) * codebook.std()
-    drawer = LatentCanvas(tokenizer, values, tile=512)
+    canvas = LatentCanvas(tokenizer, values, tile=512)
     flat = values.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
     by_hand = torch.stack([(codebook - cell).square().sum(1).argmin() for cell in flat]).view(1, 4, 6)
-    assert torch.equal(drawer.codes(values), by_hand)
-    image = drawer.draw(drawer.values)
+    assert torch.equal(canvas.codes(values), by_hand)
+    image = canvas.render(canvas.values)
     assert torch.allclose(image, tokenizer.decode(by_hand), atol=1e-5)
     nearest = tokenizer.embed_codes(by_hand).float().requires_grad_()
     weights = torch.rand_like(image)
-    (within(tokenizer.decode_latents(nearest), 0, 1) * weights).sum().backward()
+    (clamp_with_grad(tokenizer.decode_latents(nearest), 0, 1) * weights).sum().backward()
     (image * weights).sum().backward()
-    assert drawer.values.grad is not None and nearest.grad is not None
-    assert torch.allclose(drawer.values.grad, nearest.grad, atol=1e-4)
+    assert canvas.values.grad is not None and nearest.grad is not None
+    assert torch.allclose(canvas.values.grad, nearest.grad, atol=1e-4)
 
 
-def test_a_latent_starts_from_the_codes_of_a_image_and_stays_in_the_range_of_the_codebook() -> None:
+def test_latents_start_at_an_images_codes_and_stay_in_the_codebooks_range() -> None:
     tokenizer = tokenizer_of("vq")
     image = torch.rand(1, 3, 16, 24)
-    drawer = LatentCanvas(tokenizer, torch.zeros(1, 4, 8, 12), tile=512)
-    drawer.restart(image)
-    assert torch.equal(drawer.codes(drawer.values), tokenizer.encode(image))
-    assert torch.equal(drawer.start, drawer.values) and torch.equal(drawer.average, drawer.values)
+    canvas = LatentCanvas(tokenizer, torch.zeros(1, 4, 8, 12), tile=512)
+    canvas.reset(image)
+    assert torch.equal(canvas.codes(canvas.values), tokenizer.encode(image))
+    assert torch.equal(canvas.initial, canvas.values) and torch.equal(canvas.average, canvas.values)
     with torch.no_grad():
-        drawer.values.add_(100)
-    drawer.on_step_end(0.9, 1)
-    assert torch.equal(drawer.values.amax((0, 2, 3)), tokenizer.codebook_embeddings().amax(0))
-    assert not {name for name in drawer.state_dict() if "tokenizer" in name}
+        canvas.values.add_(100)
+    canvas.on_step_end(0.9, 1)
+    assert torch.equal(canvas.values.amax((0, 2, 3)), tokenizer.codebook_embeddings().amax(0))
+    assert not {name for name in canvas.state_dict() if "tokenizer" in name}
 
 
-def test_the_average_follows_and_forgets_the_start() -> None:
-    drawer = PixelCanvas(torch.zeros(1, 3, 2, 2))
+def test_canvas_ema_forgets_its_start() -> None:
+    canvas = PixelCanvas(torch.zeros(1, 3, 2, 2))
     for step in range(1, 200):
         with torch.no_grad():
-            drawer.values.fill_(1.0)
-        drawer.on_step_end(0.9, step)
-    assert torch.allclose(drawer.average, torch.ones(1, 3, 2, 2), atol=1e-3)
-    drawer.on_step_end(0.0, 1)
-    assert torch.equal(drawer.average, drawer.values)
+            canvas.values.fill_(1.0)
+        canvas.on_step_end(0.9, step)
+    assert torch.allclose(canvas.average, torch.ones(1, 3, 2, 2), atol=1e-3)
+    canvas.on_step_end(0.0, 1)
+    assert torch.equal(canvas.average, canvas.values)
 
 
 @pytest.mark.parametrize("extent", [(16, 16), (9, 14), (1, 1)])
-def test_spectra_give_images_back(extent: tuple[int, int]) -> None:
+def test_fourier_canvas_reproduces_its_image(extent: tuple[int, int]) -> None:
     image = 0.05 + 0.9 * torch.rand(1, 3, *extent)
-    drawer = FourierCanvas(image)
-    assert torch.allclose(drawer.draw(drawer.values), image, atol=1e-4)
+    canvas = FourierCanvas(image)
+    assert torch.allclose(canvas.render(canvas.values), image, atol=1e-4)
 
 
-def test_the_limit_lets_the_gradient_back_into_the_range() -> None:
+def test_clamp_passes_gradients_that_point_into_the_range() -> None:
     x = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
-    (within(x, 0, 1) * torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])).sum().backward()
-    assert within(x, 0, 1).tolist() == [0, 0, 0.5, 1, 1]
+    (clamp_with_grad(x, 0, 1) * torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])).sum().backward()
+    assert clamp_with_grad(x, 0, 1).tolist() == [0, 0, 0.5, 1, 1]
     assert x.grad is not None and x.grad.tolist() == [0, -1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("kind", ["codes", "noise", "gradient", "grey", "white"])
-def test_starts_are_images_and_come_from_the_seed(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["codes", "noise", "gradient", "gray", "white"])
+def test_start_images_are_in_range_and_seeded(kind: str) -> None:
     one, same = (start_image(kind, 24, 40, torch.Generator().manual_seed(3)) for _ in range(2))
     assert one.shape == (1, 3, 24, 40) and torch.equal(one, same)
     assert one.min() >= 0 and one.max() <= 1
@@ -91,13 +91,13 @@ def test_starts_are_images_and_come_from_the_seed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("length", "side", "overlap"), [(64, 64, 16), (65, 64, 16), (200, 64, 16), (7, 4, 1), (3, 4, 1)]
 )
-def test_tiles_cover_all_and_overlap(length: int, side: int, overlap: int) -> None:
-    places = starts(length, side, overlap)
+def test_tiles_cover_the_image_and_overlap(length: int, side: int, overlap: int) -> None:
+    places = tile_starts(length, side, overlap)
     assert places[0] == 0 and places[-1] == max(length - side, 0)
     assert all(b - a <= side - overlap for a, b in pairwise(places))
 
 
-def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() -> None:
+def test_tiled_decoding_is_exact_for_a_pointwise_decoder() -> None:
     """A decoder of 1x1 convolutions and no norms: in tiles it must give exactly what it gives at once."""
     tokenizer = build(KINDS["dvae"]).eval()
     for module in tokenizer.decoder.modules():
@@ -114,7 +114,7 @@ def test_tiles_of_a_decoder_that_sees_no_further_than_a_cell_change_nothing() ->
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_small_images_are_decoded_at_once() -> None:
+def test_small_images_are_decoded_without_tiles() -> None:
     tokenizer = tokenizer_of("vq")
     vectors = torch.randn(1, 4, 8, 8)
     assert torch.equal(decode_in_tiles(tokenizer, vectors, tile=16), tokenizer.decode_latents(vectors))

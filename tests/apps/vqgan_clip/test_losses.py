@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dalle.apps.vqgan_clip.losses import colourfulness, pull, spherical_distance, total_variation
+from dalle.apps.vqgan_clip.losses import colorfulness, l2_to_init, spherical_distance, total_variation
 
 
 def test_spherical_distance_is_half_the_squared_angle() -> None:
@@ -21,7 +21,7 @@ def test_spherical_distance_is_half_the_squared_angle() -> None:
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1, 0.0), (-1, math.pi**2 / 2)])
-def test_its_slope_is_finite_where_vectors_are_equal_or_opposite(sign: int, expected: float) -> None:
+def test_spherical_distance_has_finite_gradients_at_equal_and_opposite_vectors(sign: int, expected: float) -> None:
     a = F.normalize(torch.arange(1.0, 5.0), dim=0)[None].requires_grad_()
     distance = spherical_distance(a, sign * a.detach())
     assert float(distance.detach()) == pytest.approx(expected, abs=0.02)
@@ -29,7 +29,7 @@ def test_its_slope_is_finite_where_vectors_are_equal_or_opposite(sign: int, expe
     assert a.grad is not None and torch.isfinite(a.grad).all()
 
 
-def test_total_variation_is_that_of_a_loop() -> None:
+def test_total_variation_equals_a_slow_loop() -> None:
     images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(1)).double()
     across = [
         (images[b, c, y, x + 1] - images[b, c, y, x]) ** 2
@@ -49,13 +49,13 @@ def test_total_variation_is_that_of_a_loop() -> None:
     assert float(total_variation(torch.ones(1, 3, 1, 1))) == 0
 
 
-def test_colourfulness() -> None:
-    grey, red = torch.full((1, 3, 2, 2), 0.3), torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 2, 2)
-    assert float(colourfulness(grey)) == 0
-    assert float(colourfulness(red)) == 1
+def test_colorfulness_of_gray_is_0_and_of_red_is_1() -> None:
+    gray, red = torch.full((1, 3, 2, 2), 0.3), torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 2, 2)
+    assert float(colorfulness(gray)) == 0
+    assert float(colorfulness(red)) == 1
 
 
-def test_the_pull_halves() -> None:
+def test_init_weight_halves_every_decay_period() -> None:
     a, b = torch.ones(4), torch.zeros(4)
-    assert [float(pull(a, b, step, 10)) for step in (0, 10, 20)] == pytest.approx([1, 0.5, 0.25])
-    assert float(pull(a, b, 1000, 0)) == 1
+    assert [float(l2_to_init(a, b, step, 10)) for step in (0, 10, 20)] == pytest.approx([1, 0.5, 0.25])
+    assert float(l2_to_init(a, b, 1000, 0)) == 1

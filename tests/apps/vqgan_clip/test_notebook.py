@@ -8,7 +8,7 @@ from pathlib import Path
 NOTEBOOK = Path(__file__).resolve().parents[3] / "examples" / "paint.ipynb"
 
 
-def test_every_cell_runs() -> None:
+def test_notebook_cells_run() -> None:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert "STEPS, CUTOUTS = 80, 8" in code[0]

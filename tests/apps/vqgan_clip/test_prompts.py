@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dalle.apps.vqgan_clip.prompts import Prompt, check_weights, echo, parse_images, parse_noise, parse_text, phase_of
+from dalle.apps.vqgan_clip.prompts import (
+    Prompt,
+    check_weights,
+    describe,
+    parse_images,
+    parse_noise,
+    parse_text,
+    phase_of,
+)
 
 
 def texts(prompt: str) -> list[list[tuple[str, float]]]:
@@ -30,7 +38,7 @@ def texts(prompt: str) -> list[list[tuple[str, float]]]:
         ("गुलाबी हात्ती:0.7 | 雪", [[("गुलाबी हात्ती", 0.7), ("雪", 1)]]),
     ],
 )
-def test_texts(prompt: str, expected: list[list[tuple[str, float]]]) -> None:
+def test_text_prompts_are_parsed_with_weights_and_phases(prompt: str, expected: list[list[tuple[str, float]]]) -> None:
     assert texts(prompt) == expected
 
 
@@ -51,7 +59,7 @@ def test_invalid_text_prompts_are_errors(prompt: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_images_and_noise(tmp_path: Path) -> None:
+def test_image_and_noise_prompts_are_parsed(tmp_path: Path) -> None:
     assert parse_images(["ref.png:0.4", "other.png"]) == [
         Prompt("image", "ref.png", 0.4),
         Prompt("image", "other.png", 1.0),
@@ -64,22 +72,22 @@ def test_images_and_noise(tmp_path: Path) -> None:
         parse_noise(["seven:0.2"])
 
 
-def test_nothing_wanted_is_refused_unless_a_image_is_there() -> None:
+def test_no_positive_weight_is_refused_without_an_image() -> None:
     phases = parse_text("fog:-1 | rain:0")
     with pytest.raises(ValueError, match="no prompt has a weight above 0"):
         check_weights(phases, from_image=False)
     check_weights(phases, from_image=True)
 
 
-def test_phases_share_the_steps_or_take_turns() -> None:
+def test_phases_split_the_steps_or_alternate() -> None:
     assert [phase_of(step, 7, 3, None) for step in range(7)] == [0, 0, 0, 1, 1, 2, 2]
     assert [phase_of(step, 7, 3, 2) for step in range(7)] == [0, 0, 1, 1, 2, 2, 0]
     assert {phase_of(step, 7, 1, None) for step in range(7)} == {0}
 
 
-def test_a_number_that_was_read_as_a_weight_is_said() -> None:
-    assert echo(parse_text("photo at 16:9")) == "'photo at 16' with weight 9"
-    assert echo(parse_text("a dog:2 | night ^ a cat")) == (
+def test_numbers_read_as_weights_are_echoed() -> None:
+    assert describe(parse_text("photo at 16:9")) == "'photo at 16' with weight 9"
+    assert describe(parse_text("a dog:2 | night ^ a cat")) == (
         "'a dog' with weight 2 and 'night' with weight 1, then 'a cat' with weight 1"
     )
-    assert echo(parse_text("a red heart")) is None and echo(parse_text(r"photo at 16\:9")) is None
+    assert describe(parse_text("a red heart")) is None and describe(parse_text(r"photo at 16\:9")) is None

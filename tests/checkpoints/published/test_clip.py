@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import dalle
 from dalle.__main__ import main
+from dalle.checkpoints.modules import check_fit
 from dalle.checkpoints.published.clip import read_clip
-from dalle.checkpoints.tensors import check_fit
 from dalle.models.clip import CLIP
 from support.published.clips import EXPECTED, SHAPES, hub_folder, state
 from support.published.references.clips import DIMENSIONS, LENGTH, PATCH, SIDE, VOCAB, ids, images
@@ -65,7 +65,7 @@ def check(source: Path, name: str, tolerance: float = 2e-5, **given: Any) -> CLI
     return clip
 
 
-def test_a_torchscript_archive_of_openai_in_half_precision(tmp_path: Path) -> None:
+def test_openai_torchscript_archive_in_half_precision_loads(tmp_path: Path) -> None:
     numbers = {"input_resolution": SIDE, "context_length": LENGTH, "vocab_size": VOCAB}
     whole = {name: value.half() if value.ndim > 1 else value for name, value in state("openai").items()}
     archived = Archived(whole | {name: torch.tensor(number) for name, number in numbers.items()})
@@ -78,7 +78,7 @@ def test_a_torchscript_archive_of_openai_in_half_precision(tmp_path: Path) -> No
     assert (clip.config.vision.heads, clip.config.text.heads) == (1, 2)
 
 
-def test_a_bare_state_dict_needs_to_be_told_its_gelu(tmp_path: Path) -> None:
+def test_bare_state_dict_needs_the_kind_of_gelu(tmp_path: Path) -> None:
     torch.save(state("openai"), tmp_path / "a.pt")
     with pytest.raises(ValueError, match="give feed_forward=quick_gelu"):
         read_clip(tmp_path / "a.pt")
@@ -88,12 +88,12 @@ def test_a_bare_state_dict_needs_to_be_told_its_gelu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["hugging_face", "hugging_face_gelu"])
-def test_folders_of_hugging_face(name: str, tmp_path: Path) -> None:
+def test_hugging_face_folders_load(name: str, tmp_path: Path) -> None:
     clip = check(hub_folder(tmp_path, name), name)
     assert clip.config.mean == (0.5, 0.5, 0.5) and clip.config.vision.heads == 2 and clip.config.text.heads == 4
 
 
-def test_open_clip(tmp_path: Path) -> None:
+def test_open_clip_folders_load(tmp_path: Path) -> None:
     save_file(state("open_clip"), tmp_path / "open_clip_model.safetensors")
     vision, text = {"width": 64, "head_width": 16, "layers": 2}, {"heads": 2}
     config = {"model_cfg": {"embed_dim": DIMENSIONS, "vision_cfg": vision, "text_cfg": text}}
@@ -106,7 +106,9 @@ def test_open_clip(tmp_path: Path) -> None:
     check(tmp_path / "b.pt", "open_clip", feed_forward="gelu", heads=4, text_heads=2)
 
 
-def test_loaded_with_its_text_tokenizer_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hugging_face_folder_loads_its_text_tokenizer_and_converts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = 512 + 1 + 2  # bytes, these at the end of a word, a merge, start and end
     folder = hub_folder(tmp_path, "hugging_face", words)
     merges(folder)
@@ -126,7 +128,9 @@ def test_loaded_with_its_text_tokenizer_and_converted(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("name, parameters", [("ViT-B/32", 151_277_313), ("ViT-L/14", 427_616_513)])
-def test_full_width(name: str, parameters: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_shapes_fit_at_full_width(
+    name: str, parameters: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     on_meta = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[name].items()}
     monkeypatch.setattr("dalle.checkpoints.published.clip.read_state", lambda source: on_meta)
     found = read_clip(tmp_path, {"feed_forward": "quick_gelu"})
@@ -137,7 +141,7 @@ def test_full_width(name: str, parameters: int, monkeypatch: pytest.MonkeyPatch,
     assert found.config.vision.heads == found.config.vision.width // 64
 
 
-def test_files_that_are_not_clips_are_one_line_errors(tmp_path: Path) -> None:
+def test_files_that_are_no_clips_give_a_one_line_error(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     cases: list[tuple[dict[str, Tensor], str]] = [
         ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "it has no tensor vision.projection.weight"),

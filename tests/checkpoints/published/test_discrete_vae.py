@@ -40,7 +40,7 @@ def write(file: Path, case: str, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("case", VERSIONS)
-def test_codes_and_images_of_their_own_code(case: str, tmp_path: Path) -> None:
+def test_codes_and_images_equal_dalle_pytorchs(case: str, tmp_path: Path) -> None:
     _, expected = reference(case)
     tokenizer = dalle.load_image_tokenizer(write(tmp_path / "vae.pt", case))
     assert isinstance(tokenizer, DiscreteVAE)
@@ -53,7 +53,7 @@ def test_codes_and_images_of_their_own_code(case: str, tmp_path: Path) -> None:
     assert wanted.std() > 0.05
 
 
-def test_converted_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vae_file_can_be_inspected_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "vae.pt", VERSIONS[0])
     assert main(["inspect", str(file)]) == 0
     assert "- images: 8x8 to 4x4 codes of 13\n" in capsys.readouterr().out
@@ -62,7 +62,7 @@ def test_converted_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "ours").encode(pixels()), codes)
 
 
-def test_normalisation(tmp_path: Path) -> None:
+def test_normalization_of_every_version_is_read(tmp_path: Path) -> None:
     """Three numbers, in newer versions a fourth for transparency; None for pixels as they are."""
     case, images = VERSIONS[0], pixels()
     usual = dalle.load_image_tokenizer(write(tmp_path / "vae.pt", case)).encode(images)
@@ -76,7 +76,7 @@ def test_normalisation(tmp_path: Path) -> None:
             dalle.load_image_tokenizer(write(tmp_path / "vae.pt", case, normalization=told))
 
 
-def test_the_part_of_a_model() -> None:
+def test_vae_inside_a_dalle_file_is_read() -> None:
     state, _ = reference(VERSIONS[0])
     found = tokenizer_of_dalle_pytorch(state, OPTIONS)
     assert found is not None and found.family == discrete_vae.FAMILY and found.config.image_size == 2 * ROWS
@@ -97,7 +97,7 @@ def test_the_part_of_a_model() -> None:
         ({}, {"decoder.3.weight": torch.zeros(4, 8, 1, 1)}, r"decoder.3.weight is \[4, 8, 1, 1\], expected \[3, 8"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_options_that_do_not_fit_the_weights_are_named(
     options: dict[str, Any], change: dict[str, Tensor | None], words: str, tmp_path: Path
 ) -> None:
     state = {name: value for name, value in (state_of(VERSIONS[0]) | change).items() if value is not None}
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_named(
 # The Gumbel VQGAN of ruDALL-E
 
 
-def test_the_gumbel_vqgan_of_rudalle(tmp_path: Path) -> None:
+def test_rudalle_gumbel_vqgan_equals_its_own_code(tmp_path: Path) -> None:
     file = REFERENCES / "rudalle_vq.safetensors"
     with safe_open(file, framework="pt") as held:
         shapes = json.loads(held.metadata()["shapes"])
@@ -133,7 +133,7 @@ def test_the_gumbel_vqgan_of_rudalle(tmp_path: Path) -> None:
     )
 
 
-def test_its_wavelets_are_refused(tmp_path: Path) -> None:
+def test_rudalle_wavelet_decoder_is_refused(tmp_path: Path) -> None:
     state = {
         "model.encoder.conv_in.weight": torch.zeros(8, 3, 3, 3),
         "model.decoder.idwt.g0_col": torch.zeros(1, 1, 2, 1),
@@ -143,7 +143,7 @@ def test_its_wavelets_are_refused(tmp_path: Path) -> None:
         dalle.load_image_tokenizer(tmp_path / "vqgan.gumbelf8-sber-dwt.model.ckpt")
 
 
-def test_the_gumbel_vqgan_at_full_width() -> None:
+def test_rudalle_gumbel_vqgan_fits_at_full_width() -> None:
     config = VQGANConfig(
         image_size=256,
         channels=128,

@@ -26,20 +26,20 @@ def network() -> EfficientNetLite0:
     return load_efficientnet_lite0()
 
 
-def test_features_are_those_of_the_reference(network: EfficientNetLite0) -> None:
+def test_features_equal_the_pytorch_port(network: EfficientNetLite0) -> None:
     found = network(IMAGES)
     assert found.shape == (2, 1280)
     torch.testing.assert_close(found[:, ::64].flatten(), torch.tensor(EXPECTED), atol=1e-4, rtol=1e-3)
 
 
-def test_an_image_has_the_same_features_alone_and_in_a_batch(network: EfficientNetLite0) -> None:
+def test_features_do_not_depend_on_the_batch(network: EfficientNetLite0) -> None:
     small = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     together = network(small)
     torch.testing.assert_close(together[1:2], network(small[1:2]), atol=1e-4, rtol=1e-4)
     assert not network.training and not any(network(small[:1]).isnan().flatten())
 
 
-def test_another_file_is_named(tmp_path: Path) -> None:
+def test_other_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="give the weights of EfficientNet-Lite0"):
         load_efficientnet_lite0(tmp_path / "other.pth")

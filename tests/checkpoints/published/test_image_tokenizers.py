@@ -52,7 +52,7 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, n
     return folder, encoder, decoder
 
 
-def test_the_dvae_of_openai(openai: tuple[Path, nn.Module, nn.Module], tmp_path: Path) -> None:
+def test_openai_dvae_equals_its_own_code(openai: tuple[Path, nn.Module, nn.Module], tmp_path: Path) -> None:
     folder, encoder, decoder = openai
     tokenizer = dalle.load_image_tokenizer(folder)
     assert isinstance(tokenizer, DVAE) and (tokenizer.codebook_size, tokenizer.factor) == (512, 8)
@@ -67,7 +67,7 @@ def test_the_dvae_of_openai(openai: tuple[Path, nn.Module, nn.Module], tmp_path:
     assert torch.equal(dalle.load_image_tokenizer(tmp_path / "ours").encode(IMAGES), codes)
 
 
-def test_the_dvae_of_openai_at_full_width() -> None:
+def test_openai_dvae_fits_at_full_width() -> None:
     config = dalle.image_tokenizers.DVAEConfig(image_size=256, codebook_size=8192, hidden=256, code_channels=128)
     with torch.device("meta"):
         model = DVAE(config)
@@ -96,7 +96,7 @@ class Taming(nn.Module):
 
 
 @pytest.mark.parametrize("gumbel", [False, True])
-def test_vqgans_of_taming(gumbel: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_taming_vqgans_equal_their_own_code(gumbel: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     theirs = Taming(gumbel).eval()
     nn.init.normal_(theirs.quantize.embed.weight if gumbel else theirs.quantize.embedding.weight)
@@ -144,7 +144,7 @@ def published(config: VQGANConfig) -> dict[str, Tensor]:
     return dict(state)
 
 
-def test_vqgans_of_llamagen(tmp_path: Path) -> None:
+def test_llamagen_vqgan_equals_its_own_code(tmp_path: Path) -> None:
     file = REFERENCES / "llamagen_vq.safetensors"
     with safe_open(file, framework="pt") as reference:
         shapes = json.loads(reference.metadata()["shapes"])
@@ -166,7 +166,7 @@ FULL_WIDTH = {  # codes, channels of a code, l2-normalised; tensors and numbers 
 
 
 @pytest.mark.parametrize("name", FULL_WIDTH)
-def test_vqgans_at_full_width(name: str) -> None:
+def test_vqgans_fit_at_full_width(name: str) -> None:
     codes, width, normalised, tensors, total = FULL_WIDTH[name]
     distance: Any = "cosine" if normalised else "euclidean"
     config = VQGANConfig(
@@ -193,7 +193,7 @@ def refused(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_an_image_tokenizer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a"
     assert f"{folder}: no such file or folder" in refused(folder, capsys)
     folder.mkdir()
@@ -213,7 +213,7 @@ def test_files_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "model.yaml says target: os.system, expected taming.models.vqgan.VQModel" in refused(folder, capsys)
 
 
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensors_of_another_shape_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs: Any = Taming(gumbel=False)
     capsys.readouterr()  # what it prints
     state = theirs.state_dict()
@@ -225,7 +225,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path, capsys: pytest.Captu
     assert "decoder.conv_out.weight is [3, 99, 3, 3], expected [3, 32, 3, 3]" in told
 
 
-def test_the_state_of_a_pickled_module(tmp_path: Path) -> None:
+def test_pickled_module_gives_its_state(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
     torch.save(module, tmp_path / "a.pt")
@@ -234,7 +234,7 @@ def test_the_state_of_a_pickled_module(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in module.state_dict().items())
 
 
-def test_the_dvae_of_openai_within_a_file_of_dalle_pytorch(openai: tuple[Path, nn.Module, nn.Module]) -> None:
+def test_openai_dvae_inside_a_dalle_pytorch_file_is_read(openai: tuple[Path, nn.Module, nn.Module]) -> None:
     folder, encoder, decoder = openai
     modules = {"vae.enc.": encoder, "vae.dec.": decoder}
     state = {prefix + name: value for prefix, module in modules.items() for name, value in module.state_dict().items()}

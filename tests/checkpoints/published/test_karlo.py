@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.karlo import read_decoder, read_upsampler
-from dalle.checkpoints.tensors import load_weights
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.upsampler import Upsampler, enlarged
@@ -68,7 +68,7 @@ def loaded(folder: Path) -> DiffusionDecoder:
 
 
 @torch.no_grad()
-def test_a_pass_is_that_of_diffusers(parts: tuple[Any, Any], folder: Path) -> None:
+def test_decoder_output_equals_diffusers(parts: tuple[Any, Any], folder: Path) -> None:
     """Both halves of a guided pass: the caption with its embedding, and the empty one with the learnt embedding."""
     unet, projection = parts
     random = torch.Generator().manual_seed(2)
@@ -149,7 +149,7 @@ def upsamplers() -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def test_upsamplers_are_those_of_diffusers(upsamplers: tuple[Any, Any], tmp_path: Path) -> None:
+def test_upsampler_outputs_equal_diffusers(upsamplers: tuple[Any, Any], tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(5)
     x, low = torch.randn(2, 3, 16, 16, generator=random), torch.rand(2, 3, 8, 8, generator=random) * 2 - 1
     steps, large = torch.tensor([999, 2]), enlarged(low, 16)

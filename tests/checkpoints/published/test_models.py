@@ -69,7 +69,9 @@ def test_converted_models_sample_the_same_images(
     assert "exists: give a new folder" in capsys.readouterr().err
 
 
-def test_inspected(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_parameters_codes_and_components(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = made(family, tmp_path / "theirs")
     given = [f"{name}={value}" for name, value in GIVEN[family].items()]
     assert main(["inspect", str(source), *given]) == 0
@@ -85,7 +87,7 @@ def test_inspected(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"{model.config.transformer.depth} layers, width {model.config.transformer.width}, 2 heads" in told
 
 
-def test_sample_py_draws_with_it(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_py_takes_a_published_folder(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = made(family, tmp_path / "theirs")
     arguments = [PROMPTS[family], "--model", str(source), "--n", "2", "--out", str(tmp_path / "out"), "--device", "cpu"]
     for name, value in GIVEN[family].items():
@@ -98,7 +100,7 @@ def test_sample_py_draws_with_it(family: str, tmp_path: Path, capsys: pytest.Cap
     assert (scores["options"]["top_k"], scores["options"]["guidance"]) == (expected.top_k, expected.guidance)
 
 
-def test_half_precision_files_are_computed_in_the_type_asked_for(tmp_path: Path) -> None:
+def test_half_precision_files_load_in_the_requested_dtype(tmp_path: Path) -> None:
     source = folders.rudalle(tmp_path / "theirs")
     whole = dalle.load_model(source, **GIVEN["rudalle"])
     half = dalle.load_model(source, dtype=torch.bfloat16, **GIVEN["rudalle"])
@@ -109,7 +111,7 @@ def test_half_precision_files_are_computed_in_the_type_asked_for(tmp_path: Path)
     assert (logits - coarse).abs().max() < 0.1 * logits.abs().max()
 
 
-def test_angles_stay_exact_in_half_precision(tmp_path: Path) -> None:
+def test_rotary_angles_stay_float32_in_half_precision(tmp_path: Path) -> None:
     source = folders.llamagen(tmp_path / "theirs", "c2i")
     whole, half = (dalle.load_model(source, dtype=dtype, heads=2) for dtype in (None, torch.bfloat16))
     assert main(["convert", str(source), str(tmp_path / "ours"), "heads=2", "--dtype", "bfloat16"]) == 0
@@ -120,7 +122,7 @@ def test_angles_stay_exact_in_half_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("dalle-pytorch")])
-def test_the_image_tokenizer_inside_a_file_of_dalle_pytorch(case: str, tmp_path: Path) -> None:
+def test_image_tokenizer_inside_a_dalle_pytorch_file_is_used(case: str, tmp_path: Path) -> None:
     source = folders.dalle_pytorch(tmp_path / "theirs", case.removeprefix("dalle-pytorch-")) / "dalle.pt"
     tokenizer = dalle.TextToImage.from_pretrained(source, device="cpu").image_tokenizer
     _, expected = reference(case)
@@ -130,7 +132,7 @@ def test_the_image_tokenizer_inside_a_file_of_dalle_pytorch(case: str, tmp_path:
     torch.testing.assert_close(images, ((expected["pictures"] + 1) / 2).clamp(0, 1), rtol=0, atol=2e-5)
 
 
-def test_an_image_tokenizer_that_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_image_tokenizer_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A DALLE-pytorch model whose file holds no tokenizer's weights, as old ones and those without DeepSpeed do."""
     source = folders.dalle_pytorch(tmp_path / "theirs") / "dalle.pt"
     state, _ = reference("dalle-pytorch-1.6.6")
@@ -152,7 +154,7 @@ def test_an_image_tokenizer_that_is_given(tmp_path: Path, capsys: pytest.Capture
         dalle.TextToImage.from_pretrained(source, device="cpu", image_tokenizer=tokenizer)
 
 
-def test_parts_that_are_elsewhere_are_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_components_are_downloaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folders.rudalle(tmp_path / "theirs")
     elsewhere = {"ai-forever/rudalle-utils": "vqgan.gumbelf8-sber.model.ckpt", "shonenkov/rudalle-utils": "bpe.model"}
     (tmp_path / "hub").mkdir()
@@ -176,7 +178,7 @@ class Encoder:
     width = folders.T5_WIDTH
 
 
-def test_features_in_place_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_features_of_t5_condition_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dalle.text_tokenizers.t5 import T5Encoder
 
     folder = folders.llamagen(tmp_path / "theirs", "t2i")
@@ -204,7 +206,7 @@ def wrong(call: Any) -> str:
     return str(caught.value)
 
 
-def test_errors_are_one_line_and_name_the_file(tmp_path: Path) -> None:
+def test_wrong_files_give_a_one_line_error_that_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     state: dict[str, Tensor] = reference("rudalle-v3")[0]
 
@@ -278,7 +280,7 @@ def damaged(state: dict[str, Tensor], chance: random.Random) -> dict[str, Tensor
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_damaged_files_are_one_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_give_a_one_line_error(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = reference(case)
     chance, refusals = random.Random(0), []
     held: dict[str, Any] = {}

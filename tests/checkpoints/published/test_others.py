@@ -40,7 +40,7 @@ def one_line(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     "codes, blocks", [(40, 4), (2**17, 1)], ids=["as many blocks as SEED-Voken's", "as many codes as Emu3.5's"]
 )
-def test_what_may_be_an_ibq_is_no_vqgan_of_taming(
+def test_possible_ibq_needs_a_config_to_load_as_vqgan(
     codes: int, blocks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "model.ckpt"
@@ -55,7 +55,7 @@ def test_what_may_be_an_ibq_is_no_vqgan_of_taming(
     assert isinstance(tokenizer, VQGAN) and tokenizer.codebook_size == codes
 
 
-def test_the_quantizer_of_a_llamagen_is_as_its_training_says(tmp_path: Path) -> None:
+def test_llamagen_distance_follows_its_training_options(tmp_path: Path) -> None:
     states = vqgan(NEAREST, llamagen=True)
     distances = []
     for options in ({}, {"codebook_l2_norm": True}, {"codebook_l2_norm": False}):
@@ -85,9 +85,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_families_without_a_reader_are_called_by_their_names(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unsupported_families_are_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "a.pt"
     torch.save({"state_dict": vqgan(NEAREST) | {name: torch.zeros(2)}}, file)
     told = one_line(file, capsys)
@@ -97,13 +95,13 @@ def test_families_without_a_reader_are_called_by_their_names(
         read_clip(file, {"feed_forward": "gelu"})
 
 
-def test_an_autoencoder_without_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_autoencoder_without_codebook_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     states = {name: value for name, value in vqgan(NEAREST).items() if not name.startswith("quantize.")}
     torch.save({"state_dict": states}, tmp_path / "kl-f8.ckpt")
     assert "it is a continuous autoencoder (of latent diffusion)" in one_line(tmp_path / "kl-f8.ckpt", capsys)
 
 
-def test_a_clip_with_words_of_another_kind(tmp_path: Path) -> None:
+def test_clip_with_another_text_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = hub_folder(tmp_path, "hugging_face")
     (folder / "bpe.model").write_text(YTTM)
     with pytest.raises(ValueError, match="its text tokenizer is of the kind yttm, as ruCLIP's"):
@@ -114,7 +112,7 @@ def test_a_clip_with_words_of_another_kind(tmp_path: Path) -> None:
         dalle.load_clip(folder)
 
 
-def test_a_clip_of_another_type(tmp_path: Path) -> None:
+def test_other_clip_types_are_refused(tmp_path: Path) -> None:
     folder = hub_folder(tmp_path, "hugging_face")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "metaclip_2"}))
@@ -137,7 +135,9 @@ def test_a_clip_of_another_type(tmp_path: Path) -> None:
         ("vision_cfg", {"pos_embed_type": "sin_cos_2d"}),
     ],
 )
-def test_towers_of_open_clip_that_compute_otherwise(part: str, option: dict[str, Any], tmp_path: Path) -> None:
+def test_open_clip_towers_of_another_architecture_are_refused(
+    part: str, option: dict[str, Any], tmp_path: Path
+) -> None:
     states: dict[str, Tensor] = state("open_clip")
     save_file(states, tmp_path / "open_clip_model.safetensors")
     towers: dict[str, dict[str, Any]] = {
@@ -159,7 +159,7 @@ WRAPPED = [("module.",), ("_orig_mod.",), ("module.", "_orig_mod."), ("model.",)
 
 @pytest.mark.parametrize("wrappers", WRAPPED)
 @pytest.mark.parametrize("kind", ["pickle", "safetensors"])
-def test_what_training_code_puts_into_names_is_taken_off(
+def test_wrapper_prefixes_of_tensor_names_are_removed(
     wrappers: tuple[str, ...], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     front = "".join(reversed(wrappers))
@@ -180,7 +180,7 @@ def test_what_training_code_puts_into_names_is_taken_off(
     assert "taken off" not in capsys.readouterr().out
 
 
-def test_wrapped_image_tokenizers_and_models(tmp_path: Path) -> None:
+def test_wrapped_image_tokenizers_load_and_language_models_are_refused(tmp_path: Path) -> None:
     states = {f"module.{name.replace('encoder.', 'encoder._orig_mod.')}": v for name, v in vqgan(NEAREST).items()}
     torch.save({"state_dict": states}, tmp_path / "a.ckpt")
     tokenizer = dalle.load_image_tokenizer(tmp_path / "a.ckpt")

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dalle.checkpoints.published.pickles import OpaqueObject, read_pickled
+from dalle.checkpoints.published.pickles import read_pickled
+from dalle.checkpoints.published.unpickler import OpaqueObject
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -59,13 +60,13 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("zipped", [True, False])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
-def test_what_torch_saves_is_read(zipped: bool, tree: Any, tmp_path: Path) -> None:
+def test_torch_save_files_are_read(zipped: bool, tree: Any, tmp_path: Path) -> None:
     torch.save(tree, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     assert same(read_pickled(tmp_path / "a.pt"), tree)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_tensors_that_share_numbers_and_modules(zipped: bool, tmp_path: Path) -> None:
+def test_tensors_that_share_storage_are_read(zipped: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = torch.randn(4, 6)
     layer = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).half()
@@ -86,7 +87,7 @@ def test_tensors_that_share_numbers_and_modules(zipped: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_modules_become_stand_ins_with_their_tensors(zipped: bool, tmp_path: Path) -> None:
+def test_pickled_modules_become_opaque_objects_with_their_tensors(zipped: bool, tmp_path: Path) -> None:
     layer = nn.Linear(3, 2)
     options = argparse.Namespace(lr=0.1, betas=(0.9, 0.95))
     torch.save([layer, options, collections.Counter("ab")], tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
@@ -98,7 +99,7 @@ def test_modules_become_stand_ins_with_their_tensors(zipped: bool, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_scripted_modules(tmp_path: Path) -> None:
+def test_torchscript_archives_are_read(tmp_path: Path) -> None:
     layer = nn.Linear(3, 2)
     torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 3)), tmp_path / "a.pt")
     found = read_pickled(tmp_path / "a.pt")
@@ -137,7 +138,7 @@ HOSTILE: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("how", ["zip", "old", "bare"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_by_name(name: str, how: str, tmp_path: Path) -> None:
+def test_hostile_pickles_are_refused_by_name(name: str, how: str, tmp_path: Path) -> None:
     mark, file = tmp_path / "mark", tmp_path / "a.pt"
     tree = {"weight": torch.zeros(2) if how != "bare" else 0, "more": HOSTILE[name](mark)}
     if how == "bare":
@@ -149,7 +150,7 @@ def test_a_hostile_file_is_refused_by_name(name: str, how: str, tmp_path: Path) 
     assert "\n" not in str(caught.value) and not mark.exists() and file.exists()
 
 
-def test_a_class_is_not_imported_to_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_classes_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trap.py").write_text(marked(tmp_path / "mark"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "a.pkl").write_bytes(b"ctrap\nThing\n.")
@@ -172,7 +173,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_files_that_are_not_checkpoints_are_one_line_errors(name: str, tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints_give_a_one_line_error(name: str, tmp_path: Path) -> None:
     content, message = BAD[name]
     (tmp_path / "a.pkl").write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -190,7 +191,7 @@ def rewritten(file: Path, change: Callable[[str, bytes], bytes], packed: int = z
             archive.writestr(name, change(name, content))
 
 
-def test_archives_that_lie_about_sizes(tmp_path: Path) -> None:
+def test_archives_with_false_sizes_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     torch.save({"a": torch.zeros(1000)}, file)
     rewritten(file, lambda name, content: content, zipfile.ZIP_DEFLATED)  # a bomb would be packed
@@ -219,7 +220,7 @@ def test_archives_that_lie_about_sizes(tmp_path: Path) -> None:
     ("offset", "size", "stride"), [(0, (11,), (1,)), (5, (3, 3), (2, 1)), (-1, (2,), (1,)), (0, (2,), (-1,))]
 )
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
-def test_a_tensor_stays_within_its_storage(
+def test_tensors_outside_their_storage_are_refused(
     offset: int, size: tuple[int, ...], stride: tuple[int, ...], tmp_path: Path
 ) -> None:
     class Tensorlike:

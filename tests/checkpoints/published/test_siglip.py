@@ -93,7 +93,7 @@ def theirs(folder: Path, version: int) -> Any:
     return transformers.Siglip2Tokenizer(vocab=vocab, merges=[(a, b) for _, a, b in sorted(merges)])
 
 
-def test_embeddings_and_probabilities_are_those_of_transformers(published: tuple[Any, Path, int]) -> None:
+def test_embeddings_and_probabilities_equal_transformers(published: tuple[Any, Path, int]) -> None:
     model, folder, _ = published
     clip = dalle.load_clip(folder)
     assert isinstance(clip.tokenizer, SigLIPTokenizer) and not clip.training
@@ -112,7 +112,7 @@ def test_embeddings_and_probabilities_are_those_of_transformers(published: tuple
     assert found.std() > 1e-3 and of_images[0].sub(of_images[1]).abs().max() > 0.05
 
 
-def test_text_ids_are_those_of_transformers(published: tuple[Any, Path, int]) -> None:
+def test_text_ids_equal_transformers(published: tuple[Any, Path, int]) -> None:
     _, folder, version = published
     tokenizer = dalle.load_text_tokenizer(folder)
     reference = theirs(folder, version)
@@ -127,7 +127,7 @@ def test_text_ids_are_those_of_transformers(published: tuple[Any, Path, int]) ->
         tokenizer.encode(["a lion"], dropout=0.1)
 
 
-def test_converted_it_is_the_same_and_ranks(
+def test_converted_siglip_gives_the_same_scores(
     published: tuple[Any, Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, folder, _ = published
@@ -143,7 +143,7 @@ def test_converted_it_is_the_same_and_ranks(
     assert load_file(tmp_path / "ours/model.safetensors")["logit_bias"].item() == -3
 
 
-def test_missing_or_mismatched_parts_are_one_line_errors(published: tuple[Any, Path, int], tmp_path: Path) -> None:
+def test_missing_or_mismatched_files_give_a_one_line_error(published: tuple[Any, Path, int], tmp_path: Path) -> None:
     _, folder, version = published
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     file = copy / ("spiece.model" if version == 1 else "tokenizer.model")
@@ -174,7 +174,7 @@ def test_missing_or_mismatched_parts_are_one_line_errors(published: tuple[Any, P
     refused("NaFlex")
 
 
-def test_shapes_of_the_published_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_shapes_fit_at_full_width(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Base, patch 16, 256 pixels, both vocabularies: as many parameters as transformers has."""
     for vocab in (32_000, 256_000):
         with torch.device("meta"):

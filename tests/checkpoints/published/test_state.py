@@ -8,7 +8,7 @@ import torch
 from dalle.checkpoints.published.state import concat_lazy, count, shape
 
 
-def test_joined() -> None:
+def test_concat_lazy_equals_vstack() -> None:
     parts = torch.randn(2, 3), torch.randn(1, 3), torch.randn(4, 3)
     lazy = concat_lazy(*parts)
     assert lazy.shape == (7, 3) and lazy.dtype == torch.float32
@@ -16,14 +16,14 @@ def test_joined() -> None:
 
 
 @pytest.mark.parametrize("other", [(), (2,), (2, 4), (2, 3, 1)])
-def test_parts_that_do_not_go_together(other: tuple[int, ...]) -> None:
+def test_concat_lazy_refuses_shapes_that_do_not_match(other: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"tensors of shapes .*\[2, 3\].*, which do not match"):
         concat_lazy(torch.zeros(other), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="do not match"):
         concat_lazy(torch.zeros(3), torch.zeros(()))
 
 
-def test_shape() -> None:
+def test_shape_names_missing_tensors_and_wrong_dimensions() -> None:
     tensors = {"a": torch.zeros(2, 3)}
     assert shape(tensors, "a") == shape(tensors, "a", 2) == (2, 3)
     with pytest.raises(ValueError, match=r"its a is \[2, 3\], expected 4 dimensions"):
@@ -32,7 +32,7 @@ def test_shape() -> None:
         shape(tensors, "b")
 
 
-def test_count() -> None:
+def test_count_names_missing_layers() -> None:
     tensors = {f"layers.{layer}.{kind}": torch.zeros(1) for layer in range(11) for kind in ("weight", "bias")}
     assert count(tensors, r"layers\.(\d+)\.") == 11 and count(tensors, r"blocks\.(\d+)\.") == 0
     for number in ("500", "9" * 5000):  # which would make that many layers, or be no number that Python reads

@@ -39,7 +39,7 @@ def yttm(folder: Path, name: str = "bpe.model") -> Path:
 
 @pytest.mark.parametrize("name", ["merges.txt", "bpe_simple_vocab_16e6.txt", "bpe_simple_vocab_16e6.txt.gz"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_clip(name: str, whole: bool, tmp_path: Path) -> None:
+def test_clip_merges_are_recognized(name: str, whole: bool, tmp_path: Path) -> None:
     file = clip(tmp_path, name)
     tokenizer = read_text_tokenizer(tmp_path if whole else file)
     assert isinstance(tokenizer, CLIPTokenizer) and tokenizer.vocab_size == 516
@@ -48,7 +48,7 @@ def test_clip(name: str, whole: bool, tmp_path: Path) -> None:
     assert read_text_tokenizer(file, add_special_tokens=False).encode_ragged(["abc"]) == [[merged]]
 
 
-def test_clip_beside_its_numbers(tmp_path: Path) -> None:
+def test_clip_vocabulary_file_must_match_the_merges(tmp_path: Path) -> None:
     tokenizer = read_text_tokenizer(clip(tmp_path))
     assert isinstance(tokenizer, CLIPTokenizer)
     (tmp_path / "vocab.json").write_text(json.dumps(tokenizer.vocabulary))
@@ -61,13 +61,13 @@ def test_clip_beside_its_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["bpe-16k-", ""])
-def test_mindalle(prefix: str, tmp_path: Path) -> None:
+def test_mindalle_tokenizer_is_recognized(prefix: str, tmp_path: Path) -> None:
     tokenizer = read_text_tokenizer(char(tmp_path, prefix))
     assert isinstance(tokenizer, CharTokenizer) and tokenizer.pad_id == 5 and tokenizer.vocab_size == 6
     assert tokenizer.encode(["AB q"], 4).tolist() == [[4, 0, 5, 5]]
 
 
-def test_rudalle_under_any_name(tmp_path: Path) -> None:
+def test_rudalle_tokenizer_is_recognized_under_any_name(tmp_path: Path) -> None:
     for source in (yttm(tmp_path), tmp_path, yttm(tmp_path, "russian.txt")):
         assert isinstance(read_text_tokenizer(source), YTTMTokenizer)
     assert read_text_tokenizer(tmp_path).encode_ragged([""]) == [[2, 3]]
@@ -75,7 +75,7 @@ def test_rudalle_under_any_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [clip, lambda folder: char(folder, "bpe-16k-"), yttm])
-def test_loaded_and_saved_it_stays_what_it_is(make: object, tmp_path: Path) -> None:
+def test_loaded_tokenizers_survive_saving(make: object, tmp_path: Path) -> None:
     theirs = load_text_tokenizer(make(tmp_path), add_special_tokens=False)  # type: ignore[operator]
     theirs.save(tmp_path / "ours")
     again: TextTokenizer = load_text_tokenizer(tmp_path / "ours")
@@ -89,7 +89,7 @@ def refused(source: Path, message: str) -> None:
     assert "\n" not in str(caught.value) and str(source) in str(caught.value)
 
 
-def test_anything_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path, "it has no text tokenizer: expected bpe.model")
     file = tmp_path / "file"
     for content, message in (

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from dalle.checkpoints.modules import check_fit
 from dalle.checkpoints.published import llamagen, mindalle, rudalle
 from dalle.checkpoints.published.state import published_name, rename_tensors
-from dalle.checkpoints.tensors import check_fit
 from dalle.models.dalle import DALLE
 from support.generation import generate
 from support.published import REFERENCES
@@ -24,7 +24,7 @@ from support.published.transformers import built, read, reference
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_tokens_of_their_own_code(case: str, tmp_path: Path) -> None:
+def test_logits_and_tokens_equal_their_own_code(case: str, tmp_path: Path) -> None:
     state, expected = reference(case)
     model = built(read(case, state, tmp_path))
     text, image = inputs()
@@ -49,7 +49,7 @@ def test_logits_and_tokens_of_their_own_code(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_by_one_with_the_cache_as_in_one_go(case: str, tmp_path: Path) -> None:
+def test_cached_logits_equal_uncached(case: str, tmp_path: Path) -> None:
     model = built(read(case, reference(case)[0], tmp_path)).double()  # in float32, CPUs differ by 1e-5 of the largest
     text, image = inputs()
     if case.startswith("llamagen"):
@@ -82,7 +82,7 @@ PARAMETERS = {  # as published
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_full_width(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_shapes_fit_at_full_width(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = MANIFESTS[name]
     state = {
         key.replace(".*.", f".{layer}."): torch.empty(shape, device="meta")
@@ -109,7 +109,7 @@ def test_full_width(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_masks_of_rudalle() -> None:
+def test_rudalle_masks_equal_digests_of_its_own_code() -> None:
     """Digests of what rudalle/dalle/image_attention.py makes of 3 text tokens and 13 x 13 of the image."""
     expected = {
         "v2": ["4af51d6d60bd6a45", "29bb3d35947a4dde", "d0944feb6c8cba29"],
@@ -126,7 +126,7 @@ def test_masks_of_rudalle() -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("dalle-pytorch")])
-def test_what_a_tensor_is_called_in_the_file(case: str) -> None:
+def test_published_name_inverts_the_renaming_rules(case: str) -> None:
     family = {"mindalle": mindalle, "rudalle": rudalle, "llamagen": llamagen}[case.partition("-")[0]]
     for name in reference(case)[0]:
         for ours in rename_tensors({name: torch.empty(0)}, family._RULES, family._DROPPED)[0]:

@@ -25,10 +25,14 @@ import train
 from dalle.config import from_dict, read_yaml
 from dalle.data import open_data, open_training
 from dalle.data.base import BadRecord
-from dalle.data.custom import dataset
-from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream, StreamValidation, expand_braces
+from dalle.data.custom import stream as stream_module
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.dataset import CustomDataset
+from dalle.data.custom.open_source import expand_braces
 from dalle.data.custom.parquet import hub_source
 from dalle.data.custom.records import FileSpan, Record, Shard, in_validation_split
+from dalle.data.custom.splits import source_of_split
+from dalle.data.custom.stream import CustomStream, StreamValidation
 from dalle.data.custom.webdataset import TarSource
 from dalle.data.loader import batches, evaluation_batches
 from dalle.image_tokenizers import ImageTokenizerConfig
@@ -172,13 +176,13 @@ def ignored(config: CustomConfig, size: int = SIDE) -> dict[int, set[str]]:
 
 @EVERY
 @STREAM
-def test_every_image_with_all_its_captions(layout: Layout, stream: bool, tmp_path: Path) -> None:
+def test_every_image_and_caption_of_every_layout_is_read(layout: Layout, stream: bool, tmp_path: Path) -> None:
     config = CustomConfig(path=str(layout(tmp_path)), stream=stream, validation_share=0)
     assert ignored(config) == {number: set(captions(number)) for number in range(COUNT)}
 
 
 @EVERY
-def test_splits_are_the_same_streamed_and_by_number(layout: Layout, tmp_path: Path) -> None:
+def test_streamed_and_indexed_splits_are_equal(layout: Layout, tmp_path: Path) -> None:
     path = str(layout(tmp_path))
     shown = {}
     for stream in (False, True):
@@ -193,7 +197,7 @@ def test_splits_are_the_same_streamed_and_by_number(layout: Layout, tmp_path: Pa
 
 @EVERY
 @STREAM
-def test_captions_are_those_of_the_training_split(layout: Layout, stream: bool, tmp_path: Path) -> None:
+def test_captions_come_from_the_training_split(layout: Layout, stream: bool, tmp_path: Path) -> None:
     config = CustomConfig(path=str(layout(tmp_path)), stream=stream, validation_share=0.2)
     expected = Counter(caption for number in ignored(config) for caption in captions(number))
     assert Counter(open_training(config, SIDE).captions()) == expected
@@ -204,7 +208,7 @@ KINDS = pytest.mark.parametrize("layout", [with_texts, with_parquet, with_tars])
 
 @KINDS
 @STREAM
-def test_resume_is_exact(layout: Layout, stream: bool, tmp_path: Path) -> None:
+def test_resumed_batches_equal_uninterrupted(layout: Layout, stream: bool, tmp_path: Path) -> None:
     data = open_training(CustomConfig(path=str(layout(tmp_path)), stream=stream, shuffle_buffer=16), SIDE)
     whole = list(itertools.islice(batches(data, batch_size=8, seed=4), 12))
     for start in (0, 2, 3, 11):
@@ -224,7 +228,7 @@ def test_order_does_not_depend_on_processes_or_workers(layout: Layout, stream: b
 
 
 @pytest.mark.parametrize("layout", [with_parquet, with_tars])
-def test_streams_are_mixed_anew_each_epoch(layout: Layout, tmp_path: Path) -> None:
+def test_streams_are_reshuffled_each_epoch(layout: Layout, tmp_path: Path) -> None:
     data = open_training(
         CustomConfig(path=str(layout(tmp_path)), stream=True, shuffle_buffer=10, validation_share=0), SIDE
     )
@@ -236,7 +240,7 @@ def test_streams_are_mixed_anew_each_epoch(layout: Layout, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("pattern", ["part-{0..2}.parquet", "part-*.parquet", "{part-0,part-1,part-2}.parquet"])
-def test_patterns(pattern: str, tmp_path: Path) -> None:
+def test_glob_patterns_select_files(pattern: str, tmp_path: Path) -> None:
     config = CustomConfig(path=f"{with_parquet(tmp_path)}/{pattern}", validation_share=0)
     assert len(open_training(config, SIDE)) == COUNT  # type: ignore[arg-type]
     assert (
@@ -252,14 +256,14 @@ def test_hidden_files_do_not_count(tmp_path: Path) -> None:
     assert CustomDataset(CustomConfig(path=str(tmp_path)), "train", SIDE).rows.keys == ["a.png"]
 
 
-def test_braces() -> None:
+def test_brace_patterns_are_expanded() -> None:
     assert expand_braces("a-{008..010}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
     assert expand_braces("{x,y}/{1..2}") == ["x/1", "x/2", "y/1", "y/2"]
     assert expand_braces("plain") == ["plain"]
 
 
 @STREAM
-def test_the_hub_path(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_sets_are_loaded_by_name(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A local folder in the hub's layout stands in for owner/name."""
     local, load, asked = with_hub_layout(tmp_path), datasets.load_dataset, []
 
@@ -278,7 +282,7 @@ def test_the_hub_path(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @STREAM
-def test_tar_files_of_the_hub(stream: bool, tmp_path: Path) -> None:
+def test_tar_files_of_the_hub_are_streamed(stream: bool, tmp_path: Path) -> None:
     """As datasets reads them: the name within the shard becomes the key, and lines are captions."""
     source = hub_source(str(with_tars(tmp_path)), "train", None, None, None)
     rows = source.rows()
@@ -290,14 +294,14 @@ def test_tar_files_of_the_hub(stream: bool, tmp_path: Path) -> None:
     assert [record.image for record in records] == [image(number) for number in range(COUNT)]
 
 
-def test_the_hub_cannot_be_reached(tmp_path: Path) -> None:
+def test_unreachable_hub_gives_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^owner/name \(not a local folder, so taken as a hub id\) cannot be loaded: [^\n]*$"
     ):
         CustomDataset(CustomConfig(path="owner/name"), "train", SIDE)
 
 
-def test_images_that_lie_elsewhere(tmp_path: Path) -> None:
+def test_file_spans_read_local_paths_and_urls(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
     assert FileSpan(str(tmp_path / "a.bin"), 2, 3).read() == b"234"
     assert FileSpan((tmp_path / "a.bin").as_uri()).read() == b"0123456789"
@@ -305,7 +309,7 @@ def test_images_that_lie_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [with_parquet, with_tars, with_jsonl, with_hub_layout])
 @STREAM
-def test_nothing_is_written_beside_the_images(
+def test_reading_writes_no_files(
     layout: Layout, stream: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = layout(tmp_path)
@@ -319,14 +323,14 @@ def test_nothing_is_written_beside_the_images(
 # What is chosen
 
 
-def test_choices_come_from_the_seed_alone(tmp_path: Path) -> None:
+def test_random_choices_depend_on_the_seed_alone(tmp_path: Path) -> None:
     data = CustomDataset(CustomConfig(path=str(with_texts(tmp_path)), crop="random", crop_share=0.3), "train", SIDE)
     index = next(i for i in range(len(data)) if len(data.rows.captions(int(data.members[i]))) == 2)
     assert {data.pair(index, 5).caption for _ in range(3)} == {data.pair(index, 5).caption}
     assert len({data.pair(index, seed).caption for seed in range(20)}) == 2
 
 
-def test_validation_has_no_chance_in_it(tmp_path: Path) -> None:
+def test_validation_pairs_are_not_random(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(_gradient())
     (tmp_path / "a.txt").write_text("first\nsecond\n")
     path = str(tmp_path)
@@ -347,7 +351,7 @@ def _gradient() -> bytes:
     return file.getvalue()
 
 
-def test_columns_by_name(tmp_path: Path) -> None:
+def test_table_columns_are_chosen_by_name(tmp_path: Path) -> None:
     table = {"a": ["one"], "text": ["two"], "photo": [image(3)], "image": [image(4)], "id": ["x"]}
     parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     path = str(tmp_path / "t.parquet")
@@ -357,12 +361,12 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert (data.pair(0, 0).caption, number_of(data.pair(0, 0).image), data.rows.keys) == ("one", 3, ["x"])
 
 
-def test_entries_of_tars_by_name(tmp_path: Path) -> None:
+def test_tar_members_are_chosen_by_name(tmp_path: Path) -> None:
     config = CustomConfig(path=str(with_json_tars(tmp_path)), caption="json.title", validation_share=0)
     assert ignored(config) == {number: {f"title {number}"} for number in range(COUNT)}
 
 
-def test_separate_validation(tmp_path: Path) -> None:
+def test_validation_path_is_a_split_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     for stream in (False, True):
         config = CustomConfig(
@@ -374,7 +378,7 @@ def test_separate_validation(tmp_path: Path) -> None:
         assert len(open_data(config, "validation", SIDE)) == COUNT
 
 
-def test_held_out_share_is_about_right_and_stable() -> None:
+def test_validation_share_is_approximate_and_grows_monotonically() -> None:
     keys = [f"images/{number}.jpg" for number in range(4000)]
     apart = {key for key in keys if in_validation_split(key, 0.1)}
     assert 320 < len(apart) < 480
@@ -383,7 +387,9 @@ def test_held_out_share_is_about_right_and_stable() -> None:
 
 
 @STREAM
-def test_a_handful_of_images(stream: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_images_than_a_batch_train_and_validate(
+    stream: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Fewer than a batch, and none that the hash holds out."""
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(image(number))
@@ -396,33 +402,35 @@ def test_a_handful_of_images(stream: bool, tmp_path: Path, caplog: pytest.LogCap
     assert [len(batch.captions) for batch in evaluation_batches(held, 32)] == [3]
 
 
-def test_a_set_that_is_held_out_whole_still_trains(tmp_path: Path) -> None:
+def test_data_set_held_out_entirely_still_trains(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(image(1))
     (tmp_path / "a.txt").write_text("one")
     config = CustomConfig(path=str(tmp_path), validation_share=0.9999999)
     assert len(CustomDataset(config, "train", SIDE)) == len(CustomDataset(config, "validation", SIDE)) == 1
 
 
-def test_the_head_of_a_stream_is_bounded(tmp_path: Path) -> None:
+def test_stream_validation_is_bounded(tmp_path: Path) -> None:
     config = CustomConfig(path=str(with_tars(tmp_path)), stream=True, stream_validation=4, validation_share=0.5)
     assert len(StreamValidation(config, "validation", SIDE)) == 4
     numbers = {number_of(StreamValidation(config, "train", SIDE).pair(i, 0).image) for i in range(4)}
     assert numbers <= set(ignored(config))
 
 
-def test_the_head_of_a_stream_is_of_all_its_shards(tmp_path: Path) -> None:
+def test_stream_validation_comes_from_all_shards(tmp_path: Path) -> None:
     config = CustomConfig(path=str(with_tars(tmp_path)), stream=True, stream_validation=6, validation_share=0.5)
-    held = [r.key for shard in config.source("train").shards() for r in shard.records() if config.holds_out(r.key)]
+    held = [
+        r.key for shard in source_of_split(config, "train").shards() for r in shard.records() if config.holds_out(r.key)
+    ]
     kept = [record.key for record in StreamValidation(config, "validation", SIDE)._records()]
     first = [[key for key in held if key.startswith(f"shard-{n:03}")] for n in range(3)]
     assert kept == [key for turn in itertools.zip_longest(*first) for key in turn if key is not None][:6]
     assert {key.partition("/")[0] for key in kept} == {f"shard-{n:03}.tar" for n in range(3)}
 
 
-def test_shards_of_a_stream_are_opened_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_OPEN_SHARDS", 2)
+def test_few_shards_of_a_stream_are_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "_OPEN_SHARDS", 2)
     shards = [Shard(name, lambda n=name: (Record(f"{n}{i}") for i in range(3))) for name in "abcd"]
-    found = [record.key for record in dataset._round_robin(shards, lambda record: record.key != "d1")]
+    found = [record.key for record in stream_module._round_robin(shards, lambda record: record.key != "d1")]
     assert found == ["a0", "d0", "a1", "d2", "a2", "b0", "c0", "b1", "c1", "b2", "c2"]
 
 
@@ -463,7 +471,7 @@ def test_broken_records_are_replaced_and_named(stream: bool, tmp_path: Path) -> 
     assert all(named[key].startswith(reason) and "\n" not in named[key] for key, reason in reasons.items())
 
 
-def test_broken_tables(tmp_path: Path) -> None:
+def test_broken_table_rows_are_skipped_and_named(tmp_path: Path) -> None:
     table = {"image": [image(1), None, b"", image(2)], "text": ["one", "two", "three", None]}
     parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     for stream in (False, True):
@@ -477,13 +485,13 @@ def test_broken_tables(tmp_path: Path) -> None:
         }
 
 
-def test_a_table_of_addresses(tmp_path: Path) -> None:
+def test_table_of_urls_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"image": ["https://x/y.jpg"], "text": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(BadRecord, match=r"t.parquet/0: expected an image's bytes, got str 'https://x/y.jpg'"):
         CustomDataset(CustomConfig(path=str(tmp_path)), "train", SIDE).pair(0, 0)
 
 
-def test_broken_tars(tmp_path: Path) -> None:
+def test_broken_tar_members_are_skipped_and_named(tmp_path: Path) -> None:
     whole = with_tars(tmp_path) / "shard-001.tar"
     whole.write_bytes(whole.read_bytes()[:4000])
     (tmp_path / "shard-002.tar").write_bytes(b"no tar at all" * 100)
@@ -544,7 +552,7 @@ def test_a_link_at_the_end_of_a_tar_is_no_damage(tmp_path: Path) -> None:
 
 
 @STREAM
-def test_a_tar_without_members(stream: bool, tmp_path: Path) -> None:
+def test_empty_tar_is_refused(stream: bool, tmp_path: Path) -> None:
     tarfile.open(tmp_path / "t.tar", "w").close()
     config = CustomConfig(path=str(tmp_path / "t.tar"), stream=stream)
     with pytest.raises(ValueError, match="^the [^\n]* holds no records to train on: check data.path$"):
@@ -582,7 +590,7 @@ def test_names_in_tars_that_are_not_utf_8(stream: bool, tmp_path: Path) -> None:
 
 
 @STREAM
-def test_a_folder_whose_name_is_not_utf_8(stream: bool, tmp_path: Path) -> None:
+def test_folder_names_that_are_not_utf_8_work(stream: bool, tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     folder.mkdir()
     (folder / "a.png").write_bytes(image(1))
@@ -595,7 +603,7 @@ def test_a_folder_whose_name_is_not_utf_8(stream: bool, tmp_path: Path) -> None:
 
 @STREAM
 @pytest.mark.parametrize("kind", ["jsonl", "tar"])
-def test_half_a_character_in_a_caption(kind: str, stream: bool, tmp_path: Path) -> None:
+def test_captions_cut_within_a_character_are_broken_records(kind: str, stream: bool, tmp_path: Path) -> None:
     """What is left where a program that counts in UTF-16 cuts a text within an emoji."""
     texts = {"a": "a cup \ud83d", "b": "a heart"}
     if kind == "tar":
@@ -617,7 +625,7 @@ def test_half_a_character_in_a_caption(kind: str, stream: bool, tmp_path: Path) 
 
 @STREAM
 @pytest.mark.parametrize("path", ["", "t.parquet", "data/train-00000-of-00001.parquet", "t.tar"])
-def test_a_path_that_looks_like_a_pattern(path: str, stream: bool, tmp_path: Path) -> None:
+def test_existing_path_is_no_glob_pattern(path: str, stream: bool, tmp_path: Path) -> None:
     """As a file, and as the folder it lies in; its neighbour, which the pattern matches, is left alone."""
     for folder, text in (("a[1]", "one"), ("a1", "two")):
         file = tmp_path / folder / (path or "a.png")
@@ -652,7 +660,9 @@ def test_a_path_that_looks_like_a_pattern(path: str, stream: bool, tmp_path: Pat
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_forms_of_csv(text: str, expected: str | None, end: str, mark: str, tmp_path: Path) -> None:
+def test_csv_with_any_quoting_and_line_ends_is_read(
+    text: str, expected: str | None, end: str, mark: str, tmp_path: Path
+) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(image(1))
     whole = mark + "\n".join(["file_name,text", text, "", "b.png,last", ""])
@@ -662,7 +672,7 @@ def test_forms_of_csv(text: str, expected: str | None, end: str, mark: str, tmp_
     assert rows.captions(1) == ("last",)
 
 
-def test_a_image_that_vanished(tmp_path: Path) -> None:
+def test_vanished_image_is_a_bad_record(tmp_path: Path) -> None:
     data = CustomDataset(CustomConfig(path=str(with_jsonl(tmp_path)), validation_share=0), "train", SIDE)
     (tmp_path / "0.png").unlink()
     with pytest.raises(BadRecord, match=r"0.png: its file cannot be read"):
@@ -670,7 +680,7 @@ def test_a_image_that_vanished(tmp_path: Path) -> None:
 
 
 @STREAM
-def test_nothing_but_broken_images(stream: bool, tmp_path: Path) -> None:
+def test_data_set_of_broken_images_is_refused(stream: bool, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
     (tmp_path / "a.txt").write_text("a caption")
     with pytest.raises(ValueError, match=r"^no usable image [^\n]*: a.jpg: the file is text, not an image: 'hello'$"):
@@ -722,7 +732,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
 
 
 @STREAM
-def test_mistakes_are_one_clear_line(stream: bool, tmp_path: Path) -> None:
+def test_wrong_layouts_give_a_one_line_error(stream: bool, tmp_path: Path) -> None:
     for name, expected in mistakes(tmp_path).items():
         for split in ("train", "validation"):
             with pytest.raises(ValueError) as caught:
@@ -743,19 +753,19 @@ def test_mistakes_are_one_clear_line(stream: bool, tmp_path: Path) -> None:
     ],
 )
 @STREAM
-def test_columns_and_splits_that_are_not_there(options: dict, expected: str, stream: bool, tmp_path: Path) -> None:
+def test_missing_columns_and_splits_are_named(options: dict, expected: str, stream: bool, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         open_training(CustomConfig(path=str(with_parquet(tmp_path)), stream=stream, **options), SIDE)
     assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"caption": "no"}, {"image": "no"}, {"caption": "json.no"}])
-def test_endings_that_are_not_there(options: dict, tmp_path: Path) -> None:
+def test_missing_tar_members_are_named(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are json, json.caption, json.title, png|there are png, json"):
         open_training(CustomConfig(path=str(with_json_tars(tmp_path)), **options), SIDE)
 
 
-def test_unknown_split(tmp_path: Path) -> None:
+def test_unknown_split_is_refused(tmp_path: Path) -> None:
     for stream in (False, True):
         with pytest.raises(ValueError, match="unknown data split 'test': choose from train, validation"):
             open_data(CustomConfig(path=str(with_tars(tmp_path)), stream=stream), "test", SIDE)
@@ -765,8 +775,8 @@ def test_unknown_split(tmp_path: Path) -> None:
     "options",
     [{"validation_share": 1.0}, {"crop_share": 0.0}, {"shuffle_buffer": 0}, {"stream_validation": 0}, {"path": " "}],
 )
-def test_options_out_of_range(options: dict) -> None:
-    with pytest.raises(ValueError):
+def test_options_out_of_range_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
         CustomConfig(**{"path": "x"} | options)
 
 
@@ -799,7 +809,7 @@ def test_recipes_fit_the_tokenizers_that_ship() -> None:
 @pytest.mark.skipif(
     not (ROOT / "tokenizers/emoji-vqgan/model.safetensors").exists(), reason="the tokenizer's weights are not here"
 )
-def test_training_on_a_handful_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_runs_on_fewer_images_than_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The README's command with five images, one of them broken."""
     mine = tmp_path / "my_images"
     mine.mkdir()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ import pytest
 
 from dalle.apps.search.sources import Item, items_of
 from dalle.apps.search.store import Source
-from dalle.data.custom.dataset import CustomConfig, CustomDataset, CustomStream
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.dataset import CustomDataset
 from dalle.data.custom.folder import image_files
 from dalle.data.custom.records import clean_captions
+from dalle.data.custom.stream import CustomStream
 from dalle.data.custom.walk import describe_ignored, normalized_name, walk
 from support.image_folders import image, put
 
@@ -73,7 +76,7 @@ def img2dataset(root: Path) -> None:
         (root / f"{shard}_stats.json").write_text("{}")
 
 
-def test_the_shards_of_img2dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_img2dataset_shards_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     img2dataset(tmp_path)
     for shard in ("00000", "00001"):
         members = {
@@ -90,7 +93,7 @@ def test_the_shards_of_img2dataset(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert told(caplog) == ["2 tables without images (.parquet)"]
 
 
-def test_the_files_of_img2dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_img2dataset_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     img2dataset(tmp_path)
     for i in "012":
         put(tmp_path, **{f"00000__{i}_png": None, f"00000__{i}_txt": f"c {i}", f"00000__{i}_json": '{"caption": "no"}'})
@@ -98,14 +101,14 @@ def test_the_files_of_img2dataset(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert told(caplog) == ["2 tables beside images (.parquet)"]
 
 
-def test_the_folders_of_kohya(tmp_path: Path) -> None:
+def test_kohya_folders_are_read(tmp_path: Path) -> None:
     put(
         tmp_path, **{"10=dog__a_png": None, "10=dog__a_caption": "sks dog", "5=cat__b_png": None, "5=cat__b_txt": "cat"}
     )
     assert captions(tmp_path) == ["cat", "sks dog"]
 
 
-def test_captions_in_json_beside_images(tmp_path: Path) -> None:
+def test_json_captions_beside_images_are_read(tmp_path: Path) -> None:
     put(tmp_path, a_png=None, a_json='{"caption": ["one", "two"], "title": "t"}')
     assert captions(tmp_path) == ["one", "two"]
     assert captions(tmp_path, caption="json.title") == ["t"]
@@ -113,7 +116,7 @@ def test_captions_in_json_beside_images(tmp_path: Path) -> None:
         captions(tmp_path, caption="title")
 
 
-def test_what_datasets_save(tmp_path: Path) -> None:
+def test_folders_saved_by_datasets_are_read(tmp_path: Path) -> None:
     rows = {"image": [{"bytes": image(), "path": None}] * 2, "text": ["one", "two"]}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     saved = datasets.Dataset.from_dict(rows, features=features)
@@ -126,7 +129,7 @@ def test_what_datasets_save(tmp_path: Path) -> None:
             captions(tmp_path / name, split="dev")
 
 
-def test_a_metadata_table(tmp_path: Path) -> None:
+def test_parquet_metadata_is_read(tmp_path: Path) -> None:
     put(tmp_path, a_png=None)
     parquet.write_table(pyarrow.table({"file_name": ["a.png"], "text": ["one"]}), tmp_path / "metadata.parquet")
     assert captions(tmp_path) == ["one"]
@@ -145,7 +148,7 @@ def split_folders(root: Path) -> Path:
     return root
 
 
-def test_folders_that_are_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_split_folders_are_recognized(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split_folders(tmp_path)
     assert captions(tmp_path) == [f"train {i}.png" for i in range(6)]
     assert told(caplog) == ["7 of other splits (test, validation)"]
@@ -160,14 +163,14 @@ def test_folders_that_are_splits(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             CustomDataset(CustomConfig(path=str(tmp_path), **options), "validation", 8)
 
 
-def test_folders_of_classes_are_no_splits(tmp_path: Path) -> None:
+def test_class_folders_are_no_splits(tmp_path: Path) -> None:
     put(tmp_path, test__a_png=None, test__a_txt="one", other__b_png=None, other__b_txt="two")
     assert captions(tmp_path) == ["one", "two"]
     with pytest.raises(ValueError, match="has no split 'validation': expected folders train/, validation/"):
         CustomDataset(CustomConfig(path=str(tmp_path), validation_split="validation"), "validation", 8)
 
 
-def test_tables_of_which_some_are_named_for_a_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tables_named_for_a_split_are_recognized(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("train", "extra", "more"):
         table(tmp_path / f"{name}.parquet", image=image(), caption=name)
     assert captions(tmp_path) == ["extra"] * 3 + ["more"] * 3 + ["train"] * 3
@@ -178,7 +181,7 @@ def test_tables_of_which_some_are_named_for_a_split(tmp_path: Path, caplog: pyte
         captions(tmp_path, split="validation")
 
 
-def test_options_that_a_layout_cannot_honour(tmp_path: Path) -> None:
+def test_options_that_a_layout_cannot_honor_are_refused(tmp_path: Path) -> None:
     put(tmp_path, a_png=None, a_txt="one")
     tar(tmp_path / "shard.tar", **{"0.png": image(), "0.txt": "one"})
     for path, options, message in (
@@ -195,7 +198,7 @@ def test_options_that_a_layout_cannot_honour(tmp_path: Path) -> None:
 # ---- what lies beside
 
 
-def test_an_archive_beside_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_archive_beside_images_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i in "012":
         put(tmp_path, **{f"{i}_png": None, f"{i}_txt": f"image {i}"})
     tar(tmp_path / "backup.tar", **{"notes.md": "x"})
@@ -203,7 +206,7 @@ def test_an_archive_beside_images(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert told(caplog) == ["1 archive beside images (.tar)"]
 
 
-def test_endings_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_with_other_extensions_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("jpg", "JPEG", "jfif", "jpe"):
         put(tmp_path, **{f"{kind}_{kind}": image("jpeg"), f"{kind}_txt": kind})
     put(tmp_path, a_heic="x", b_heic="x", c_heic="x", a_svg="x", b_svg="x", a_txt="x", e_zip="x")
@@ -264,7 +267,7 @@ def test_folders_of_runs_are_no_data(tmp_path: Path, caplog: pytest.LogCaptureFi
 # ---- names
 
 
-def test_endings_in_capitals(tmp_path: Path) -> None:
+def test_uppercase_extensions_are_read(tmp_path: Path) -> None:
     for i in range(4):
         put(tmp_path, **{f"IMG={i}_JPG": image("jpeg"), f"IMG={i}_TXT": f"image {i}"})
     assert captions(tmp_path) == [f"image {i}" for i in range(4)]
@@ -273,7 +276,7 @@ def test_endings_in_capitals(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("images, texts", [(NFD, NFC), (NFC, NFD)])
-def test_names_that_are_composed_otherwise(images: str, texts: str, tmp_path: Path) -> None:
+def test_unicode_normalization_of_names_does_not_matter(images: str, texts: str, tmp_path: Path) -> None:
     (tmp_path / f"{images}.png").write_bytes(image())
     (tmp_path / f"{texts}.txt").write_text("beside")
     assert captions(tmp_path) == ["beside"]
@@ -283,18 +286,18 @@ def test_names_that_are_composed_otherwise(images: str, texts: str, tmp_path: Pa
     assert captions(tmp_path / "s.tar") == ["in a tar"]
 
 
-def test_paths_with_backslashes(tmp_path: Path) -> None:
+def test_backslash_paths_are_read(tmp_path: Path) -> None:
     put(tmp_path, pics__0_png=None)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "pics\\\\0.png", "text": "thing"}\n')
     assert captions(tmp_path) == ["thing"]
 
 
-def test_names_as_they_are_compared() -> None:
+def test_normalized_name_lowers_the_extension_and_composes_unicode() -> None:
     assert normalized_name("a.b/C.JPG") == "a.b/C.jpg" and normalized_name(f"{NFD}.PNG") == f"{NFC}.png"
     assert normalized_name("A.B/c") == "A.B/c" and normalized_name("x") == "x"
 
 
-def test_dots_within_names_of_a_tar(tmp_path: Path) -> None:
+def test_dots_within_tar_member_names_are_kept(tmp_path: Path) -> None:
     members = {
         f"photo 1.{i}.{kind}": text for i in range(6) for kind, text in (("png", image()), ("txt", f"photo {i}"))
     }
@@ -317,7 +320,7 @@ def test_dots_within_names_of_a_tar(tmp_path: Path) -> None:
 # ---- captions
 
 
-def test_one_function_cleans_captions() -> None:
+def test_clean_captions_normalizes_lines_bytes_and_numbers() -> None:
     assert clean_captions("\ufeffone\u2028two\x0bthree\u00a0 four ", lines=True) == ("one two three four",)
     assert clean_captions("one\r\ntwo\rthree\n\n four", lines=True) == ("one", "two", "three", "four")
     assert clean_captions("one\ntwo") == ("one two",)
@@ -342,13 +345,13 @@ WRITERS: dict[str, Callable[[Path, Any], None]] = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_the_same_caption_from_every_source(kind: str, tmp_path: Path) -> None:
+def test_captions_are_cleaned_alike_in_every_layout(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](tmp_path, "\ufeffa\u2028 red\u00a0heart\x0b")
     assert captions(tmp_path) == ["a red heart"]
 
 
 @pytest.mark.parametrize("mark", ["\ufeff", ""])
-def test_marks_of_byte_order_in_files(mark: str, tmp_path: Path) -> None:
+def test_byte_order_marks_are_removed(mark: str, tmp_path: Path) -> None:
     put(tmp_path / "a", a_png=None, a_txt=f"{mark}one")
     put(tmp_path / "b", a_png=None, metadata_csv=f"{mark}file_name,text\na.png,one")
     put(tmp_path / "c", a_png=None, metadata_jsonl=f'{mark}{{"file_name": "a.png", "text": "one"}}')
@@ -359,7 +362,7 @@ def test_marks_of_byte_order_in_files(mark: str, tmp_path: Path) -> None:
         assert captions(tmp_path / name) == ["one"], name
 
 
-def test_captions_that_are_numbers(tmp_path: Path) -> None:
+def test_numeric_captions_become_text(tmp_path: Path) -> None:
     put(tmp_path / "a", a_png=None, metadata_jsonl='{"file_name": "a.png", "text": 0}')
     table(tmp_path / "b" / "t.parquet", 1, image=image(), caption=7)
     assert captions(tmp_path / "a") == ["0"] and captions(tmp_path / "b") == ["7"]
@@ -373,13 +376,16 @@ TABLES = (
 
 
 @pytest.mark.parametrize("text", TABLES)
-def test_tables_in_text_as_programs_write_them(text: str, tmp_path: Path) -> None:
+def test_csv_dialects_are_read(text: str, tmp_path: Path) -> None:
     put(tmp_path, a_png=None, metadata_csv=text)
     assert captions(tmp_path) == ["thing 0, red"]
 
 
-def test_counts_are_one_line() -> None:
-    assert describe_ignored(walk(Path(__file__).parent).ignored) == ""
+def test_ignored_files_are_counted_by_reason_most_frequent_first(tmp_path: Path) -> None:
+    put(tmp_path / "a", a_png=None, a_txt="one")
+    assert describe_ignored(walk(tmp_path / "a").ignored) == ""
+    counts = Counter({".heic": 2, "archives beside images (.tar)": 1, "images without a caption": 1234, "unseen": 0})
+    assert describe_ignored(counts) == "1,234 images without a caption, 2 .heic, 1 archive beside images (.tar)"
 
 
 def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -390,11 +396,11 @@ def test_unused_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert len(told(caplog)) == 1
 
 
-def test_a_data_set_of_the_hub_is_asked_for_once(tmp_path: Path) -> None:
+def test_offline_hub_is_tried_once_and_paths_never(tmp_path: Path) -> None:
     """Nothing listens where the hub is said to be; what looks like a path here is not asked for at all."""
     program = (
-        "import sys\nfrom dalle.data.custom.dataset import CustomConfig, CustomDataset\nfor path in sys.argv[1:]:\n"
-        "    try: CustomDataset(CustomConfig(path=path), 'train', 8)\n    except ValueError as error: print(error)"
+        "import sys\nfrom dalle.data import CustomConfig, open_data\nfor path in sys.argv[1:]:\n"
+        "    try: open_data(CustomConfig(path=path), 'train', 8)\n    except ValueError as error: print(error)"
     )
     root = str(Path(__file__).resolve().parents[3])
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": root}

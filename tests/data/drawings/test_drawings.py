@@ -69,7 +69,7 @@ def compositions(drawings: DrawingsDataset, count: int = 400) -> list[Compositio
 # Splits
 
 
-def test_the_sets_are_whole_and_a_pair_is_in_one_split() -> None:
+def test_split_sizes_are_as_recorded_and_splits_are_disjoint() -> None:
     emoji = Counter(row["split"] for row in emoji_rows())
     assert emoji == Counter(train=8216, validation=255, test_pair=357, test_block=121, test_concept=343, excluded=375)
     icons = Counter(row["split"] for row in icon_rows())
@@ -96,7 +96,7 @@ def test_fluent_styles_that_share_outlines_are_held_out_together() -> None:
     assert not [own for own in of_concept.values() if "train" in own and own - {"train", "excluded"}]
 
 
-def test_the_hand_that_drew_a_validation_icon_drew_no_other_of_that_concept_for_training() -> None:
+def test_icon_sets_do_not_train_on_their_validation_concepts() -> None:
     hands = {(row["set"], row["concept"]) for row in icon_rows() if row["split"] == "validation"}
     assert hands and not [r for r in icon_rows() if r["split"] == "train" and (r["set"], r["concept"]) in hands]
 
@@ -112,14 +112,14 @@ def test_train_never_shows_or_names_what_is_held_out() -> None:
     assert unseen and not shown
 
 
-def test_held_out_is_the_three_tests_together_and_known_is_what_is_trained_on() -> None:
+def test_held_out_is_the_union_of_the_test_splits_and_known_is_train() -> None:
     parts = [len(opened(split)) for split in ("test_pair", "test_block", "test_concept")]
     assert len(opened("held_out")) == sum(parts)
     assert [d.concept.phrase for d in opened("known").drawings] == [d.concept.phrase for d in opened().drawings]
     assert opened("known").pair(3, 1).caption == opened("known").canonical_caption(3)
 
 
-def test_held_out_drawings_are_whole_centered_on_white_with_one_caption() -> None:
+def test_held_out_drawings_are_unaugmented_with_the_canonical_caption() -> None:
     pairs = opened("validation")
     for index in range(0, len(pairs), 5):
         pair = pairs.pair(index, seed=index)
@@ -127,7 +127,7 @@ def test_held_out_drawings_are_whole_centered_on_white_with_one_caption() -> Non
         assert np.array_equal(pair.image, paint(pairs.drawings[index].art.render(SIDE), (255, 255, 255)))
 
 
-def test_concepts_are_shown_by_the_square_root_of_how_often_they_are_drawn() -> None:
+def test_concepts_are_sampled_by_the_square_root_of_their_count() -> None:
     train = opened(scenes=0.0)
     drawn = Counter((train.drawings[n].set, train.concepts[n]) for n in range(len(train.drawings)))
     shown: Counter = Counter()
@@ -137,7 +137,7 @@ def test_concepts_are_shown_by_the_square_root_of_how_often_they_are_drawn() -> 
     assert all(shown[concept] == int(np.ceil(np.sqrt(count))) for concept, count in drawn.items())
 
 
-def test_weights_of_the_sets() -> None:
+def test_set_weights_set_the_sampling_ratio() -> None:
     plain, weighed = opened(), opened(weights=(1.0, 3.0))
     shares = Counter(weighed.drawings[weighed._slots[index][0]].set for index in range(len(weighed)))
     assert shares["icons"] / shares["emoji"] == pytest.approx(3, rel=0.01)
@@ -166,7 +166,7 @@ def test_global_randomness_is_not_touched() -> None:
     assert before == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
 
 
-def test_known_captions() -> None:
+def test_captions_equal_recorded_ones() -> None:
     """Written down, so that a change of what trainings see does not go unnoticed."""
     train = opened()
     assert [train.pair(index, 11).caption for index in (0, 500, 1500, 3000)] == KNOWN
@@ -183,7 +183,7 @@ KNOWN = [
 # Images
 
 
-def test_painting_is_the_alpha_formula() -> None:
+def test_paint_equals_the_alpha_formula() -> None:
     rng = np.random.default_rng(0)
     layer, color = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8), (10, 200, 255)
     painted = paint(layer, color)
@@ -193,7 +193,7 @@ def test_painting_is_the_alpha_formula() -> None:
             assert abs(painted[y, x, channel] - exact) <= 0.5 + 1e-9
 
 
-def test_stored_images_are_resized_by_means_weighted_by_opacity() -> None:
+def test_stored_images_are_resized_by_alpha_weighted_means() -> None:
     drawing = next(d for d in opened().drawings if d.style == "twemoji")
     full, small = drawing.art.render(128).astype(float), drawing.art.render(64)
     blocks = full.reshape(64, 2, 64, 2, 4)
@@ -204,7 +204,7 @@ def test_stored_images_are_resized_by_means_weighted_by_opacity() -> None:
     assert opaque.any() and np.abs(small[..., :3] - color)[opaque].max() <= 1.5
 
 
-def test_vectors_are_drawn_at_any_size_in_any_color() -> None:
+def test_svg_icons_render_at_any_size_and_color() -> None:
     square = Vector("0 0 8 8", '<path fill="currentColor" d="M2 2h4v4h-4z"/>')
     for side in (8, 32, 64):
         drawn = square.render(side, (10, 20, 30))
@@ -213,7 +213,7 @@ def test_vectors_are_drawn_at_any_size_in_any_color() -> None:
         assert (drawn[inside] == (10, 20, 30, 255)).all() and not drawn[~inside][:, 3].any()
 
 
-def test_drawings_of_one_color_are_drawn_in_the_color_that_the_caption_names() -> None:
+def test_monochrome_drawings_have_the_color_their_caption_names() -> None:
     train = opened(inks=1.0, scenes=0.0, languages=("en",), backgrounds=0.0, style_named=0.0, keywords=0.0)
     seen = 0
     for made in compositions(train, 200):
@@ -237,7 +237,7 @@ def test_black_where_the_caption_names_no_color() -> None:
 
 @pytest.mark.parametrize("relation", [*RELATIONS, *ROWS])
 @pytest.mark.parametrize("side", [64, 128, 100])
-def test_boxes_of_scenes_are_what_the_relation_says(relation: str, side: int) -> None:
+def test_scene_boxes_are_disjoint_and_follow_the_relation(relation: str, side: int) -> None:
     boxes = scene_boxes(relation, side, random.Random(side), shift=0.2)
     taken = np.zeros((side, side), dtype=int)
     for top, left, own in boxes:
@@ -269,7 +269,7 @@ def test_scenes_show_the_objects_where_the_caption_says() -> None:
     assert set(seen) == {*RELATIONS, *ROWS}
 
 
-def test_the_background_is_the_one_that_the_caption_names() -> None:
+def test_background_has_the_color_the_caption_names() -> None:
     for made in compositions(busy(), 150):
         assert made.background is not None and made.background in made.caption
         assert np.abs(np.array(made.color) - COLORS[made.background].rgb).max() <= 8
@@ -277,7 +277,7 @@ def test_the_background_is_the_one_that_the_caption_names() -> None:
         assert (made.paint()[empty] == made.color).all()
 
 
-def test_named_colors_can_be_told_apart() -> None:
+def test_shifted_colors_stay_nearest_to_their_name() -> None:
     """Shaken by 8 each way, every color is still nearest to its own name's."""
     centers = np.array([color.rgb for color in COLORS.values()], dtype=float)
     rng = np.random.default_rng(0)
@@ -286,14 +286,14 @@ def test_named_colors_can_be_told_apart() -> None:
         assert (np.linalg.norm(shaken[:, None] - centers, axis=-1).argmin(1) == number).all()
 
 
-def test_white_unless_the_caption_says_otherwise() -> None:
+def test_background_is_white_unless_the_caption_names_a_color() -> None:
     for made in compositions(opened()):
         if made.background is None:
             assert made.color == (255, 255, 255)
             assert "background" not in made.caption and "पृष्ठभूमि" not in made.caption
 
 
-def test_objects_can_be_seen_on_their_background() -> None:
+def test_objects_rarely_blend_into_their_background() -> None:
     made = compositions(opened(), 300)
     assert np.mean([blends_in(one.layer, one.color) for one in made]) < 0.02
 
@@ -310,7 +310,7 @@ def test_objects_are_moved_but_not_cut() -> None:
     assert moved > 50
 
 
-def test_laying_an_object_is_shifting_its_pixels() -> None:
+def test_placing_an_object_only_shifts_its_pixels() -> None:
     object_ = np.zeros((20, 20, 4), dtype=np.uint8)
     object_[5:15, 2:18] = 200
     for top, left in [(-9, 0), (0, -9), (30, 30), (3, 4)]:
@@ -320,7 +320,7 @@ def test_laying_an_object_is_shifting_its_pixels() -> None:
         assert np.argwhere(layer[..., 3]).min(0).tolist() == [5 + inside[0], 2 + inside[1]]
 
 
-def test_scaled_objects_keep_within_bounds() -> None:
+def test_scaled_objects_cover_the_expected_area() -> None:
     pairs = opened(styles=("fluent-mono",), scale=0.5, scenes=0.0, inks=0.0)
     covered = [
         c.layer[..., 3].sum() / max(pairs.drawings[c.sources[0]].art.render(SIDE)[..., 3].sum(), 1)
@@ -330,7 +330,7 @@ def test_scaled_objects_keep_within_bounds() -> None:
 
 
 @pytest.mark.parametrize("name, expected", [("pig", "pig"), ("fist facing left", "fist facing right"), ("clock", None)])
-def test_mirror_images_are_named_as_such(name: str, expected: str | None) -> None:
+def test_mirrored_concepts_are_renamed(name: str, expected: str | None) -> None:
     concept = mirror_concept(Concept(f"a {name}", {"en": name}, {}))
     assert (concept and concept.names["en"]) == expected
     assert expected is None or concept.phrase == f"a {expected}"
@@ -351,7 +351,7 @@ def test_flips_mirror_pixels() -> None:
 # Captions
 
 
-def test_three_languages_in_their_shares() -> None:
+def test_captions_have_the_configured_share_of_languages() -> None:
     made = compositions(opened(sets=("emoji",), styles=("twemoji",)), 500)
     local = [c for c in made if DEVANAGARI.search(c.caption)]
     assert 0.22 < len(local) / len(made) < 0.38  # 30 %, less names that a language lacks
@@ -361,7 +361,7 @@ def test_three_languages_in_their_shares() -> None:
     assert words["hi"] and words["ne"]
 
 
-def test_the_style_is_sometimes_left_out() -> None:
+def test_style_is_left_out_of_some_captions() -> None:
     train, named = opened(), 0
     made = compositions(train, 300)
     for one in made:
@@ -371,13 +371,13 @@ def test_the_style_is_sometimes_left_out() -> None:
 
 
 @pytest.mark.parametrize("share, every", [(0.0, False), (1.0, True)])
-def test_options_are_obeyed(share: float, every: bool) -> None:
+def test_options_of_0_and_1_are_exact(share: float, every: bool) -> None:
     pairs = opened(styles=("twemoji",), scenes=share, backgrounds=share, languages=("en",))
     for made in compositions(pairs, 60):
         assert (made.relation is not None) is every and (made.background is not None) is every
 
 
-def test_captions_read_well() -> None:
+def test_captions_are_well_formed() -> None:
     for made in compositions(opened(), 500):
         assert made.caption == made.caption.strip() and "  " not in made.caption
         assert "{" not in made.caption and "None" not in made.caption
@@ -385,7 +385,7 @@ def test_captions_read_well() -> None:
         assert "colour" not in made.caption
 
 
-def test_canonical_caption() -> None:
+def test_canonical_caption_is_phrase_and_style() -> None:
     heart = Concept("a red heart", {"en": "red heart"}, {})
     assert canonical_caption(heart, STYLES["fluent-3d"]) == "a red heart, 3d style"
 
@@ -400,11 +400,11 @@ def test_canonical_caption() -> None:
         ("the moon", "red", "red moon"),
     ],
 )
-def test_colors_in_english_phrases(phrase: str, ink: str, expected: str) -> None:
+def test_english_phrases_place_the_color(phrase: str, ink: str, expected: str) -> None:
     assert Concept(phrase, {"en": phrase.split(" ")[-1]}, {}).words("en", ink)[0] == expected
 
 
-def test_colors_of_things_are_not_contradicted() -> None:
+def test_concepts_with_a_color_of_their_own_are_not_colorable() -> None:
     assert not Concept("a red heart", {"en": "red heart"}, {}).colorable
     assert Concept("a heart", {"en": "heart"}, {}).colorable
 
@@ -416,7 +416,7 @@ def test_every_style_and_color_has_words_in_every_language() -> None:
     assert {row["family"].replace("colour", "color") for row in icon_rows()} == set(FAMILIES)
 
 
-def test_the_bpe_meets_every_word() -> None:
+def test_training_captions_of_the_bpe_have_every_word() -> None:
     """Whatever a training caption is made of is among the captions that the BPE is learnt from."""
     train = opened()
     words = set(re.findall(r"\w+", "\n".join(train.captions())))
@@ -427,12 +427,12 @@ def test_the_bpe_meets_every_word() -> None:
 # What can go wrong
 
 
-def test_unknown_split() -> None:
+def test_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown data split 'test': choose from train"):
         DrawingsDataset(DrawingsConfig(), "test", SIDE)
 
 
-def test_missing_folder_and_file(tmp_path: Path) -> None:
+def test_missing_folder_and_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         DrawingsDataset(DrawingsConfig(root=tmp_path / "no"), "train", SIDE)
     with pytest.raises(ValueError, match="no such file"):
@@ -441,7 +441,7 @@ def test_missing_folder_and_file(tmp_path: Path) -> None:
         DrawingsDataset(DrawingsConfig(root=tmp_path, sets=("icons",)), "train", SIDE)
 
 
-def test_truncated_file(tmp_path: Path) -> None:
+def test_truncated_table_is_refused(tmp_path: Path) -> None:
     whole = (ROOT / "emoji/concepts/concepts.parquet").read_bytes()
     (tmp_path / "emoji/concepts").mkdir(parents=True)
     (tmp_path / "emoji/concepts/concepts.parquet").write_bytes(whole[:5000])
@@ -450,7 +450,7 @@ def test_truncated_file(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_that_cannot_be_decoded() -> None:
+def test_undecodable_image_is_a_bad_record() -> None:
     with pytest.raises(ValueError, match="cannot be decoded"):
         Raster(b"RIFF no image").render(64)
 
@@ -476,8 +476,9 @@ def test_an_image_that_cannot_be_decoded() -> None:
         {"max_bad": -1},
     ],
 )
-def test_options_out_of_range(options: dict) -> None:
-    with pytest.raises(ValueError):
+def test_options_out_of_range_are_refused(options: dict) -> None:
+    *_, name = options
+    with pytest.raises(ValueError, match=name.removesuffix("s")):
         DrawingsConfig(**options)
 
 
@@ -485,7 +486,7 @@ def test_options_out_of_range(options: dict) -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji", "icons"])
-def test_every_license_is_there_in_full(name: str) -> None:
+def test_every_license_text_is_shipped(name: str) -> None:
     owners = {"emoji": emoji_rows, "icons": icon_rows}[name]()
     texts = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / name / "licenses").iterdir()}
     needed = {row["licence"] for row in owners}

@@ -24,7 +24,7 @@ from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDatase
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
 from dalle.data.token_shards.files import INDEX, ShardIndex
 from dalle.image_tokenizers import ImageTokenizer
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_model import CODES, GRID, IMAGE_SIZE
 
 COUNT = 60
 
@@ -35,13 +35,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("parts"), clip=False).parent
-
-
-@pytest.fixture(scope="module")
-def tokenizer(parts: Path) -> ImageTokenizer:
-    return load_image_tokenizer(parts / "image_tokenizer")
+def tokenizer(tiny_parts: Path) -> ImageTokenizer:
+    return load_image_tokenizer(tiny_parts / "image_tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +92,9 @@ def rows_of(folder: Path, split: str = "train") -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["pairs", "drawings", "shapes"])
-def test_rows_are_the_images_of_their_split(kind: str, images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+def test_rows_hold_the_codes_of_their_splits_images(
+    kind: str, images: Path, tokenizer: ImageTokenizer, tmp_path: Path
+) -> None:
     config: DataConfig = {
         "pairs": CustomConfig(path=str(images), validation_share=0.2),
         "drawings": DrawingsConfig(sets=("emoji",), styles=("blob",)),
@@ -121,7 +118,7 @@ def test_rows_are_the_images_of_their_split(kind: str, images: Path, tokenizer: 
                     assert tokens.pair(index, seed).caption == source.pair(index, seed).caption
 
 
-def test_views_are_crops_and_mirror_images(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+def test_views_are_crops_and_mirrored_images(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     config = CustomConfig(path=str(images), validation_share=0.2, crop="random", crop_share=0.5)
     encode(config, tokenizer, tmp_path, views=3, mirror=True)
     source = open_data(config, "train", IMAGE_SIZE)
@@ -139,7 +136,9 @@ def test_views_are_crops_and_mirror_images(images: Path, tokenizer: ImageTokeniz
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_processes_share_the_work(stream: bool, table: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+def test_several_processes_write_the_same_shards_as_one(
+    stream: bool, table: Path, tokenizer: ImageTokenizer, tmp_path: Path
+) -> None:
     config = CustomConfig(path=str(table), stream=stream, validation_share=0.2)
     assert encode(config, tokenizer, tmp_path / "one") == encode(config, tokenizer, tmp_path / "many", world=4)
     one, many = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("one", "many"))
@@ -150,7 +149,9 @@ def test_processes_share_the_work(stream: bool, table: Path, tokenizer: ImageTok
     assert held == {key for key in keys if config.holds_out(key)} and held
 
 
-def test_it_goes_on_where_it_was_killed(table: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+def test_interrupted_encoding_resumes_and_keeps_finished_shards(
+    table: Path, tokenizer: ImageTokenizer, tmp_path: Path
+) -> None:
     for stream in (False, True):
         config = CustomConfig(path=str(table), stream=stream, validation_share=0.2)
         folder = tmp_path / str(stream)
@@ -166,7 +167,7 @@ def test_it_goes_on_where_it_was_killed(table: Path, tokenizer: ImageTokenizer, 
         assert kept == {name: (folder / name).stat().st_ino for name in kept}
 
 
-def test_another_making_is_refused(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+def test_resuming_with_other_options_is_refused(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     config = CustomConfig(path=str(images))
     encode(config, tokenizer, tmp_path, sha256="aaa")
     for options, told in (
@@ -201,7 +202,7 @@ def test_broken_images_are_left_out_and_counted(
             encode(config, tokenizer, tmp_path / f"strict-{world}", world=world)
 
 
-def test_datasets_streams_the_folder(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+def test_hugging_face_datasets_streams_the_folder(images: Path, tokenizer: ImageTokenizer, tmp_path: Path) -> None:
     encode(CustomConfig(path=str(images), validation_share=0.2), tokenizer, tmp_path)
     streamed = datasets.load_dataset(str(tmp_path), streaming=True)
     for split in ("train", "validation"):
@@ -222,7 +223,7 @@ def seen(data: PairDataset, count: int, **options: int) -> list[tuple]:
     return [(batch.images.tolist(), batch.captions, batch.seeds) for batch in taken]
 
 
-def test_any_batch_comes_at_once_and_the_same(large: Path) -> None:
+def test_any_batch_can_be_read_directly_and_is_the_same(large: Path) -> None:
     data = open_training(TokenShardsConfig(path=large, shuffle_buffer=40), IMAGE_SIZE)
     assert isinstance(data, TokenShardsDataset)
     order = data.order(4, 1)
@@ -240,7 +241,7 @@ def test_any_batch_comes_at_once_and_the_same(large: Path) -> None:
         assert batch == tuple(list(itertools.chain(*own)) for own in zip(*split))
 
 
-def test_a_set_that_fits_the_buffer_comes_in_the_order_of_images(large: Path) -> None:
+def test_shards_within_the_buffer_have_the_order_of_images(large: Path) -> None:
     images, tokens = ShapesConfig(size=150), TokenShardsConfig(path=large, shuffle_buffer=150)
     for of_images, of_tokens in zip(
         seen(open_data(images, "train", IMAGE_SIZE), 20), seen(open_data(tokens, "train", 0), 20)
@@ -258,7 +259,7 @@ def damaged(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_a_damaged_group_is_named_and_never_silently_short(large: Path) -> None:
+def test_damaged_row_group_is_named(large: Path) -> None:
     damaged(large / "train-00001.parquet")
     data = open_data(TokenShardsConfig(path=large), "train", IMAGE_SIZE)
     found = Counter(batch.bad[0] for batch in itertools.islice(batches(data, batch_size=1, seed=0), 150) if batch.bad)
@@ -273,7 +274,7 @@ def test_a_damaged_group_is_named_and_never_silently_short(large: Path) -> None:
 
 
 @pytest.mark.parametrize("harm, told", [("cut", "is truncated: 100 bytes of"), ("gone", "is missing: restore it")])
-def test_a_shard_that_is_not_whole_is_an_error_at_the_start(large: Path, harm: str, told: str) -> None:
+def test_incomplete_shard_is_refused_at_the_start(large: Path, harm: str, told: str) -> None:
     file = large / "train-00002.parquet"
     file.write_bytes(file.read_bytes()[:100])
     if harm == "gone":
@@ -283,11 +284,11 @@ def test_a_shard_that_is_not_whole_is_an_error_at_the_start(large: Path, harm: s
 
 
 def test_shards_of_another_tokenizer_are_refused(
-    large: Path, tokenizer: ImageTokenizer, parts: Path, tmp_path_factory: pytest.TempPathFactory
+    large: Path, tokenizer: ImageTokenizer, tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = tmp_path_factory.mktemp("other")
     encode(ShapesConfig(size=150), tokenizer, other, shard_images=50, batch_size=50, sha256="else")
-    sha256 = folder_hash(parts / "image_tokenizer")
+    sha256 = folder_hash(tiny_parts / "image_tokenizer")
     with pytest.raises(ValueError, match=f"sha256 tiny, but parts/image_tokenizer has {sha256}: use the tokenizer"):
         TokenShardsConfig(path=large).check_tokenizer(sha256, "parts/image_tokenizer")
     shutil.copy(other / "train-00000.parquet", large)  # one of them among the others
@@ -298,7 +299,7 @@ def test_shards_of_another_tokenizer_are_refused(
         data.pair(0, 0)
 
 
-def test_folders_that_hold_no_finished_shards(large: Path, tmp_path: Path) -> None:
+def test_unfinished_or_foreign_shard_folders_are_refused(large: Path, tmp_path: Path) -> None:
     index = json.loads((large / INDEX).read_text())
     for content, told in (
         (json.dumps(index | {"shards": None}), "is not finished"),
@@ -316,7 +317,7 @@ def test_folders_that_hold_no_finished_shards(large: Path, tmp_path: Path) -> No
         open_data(TokenShardsConfig(path=large / "nowhere"), "train", IMAGE_SIZE)
 
 
-def test_wide_codebooks_have_wide_integers(tmp_path: Path) -> None:
+def test_codes_beyond_16_bits_are_stored(tmp_path: Path) -> None:
     from dalle.data.token_shards.files import Provenance, read_group, write_shard
 
     provenance = Provenance("x", 70_000, (1, 2), {}, "", 0, 1, False, 8)

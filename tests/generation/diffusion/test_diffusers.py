@@ -51,13 +51,13 @@ def run(scheduler: Any, x: Tensor, predict: Any = network, **options: Any) -> Te
     return x
 
 
-def test_alpha_bars_are_theirs() -> None:
+def test_alpha_bars_equal_diffusers() -> None:
     for ours, options in ((COSINE, THEIRS), (LINEAR, STRAIGHT)):
         theirs = schedulers.DDPMScheduler(**options).alphas_cumprod
         torch.testing.assert_close(ours.alpha_bars.float(), theirs, rtol=2e-3, atol=1e-7)
 
 
-def test_steps_are_theirs() -> None:
+def test_steps_equal_diffusers() -> None:
     for spacing in ("linspace", "leading", "trailing"):
         scheduler = schedulers.DDIMScheduler(**THEIRS, timestep_spacing=spacing)
         for count in (2, 7, 25, 50):
@@ -70,7 +70,7 @@ def test_steps_are_theirs() -> None:
 
 @pytest.mark.parametrize("kind", list(NAMES))
 @pytest.mark.parametrize("eta", [0.0, 0.6])
-def test_ddim(kind: str, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddim_samples_equal_diffusers(kind: str, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Played(monkeypatch, "scheduling_ddim")
     options = STRAIGHT | {"clip_sample": True, "clip_sample_range": 1.0, "set_alpha_to_one": True}
     scheduler = schedulers.DDIMScheduler(**options, prediction_type=NAMES[kind], timestep_spacing="trailing")
@@ -82,7 +82,7 @@ def test_ddim(kind: str, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
-def test_ddpm(variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddpm_samples_equal_diffusers(variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leading: where the last step is not 0, theirs adds noise to the data themselves."""
     noise = Played(monkeypatch, "scheduling_ddpm")
     name = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}[variance]
@@ -103,7 +103,9 @@ def test_ddpm(variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kind", "variance", "bound"), [("sample", "fixed_small_log", 5.0), ("epsilon", "learned_range", 1.0)]
 )
-def test_unclips_scheduler(kind: str, variance: str, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddpm_steps_equal_diffusers_unclip_scheduler(
+    kind: str, variance: str, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Karlo's prior and decoder: draws at every step but the last."""
     noise = Played(monkeypatch, "scheduling_unclip")
     scheduler = schedulers.UnCLIPScheduler(
@@ -120,7 +122,7 @@ def test_unclips_scheduler(kind: str, variance: str, bound: float, monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", list(NAMES))
-def test_dpm_solver(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dpm_solver_samples_equal_diffusers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Played(monkeypatch, "scheduling_dpmsolver_multistep")
     scheduler = schedulers.DPMSolverMultistepScheduler(
         **STRAIGHT, prediction_type=NAMES[kind], timestep_spacing="trailing", final_sigmas_type="zero"
@@ -132,7 +134,7 @@ def test_dpm_solver(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
-def test_inversion_is_theirs_where_both_know_the_spacing() -> None:
+def test_ddim_inversion_is_near_diffusers() -> None:
     """Theirs begins at the alpha-bar of step 0 and ours at 1, the data themselves: so near, not equal."""
     x0 = torch.tanh(torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)))
     options = STRAIGHT | {"clip_sample": False, "timestep_spacing": "trailing"}

@@ -13,7 +13,7 @@ from dalle.generation.diffusion.spacing import spaced_steps
 from dalle.models.noise_schedule import CosineConfig, make_schedule
 
 
-def test_inpainting_is_repaints_loop() -> None:
+def test_inpainting_equals_repaints_algorithm_1() -> None:
     """Algorithm 1 of Lugmayr et al. 2022, number by number, with DDPM."""
     schedule = make_schedule(CosineConfig(steps=50))
     denoise = make_denoiser(lambda x, steps: torch.tanh(x) * 0.5, schedule, "sample")
@@ -51,7 +51,7 @@ def test_inpainting_is_repaints_loop() -> None:
     torch.testing.assert_close(found[..., 1], data[..., 1])
 
 
-def test_an_own_denoiser_keeps_what_is_known_in_any_sampler() -> None:
+def test_every_sampler_keeps_known_values() -> None:
     schedule = make_schedule(CosineConfig(steps=50))
     denoise = make_denoiser(lambda x, steps: x * 0.1, schedule, "sample")
     data = torch.rand(1, 3)

@@ -46,7 +46,7 @@ def played(seed: int, shape: tuple[int, ...]) -> Noise:
     return lambda: torch.randn(*shape, generator=random, dtype=torch.float64)
 
 
-def test_ddpm_is_algorithm_2_of_the_paper() -> None:
+def test_ddpm_equals_algorithm_2_of_the_paper() -> None:
     """Ho et al. 2020, algorithm 2, number by number, over all steps."""
     schedule = make_schedule(LinearConfig(steps=20, first=0.01, last=0.3))
     denoise = curved(schedule)
@@ -68,7 +68,7 @@ def test_ddpm_is_algorithm_2_of_the_paper() -> None:
         torch.testing.assert_close(got, x)
 
 
-def test_ddim_is_equation_12_of_the_paper() -> None:
+def test_ddim_equals_equation_12_of_the_paper() -> None:
     """Song et al. 2020, equation 12, over steps that skip."""
     denoise, steps = curved(LINEAR), spaced_steps(1000, 7, "trailing")
     for eta in (0.0, 0.5, 1.0):
@@ -87,7 +87,7 @@ def test_ddim_is_equation_12_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_of_all_kinds_are_the_same_data(kind: str) -> None:
+def test_every_prediction_kind_gives_the_same_data(kind: str) -> None:
     random = torch.Generator().manual_seed(3)
     x0, noise = torch.randn(2, 4, 3, 2, 2, generator=random, dtype=torch.float64)
     steps = torch.tensor([0, 300, 700, 990])
@@ -104,7 +104,7 @@ def test_predictions_of_all_kinds_are_the_same_data(kind: str) -> None:
 @pytest.mark.parametrize(
     ("sampler", "steps", "within"), [("ddim", 200, 0.02), ("dpm++", 50, 0.01), ("ddpm", 1000, 0.02)]
 )
-def test_a_gaussian_comes_out_with_its_mean_and_deviation(
+def test_samplers_reproduce_a_gaussians_mean_and_deviation(
     schedule: Schedule, kind: str, sampler: str, steps: int, within: float
 ) -> None:
     """Every sampler is affine here: its mean and variance are read off exactly from its response to each number.
@@ -134,7 +134,7 @@ def test_eta_1_has_the_variance_of_ddpm() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5, 30])
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
-def test_a_denoiser_that_knows_the_data_gives_them(steps: int, spacing: str, sampler: str) -> None:
+def test_exact_denoiser_gives_the_data(steps: int, spacing: str, sampler: str) -> None:
     data = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
     denoise = make_denoiser(lambda x, steps: data, COSINE, "sample")
     got = sample(denoise, COSINE, SamplerConfig(sampler=sampler, steps=steps, spacing=spacing), played(5, (2, 3)))
@@ -169,7 +169,7 @@ def test_a_straight_path_is_inverted_exactly() -> None:
     torch.testing.assert_close(sample_from(start, denoise, LINEAR, options), x0)
 
 
-def test_guidance_is_a_line_through_both_predictions() -> None:
+def test_guidance_extrapolates_linearly_between_both_predictions() -> None:
     x = torch.randn(3, 4)
 
     def network(share: float, variance: float) -> Network:
@@ -193,7 +193,7 @@ def test_guidance_is_a_line_through_both_predictions() -> None:
     torch.testing.assert_close(variance, x + 9)
 
 
-def test_guidance_1_asks_the_conditional_alone() -> None:
+def test_guidance_1_runs_no_unconditional_prediction() -> None:
     def never(x: Tensor, steps: Tensor) -> Tensor:
         raise AssertionError("asked")
 
@@ -201,7 +201,7 @@ def test_guidance_1_asks_the_conditional_alone() -> None:
     assert denoise(torch.ones(1, 2), 5).x0.shape == (1, 2)
 
 
-def test_limited_data_and_noise_agree() -> None:
+def test_clipped_x0_and_epsilon_are_consistent() -> None:
     x = 3 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(8))
     for limit in (Limit(1.0), Limit(1.5, percentile=0.9)):
         found = make_denoiser(lambda x, steps: x, COSINE, "epsilon", limit=limit)(x, 700)
@@ -210,7 +210,7 @@ def test_limited_data_and_noise_agree() -> None:
         torch.testing.assert_close(a**0.5 * found.x0 + (1 - a) ** 0.5 * found.epsilon, x)
 
 
-def test_dynamic_thresholding_is_the_papers_for_each_sample() -> None:
+def test_dynamic_thresholding_equals_the_paper_for_each_sample() -> None:
     """Imagen, section 2.3: one sample alone, by sorting."""
     x = torch.randn(3, 1, 5, 5, generator=torch.Generator().manual_seed(9))
     x = x * torch.tensor([0.1, 1.5, 9.0]).view(3, 1, 1, 1)
@@ -222,7 +222,7 @@ def test_dynamic_thresholding_is_the_papers_for_each_sample() -> None:
     torch.testing.assert_close(got[0], x[0])  # nothing above 1: as it is
 
 
-def test_a_candidate_alone_is_the_same_as_in_a_batch() -> None:
+def test_candidates_do_not_depend_on_the_batch() -> None:
     denoise, options = curved(COSINE), SamplerConfig(sampler="ddpm", steps=6)
     together = sample(denoise, COSINE, options, candidate_noise([11, 12, 13], (1, 3)))
     for row, seed in enumerate((11, 12, 13)):

@@ -29,8 +29,9 @@ from dalle.kernels.native.attention import usable
 from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.group_norm import group_norm
 from dalle.kernels.native.winograd import conv3x3
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from support.generation import sample
 
 REFUSED = (IndexError, ValueError, RuntimeError)  # the last by torch

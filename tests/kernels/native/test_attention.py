@@ -34,7 +34,7 @@ def off(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(
     "tokens, channels, threads", [(1, 32, 1), (33, 64, 2), (66, 96, 1), (131, 64, 2), (320, 128, 1)]
 )
-def test_values_and_gradients_are_attentions(tokens: int, channels: int, threads: int, kind: str) -> None:
+def test_values_and_gradients_equal_torchs(tokens: int, channels: int, threads: int, kind: str) -> None:
     """Nearer to the exact ones than torch's own steps in bfloat16, whose scores are rounded."""
     torch.manual_seed(0)
     qkv = (2 * torch.randn(2, tokens, 3, 3, channels)).bfloat16().requires_grad_()
@@ -91,7 +91,7 @@ def test_nonfinite_inputs_propagate(value: float) -> None:
         assert qkv.grad is not None and not qkv.grad.isfinite().all()
 
 
-def test_what_it_does_not_take_is_left_to_torch() -> None:
+def test_unsupported_inputs_are_left_to_torch() -> None:
     fitting = torch.zeros(1, 2, 4, 32).bfloat16()
     for other in (fitting.float(), fitting[..., :24], fitting.transpose(-1, -2), fitting[:, :, :0]):
         assert not sequence.usable(other)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not bindings.functions(), reason="no compiler")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows, codes, weight", [(1, 32, 0.0), (37, 1024, 0.0), (130, 96, 0.3)])
-def test_values_and_gradients_are_torchs(dtype: torch.dtype, rows: int, codes: int, weight: float) -> None:
+def test_values_and_gradients_equal_torchs(dtype: torch.dtype, rows: int, codes: int, weight: float) -> None:
     torch.manual_seed(0)
     logits = (5 * torch.randn(rows, codes)).to(dtype)
     ids = torch.randint(0, codes, (rows,))
@@ -41,7 +41,7 @@ def test_nonfinite_logits_propagate(value: float) -> None:
     assert logits.isfinite().all(1).tolist() == [True, False, True]
 
 
-def test_what_it_does_not_take_is_left_to_torch() -> None:
+def test_unsupported_inputs_are_left_to_torch() -> None:
     ids = torch.tensor([0, 1])
     for other in (torch.ones(2, 33), torch.ones(2, 32).double(), torch.ones(32, 2).t(), torch.ones(0, 32)):
         assert cross_entropy_grad_(other, ids[: len(other)], 0.0, None) is None

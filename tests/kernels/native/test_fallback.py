@@ -52,14 +52,14 @@ def test_wrong_shapes_and_devices_get_torchs_errors(linear: Linear) -> None:
 
 
 @compiled
-def test_biases_need_not_lie_together(linear: Linear) -> None:
+def test_biases_need_not_be_contiguous(linear: Linear) -> None:
     x, bias = torch.randn(1, 32), torch.randn(128)[::2]
     found = native_linear.linear(x, linear.weight, bias)
     assert found is not None
     torch.testing.assert_close(found, F.linear(x, linear.weight, bias), rtol=1e-5, atol=1e-5)
 
 
-def test_vmap_jvp_trace_and_fake_tensors(linear: Linear) -> None:
+def test_vmap_jvp_trace_and_fake_tensors_use_torch(linear: Linear) -> None:
     x, other = torch.randn(3, 2, 32), torch.randn(3, 2, 32)
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(torch.func.vmap(linear)(x), linear(x), **close)
@@ -70,14 +70,14 @@ def test_vmap_jvp_trace_and_fake_tensors(linear: Linear) -> None:
         assert Linear(32, 64)(torch.randn(2, 32)).shape == (2, 64)
 
 
-def test_one_uniform_number_for_all_rows() -> None:
+def test_one_uniform_number_is_broadcast_to_all_rows() -> None:
     logits = torch.randn(5, 40)
     expected = sample(logits, torch.full((5,), 0.3))
     assert torch.equal(sample(logits, torch.tensor([0.3])), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_defaults_of_type_and_device(dtype: torch.dtype) -> None:
+def test_decoding_ignores_default_dtype_and_device(dtype: torch.dtype) -> None:
     model, logits, uniform = filled(CONFIG), torch.randn(3, 40), torch.rand(3)
     expected, *_ = steps(model, 2, TEXT, (1,) * 4)
     before = torch.get_default_dtype()
@@ -119,7 +119,7 @@ def test_native_training_ops_ignore_default_dtype_and_device() -> None:
 
 @pytest.mark.parametrize("batch", [2, 12])
 @pytest.mark.parametrize("positions", ["learned", "rope"])
-def test_a_full_cache_is_an_error(batch: int, positions: str) -> None:
+def test_full_kv_cache_is_an_error(batch: int, positions: str) -> None:
     model = filled(replace(CONFIG, positions=positions))
     cache, decoder = begun(model, batch)
     decoder.extend(torch.zeros(batch, 15, dtype=torch.int64), cache)
@@ -130,7 +130,7 @@ def test_a_full_cache_is_an_error(batch: int, positions: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 12])
-def test_a_cache_of_more_rows(batch: int) -> None:
+def test_cache_with_more_rows_than_the_batch_is_an_error(batch: int) -> None:
     """As with torch alone, one row of tokens then stands for all."""
     model = filled(CONFIG)
     cache, decoder = begun(model, batch)
@@ -141,7 +141,7 @@ def test_a_cache_of_more_rows(batch: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 12])
-def test_a_cache_whose_rows_were_reordered(batch: int) -> None:
+def test_reordered_cache_rows_are_followed(batch: int) -> None:
     model = filled(CONFIG)
     (cache, decoder), ids = begun(model, batch), torch.full((batch, 1), 3)
     twin = copy.deepcopy(cache)
@@ -162,7 +162,7 @@ def test_fused_step_follows_replaced_parameters() -> None:
     torch.testing.assert_close(decoder.extend(ids, cache), expected)
 
 
-def test_dropout_and_hooks_have_their_part() -> None:
+def test_dropout_and_hooks_run_in_torch() -> None:
     model = filled(replace(CONFIG, transformer=replace(SHAPE, dropout=0.5)))
     (cache, decoder), x = begun(model), torch.randn(2, 1, 64)
     model.train()
@@ -185,7 +185,7 @@ def test_bfloat16_is_packed_where_onednn_takes_it(monkeypatch: pytest.MonkeyPatc
     assert not linear.packable(20)
 
 
-def test_a_compiler_that_complains(
+def test_failing_compiler_is_logged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler = tmp_path / "compiler"
@@ -198,7 +198,7 @@ def test_a_compiler_that_complains(
         assert "no licence" in caplog.text
 
 
-def test_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_torchs_openmp_is_linked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Also if other libraries have brought their own, and with a space in the path."""
     paths = ["/my env/faiss.libs/libgomp-1.so", "/my env/torch/lib/libgomp.so.1"]
     maps = tmp_path / "maps"

@@ -21,15 +21,13 @@ from dalle.kernels.native.attention import attend_sequences
 from dalle.kernels.native.cross_entropy import cross_entropy_grad_
 from dalle.kernels.native.decode_attention import prepared
 from dalle.kernels.native.group_norm import group_norm
-from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from support.generation import sample
+from support.tiny_configs import clip_config, dalle_config
 
 compiled = pytest.mark.skipif(not bindings.functions(), reason="there is no C++ compiler here")
-CONFIG = DALLEConfig(
-    transformer=TransformerConfig(width=64, depth=2, heads=2), text_vocab=20, text_length=5, image_vocab=64, grid=(4, 5)
-)
+CONFIG = dalle_config(width=64, image_vocab=64, grid=(4, 5))
 TEXT = torch.tensor([[3, 8, 1, 0, 0], [5, 5, 19, 7, 2]])
 BAD = (-1, 64, 10_000, -(2**63), 2**63 - 1)
 
@@ -42,7 +40,7 @@ def model() -> DALLE:
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("place", [0, -1])
-def test_targets(bad: int, place: int) -> None:
+def test_targets_out_of_range_are_refused(bad: int, place: int) -> None:
     head, hidden = Linear(32, 64), torch.randn(3, 32)
     ids = torch.tensor([0, 63, 5])
     assert mean_loss(head, hidden, ids).loss.isfinite()
@@ -69,7 +67,7 @@ def test_cross_entropy_changes_nothing_where_a_target_is_out_of_range(bad: int) 
     assert torch.equal(logits, before)
 
 
-def test_ids_that_need_not_or_cannot_be_read() -> None:
+def test_meta_and_vmapped_ids_are_not_checked() -> None:
     check_ids(torch.empty(0, dtype=torch.int64), 1, "ids")
     check_ids(torch.tensor([0, 0]), 1, "ids")
     check_ids(torch.tensor([7], device="meta"), 1, "ids")
@@ -80,7 +78,7 @@ def test_ids_that_need_not_or_cannot_be_read() -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 64, 10_000])
-def test_codes_and_text_of_a_model(model: DALLE, bad: int) -> None:
+def test_token_ids_of_a_model_out_of_range_are_refused(model: DALLE, bad: int) -> None:
     codes = torch.zeros(2, 20, dtype=torch.int64)
     wrong = codes.clone()
     wrong[1, -1] = bad  # the last is no input, only a target
@@ -97,9 +95,8 @@ def test_codes_and_text_of_a_model(model: DALLE, bad: int) -> None:
             model.extend(wrong[:, -1:], cache)
 
 
-def test_text_of_a_clip() -> None:
-    shape = TransformerConfig(width=32, depth=1, heads=2)
-    clip = CLIP(CLIPConfig(image_size=16, patch_size=8, vision=shape, text=shape, text_vocab=20, text_length=5))
+def test_text_ids_of_a_clip_out_of_range_are_refused() -> None:
+    clip = CLIP(clip_config(width=32, depth=1, text_vocab=20, text_length=5))
     with pytest.raises(IndexError, match="text ids run from 1 to 20; .* below 20"):
         clip.encode_text(torch.tensor([[1, 20]]))
 
@@ -107,7 +104,7 @@ def test_text_of_a_clip() -> None:
 @pytest.mark.parametrize("position", [-1, -20, 22, 24, 2**31, -(2**31)])
 @pytest.mark.parametrize("batch", [2, 20])  # all blocks in one call, attention alone
 @torch.no_grad()
-def test_positions(model: DALLE, position: int, batch: int) -> None:
+def test_cache_positions_out_of_range_are_refused(model: DALLE, position: int, batch: int) -> None:
     cache = model.new_cache(batch)
     cache.position = 5
     cache.keys.zero_(), cache.values.zero_()
@@ -128,7 +125,7 @@ def test_positions(model: DALLE, position: int, batch: int) -> None:
 @compiled
 @pytest.mark.parametrize("batch", [2, 20])
 @torch.no_grad()
-def test_masks_and_angles(model: DALLE, batch: int) -> None:
+def test_masks_and_rotary_angles_of_wrong_shape_are_refused(model: DALLE, batch: int) -> None:
     cache = model.new_cache(batch)
     cache.keys.normal_(), cache.values.normal_()
     x, blocks = torch.randn(batch, 2, 64), FusedBlocks(model.transformer)
@@ -172,7 +169,7 @@ def test_blocks_of_other_sizes_are_left_to_torch(model: DALLE) -> None:
 
 @compiled
 @torch.no_grad()
-def test_vectors_that_do_not_fit_are_left_to_torch_which_refuses_them() -> None:
+def test_mismatched_vectors_are_left_to_torch_which_refuses_them() -> None:
     x, weight = torch.randn(2, 32), torch.randn(7, 32)
     eight = Int8Linear(Linear(32, 7))
     for bias in (torch.zeros(6), torch.zeros(7, dtype=torch.float64)):
@@ -185,7 +182,7 @@ def test_vectors_that_do_not_fit_are_left_to_torch_which_refuses_them() -> None:
         assert group_norm(images, scale, shift, groups, 1e-6, False) is None
 
 
-def test_masks_of_trained_attention() -> None:
+def test_training_attention_refuses_wrong_masks() -> None:
     qkv = torch.randn(3, 1, 2, 40, 32, dtype=torch.bfloat16)
     for mask in (torch.ones(40, 39, dtype=torch.bool), torch.ones(40, 40), torch.ones(39, 40, dtype=torch.bool)):
         with pytest.raises(ValueError, match="mask|compiled attention"):
@@ -195,7 +192,7 @@ def test_masks_of_trained_attention() -> None:
             attend_sequences(other, None, True)
 
 
-def test_draws_with_options_out_of_range() -> None:
+def test_sampling_options_out_of_range_are_refused() -> None:
     logits, uniform = torch.randn(2, 40), torch.rand(2)
     for options in ({"top_k": 0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": float("nan")}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match="it must be"):

@@ -27,7 +27,7 @@ def some(b: int, k: int, n: int, h: int, w: int, dtype: torch.dtype = torch.floa
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [True, False])
-def test_values_and_gradients_are_torchs(shape: tuple[int, ...], dtype: torch.dtype, biased: bool) -> None:
+def test_values_and_gradients_equal_torchs(shape: tuple[int, ...], dtype: torch.dtype, biased: bool) -> None:
     given = some(*shape, dtype=dtype)
     exact = [t.detach().double().requires_grad_() for t in given]
     wanted = F.conv2d(exact[0], exact[1], exact[2] if biased else None, padding=1)
@@ -47,7 +47,7 @@ def test_values_and_gradients_are_torchs(shape: tuple[int, ...], dtype: torch.dt
         assert (ours.grad - theirs.grad).abs().max() <= near * theirs.grad.abs().max()
 
 
-def test_error_is_about_that_of_torchs_own() -> None:
+def test_error_is_about_that_of_torch() -> None:
     x, weight, bias = some(1, 128, 128, 32, 32)
     exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     ours, theirs = conv3x3(x, weight, bias), F.conv2d(x, weight, bias, padding=1)
@@ -56,7 +56,7 @@ def test_error_is_about_that_of_torchs_own() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_numbers_do_not_depend_on_threads_nor_on_the_rest_of_a_batch(dtype: torch.dtype) -> None:
+def test_results_do_not_depend_on_threads_or_batch(dtype: torch.dtype) -> None:
     x, weight, bias = some(12, 64, 32, 14, 14, dtype=dtype)
     gradient = torch.randn(12, 32, 14, 14).to(dtype)
 
@@ -78,7 +78,7 @@ def test_numbers_do_not_depend_on_threads_nor_on_the_rest_of_a_batch(dtype: torc
     assert few is not None and torch.equal(few, one[0][4:9])
 
 
-def test_only_gradients_that_are_wanted_are_made() -> None:
+def test_only_required_gradients_are_computed() -> None:
     x, weight, bias = some(4, 32, 32, 16, 16)
     made = conv3x3(x, weight.detach(), bias.detach())
     assert made is not None
@@ -86,7 +86,7 @@ def test_only_gradients_that_are_wanted_are_made() -> None:
     assert x.grad is not None and weight.grad is None and bias.grad is None
 
 
-def test_under_autocast_the_kernel_is_not_rounded() -> None:
+def test_kernel_is_not_rounded_under_autocast() -> None:
     x, weight, bias = some(4, 32, 32, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         found = conv3x3(x, weight, bias)
@@ -98,7 +98,7 @@ def test_under_autocast_the_kernel_is_not_rounded() -> None:
     assert weight.grad is not None and weight.grad.dtype == torch.float32
 
 
-def test_what_it_does_not_take_is_left_to_torch() -> None:
+def test_unsupported_inputs_are_left_to_torch() -> None:
     x, weight, bias = (t.detach() for t in some(2, 32, 32, 16, 16))
     assert conv3x3(x, weight, bias) is not None
     assert conv3x3(x.contiguous(), weight, bias) is None  # not channels_last
@@ -118,7 +118,7 @@ def test_what_it_does_not_take_is_left_to_torch() -> None:
         assert conv3x3(x, weight, bias) is None
 
 
-def test_other_defaults_of_type_and_device() -> None:
+def test_convolution_ignores_default_dtype_and_device() -> None:
     x, weight, bias = some(2, 32, 64, 16, 16)
     wanted = conv3x3(x, weight, bias)
     assert wanted is not None
@@ -134,7 +134,7 @@ def test_other_defaults_of_type_and_device() -> None:
 
 
 @pytest.mark.parametrize("before, width, side", [(32, 64, 16), (3, 32, 16), (32, 3, 16), (64, 32, 2)])
-def test_module_is_a_convolution_of_torch(before: int, width: int, side: int) -> None:
+def test_module_is_a_torch_convolution(before: int, width: int, side: int) -> None:
     torch.manual_seed(0)
     ours = Conv3x3(before, width)
     torch.manual_seed(0)

@@ -9,9 +9,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.modules import check_fit
 from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle
 from dalle.checkpoints.published.state import Published
-from dalle.checkpoints.tensors import LazyTensor, check_fit
 from dalle.models.dalle import DALLE
 from support.published import REFERENCES
 from support.published.references.transformers import CASES, GAIN, ROWS

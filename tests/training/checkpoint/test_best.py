@@ -18,6 +18,7 @@ from dalle.evaluation import metrics
 from dalle.training import state as run_state
 from dalle.training.checkpoint import checkpoint
 from dalle.training.checkpoint.best import METRICS, BestTracker
+from dalle.training.checkpoint.folders import folder_of, folders
 from dalle.training.tasks.image_tokenizer import ImageTokenizerTask
 from support.tiny_model import VQGAN_MODEL
 
@@ -78,12 +79,12 @@ def run(folder: Path, *options: str) -> int:
 
 
 def names(folder: Path) -> list[str]:
-    return [path.name for path in checkpoint.folders(folder)]
+    return [path.name for path in folders(folder)]
 
 
 def is_exported(folder: Path, step: int) -> bool:
     exported = load_file(folder / "model" / "model.safetensors")
-    average = load_file(checkpoint.folder_of(folder, step) / "average.safetensors")
+    average = load_file(folder_of(folder, step) / "average.safetensors")
     return all(torch.equal(exported[name], value) for name, value in average.items())
 
 
@@ -92,9 +93,7 @@ def validated(folder: Path) -> list[tuple[int, dict[str, float]]]:
     return [(line.pop("step"), line) for line in lines if "validation/psnr" in line]
 
 
-def test_the_best_checkpoint_stays_and_is_exported(
-    clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_best_checkpoint_is_kept_and_exported(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "a") == 0
     assert names(tmp_path / "a") == ["step-00000010", "step-00000016"]
     assert is_exported(tmp_path / "a", 10) and not is_exported(tmp_path / "a", 16)
@@ -102,7 +101,7 @@ def test_the_best_checkpoint_stays_and_is_exported(
 
 
 @pytest.mark.parametrize("stops", [(4,), (5, 10), (7, 11, 13)])
-def test_interrupted_is_uninterrupted(stops: tuple[int, ...], clock: Clock, tmp_path: Path) -> None:
+def test_interrupted_run_equals_uninterrupted(stops: tuple[int, ...], clock: Clock, tmp_path: Path) -> None:
     options = ("run.stop_after=3",)
     assert run(tmp_path / "whole", *options) == 0
     clock.stops = stops
@@ -137,7 +136,7 @@ def test_best_weights_after_a_kill_between_validation_and_checkpoint(
     assert names(tmp_path / "parts") == names(tmp_path / "whole") and is_exported(tmp_path / "parts", 10)
 
 
-def test_training_ends_early_and_goes_on_with_more_patience(
+def test_early_stopping_resumes_with_more_patience(
     clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "a", "run.stop_after=2") == 0
@@ -158,7 +157,7 @@ def test_missing_best_weights_are_reported(clock: Clock, tmp_path: Path, capsys:
     assert names(tmp_path / "a") == ["step-00000016"] and is_exported(tmp_path / "a", 16)
 
 
-def test_a_validation_that_is_nan_ends_the_run(
+def test_nan_validation_ends_the_run(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PSNR, 8, math.nan)
@@ -168,7 +167,7 @@ def test_a_validation_that_is_nan_ends_the_run(
     assert names(tmp_path / "a") == ["step-00000004"] and is_exported(tmp_path / "a", 4)
 
 
-def test_a_validation_that_fails_loses_no_step(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_validation_loses_no_step(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise ValueError("no usable image")
 
@@ -184,18 +183,20 @@ def test_a_validation_that_fails_loses_no_step(clock: Clock, tmp_path: Path, mon
         ("run.stop_after=0", "stop_after is 0; it must be at least 1"),
     ],
 )
-def test_wrong_options(option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_give_a_one_line_error(
+    option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path / "a", option) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_stopping_needs_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_early_stopping_needs_a_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "a", "run.stop_after=2", "run.keep_best=null") == 2
     assert "run.stop_after is 2 but run.keep_best is null" in capsys.readouterr().err
 
 
-def test_the_better_is_lower_or_higher_as_the_figure_has_it() -> None:
+def test_best_is_lower_or_higher_by_metric() -> None:
     for stage, name, values, best_at in (
         ("dalle", "image_nats", (3.0, 2.0, 2.5, 2.0), 1),
         ("dalle", "image_accuracy", (0.1, 0.3, 0.2, 0.4), 3),
@@ -208,7 +209,7 @@ def test_the_better_is_lower_or_higher_as_the_figure_has_it() -> None:
         assert best.since == len(values) - 1 - best_at == improved[::-1].index(True)
 
 
-def test_the_figures_are_those_of_validations(tmp_path: Path, clock: Clock) -> None:
+def test_validation_metrics_are_those_that_keep_best_takes(tmp_path: Path, clock: Clock) -> None:
     assert run(tmp_path / "a", "run.steps=2") == 0
     ((_, logged),) = validated(tmp_path / "a")
     assert {name.removeprefix("validation/") for name in logged} == set(METRICS["image_tokenizer"])

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dalle.kernels import switches
-from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
 from dalle.training.distributed import sharded_checkpoint
 from dalle.training.distributed.fsdp import (
     Sharding,
@@ -36,19 +35,18 @@ from dalle.training.run.log import start_accelerator, start_sharding
 from dalle.training.tasks import Phase
 from dalle.training.train_step import optimizer_step
 from support.generation import generate
+from support.tiny_configs import clip_config, dalle_config, transformer_config
 
 ROOT = Path(__file__).parents[3]
-SHAPE = TransformerConfig(width=32, depth=2, heads=2)
 METHODS = {"dalle": ("losses", "prefill", "extend", "new_cache"), "clip": ("encode_image", "encode_text")}
 
 
 def _model(kind: str, checkpointing: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    shape = TransformerConfig(width=32, depth=2, heads=2, checkpoint_activations=checkpointing)
-    if kind == "dalle":
-        return DALLE(DALLEConfig(transformer=shape, text_vocab=51, text_length=8, image_vocab=32, grid=(4, 4)))
-    config = CLIPConfig(image_size=32, patch_size=8, vision=SHAPE, text=SHAPE, text_vocab=51, text_length=8)
-    return CLIP(config)
+    if kind == "clip":
+        return CLIP(clip_config(width=32, image_size=32, text_vocab=51, text_length=8, embed_dim=256))
+    shape = transformer_config(width=32, checkpoint_activations=checkpointing)
+    return DALLE(dalle_config(transformer=shape, text_vocab=51, text_length=8, image_vocab=32, grid=(4, 4)))
 
 
 def _loss(model: nn.Module) -> Tensor:
@@ -176,7 +174,7 @@ def _half_worker(rank: int, world: int, folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_one_loss_scale_for_all_shares(tmp_path: Path) -> None:
+def test_all_ranks_share_one_loss_scale(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(_half_worker, args=(2, tmp_path), nprocs=2, start_method="fork")
     whole = _in_half(_model("clip"), 1, poisoned=True)
     assert [whole[f"scale {step}"].item() for step in range(4)] == [64, 64, 32, 32]
@@ -185,7 +183,7 @@ def test_one_loss_scale_for_all_shares(tmp_path: Path) -> None:
         torch.testing.assert_close(there[name](), value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
+def test_missing_or_damaged_shards_are_named(tmp_path: Path) -> None:
     def shard(number: int, begin: int, rows: int) -> None:
         header = {"DCP_SHARDING_INFO": json.dumps({"x": {"saved_offsets": [begin, 0]}})}
         save_file({"x": torch.full((rows, 2), float(number))}, tmp_path / f"{number}.safetensors", header)
@@ -206,7 +204,7 @@ def test_shares_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
         sharded_checkpoint.open_shards(tmp_path)
 
 
-def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerate_options_that_are_not_supported_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fsdp_requested()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="fsdp_version: 2"):
@@ -224,7 +222,7 @@ def test_what_a_config_of_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(variable)
 
 
-def test_a_single_process_is_not_sharded() -> None:
+def test_single_process_is_not_sharded() -> None:
     run = RunConfig(
         dir=Path("x"), steps=1, batch_size=2, device="cpu", precision="fp32", tracker="none", sharding="fsdp"
     )
@@ -232,7 +230,7 @@ def test_a_single_process_is_not_sharded() -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu2", "ddp", "fsdp2", "multi_node"])
-def test_configs_of_accelerate_load_and_say_how_they_are_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerate_configs_load_and_begin_with_their_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ROOT / f"configs/accelerate/{name}.yaml"
     found = load_config_from_file(str(file))  # refuses keys that it does not know
     command = file.read_text(encoding="utf-8").splitlines()[0]
@@ -254,7 +252,7 @@ def test_configs_of_accelerate_load_and_say_how_they_are_used(name: str, monkeyp
     "told, processes, gpus, expected",
     [("auto", 1, 0, False), ("auto", 2, 0, True), ("cpu", 1, 2, True), ("cpu", 2, 2, True), ("auto", 2, 2, False)],
 )
-def test_several_processes_without_gpus_are_on_cpus(
+def test_several_processes_without_gpus_use_cpus(
     told: Literal["auto", "cpu"], processes: int, gpus: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accelerate would take them for strangers otherwise."""

@@ -55,7 +55,7 @@ def test_error_feedback_sends_the_residual_later() -> None:
     assert told.compression == pytest.approx((384 + 10 + 288) / (2 * (24 + 16) + 10 + 2 * (8 + 36)))
 
 
-def test_an_interrupted_run_goes_on_the_same(tmp_path: Path) -> None:
+def test_saved_compressor_continues_the_same(tmp_path: Path) -> None:
     whole = {"dalle": PowerSGD(PowerSGDConfig(rank=2, start=2))}
     for step in range(4):
         _told(whole["dalle"], step)
@@ -82,7 +82,7 @@ def test_nonfinite_gradients_leave_compressor_state_unchanged() -> None:
     assert all(torch.equal(a, b) for a, b in zip(_told(told, 4), _told(other, 4)))
 
 
-def test_invalid_options_are_errors() -> None:
+def test_options_out_of_range_are_refused() -> None:
     for options in ({"rank": 0}, {"start": 1}):
         with pytest.raises(ValueError, match="is [01]; it must be at least [12]"):
             PowerSGDConfig(**options)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import train
 from dalle.__main__ import main as dalle
 from dalle.training.checkpoint import checkpoint
+from dalle.training.checkpoint.folders import folders
 from dalle.training.distributed import sharded_checkpoint
 from support.tiny_model import CODES, GRID, TEXT_LENGTH, make_tiny_model
 
@@ -105,7 +106,7 @@ def _same(run: Path, recipe: str) -> None:
         assert ours[name].sub(value).abs().max() < 2e-5, name
 
 
-def test_processes_on_a_machine_without_a_gpu_know_each_other(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_processes_without_a_gpu_form_one_group(recipes: dict[str, str], tmp_path: Path) -> None:
     """As the README has it: nothing says that they are to be on CPUs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     options = [recipes["dalle"], "run.device=auto", f"run.dir={tmp_path / 'two'}"]
@@ -115,7 +116,7 @@ def test_processes_on_a_machine_without_a_gpu_know_each_other(recipes: dict[str,
     _same(tmp_path / "two", recipes["dalle"])
 
 
-def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_two_processes_train_the_same_as_one(recipes: dict[str, str], tmp_path: Path) -> None:
     ways = {"dalle": [WHOLE], "sharded": [FSDP], "less": [FSDP, "run.accumulation=2"], "clip": [FSDP]}
     ways |= {"clip-pieces": ["run.accumulation=2"], "clip-pieces-sharded": [FSDP, "run.accumulation=2"]}
     ways["less"].append("model.transformer.checkpoint_activations=true")
@@ -124,8 +125,8 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
     assert _several(2, [[taken[way], f"run.dir={tmp_path / way}", *options] for way, options in ways.items()]) == 0
     for way, recipe in taken.items():
         _same(tmp_path / way, recipe)
-    assert not (checkpoint.folders(tmp_path / "dalle")[-1] / "shards").exists()
-    newest = checkpoint.folders(tmp_path / "sharded")[-1]
+    assert not (folders(tmp_path / "dalle")[-1] / "shards").exists()
+    newest = folders(tmp_path / "sharded")[-1]
     assert len(list((newest / "shards").iterdir())) == 2
 
     # The model folder is put together from shares, each tensor alone; so is what `export` makes of a checkpoint
@@ -133,9 +134,9 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
     for name, made in sharded_checkpoint.open_shards(newest / "shards").items():
         if name.startswith("average:"):
             assert made().equal(whole[name.removeprefix("average:")])
-    older = checkpoint.folders(tmp_path / "sharded")[-2]
+    older = folders(tmp_path / "sharded")[-2]
     assert dalle(["export", str(older), str(tmp_path / "exported")]) == 0
-    one = checkpoint.export_weights(checkpoint.folders(_one(recipes["dalle"]))[-2])
+    one = checkpoint.export_weights(folders(_one(recipes["dalle"]))[-2])
     exported = load_file(tmp_path / "exported/model.safetensors")
     assert one.keys() == exported.keys() == whole.keys()
     for name, tensor in one.items():
@@ -144,14 +145,16 @@ def test_two_processes_train_what_one_does(recipes: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["dalle", "clip", "lora"])
-def test_going_on_with_another_number_of_processes(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
+def test_checkpoints_resume_with_another_number_of_processes(
+    name: str, recipes: dict[str, str], tmp_path: Path
+) -> None:
     """Two, killed; then four, one, two whole, two sharded: from the checkpoints after 2, 4, 6 and 6 steps."""
     if name == "lora":
         pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     recipe, run = recipes[name], tmp_path / "run"
     options = [recipe, f"run.dir={run}"]
     assert _several(2, [[*options, FSDP]], kill=(3, 1)) != 0
-    assert [folder.name for folder in checkpoint.folders(run)] == ["step-00000002"]
+    assert [folder.name for folder in folders(run)] == ["step-00000002"]
     assert _several(4, [[*options, FSDP, "resume=true"]]) == 0
     _same(run, recipe)
     _forget(run, 4)
@@ -165,7 +168,7 @@ def test_going_on_with_another_number_of_processes(name: str, recipes: dict[str,
     _same(run, recipe)
 
 
-def test_a_byte_that_has_flipped_in_what_one_process_wrote(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_flipped_byte_in_one_ranks_file_is_detected(recipes: dict[str, str], tmp_path: Path) -> None:
     low = ["run.powersgd={rank: 2, start: 2}", WHOLE]
     runs = {name: [recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("shares", "low")}
     both = [[*runs["shares"], FSDP], [*runs["low"], *low]]
@@ -185,12 +188,12 @@ def test_a_byte_that_has_flipped_in_what_one_process_wrote(recipes: dict[str, st
 
 
 def _forget(run: Path, step: int) -> None:
-    for folder in checkpoint.folders(run):
+    for folder in folders(run):
         if int(folder.name[-8:]) > step:
             shutil.rmtree(folder)
 
 
-def test_gradients_of_low_rank(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_powersgd_training_is_near_uncompressed_and_resumes(recipes: dict[str, str], tmp_path: Path) -> None:
     """Near to what whole gradients train, and interrupted the same as not."""
     low = ["run.powersgd={rank: 2, start: 2}", "run.steps=30"]
     whole, parts = ([recipes["dalle"], f"run.dir={tmp_path / name}"] for name in ("whole", "low"))
@@ -199,22 +202,22 @@ def test_gradients_of_low_rank(recipes: dict[str, str], tmp_path: Path) -> None:
     first, last, near = wanted[1, "train/dalle_loss"], wanted[30, "train/dalle_loss"], found[30, "train/dalle_loss"]
     assert last < first - 0.3 and abs(near - last) < 0.1 * (first - last)
     assert found[30, "train/dalle_compression"] > 2
-    assert len(list(checkpoint.folders(tmp_path / "low")[-1].glob("powersgd-*"))) == 2
+    assert len(list(folders(tmp_path / "low")[-1].glob("powersgd-*"))) == 2
     _forget(tmp_path / "low", 26)
     assert _several(2, [[*parts, *low, "resume=true"]]) == 0
     assert _figures(tmp_path / "low") == found
 
 
 @pytest.mark.parametrize("name", ["cpu2", "fsdp2"])
-def test_accelerate_launches_what_its_configs_say(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
+def test_accelerate_configs_launch_training(name: str, recipes: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
     command += ["--num_processes", "2", "train.py", recipes["dalle"], f"run.dir={tmp_path / 'run'}"]
     subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
     _same(tmp_path / "run", recipes["dalle"])
-    assert (checkpoint.folders(tmp_path / "run")[-1] / "shards").exists() == (name == "fsdp2")
+    assert (folders(tmp_path / "run")[-1] / "shards").exists() == (name == "fsdp2")
 
 
-def test_what_cannot_be_shared_is_one_line(recipes: dict[str, str], tmp_path: Path) -> None:
+def test_options_that_cannot_be_sharded_give_a_one_line_error(recipes: dict[str, str], tmp_path: Path) -> None:
     told = {
         "run.precision=fp16": "needs a GPU",
         "lora={rank: 2}": "give init_from, or set lora=null",

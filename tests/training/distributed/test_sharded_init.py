@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from dalle.checkpoints.tensors import load_weights, open_tensors, skip_init, write_tensors
-from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.checkpoints.modules import load_weights, skip_init
+from dalle.checkpoints.tensors import open_tensors, write_tensors
+from dalle.models.clip import CLIP
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from dalle.training.distributed.sharded_init import sharded_init
 from dalle.training.lora import LoRAConfig, add_lora
+from support.tiny_configs import clip_config, dalle_config, transformer_config
 
-SHAPE = TransformerConfig(width=24, depth=2, heads=2)
+SHAPE = transformer_config(width=24)
 ODD = replace(SHAPE, feed_forward="swiglu", qk_norm=True, sandwich=True, layer_scale=True)
-SMALL = DALLEConfig(transformer=SHAPE, text_vocab=51, text_length=5, image_vocab=32, grid=(3, 5), attention=("row",))
+SMALL = dalle_config(transformer=SHAPE, text_vocab=51, image_vocab=32, grid=(3, 5), attention=("row",))
 CPU = torch.device("cpu")
 
 
@@ -28,8 +30,7 @@ def _features() -> nn.Module:
 
 
 def _clip() -> nn.Module:
-    towers = {"vision": SHAPE, "text": SHAPE, "text_vocab": 51, "text_length": 8}
-    return CLIP(CLIPConfig(image_size=32, patch_size=8, **towers))  # type: ignore[arg-type]
+    return CLIP(clip_config(width=24, image_size=32, text_vocab=51, text_length=8, embed_dim=256))
 
 
 def _tuned() -> nn.Module:
@@ -78,7 +79,7 @@ def test_shards_equal_slices_of_the_full_initialization(kind: str, world: int) -
     _same(MADE[kind], whole, world, after=torch.rand(4))
 
 
-def test_shares_of_weights_in_a_file(tmp_path: Path) -> None:
+def test_shards_equal_slices_of_loaded_weights(tmp_path: Path) -> None:
     whole, file = _features(), tmp_path / "model.safetensors"
     nn.init.normal_(whole.get_buffer("text_embedding.null"))
     write_tensors(whole.state_dict(), file)
@@ -91,7 +92,7 @@ def test_shares_of_weights_in_a_file(tmp_path: Path) -> None:
     _same(make, whole, 3)
 
 
-def test_modules_are_made_as_ever_afterwards() -> None:
+def test_modules_initialize_normally_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), sharded_init(0, 2, CPU):
         raise ZeroDivisionError
     assert nn.init.normal_.__module__ == "torch.nn.init" and not nn.Linear(2, 2).weight.is_meta

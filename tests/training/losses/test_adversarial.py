@@ -21,14 +21,14 @@ def small() -> PatchDiscriminator:
     return PatchDiscriminator(AdversarialConfig(channels=8))
 
 
-def test_has_the_geometry_of_tamings_discriminator() -> None:
+def test_discriminator_has_the_shapes_of_tamings() -> None:
     assert small()(torch.rand(2, 3, 256, 256)).shape == (2, 1, 30, 30)
     model = PatchDiscriminator(AdversarialConfig())
     # pix2pix prints 2.769 M for pairs of images (6 channels); GroupNorm has as many parameters as BatchNorm
     assert sum(p.numel() for p in model.parameters()) == 2_768_705 - 3 * 64 * 4 * 4
 
 
-def test_a_patch_is_70_pixels_wide() -> None:
+def test_receptive_field_is_70_pixels() -> None:
     model = PatchDiscriminator(AdversarialConfig(channels=4))
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     field, step = 1, 1
@@ -58,7 +58,7 @@ def test_hinge_losses_equal_a_loop() -> None:
     torch.testing.assert_close(generator_loss(fake).item(), -fake.mean().item())
 
 
-def test_adaptive_weight_over_micro_batches_is_that_of_the_batch() -> None:
+def test_adaptive_weight_of_micro_batches_equals_that_of_the_batch() -> None:
     torch.manual_seed(0)
     layer, critic = nn.Conv2d(3, 3, 3, padding=1), small()
     images = torch.rand(4, 3, 64, 64)
@@ -98,13 +98,13 @@ def test_adaptive_weight_is_bounded() -> None:
     assert adaptive_weight(torch.zeros(3), torch.ones(3)) == 0
 
 
-def test_too_small_images_are_named() -> None:
+def test_too_small_images_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 24x24, got 16x16"):
         small()(torch.rand(1, 3, 16, 16))
     assert small()(torch.rand(1, 3, 24, 24)).shape == (1, 1, 1, 1)
 
 
-def test_learns_to_tell_two_kinds_of_images_apart() -> None:
+def test_discriminator_learns_to_separate_two_kinds_of_images() -> None:
     model = small()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     real, fake = torch.rand(4, 3, 24, 24), torch.rand(4, 3, 1, 1).expand(-1, -1, 24, 24)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dalle.models.clip import CLIP, CLIPConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.clip import CLIP
 from dalle.training.losses.perceptual import (
     LPIPS,
     CLIPPerceptual,
@@ -22,6 +21,7 @@ from dalle.training.losses.perceptual import (
     build_perceptual,
     load_lpips,
 )
+from support.tiny_configs import clip_config
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features
 POOLS = (4, 9, 16, 23)
@@ -149,8 +149,7 @@ def test_lpips_refuses_other_files(tmp_path: Path) -> None:
 
 def small_clip() -> CLIP:
     torch.manual_seed(0)
-    tower = TransformerConfig(width=16, depth=2, heads=2)
-    return CLIP(CLIPConfig(image_size=16, patch_size=4, vision=tower, text=tower, text_vocab=16, embed_dim=8))
+    return CLIP(clip_config(patch_size=4, text_vocab=16, text_length=32))
 
 
 def test_clip_distance_equals_its_definition() -> None:
@@ -191,7 +190,7 @@ def test_perceptual_kind_none_builds_no_loss() -> None:
     assert build_perceptual(NonePerceptual()) is None
 
 
-def test_the_efficientnet_distance_is_that_of_its_maps() -> None:
+def test_efficientnet_distance_equals_its_definition() -> None:
     loss = build_perceptual(EfficientNetPerceptualConfig())
     assert isinstance(loss, EfficientNetPerceptual)
     generator = torch.Generator().manual_seed(0)

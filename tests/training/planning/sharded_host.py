@@ -12,9 +12,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from dalle.checkpoints.tensors import LazyTensor, load_weights, open_tensors, skip_init, write_tensors
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.modules import load_weights, skip_init
+from dalle.checkpoints.tensors import open_tensors, write_tensors
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.distributed import sharded_checkpoint
 from dalle.training.distributed.fsdp import Sharding
 from dalle.training.distributed.sharded_init import sharded_init

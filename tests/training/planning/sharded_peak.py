@@ -19,7 +19,8 @@ from dalle.kernels import attention, switches
 from dalle.models.dalle import DALLE
 from dalle.training.distributed.fsdp import Sharding, keep_unsharded, local, reshard
 from dalle.training.optim import OptimConfig, adamw
-from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, memory, sampling_budget
+from dalle.training.planning.memory import memory, sampling_budget
+from dalle.training.planning.setup import ModelSize, Precision, TrainSetup
 from support.memory_peaks import peak_of
 from support.model_sizes import IMAGES, SIZES, with_checkpointing
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from dalle.kernels import attention, switches
-from dalle.models.dalle import DALLE, DALLEConfig
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
 from dalle.training.optim import EMA, OptimConfig, adamw
-from dalle.training.planning.memory import ModelSize, Precision, TrainSetup, cache_bytes, memory
+from dalle.training.planning.memory import cache_bytes, memory
+from dalle.training.planning.setup import ModelSize, Precision, TrainSetup
 from support.memory_peaks import peak_of
 from support.model_sizes import IMAGES, SIZES, with_checkpointing
 
@@ -71,7 +73,7 @@ MORE = [
     "name, precision, checkpointing, accumulation",
     CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
 )
-def test_peaks_are_as_planned(
+def test_planned_memory_equals_the_measured_peak(
     name: str, precision: Precision, checkpointing: bool, accumulation: int, tmp_path: Path
 ) -> None:
     config = with_checkpointing(SIZES[name], checkpointing)
@@ -86,7 +88,7 @@ def test_peaks_are_as_planned(
 
 
 @pytest.mark.slow
-def test_peaks_of_sharded_weights_are_as_planned() -> None:
+def test_planned_memory_of_fsdp_equals_the_measured_peak() -> None:
     """Within a twentieth, and drawing takes no more than steps do."""
     for *case, found in json.loads(_printed([str(FOLDER / "sharded_peak.py")])):
         assert found["planned"] == pytest.approx(found["measured"], rel=0.05), case
@@ -113,7 +115,7 @@ def test_sharded_init_and_loading_hold_one_full_parameter(tmp_path: Path) -> Non
     assert found["written"] < found["largest"] + 10e6
 
 
-def test_sizes_are_those_of_the_model() -> None:
+def test_model_sizes_equal_the_model() -> None:
     for config in SIZES.values():
         size, model = ModelSize.of(config), DALLE(config)
         assert size.parameters == sum(p.numel() for p in model.parameters())
@@ -122,7 +124,7 @@ def test_sizes_are_those_of_the_model() -> None:
         assert cache_bytes(size, 4) == cache.keys.nbytes + cache.values.nbytes
 
 
-def test_shares_of_many_devices() -> None:
+def test_planned_memory_is_divided_among_devices() -> None:
     size = ModelSize.of(SIZES["deep"])
     alone, ddp, fsdp = (
         memory(size, TrainSetup(layout, devices, 2, 1, False, "bf16", True))  # type: ignore[arg-type]

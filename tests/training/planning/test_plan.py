@@ -13,15 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from dalle.__main__ import main
 from dalle.cli.parser import parse_size
 from dalle.kernels.masks import mask
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
-from dalle.training.planning.memory import ModelSize, TrainSetup, memory
+from dalle.models.dalle import DALLE
+from dalle.models.dalle_config import DALLEConfig
+from dalle.models.transformer_config import TransformerConfig
+from dalle.training.planning.memory import memory
 from dalle.training.planning.plan import Cluster, fits, operations, plan, report
+from dalle.training.planning.setup import ModelSize, TrainSetup
 from dalle.training.recipe import DALLERecipe, load_recipe
 
 ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "configs/paper/dalle-12b.yaml"
-A100 = Cluster(devices=64, memory=80e9, spare=0.1, peak=312e12, utilisation=0.4)
+A100 = Cluster(devices=64, memory=80e9, spare=0.1, peak=312e12, utilization=0.4)
 
 
 def paper(*overrides: str) -> DALLERecipe:
@@ -32,7 +34,7 @@ def paper(*overrides: str) -> DALLERecipe:
 
 @pytest.mark.parametrize("feed_forward", ["gelu", "geglu"])
 @pytest.mark.parametrize("kind", ["full", "row"])
-def test_operations_are_those_that_torch_counts(kind: str, feed_forward: str) -> None:
+def test_operations_equal_torchs_flop_counter(kind: str, feed_forward: str) -> None:
     shape = TransformerConfig(width=48, depth=3, heads=3, feed_forward=feed_forward)  # type: ignore[arg-type]
     config = DALLEConfig(
         transformer=shape, text_vocab=100, text_length=7, image_vocab=90, grid=(5, 6), attention=(kind,)
@@ -72,7 +74,7 @@ def test_twelve_billion_fit_64_devices() -> None:
     assert "Best: fsdp, micro-batches of 4 images: run.sharding=fsdp run.accumulation=4" in told and "60 days" in told
 
 
-def test_what_to_change_is_true() -> None:
+def test_suggested_changes_make_the_plan_fit() -> None:
     few = replace(A100, devices=4, memory=70e9)
     found = plan(paper(), few)
     assert found.best is None and found.devices_needed == 8
@@ -87,7 +89,7 @@ def test_what_to_change_is_true() -> None:
     assert hopeless.best is None and hopeless.devices_needed is None and "(--gpus)" not in report(hopeless, paper())
 
 
-def test_one_device_has_no_shares() -> None:
+def test_one_device_is_not_sharded() -> None:
     found = plan(paper("run.batch_size=1"), replace(A100, devices=1, memory=1e12))
     assert [(c.setup.layout, c.setup.checkpointing) for c in found.choices] == [("ddp", False), ("ddp", True)]
     assert (
@@ -95,7 +97,7 @@ def test_one_device_has_no_shares() -> None:
     )
 
 
-def test_quantities() -> None:
+def test_quantities_are_parsed_with_units() -> None:
     assert [parse_size(text, "B", "memory") for text in ("80GB", "24GiB", "1.5 TB", "100")] == [
         80e9,
         24 * 2**30,
@@ -116,7 +118,7 @@ WRONG = {
     "two points": (["--memory", "1.2.3GB"], "--memory is '1.2.3GB'"),
     "a batch that cannot be shared": (["--gpus", "7"], "not divisible by 7 devices"),
     "no devices": (["--gpus", "0"], "gpus is 0; it must be at least 1"),
-    "more than all": (["--utilisation", "1.5"], "utilisation is 1.5; it must be above 0 and at most 1"),
+    "more than all": (["--utilization", "1.5"], "utilization is 1.5; it must be above 0 and at most 1"),
     "nothing left": (["--spare", "1"], "spare is 1.0; it must be at least 0 and below 1"),
     "lora": (["lora={}", "optim.ema=null"], "lora trains few: set lora=null"),
     "another stage": (["stage=clip"], "dalle plan: "),
@@ -124,14 +126,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_inputs_are_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_give_a_one_line_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, told = WRONG[name]
     assert main(["plan", str(PAPER), *arguments]) == 2
     error = capsys.readouterr().err
     assert told in error and all(line.startswith("dalle plan: ") for line in error.splitlines())
 
 
-def test_the_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(PAPER), "--gpus", "64", "--memory", "80GB"]) == 0
     assert capsys.readouterr().out == report(plan(paper(), A100), paper()) + "\n"
     assert main(["plan", str(PAPER), "run.steps=1", "--gpus", "64", "optim.ema=null"]) == 0  # options anywhere

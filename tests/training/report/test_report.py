@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from dalle.__main__ import main
+from dalle.training.metrics_log import Curve, charts, read_metrics
 from dalle.training.report.html import write_report
-from dalle.training.report.metrics_log import Curve, charts, read_metrics
 
 PROMPTS = ["एउटा रातो घर", "<b>a & b</b>", "красный дом"]
 
@@ -82,7 +82,7 @@ def drawn(svg: ET.Element) -> dict[str, list[tuple[float, float]]]:
 
 
 @pytest.mark.parametrize("kind", ["linear", "log"])
-def test_curves_are_the_numbers_of_the_log(run: Path, kind: str) -> None:
+def test_curves_equal_the_logged_metrics(run: Path, kind: str) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     names = {name for line in lines for name in line if name != "step"}
     found: dict[str, list[tuple[float, float]]] = {}
@@ -122,12 +122,12 @@ def test_the_page_is_complete_and_self_contained(run: Path) -> None:
     assert [p.name for p in run.iterdir() if "report" in p.name] == ["report.html"]
 
 
-def test_few_values_can_be_pointed_at(run: Path) -> None:
+def test_few_values_have_markers(run: Path) -> None:
     titles = [text_of(title) for circle in page(run).iter("circle") for title in circle.iter("title")]
     assert "validation/image_nats, step 400: 4" in titles
 
 
-def test_a_log_that_is_cut_or_broken(run: Path) -> None:
+def test_truncated_or_broken_log_is_reported(run: Path) -> None:
     log = run / "metrics.jsonl"
     with log.open("ab") as file:
         file.write(b'{"step": 820, "train/image": NaN, "train/text": Infinity}\n[1]\n\xff\xfe\n{"upd')
@@ -140,7 +140,7 @@ def test_a_log_that_is_cut_or_broken(run: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["", '{"step": 20, "train/im', None])
-def test_a_run_that_has_logged_nothing(run: Path, left: str | None) -> None:
+def test_run_without_a_log_has_a_report(run: Path, left: str | None) -> None:
     for file in (run / "metrics.jsonl", run / "origin.yaml", *(run / "samples").iterdir()):
         file.unlink()
     if left is not None:
@@ -150,7 +150,7 @@ def test_a_run_that_has_logged_nothing(run: Path, left: str | None) -> None:
     assert not list(root.iter("svg"))
 
 
-def test_values_of_any_size_are_drawn(run: Path) -> None:
+def test_values_of_any_size_are_plotted(run: Path) -> None:
     rows = [
         {"step": 1, "train/a": 0.0, "train/b": 1e30, "train/c": 1e-12, "train/d": -5.0, "train/e": 5e-4},
         {
@@ -170,7 +170,7 @@ def test_values_of_any_size_are_drawn(run: Path) -> None:
                 assert all(0 <= x <= 460 and 0 <= y <= 240 for x, y in places), line.attrib["data-name"]
 
 
-def test_a_image_that_was_cut_is_named(run: Path) -> None:
+def test_truncated_sample_image_is_named(run: Path) -> None:
     newest = run / "samples" / "00000800.png"
     newest.write_bytes(newest.read_bytes()[:60])
     root = page(run)
@@ -189,7 +189,7 @@ def test_many_points_are_thinned_to_the_extremes() -> None:
     assert (33_333, 100.0) in zip(thin.steps, thin.values) and (12_345, -100.0) in zip(thin.steps, thin.values)
 
 
-def test_each_curve_is_in_one_chart(run: Path) -> None:
+def test_each_metric_is_in_one_chart(run: Path) -> None:
     curves = read_metrics(run / "metrics.jsonl").curves
     grouped = charts(curves.values())
     assert sorted(c.name for _, own in grouped for c in own) == sorted(curves)
@@ -206,7 +206,7 @@ def test_each_curve_is_in_one_chart(run: Path) -> None:
         ("run: [", "not valid YAML"),
     ],
 )
-def test_a_folder_without_a_run_is_a_one_line_error(
+def test_folder_without_a_run_gives_a_one_line_error(
     config: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if config is not None:
@@ -217,7 +217,7 @@ def test_a_folder_without_a_run_is_a_one_line_error(
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_command_says_where_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_command_prints_its_path(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     assert main(["report", str(run / "nowhere")]) == 2

@@ -11,21 +11,17 @@ import pytest
 import torch
 import yaml
 
+import dalle
 import train
 from dalle.config import from_dict
-from dalle.models.dalle import DALLE, DALLEConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.dalle import DALLE
 from dalle.training.recipe import DALLERecipe, RunConfig
 from dalle.training.run import compiling, precision
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.malloc import keep_freed_memory
 from dalle.training.run.precision import fast_precision, resolve_precision
-from support.tiny_model import DALLE_MODEL, make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("parts")).parent
+from support.tiny_configs import dalle_config
+from support.tiny_model import DALLE_MODEL
 
 
 def recipe_of(parts: Path, folder: Path, **run: object) -> dict:
@@ -50,8 +46,10 @@ def trained(folder: Path, recipe: dict, *overrides: str) -> list[dict]:
     return [line for line in lines if "train/dalle_loss" in line]
 
 
-def test_auto_is_settled_recorded_and_kept(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of(parts, tmp_path / "run")
+def test_automatic_precision_is_resolved_recorded_and_reused(
+    tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_parts, tmp_path / "run")
     monkeypatch.setattr(precision, "fast_precision", lambda run: "bf16")
     trained(tmp_path / "run", recipe)
     for name in ("config.yaml", "origin.yaml"):
@@ -80,10 +78,11 @@ def test_fast_precision_is_what_the_device_has(tmp_path: Path, monkeypatch: pyte
     assert fast_precision(replace(run, device="cpu")) == ("bf16" if fast else "fp32")
 
 
-def test_z_loss_is_trained_and_logged_apart(parts: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(parts, tmp_path / "without", precision="fp32")
+def test_z_loss_is_trained_and_logged_separately(tiny_parts: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_parts, tmp_path / "without", precision="fp32")
     plain = trained(tmp_path / "without", recipe)[0]
-    weighted = trained(tmp_path / "with", recipe_of(parts, tmp_path / "with", precision="fp32") | {"z_weight": 0.5})[0]
+    recipe = recipe_of(tiny_parts, tmp_path / "with", precision="fp32") | {"z_weight": 0.5}
+    weighted = trained(tmp_path / "with", recipe)[0]
     assert "train/image_z" not in plain
     for name in ("text", "image"):  # cross-entropy, whatever is added to it
         assert weighted[f"train/{name}"] == pytest.approx(plain[f"train/{name}"], rel=1e-5)
@@ -92,17 +91,17 @@ def test_z_loss_is_trained_and_logged_apart(parts: Path, tmp_path: Path) -> None
     assert weighted["train/dalle_gradient"] != pytest.approx(plain["train/dalle_gradient"], rel=1e-3)
 
 
-def test_waiting_for_data_is_logged(parts: Path, tmp_path: Path) -> None:
-    for line in trained(tmp_path / "run", recipe_of(parts, tmp_path / "run")):
+def test_waiting_for_data_is_logged(tiny_parts: Path, tmp_path: Path) -> None:
+    for line in trained(tmp_path / "run", recipe_of(tiny_parts, tmp_path / "run")):
         assert 0 <= line["train/data_wait"] <= 1
 
 
-def test_without_a_compiler_training_goes_on(
-    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_a_compiler_training_runs_uncompiled(
+    tiny_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert compiling._missing(torch.device("cpu")) == "no C++ compiler was found (g++, clang++, or the one in CXX)"
-    trained(tmp_path / "run", recipe_of(parts, tmp_path / "run", steps=1, compile=True))
+    trained(tmp_path / "run", recipe_of(tiny_parts, tmp_path / "run", steps=1, compile=True))
     out = capsys.readouterr()
     assert (
         "run.compile: no C++ compiler was found (g++, clang++, or the one in CXX); training without compilation"
@@ -112,23 +111,23 @@ def test_without_a_compiler_training_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_training_is_the_same(parts: Path, tmp_path: Path) -> None:
+def test_compiled_training_equals_eager(tiny_parts: Path, tmp_path: Path) -> None:
     """Losses, drawn images and names of weights: the folder that comes out loads as any other."""
     lines = {}
     for name, compiled in (("plain", False), ("compiled", True)):
-        recipe = recipe_of(parts, tmp_path / name, precision="fp32", compile=compiled) | {"prompts": ["a red circle"]}
+        recipe = recipe_of(tiny_parts, tmp_path / name, precision="fp32", compile=compiled)
+        recipe |= {"prompts": ["a red circle"]}
         lines[name] = [line["train/dalle_loss"] for line in trained(tmp_path / name, recipe)]
     assert lines["compiled"] == pytest.approx(lines["plain"], rel=1e-4)
-    states = [torch.load(tmp_path / name / "checkpoints/step-00000003/state.pt") for name in lines]
-    assert states[0]["step"] == states[1]["step"]
+    plain, compiled_ = (dalle.load_model(tmp_path / name / "model").state_dict() for name in lines)
+    torch.testing.assert_close(compiled_, plain, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_blocks_have_the_same_gradients() -> None:
     torch.manual_seed(0)
-    shape = TransformerConfig(width=32, depth=3, heads=2)
-    model = DALLE(DALLEConfig(transformer=shape, text_vocab=50, text_length=6, image_vocab=32, grid=(4, 4)))
+    model = DALLE(dalle_config(width=32, depth=3, text_vocab=50, text_length=6, image_vocab=32, grid=(4, 4)))
     text, codes = torch.randint(1, 50, (2, 6)), torch.randint(0, 32, (2, 16))
     names = list(model.state_dict())
     found = []
@@ -143,5 +142,5 @@ def test_compiled_blocks_have_the_same_gradients() -> None:
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
 
 
-def test_freed_memory_can_be_kept() -> None:
+def test_keep_freed_memory_needs_mallopt() -> None:
     assert keep_freed_memory() == hasattr(__import__("ctypes").CDLL(None), "mallopt")

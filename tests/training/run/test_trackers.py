@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_tensorboard_has_figures_and_images_once_after_resuming(here: Path) -> None:
+def test_tensorboard_has_metrics_and_images_once_after_resuming(here: Path) -> None:
     assert train.main(["vqgan.yaml", "run.tracker=tensorboard"]) == 0
     newest = Path("run/checkpoints/step-00000004")
     (newest / "state.pt").write_bytes(b"")  # so that steps 3 and 4 are made and logged again
@@ -69,7 +69,7 @@ def wandb_run(here: Path, *options: str, **environment: str) -> subprocess.Compl
 
 
 @pytest.mark.slow
-def test_wandb_offline_has_them_too_under_one_id(here: Path) -> None:
+def test_offline_wandb_keeps_one_id_after_resuming(here: Path) -> None:
     pytest.importorskip("wandb")
     first = wandb_run(here, "run.steps=2", WANDB_MODE="offline")
     assert first.returncode == 0, first.stderr
@@ -87,7 +87,7 @@ def test_wandb_offline_has_them_too_under_one_id(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wandb_without_an_account_is_one_line(here: Path) -> None:
+def test_wandb_without_an_account_gives_a_one_line_error(here: Path) -> None:
     pytest.importorskip("wandb")
     done = wandb_run(here, WANDB_MODE="online", WANDB_BASE_URL="http://localhost:9")
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]

@@ -11,16 +11,15 @@ import torch
 
 from dalle.checkpoints.load import load_clip
 from dalle.config import from_dict
-from dalle.data.loader import Batch
+from dalle.data.batch import Batch
 from dalle.generation.rerank import score
 from dalle.training.recipe import DALLERecipe
 from dalle.training.tasks.dalle import DALLETask, with_noise
-from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH, make_tiny_model
+from support.tiny_model import CODES, GRID, IMAGE_SIZE, TEXT_LENGTH
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
-    folder = make_tiny_model(tmp_path_factory.mktemp("parts")).parent
+def task(tiny_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
     recipe = {
         "stage": "dalle",
         "model": {
@@ -32,16 +31,16 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> DALLETask:
         },
         "data": {"kind": "shapes"},
         "optim": {},
-        "run": {"dir": str(folder / "run"), "steps": 1, "batch_size": 1},
-        "text_tokenizer": str(folder / "text_tokenizer"),
-        "image_tokenizer": str(folder / "image_tokenizer"),
+        "run": {"dir": str(tmp_path_factory.mktemp("task") / "run"), "steps": 1, "batch_size": 1},
+        "text_tokenizer": str(tiny_parts / "text_tokenizer"),
+        "image_tokenizer": str(tiny_parts / "image_tokenizer"),
         "bpe_dropout": 0.2,
         "caption_dropout": 0.3,
     }
     return DALLETask(from_dict(DALLERecipe, recipe, "test"), torch.device("cpu"))
 
 
-def test_captions_and_merges_are_dropped_independently(task: DALLETask) -> None:
+def test_caption_dropout_and_bpe_dropout_are_independent(task: DALLETask) -> None:
     count = 1000
     images = torch.zeros(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
     text = task.inputs(Batch(images, ["a"] * count, list(range(count)), [])).text  # [1000, T]
@@ -53,7 +52,7 @@ def test_captions_and_merges_are_dropped_independently(task: DALLETask) -> None:
     assert (kept != whole).any(1).double().mean() == pytest.approx(0.2, abs=0.05)
 
 
-def test_a_pair_is_the_same_in_any_batch(task: DALLETask) -> None:
+def test_text_of_a_pair_does_not_depend_on_the_batch(task: DALLETask) -> None:
     images = torch.zeros(8, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
     captions = ["a red heart", "लाल दिल"] * 4
     together = task.inputs(Batch(images, captions, list(range(8)), [])).text
@@ -61,7 +60,7 @@ def test_a_pair_is_the_same_in_any_batch(task: DALLETask) -> None:
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_some_codes_are_read_as_others(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_noise_replaces_the_given_share_of_input_codes(task: DALLETask, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 600
     images = torch.randint(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     batch = Batch(images, ["a"] * count, list(range(count)), [])
@@ -79,7 +78,7 @@ def test_some_codes_are_read_as_others(task: DALLETask, monkeypatch: pytest.Monk
     assert other.double().mean(0).std() < 0.05 and not torch.equal(other[0], other[1])
 
 
-def test_what_is_learnt_is_smoothed_and_read_with_noise_but_logged_as_it_is(
+def test_loss_has_smoothing_and_code_noise_and_logged_loss_has_no_smoothing(
     task: DALLETask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(task.recipe, label_smoothing=0.2, code_noise=0.5, text_weight=0.0, image_weight=1.0)

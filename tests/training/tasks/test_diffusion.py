@@ -14,17 +14,16 @@ from torch.distributions import Normal, kl_divergence
 
 import dalle
 import train
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.config import from_dict, to_dict
+from dalle.config import from_dict
 from dalle.data import DataConfig, open_data
-from dalle.data.loader import Batch, batches
+from dalle.data.batch import Batch
+from dalle.data.loader import batches
 from dalle.generation.diffusion.prediction import denoised, denoised_rows
 from dalle.images.transforms import gaussian_blur
-from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.noise_schedule import CosineConfig, make_schedule
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.models.upsampler import Upsampler
 from dalle.training.losses.diffusion import min_snr_weights, variational_bound
 from dalle.training.recipe import DiffusionRecipe
@@ -60,19 +59,6 @@ UPSAMPLER = COMMON | {
 }
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A CLIP with random weights."""
-    folder = tmp_path_factory.mktemp("clip") / "clip"
-    config = CLIPConfig(
-        image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, text_length=12, embed_dim=8
-    )
-    torch.manual_seed(0)
-    parts = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
-    model_folder.save(folder, {"stage": "clip", "model": to_dict(config)}, CLIP(config).state_dict(), parts=parts)
-    return str(folder)
-
-
 def task_of(recipe: dict[str, Any], clip: str) -> DiffusionTask:
     data = recipe | {"run": recipe["run"] | {"dir": "unused"}}
     if recipe["model"]["kind"] == "decoder":
@@ -92,7 +78,7 @@ def first_batch(count: int = 4) -> Batch:
 
 
 @pytest.mark.parametrize("recipe", [DECODER, UPSAMPLER], ids=["decoder", "upsampler"])
-def test_a_run_makes_a_folder_that_loads(recipe: dict[str, Any], clip: str, tmp_path: Path) -> None:
+def test_training_writes_a_folder_that_loads(recipe: dict[str, Any], clip: str, tmp_path: Path) -> None:
     own = {"clip": clip} if recipe is DECODER else {}
     config = tmp_path / "diffusion.yaml"
     config.write_text(json.dumps(recipe | own))
@@ -115,7 +101,7 @@ def test_a_run_makes_a_folder_that_loads(recipe: dict[str, Any], clip: str, tmp_
 
 
 @pytest.mark.parametrize("recipe", [DECODER, UPSAMPLER], ids=["decoder", "upsampler"])
-def test_chance_comes_from_each_pairs_seed(recipe: dict[str, Any], clip: str) -> None:
+def test_randomness_comes_from_each_pairs_seed(recipe: dict[str, Any], clip: str) -> None:
     """A batch in halves, as two processes have it, makes the loss of the whole."""
     task = task_of(recipe, clip)
     task.model.eval()
@@ -126,7 +112,7 @@ def test_chance_comes_from_each_pairs_seed(recipe: dict[str, Any], clip: str) ->
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v", "sample"])
-def test_the_loss_is_that_of_what_is_predicted(predicts: str, clip: str) -> None:
+def test_loss_is_the_squared_error_of_the_predicted_kind(predicts: str, clip: str) -> None:
     """A network that knows all, and is off by a half, has a loss of a quarter."""
     task = task_of(DECODER | {"model": DECODER["model"] | {"predicts": predicts}}, clip)
     inputs = task.inputs(first_batch())
@@ -148,13 +134,13 @@ def test_the_loss_is_that_of_what_is_predicted(predicts: str, clip: str) -> None
     assert task.loss(task.phases[0], inputs, 0)[0].item() == pytest.approx(0.25, abs=1e-5)
 
 
-def test_as_many_are_dropped_as_the_recipe_says(clip: str) -> None:
+def test_dropout_rates_follow_the_recipe(clip: str) -> None:
     batch = first_batch(200)
     for share in (0.0, 0.3, 1.0):
         options = {"embedding_dropout": share, "caption_dropout": share, "sampling": {}}
         task = task_of(DECODER | options, clip)
         assert isinstance(task, DecoderTask)
-        _, text, dropped = task.inputs(batch).given
+        _, text, dropped = task.inputs(batch).condition
         assert dropped.float().mean().item() == pytest.approx(share, abs=0.1)
         empty = task.clip.text_states([""])
         silent = (text.embeds - empty.embeds).abs().amax(1) < 1e-5
@@ -165,13 +151,13 @@ def test_as_many_are_dropped_as_the_recipe_says(clip: str) -> None:
 
 def test_embeddings_are_standardized_and_noised(clip: str) -> None:
     batch = first_batch(200)
-    known = task_of(DECODER | {"embedding_noise": 0.0}, clip).inputs(batch).given[0]
+    known = task_of(DECODER | {"embedding_noise": 0.0}, clip).inputs(batch).condition[0]
     assert known.mean(0).abs().max() < 0.5 and known.std(0).sub(1).abs().max() < 0.5
-    noised = task_of(DECODER | {"embedding_noise": 0.2}, clip).inputs(batch).given[0]
+    noised = task_of(DECODER | {"embedding_noise": 0.2}, clip).inputs(batch).condition[0]
     assert (noised - known).std().item() == pytest.approx(0.2, rel=0.05)
 
 
-def test_min_snr_weights_are_the_papers() -> None:
+def test_min_snr_weights_equal_the_paper() -> None:
     schedule = make_schedule(CosineConfig(steps=40))
     for step in (0, 7, 20, 39):
         a = schedule.alpha_bar(step)
@@ -182,7 +168,7 @@ def test_min_snr_weights_are_the_papers() -> None:
             assert found.item() == pytest.approx(weight, rel=1e-5)
 
 
-def test_the_bound_is_that_of_torch_distributions() -> None:
+def test_variational_bound_equals_torch_distributions() -> None:
     """Posterior and prediction as Gaussians by the formulas of the DDPM paper, step by step."""
     schedule, random = make_schedule(CosineConfig(steps=30)), torch.Generator().manual_seed(3)
     steps = torch.tensor([0, 1, 2, 15, 29])
@@ -216,7 +202,7 @@ def test_the_bound_is_that_of_torch_distributions() -> None:
         assert found[row].item() == pytest.approx(nats.mean().item() / math.log(2), rel=1e-4, abs=1e-6)
 
 
-def test_the_bound_moves_the_variance_alone(clip: str) -> None:
+def test_variational_bound_trains_the_variance_only(clip: str) -> None:
     recipe = DECODER | {"model": DECODER["model"] | {"learned_variance": True}}
     gradients = []
     for weight in (0.0, 1.0):
@@ -229,7 +215,7 @@ def test_the_bound_moves_the_variance_alone(clip: str) -> None:
     assert gradients[0][3:].abs().max() == 0 < gradients[1][3:].abs().max()
 
 
-def test_data_of_rows_are_those_of_each_alone() -> None:
+def test_denoised_rows_equal_each_row_alone() -> None:
     schedule, random = make_schedule(CosineConfig()), torch.Generator().manual_seed(0)
     x, output = torch.randn(2, 3, 4, generator=random)
     steps = torch.tensor([5, 500, 900])
@@ -249,7 +235,7 @@ def test_crops_cover_the_image_evenly() -> None:
     assert corners[:5, :5].min() > 100 and corners[:5, :5].max() < 230
 
 
-def test_an_upsampler_trains_on_the_same_crop_of_both(clip: str) -> None:
+def test_upsampler_crops_both_images_alike(clip: str) -> None:
     task = task_of(UPSAMPLER | {"blur": 0.0}, clip)
     assert isinstance(task, UpsamplerTask)
     batch = first_batch(3)
@@ -260,11 +246,11 @@ def test_an_upsampler_trains_on_the_same_crop_of_both(clip: str) -> None:
         for y in range(9):
             for x in range(9):
                 if torch.equal(images[row, :, y : y + 8, x : x + 8], inputs.images[row]):
-                    found += torch.equal(large[row, :, y : y + 8, x : x + 8], inputs.given[0][row])
+                    found += torch.equal(large[row, :, y : y + 8, x : x + 8], inputs.condition[0][row])
     assert found >= 3 and inputs.images.shape == (3, 3, 8, 8)
 
 
-def test_blur_is_the_kernels_sum() -> None:
+def test_gaussian_blur_equals_the_kernel_sum() -> None:
     image = torch.rand(1, 2, 5, 6, generator=torch.Generator().manual_seed(0))
     found, side = gaussian_blur(image, 0.6), math.exp(-1 / 0.72)
     weights = [side / (1 + 2 * side), 1 / (1 + 2 * side), side / (1 + 2 * side)]
@@ -297,7 +283,9 @@ def test_blur_is_the_kernels_sum() -> None:
         (UPSAMPLER, {"sampling": {"guidance": 2.0}}, "an upsampler has none"),
     ],
 )
-def test_recipes_that_do_not_fit_are_one_line(base: dict[str, Any], change: dict[str, Any], message: str) -> None:
+def test_recipes_that_do_not_fit_give_a_one_line_error(
+    base: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
     data = base | change
     data["run"] = data["run"] | {"dir": "x"}
     with pytest.raises(ValueError, match=message) as raised:
@@ -305,6 +293,6 @@ def test_recipes_that_do_not_fit_are_one_line(base: dict[str, Any], change: dict
     assert "\n" not in str(raised.value)
 
 
-def test_a_clip_that_does_not_fit_is_refused(clip: str) -> None:
+def test_clip_that_does_not_fit_is_refused(clip: str) -> None:
     with pytest.raises(ValueError, match=r"needs 8: set model\.embed_dim=8"):
         task_of(DECODER | {"model": DECODER["model"] | {"embed_dim": 9}}, clip)

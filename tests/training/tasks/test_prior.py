@@ -12,16 +12,15 @@ from torch import Tensor
 
 import dalle
 import train
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
-from dalle.config import from_dict, to_dict
+from dalle.config import from_dict
 from dalle.data import open_data
-from dalle.data.loader import Batch, batches, evaluation_batches
-from dalle.evaluation.priors import compared
+from dalle.data.batch import Batch
+from dalle.data.loader import batches, evaluation_batches
+from dalle.evaluation.priors import compare_embeddings
 from dalle.models.autoregressive_prior import AutoregressivePrior
-from dalle.models.clip import CLIP, CLIPConfig
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from dalle.models.transformer import TransformerConfig
+from dalle.models.transformer_config import TransformerConfig
 from dalle.training.checkpoint.best import METRICS
 from dalle.training.recipe import PriorRecipe
 from dalle.training.tasks.prior import PriorTask
@@ -49,20 +48,6 @@ AUTOREGRESSIVE = RECIPE | {
 }
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A CLIP with random weights."""
-    folder = tmp_path_factory.mktemp("clip") / "clip"
-    config = CLIPConfig(
-        image_size=16, patch_size=8, vision=TINY, text=TINY, text_vocab=4096, text_length=12, embed_dim=8
-    )
-    torch.manual_seed(0)
-    parts = {"text_tokenizer": ROOT / "tokenizers/emoji-bpe"}
-    stage = {"stage": "clip", "model": to_dict(config)}
-    model_folder.save(folder, stage, CLIP(config).state_dict(), parts=parts)
-    return str(folder)
-
-
 def task_of(recipe: dict, clip: str, folder: Path) -> PriorTask:
     data = recipe | {"clip": clip, "run": recipe["run"] | {"dir": str(folder)}}
     torch.manual_seed(0)
@@ -75,7 +60,7 @@ def first_batch(count: int = 4) -> Batch:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, AUTOREGRESSIVE], ids=["diffusion", "autoregressive"])
-def test_a_run_makes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path) -> None:
+def test_training_writes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path) -> None:
     config = tmp_path / "prior.yaml"
     config.write_text(json.dumps(recipe | {"clip": clip}))
     assert train.main([str(config), f"run.dir={tmp_path / 'run'}"]) == 0
@@ -98,7 +83,7 @@ def test_a_run_makes_a_folder_that_loads(recipe: dict, clip: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, AUTOREGRESSIVE], ids=["diffusion", "autoregressive"])
-def test_chance_comes_from_each_pairs_seed(recipe: dict, clip: str, tmp_path: Path) -> None:
+def test_randomness_comes_from_each_pairs_seed(recipe: dict, clip: str, tmp_path: Path) -> None:
     """A batch in halves, as two processes have it, makes the loss of the whole."""
     task = task_of(recipe, clip, tmp_path)
     task.model.eval()
@@ -108,7 +93,7 @@ def test_chance_comes_from_each_pairs_seed(recipe: dict, clip: str, tmp_path: Pa
     torch.testing.assert_close(sum(halves) / 2, whole)
 
 
-def test_the_loss_is_that_of_the_clean_standardized_embedding(clip: str, tmp_path: Path) -> None:
+def test_loss_is_the_squared_error_of_the_standardized_embedding(clip: str, tmp_path: Path) -> None:
     task = task_of(RECIPE, clip, tmp_path)
     inputs = task.inputs(first_batch())
     known = (inputs.embeds - task.model.image_mean) / task.model.image_deviation
@@ -129,14 +114,14 @@ def test_the_loss_is_that_of_the_clean_standardized_embedding(clip: str, tmp_pat
     assert loss.item() == pytest.approx(0.25)
 
 
-def test_as_many_captions_are_dropped_as_the_recipe_says(clip: str, tmp_path: Path) -> None:
+def test_caption_dropout_follows_the_recipe(clip: str, tmp_path: Path) -> None:
     for share in (0.0, 0.3, 1.0):
         task = task_of(RECIPE | {"caption_dropout": share, "sampling": {}}, clip, tmp_path)
         dropped = task.inputs(first_batch(200)).dropped.float().mean().item()
         assert dropped == pytest.approx(share, abs=0.1)
 
 
-def test_figures_are_the_slow_loops() -> None:
+def test_metrics_equal_a_slow_loop() -> None:
     prior = DiffusionPrior(DiffusionPriorConfig(transformer=TINY, embed_dim=5, text_width=4, text_length=3))
     random = torch.Generator().manual_seed(0)
     true = torch.randn(40, 5, generator=random) + 2
@@ -147,7 +132,7 @@ def test_figures_are_the_slow_loops() -> None:
         return sum(x * y for x, y in zip(a, b)) / math.hypot(*a) / math.hypot(*b)
 
     mean = true.mean(0)
-    figures = compared(true, drawn, prior)
+    figures = compare_embeddings(true, drawn, prior)
     for name, guess in (("", drawn[:, 0]), ("mean_", drawn.mean(1))):
         pairs = list(zip(guess, true))
         plain = sum(cos(a.tolist(), b.tolist()) for a, b in pairs) / 40
@@ -155,11 +140,11 @@ def test_figures_are_the_slow_loops() -> None:
         assert figures[name + "cos"] == pytest.approx(plain, abs=1e-5)
         assert figures[name + "centered_cos"] == pytest.approx(centered, abs=1e-5)
     assert figures["mean_cos"] > figures["cos"]
-    assert compared(true, true[:, None], prior)["frechet"] == pytest.approx(0, abs=1e-4)
+    assert compare_embeddings(true, true[:, None], prior)["frechet"] == pytest.approx(0, abs=1e-4)
     assert figures["frechet"] > 0.5
 
 
-def test_a_prior_learns_what_the_caption_says(clip: str, tmp_path: Path) -> None:
+def test_prior_learns_from_captions(clip: str, tmp_path: Path) -> None:
     """After some steps it knows more of held-out shapes than their mean, whose centered cosine is 0."""
     task = task_of(RECIPE | {"sampling": {"samples": 1, "sampler": {"steps": 4}}}, clip, tmp_path)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
@@ -186,7 +171,7 @@ def test_a_prior_learns_what_the_caption_says(clip: str, tmp_path: Path) -> None
         ("run.keep_best=psnr", "psnr"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_options_that_do_not_fit_give_a_one_line_error(
     option: str, message: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "prior.yaml"

@@ -1,0 +1,147 @@
+"""Puts state dicts into modules: strictly, tensor by tensor, without initializing what is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dalle.checkpoints.lazy_tensor import LazyTensor, NotFiniteError, Tensors, is_finite
+from dalle.checkpoints.mapped_files import drop_pages
+from dalle.checkpoints.quantization import EXACT
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@contextmanager
+def skip_init() -> Iterator[None]:
+    """Skips parameter initialization of modules built in this block; `load_weights` overwrites the values.
+
+    Memory is allocated but not touched. (Building on the meta device instead makes torch import 100 MB of Python to
+    "initialize" meta tensors.)
+    """
+    # torch.nn.init is patched and not each class, as modules call it by name from anywhere
+    functions = init_functions()
+    try:
+        for name in functions:
+            setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(nn.init, name, function)
+
+
+def init_functions() -> dict[str, Callable[..., Any]]:
+    """The functions of `torch.nn.init` that fill a tensor in place, by name."""
+    return {name: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
+
+
+def load_weights(
+    module: _Module, tensors: Tensors, source: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> _Module:
+    """Load a state dict strictly into a module, and put it on a device in evaluation mode.
+
+    Args:
+        module: built under `skip_init`, or on the meta device within `training.distributed.sharded_init`.
+        tensors: its state dict; values are copied, so that their file may change afterwards.
+        source: name of the source in error messages.
+        device: where to put the module.
+        dtype: floating-point dtype of its weights; None keeps the module's (float32).
+
+    Raises:
+        NotFiniteError: a weight is nan or infinite.
+        ValueError: keys are missing or unexpected, or shapes differ.
+    """
+    check_fit(module, tensors, source)
+    # On the meta device only while FSDP shards are built (`sharded_init`): there the whole value never stays
+    sharded = any(parameter.is_meta for parameter in module.parameters())
+    for name, own in module.state_dict(keep_vars=True).items():
+        place, _, leaf = name.rpartition(".")
+        value = tensors[name]
+        value = value() if isinstance(value, LazyTensor) else value
+        if not is_finite(value):
+            raise NotFiniteError(
+                f"{source}: {name} is nan or infinite: its run has diverged (use an earlier checkpoint), or "
+                "the file is damaged (download it again)"
+            )
+        kept = dtype is None or not own.is_floating_point() or leaf in EXACT
+        kind = own.dtype if dtype is None or kept else dtype
+        made = own.detach()
+        if sharded and isinstance(
+            own, nn.Parameter
+        ):  # `register_parameter` is patched there and keeps this rank's shard
+            made = value.to(kind)
+        else:
+            if (made.dtype, made.device) != (kind, torch.device(device)):
+                made = torch.empty(own.shape, dtype=kind, device=device)
+            made.copy_(value)
+        # Replaced rather than filled: dtype, device and (of a shard) the shape may differ from what was built
+        owner = module.get_submodule(place)
+        if isinstance(own, nn.Parameter):
+            owner.register_parameter(leaf, nn.Parameter(made, own.requires_grad))
+        else:
+            owner._buffers[leaf] = made
+        drop_pages(value)  # at most one tensor of the file stays resident
+    return module.eval() if sharded else module.to(device=device, dtype=dtype).eval()
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict strictly into an initialized module; values are cast to the module's dtypes.
+
+    Args:
+        module: the module to load into.
+        tensors: the state dict.
+        source: name of the source in error messages.
+
+    Raises:
+        ValueError: keys are missing or unexpected, or shapes differ.
+    """
+    check_fit(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(
+    module: nn.Module,
+    tensors: Tensors,
+    source: str,
+    display_name: Callable[[str], str] = str,
+    causes: tuple[str, str] = ("", ""),
+) -> None:
+    """Check that a state dict matches a module, which may be on the meta device.
+
+    Args:
+        module: the module.
+        tensors: the state dict.
+        source: name of the source in error messages.
+        display_name: maps a tensor's name to the one to show.
+        causes: likely causes to add to the message, of different keys and of different shapes.
+
+    Raises:
+        ValueError: keys are missing or unexpected, or shapes differ.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{display_name(name)} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    missing = [f"{display_name(name)} {list(own[name].shape)}" for name in own if name not in tensors]
+    unexpected = [display_name(name) for name in tensors if name not in own]
+    problems = [
+        f"{title}: {_some(names)}"
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        if names
+    ]
+    if problems:
+        cause = causes[0] if missing or unexpected else causes[1]
+        raise ValueError(
+            f"{source} does not fit this architecture; {'; '.join([*problems, cause] if cause else problems)}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,33 @@
+"""How a command ends when it fails: a user's error is a line on stderr and exit code 2, a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+def print_error(program: str, error: object) -> int:
+    """Print an error to stderr, each line prefixed by the program's name; returns the exit code 2."""
+    print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    return 2
+
+
+def report_error(program: str, error: Exception, memory_hint: Callable[[], str]) -> int:
+    """Print an error that a user can cause, or raise it again.
+
+    Args:
+        program: name of the command.
+        error: a ValueError, OSError or MemoryError is the user's; a RuntimeError only if memory ran out.
+        memory_hint: says what to do if it did; called only then.
+
+    Returns:
+        The exit code, 2.
+    """
+    from dalle.device import out_of_memory  # importing torch takes a second: not for --help
+
+    shortage = out_of_memory(error)
+    if shortage is not None:
+        return print_error(program, f"{shortage}: {memory_hint()}")
+    if isinstance(error, RuntimeError):
+        raise error
+    return print_error(program, error)

@@ -1,0 +1,41 @@
+"""The splits of your own data: their names, where their records lie, and a warning if none is held out."""
+
+from __future__ import annotations
+
+import logging
+
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.open_source import open_source
+from dalle.data.custom.records import Source
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation")
+
+
+def source_of_split(config: CustomConfig, split: str) -> Source:
+    """Open the source that contains the records of a split, possibly along with those of the other split."""
+    if split == "train" or not config.separate_validation:
+        return open_source(config, config.path, config.split)
+    # Either may be given alone: another path with the same split, or another split of the same path
+    return open_source(config, config.validation_path or config.path, config.validation_split or config.split)
+
+
+def check_split(split: str) -> str:
+    """Return the name of a split.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown data split {split!r}: choose from {', '.join(SPLITS)}")
+    return split
+
+
+def warn_nothing_held_out(config: CustomConfig) -> None:
+    """Warn that validation will use training images, since the hash of no record's name holds it out."""
+    log.warning(
+        "%s: no record is held out (data.validation_share=%g), so validation uses training images",
+        config.path,
+        config.validation_share,
+    )

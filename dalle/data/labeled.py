@@ -1,0 +1,136 @@
+"""Images with classes: a folder with a subfolder for each, a table with a column of them, or the embedded emoji.
+
+Shapes: N images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dalle.data.base import BadRecord, Pair, read_image
+from dalle.data.custom.config import CustomConfig
+from dalle.data.custom.folder import image_files
+from dalle.data.custom.open_source import open_source
+from dalle.data.custom.records import IndexedRecords, Record, Records, as_record, image_bytes
+from dalle.data.drawings import DrawingsConfig, DrawingsDataset
+from dalle.data.drawings.captions import GROUPS, STYLES
+
+EMOJI = "emoji"  # in place of a folder or file: the embedded data set
+_EMOJI_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "style": {style: words["en"] for style, words in STYLES.items()},
+    "group": GROUPS,
+}
+_EMOJI_SIZE = 128  # pixels, as stored
+_EMOJI_TEMPLATES = {"style": "style-en", "group": "emoji-en"}
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images with their classes.
+
+    Attributes:
+        records: N images.
+        classes: the class of each; None where the data does not have one.
+        labels: the classes that occur, with their synonyms.
+        templates: name of a set of templates that suits them.
+    """
+
+    records: Records
+    classes: list[str | None]
+    labels: dict[str, tuple[str, ...]]
+    templates: str
+
+
+class LabeledPairs:
+    """Labeled images as pairs whose captions are their classes.
+
+    Args:
+        data: the images.
+        image_size: height and width of the images, in pixels.
+    """
+
+    def __init__(self, data: LabeledImages, image_size: int):
+        self.data, self.image_size = data, image_size
+
+    def __len__(self) -> int:
+        return len(self.data.records)
+
+    def pair(self, index: int, seed: int) -> Pair:
+        """Image `index`, uint8 [image_size, image_size, 3], and its class."""
+        record, name = self.data.records[index], self.data.classes[index]
+        if name is None:
+            raise BadRecord(record.key, "its class is not told")
+        return Pair(read_image(image_bytes(record), record.key, self.image_size), name, key=record.key)
+
+    def captions(self) -> Iterator[str]:
+        """Every class once."""
+        yield from self.data.labels
+
+
+def open_labeled_images(
+    source: str, by: str | None = None, split: str | None = None, image: str | None = None
+) -> LabeledImages:
+    """Open images with their classes.
+
+    Args:
+        source: a folder with a subfolder for each class; Parquet files or a data set of the hub; or "emoji", the
+            embedded images.
+        by: for a table, the column with the class ("label" if None); for emoji, "style" ("style" if None) or "group".
+        split: for a data set of the hub ("train" if None) or emoji ("test_pair" if None).
+        image: for a table, the column with images; None: found by its name.
+
+    Raises:
+        ValueError: the source does not exist, or it has no classes.
+    """
+    if source == EMOJI:
+        return _emoji(by or "style", split or "test_pair")
+    if by is None and Path(source).expanduser().is_dir():
+        return _folder(Path(source).expanduser())
+    rows = open_source(CustomConfig(path=source, image=image, caption=by or "label"), source, split or "train").rows()
+    return _from_classes(_RecordSequence(rows), [next(iter(rows.captions(row)), None) for row in range(len(rows))])
+
+
+def _emoji(by: str, split: str) -> LabeledImages:
+    if by not in _EMOJI_LABELS:
+        raise ValueError(f"emoji have no classes by {by!r}: choose from {', '.join(_EMOJI_LABELS)}")
+    pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), split, _EMOJI_SIZE)
+    names = pairs.styles if by == "style" else pairs.groups
+    records = [
+        as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))
+        for index in range(len(pairs))
+    ]
+    return LabeledImages(records, list(names), _EMOJI_LABELS[by], _EMOJI_TEMPLATES[by])
+
+
+def _folder(root: Path) -> LabeledImages:
+    records = image_files(root)
+    parts = [Path(record.key).relative_to(root).parts for record in records]
+    outside = next((record.key for record, path in zip(records, parts, strict=True) if len(path) == 1), None)
+    if outside is not None:
+        raise ValueError(f"{outside} lies in no subfolder: expected {root}/CLASS/IMAGE, a subfolder for each class")
+    return _from_classes(records, [path[0] for path in parts])
+
+
+def _from_classes(records: Records, classes: list[str | None]) -> LabeledImages:
+    names = sorted(Counter(name for name in classes if name is not None))
+    if not names:
+        raise ValueError("no image has a class: expected a name, or a number of a class that has one")
+    return LabeledImages(records, classes, {name: (name.replace("_", " "),) for name in names}, "images-en")
+
+
+class _RecordSequence:
+    """Indexed records as the sequence that `embed_images` reads."""
+
+    def __init__(self, rows: IndexedRecords):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Record:
+        return self.rows.record(number)

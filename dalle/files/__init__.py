@@ -1,0 +1,23 @@
+"""Files and where they come from: shipped folders, atomic writes, hashes, locks between processes, ids of the hub."""
+
+from dalle.files.local import (
+    ROOT,
+    FileLock,
+    atomic_file,
+    atomic_folder,
+    remove_parts,
+    remove_scratch,
+    sha256,
+    write_text,
+)
+
+__all__ = [
+    "ROOT",
+    "FileLock",
+    "atomic_file",
+    "atomic_folder",
+    "remove_parts",
+    "remove_scratch",
+    "sha256",
+    "write_text",
+]

@@ -1,0 +1,161 @@
+"""Root of the shipped files, atomic writing of files and folders, hashes of files, and locks between processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from weakref import WeakValueDictionary, finalize
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
+"""Folder of train.py, sample.py, configs/, models/ and tokenizers/: the checkout, or the copy of them in a wheel."""
+_HASH_BLOCK = 1 << 20  # bytes read at a time
+_PART = ".part-"  # prefix of unfinished files
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `path`, which replaces it when the block ends, or is deleted if the block fails.
+
+    Raises:
+        OSError: the disk is full or not writable; `path` is unchanged.
+    """
+    part = path.with_name(f"{_PART}{os.getpid()}-{path.name}")  # the pid: processes may write the same file
+    try:
+        yield part
+        _flush(part)  # else a power failure could leave the new name with empty contents
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove unfinished files of `atomic_file` that killed processes left in a folder."""
+    for part in folder.glob(f"{_PART}*"):
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which replaces `target` when the block ends, or is deleted if the block fails.
+
+    Raises:
+        OSError: the disk is full or not writable; `target` is unchanged.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    new, old = scratch / "new", scratch / "old"
+    try:
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        # A folder cannot be replaced in one step if it is not empty: move the old one out of the way first. A process
+        # killed between the two renames leaves both in the scratch folder, and `remove_scratch` completes the second
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+        _flush(target.parent)
+    finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_scratch(parent: Path) -> None:
+    """Remove temporary folders of `atomic_folder` that killed processes left in `parent`.
+
+    A folder whose replacement was interrupted gets its new contents, which are complete at that point.
+    """
+    for scratch in parent.glob(".*-????????"):  # as tempfile names them
+        if not scratch.is_dir() or not {path.name for path in scratch.iterdir()} <= {"new", "old"}:
+            continue
+        target = parent / scratch.name[1:-9]
+        if (scratch / "old").exists() and not target.exists():
+            os.replace(scratch / "new", target)
+        shutil.rmtree(scratch)
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal."""
+    digest, buffer = hashlib.sha256(), bytearray(_HASH_BLOCK)
+    with file.open("rb", buffering=0) as handle:
+        while count := handle.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
+
+
+class FileLock:
+    """An exclusive lock between processes, which the operating system releases when the process ends, however it ends.
+
+    On file systems without locks every process gets it.
+    """
+
+    def __init__(self, file: Path):
+        """Acquire the lock on `file`, which is created if necessary.
+
+        Raises:
+            BlockingIOError: another process has it; the message says which.
+        """
+        self._file = str(file.resolve())
+        if self._file in _locks:
+            raise BlockingIOError("this process")
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self._release = finalize(self, os.close, handle)  # released even if the object is never closed
+        try:
+            # A record lock: unlike one from flock, it is not inherited by forked processes (data loader workers), which
+            # may outlive this one
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            self._release()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise BlockingIOError(holder) from error
+        _locks[self._file] = self
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+
+    def close(self) -> None:
+        """Release the lock."""
+        if _locks.get(self._file) is self:
+            del _locks[self._file]
+        self._release()
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# Locks of this process by file: the system would grant a record lock to the same process twice
+_locks: WeakValueDictionary[str, FileLock] = WeakValueDictionary()
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)  # a copied file may be read-only
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

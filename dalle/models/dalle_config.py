@@ -1,0 +1,111 @@
+"""Architecture of a DALL-E: its sizes, which attention each layer has, and how published models differ."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from dalle.config import check_total, config
+from dalle.config.ranges import NonNegativeInt, Range, Size
+from dalle.kernels.masks import Kind
+from dalle.models.transformer_config import TransformerConfig
+
+
+@config
+class DALLEConfig:
+    """Architecture of a DALL-E; the options beyond the paper's exist to load other projects' checkpoints."""
+
+    transformer: TransformerConfig = TransformerConfig()
+    """Architecture of the transformer."""
+    text_vocab: Size = 4096
+    """Size of the text tokenizer's vocabulary."""
+    text_length: Size = 32
+    """Number of text tokens in every sequence, padding included."""
+    image_vocab: Size = 1024
+    """Number of codes of the image tokenizer."""
+    grid: tuple[Size, Size] = (8, 8)
+    """Rows and columns of image tokens."""
+    attention: tuple[Kind, ...] = ("full",)
+    """Kinds of attention, cycled over the layers from the first."""
+    last_attention: Kind | None = None
+    """Kind of the last layer's attention; null: as the cycle has it."""
+    conv_kernel: Annotated[int, Range(1, ceiling=2**16)] = 11
+    """Side of the window of "conv" attention; odd."""
+    positions: Literal["learned", "learned_cells", "rope", "stored_rope"] = "learned"
+    """Position embeddings. learned: text 1-D, image row + column; learned_cells: one for each image position; rope:
+    rotary in two dimensions; stored_rope: rotary, with a table that is stored with the weights."""
+    stored_masks: tuple[Annotated[int, Range(-1, ceiling=2**16)], ...] = ()
+    """For each layer, the index of its mask among those stored with the weights, -1 for full attention; empty: use
+    `attention`."""
+    pad_id: NonNegativeInt = 0
+    """Text id that means "no token here"."""
+    padding: Literal["positional", "word"] = "positional"
+    """positional: each position has its own padding token, with ids from text_vocab on; word: pad_id is an ordinary
+    token."""
+    begin_id: NonNegativeInt | None = None
+    """Text id prepended to every text; null for none."""
+    text_features: Size | None = None
+    """Channels of a text encoder's features, which are then read instead of text ids; null: the text is ids."""
+    text_head: bool = True
+    """Also predict the text tokens."""
+    head_norm: bool = False
+    """Apply a second norm after the transformer's final norm."""
+    head_bias: bool = True
+    """Use biases in the output heads."""
+    shift_tokens: bool = False
+    """Replace some channels of each token by its neighbors' (`TokenShift` of `dalle.kernels.kv_cache`)."""
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "text_vocab": self.text_vocab,
+            "text_length": self.text_length,
+            "image_vocab": self.image_vocab,
+            "grid": self.grid,
+            "width": self.transformer.width,
+        }
+        # Roughly what the embeddings, the heads and one dense mask hold; the transformer checks its own size
+        tokens = self.prefix_length + self.image_length
+        numbers = (self.text_embeddings + 2 * self.image_vocab + tokens) * self.transformer.width + tokens**2
+        check_total(numbers, ", ".join(f"{name} {size}" for name, size in sizes.items()))
+        if not self.attention:
+            raise ValueError("attention is empty; give at least one of full, row, column, conv")
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel is {self.conv_kernel}; it must be odd")
+        # Half of the channels turn with the row, half with the column, and each angle turns a pair of channels
+        if self.positions == "rope" and self.transformer.head_width % 4:
+            raise ValueError(
+                f"positions: rope needs a head width that is a multiple of 4, not {self.transformer.head_width}"
+            )
+        if self.stored_masks and len(self.stored_masks) != self.transformer.depth:
+            raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, but depth is {self.transformer.depth}")
+        if self.pad_id >= self.text_vocab:
+            raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
+        if self.text_features is not None and self.text_head:
+            raise ValueError("text_features needs text_head: false, as features cannot be predicted as tokens")
+        # Image tokens take a quarter of their channels from above, and a quarter from the left
+        if self.shift_tokens and self.transformer.width % 4:
+            raise ValueError(f"shift_tokens needs a width that is a multiple of 4, not {self.transformer.width}")
+
+    @property
+    def image_length(self) -> int:
+        """Number of image tokens in every sequence, N."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix_length(self) -> int:
+        """Number of tokens before the image in every sequence, P."""
+        return self.text_length + (self.begin_id is not None)
+
+    @property
+    def text_embeddings(self) -> int:
+        """Size of the text embedding: the vocabulary, and with positional padding one padding token per position."""
+        return self.text_vocab + (self.text_length if self.padding == "positional" else 0)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kind of attention of each layer."""
+        depth = self.transformer.depth
+        kinds = [self.attention[layer % len(self.attention)] for layer in range(depth)]
+        # In the paper the last layer alone is convolutional (appendix B.1)
+        if self.last_attention is not None:
+            kinds[-1] = self.last_attention
+        return kinds

@@ -1,0 +1,241 @@
+"""The stages of unCLIP: texts and images to embeddings, embeddings to images, images to their noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle.checkpoints.unclip import UnCLIPParts
+from dalle.device import device_of
+from dalle.generation.decoder import (
+    DiffusionSamplingConfig,
+    decoder_denoiser,
+    from_unit,
+    image_shape,
+    repeated,
+    to_unit,
+    upsampler_denoiser,
+)
+from dalle.generation.diffusion.inpaint import inpaint
+from dalle.generation.diffusion.prediction import Denoiser
+from dalle.generation.diffusion.sample import SamplerConfig, candidate_noise, invert, sample, sample_from
+from dalle.generation.prior import sample_embeddings
+from dalle.images.transforms import resize_batch, square_tensor, to_images
+from dalle.models.clip import TextStates
+from dalle.models.noise_schedule import make_schedule
+from dalle.pipelines.unclip.sampling import (
+    Inpainting,
+    ProgressMeter,
+    Sampling,
+    StageNoise,
+    noise_of_stage,
+    stage_seeds,
+)
+
+INVERSION = SamplerConfig(sampler="ddim", steps=50)
+ITERATIONS = 2  # of inversion: the second recovers most of what plain DDIM inversion loses (docs/log.md)
+BATCH = 16  # candidates at a time
+
+
+class EmbeddingDecoder:
+    """Texts and images to embeddings z, and (z, x_T) to images (arXiv 2204.06125, section 3).
+
+    Attributes:
+        clip: the CLIP of the embeddings.
+        prior: caption to image embedding.
+        decoder: image embedding to small image.
+        upsampler: small image to large one; None: there is none.
+        sampling: default sampling options of each stage.
+        base_size: height and width of the decoder's images in pixels.
+        image_size: height and width of the finished images in pixels.
+    """
+
+    def __init__(self, parts: UnCLIPParts):
+        self.clip, self.prior, self.decoder, self.upsampler = parts.clip, parts.prior, parts.decoder, parts.upsampler
+        self.sampling = Sampling(parts.prior_sampling, parts.decoder_sampling, parts.upsampler_sampling)
+        self.base_size = parts.decoder.config.image_size
+        self.image_size = self.base_size if parts.upsampler is None else parts.upsampler.config.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the models."""
+        return device_of(self.decoder)
+
+    @torch.no_grad()
+    def embed(
+        self,
+        prompts: str | Sequence[str],
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        noise: StageNoise | None = None,
+    ) -> Tensor:
+        """Sample image embeddings of prompts from the prior: float32 [P, D], not normalized.
+
+        Args:
+            prompts: one or several.
+            steps: of a diffusion prior; None: the model's default.
+            guidance: of the prior; None: the model's default.
+            seed: of the first prompt; the next ones have the next seeds.
+            noise: called for the noise of stage "prior", in place of the seeds.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        sampling = self.sampling.updated({"prior_steps": steps, "prior_guidance": guidance}).prior
+        shape = (len(prompts) * sampling.samples, self.clip.config.embed_dim)
+        source = None if noise is None else noise_of_stage(noise, "prior", shape)
+        seeds = stage_seeds(range(seed, seed + len(prompts)), "prior")
+        return sample_embeddings(self.prior, self.clip.text_states(prompts), seeds, sampling, source)
+
+    @torch.no_grad()
+    def embed_images(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+        """CLIP embeddings of given images: float32 [B, D], not normalized."""
+        return self._clip_embeds(self._to_tensors(images))
+
+    @torch.no_grad()
+    def decode(
+        self,
+        z: Tensor,
+        prompts: str | Sequence[str] = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        upsampler_steps: int | None = None,
+        seed: int = 0,
+        noise: StageNoise | None = None,
+    ) -> Tensor:
+        """Sample images of embeddings.
+
+        Args:
+            z: [B, D], of `embed` or `embed_images`.
+            prompts: the caption of all images, or one for each; "" for none.
+            steps: of the decoder; None: the model's default.
+            guidance: of the decoder; None: the model's default.
+            upsampler_steps: of the upsampler; None: the model's default.
+            seed: of the first image; the next ones have the next seeds.
+            noise: called for the noise of stages "decoder" and "upsampler", in place of the seeds.
+
+        Returns:
+            float32 [B, 3, H, W] in [0, 1].
+        """
+        captions = [prompts] * len(z) if isinstance(prompts, str) else list(prompts)
+        if len(captions) != len(z):
+            raise ValueError(f"{len(z)} embeddings with {len(captions)} prompts: give one for each, or one for all")
+        sampling = self.sampling.updated({"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps})
+        text, seeds = self.clip.text_states(captions), list(range(seed, seed + len(z)))
+        return self._decode(z.to(self.device), text, seeds, sampling, noise=noise)
+
+    @torch.no_grad()
+    def invert(
+        self, images: Image.Image | Sequence[Image.Image], z: Tensor, steps: int = 50, iterations: int = ITERATIONS
+    ) -> Tensor:
+        """DDIM inversion: the noise x_T [B, 3, h, h] from which the unguided decoder reconstructs given images.
+
+        Args:
+            images: B of them; the decoder reconstructs them in its own size.
+            z: their embeddings [B, D].
+            steps: of DDIM; reconstruction takes as many.
+            iterations: network passes per step; 1 is plain DDIM inversion.
+        """
+        return self._invert(self._to_tensors(images), z, replace(INVERSION, steps=steps), iterations)
+
+    def _latents(self, item: Image.Image | str, seed: int, options: SamplerConfig) -> tuple[Tensor, Tensor]:
+        """The bipartite latents of an image or a text (section 3): z [1, D] and x_T [1, 3, h, h]."""
+        if isinstance(item, str):
+            x_t = candidate_noise(stage_seeds([seed], "decoder"), image_shape(self.decoder), self.device)()
+            return self.embed(item, seed=seed), x_t
+        images = self._to_tensors(item)
+        z = self._clip_embeds(images)
+        return z, self._invert(images, z, options, ITERATIONS)
+
+    def _decode_latents(
+        self, z: Tensor, x_t: Tensor, options: SamplerConfig, seeds: list[int], upsampler_seeds: list[int]
+    ) -> list[Image.Image]:
+        """Images of z [B, D] and x_T [B, 3, h, h], without guidance, as DDIM inversion is the inverse of that."""
+        images: list[Image.Image] = []
+        for first in range(0, len(z), BATCH):
+            part = slice(first, first + BATCH)
+            noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
+            schedule = make_schedule(self.decoder.config.schedule)
+            small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise)
+            large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)
+            images += to_images(to_unit(large))
+        return images
+
+    def _unguided_denoiser(self, z: Tensor) -> Denoiser:
+        """The decoder conditioned on z only; guidance and clipping could not be inverted."""
+        empty = repeated(self.clip.text_states([""]), len(z))
+        return decoder_denoiser(self.decoder, z, empty, empty)
+
+    def _invert(self, images: Tensor, z: Tensor, options: SamplerConfig, iterations: int) -> Tensor:
+        small = from_unit(resize_batch(images, self.base_size))
+        schedule = make_schedule(self.decoder.config.schedule)
+        return invert(small, self._unguided_denoiser(z), schedule, options, iterations)
+
+    def _to_tensors(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+        """Given images as float [B, 3, H, H] in [0, 1], as large as CLIP or the model needs them."""
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        size = max(self.image_size, self.clip.config.image_size)
+        return torch.stack([square_tensor(image, size) for image in images]).to(self.device)
+
+    def _clip_embeds(self, images: Tensor) -> Tensor:
+        return self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
+
+    def _decode(
+        self,
+        z: Tensor,
+        text: TextStates,
+        seeds: list[int],
+        sampling: Sampling,
+        inpainting: Inpainting | None = None,
+        meter: ProgressMeter | None = None,
+        noise: StageNoise | None = None,
+    ) -> Tensor:
+        """Embeddings [B, D] and captions to images [B, 3, H, H] in [0, 1]."""
+        empty, options = self.clip.text_states([""]), sampling.decoder
+        denoise = decoder_denoiser(self.decoder, z, text, empty, options.guidance, options.limit())
+        small = self._sample("decoder", denoise, options, seeds, inpainting, meter, noise)
+        images = to_unit(self._upsample(small, seeds, sampling.upsampler, inpainting, meter, noise))
+        # Known pixels are copied: the conversion to [-1, 1] and back may change their last bits
+        return images if inpainting is None else torch.where(inpainting.mask, images, inpainting.image)
+
+    def _upsample(
+        self,
+        small: Tensor,
+        seeds: list[int],
+        options: DiffusionSamplingConfig,
+        inpainting: Inpainting | None = None,
+        meter: ProgressMeter | None = None,
+        noise: StageNoise | None = None,
+    ) -> Tensor:
+        """Small images in [-1, 1] to large ones; without an upsampler, themselves."""
+        if self.upsampler is None:
+            return small
+        denoise = upsampler_denoiser(self.upsampler, small, options.limit())
+        return self._sample("upsampler", denoise, options, seeds, inpainting, meter, noise)
+
+    def _sample(
+        self,
+        stage: Literal["decoder", "upsampler"],
+        denoise: Denoiser,
+        options: DiffusionSamplingConfig,
+        seeds: list[int],
+        inpainting: Inpainting | None,
+        meter: ProgressMeter | None,
+        noise: StageNoise | None,
+    ) -> Tensor:
+        """Run the diffusion of one stage; returns images in [-1, 1]."""
+        model = self.decoder if stage == "decoder" else self.upsampler
+        assert model is not None
+        shape = image_shape(model)
+        source = candidate_noise(stage_seeds(seeds, stage), shape, self.device)
+        if noise is not None:
+            source = noise_of_stage(noise, stage, (len(seeds), *shape))
+        schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step
+        if inpainting is None:
+            return sample(denoise, schedule, options.sampler, source, progress)
+        known = inpainting.known_at(shape[-1])
+        return inpaint(denoise, schedule, options.sampler, known, source, inpainting.resample, progress)

@@ -1,0 +1,229 @@
+"""The unCLIP pipeline (DALL-E 2): text to image, inpainting, and variations, blends and edits of images.
+
+Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (arXiv 2204.06125).
+
+An image is represented by its embedding z, which holds what CLIP recognizes in it, and the noise x_T, which holds what
+the decoder needs besides to reconstruct it (section 3). Shapes: B candidates of all prompts, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
+from dalle.device import pick_device
+from dalle.generation.generate import Progress
+from dalle.generation.prior import sample_embeddings
+from dalle.generation.rerank import score
+from dalle.generation.slerp import blend, check_weights, slerp, text_difference
+from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
+from dalle.pipelines.request import check_request
+from dalle.pipelines.result import Result
+from dalle.pipelines.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
+from dalle.pipelines.unclip.sampling import Inpainting, ProgressMeter, stage_seeds
+
+
+class UnCLIP(EmbeddingDecoder):
+    """Text to image by a prior, a diffusion decoder and an upsampler; variations, blends and edits of images.
+
+    Attributes:
+        judge: the CLIP that scores candidates.
+        model_hash: sha256 of the model folder.
+    """
+
+    def __init__(self, parts: UnCLIPParts):
+        super().__init__(parts)
+        self.judge, self.model_hash = parts.judge, parts.model_hash
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        prior: str | Path | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        clip: str | Path | None = None,
+    ) -> UnCLIP:
+        """Load an unCLIP with all its components.
+
+        Args:
+            source: folder that `python -m dalle assemble` wrote, or its hub id.
+            prior: source of another prior, trained with the same CLIP.
+            device: "auto" takes an accelerator if there is one.
+            dtype: compute dtype of decoder and upsampler; None: float32. Prior and CLIP are always float32.
+            clip: source of a CLIP that scores candidates in place of the model's own.
+
+        Raises:
+            ValueError: a source does not exist, components do not fit each other, or there is no such device.
+        """
+        return cls(load_unclip(source, prior, pick_device(device), dtype, clip))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        n: int = 1,
+        keep: int | None = None,
+        seed: int = 0,
+        image: Image.Image | None = None,
+        mask: Image.Image | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """Sample `n` candidates for each prompt and keep the best `keep`, as `TextToImage` does.
+
+        Args:
+            prompts: one or several.
+            n: candidates per prompt. Candidate i has the seed `seed + i`, with which it is the same image alone.
+            keep: number of images to return per prompt; None: all.
+            seed: of the first candidate, 0 or more.
+            image: an image to inpaint; its central square is resized to the model's size.
+            mask: white where it is generated anew, of the size of `image`. Elsewhere the pixels of `image` are kept
+                exactly; the new part is conditioned on all of them.
+            progress: called after each diffusion step.
+            options: fields of `UnCLIPOptions`; guidance, of the decoder; for an autoregressive prior also temperature
+                and top_k.
+
+        Returns:
+            One result for each prompt.
+
+        Raises:
+            ValueError: an option is out of range, or options conflict.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        keep = check_request(prompts, n, keep, seed, True)
+        sampling = self.sampling.updated(options)
+        inpainting = self._inpainting(image, mask, options.get("resample"))
+        rows = [(prompt, seed + i) for prompt in prompts for i in range(n)]
+        meter = ProgressMeter(progress, len(rows), sampling.image_steps(self.upsampler is not None))
+        images: list[Image.Image] = []
+        scores: list[Tensor] = []
+        for first in range(0, len(rows), BATCH):
+            part = rows[first : first + BATCH]
+            captions, seeds = [prompt for prompt, _ in part], [row_seed for _, row_seed in part]
+            meter.rows = len(part)
+            text = self.clip.text_states(captions)
+            z = sample_embeddings(self.prior, text, stage_seeds(seeds, "prior"), sampling.prior)
+            decoded = self._decode(z, text, seeds, sampling, inpainting, meter)
+            images += to_images(decoded)
+            scores.append(score(self.judge, decoded, captions))
+        all_scores = torch.cat(scores)
+        parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
+        return [
+            Result(
+                prompt=prompt,
+                images=images[part],
+                scores=all_scores[part].tolist(),
+                codes=None,
+                seeds=list(range(seed, seed + n)),
+            ).best(keep)
+            for prompt, part in zip(prompts, parts, strict=True)
+        ]
+
+    @torch.no_grad()
+    def vary(
+        self, image: Image.Image, n: int = 4, eta: float = 0.5, seed: int = 0, steps: int = 50
+    ) -> list[Image.Image]:
+        """Variations of an image (section 3.1): decodes its z and x_T by DDIM with eta above 0, which adds noise.
+
+        Args:
+            image: the image; its central square is used.
+            n: number of variations.
+            eta: from 0, which reconstructs the image, to 1, which keeps only what its embedding holds.
+            seed: of the first variation; the next ones have the next seeds.
+            steps: of inversion and sampling.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}: sample at least 1")
+        options = replace(INVERSION, steps=steps, eta=eta)
+        z, x_t = self._latents(image, seed, replace(INVERSION, steps=steps))
+        seeds = list(range(seed, seed + n))
+        return self._decode_latents(z.expand(n, -1), x_t.expand(n, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
+
+    @torch.no_grad()
+    def blend(
+        self,
+        items: Sequence[Image.Image | str],
+        weights: Sequence[float] | None = None,
+        frames: int = 9,
+        seed: int = 0,
+        steps: int = 50,
+    ) -> list[Image.Image]:
+        """Interpolations between images and texts (section 3.2), by slerp of both z and x_T.
+
+        Args:
+            items: images, or texts, whose z comes from the prior and whose x_T is random.
+            weights: of each item, for a single image of all of them; None: `frames` images from the first of two items
+                to the second, both included.
+            frames: number of images without weights, at least 2.
+            seed: of x_T and the prior for texts, and of the upsampler.
+            steps: of inversion and sampling.
+        """
+        if len(items) < 2:
+            raise ValueError(f"a blend is of 2 or more images and texts, got {len(items)}")
+        if weights is None and len(items) > 2:
+            raise ValueError(f"{len(items)} images and texts need weights: frames lie between two")
+        if weights is None and frames < 2:
+            raise ValueError(f"frames is {frames}; a blend has at least 2")
+        if weights is not None and len(weights) != len(items):
+            raise ValueError(f"{len(items)} images and texts with {len(weights)} weights: give each one")
+        if weights is not None:
+            check_weights(weights)
+        options = replace(INVERSION, steps=steps)
+        latents = [self._latents(item, seed + number, options) for number, item in enumerate(items)]
+        embeds, noises = [z for z, _ in latents], [x_t for _, x_t in latents]
+        if weights is not None:
+            z, x_t = blend(embeds, weights), blend(noises, weights)
+        else:
+            fractions = [frame / (frames - 1) for frame in range(frames)]
+            z = torch.cat([slerp(embeds[0], embeds[1], fraction) for fraction in fractions])
+            x_t = torch.cat([slerp(noises[0], noises[1], fraction) for fraction in fractions])
+        return self._decode_latents(z, x_t, options, [seed] * len(z), upsampler_seeds=[seed] * len(z))
+
+    @torch.no_grad()
+    def edit(
+        self, image: Image.Image, before: str, after: str, theta: float = 0.35, frames: int = 1, steps: int = 50
+    ) -> list[Image.Image]:
+        """A text diff (section 3.3): rotates z of an image towards the difference of two texts; x_T stays.
+
+        Args:
+            image: the image; its central square is used.
+            before: a caption of the image, or a generic one such as "a photo".
+            after: a caption of the result.
+            theta: strength; the paper uses maxima from 0.25 to 0.5.
+            frames: number of images, evenly spaced from 0 to theta; 1: only that of theta.
+            steps: of inversion and sampling.
+        """
+        if frames < 1:
+            raise ValueError(f"frames is {frames}: sample at least 1")
+        options = replace(INVERSION, steps=steps)
+        images = self._to_tensors(image)
+        z = self._clip_embeds(images)
+        before_embeds, after_embeds = self.clip.encode_text([before, after], normalize=False)
+        thetas = [theta * frame / (frames - 1) for frame in range(frames)] if frames > 1 else [theta]
+        rotated = torch.cat([text_difference(z, before_embeds, after_embeds, angle) for angle in thetas])
+        x_t = self._invert(images, z, options, ITERATIONS)
+        seeds = [0] * frames  # without eta only the upsampler uses them, the same for all frames
+        return self._decode_latents(rotated, x_t.expand(frames, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
+
+    def _inpainting(
+        self, image: Image.Image | None, mask: Image.Image | None, resample: int | None
+    ) -> Inpainting | None:
+        """Check and convert the image and the mask of a call; None if there are none."""
+        if image is None and mask is None:
+            if resample is not None:
+                raise ValueError("resample is for a mask: give an image and a mask, or leave it out")
+            return None
+        if image is None or mask is None:
+            raise ValueError("image and mask go together: the mask is white where the image is made anew")
+        check_mask(mask, image)
+        pixels = square_tensor(image, self.image_size).to(self.device)
+        white = inpaint_pixels(mask, self.image_size).to(self.device)
+        return Inpainting(pixels, white, 1 if resample is None else resample)

@@ -1,0 +1,111 @@
+"""Sampling options, seeds, noise and progress of the three stages of unCLIP, and the known part of an inpainting."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dalle.generation.decoder import DiffusionSamplingConfig, from_unit
+from dalle.generation.diffusion.inpaint import Known
+from dalle.generation.diffusion.sample import Noise
+from dalle.generation.generate import Progress
+from dalle.generation.options import SamplingConfig, UnCLIPOptions
+from dalle.generation.prior import PriorSamplingConfig
+from dalle.images.transforms import resize_batch
+
+Stage = Literal["prior", "decoder", "upsampler"]
+StageNoise = Callable[[Stage, tuple[int, ...]], Tensor]
+"""Returns the next Gaussian noise of a stage, of a shape [B, ...]; called in the order in which it is used."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling options of each stage."""
+
+    prior: PriorSamplingConfig
+    decoder: DiffusionSamplingConfig
+    upsampler: DiffusionSamplingConfig
+
+    def image_steps(self, has_upsampler: bool) -> int:
+        """Number of diffusion steps of a candidate in the decoder and the upsampler."""
+        return self.decoder.sampler.steps + (self.upsampler.sampler.steps if has_upsampler else 0)
+
+    def updated(self, options: dict[str, Any]) -> Sampling:
+        """A copy with these options of a call, except those that are None.
+
+        Raises:
+            ValueError: an option does not exist or is out of range.
+        """
+        options = {name: value for name, value in options.items() if value is not None}
+        names = [*(field.name for field in fields(UnCLIPOptions)), "guidance", "temperature", "top_k"]
+        for name in options:
+            if name not in names:
+                of_tokens = name in {field.name for field in fields(SamplingConfig)}
+                why = "an option of models that sample tokens" if of_tokens else "no option of an unCLIP"
+                raise ValueError(f"{name} is {why}: known here are {', '.join(names)}")
+        prior, decoder, upsampler = self.prior, self.decoder, self.upsampler
+        of_sampler = {name: options[name] for name in ("steps", "sampler", "eta") if name in options}
+        decoder = replace(
+            decoder, sampler=decoder.sampler.updated(**of_sampler), guidance=options.get("guidance", decoder.guidance)
+        )
+        if "upsampler_steps" in options:
+            upsampler = replace(upsampler, sampler=upsampler.sampler.updated(steps=options["upsampler_steps"]))
+        if "prior_steps" in options:
+            prior = replace(prior, sampler=prior.sampler.updated(steps=options["prior_steps"]))
+        # Option of a call -> field of the prior's config
+        of_prior = {
+            "prior_guidance": "guidance",
+            "prior_samples": "samples",
+            "temperature": "temperature",
+            "top_k": "top_k",
+        }
+        prior = replace(prior, **{field: options[name] for name, field in of_prior.items() if name in options})
+        return Sampling(prior, decoder, upsampler)
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """An image of which a part is generated anew."""
+
+    image: Tensor  # [3, H, W] in [0, 1]
+    mask: Tensor  # bool [H, W], True where it is new
+    resample: int  # repetitions of each step (RePaint, arXiv 2201.09865)
+
+    def known_at(self, size: int) -> Known:
+        """The known part in another size; a pixel is new if any of the pixels it is made of is."""
+        unknown = F.adaptive_max_pool2d(self.mask[None].float(), size) > 0
+        return Known(from_unit(resize_batch(self.image[None], size)), unknown)
+
+
+class ProgressMeter:
+    """Counts diffusion steps over all candidates, for a progress bar.
+
+    Attributes:
+        rows: candidates of the current batch.
+    """
+
+    def __init__(self, progress: Progress | None, candidates: int, steps: int):
+        self._progress, self._total, self._done = progress, candidates * steps, 0
+        self.rows = 1
+
+    def step(self, _done: int, _all: int) -> None:
+        """Count a step of a batch; a callback of the samplers."""
+        self._done += self.rows
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def noise_of_stage(noise: StageNoise, stage: Stage, shape: tuple[int, ...]) -> Noise:
+    """The noise source that the sampler of one stage expects."""
+    return lambda: noise(stage, shape)
+
+
+def stage_seeds(seeds: Sequence[int], stage: Stage) -> list[int]:
+    """Seeds of one stage, by a hash: with the same seed in all stages, their noise would be correlated."""
+    digests = (hashlib.blake2b(f"{seed}/{stage}".encode(), digest_size=8).digest() for seed in seeds)
+    return [int.from_bytes(digest, "big") >> 1 for digest in digests]

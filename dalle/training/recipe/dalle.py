@@ -1,0 +1,72 @@
+"""The recipe of a DALL-E: the transformer over caption tokens and image codes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from dalle.config import config
+from dalle.config.ranges import Decay, Probability, Range, Weight
+from dalle.data import AnyDataConfig
+from dalle.generation.options import SamplingConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.training.checkpoint.best import check_metric
+from dalle.training.lora import LoRAConfig
+from dalle.training.optim import OptimConfig
+from dalle.training.recipe.run import Resume, RunConfig
+
+
+@config
+class DALLERecipe:
+    """Training or fine-tuning a DALL-E: the transformer over caption tokens and image codes."""
+
+    stage: Literal["dalle"]
+    model: DALLEConfig
+    data: AnyDataConfig
+    optim: OptimConfig
+    run: RunConfig
+    text_tokenizer: str
+    """Folder of the text tokenizer (or a hub id); for a model with text features, its T5 encoder."""
+    image_tokenizer: str
+    """Folder of the image tokenizer (or a hub id)."""
+    init_from: str | None = None
+    """Model to fine-tune: a model folder, a published checkpoint, or a hub id. Architecture, tokenizers and sampling
+    options default to its own, and options under `model.` override its."""
+    lora: LoRAConfig | None = None
+    """Train LoRA adapters only, which are merged into the weights of the model folder; null trains all weights."""
+    clip: str | None = None
+    """Folder of the CLIP that reranks this model's samples; copied into the model folder."""
+    text_weight: Weight = 1 / 8
+    """Weight of the text loss (section 2.2 of the DALL-E paper)."""
+    image_weight: Weight = 7 / 8
+    """Weight of the image loss."""
+    z_weight: Annotated[float, Range(0, ceiling=10**6, hint="PaLM's is 1e-4")] = 0.0
+    """Weight of the z-loss, log² Z of each token, which stabilizes large models in bf16 (PaLM, arXiv 2204.02311,
+    section 5, uses 1e-4); 0 disables it."""
+    label_smoothing: Decay = 0.0
+    """Label smoothing of image codes: the fraction of the target spread evenly over all codes. Logged losses are
+    without it."""
+    code_noise: Decay = 0.0
+    """Probability of replacing an image token in the model's input by a random code; targets are unchanged."""
+    bpe_dropout: Probability = 0.1
+    """Probability of dropping a BPE merge in training."""
+    caption_dropout: Probability = 0.1
+    """Probability of replacing a caption by padding, for classifier-free guidance."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the sample images, which always use the same seeds."""
+    sampling: SamplingConfig = SamplingConfig(guidance=2.0)
+    """Sampling options of the sample images, and defaults of the model folder."""
+    resume: Resume = False
+    """Resume from the newest checkpoint of run.dir; auto resumes one of the same config, or else starts a new run."""
+
+    def __post_init__(self) -> None:
+        check_metric(self.stage, self.run.keep_best, self.run.stop_after)
+        if self.lora is not None and self.optim.ema is not None:
+            raise ValueError("lora does not work with an EMA of the weights: set optim.ema=null")
+        if not self.text_weight and not self.image_weight:
+            raise ValueError("text_weight and image_weight are both 0: nothing would be learned; set one above 0")
+        # Guidance contrasts the caption with the null caption, which the model then has never seen
+        if self.sampling.guidance != 1 and not self.caption_dropout:
+            raise ValueError(
+                f"sampling.guidance is {self.sampling.guidance} but caption_dropout is 0: guidance needs captions that "
+                "were dropped in training; set one of them (guidance 1 is none)"
+            )

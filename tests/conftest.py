@@ -1,0 +1,43 @@
+"""The tiny model that many tests stand on, made once a session with random weights; what must differ is in a copy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import dalle
+from dalle.models.clip import CLIP
+from dalle.pipelines.text_to_image import TextToImage
+from support.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/, clip/, image_tokenizer/ and text_tokenizer/, to be read only."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny")).parent
+
+
+@pytest.fixture
+def tiny_copy(tiny_parts: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_parts` of its own, to be changed: parts/ in the test's folder."""
+    return shutil.copytree(tiny_parts, tmp_path / "parts")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_parts: Path) -> Path:
+    """The folder of a DALL-E with CLIP, to be read only."""
+    return tiny_parts / "model"
+
+
+@pytest.fixture(scope="module")
+def tiny_pipe(tiny_model: Path) -> TextToImage:
+    """The same as a pipeline on the CPU."""
+    return TextToImage.from_pretrained(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tiny_parts: Path) -> CLIP:
+    """The same model's CLIP."""
+    return dalle.load_clip(tiny_parts / "clip")

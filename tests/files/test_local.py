@@ -1,0 +1,51 @@
+"""Files and folders written whole or not at all, hashes, and locks."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dalle.files import FileLock, atomic_file, remove_parts, sha256, write_text
+
+
+def test_atomic_file_replaces_completely_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "लाल")
+    with pytest.raises(RuntimeError), atomic_file(file) as part:
+        assert part.suffix == ".txt" and part.parent == tmp_path
+        part.write_text("half")
+        raise RuntimeError
+    assert file.read_text(encoding="utf-8") == "लाल"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_scratch_of_killed_processes_is_removed(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "kept")
+    killed = "import os; from pathlib import Path; from dalle.files import atomic_file\n"
+    killed += "with atomic_file(Path('b.txt')) as part: part.write_text('half'); os._exit(1)"
+    subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, env={"PYTHONPATH": str(Path.cwd())}, check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 7])
+def test_sha256_equals_hashlib(size: int, tmp_path: Path) -> None:
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_file_lock_is_exclusive_within_and_between_processes(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    with FileLock(file):
+        with pytest.raises(BlockingIOError, match="this process"):
+            FileLock(file)
+        other = "import sys; from pathlib import Path; from dalle.files import FileLock; FileLock(Path(sys.argv[1]))"
+        done = subprocess.run([sys.executable, "-c", other, str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and "BlockingIOError: process" in done.stderr
+    FileLock(file).close()
