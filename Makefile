@@ -11,6 +11,7 @@ TORCH := 2.13.0
 # The projects whose published files are loaded: tests compare with their own code, where it is installed.
 REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6
 IMPORTED := attrs requests # by them
+BROWSER := playwright # drives Chromium; what else the page's tests need is not Python's, and is said below
 
 # A folder of wheels that pip is told of holds for uv too: where it offers torch for the CPU, no CUDA packages come in.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -24,18 +25,24 @@ check_python = $(if $(filter 1,$(recent)),,$(error dalle needs Python 3.10 or ne
 
 demo: $(STAMP)
 	$(BIN)/python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7
+	@printf '%s\n' '' 'Next, for example:' '  source $(BIN)/activate' \
+		'  python sample.py "a bicycle" "कुत्ते का चेहरा" --n 16 --keep 4' \
+		'  python train.py configs/folder/finetune.yaml data.path=examples/images/ lora=null run.steps=50'
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q $(ARGS)
 
 test-all: $(STAMP)
 	@PATH="$$PATH:$(BIN)"; if command -v uv >/dev/null; then \
-		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED); \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED) $(BROWSER); \
 		uv pip install -q --python $(BIN)/python --no-deps $(REFERENCES); \
 	else \
-		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED); \
+		$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs,lora,t5,wandb]' $(IMPORTED) $(BROWSER); \
 		$(BIN)/python -m pip install -q --no-deps $(REFERENCES); \
 	fi
+	@command -v npm >/dev/null && npm install --silent --no-fund --no-audit --prefix $(VENV) axe-core || \
+		echo "npm is missing: tests of the page's accessibility are skipped"
+	@test -x /usr/bin/chromium || echo "chromium is missing (apt-get install chromium fonts-lohit-deva): tests of the page are skipped"
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
 
 lint: $(STAMP)
@@ -73,6 +80,7 @@ $(STAMP): pyproject.toml constraints.txt
 	else \
 		$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'; \
 	fi
+	@$(BIN)/python -m dalle.kernels.native  # compiles for this CPU now, so that no first image waits for it
 	@touch $@
 
 # Anew the exact versions, for every Python from 3.10. Local wheels are left out of it, so the file names no build of

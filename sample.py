@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("sample.py")  # before anything else is imported
+
+# isort: split
 from dalle.cli.errors import report_error
 from dalle.cli.outputs import check_folder
 from dalle.cli.sample import (
@@ -22,16 +27,19 @@ from dalle.cli.sample import (
     progress_meter,
     published_options,
 )
+from dalle.cli.sample_from import check_model
+from dalle.cli.sample_many import sample_many
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import limit_openmp_spinning
 from dalle.config import dump, to_dict
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
+    from dalle.pipelines.result import Result
     from dalle.pipelines.text_to_image import TextToImage
     from dalle.pipelines.unclip import UnCLIP
 
 _MEMORY_HINT = "give a smaller --batch-size, or --dtype bfloat16 or int8"
-_MAX_CANDIDATES = 32  # with many prompts, images are written to disk after about this many candidates
+_MAX_CANDIDATES = 32  # about this many are sampled at a time; what is finished is written, or kept at an interrupt
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
@@ -46,6 +54,8 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
             print(dump(settings), end="")
             return 0
         run = SampleFiles(settings)
+        if settings.prompts_file is not None:
+            return sample_many(settings, *load(settings, run), program)
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -61,6 +71,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     from tqdm import tqdm
 
     from dalle.images.read import read_image
+    from dalle.pipelines.request import check_request
     from dalle.pipelines.unclip import UnCLIP
 
     check_folder(settings.out)
@@ -70,24 +81,44 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     }
     pipe, options = load(settings, run)
     run.model_hash = pipe.model_hash
-    prompts, size = settings.prompts, max(1, _MAX_CANDIDATES // max(1, settings.n))
+    if settings.from_image is not None:
+        check_model(settings.from_image, settings.model, pipe.model_hash)
+    check_request(settings.prompts, settings.n, settings.keep, settings.seed, pipe.clip is not None)
+    options |= {"distinct": settings.distinct, **images}
     # The delay keeps the bar away until the first step is done, so that a wrong option is one line and no more
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays
     unit = " passes" if isinstance(pipe, UnCLIP) else " codes"
     with tqdm(unit=unit, desc="drawing", dynamic_ncols=True, delay=1e-3, mininterval=pause) as bar:
+        total = settings.n * len(settings.prompts)
+
+        def draw(prompts: list[str], n: int, keep: int | None, seed: int) -> list[Result]:
+            meter = progress_meter(run, bar, total / (n * len(prompts)))
+            return pipe(prompts, n=n, keep=keep, seed=seed, **options, progress=meter)
+
+        _draw_all(settings, run, draw)
+
+
+def _draw_all(settings: SampleConfig, run: SampleFiles, draw: Callable[..., list[Result]]) -> None:
+    """Several prompts at a time, or the candidates of one prompt in several parts."""
+    prompts, n = settings.prompts, settings.n
+    most = max(_MAX_CANDIDATES, settings.batch_size or 0)
+    size = max(1, most // max(1, n))
+    if n <= most:
         for first in range(0, len(prompts), size):
-            group = prompts[first : first + size]
-            progress = progress_meter(run, bar, len(prompts) / len(group))
-            for result in pipe(
-                group,
-                n=settings.n,
-                keep=settings.keep,
-                seed=settings.seed,
-                progress=progress,
-                **images,
-                **options,
-            ):
+            for result in draw(prompts[first : first + size], n, settings.keep, settings.seed):
                 run.add(result)
+        return
+    for prompt in prompts:
+        found: Result | None = None
+        try:
+            for first in range(0, n, most):
+                (part,) = draw([prompt], min(most, n - first), None, settings.seed + first)
+                found = part if found is None else found.merged([found, part])
+                if settings.keep is not None and settings.keep < len(found.images):
+                    found = found.best(settings.keep, settings.distinct)
+        finally:  # at an interrupt, too
+            if found is not None:
+                run.add(found.best(len(found.images)))
 
 
 def load(settings: SampleConfig, run: SampleFiles) -> tuple[TextToImage | UnCLIP, dict[str, Any]]:

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
+from dalle.cli.startup import explain_startup_errors
 from dalle.cli.threads import limit_openmp_spinning
 
+explain_startup_errors("train.py")
 limit_openmp_spinning()  # before torch is imported
 
 # isort: split

@@ -8,6 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from dalle.cli.startup import explain_startup_errors
+
+explain_startup_errors("dalle")  # before anything else is imported
+
+# isort: split
 from dalle import __version__
 from dalle.cli import scripts
 from dalle.cli.errors import report_error
@@ -72,7 +77,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _parser() -> CommandLine:
     parser = CommandLine("dalle", description="Text-to-image: sample, train, measure, share, search, paint.")
     parser.add_argument("--version", action="version", version=f"dalle {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
     scripts.add(commands)
     for name in COMMANDS:
         module = importlib.import_module(f"dalle.cli.{name}")

@@ -106,7 +106,7 @@ def fingerprint(clip: CLIP) -> str:
         config.pop(name)
     if (config["towers"], config["sigmoid"]) == ("clip", False):
         del config["towers"], config["sigmoid"]
-    for name in ("resnet", "only"):
+    for name in ("resnet", "missing"):
         if config[name] is None:
             del config[name]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())

@@ -19,10 +19,10 @@ from dalle.checkpoints.load import (
     open_source,
 )
 from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.published.files import weights_hash
 from dalle.checkpoints.published.image_tokenizers import resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.config import from_dict
-from dalle.files import sha256
 from dalle.generation.options import SamplingConfig
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.models.clip import CLIP
@@ -85,7 +85,7 @@ def load_components(
         _published_image_tokenizer(found, model, image_tokenizer, device),
         None if clip is None else load_clip(clip, device),
         found.sampling,
-        sha256(found.file),
+        weights_hash(found.file),
     )
 
 

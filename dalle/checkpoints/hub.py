@@ -35,6 +35,7 @@ ARCHIVES = {
 _HUB = "hf://"  # prefix that forces a lookup on the hub
 _OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".gguf")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_VARIANT = ".fp16."
 
 
 def resolve(source: str | Path) -> Path:
@@ -125,10 +126,12 @@ def _fetch_logged(repository: str, file: str, fetch: Callable[[], str]) -> Path:
 
 def loadable_files(files: Sequence[str]) -> list[str]:
     """The files of a repository to download: no weights for other frameworks, no pickles if there are safetensors."""
-    cached = [file for file in files if not file.endswith(_OTHER_FRAMEWORKS)]
-    if any(file.endswith(".safetensors") for file in cached):
-        cached = [file for file in cached if not file.endswith(_PICKLES)]
-    return cached
+    known = [file for file in files if not file.endswith(_OTHER_FRAMEWORKS)]
+    # Per folder: in a pipeline of diffusers one part may have pickles alone
+    safe = {file.rpartition("/")[0] for file in known if file.endswith(".safetensors")}
+    chosen = [file for file in known if not (file.endswith(_PICKLES) and file.rpartition("/")[0] in safe)]
+    # The same weights in another precision lie beside them as diffusion_pytorch_model.fp16.safetensors
+    return [file for file in chosen if _VARIANT not in file or file.replace(_VARIANT, ".") not in chosen]
 
 
 def _archive(name: str, address: str, md5: str) -> Path:

@@ -5,6 +5,7 @@ Knows nothing of how the weights were trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,9 +30,12 @@ from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from dalle.models.latent_decoder import LatentDecoder, LatentDecoderConfig
+from dalle.models.movq import MoVQ, MoVQConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 from dalle.text_tokenizers import TextTokenizer
 
+DIFFUSIONS = DecoderConfig | LatentDecoderConfig | UpsamplerConfig
 _Module = TypeVar("_Module", bound=nn.Module)
 _Device = str | torch.device
 Source = str | Path | ModelFolder
@@ -45,6 +49,7 @@ _STAGES = {
     "dalle": ("a DALL-E", "dalle.load_model"),
     "prior": ("a prior of unCLIP", "dalle.load_prior"),
     "diffusion": ("a decoder or an upsampler of unCLIP", "dalle.load_diffusion"),
+    "autoencoder": ("an autoencoder of latents", "dalle.checkpoints.load.load_autoencoder"),
     "unclip": ("an unCLIP with all its parts", "dalle.UnCLIP.from_pretrained"),
 }
 
@@ -120,7 +125,7 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
             empty = CLIP(found.config)
         found.check(empty, str(source))
         module = load_weights(empty, found.tensors, str(source), device, dtype)
-        if found.config.only != "image":
+        if found.config.missing != "text":
             try:
                 words = clip_text_tokenizer(folder, found.config.towers)
             except MissingTokenizer as error:
@@ -136,7 +141,7 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
     with skip_init():
         module = CLIP(from_dict(CLIPConfig, folder.config["model"], folder.origin))
     _fill(module, folder, device, dtype)
-    if module.config.only != "image":
+    if module.config.missing != "text":
         module.tokenizer = load_text_tokenizer(folder.component("text_tokenizer"))
     return module
 
@@ -200,7 +205,7 @@ def build_prior(config: DiffusionPriorConfig | AutoregressivePriorConfig) -> Dif
 
 def load_diffusion(
     source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None
-) -> DiffusionDecoder | Upsampler:
+) -> DiffusionDecoder | LatentDecoder | Upsampler:
     """Load an unCLIP decoder or upsampler in evaluation mode; the CLIP of a decoder is its component `clip`.
 
     Args:
@@ -213,13 +218,48 @@ def load_diffusion(
     """
     folder = _open_own(source, "diffusion", "a diffusion model")
     with skip_init():
-        module = build_diffusion(from_dict(DecoderConfig | UpsamplerConfig, folder.config["model"], folder.origin))
+        module = build_diffusion(from_dict(DIFFUSIONS, folder.config["model"], folder.origin))
     return _fill(module, folder, device, dtype)
 
 
-def build_diffusion(config: DecoderConfig | UpsamplerConfig) -> DiffusionDecoder | Upsampler:
-    """Build the diffusion model that a config describes, of either kind."""
+def build_diffusion(
+    config: DecoderConfig | LatentDecoderConfig | UpsamplerConfig,
+) -> DiffusionDecoder | LatentDecoder | Upsampler:
+    """Build the diffusion model that a config describes, of any kind."""
+    if isinstance(config, LatentDecoderConfig):
+        return LatentDecoder(config)
     return DiffusionDecoder(config) if isinstance(config, DecoderConfig) else Upsampler(config)
+
+
+def load_autoencoder(source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None) -> MoVQ:
+    """Load the autoencoder of an unCLIP that decodes latents, in evaluation mode.
+
+    Args:
+        source: local model folder or hub id of one.
+        device: where to put its weights.
+        dtype: floating-point dtype of its weights; None is float32.
+
+    Raises:
+        ValueError: the source does not exist, is something else, or its weights do not match its config.
+    """
+    folder = _open_own(source, "autoencoder", "an autoencoder")
+    with skip_init():
+        module = MoVQ(from_dict(MoVQConfig, folder.config["model"], folder.origin))
+    return _fill(module, folder, device, dtype)
+
+
+def build_published(
+    module_class: Callable[[Any], _Module],
+    found: Published,
+    source: str,
+    device: _Device,
+    dtype: torch.dtype | None = None,
+) -> _Module:
+    """Build a module of published files by its class, and load its weights."""
+    with skip_init():
+        module = module_class(found.config)
+    found.check(module, source)
+    return load_weights(module, found.tensors, source, device, dtype)
 
 
 def build_published_model(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:
@@ -288,4 +328,6 @@ def _check_stage(folder: ModelFolder, stage: str) -> None:
 
 
 def _fill(module: _Module, folder: ModelFolder, device: _Device, dtype: torch.dtype | None) -> _Module:
-    return load_weights(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)
+    loaded = load_weights(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)
+    folder.check()  # after what says more of a file that is cut short or of another shape
+    return loaded

@@ -1,7 +1,8 @@
 """A model folder: config.yaml, model.safetensors or bpe.model, README.md, and copies of its components.
 
-Its config.yaml has the `stage:` (what it is), the architecture (`model:`) and perhaps the components with their hashes
-(`parts:`). Other keys are the training recipe, which loading does not need.
+Its config.yaml has the `stage:` (what it is), the architecture (`model:`), perhaps the components with their hashes
+(`parts:`), and the hash of all that it computes (`sha256:`). A recipe may stand there too, as in tokenizers/NAME: then
+it has `data:`, and other keys, which loading does not need.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dalle.files import atomic_folder
 
 WEIGHTS = "model.safetensors"
 # Files that determine what a model computes. README.md and images may change without changing its hash.
+_KEYS = ("stage", "model", "parts", "sampling", "text_encoder", "origin", "sha256")  # of a config.yaml without `data`
 HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -70,8 +72,12 @@ def _write(tensors: Tensors, folder: Path, new: Path, storage: Storage | None) -
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write a folder's config.yaml."""
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    """Write a folder's config.yaml, with the hash of the weights that are in it already."""
+    plain = {key: value for key, value in config.items() if key != "sha256"}
+    file = folder / "config.yaml"
+    file.write_text(to_yaml(plain), encoding="utf-8")
+    if any((folder / name).is_file() for name in HASHED):
+        file.write_text(to_yaml(plain | {"sha256": folder_hash(folder)}), encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -110,9 +116,26 @@ class ModelFolder:
         """The content of its config.yaml.
 
         Raises:
-            ValueError: it does not exist or is not valid YAML.
+            ValueError: it does not exist, is not valid YAML, or has an unknown key.
         """
-        return read_config(self.path)
+        found = read_config(self.path)
+        unknown = [key for key in found if key not in _KEYS] if "data" not in found else []
+        if unknown:
+            raise ValueError(f"{self.origin}: unknown key {unknown[0]}; known here: {', '.join(_KEYS)}")
+        return found
+
+    def check(self) -> None:
+        """Verify the hash in its config.yaml; folders of version 0.1 have none.
+
+        Raises:
+            ValueError: the weights or the architecture have changed since they were written.
+        """
+        recorded = self.config.get("sha256")
+        if recorded is not None and recorded != self.sha256:
+            raise ValueError(
+                f"{self.path} is damaged or was changed: its sha256 is {self.sha256}, {self.origin} says {recorded}; "
+                "restore the original (if the change is yours, remove the line sha256)"
+            )
 
     @cached_property
     def sha256(self) -> str:
@@ -200,8 +223,10 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
                 shutil.copytree(entry, new / entry.name, dirs_exist_ok=True)
             elif entry.name == WEIGHTS:
                 _write(open_tensors(entry) if tensors is None else tensors, target, new, storage)
-            elif entry.name != "config.yaml" or recipe is None:
+            elif entry.name != "config.yaml":
                 shutil.copy(entry, new / entry.name)
+        if recipe is None:  # last, with the hash of the new weights
+            write_config(new, config)
 
 
 def _agrees(some: Any, whole: Any) -> bool:

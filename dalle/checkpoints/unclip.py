@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,19 @@ from typing import Any
 import torch
 
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.load import Source, load_clip, load_diffusion, load_prior, open_source
+from dalle.checkpoints.load import (
+    Source,
+    build_diffusion,
+    build_prior,
+    build_published,
+    load_autoencoder,
+    load_clip,
+    load_diffusion,
+    load_prior,
+    open_source,
+)
 from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.published.unclip import is_there, read_unclip
 from dalle.config import from_dict
 from dalle.files import atomic_folder
 from dalle.generation.decoder import DiffusionSamplingConfig
@@ -20,7 +32,18 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior
+from dalle.models.latent_decoder import LatentDecoder
+from dalle.models.movq import MoVQ
 from dalle.models.upsampler import Upsampler
+
+# What the parts of a folder may be: stage and kind of each
+_KINDS = {
+    "prior": (("prior", "diffusion"), ("prior", "autoregressive")),
+    "decoder": (("diffusion", "decoder"), ("diffusion", "latents")),
+    "upsampler": (("diffusion", "upsampler"),),
+    "upsampler_last": (("diffusion", "upsampler"),),
+    "autoencoder": (("autoencoder", "movq"),),
+}
 
 
 @dataclass(frozen=True)
@@ -28,20 +51,26 @@ class UnCLIPParts:
     """All of an unCLIP, in evaluation mode.
 
     Attributes:
+        clip: what embeddings are of; it may have no image tower.
+        prior: None: images are made of images alone.
         upsampler: None: images are as large as the decoder makes them.
+        upsampler_last: the network of the upsampler's last step; None: the upsampler itself.
+        autoencoder: to images, where the decoder makes latents.
         prior_sampling: how each part is sampled if nothing else is said, as the three that follow.
-        judge: what scores images: the CLIP itself, or another.
-        model_hash: sha256 of the folder.
+        judge: what scores images: the CLIP itself, or another; None: nothing does.
+        model_hash: sha256 of the folder; "" of published files.
     """
 
     clip: CLIP
-    prior: DiffusionPrior | AutoregressivePrior
-    decoder: DiffusionDecoder
+    prior: DiffusionPrior | AutoregressivePrior | None
+    decoder: DiffusionDecoder | LatentDecoder
     upsampler: Upsampler | None
+    upsampler_last: Upsampler | None
+    autoencoder: MoVQ | None
     prior_sampling: PriorSamplingConfig
     decoder_sampling: DiffusionSamplingConfig
     upsampler_sampling: DiffusionSamplingConfig
-    judge: CLIP
+    judge: CLIP | None
     model_hash: str
 
 
@@ -81,50 +110,102 @@ def load_unclip(
     """Load an unCLIP.
 
     Args:
-        source: folder that `assemble` wrote, or its hub id.
-        prior: another prior, of the same CLIP; None is its own.
+        source: folder that `assemble` or `python -m dalle convert` wrote, folder of a published one, or a hub id.
+        prior: another prior, of the same CLIP; of Kandinsky 2.2, the folder of its prior. None is its own.
         device: where all of it goes.
         dtype: arithmetic of decoder and upsampler; None is float32. Prior and CLIP stay in float32.
-        clip: another CLIP, which scores the images; None: its own does.
+        clip: another CLIP, which scores the images; None: its own does, if it has both towers.
 
     Raises:
         ValueError: nothing is there, it is something else, or its parts do not fit each other.
     """
+    found = open_source(source)
+    if isinstance(found, Path) and is_there(found):
+        return _load_published(found, prior, device, dtype, clip)
     folder = _opened(source)
     if folder.config.get("stage") != "unclip":
         raise ValueError(
             f"{folder.path} is of stage {folder.config.get('stage')!r}, expected 'unclip': "
             "`python -m dalle assemble` puts its parts together"
         )
-    names = ("prior", "decoder", "upsampler")
-    folders: dict[str, ModelFolder] = {name: folder.component(name) for name in names if name in folder.components}
+    folders: dict[str, ModelFolder] = {name: folder.component(name) for name in _KINDS if name in folder.components}
     if prior is not None:
         folders["prior"] = _opened(prior)
     own = load_clip(_checked(folders), device)
-    decoder = load_diffusion(folders["decoder"], device, dtype)
-    upsampler = load_diffusion(folders["upsampler"], device, dtype) if "upsampler" in folders else None
-    assert isinstance(decoder, DiffusionDecoder) and isinstance(upsampler, (Upsampler, type(None)))
+    loaded = {
+        name: load_diffusion(folders[name], device, dtype)
+        for name in ("decoder", "upsampler", "upsampler_last")
+        if name in folders
+    }
     return UnCLIPParts(
         own,
-        load_prior(folders["prior"], device),
-        decoder,
-        upsampler,
-        _sampling(PriorSamplingConfig, folders["prior"]),
-        _sampling(DiffusionSamplingConfig, folders["decoder"]),
-        _sampling(DiffusionSamplingConfig, folders.get("upsampler")),
-        own if clip is None else load_clip(clip, device),
-        folder.sha256,
+        load_prior(folders["prior"], device) if "prior" in folders else None,
+        **_typed(loaded),
+        autoencoder=load_autoencoder(folders["autoencoder"], device, dtype) if "autoencoder" in folders else None,
+        prior_sampling=_sampling(PriorSamplingConfig, folders.get("prior")),
+        decoder_sampling=_sampling(DiffusionSamplingConfig, folders["decoder"]),
+        upsampler_sampling=_sampling(DiffusionSamplingConfig, folders.get("upsampler")),
+        judge=_judge(own, clip, device),
+        model_hash=folder.sha256,
     )
 
 
+def _load_published(
+    path: Path, prior: Source | None, device: str | torch.device, dtype: torch.dtype | None, clip: Source | None
+) -> UnCLIPParts:
+    """Load a published unCLIP as it lies there."""
+    where = None if prior is None else open_source(prior)
+    if isinstance(where, ModelFolder):
+        raise ValueError(f"{where.path} is a prior of another CLIP than {path} stands on: leave it out")
+    found = read_unclip(path, where)
+    own = build_published(CLIP, found.clip, str(path), device)
+    own.tokenizer = found.words
+    loaded = {
+        name: build_published(build_diffusion, found.parts[name], str(path), device, dtype)
+        for name in ("decoder", "upsampler", "upsampler_last")
+        if name in found.parts
+    }
+    parts, sampling = found.parts, found.sampling
+    return UnCLIPParts(
+        own,
+        build_published(build_prior, parts["prior"], str(path), device) if "prior" in parts else None,
+        **_typed(loaded),
+        autoencoder=(
+            build_published(MoVQ, parts["autoencoder"], str(path), device, dtype) if "autoencoder" in parts else None
+        ),
+        prior_sampling=from_dict(PriorSamplingConfig, sampling.get("prior", {}), str(path)),
+        decoder_sampling=from_dict(DiffusionSamplingConfig, sampling["decoder"], str(path)),
+        upsampler_sampling=from_dict(DiffusionSamplingConfig, sampling.get("upsampler", {}), str(path)),
+        judge=_judge(own, clip, device),
+        model_hash="",
+    )
+
+
+def _typed(loaded: Mapping[Any, Any]) -> dict[str, Any]:
+    """Decoder, upsampler and the network of its last step, each of the class that it must be."""
+    upsamplers = {name: loaded.get(name) for name in ("upsampler", "upsampler_last")}
+    assert isinstance(loaded["decoder"], (DiffusionDecoder, LatentDecoder))
+    assert all(isinstance(upsampler, (Upsampler, type(None))) for upsampler in upsamplers.values())
+    return {"decoder": loaded["decoder"], **upsamplers}
+
+
+def _judge(own: CLIP, clip: Source | None, device: str | torch.device) -> CLIP | None:
+    """What scores images: a given CLIP, or the model's own if it has both towers."""
+    if clip is not None:
+        return load_clip(clip, device)
+    return own if own.config.missing is None else None
+
+
 def is_unclip(source: Source) -> bool:
-    """Whether a source names an unCLIP of ours.
+    """Whether a source names an unCLIP, of ours or published.
 
     Raises:
         ValueError: nothing is there.
     """
     found = open_source(source)
-    return isinstance(found, ModelFolder) and found.config.get("stage") == "unclip"
+    if isinstance(found, Path):
+        return is_there(found)
+    return found.config.get("stage") == "unclip"
 
 
 def _opened(source: Source) -> ModelFolder:
@@ -136,22 +217,22 @@ def _opened(source: Source) -> ModelFolder:
 
 def _checked(folders: dict[str, ModelFolder]) -> ModelFolder:
     """The CLIP of the parts, which must fit each other."""
-    for name in ("prior", "decoder"):
-        if name not in folders:
-            raise ValueError(f"there is no {name}: an unCLIP has a prior and a decoder, and perhaps an upsampler")
+    if "decoder" not in folders:
+        raise ValueError("there is no decoder: an unCLIP has a prior and a decoder, and perhaps an upsampler")
     for name, folder in folders.items():
-        found, kind = folder.config.get("stage"), (folder.config.get("model") or {}).get("kind")
-        if (found, kind) not in {("prior", "diffusion"), ("prior", "autoregressive"), ("diffusion", name)} or (
-            (found == "prior") != (name == "prior")
-        ):
-            raise ValueError(f"{folder.path} is of stage {found!r} and kind {kind!r}: it cannot be the {name}")
-    clips = {name: folders[name].component("clip") for name in ("prior", "decoder")}
+        found = folder.config.get("stage"), (folder.config.get("model") or {}).get("kind")
+        if found not in _KINDS[name]:
+            raise ValueError(f"{folder.path} is of stage {found[0]!r} and kind {found[1]!r}: it cannot be the {name}")
+    clips = {name: folders[name].component("clip") for name in ("prior", "decoder") if name in folders}
     hashes = {name: clip.sha256 for name, clip in clips.items()}
-    if hashes["prior"] != hashes["decoder"]:
+    if len(set(hashes.values())) > 1:
         raise ValueError(
             f"prior and decoder are of different CLIPs (sha256 {hashes['prior'][:12]}... and "
             f"{hashes['decoder'][:12]}...): train both on one"
         )
+    latents = folders["decoder"].config["model"].get("kind") == "latents"
+    if latents != ("autoencoder" in folders):
+        raise ValueError("a decoder of latents needs an autoencoder, and another has none: convert the whole again")
     if "upsampler" in folders:
         size = folders["decoder"].config["model"].get("image_size")
         low = folders["upsampler"].config["model"].get("low_size")

@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of stored weights (%(default)s)")
     command.add_argument("--image-tokenizer", metavar="SOURCE", help="image tokenizer, if the files do not contain it")
     command.add_argument("--text-tokenizer", metavar="SOURCE", help="text tokenizer, if the files do not contain it")
+    command.add_argument("--prior", metavar="SOURCE", help="prior of Kandinsky 2.2, which is published apart")
     command.set_defaults(run=_run)
 
 
@@ -36,6 +37,7 @@ def _run(args: argparse.Namespace) -> None:
         args.dtype,
         image_tokenizer=args.image_tokenizer,
         text_tokenizer=args.text_tokenizer,
+        prior=args.prior,
         given=apply_overrides({}, args.given),
     )
     print(f"{args.out}: {found.family}; license of the weights: {found.license}")

@@ -87,19 +87,19 @@ def _encode(encoding: Encoding, rank: int, world: int) -> None:
 
     try:
         with bar:
-            found = [encoding.run(rank, world, on_progress)]
+            written = [encoding.run(rank, world, on_progress)]
     except KeyboardInterrupt:
         if rank == 0:
             print(f"the shards in {encoding.folder} are complete; run the same command to continue", file=sys.stderr)
         raise
     if world > 1:
-        every: list[Any] = [None] * world
-        distributed.all_gather_object(every, found[0])
-        found = every
+        gathered: list[Any] = [None] * world
+        distributed.all_gather_object(gathered, written[0])
+        written = gathered
     if rank == 0:
-        shards = encoding.finish(found).shards or {}
-        rows = ", ".join(f"{sum(shard.rows for shard in own):,} rows of {split}" for split, own in shards.items())
-        files = [shard for own in shards.values() for shard in own]
+        shards = encoding.finish(written).shards or {}
+        rows = ", ".join(f"{sum(shard.rows for shard in files):,} rows of {split}" for split, files in shards.items())
+        files = [shard for of_split in shards.values() for shard in of_split]
         left_out = len({name for shard in files for name in shard.bad})
         size = sum(shard.size for shard in files)
         print(

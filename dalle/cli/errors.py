@@ -5,11 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+_LONGEST = 2000  # characters of a line
+
 
 def print_error(program: str, error: object) -> int:
     """Print an error to stderr, each line prefixed by the program's name; returns the exit code 2."""
-    print("\n".join(f"{program}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    lines = (_shortened(line) for line in str(error).splitlines())
+    print("\n".join(f"{program}: {line}" for line in lines), file=sys.stderr)
     return 2
+
+
+def _shortened(line: str) -> str:
+    """A line that quotes a value of many kilobytes, with its middle left out."""
+    return (
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... [{len(line):,} characters] ... {line[-100:]}"
+    )
 
 
 def report_error(program: str, error: Exception, memory_hint: Callable[[], str]) -> int:

@@ -36,8 +36,12 @@ def _run(args: argparse.Namespace) -> None:
     recipe = resolve_recipe(args.config, args.overrides)
     if isinstance(recipe, TextTokenizerRecipe):
         raise ValueError(f"{args.config} is of stage text_tokenizer, which is trained without batches")
-    found = find_batch(recipe, limit, args.processes, _print_trial)
+    found = find_batch(recipe, limit, args.processes, _print_trial, _print_start)
     print(found.options)
+
+
+def _print_start(images: int) -> None:
+    print(f"trying {images} image{'s' * (images > 1)} at a time ...", file=sys.stderr, flush=True)
 
 
 def _print_trial(trial: Trial) -> None:

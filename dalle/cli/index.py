@@ -80,8 +80,11 @@ def _table(result: dict[str, Any]) -> str:
     lines = []
     if "images" in result:
         counts = ("embedded", "unchanged", "dropped")
-        parts = [f"{result['images']} images", *(f"{result[name]} {name}" for name in counts)]
+        parts = [
+            f"{result['images']} image{'s' * (result['images'] != 1)}",
+            *(f"{result[name]} {name}" for name in counts),
+        ]
         lines.append(f"{result['index']}: {', '.join(parts)}, {len(result['broken'])} broken")
     if "exported" in result:
-        lines.append(f"{result['file']}: {result['exported']} vectors")
+        lines.append(f"{result['file']}: {result['exported']} vector{'s' * (result['exported'] != 1)}")
     return "\n".join(lines)

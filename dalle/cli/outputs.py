@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dalle.files import sha256
 
@@ -15,9 +18,47 @@ def check_folder(out: Path) -> None:
     Raises:
         ValueError: the path is not a folder, or not writable.
     """
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    missing = [path for path in (out.absolute(), *out.absolute().parents) if not path.exists()]
+    there = missing[-1].parent if missing else out
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{there} is not a folder that can be written: give another as --out")
+    made = []
+    try:  # some file systems, such as /proc, say only then that they take no folders
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be made ({error}): give another folder as --out") from None
+    finally:
+        for path in reversed(made):  # an error that comes later leaves no empty folder
+            path.rmdir()
+
+
+class ScoresFile:
+    """scores.json of a run, to which images are appended; it is valid JSON after each call, and is never rewritten.
+
+    Args:
+        path: the file.
+        header: what comes before the list of images.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]):
+        self._path = path
+        head = json.dumps(header, indent=2, ensure_ascii=False).removesuffix("\n}")
+        self._next = f'{head},\n  "images": ['
+        self._end = 0  # length of the file without the end that each call replaces
+
+    def append(self, images: Sequence[Mapping[str, Any]], footer: Mapping[str, Any]) -> None:
+        """Append images, one line each; `footer` comes after the list and replaces the last call's."""
+        lines = ",".join(f"\n    {json.dumps(image, ensure_ascii=False)}" for image in images)
+        content = f"{self._next}{lines}".encode()
+        ending = "".join(f",\n  {json.dumps(key)}: {json.dumps(value)}" for key, value in footer.items())
+        with self._path.open("r+b" if self._end else "wb") as file:
+            file.seek(self._end)
+            file.write(content + f"\n  ]{ending}\n}}\n".encode())
+            file.truncate()
+        self._end += len(content)
+        self._next = ","
 
 
 def new_folder(parent: Path, name: str) -> Path:

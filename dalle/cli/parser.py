@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dalle.cli.errors import print_error
 from dalle.config import default_of, descriptions, field_types, union_members
+from dalle.config.ranges import range_text
 
 _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
@@ -63,7 +64,7 @@ def add_options(
             continue
         flag, text = (
             f"--{field.name.replace('_', '-')}",
-            f"{texts[field.name]} (default: {default or _as_default(field)})",
+            f"{texts[field.name]} ({_range(schema, field.name)}default: {default or _as_default(field)})",
         )
         kind = next(member for member in union_members(hints[field.name]) if member is not type(None))
         common: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
@@ -77,6 +78,11 @@ def add_options(
             parser.add_argument(flag, choices=get_args(kind), **common)
         else:
             parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
+
+
+def _range(schema: type, name: str) -> str:
+    found = range_text(schema, name).removeprefix(", ")
+    return f"{found}; " if found else ""
 
 
 def _as_default(field: dataclasses.Field[Any]) -> str:

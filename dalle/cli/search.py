@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.duplicates is not None:
         groups = index.near_duplicates(args.duplicates)[: args.top]
         title, hits = f"near-duplicates in {args.index}", [hit for group in groups for hit in group]
-        found: Any = [[vars(hit) for hit in group] for group in groups]
+        results: Any = [[vars(hit) for hit in group] for group in groups]
         table = "\n\n".join(_table(group) for group in groups) or "no near-duplicates"
     else:
         given = (args.text, args.image)
@@ -95,10 +95,10 @@ def _run(args: argparse.Namespace) -> None:
             min_score=args.min_score,
             distinct=args.distinct,
         )
-        title, found = _title(args), [vars(hit) for hit in hits]
+        title, results = _title(args), [vars(hit) for hit in hits]
         table = _table(hits) or "no image fits"
     if args.json:
-        print(json.dumps({"index": str(args.index), "query": title, "found": found}, indent=2, ensure_ascii=False))
+        print(json.dumps({"index": str(args.index), "query": title, "found": results}, indent=2, ensure_ascii=False))
     elif args.html is not None or args.show:
         _page(index, args, title, hits)
     else:
@@ -129,12 +129,12 @@ def _weights(option: str | None) -> dict[str, float]:
 def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
     if len(args.image) != 1 or args.text or args.html or args.show:
         raise ValueError("--captions takes one --image and no other query: give the image to describe")
-    found = index.captions(args.image[0], args.top)
+    captions = index.captions(args.image[0], args.top)
     if args.json:
-        rows = [{"caption": caption, "score": score} for caption, score in found]
+        rows = [{"caption": caption, "score": score} for caption, score in captions]
         print(json.dumps({"index": str(args.index), "found": rows}, indent=2, ensure_ascii=False))
     else:
-        print("\n".join(f"{score:7.4f}  {caption}" for caption, score in found))
+        print("\n".join(f"{score:7.4f}  {caption}" for caption, score in captions))
 
 
 def _page(index: ImageIndex, args: argparse.Namespace, title: str, hits: list[Hit]) -> None:

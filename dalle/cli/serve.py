@@ -11,6 +11,7 @@ from typing import Any
 from dalle.apps.server.settings import ServeConfig
 from dalle.cli.parser import add_options
 from dalle.config import apply_overrides, from_dict
+from dalle.files import install_command
 
 _GIVEN = ("family", "heads", "convention", "grid")
 
@@ -39,7 +40,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--given {unknown[0]}: nothing of that name can be given; known here: {', '.join(_GIVEN)}")
     missing = [name for name in ("fastapi", "uvicorn", "multipart") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f'{missing[0]} is not installed: pip install "dalle[serve]"')
+        raise ValueError(f"{missing[0]} is not installed: {install_command('serve')}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("dalle.server").setLevel(logging.INFO)
     from dalle.apps.server.run import serve

@@ -18,12 +18,12 @@ def command_line(program: str = "train.py") -> CommandLine:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the config to override")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    parser.add_argument("-h", "--help", action="store_true", help="show every option: type, default and meaning")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, and with a config all of its options")
     return parser
 
 
 def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
-    """Parse the command line; --help prints every option of the recipe, or of all stages, and exits."""
+    """Parse the command line; --help prints every option of the recipe, or lists those that ship, and exits."""
     from dalle.training.recipe import describe_recipes
 
     parser = command_line(program)

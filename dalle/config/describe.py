@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dalle.config.ranges import range_text
 from dalle.config.schema import class_for, default_of, descriptions, field_types, kinds_of, type_name, union_members
 from dalle.config.validate import to_plain
 
@@ -40,7 +41,8 @@ def option_rows(annotation: Any, base: Any, path: str) -> Iterator[tuple[str, st
                     yield name + suffix, type_name(inner) + _default(field, None), texts.get(field.name, "")
                 yield from option_rows(inner, given if given is not None else to_plain(default_of(field)), f"{name}.")
             else:
-                yield name + suffix, type_name(inner) + _default(field, given), texts.get(field.name, "")
+                kind_and_range = type_name(inner) + range_text(cls, field.name)
+                yield name + suffix, kind_and_range + _default(field, given), texts.get(field.name, "")
 
 
 def _default(field: dataclasses.Field[Any], given: Any) -> str:

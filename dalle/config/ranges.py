@@ -75,6 +75,12 @@ def check_ranges(instance: Any) -> None:
             _check(place, value, *limits)
 
 
+def range_text(cls: Any, name: str) -> str:
+    """The range of a field for --help: ", at least 1"; "" if it is no number or has none."""
+    declared = _declared(field_annotations(cls)[name])
+    return "" if declared is None or declared[1] is None else f", {declared[1]}"
+
+
 @cache
 def field_annotations(cls: Any) -> dict[str, Any]:
     """Annotations of the fields of a dataclass, ranges included."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle.device import to_device
+from dalle.device import free_memory, to_device
 from dalle.image_tokenizers import ImageTokenizer
 
 Sample = tuple[np.ndarray, str, int, list[str]]
@@ -62,3 +62,22 @@ def stack(samples: list[Sample]) -> Batch:
         images = images.permute(0, 3, 1, 2).contiguous()
     bad = [name for _, _, _, names in samples for name in names]
     return Batch(images, [caption for _, caption, _, _ in samples], [seed for _, _, seed, _ in samples], bad)
+
+
+def check_batch_memory(images: int, size: int) -> None:
+    """Check that the images of a batch fit in free memory, before minutes go into reading them.
+
+    Args:
+        images: images per batch of this process.
+        size: their side in pixels.
+
+    Raises:
+        ValueError: they do not.
+    """
+    needed = images * 3 * size**2 * (1 + 4)  # as uint8 and as float32
+    free = free_memory(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"run.batch_size: {images:,} images of {size} x {size} take {needed / 1e9:.3g} GB before any computing, "
+            f"{free / 1e9:.3g} GB are free: give less (python -m dalle find-batch finds what fits)"
+        )

@@ -48,14 +48,15 @@ def caption_metrics(
         captions += batch.captions
         codes.append(batch.codes(image_tokenizer, device))
     all_codes = torch.cat(codes)  # [M, N]
+    # Other captions are those of the same split, so that all texts have one distribution
     other_captions = derangement(len(captions))
-    own = _OwnCaptionSums(model)
+    own_sums = _OwnCaptionSums(model)
     sums = {"none": [0.0, 0], "other": [0.0, 0]}  # nats, tokens
     size = max(1, min(batch_size, _MAX_LOGITS // (model.config.image_vocab * all_codes.shape[1])))
     for first in range(0, len(captions), size):
         part = slice(first, first + size)
         text = _encode(text_tokenizer, captions[part], model)
-        own.update(text, all_codes[part], text_tokenizer)
+        own_sums.update(text, all_codes[part], text_tokenizer)
         for name in sums:
             if name == "none":
                 condition = model.null_text(text)
@@ -67,7 +68,7 @@ def caption_metrics(
             nats = model.token_losses(condition, all_codes[part])[1]
             sums[name][0] += nats.sum().item()
             sums[name][1] += nats.numel()
-    metrics = own.metrics()
+    metrics = own_sums.metrics()
     none, other = (total / count if count else None for total, count in sums.values())
     metrics |= {"image_nats_none": none, "image_nats_other": other}
     own_nats = metrics["image_nats"]

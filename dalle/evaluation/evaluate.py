@@ -84,6 +84,7 @@ def token_metrics(
         predicted_codes.update(predicted)
         image_sum, image_count = image_sum + image_nats.sum().item(), image_count + image_nats.numel()
         if isinstance(text_tokenizer, TextTokenizer) and text_nats.numel():  # not all models predict their text
+            # Losses are those of the last tokens, as the first is given and has none
             not_padding = text[:, text.shape[1] - text_nats.shape[1] :] != text_tokenizer.pad_id
             text_sum, text_count = text_sum + text_nats[not_padding].sum().item(), text_count + int(not_padding.sum())
     nats = {"image_nats": image_sum / image_count, "text_nats": text_sum / max(text_count, 1)}

@@ -28,6 +28,7 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
     Returns:
         [B]
     """
+    # In float64, so that the mean over many pixels loses no digits
     error = (images.double() - references.double()).square().flatten(1).mean(1)
     return (-10 * error.log10()).to(torch.float32)
 
@@ -58,6 +59,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
         blurred = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
         return blurred.view(*values.shape[:2], *blurred.shape[-2:])
 
+    # Two one-dimensional convolutions are the two-dimensional Gaussian window
     mean_x, mean_y = local_mean(x), local_mean(y)
     variance_x = local_mean(x * x) - mean_x.square()
     variance_y = local_mean(y * y) - mean_y.square()
@@ -193,6 +195,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
         )
     a, b = features_a.double(), features_b.double()
     covariance_a, covariance_b = torch.cov(a.T).view(a.shape[1], -1), torch.cov(b.T).view(b.shape[1], -1)
+    # With fewer samples than features the covariances are singular; rounding then gives small negative eigenvalues
     values, vectors = torch.linalg.eigh(covariance_a)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a)

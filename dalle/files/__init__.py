@@ -1,10 +1,12 @@
 """Files and where they come from: shipped folders, atomic writes, hashes, locks between processes, ids of the hub."""
 
 from dalle.files.local import (
+    CHECKOUT,
     ROOT,
     FileLock,
     atomic_file,
     atomic_folder,
+    install_command,
     remove_parts,
     remove_scratch,
     sha256,
@@ -12,10 +14,12 @@ from dalle.files.local import (
 )
 
 __all__ = [
+    "CHECKOUT",
     "ROOT",
     "FileLock",
     "atomic_file",
     "atomic_folder",
+    "install_command",
     "remove_parts",
     "remove_scratch",
     "sha256",

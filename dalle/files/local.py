@@ -8,15 +8,19 @@ import hashlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from weakref import WeakValueDictionary, finalize
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
 """Folder of train.py, sample.py, configs/, models/ and tokenizers/: the checkout, or the copy of them in a wheel."""
+CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
+"""The checkout of the repository; None where the package is installed from a wheel."""
 _HASH_BLOCK = 1 << 20  # bytes read at a time
 _PART = ".part-"  # prefix of unfinished files
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without locks
@@ -44,9 +48,9 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove unfinished files of `atomic_file` that killed processes left in a folder."""
-    for part in folder.glob(f"{_PART}*"):
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove unfinished files of `atomic_file` that killed processes left in a folder: all, or those of one name."""
+    for part in folder.glob(f"{_PART}*-{name}"):
         part.unlink(missing_ok=True)
 
 
@@ -159,3 +163,15 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def install_command(extra: str) -> str:
+    """The shell command that installs an extra into this Python.
+
+    It names the checkout, if there is one: a package index may have something else under the name of this package.
+    """
+    source = f"{CHECKOUT}[{extra}]" if CHECKOUT is not None else f"dalle[{extra}]"
+    editable = "-e " if CHECKOUT is not None else ""
+    # An environment that uv made has no pip
+    pip = f"{sys.executable} -m pip install" if find_spec("pip") else f"uv pip install --python {sys.executable}"
+    return f'{pip} {editable}"{source}"'

@@ -78,6 +78,7 @@ class StaticCache(KVCache):
         for buffer in (self.keys, self.values, self.shift_inputs):
             buffer.narrow(-2, cache.position, buffer.shape[-2] - cache.position).zero_()
         self.padding = None if cache.padding is None else cache.padding.clone()
+        self.prefix = cache.prefix
         self.position = 0  # makes native CPU code, which needs the position in Python, decline
         self.index = torch.full((1,), cache.position, device=self.keys.device)
         self.key_bucket = self.keys.shape[3]
@@ -151,7 +152,7 @@ class StaticDecodeStep:
 
     def run(self) -> None:
         """Append the previous code to the cache and generate the next one."""
-        at = self.cache.index - (self.model.config.prefix_length - 1)  # index of the code to generate
+        at = self.cache.index - (self.cache.prefix - 1)  # index of the code to generate
         ids = self.codes.index_select(1, at - 1)
         logits = self.model.extend_each(self.expand(ids, self.cache.keys.shape[1]), self.cache)
         sampled = self.sample_tokens(logits, self.uniform.index_select(1, at))

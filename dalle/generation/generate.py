@@ -19,11 +19,12 @@ from dalle.generation.jacobi import jacobi_decode
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.prefill import PrefilledPrompts
 from dalle.generation.token_sampler import TokenSampler
+from dalle.generation.token_stream import TokenStream
 from dalle.kernels.linear import packed
 from dalle.models.dalle import DALLE
 
 Progress = Callable[[int, int], None]
-"""Called after each step with the image tokens generated so far and in total, over all candidates."""
+"""Called after each step with the image tokens (row ends too) generated so far and in total, over all candidates."""
 
 Watch = Callable[[Tensor, int], None]
 """Called after each step with the codes [B, N] being generated, and how many of the first N are finished; read only.
@@ -78,14 +79,23 @@ def generate(
     per_prompt = [sampling] * len(text) if isinstance(sampling, SamplingConfig) else list(sampling)
     if len(per_prompt) != len(text):
         raise ValueError(f"got {len(per_prompt)} sampling configs for {len(text)} prompts; give one, or one per prompt")
-    height, width = model.config.grid
-    length = height * width
+    stream = TokenStream(model.config)
+    length = stream.length
+    per_prompt = [stream.of_options(one) for one in per_prompt]
     prompts = [prompt for prompt, own in enumerate(seeds) for _ in own]  # [B] the prompt of each candidate
-    known, mask, known_prefix = _known(model, known_codes, known_mask, len(text), prompts)
+    codes, kept = _known(model, known_codes, known_mask, len(text), prompts)
+    known, mask = stream.of_codes(codes), stream.of_codes(kept, True)
+    # A prefix that all candidates know is run at once; known tokens after it only replace what is sampled there
+    known_prefix = int(mask.all(0).int().cumprod(0).sum())
     # All uniform numbers in advance: number i belongs to token i, however many tokens a step generates
     uniform = torch.stack(
-        [torch.rand(length, generator=torch.Generator().manual_seed(seed)) for several in seeds for seed in several]
+        [
+            torch.rand(model.config.image_length, generator=torch.Generator().manual_seed(seed))
+            for several in seeds
+            for seed in several
+        ]
     )
+    uniform = stream.of_codes(uniform, 0.0)
     device = model.image_head.weight.device
     window = min(engine.window, length)
     failed = torch.zeros((), dtype=torch.bool, device=device)
@@ -103,7 +113,7 @@ def generate(
         if progress is not None:
             progress(done, total)
         if watch is not None:
-            watch(codes, finished)
+            watch(stream.to_codes(codes), stream.count_codes(finished))
 
     training = model.training
     model.eval()
@@ -120,7 +130,7 @@ def generate(
                 batches.append(batch.codes)
     finally:
         model.train(training)
-    return torch.cat(batches).view(-1, height, width)
+    return stream.to_codes(torch.cat(batches)).view(-1, *model.config.grid)
 
 
 OnStep = Callable[[Tensor, int, int], None]
@@ -158,7 +168,7 @@ class _BatchGenerator:
 
         def run(ids: Tensor, start: int) -> Tensor:
             # Set back to `start`, as Jacobi decoding runs tokens again whose predecessors were guessed wrong
-            cache.position = self.model.config.prefix_length + start
+            cache.position = cache.prefix + start
             return self.model.extend_each(sampler.expand(ids, cache.keys.shape[1]), cache, self.blocks)
 
         if 0 < known_prefix < length:
@@ -229,12 +239,12 @@ def _decode_sequentially(
 
 def _known(
     model: DALLE, known_codes: Tensor | None, known_mask: Tensor | None, prompt_count: int, prompts: list[int]
-) -> tuple[Tensor, Tensor, int]:
-    """Codes [B, N], which of them are known, bool [B, N], and how many all candidates know at the start; on the CPU."""
+) -> tuple[Tensor, Tensor]:
+    """Codes [B, N], and which of them are known, bool [B, N]; on the CPU."""
     length = model.config.image_length
     if known_codes is None and known_mask is None:
         shape = (len(prompts), length)
-        return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool), 0
+        return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
     if known_codes is None or known_mask is None:
         raise ValueError("known_codes and known_mask go together: give the codes and which of them to keep")
     if known_mask.dtype != torch.bool:
@@ -247,9 +257,7 @@ def _known(
             f"known_codes has codes from {known.min()} to {known.max()}; "
             f"the model's are 0 to {model.config.image_vocab - 1}"
         )
-    # A prefix that all candidates know is run at once; known tokens after it only replace what is sampled there
-    known_prefix = int(mask.all(0).int().cumprod(0).sum())
-    return codes, mask, known_prefix
+    return codes, mask
 
 
 def _per_candidate(values: Tensor, name: str, grid: tuple[int, int], prompt_count: int, prompts: list[int]) -> Tensor:

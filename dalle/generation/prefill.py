@@ -16,7 +16,7 @@ class PrefilledPrompts:
         null = model.null_text(text)
         # Null captions of ids are all the same; those of features have the length of their prompt
         shared = bool((null == null[:1]).all())
-        self.model, self.texts = model, torch.cat((text, null[:1] if shared else null))
+        self.model, self.texts = model, model.trim(torch.cat((text, null[:1] if shared else null)))
         self.nulls = [len(text) + (0 if shared else prompt) for prompt in range(len(text))]  # prompt -> row of `texts`
         self.prefilled: dict[int, tuple[KVCache, Tensor]] = {}  # row of `texts` -> cache of one row, logits [V]
         self.cache: KVCache | None = None

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.config import config
-from dalle.config.ranges import Range
-from dalle.generation.diffusion.prediction import make_denoiser
+from dalle.config.ranges import PositiveFloat, Range
+from dalle.generation.decoder import repeated
+from dalle.generation.diffusion.prediction import Limit, make_denoiser
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise
 from dalle.generation.diffusion.sample import sample as sample_diffusion
 from dalle.generation.options import SamplingConfig
@@ -36,6 +37,8 @@ class PriorSamplingConfig:
     """diffusion: sample this many and keep the one that best matches its caption (section 2.2)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """diffusion: the sampler and its steps."""
+    bound: PositiveFloat | None = None
+    """diffusion: predicted standardized embeddings are clipped to [-bound, bound]; null leaves them as they are."""
     temperature: Annotated[float, Range(0, ceiling=10**38, hint="0 takes the likeliest bucket")] = 1.0
     """autoregressive: 0 always takes the most likely bucket; 1 samples from the model's own distribution."""
     top_k: Annotated[int, Range(1, ceiling=10**12, hint="null draws from all")] | None = None
@@ -58,6 +61,7 @@ def sample_embeddings(
     seeds: Sequence[int],
     options: PriorSamplingConfig,
     noise: Noise | None = None,
+    nothing: TextStates | None = None,
 ) -> Tensor:
     """Sample one image embedding for each caption.
 
@@ -69,33 +73,38 @@ def sample_embeddings(
         seeds: B seeds; to get several candidates, repeat the caption.
         options: how to sample.
         noise: for a diffusion prior, a source of noise [B * samples, D] to use instead of the seeds.
+        nothing: what guidance leads away from: the text of one caption, or of B; None is the learned null caption. A
+            prior whose null caption is the empty one needs it.
 
     Returns:
         float32 [B, D], like CLIP's own embeddings before normalization.
 
     Raises:
-        ValueError: the numbers of seeds and captions differ.
+        ValueError: the numbers of seeds and captions differ, or guidance needs `nothing`.
     """
     if len(seeds) != len(text.states):
         raise ValueError(f"got {len(text.states)} captions with {len(seeds)} seeds; give each caption one seed")
     if isinstance(prior, AutoregressivePrior):
-        return _sample_components(prior, text, seeds, options)
+        return _sample_components(prior, text, seeds, options, nothing)
     count, dim, device = options.samples, prior.config.embed_dim, text.states.device
     # Each caption `count` times, next to each other
     each = TextStates(*(part.repeat_interleave(count, 0) for part in text))
+    other, dropped = _null_text(prior, text, nothing, options.guidance)
+    others = TextStates(*(part.repeat_interleave(count, 0) for part in other))
     own = candidate_noise(seeds, (dim,), device)
 
     def candidates() -> Tensor:
         return torch.stack([own() for _ in range(count)], dim=1).flatten(0, 1)  # all samples of a caption together
 
-    all_dropped = torch.ones(len(each.states), dtype=torch.bool, device=device)
+    all_dropped = torch.ones(len(each.states), dtype=torch.bool, device=device) if dropped else None
     schedule = make_schedule(prior.config.schedule)
     denoise = make_denoiser(
         lambda x, steps: prior(x, steps, each),
         schedule,
         "sample",
-        unconditional=lambda x, steps: prior(x, steps, each, all_dropped),
+        unconditional=lambda x, steps: prior(x, steps, others, all_dropped),
         guidance=options.guidance,
+        limit=None if options.bound is None else Limit(options.bound),
     )
     embeds = prior.unstandardize(sample_diffusion(denoise, schedule, options.sampler, noise or candidates))
     embeds = embeds.unflatten(0, (-1, count))
@@ -104,8 +113,24 @@ def sample_embeddings(
     return embeds[torch.arange(len(embeds), device=device), match.argmax(1)]
 
 
+def _null_text(
+    prior: DiffusionPrior | AutoregressivePrior, text: TextStates, nothing: TextStates | None, guidance: float
+) -> tuple[TextStates, bool]:
+    """The text of B rows that guidance leads away from, and whether the prior takes these rows for dropped ones."""
+    empty = prior.config.null_caption == "empty"
+    if nothing is None:
+        if empty and guidance != 1:
+            raise ValueError("the null caption of this prior is the empty one: pass its text as `nothing`")
+        return text, True
+    return repeated(nothing, len(text.states)) if len(nothing.states) == 1 else nothing, empty
+
+
 def _sample_components(
-    prior: AutoregressivePrior, text: TextStates, seeds: Sequence[int], options: PriorSamplingConfig
+    prior: AutoregressivePrior,
+    text: TextStates,
+    seeds: Sequence[int],
+    options: PriorSamplingConfig,
+    nothing: TextStates | None,
 ) -> Tensor:
     """Sample one component after the other, with the dot product from the upper half of its buckets (section 2.2)."""
     # One number for the dot product and one for each component, from each candidate's own generator
@@ -113,10 +138,11 @@ def _sample_components(
     uniform = torch.stack(numbers).to(text.states.device)
     half = prior.config.dot_buckets // 2
     dots = half + (uniform[:, 0] * (prior.config.dot_buckets - half)).long()
-    guided = options.guidance != 1
+    guided, unknown = options.guidance != 1, False
     if guided:  # the unconditional half follows the conditional one in the batch
-        text, dots = TextStates(*(torch.cat((part, part)) for part in text)), torch.cat((dots, dots))
-    dropped = torch.arange(len(dots), device=dots.device) >= len(seeds)
+        other, unknown = _null_text(prior, text, nothing, options.guidance)
+        text, dots = TextStates(*map(torch.cat, zip(text, other, strict=True))), torch.cat((dots, dots))
+    dropped = (torch.arange(len(dots), device=dots.device) >= len(seeds)) if guided and unknown else None
     logits, cache, valid = prior.prefill(text, dots, dropped)
     ids: list[Tensor] = []
     for component in range(prior.components):

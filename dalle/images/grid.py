@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 _GAP = 8  # pixels between the cells of a grid
 _CELL = 128  # smallest side of a cell, in pixels
 _TEXT = 15  # font size of the labels
+_LINE = round(1.6 * _TEXT)  # height of a line of text, in pixels
+_COLUMNS = 8  # most images beside each other
+_PAGE = 4000  # height of a page, in pixels
 # Fonts with scripts beyond Latin, for systems without fontconfig (Pillow finds them by name)
 _FONTS = (
     "DejaVuSans.ttf",
@@ -46,36 +49,76 @@ def image_grid(rows: list[Tensor], gap: int = 2) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def labeled_grid(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:
+Row = tuple[str, Sequence[Image.Image], Sequence[str]]
+"""A row of a labeled grid: its label, its images, and a caption for each image."""
+
+
+def labeled_grid(rows: Sequence[Row], first: int = 1) -> Image.Image:
     """Arrange labeled rows of images of one size, with a caption below each image.
 
-    Small images are enlarged to about 128 pixels. A label for which this machine has no font is replaced by the row's
-    number, with a warning in the log.
+    Small images are enlarged to about 128 pixels. Rows of more than 8 images are wrapped. A label for which this
+    machine has no font is replaced by the row's number, with a warning in the log.
 
     Args:
-        rows: (label, images, captions) of each row.
+        rows: label, images and captions of each row.
+        first: number of the first row.
     """
-    side = max(image.width for _, images, _ in rows for image in images)
-    cell = side * max(1, _CELL // side)
-    columns = max(len(images) for _, images, _ in rows)
+    cell = _cell(rows)
+    columns = min(_COLUMNS, max(len(images) for _, images, _ in rows))
     width = max(columns * (cell + _GAP) + _GAP, 3 * _CELL)
-    line = round(1.6 * _TEXT)
-    labels = [_label(label, number, width - 2 * _GAP) for number, (label, _, _) in enumerate(rows, 1)]
-    height = _GAP + sum(len(lines) * line + cell + line + _GAP for lines, _ in labels)
+    labels = [_label(label, number, width - 2 * _GAP) for number, (label, _, _) in enumerate(rows, first)]
+    wrapped = [-(-len(images) // _COLUMNS) for _, images, _ in rows]
+    height = _GAP + sum(
+        len(lines) * _LINE + count * (cell + _LINE) + _GAP for (lines, _), count in zip(labels, wrapped, strict=True)
+    )
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     small = _latin(_TEXT - 3)
     top = _GAP
-    for (lines, font), (_, images, captions) in zip(labels, rows, strict=True):
+    for (lines, font), (_, images, captions), count in zip(labels, rows, wrapped, strict=True):
         for text in lines:
             draw.text((_GAP, top), text, fill="black", font=font)
-            top += line
-        for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
-            left = _GAP + column * (cell + _GAP)
-            sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (left, top))
-            draw.text((left, top + cell + 2), caption, fill="dimgrey", font=small)
-        top += cell + line + _GAP
+            top += _LINE
+        for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            left, upper = _GAP + place % _COLUMNS * (cell + _GAP), top + place // _COLUMNS * (cell + _LINE)
+            sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (left, upper))
+            draw.text((left, upper + cell + 2), caption, fill="dimgrey", font=small)
+        top += count * (cell + _LINE) + _GAP
     return sheet
+
+
+def split_to_pages(rows: Sequence[Row], first: int = 1) -> list[tuple[int, list[Row]]]:
+    """Split rows to pages of about 4,000 pixels in height at most, which any viewer opens.
+
+    A row that is too long for one page goes on, with its label, on the next.
+
+    Args:
+        rows: label, images and captions of each row.
+        first: number of the first row.
+
+    Returns:
+        For each page the number of its first row, and its rows.
+    """
+    cell = _cell(rows)
+    lines = max(1, (_PAGE - 2 * _GAP - _LINE) // (cell + _LINE))  # of images, on a page with one label
+    pages: list[tuple[int, list[Row]]] = []
+    left = 0
+    for number, (label, images, captions) in enumerate(rows, first):
+        for start in range(0, len(images), lines * _COLUMNS):
+            part = slice(start, start + lines * _COLUMNS)
+            needed = _LINE + -(-len(images[part]) // _COLUMNS) * (cell + _LINE) + _GAP
+            if needed > left:
+                pages.append((number, []))
+                left = _PAGE - _GAP
+            pages[-1][1].append((label, images[part], captions[part]))
+            left -= needed
+    return pages
+
+
+def _cell(rows: Sequence[Row]) -> int:
+    """Side of a cell in pixels."""
+    side = max(image.width for _, images, _ in rows for image in images)
+    return side * max(1, _CELL // side)
 
 
 def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
@@ -84,7 +127,9 @@ def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
     font = font_for(text, _TEXT) if text else None
     if font is None:
         if text:
-            logger.warning("no font found for %r: its row of the grid is labeled by number", text)
+            logger.warning(
+                "no font found for %.60r: its row of the grid is labeled by number; %s", text, _font_hint(text)
+            )
         return [f"prompt {number}" if text else f"prompt {number} (empty)"], _latin(_TEXT)
     lines = [""]
     for word in text.split(" "):
@@ -94,6 +139,15 @@ def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
         else:
             lines.append(word)
     return lines, font
+
+
+def _font_hint(text: str) -> str:
+    """What to install to have the label drawn."""
+    named = (unicodedata.name(c, "").partition(" ")[0].capitalize() for c in text if ord(c) > 0x24F and c.isalpha())
+    script = next(named, "")
+    if script == "Devanagari":
+        return "install a font with Devanagari, for example fonts-lohit-deva or fonts-noto-core"
+    return f"install a font for it{f' ({script})' if script else ''}, for example fonts-noto-core or fonts-noto-cjk"
 
 
 def font_for(text: str, size: int) -> Font | None:

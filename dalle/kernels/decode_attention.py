@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dalle.kernels.attention import rotate
+from dalle.kernels.attention import rotate, split_heads
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.dispatch import accelerated
 from dalle.kernels.kv_cache import KVCache
@@ -30,7 +30,7 @@ def decode_attention(
     """Norms on queries and keys, rotary positions, cache update, and attention.
 
     Args:
-        qkv: queries, keys and values of the new tokens, [B, T, 3 H D].
+        qkv: queries, keys and values of the new tokens, [B, T, (H + 2 G) D], with the G heads that the cache has.
         mask: which keys, of the cached and new ones, each may attend to.
         cache: the earlier tokens; this layer's keys and values are appended.
         layer: 0-based.
@@ -43,8 +43,7 @@ def decode_attention(
     Returns:
         [B, T, H D].
     """
-    # Plain views: at one token per step, einops' own overhead would be a tenth of the time
-    q, k, v = qkv.unflatten(-1, (3, cache.keys.shape[2], -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, D] each
+    q, k, v = split_heads(qkv, cache.keys.shape[2], cache.keys.shape[4])
     if q_norm is not None and k_norm is not None:
         q, k = q_norm(q), k_norm(k)
     if rope is not None:

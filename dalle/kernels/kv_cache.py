@@ -55,6 +55,7 @@ class KVCache:
         values: [L, B, H, S, D].
         shift_inputs: [2 L, B, S, shifted], the channels that `TokenShift` reads; empty if `shifted` is 0.
         padding: bool [B, P], True for prefix tokens that must not be attended to; None: all may.
+        prefix: number of prefix tokens P, once a model has stored them.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class KVCache:
         self.values = torch.empty_like(self.keys)
         self.shift_inputs = torch.empty(2 * depth, batch, length, shifted, device=device, dtype=dtype)
         self.padding: Tensor | None = None
+        self.prefix = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new tokens of one layer; call `advance` once all layers have stored theirs.
@@ -117,7 +119,7 @@ class KVCache:
 
     def load_prefixes(self, sources: list[KVCache]) -> None:
         """Start over: copy the only row of `sources[b]` to row b; all sources must hold equally many tokens."""
-        self.position = sources[0].position
+        self.position, self.prefix = sources[0].position, sources[0].prefix
         for row, source in enumerate(sources):
             self.keys[:, row, :, : self.position] = source.keys[:, 0, :, : self.position]
             self.values[:, row, :, : self.position] = source.values[:, 0, :, : self.position]
@@ -128,7 +130,7 @@ class KVCache:
     def rows(self, start: int, end: int) -> KVCache:
         """A cache that is a view of rows `start` to `end - 1`."""
         view = object.__new__(KVCache)
-        view.position = self.position
+        view.position, view.prefix = self.position, self.prefix
         view.keys, view.values = self.keys[:, start:end], self.values[:, start:end]
         view.shift_inputs = self.shift_inputs[:, start:end]
         view.padding = None if self.padding is None else self.padding[start:end]

@@ -22,14 +22,14 @@ class AttentionMasks(nn.Module):
 
     Attributes:
         config: the architecture.
-        input_length: tokens that are ever read: the prefix, and all image tokens but the last, which nothing follows.
+        input_length: `DALLEConfig.input_length`.
         patterns: what sparse kernels need to know, by kind of attention or by index of a stored mask that equals one.
     """
 
     def __init__(self, config: DALLEConfig) -> None:
         super().__init__()
         self.config = config
-        self.input_length = config.prefix_length + config.image_length - 1
+        self.input_length = config.input_length
         self.patterns: dict[Kind | int, Pattern] = {}
 
     def _add_masks(self) -> None:

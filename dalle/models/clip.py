@@ -205,7 +205,7 @@ class CLIP(nn.Module):
 
 
 def _image_tower(config: CLIPConfig) -> ImageTower:
-    if config.only == "text":
+    if config.missing == "image":
         return MissingImageTower()
     if config.resnet is not None:
         return ResNet(config)
@@ -213,7 +213,7 @@ def _image_tower(config: CLIPConfig) -> ImageTower:
 
 
 def _text_tower(config: CLIPConfig) -> TextTower:
-    if config.only == "image":
+    if config.missing == "text":
         return MissingTextTower()
     if config.towers == "xlm_roberta":
         return XLMRobertaText(config)

@@ -57,8 +57,8 @@ class CLIPConfig:
     tower of clip; multilingual bidirectional text, averaged (for published weights)."""
     resnet: ResNetConfig | None = None
     """Image tower of convolutions in place of `vision` (for published weights); patch_size must be 32."""
-    only: Literal["image", "text"] | None = None
-    """The one tower that the weights have, as published without the other; null: both."""
+    missing: Literal["image", "text"] | None = None
+    """Tower that is not there: a published part of an unCLIP may embed captions only, or images only."""
     sigmoid: bool = False
     """Give each pair its own probability, sigmoid(scale * cosine + bias), as SigLIP does (train with `loss: sigmoid`).
     false: no bias; scores only rank texts or images against each other."""

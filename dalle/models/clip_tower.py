@@ -79,7 +79,7 @@ class MissingImageTower(ImageTower):
 
     def pooled(self, images: Tensor) -> Tensor:
         """Raise ValueError, as `forward` and `maps` do."""
-        raise ValueError("this CLIP has its text tower only, so it reads no images: give one with both towers")
+        raise ValueError("this CLIP has no image tower, so it embeds captions only: give one with both towers")
 
     forward = maps = pooled  # type: ignore[assignment]
 
@@ -89,7 +89,7 @@ class MissingTextTower(TextTower):
 
     def states(self, ids: Tensor) -> Tensor:
         """Raise ValueError."""
-        raise ValueError("this CLIP has its image tower only, so it reads no texts: give one with both towers")
+        raise ValueError("this CLIP has no text tower, so it embeds images only: give one with both towers")
 
     def end(self, ids: Tensor) -> Tensor:
         """As `states`."""

@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.kernels.attention import rope_table
+from dalle.kernels.attention import rope_table, rope_table_1d
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.cross_entropy import mean_loss, token_scores
 from dalle.kernels.ids import check_ids
 from dalle.kernels.kv_cache import KVCache, Positions, TokenShift
 from dalle.kernels.linear import Linear
+from dalle.models import captions, row_ends
 from dalle.models.attention_masks import AttentionMasks
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.feature_embedding import FeatureEmbedding
-from dalle.models.transformer import RunBlocks, Transformer, norm
+from dalle.models.norms import norm
+from dalle.models.transformer import RunBlocks, Transformer
 
 
 class DALLE(AttentionMasks):
@@ -43,11 +45,13 @@ class DALLE(AttentionMasks):
             self.text_embedding: nn.Module = nn.Embedding(config.text_embeddings, width)
         else:
             self.text_embedding = FeatureEmbedding(config.text_features, config.text_length, width)
-        self.image_embedding = nn.Embedding(config.image_vocab, width)
+        self.image_embedding = nn.Embedding(config.image_vocab + config.row_ends, width)
         self._add_positions(config)
         self._add_masks()
         self.transformer = Transformer(config.transformer)
         self.head_norm = norm(config.transformer) if config.head_norm else nn.Identity()
+        hidden = (Linear(width, width), nn.GELU()) if config.head_hidden else ()
+        self.head_hidden = nn.Sequential(*hidden)
         self.text_head = Linear(width, config.text_embeddings, bias=config.head_bias) if config.text_head else None
         self.image_head = Linear(width, config.image_vocab, bias=config.head_bias)
         self._initialize()
@@ -64,7 +68,11 @@ class DALLE(AttentionMasks):
         elif config.positions == "learned_cells":
             self.cell_position = nn.Parameter(torch.empty(rows * columns, width))
         else:
-            cos, sin = rope_table(prefix, rows, columns, config.transformer.head_width)
+            head = config.transformer.head_width
+            if config.positions == "rope_1d":
+                cos, sin = rope_table_1d(self.input_length, head, config.rope_base)
+            else:
+                cos, sin = rope_table(prefix, rows, columns, head)
             stored = config.positions == "stored_rope"
             self.register_buffer("rope_cos", cos[: self.input_length], persistent=stored)
             self.register_buffer("rope_sin", sin[: self.input_length], persistent=stored)
@@ -83,8 +91,9 @@ class DALLE(AttentionMasks):
         """Compute the logits of the image tokens.
 
         Args:
-            text: int [B, <= T], ids in [0, text_vocab), `pad_id` = padding; shorter texts are padded on the right. For
-                models with `text_features` float [B, <= T, F], padded on the left; all-zero rows = padding.
+            text: int [B, <= T], ids in [0, text_vocab), `pad_id` = padding; shorter texts are padded on the right
+                (also with `padding: left`, where the model moves them). For models with `text_features` float
+                [B, <= T, F], padded on the left; all-zero rows = padding.
             image_ids: int [B, n], n <= N, codes in [0, V), raster order.
 
         Returns:
@@ -94,8 +103,8 @@ class DALLE(AttentionMasks):
             IndexError: an id of the text or the image is out of range (checked on a CPU only).
             ValueError: more text or image tokens than the model has positions.
         """
-        hidden = self._hidden(self._prefix(text), image_ids)
-        return self.image_head(hidden[:, self.config.prefix_length - 1 :])
+        prefix = self._prefix(text)
+        return self.image_head(self._hidden(prefix, image_ids)[:, prefix.shape[1] - 1 :])
 
     def losses(
         self,
@@ -167,7 +176,7 @@ class DALLE(AttentionMasks):
         self, hidden: Tensor, prefix: Tensor, image_ids: Tensor
     ) -> tuple[tuple[nn.Module, Tensor, Tensor], tuple[nn.Module, Tensor, Tensor] | None]:
         """For image and text: the head, its input states [M, C], and the targets [M]; None without a text head."""
-        last = self.config.prefix_length - 1  # the output here predicts the first image token
+        last = prefix.shape[1] - 1  # the output here predicts the first image token
         image = self.image_head, hidden[:, last:].flatten(0, 1), image_ids.flatten()
         if self.text_head is None or not last:
             return image, None
@@ -178,7 +187,13 @@ class DALLE(AttentionMasks):
         if isinstance(self.text_embedding, FeatureEmbedding):
             # Zero rows are padding, in the null caption too
             return self.text_embedding.null[-text.shape[1] :].to(text.dtype) * text.any(-1, keepdim=True)
-        return torch.full_like(text, self.config.pad_id)
+        return captions.null_of(text, self.config)
+
+    def trim(self, text: Tensor) -> Tensor:
+        """Texts [B, T] without the last columns that are padding in all, if the model needs none; [B, <= T]."""
+        if self.config.padding != "left":
+            return text
+        return text[:, : max(1, int(captions.lengths(text, self.config.pad_id).max()))]
 
     def prefill(self, text: Tensor) -> tuple[Tensor, KVCache]:
         """Run the text through the transformer.
@@ -190,22 +205,21 @@ class DALLE(AttentionMasks):
             Logits of image token 0, [B, V], and a cache that holds the text's tokens and has room for nothing else.
         """
         prefix = self._prefix(text)
-        length = self.config.prefix_length
+        length = prefix.shape[1]
         cache = self.transformer.new_cache(len(prefix), length, shifted=self.shift is not None)
-        cache.padding = self._padding(prefix)
+        cache.prefix, cache.padding = length, self._padding(prefix)
         hidden = self._run(self._embed_text(prefix), cache, cache.padding)
         return self.image_head(hidden[:, -1]), cache
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for whole sequences: the text and all image tokens except the last."""
-        length = self.config.prefix_length + self.config.image_length - 1
-        return self.transformer.new_cache(batch, length, shifted=self.shift is not None)
+        return self.transformer.new_cache(batch, self.input_length, shifted=self.shift is not None)
 
     def extend(self, image_ids: Tensor, cache: KVCache, blocks: RunBlocks | None = None) -> Tensor:
         """Append image tokens to the cache.
 
         Args:
-            image_ids: int [B, n], the next n >= 1 image tokens.
+            image_ids: int [B, n], the next n >= 1 image tokens; with `row_ends` also the id V behind each row.
             cache: holds the text and the image tokens before them; these are appended.
             blocks: runs the transformer's blocks, as in `Transformer.forward`.
 
@@ -220,7 +234,7 @@ class DALLE(AttentionMasks):
 
     def _extended(self, image_ids: Tensor, cache: KVCache, blocks: RunBlocks | None) -> Tensor:
         """Final states [B, n, C] of image tokens that are appended to the cache."""
-        check_ids(image_ids, self.config.image_vocab, "image codes")
+        check_ids(image_ids, self.config.image_vocab + self.config.row_ends, "image codes")
         x = self._embed_image(image_ids, cache.next_positions(image_ids.shape[1]))
         return self._run(x, cache, cache.padding, blocks)
 
@@ -237,6 +251,8 @@ class DALLE(AttentionMasks):
             # The features end right before the image, so padding comes first, as in LlamaGen
             return F.pad(text, (0, 0, length - text.shape[1], 0))
         check_ids(text, self.config.text_vocab, "text ids")
+        if self.config.padding == "left":  # as many columns as there are: positions count from wherever a text begins
+            return captions.padded_left(text, self.config.pad_id)
         text = F.pad(text, (0, length - text.shape[1]), value=self.config.pad_id)
         if self.config.padding == "positional":
             # Ids from text_vocab on, which no tokenizer produces
@@ -246,6 +262,8 @@ class DALLE(AttentionMasks):
 
     def _padding(self, prefix: Tensor) -> Tensor | None:
         """Which prefix tokens must not be attended to, bool [B, P]; None: all may, as padding ids are real tokens."""
+        if self.config.padding == "left":
+            return (prefix == self.config.pad_id).cumprod(1).bool()  # pad_id inside of a caption is attended to
         return None if self.config.text_features is None else ~prefix.any(-1)
 
     def _hidden(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
@@ -256,9 +274,15 @@ class DALLE(AttentionMasks):
                 f"the image has {image_ids.shape[1]} tokens, but the model only {count} image positions: check the grid"
             )
         check_ids(image_ids, self.config.image_vocab, "image codes")
-        inputs, start = image_ids[:, : count - 1], self.config.prefix_length
-        image = self._embed_image(inputs, Positions(start, start + inputs.shape[1]))
-        return self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))
+        inputs, start, columns = image_ids[:, : count - 1], prefix.shape[1], self.config.grid[1]
+        tokens = row_ends.insert(inputs, columns, self.config.image_vocab) if self.config.row_ends else inputs
+        image = self._embed_image(tokens, Positions(start, start + tokens.shape[1]))
+        hidden = self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))
+        if not self.config.row_ends:
+            return hidden
+        # Without the states that row ends are due behind, as nothing is predicted there
+        places = row_ends.code_places(inputs.shape[1] + 1, columns, hidden.device)
+        return torch.cat((hidden[:, : start - 1], hidden[:, start - 1 + places]), dim=1)
 
     def _embed_text(self, prefix: Tensor) -> Tensor:
         x = self.text_embedding(prefix)  # [B, P, C]
@@ -276,12 +300,13 @@ class DALLE(AttentionMasks):
         """Run the transformer over embedded tokens that follow those in the cache."""
         positions = Positions(0, x.shape[1]) if cache is None else cache.next_positions(x.shape[1])
         rope: Rope | None = None
-        if self.config.positions.endswith("rope"):
+        if "rope" in self.config.positions:
             rope = positions.rows(self.get_buffer("rope_cos")), positions.rows(self.get_buffer("rope_sin"))
         # Dropout on embeddings, as in GPT-2
         x = F.dropout(x, self.config.transformer.dropout, self.training)
         masks = self._masks(positions, padding)
-        return self.head_norm(self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache, blocks=blocks))
+        x = self.transformer(x, masks, rope=rope, shift=self.shift, cache=cache, blocks=blocks)
+        return self.head_hidden(self.head_norm(x))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DALLE:
         """Move or cast the module, but keep the rotary tables in float32: 16 bits are too coarse for angles."""

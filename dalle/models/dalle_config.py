@@ -19,28 +19,37 @@ class DALLEConfig:
     text_vocab: Size = 4096
     """Size of the text tokenizer's vocabulary."""
     text_length: Size = 32
-    """Number of text tokens in every sequence, padding included."""
+    """Number of text tokens in every sequence, padding included; with `padding: left` the largest number of them."""
     image_vocab: Size = 1024
     """Number of codes of the image tokenizer."""
     grid: tuple[Size, Size] = (8, 8)
     """Rows and columns of image tokens."""
+    row_ends: bool = False
+    """Read a token of its own behind each row of image tokens; it is never predicted."""
     attention: tuple[Kind, ...] = ("full",)
     """Kinds of attention, cycled over the layers from the first."""
     last_attention: Kind | None = None
     """Kind of the last layer's attention; null: as the cycle has it."""
     conv_kernel: Annotated[int, Range(1, ceiling=2**16)] = 11
     """Side of the window of "conv" attention; odd."""
-    positions: Literal["learned", "learned_cells", "rope", "stored_rope"] = "learned"
+    positions: Literal["learned", "learned_cells", "rope", "rope_1d", "stored_rope"] = "learned"
     """Position embeddings. learned: text 1-D, image row + column; learned_cells: one for each image position; rope:
-    rotary in two dimensions; stored_rope: rotary, with a table that is stored with the weights."""
+    rotary in two dimensions; rope_1d: rotary along the sequence, as in language models; stored_rope: rotary, with a
+    table that is stored with the weights."""
+    rope_base: Annotated[float, Range(1, ceiling=10**12)] = 10_000.0
+    """Base of the wavelengths of rope_1d."""
     stored_masks: tuple[Annotated[int, Range(-1, ceiling=2**16)], ...] = ()
     """For each layer, the index of its mask among those stored with the weights, -1 for full attention; empty: use
     `attention`."""
     pad_id: NonNegativeInt = 0
     """Text id that means "no token here"."""
-    padding: Literal["positional", "word"] = "positional"
+    padding: Literal["positional", "word", "left"] = "positional"
     """positional: each position has its own padding token, with ids from text_vocab on; word: pad_id is an ordinary
-    token."""
+    token; left: captions end right before the image, and padding is in front of them, where nothing attends to it."""
+    null_ids: tuple[NonNegativeInt, ...] = ()
+    """Text ids of the null caption of classifier-free guidance; empty: padding only."""
+    null_keeps_ends: bool = False
+    """The null caption is the caption with pad_id, attended to, in place of all ids but the first and the last."""
     begin_id: NonNegativeInt | None = None
     """Text id prepended to every text; null for none."""
     text_features: Size | None = None
@@ -51,10 +60,13 @@ class DALLEConfig:
     """Apply a second norm after the transformer's final norm."""
     head_bias: bool = True
     """Use biases in the output heads."""
+    head_hidden: bool = False
+    """Put a linear layer and a GELU before the output heads."""
     shift_tokens: bool = False
     """Replace some channels of each token by its neighbors' (`TokenShift` of `dalle.kernels.kv_cache`)."""
 
     def __post_init__(self) -> None:
+        depth = self.transformer.depth
         sizes = {
             "text_vocab": self.text_vocab,
             "text_length": self.text_length,
@@ -79,6 +91,18 @@ class DALLEConfig:
             raise ValueError(f"stored_masks has {len(self.stored_masks)} layers, but depth is {self.transformer.depth}")
         if self.pad_id >= self.text_vocab:
             raise ValueError(f"pad_id is {self.pad_id}; it must be below text_vocab, {self.text_vocab}")
+        if self.null_ids and max(self.null_ids) >= self.text_vocab:
+            raise ValueError(f"null_ids has {max(self.null_ids)}; they must be below text_vocab, {self.text_vocab}")
+        if len(self.null_ids) > self.text_length:
+            raise ValueError(f"null_ids has {len(self.null_ids)} ids, more than text_length, {self.text_length}")
+        if self.null_ids and self.null_keeps_ends:
+            raise ValueError("null_ids and null_keeps_ends are two kinds of null captions: give one of them")
+        if self.row_ends and (self.positions != "rope_1d" or self.kinds != ["full"] * depth or self.shift_tokens):
+            raise ValueError("row_ends needs positions: rope_1d, full attention, and no shift_tokens")
+        if self.padding == "left" and self.positions.startswith("learned"):
+            raise ValueError(f"padding: left needs rotary positions, not {self.positions}")
+        if self.padding == "left" and (self.text_head or self.begin_id is not None or self.kinds != ["full"] * depth):
+            raise ValueError("padding: left needs text_head: false, full attention, and no begin_id")
         if self.text_features is not None and self.text_head:
             raise ValueError("text_features needs text_head: false, as features cannot be predicted as tokens")
         # Image tokens take a quarter of their channels from above, and a quarter from the left
@@ -89,6 +113,16 @@ class DALLEConfig:
     def image_length(self) -> int:
         """Number of image tokens in every sequence, N."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def token_length(self) -> int:
+        """Number of tokens that an image is drawn in: its codes, and the row ends between them."""
+        return self.image_length + (self.grid[0] - 1 if self.row_ends else 0)
+
+    @property
+    def input_length(self) -> int:
+        """Number of tokens that are ever read: the prefix, and all of an image but the last, which nothing follows."""
+        return self.prefix_length + self.token_length - 1
 
     @property
     def prefix_length(self) -> int:

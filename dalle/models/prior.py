@@ -7,6 +7,8 @@ Shapes: B batch, T text positions, W width of CLIP's text states, D embedding, C
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,9 @@ class PriorShape:
     """Channels W of CLIP's text states."""
     text_length: Size = 24
     """Maximum caption length of the CLIP, in tokens."""
+    null_caption: Literal["learned", "empty"] = "learned"
+    """What stands for a dropped caption: learned states and a learned embedding, or the CLIP's own of the empty caption
+    (Karlo's and Kandinsky's)."""
 
     def __post_init__(self) -> None:
         numbers = (self.embed_dim + self.text_width + self.text_length) * self.transformer.width
@@ -45,7 +50,7 @@ class Prior(nn.Module):
 
     It works on standardized embeddings (the training set's mean and deviation per dimension), as neither raw nor
     normalized embeddings come close to the unit variance of diffusion noise. These statistics are buffers, set once by
-    `fit`. For classifier-free guidance, a dropped caption is replaced by a learned null caption.
+    `fit`. For classifier-free guidance, a dropped caption is replaced by a learned null caption, or by the empty one.
     """
 
     image_mean: Tensor
@@ -59,8 +64,11 @@ class Prior(nn.Module):
         self.text_length = shape.text_length
         self.states_in = nn.Linear(shape.text_width, width)
         self.embed_in = nn.Linear(dim, width)
-        self.null_states = nn.Parameter(torch.randn(shape.text_length, width) * 0.02)
-        self.null_embed = nn.Parameter(torch.randn(width) * 0.02)
+        self.null_states: nn.Parameter | None = None
+        self.null_embed: nn.Parameter | None = None
+        if shape.null_caption == "learned":
+            self.null_states = nn.Parameter(torch.randn(shape.text_length, width) * 0.02)
+            self.null_embed = nn.Parameter(torch.randn(width) * 0.02)
         for name in ("image", "text"):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_deviation", torch.ones(dim))
@@ -86,7 +94,10 @@ class Prior(nn.Module):
         return images * self.image_deviation + self.image_mean
 
     def _text_tokens(self, text: TextStates, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T + 1, C] of the text states and the text embedding, and which are valid, bool [B, T + 1]."""
+        """Tokens [B, T + 1, C] of the text states and the text embedding, and which are valid, bool [B, T + 1].
+
+        With `null_caption: empty` the text of dropped rows must be that of the empty caption already.
+        """
         batch, length = text.states.shape[:2]
         if length > self.text_length:
             raise ValueError(
@@ -96,7 +107,7 @@ class Prior(nn.Module):
         embeds = (text.embeds - self.text_mean) / self.text_deviation
         states, embed = self.states_in(text.states), self.embed_in(embeds)
         valid = text.mask
-        if dropped is not None:
+        if dropped is not None and self.null_states is not None and self.null_embed is not None:
             rows = dropped[:, None, None]
             states = torch.where(rows, self.null_states[:length].to(states.dtype), states)
             embed = torch.where(rows[:, 0], self.null_embed.to(embed.dtype), embed)

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dalle.kernels.attention import rotate
+from dalle.kernels.attention import rotate, split_heads
 from dalle.kernels.block_weights import Rope
 from dalle.kernels.decode_attention import decode_attention
 from dalle.kernels.kv_cache import KVCache, TokenShift
 from dalle.kernels.linear import Linear
 from dalle.kernels.pattern import LayerMask
 from dalle.kernels.sparse import attend, attend_packed
+from dalle.models.norms import head_norm, norm
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
 
@@ -36,24 +37,19 @@ RunBlocks = Callable[[Tensor, Sequence[LayerMask], Context], Tensor]
 """Runs all blocks over [B, T, C], given one mask per block."""
 
 
-def norm(config: TransformerConfig) -> nn.Module:
-    """The normalization layer that the config asks for, over the channels."""
-    return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-5)
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention with a fused projection to queries, keys and values."""
+    """Self-attention of many heads with a fused projection to queries, keys and values, in this order."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads, self.dropout, self.rotate_values = config.heads, config.dropout, config.rotate_values
         self.attention_dropout = config.attention_dropout
-        inner = config.heads * config.head_width
-        self.qkv = Linear(config.width, 3 * inner, bias=config.biases == "all")
-        self.out = Linear(inner, config.width, bias=config.biases != "none")
-        # Dehghani et al. 2023 (ViT-22B, arXiv 2302.05442), section 2: LayerNorm on queries and keys, without biases.
-        self.q_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
-        self.k_norm = nn.LayerNorm(config.head_width, bias=False) if config.qk_norm else None
+        self.kv_heads, self.head_width = config.key_heads, config.head_width
+        rows = (self.heads + 2 * self.kv_heads) * self.head_width
+        self.qkv = Linear(config.width, rows, bias=config.biases in ("all", "qkv"))
+        self.out = Linear(self.heads * self.head_width, config.width, bias=config.biases in ("all", "not_qkv"))
+        self.q_norm = head_norm(config, self.heads) if config.qk_norm else None
+        self.k_norm = head_norm(config, self.kv_heads) if config.qk_norm else None
 
     def forward(self, x: Tensor, mask: LayerMask, context: Context, layer: int) -> Tensor:
         """[B, T, C] to the same shape; with a cache, appends the keys and values and attends to all in it."""
@@ -63,13 +59,13 @@ class Attention(nn.Module):
             norms = self.q_norm, self.k_norm
             mixed = decode_attention(qkv, mask, context.cache, layer, *norms, context.rope, self.rotate_values, dropped)
             return _drop(self.out(mixed), self.dropout, self.training)
-        # Whole sequences: [3, B, H, T, D]. Without per-head norms and rotary positions, native attention reads queries,
-        # keys and values where the projection left them; otherwise they are computed apart anyway.
-        packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.q_norm is None and context.rope is None:
+        # Whole sequences. Without per-head norms and rotary positions, native attention reads queries, keys and values
+        # [3, B, H, T, D] where the projection left them; otherwise they are computed apart anyway.
+        if self.q_norm is None and context.rope is None and self.kv_heads == self.heads:
+            packed = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             mixed = attend_packed(packed, mask, dropped)  # [B, H, T, D]
         else:
-            q, k, v = packed
+            q, k, v = split_heads(qkv, self.kv_heads, self.head_width)
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q), self.k_norm(k)
             if context.rope is not None:
@@ -85,14 +81,15 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.kind, self.dropout = config.feed_forward, config.dropout
-        self.gated = config.feed_forward in ("swiglu", "geglu")
+        self.gated = config.feed_forward in ("swiglu", "geglu", "geglu_tanh")
         hidden = config.hidden
         if hidden is None:
             hidden = int(config.width * config.mlp_ratio)
             # A gated layer has three matrices instead of two. Multiples of 8 suit vector units and tensor cores.
             hidden = math.ceil(hidden * 2 / 3 / 8) * 8 if self.gated else hidden
-        self.up = Linear(config.width, hidden * (2 if self.gated else 1), bias=config.biases != "none")
-        self.down = Linear(hidden, config.width, bias=config.biases != "none")
+        biases = config.biases in ("all", "not_qkv")
+        self.up = Linear(config.width, hidden * (2 if self.gated else 1), bias=biases)
+        self.down = Linear(hidden, config.width, bias=biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] to the same shape."""
@@ -115,7 +112,7 @@ def _activate(x: Tensor, kind: FeedForwardKind) -> Tensor:
     if kind == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
     # In bfloat16 on a CPU, the exact GELU takes half the time of the tanh approximation.
-    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return F.gelu(x, approximate="tanh" if kind.endswith("_tanh") else "none")
 
 
 class Block(nn.Module):
@@ -219,7 +216,7 @@ class Transformer(nn.Module):
         return KVCache(
             shape.depth,
             batch,
-            shape.heads,
+            shape.key_heads,
             length,
             shape.head_width,
             shifted=shape.width // 2 if shifted else 0,

@@ -8,7 +8,7 @@ from dalle.config import check_total, config
 from dalle.config.ranges import Decay, Range, Size
 
 _BLOCK_OVERHEAD = 2**14  # memory of a block's Python objects, in units of one parameter
-FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu"]
+FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh"]
 
 
 @config
@@ -21,6 +21,9 @@ class TransformerConfig:
     """Number of blocks."""
     heads: Size = 4
     """Attention heads; must divide width, unless head_channels is set."""
+    kv_heads: Size | None = None
+    """Heads of keys and values, each shared by heads / kv_heads of the queries (grouped-query attention, Ainslie et al.
+    2023, arXiv 2305.13245); null: heads."""
     head_channels: Size | None = None
     """Channels per head; null: width / heads."""
     mlp_ratio: Annotated[float, Range(0, above=True, ceiling=10**6)] = 4.0
@@ -32,14 +35,19 @@ class TransformerConfig:
     """Activation of the feed-forward layers."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    norm_eps: Annotated[float, Range(0, above=True, ceiling=1)] = 1e-5
+    """Added to the variance that these norms divide by."""
     sandwich: bool = False
     """Also normalize the output of each residual branch (CogView, arXiv 2105.13290, section 2.4)."""
     layer_scale: bool = False
     """Scale the output of each residual branch by a learned vector (Touvron et al. 2021, arXiv 2103.17239)."""
-    biases: Literal["all", "not_qkv", "none"] = "all"
+    biases: Literal["all", "not_qkv", "qkv", "none"] = "all"
     """Which linear layers have biases."""
     qk_norm: bool = False
     """Normalize queries and keys per head, for stability at high learning rates."""
+    qk_norm_kind: Literal["layer", "own", "rms"] = "layer"
+    """layer: LayerNorm without biases; own: LayerNorm, each head with weights and biases of its own (Chameleon); rms:
+    RMSNorm."""
     dropout: Decay = 0.0
     """Dropout on embeddings and on the output of each residual branch, from 0 to below 1."""
     attention_dropout: Decay = 0.0
@@ -59,6 +67,8 @@ class TransformerConfig:
             raise ValueError(
                 f"heads is {self.heads}; it must divide width, {self.width}, unless head_channels is given"
             )
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads is {self.kv_heads}; it must divide heads, {self.heads}")
         names = ("width", "depth", "heads", "head_channels", "hidden", "mlp_ratio")
         sizes = {name: getattr(self, name) for name in names}
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items() if size is not None)
@@ -69,6 +79,11 @@ class TransformerConfig:
         """Roughly the number of parameters of the blocks, with an allowance for the Python objects of each."""
         inner, hidden = self.heads * self.head_width, self.hidden or int(self.width * self.mlp_ratio)
         return self.depth * (self.width * (4 * inner + 3 * hidden) + _BLOCK_OVERHEAD)
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def head_width(self) -> int:

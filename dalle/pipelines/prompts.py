@@ -28,7 +28,7 @@ def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: 
     rows = tokenizer.encode_ragged(prompts)
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > length:
-            log.warning("prompt of %d tokens cut to the model's %d: %r", len(row), length, prompt)
+            log.warning("prompt of %d tokens cut to the model's %d: %.60r", len(row), length, prompt)
     if tokenizer.blank_is_null:
         rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
     return tokenizer.pad(rows, length)

@@ -137,6 +137,7 @@ class TextToImage:
         keep_rows: float | None = None,
         mask: Image.Image | None = None,
         progress: Progress | None = None,
+        distinct: bool = True,
         **options: Any,
     ) -> list[Result]:
         """Draw `n` candidates for each prompt and keep the best `keep`.
@@ -156,6 +157,7 @@ class TextToImage:
             mask: white where `image` is drawn anew, of the same size. A code is drawn if any of its pixels is white;
                 where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
             progress: called after each step.
+            distinct: whether `keep` skips near-duplicates as long as there are other images.
             options: fields of `SamplingConfig` (guidance, temperature, top_k, top_p, guidance_until), where None is the
                 model's own (`sampling`); and of `EngineOptions` (window, compiled, batch_size, max_memory), which
                 change speed and memory, and no image.
@@ -176,7 +178,7 @@ class TextToImage:
         init_image = self.encode_init_image(image, keep_rows, mask)
         seeds = tuple(range(seed, seed + n))
         requests = [Request(prompt, seeds, sampling, init_image) for prompt in prompts]
-        return [result.best(keep) for result in self.draw(requests, engine, progress=progress)]
+        return [result.best(keep, distinct) for result in self.draw(requests, engine, progress=progress)]
 
     @torch.no_grad()
     def draw(

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import from_dict, read_yaml
-from dalle.text_tokenizers import char_bpe, clip_bpe, siglip, xlm_roberta, yttm
+from dalle.text_tokenizers import char_bpe, clip_bpe, siglip, tokenizer_json, xlm_roberta, yttm
 from dalle.text_tokenizers.base import TextTokenizer
 from dalle.text_tokenizers.char_bpe import CharTokenizer, CharTokenizerConfig
 from dalle.text_tokenizers.classes import ClassTokenizer, ClassTokenizerConfig
 from dalle.text_tokenizers.clip_bpe import CLIPTokenizer, CLIPTokenizerConfig
 from dalle.text_tokenizers.sentencepiece import EOS_ID, PAD_ID, SentencePieceTokenizer, TextTokenizerConfig
 from dalle.text_tokenizers.siglip import SigLIPTokenizer, SigLIPTokenizerConfig
+from dalle.text_tokenizers.tokenizer_json import JSONTokenizer, JSONTokenizerConfig
 from dalle.text_tokenizers.xlm_roberta import XLMRobertaTokenizer, XLMRobertaTokenizerConfig
 from dalle.text_tokenizers.yttm import YTTMTokenizer, YTTMTokenizerConfig
 
@@ -26,6 +27,8 @@ __all__ = [
     "CharTokenizerConfig",
     "ClassTokenizer",
     "ClassTokenizerConfig",
+    "JSONTokenizer",
+    "JSONTokenizerConfig",
     "SentencePieceTokenizer",
     "SigLIPTokenizer",
     "SigLIPTokenizerConfig",
@@ -76,11 +79,13 @@ def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer
             return XLMRobertaTokenizer(
                 from_dict(XLMRobertaTokenizerConfig, model, where), content(xlm_roberta.MODEL_FILE)
             )
+        if kind == "tokenizer_json":
+            return JSONTokenizer(from_dict(JSONTokenizerConfig, model, where), content(tokenizer_json.MODEL_FILE))
         if kind == "classes":
             return ClassTokenizer(from_dict(ClassTokenizerConfig, model, where))
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
     raise ValueError(
-        f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, siglip, xlm_roberta, classes, or none "
-        "(SentencePiece)"
+        f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, siglip, tokenizer_json, "
+        "xlm_roberta, classes, or none (SentencePiece)"
     )

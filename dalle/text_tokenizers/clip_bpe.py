@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from dalle.config import config
+from dalle.files import install_command
 from dalle.text_tokenizers.bpe import BPETokenizer
 
 MERGES_FILE = "merges.txt"
@@ -124,9 +125,7 @@ def mend(text: str) -> str:
         try:
             import ftfy
         except ImportError:
-            raise ValueError(
-                f'CLIP\'s text tokenizer needs ftfy for {text[:40]!r}: pip install "dalle[clip]" (or ftfy)'
-            ) from None
+            raise ValueError(f"CLIP's text tokenizer needs ftfy for {text[:40]!r}: {install_command('clip')}") from None
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split())
 

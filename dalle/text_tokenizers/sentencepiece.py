@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import random
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +27,8 @@ from dalle.config import config, from_dict, read_yaml
 from dalle.config.ranges import Range
 from dalle.text_tokenizers.base import TextTokenizer, check_characters
 from dalle.text_tokenizers.bpe import merge
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = "bpe.model"
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
@@ -40,7 +44,8 @@ class TextTokenizerConfig:
     """Architecture of a text tokenizer: all that encoding needs besides `bpe.model`."""
 
     vocab_size: Annotated[int, Range(1, ceiling=2**24)] = 4096
-    """Number of tokens, including the four special ones and the 256 bytes of the fallback."""
+    """Number of tokens, including the four special ones and the 256 bytes of the fallback; fewer where the captions to
+    learn from do not fill them."""
     byte_fallback: bool = True
     """Encode characters outside the vocabulary as their UTF-8 bytes, so that any script round-trips."""
     character_coverage: Annotated[float, Range(0.98, 1)] = 1.0
@@ -134,14 +139,20 @@ class SentencePieceTokenizer(TextTokenizer):
             config: the tokenizer to train.
             captions: read once; empty ones are skipped.
 
+        Returns:
+            The tokenizer. Of few captions it has fewer tokens than `config` asks for, which the log says.
+
         Raises:
-            ValueError: no captions, or a vocabulary size that does not suit them.
+            ValueError: no captions, or a vocabulary size that is too small for them.
         """
-        lines = (line for caption in captions if (line := _prepare(caption, config)))
+        return cls._learn(config, [line for caption in captions if (line := _prepare(caption, config))])
+
+    @classmethod
+    def _learn(cls, config: TextTokenizerConfig, lines: list[str]) -> SentencePieceTokenizer:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines,
+                sentence_iterator=iter(lines),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=config.vocab_size,
@@ -161,7 +172,11 @@ class SentencePieceTokenizer(TextTokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise ValueError(_explain(str(error), config)) from None
+            most = re.search(r"set it to a value <= (\d+)", str(error))
+            if most is None or int(most[1]) >= config.vocab_size:
+                raise ValueError(_explain(str(error), config)) from None
+            logger.warning("vocab_size is %d; these captions fill only %s tokens", config.vocab_size, most[1])
+            return cls._learn(replace(config, vocab_size=int(most[1])), lines)
         return cls(config, model.getvalue())
 
     def _tokenize(self, texts: Sequence[str], dropout: float, rngs: Sequence[random.Random]) -> list[list[int]]:
@@ -236,11 +251,6 @@ def _unescape(text: str) -> str:
 
 def _explain(error: str, config: TextTokenizerConfig) -> str:
     """SentencePiece's error message about training as one line that says what to do."""
-    if match := re.search(r"set it to a value <= (\d+)", error):
-        return (
-            f"vocab_size={config.vocab_size} is more than these captions can fill: set model.vocab_size to "
-            f"{match[1]} or less, or train on more text"
-        )
     if match := re.search(r"required_chars\. \d+ vs (\d+)", error):
         return (
             f"vocab_size={config.vocab_size} is too small for the characters of these captions: set model.vocab_size "

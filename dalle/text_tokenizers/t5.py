@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle.device import to_device
+from dalle.files import install_command
 from dalle.text_tokenizers.base import check_characters
 
 LENGTH = 120  # tokens per caption
@@ -74,7 +75,7 @@ _LAST = (
     (r"[\'\_,\-\:\-\+]$", ""),
     (r"^\.\S+$", ""),
 )
-_MISSING = 'the T5 text encoder needs transformers, ftfy and beautifulsoup4: pip install "dalle[t5]"'
+_MISSING = f"the T5 text encoder needs transformers, ftfy and beautifulsoup4: {install_command('t5')}"
 
 
 class T5Encoder:

@@ -62,7 +62,13 @@ class MicroBatch:
         return f"run.accumulation={self.accumulation}"
 
 
-def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, on_trial: Callable[[Trial], None]) -> MicroBatch:
+def find_batch(
+    recipe: LoopRecipe,
+    limit: int | None,
+    processes: int,
+    on_trial: Callable[[Trial], None],
+    on_start: Callable[[int], None] = lambda images: None,
+) -> MicroBatch:
     """Find the largest micro-batch with which a recipe trains in one process.
 
     Args:
@@ -70,6 +76,7 @@ def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, on_trial: 
         limit: memory limit in bytes; None takes 90 % of what is free on the device.
         processes: number of processes that will share run.batch_size.
         on_trial: called with the outcome of each trial.
+        on_start: called before each trial, which takes seconds to minutes, with its number of images.
 
     Raises:
         ValueError: not even one image fits, or something is wrong with the recipe or its data.
@@ -85,6 +92,7 @@ def find_batch(recipe: LoopRecipe, limit: int | None, processes: int, on_trial: 
     limit = int(0.9 * _free_memory(recipe)) if limit is None else limit
 
     def fits(images: int) -> bool:
+        on_start(images)
         trial = _trial(recipe, images, min(2, own // images), limit)
         on_trial(trial)
         if not trial.fits and images == 1:

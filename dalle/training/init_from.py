@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
@@ -23,10 +24,13 @@ from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.tensors import open_tensors
-from dalle.config import apply_overrides, read_yaml, to_dict
+from dalle.config import apply_overrides, from_dict, read_yaml, to_dict
+from dalle.files import ROOT
+from dalle.image_tokenizers import ImageTokenizerConfig, build
 from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
+from dalle.text_tokenizers import JSONTokenizer
 from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe, Recipe, parse_recipe
 from dalle.training.recipe.shipped import find_recipe
 
@@ -40,7 +44,42 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: every mistake of the recipe, as in `load_recipe`.
         ValueError: `init_from` cannot be used, as in `with_initial_config`.
     """
-    return parse_recipe(with_initial_config(apply_overrides(read_yaml(find_recipe(path)), overrides)), str(path))
+    data = with_initial_config(apply_overrides(read_yaml(find_recipe(path)), overrides))
+    return parse_recipe(with_tokenizer_sizes(data), str(path))
+
+
+def with_tokenizer_sizes(data: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the sizes that follow from local tokenizers, where the recipe does not give them.
+
+    These are `model.text_vocab`, and for a DALL-E `model.image_vocab` and `model.grid`. Tokenizers that are not there
+    yet, or are published ones, are left to the checks of the stage.
+
+    Args:
+        data: recipe as plain data, before validation.
+    """
+    model = data.get("model")
+    if data.get("stage") not in ("dalle", "clip") or not isinstance(model, dict):
+        return data
+    text = _own_config(data.get("text_tokenizer"), "text_tokenizer")
+    if text.get("vocab_size") is not None:
+        model.setdefault("text_vocab", text["vocab_size"])
+    if data["stage"] == "dalle" and not {"image_vocab", "grid"} <= set(model):
+        images = _own_config(data.get("image_tokenizer"), "image_tokenizer")
+        if images:
+            with torch.device("meta"):  # the grid depends on the architecture: build it without memory
+                built = build(from_dict(ImageTokenizerConfig, images, str(data["image_tokenizer"])))
+            model.setdefault("image_vocab", built.codebook_size)
+            model.setdefault("grid", list(built.grid))
+    return data
+
+
+def _own_config(source: Any, stage: str) -> dict[str, Any]:
+    """The `model:` of a local tokenizer folder of ours; {} if there is none."""
+    places = [Path(source), ROOT / source] if isinstance(source, str) else []
+    folder = next((place for place in places if place.is_dir() and is_model_folder(place)), None)
+    content = {} if folder is None else ModelFolder(folder).config
+    found = content.get("model") if content.get("stage") == stage else None
+    return found if isinstance(found, dict) else {}
 
 
 def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +103,8 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
         if content.get("stage") != "dalle":
             raise ValueError(f"init_from: {source} is of stage {content.get('stage')!r}; expected a DALL-E")
         found = {name: str(opened.path / name) for name in opened.components}
+        words = ModelFolder(opened.path / "text_tokenizer").config if "text_tokenizer" in opened.components else {}
+        merges = (words.get("model") or {}).get("kind") != "tokenizer_json"
         if "text_encoder" in content:
             found["text_tokenizer"] = content["text_encoder"]
         model, sampling = content.get("model") or {}, content.get("sampling")
@@ -75,6 +116,9 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
         if published.model.config.text_features is not None:
             found["text_tokenizer"] = published.text_source
         model, sampling = to_dict(published.model.config), to_dict(published.sampling)
+        merges = not isinstance(published.text_tokenizer, JSONTokenizer)
+    if not merges:
+        settled.setdefault("bpe_dropout", 0.0)  # its merges are those of a library, which skips none
     settled["model"] = _merged(model, settled.get("model") or {})
     for name, part in found.items():
         settled.setdefault(name, part)

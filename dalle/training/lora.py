@@ -12,6 +12,7 @@ from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
 from dalle.checkpoints.mapped_files import drop_pages
 from dalle.config import config
 from dalle.config.ranges import Decay, PositiveFloat, Range
+from dalle.files import install_command
 
 
 @config
@@ -46,7 +47,7 @@ def add_lora(model: nn.Module, options: LoRAConfig, also: Collection[str] = ()) 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ValueError('LoRA needs peft: pip install "dalle[lora]"') from None
+        raise ValueError(f"LoRA needs peft: {install_command('lora')}; or set lora=null to train all weights") from None
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     there = {name.rpartition(".")[2] for name in layers}
     missing = sorted(set(options.targets) - there)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dalle.config import to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
-from dalle.data.batch import Batch
+from dalle.data.batch import Batch, check_batch_memory
 from dalle.data.loader import batches, evaluation_batches
 from dalle.data.summary import Summary, record_and_compare, summarize
 from dalle.training.checkpoint import checkpoint
@@ -27,7 +27,7 @@ from dalle.training.optim import EMA, adamw
 from dalle.training.recipe import LoopRecipe
 from dalle.training.run.compiling import compile_blocks
 from dalle.training.run.log import RunLog, start_sharding
-from dalle.training.run.run_dir import describe, open_run_dir
+from dalle.training.run.run_dir import changed_options, describe, open_run_dir, resume_command
 from dalle.training.skipped_steps import SkippedStepMonitor, StopSignal
 from dalle.training.tasks import build_task
 from dalle.training.train_step import evaluated, seed_noise
@@ -72,11 +72,13 @@ class Run:
         # Validation and sampling are done by the main process alone, unless the weights are sharded: gathering them
         # takes every process
         self.participates = self.accelerator.is_main_process or self.sharding is not None
+        check_batch_memory(run.batch_size // self.world, task.image_size)
         data = open_training(recipe.data, task.image_size)
         self.validation_data = open_data(recipe.data, "validation", task.image_size)
         self.bad = BadRecordCounter(recipe.data.max_bad)
         self.lock, self._resumes = open_run_dir(recipe, self.accelerator)
         self.start = self.step = self._restore() if self._resumes else 0
+        changes = changed_options(recipe) if self._resumes and self.accelerator.is_main_process else []
         if self.accelerator.is_main_process:
             describe(recipe)
         self.accelerator.wait_for_everyone()
@@ -91,7 +93,10 @@ class Run:
             workers=run.workers,
         )
         self.log = RunLog(recipe, self.accelerator, self.start, task)
-        self._announce(summarize(data, self.validation_data) if self.accelerator.is_main_process else None)
+        self._announce(
+            summarize(data, self.validation_data) if self.accelerator.is_main_process else None,
+            changes if recipe.resume is True else [],
+        )
         self._skipped = SkippedStepMonitor(self.log, run.max_skipped, run.dir)
         self.should_stop = StopSignal(self.accelerator)
         task.model.train()
@@ -104,11 +109,13 @@ class Run:
         self.bad.merge(saved.bad or [])
         return step
 
-    def _announce(self, summary: Summary | None) -> None:
-        """Print what is being started, before the progress bar appears."""
+    def _announce(self, summary: Summary | None, changes: list[str]) -> None:
+        """Print what is being started, and which options differ from the run's, before the progress bar appears."""
         if self.recipe.resume == "auto":
             begun = f"resuming after step {self.start}" if self._resumes else "starting a new run"
             self.log.say(f"resume=auto: {begun}")
+        for change in changes:
+            self.log.say(f"resume=true: {change}")
         if summary is not None:
             self.log.say(str(summary))
             if (other := record_and_compare(summary, self.options.dir / "data.json")) is not None:
@@ -265,9 +272,7 @@ class Run:
             since = f"{self.best.since} validations since the best, {self.best}"
             self.log.say(f"run.stop_after: {since}; ended at step {self.step}")
         elif self.step < run.steps:
-            self.log.say(
-                f"stopped at step {self.step}; continue with: python train.py ... run.dir={run.dir} resume=true"
-            )
+            self.log.say(f"stopped at step {self.step}; continue with: {resume_command(run.dir)}")
             return False
         elif self.step == self.start:
             self.log.say(f"nothing to train: run.steps is {run.steps}, and {self.step} are done")

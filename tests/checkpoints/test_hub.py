@@ -97,6 +97,9 @@ def test_repository_with_several_weight_files_is_refused(monkeypatch: pytest.Mon
 def test_safetensors_are_preferred_to_pickles() -> None:
     assert loadable_files(["a.bin", "b.msgpack", "merges.txt"]) == ["a.bin", "merges.txt"]
     assert loadable_files(["a.bin", "a.safetensors"]) == ["a.safetensors"]
+    # Pipelines of diffusers: each part has its own weights, some also in half precision
+    files = ["unet/w.fp16.safetensors", "unet/w.safetensors", "unet/w.bin", "text/w.bin", "half/w.fp16.bin"]
+    assert loadable_files(files) == ["unet/w.safetensors", "text/w.bin", "half/w.fp16.bin"]
 
 
 def test_unknown_hub_id_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

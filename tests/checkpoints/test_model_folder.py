@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import dalle
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder, atomic_folder, export, folder_hash, read_config, save
 from dalle.checkpoints.modules import load_into
 from dalle.checkpoints.quantization import STORAGE, pack, unpack
 from dalle.checkpoints.tensors import read_tensors
 from dalle.files import local
+from support.tiny_model import make_tiny_model
 
-CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "optim": {"lr": 1e-3}}
+CONFIG = {"stage": "clip", "model": {"width": 4, "names": ["एक", "1e-3"]}, "sampling": {"temperature": 1e-3}}
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:
@@ -60,7 +62,7 @@ def one_line(call: Callable[[], Any]) -> str:
 
 def test_saved_folder_reads_back_equal(tmp_path: Path) -> None:
     save(tmp_path / "deep" / "a", CONFIG, state())
-    assert read_config(tmp_path / "deep" / "a") == CONFIG
+    assert read_config(tmp_path / "deep" / "a") == CONFIG | {"sha256": folder_hash(tmp_path / "deep" / "a")}
     assert same(read_tensors(tmp_path / "deep" / "a" / "model.safetensors"), state())
     assert sorted(os.listdir(tmp_path / "deep")) == ["a"]
 
@@ -275,6 +277,7 @@ def test_hash_covers_model_config_and_weights_only(tmp_path: Path) -> None:
     first = hashed(CONFIG)
     assert len(first) == 64
     assert hashed(CONFIG | {"optim": {"lr": 5}, "data": {"kind": "emoji"}}) == first
+    assert hashed(CONFIG | {"sampling": {"top_k": 5}}) == first
     assert hashed(dict(reversed(CONFIG.items()))) == first
     others = [
         hashed(CONFIG, seed=1),
@@ -351,7 +354,8 @@ def test_export_converts_weights_and_keeps_other_files(tmp_path: Path) -> None:
     (tmp_path / "out" / "clip" / "README.md").write_text("the card of a part")
     export(tmp_path / "run", tmp_path / "out", "int8")
     assert (tmp_path / "out" / "README.md").read_text() == "the card"
-    assert read_config(tmp_path / "out") == read_config(tmp_path / "run")
+    written = {"sha256": folder_hash(tmp_path / "out")}
+    assert read_config(tmp_path / "out") == read_config(tmp_path / "run") | written
     assert load_file(tmp_path / "out" / "model.safetensors")["conv.weight"].dtype == torch.int8
     assert (tmp_path / "out" / "clip" / "README.md").read_text() == "the card of a part"
     (tmp_path / "out" / "clip" / "README.md").unlink()
@@ -392,3 +396,29 @@ def test_export_of_a_damaged_folder_leaves_the_target(tmp_path: Path) -> None:
     before = content(tmp_path / "out")
     assert "is not a safetensors file" in one_line(lambda: export(tmp_path / "run", tmp_path / "out", "int8"))
     assert content(tmp_path / "out") == before
+
+
+# ---- what has been changed since
+
+
+def test_a_bit_that_has_flipped_is_noticed(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path)
+    dalle.load_model(folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 64
+    weights.write_bytes(content)
+    message = one_line(lambda: dalle.load_model(folder))
+    assert message.startswith(f"{folder} is damaged or was changed: its sha256 is {folder_hash(folder)}, ")
+    export(folder, tmp_path / "copy", "int8")
+    assert ModelFolder(tmp_path / "copy").config["sha256"] == folder_hash(tmp_path / "copy"), "the hash is the copy's"
+    dalle.load_model(tmp_path / "copy")
+
+
+def test_unknown_keys_are_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path)
+    file = folder / "config.yaml"
+    file.write_text(file.read_text() + "samplign: {top_k: 5}\n")
+    assert one_line(lambda: dalle.load_model(folder)).startswith(f"{file}: unknown key samplign; known here: stage, ")
+    file.write_text(file.read_text() + "data: {kind: shapes}\n")  # a recipe, which has more keys
+    dalle.load_model(folder)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
-from dalle.cli.outputs import check_folder, file_record, new_folder, slug
+from dalle.cli.outputs import ScoresFile, check_folder, file_record, new_folder, slug
 from dalle.files import write_text
 
 
@@ -37,3 +38,24 @@ def test_file_record_has_the_sha256(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "लाल"
     assert file_record(tmp_path / "a.txt") == {"file": "a.txt", "sha256": hashlib.sha256("लाल".encode()).hexdigest()}
+
+
+def test_a_folder_that_the_file_system_refuses_is_found_at_once() -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("no /proc here")
+    with pytest.raises(ValueError, match=r"/proc/nope cannot be made \(.+\): give another folder as --out"):
+        check_folder(Path("/proc/nope"))
+
+
+def test_scores_are_appended(tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    scores = ScoresFile(file, {"model": "a", "options": {"top_k": None}})
+    written = [{"file": f"{i}.png", "prompt": "लाल\n", "score": None if i == 2 else 0.5} for i in range(6)]
+    before = b""
+    for number in range(0, 6, 2):
+        scores.append(written[number : number + 2], {"steps": number + 1})
+        content = json.loads(file.read_text(encoding="utf-8"))
+        expected = {"model": "a", "options": {"top_k": None}, "images": written[: number + 2], "steps": number + 1}
+        assert content == expected
+        assert file.read_bytes().startswith(before), "what was written stays"
+        before = file.read_bytes().rpartition(b"\n  ]")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -17,6 +18,7 @@ from PIL import Image
 from dalle.__main__ import main
 from dalle.apps.vqgan_clip import video
 from dalle.apps.vqgan_clip.optimize import Painter
+from dalle.files import install_command
 
 
 def line(parts: Path, out: Path, *more: str, prompt: str = "लाल दिल | text:-0.3") -> list[str]:
@@ -220,7 +222,7 @@ def test_unwritable_folder_is_refused(tiny_parts: Path, tmp_path: Path, capsys: 
 
 def test_without_pyav_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ValueError, match=r'pip install "dalle\[video\]"'):
+    with pytest.raises(ValueError, match=re.escape(install_command("video"))):
         video.check_video(tmp_path / "film.mp4")
     video.check_video(tmp_path / "film.gif")
 

@@ -136,7 +136,7 @@ def test_keep_rows_continues_an_image(tiny_model: Path, here: Path) -> None:
 
 
 WRONG = {
-    "no prompt": ([], "required: PROMPT"),
+    "no prompt": ([], "no prompt given"),
     "no such option": (["a", "--guidence", "3"], "unrecognized arguments: --guidence"),
     "not a number": (["a", "--n", "four"], "--n: invalid int value: 'four'"),
     "no candidates": (["a", "--n", "0"], "n is 0"),
@@ -314,7 +314,7 @@ def test_keyboard_interrupt_keeps_finished_images(
         return draw(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TextToImage, "__call__", interrupted)
-    monkeypatch.setattr(sample, "_MAX_CANDIDATES", 1)
+    monkeypatch.setattr(sample, "_MAX_CANDIDATES", 2)
     assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(tiny_model)]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished images: ")
     folder = here / "outputs" / "a-dog-0"
@@ -325,6 +325,58 @@ def test_keyboard_interrupt_keeps_finished_images(
     calls.append(())
     assert sample.main(["a dog", "--model", str(tiny_model)]) == 130
     assert "nothing was finished" in capsys.readouterr().err
+
+
+def test_an_interrupted_prompt_keeps_the_candidates_that_are_drawn(
+    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 70 candidates in parts of 32, Ctrl-C comes in the third; uninterrupted, parts change nothing."""
+    command = ["a dog", "--n", "70", "--keep", "3", "--seed", "5", "--no-distinct", "--model", str(tiny_model)]
+    assert sample.main(command) == 0
+    (expected,) = TextToImage.from_pretrained(tiny_model, device="cpu")("a dog", n=70, keep=3, seed=5, distinct=False)
+    content = json.loads((here / "outputs" / "a-dog-5" / "scores.json").read_text())
+    assert [one["seed"] for one in content["images"]] == expected.seeds
+    draw, seeds = TextToImage.__call__, []
+
+    def interrupted(self: TextToImage, *args: object, **options: object) -> object:
+        seeds.append(options["seed"])
+        if len(seeds) == 3:
+            raise KeyboardInterrupt
+        return draw(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TextToImage, "__call__", interrupted)
+    assert sample.main(command) == 130 and seeds == [5, 37, 69]
+    assert "stopped; finished images: outputs/a-dog-5-2/grid.png" in capsys.readouterr().err
+    content = json.loads((here / "outputs" / "a-dog-5-2" / "scores.json").read_text())
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
+    (expected,) = draw(pipe, "a dog", n=64, keep=3, seed=5, distinct=False)
+    assert [one["seed"] for one in content["images"]] == expected.seeds
+
+
+def test_many_prompts_make_pages(tiny_model: Path, here: Path) -> None:
+    prompts = [f"{i} red hearts" for i in range(60)]
+    assert sample.main([*prompts, "--n", "1", "--model", str(tiny_model)]) == 0
+    folder = here / "outputs" / "0-red-hearts-0"
+    sizes = [Image.open(folder / name).size for name in ("grid.png", "grid-2.png", "grid-3.png")]
+    assert not (folder / "grid-4.png").exists() and all(height <= 4000 for _, height in sizes)
+    content = json.loads((folder / "scores.json").read_text())
+    assert content["scored_by"] == "CLIP" and [one["prompt"] for one in content["images"]] == prompts
+
+
+def strokes(left: int, right: int) -> Image.Image:
+    """A drawing program's layer: white strokes, and white (not black) under what is transparent."""
+    layer = Image.new("RGBA", (IMAGE_SIZE, IMAGE_SIZE), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (left, 0, right, IMAGE_SIZE))
+    return layer
+
+
+def test_where_a_mask_is_transparent_the_image_stays(tiny_model: Path, here: Path) -> None:
+    strokes(4, 8).save("strokes.png")
+    command = ["a", "--n", "1", "--no-grid", "--image", "face.png", "--mask", "strokes.png", "--model", str(tiny_model)]
+    assert sample.main(command) == 0
+    (file,) = (here / "outputs").glob("*/*.png")
+    changed = ImageChops.difference(Image.open(file), Image.open("face.png")).getbbox()
+    assert changed is not None and (changed[0], changed[2]) == (4, 8)
 
 
 def test_print_config_shows_the_resolved_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ from dalle.training.checkpoint.latest import load_latest
 
 
 class Numbers:
-    """Pair i is a grey image of i; some are broken."""
+    """Pair i is a gray image of i; some are broken."""
 
     def __init__(self, length: int, broken: tuple[int, ...] = ()):
         self.length, self.broken = length, broken

@@ -37,10 +37,10 @@ def test_images_have_the_color_and_place_of_their_caption() -> None:
     pairs = ShapesDataset(ShapesConfig(), "train", 32)
     for index in range(0, len(pairs), 7):
         pair = pairs.pair(index, seed=index)
-        shape, colour, place = pairs.combinations[index % len(pairs.combinations)]
-        assert pair.caption in (f"a {colour} {shape}{place}", f"an {colour} {shape}{place}")
+        shape, color, place = pairs.combinations[index % len(pairs.combinations)]
+        assert pair.caption in (f"a {color} {shape}{place}", f"an {color} {shape}{place}")
         assert (pair.image[0, 0] == 255).all()
-        dark = np.abs(pair.image.astype(int) - COLORS[colour]).sum(-1) == 0
+        dark = np.abs(pair.image.astype(int) - COLORS[color]).sum(-1) == 0
         assert dark.any()
         drawn = np.argwhere((pair.image < 255).any(-1))
         y, x = (drawn.min(0) + drawn.max(0)) / 2 / 31

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle.files import FileLock, atomic_file, remove_parts, sha256, write_text
+from dalle.files import FileLock, atomic_file, install_command, local, remove_parts, sha256, write_text
 
 
 def test_atomic_file_replaces_completely_or_not_at_all(tmp_path: Path) -> None:
@@ -49,3 +49,14 @@ def test_file_lock_is_exclusive_within_and_between_processes(tmp_path: Path) -> 
         done = subprocess.run([sys.executable, "-c", other, str(file)], capture_output=True, text=True, check=False)
         assert done.returncode == 1 and "BlockingIOError: process" in done.stderr
     FileLock(file).close()
+
+
+def test_extras_are_installed_from_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the name alone, under which an index may have something else, nor into another Python."""
+    for there, begin in ((object(), f"{sys.executable} -m pip install "), (None, "uv pip install --python ")):
+        monkeypatch.setattr(local, "find_spec", lambda name, there=there: there)
+        command = install_command("video")
+        assert command.startswith(begin) and sys.executable in command
+        assert command.endswith(f' -e "{Path(__file__).parents[2]}[video]"')
+    monkeypatch.setattr(local, "CHECKOUT", None)
+    assert install_command("video").endswith(f'--python {sys.executable} "dalle[video]"')

@@ -192,8 +192,8 @@ def test_impossible_shapes_are_refused(options: dict[str, object]) -> None:
 
 @pytest.mark.slow
 def test_overfits_four_images() -> None:
-    colours = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    images = F.interpolate(colours, scale_factor=4.0)
+    colors = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    images = F.interpolate(colors, scale_factor=4.0)
     model = tiny(channels=16, latent_channels=16, quantizer=VQConfig(codebook_size=64, code_channels=8))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(200):

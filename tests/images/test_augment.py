@@ -31,7 +31,7 @@ def test_strength_zero_is_the_identity() -> None:
 
 
 def test_noise_strength_is_uniform_up_to_the_maximum() -> None:
-    """A grey image changes in brightness only, so what varies within it is noise; its corner has few holes."""
+    """A gray image changes in brightness only, so what varies within it is noise; its corner has few holes."""
     changed = augment(torch.full((300, 3, 16, 16), 0.5), range(300), 0.5)
     deviations = (changed - changed.median()).flatten(1).abs().median(1).values / 0.6745  # holes move no median
     assert float(deviations.max()) < 0.3

@@ -25,8 +25,8 @@ def saved(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
 
 
 def over_white(rgba: np.ndarray) -> np.ndarray:
-    colour, alpha = rgba[..., :3].astype(float), rgba[..., 3:] / 255
-    return colour * alpha + 255 * (1 - alpha)
+    color, alpha = rgba[..., :3].astype(float), rgba[..., 3:] / 255
+    return color * alpha + 255 * (1 - alpha)
 
 
 def difference(got: np.ndarray, expected: np.ndarray) -> float:
@@ -67,9 +67,9 @@ def test_one_bit_images_become_black_and_white() -> None:
 @pytest.mark.parametrize("transparent", [None, 3, bytes([255, 128, 0, 7])])
 def test_palette_images_with_transparency_are_composed_over_white(transparent: int | bytes | None) -> None:
     indices = RGBA[..., 0] % 4
-    colours = np.array([[250, 0, 10], [0, 200, 30], [40, 50, 60], [90, 80, 170]])
+    colors = np.array([[250, 0, 10], [0, 200, 30], [40, 50, 60], [90, 80, 170]])
     image = Image.fromarray(indices, "P")
-    image.putpalette(colours.astype(np.uint8).tobytes())
+    image.putpalette(colors.astype(np.uint8).tobytes())
     alpha = np.full(4, 255)
     options = {}
     if transparent is not None:
@@ -78,7 +78,7 @@ def test_palette_images_with_transparency_are_composed_over_white(transparent: i
             alpha[:] = list(transparent)
         else:
             alpha[transparent] = 0
-    expected = over_white(np.concatenate((colours, alpha[:, None]), -1)[indices])
+    expected = over_white(np.concatenate((colors, alpha[:, None]), -1)[indices])
     assert difference(read_image(saved(image, **options), "x", 8), expected) <= 1
 
 
@@ -149,14 +149,14 @@ def _turned(orientation: int) -> tuple[int, int]:
 
 
 def test_animations_give_their_first_frame() -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("#204060", "#ff0000")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("#204060", "#ff0000")]
     got = read_image(saved(frames[0], "gif", save_all=True, append_images=frames[1:]), "x", 8)
     assert (got == (0x20, 0x40, 0x60)).all()
 
 
 def test_multi_picture_jpegs_give_their_first_image() -> None:
     """Cameras and phones write these under the name .jpg; Pillow calls them MPO."""
-    images = [Image.new("RGB", (8, 8), colour) for colour in ("#808080", "#ff0000")]
+    images = [Image.new("RGB", (8, 8), color) for color in ("#808080", "#ff0000")]
     got = read_image(saved(images[0], "mpo", save_all=True, append_images=images[1:]), "x", 8)
     assert difference(got, np.full((8, 8, 3), 0x80)) <= 1
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageChops, ImageFont
 
 from dalle.images import grid as images
-from dalle.images.grid import font_for, labeled_grid
+from dalle.images.grid import font_for, labeled_grid, split_to_pages
 from dalle.images.png import write_png
 from dalle.images.read import read_image, square_image
 
@@ -89,15 +89,40 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
 
 
 def test_grid_shows_every_image_under_its_label() -> None:
-    colours = [["red", "lime"], ["blue"]]
-    rows = [("a prompt", [Image.new("RGB", (64, 64), c) for c in row], ["seed 1"] * len(row)) for row in colours]
+    colors = [["red", "lime"], ["blue"]]
+    rows = [("a prompt", [Image.new("RGB", (64, 64), c) for c in row], ["seed 1"] * len(row)) for row in colors]
     grid = labeled_grid(rows)
-    counts = {colour: count for count, colour in grid.getcolors(1 << 24)}
-    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
-        assert counts[colour] == 128 * 128  # enlarged twice
+    counts = {color: count for count, color in grid.getcolors(1 << 24)}
+    for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
+        assert counts[color] == 128 * 128  # enlarged twice
     first = next(y for y in range(grid.height) if grid.getpixel((9, y)) == (255, 0, 0))
     label = grid.crop((0, 0, grid.width, first)).convert("L")
     assert label.getextrema() == (0, 255)
+
+
+def test_rows_of_many_images_are_wrapped() -> None:
+    colours = ["red"] * 8 + ["blue"] * 3
+    row = ("a prompt", [Image.new("RGB", (64, 64), c) for c in colours], [""] * 11)
+    grid = labeled_grid([row])
+    assert grid.width == 8 * (128 + 8) + 8
+    counts = {colour: count for count, colour in grid.getcolors(1 << 24)}
+    assert counts[(255, 0, 0)] == 8 * 128 * 128 and counts[(0, 0, 255)] == 3 * 128 * 128
+    blue = [x for x in range(grid.width) if any(grid.getpixel((x, y)) == (0, 0, 255) for y in range(0, grid.height, 9))]
+    assert (blue[0], blue[-1]) == (8, 3 * (128 + 8) - 1), "the second line begins at the left"
+
+
+def test_grids_have_pages_of_bounded_height() -> None:
+    """Of 30 prompts, and of one with 300 candidates, every image is on one page, in order, under its prompt."""
+    image = Image.new("RGB", (64, 64))
+    rows = [(f"prompt {i}", [image] * 4, [f"{i}/{j}" for j in range(4)]) for i in range(30)]
+    rows += [("many", [image] * 300, [str(j) for j in range(300)])]
+    pages = split_to_pages(rows, 5)
+    captions = [caption for _, page in pages for _, _, own in page for caption in own]
+    assert captions == [caption for row in rows for caption in row[2]]
+    assert [label for _, page in pages for label, _, _ in page] == [row[0] for row in rows[:30]] + ["many", "many"]
+    assert [first for first, _ in pages] == [5, 5 + len(pages[0][1]), 35, 35]
+    assert all(labeled_grid(page, first).height <= 4000 for first, page in pages)
+    assert len(pages) == 4
 
 
 def test_long_labels_are_wrapped() -> None:
@@ -124,7 +149,8 @@ def test_label_without_a_font_becomes_the_row_number(
         numbered = labeled_grid([("a dog", [image], [""]), ("prompt 2", [image], [""])])
     assert ImageChops.difference(drawn, numbered).getbbox() is None
     assert [r.getMessage() for r in caplog.records] == [
-        "no font found for 'हात्ती': its row of the grid is labeled by number"
+        "no font found for 'हात्ती': its row of the grid is labeled by number; install a font with Devanagari, for "
+        "example fonts-lohit-deva or fonts-noto-core"
     ]
     assert font_for("a red heart, 3d style!", 12) is not None  # Pillow's own
     labeled_grid([("", [image], [""])])

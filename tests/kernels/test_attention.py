@@ -65,7 +65,7 @@ def test_masks_equal_the_papers_4x4_example() -> None:
     assert column.sum(1).tolist() == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     inner = mask("conv", 6, 4, 4, 3)[6 + 6, 6:].view(4, 4)  # row 1, column 2: three above, the left one, itself
     assert inner.nonzero().tolist() == [[0, 1], [0, 2], [0, 3], [1, 1], [1, 2]]
-    edge = mask("conv", 6, 4, 4, 3)[6 + 8, 6:].view(4, 4)  # row 2, column 0: the left neighbours lie a line higher
+    edge = mask("conv", 6, 4, 4, 3)[6 + 8, 6:].view(4, 4)  # row 2, column 0: the left neighbors lie a line higher
     assert edge.nonzero().tolist() == [[0, 3], [1, 0], [1, 1], [1, 3], [2, 0]]
 
 

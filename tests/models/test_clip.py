@@ -181,11 +181,11 @@ def test_every_parameter_is_trained(clip: CLIP) -> None:
 def test_overfits_8_pairs(clip: CLIP) -> None:
     images, ids = pairs(8)
     clip.train()
-    optimiser = torch.optim.Adam(clip.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(clip.parameters(), 2e-3)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         contrastive_loss(*clip(images, ids)).backward()
-        optimiser.step()
+        optimizer.step()
     clip.eval()
     similarity = clip.encode_image(images) @ clip.encode_text(ids).T
     assert similarity.argmax(dim=1).tolist() == similarity.argmax(dim=0).tolist() == list(range(8))

@@ -163,6 +163,7 @@ def test_recipe_trains_a_model_that_loads(towers: str, tmp_path: Path, monkeypat
         ({"model": {"initial_scale": 0}}, "initial_scale is 0.0; it must be above 0"),
         ({"model": {"towers": "siglip", "embed_dim": 8}}, "must be the image tower's width, 16"),
         ({"loss": "hinge"}, "loss"),
+        ({"run": {"dir": "run", "steps": 2, "batch_size": 1}}, "run.batch_size is 1: pairs are contrasted with others"),
     ],
 )
 def test_options_that_exclude_each_other_give_a_one_line_error(options: dict[str, object], message: str) -> None:

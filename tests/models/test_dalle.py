@@ -13,7 +13,7 @@ from dalle.kernels.masks import Kind
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.transformer_config import TransformerConfig
-from support.generation import generate
+from support.generation import generate, sample
 from support.tiny_configs import dalle_config, random_dalle, transformer_config
 
 SMALL = dalle_config(depth=4)
@@ -23,6 +23,7 @@ VARIANTS = [
     *(replace(SMALL, attention=(kind,), positions=positions) for kind in KINDS for positions in ("learned", "rope")),
     replace(SMALL, attention=("row", "column", "row", "row"), last_attention="conv", transformer=QK_NORM),
     replace(SMALL, transformer=QK_NORM, positions="rope"),
+    replace(SMALL, positions="rope_1d", padding="left", text_head=False, head_hidden=True),
 ]
 
 
@@ -120,6 +121,76 @@ def test_image_positions_are_row_plus_column() -> None:
     torch.testing.assert_close(model(text, image_ids), by_rows, atol=1e-4, rtol=1e-4)
 
 
+def test_captions_in_front_of_the_image_have_the_length_that_they_have() -> None:
+    """Padded, in a batch, with padding ids inside: each gives the logits that it gives alone without padding."""
+    model = build(replace(SMALL, positions="rope_1d", padding="left", text_head=False, null_ids=(4, 0, 9)))
+    rows, image_ids = [[3], [5, 0, 2], [1, 7, 0, 0, 6]], pairs()[1]
+    text = torch.tensor([row + [0] * (5 - len(row)) for row in rows])
+    with torch.no_grad():
+        together = model(text, image_ids)
+        for row, ids in enumerate(rows):
+            alone = model(torch.tensor([ids]), image_ids[row : row + 1])
+            torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5)
+        other = model(torch.tensor([[5, 3, 2]]), image_ids[1:2])
+        assert (other - together[1]).abs().max() > 1e-2
+        null = model.null_text(text)
+        assert null.tolist() == [[4, 0, 9, 0, 0]] * 3 and model.trim(null).tolist() == [[4, 0, 9]] * 3
+    drawn = generate(model, text, [[1], [2], [3]], guidance=3.0)
+    alone = [
+        generate(model, torch.tensor([ids + [0] * (5 - len(ids))]), [[i + 1]], guidance=3.0)
+        for i, ids in enumerate(rows)
+    ]
+    assert torch.equal(drawn, torch.cat(alone)) and len(drawn.unique()) > 4
+    with pytest.raises(ValueError, match="the text has 2 positions, but the null caption 3 ids"):
+        model.null_text(text[:, :2])
+
+
+ROWS = replace(SMALL, positions="rope_1d", row_ends=True)
+
+
+def test_row_ends_are_read_and_not_predicted() -> None:
+    """As a model that has them as a code more, in a column more, whose logits there are left out."""
+    model, (text, image_ids) = build(ROWS), pairs()
+    other = build(replace(SMALL, positions="rope_1d", image_vocab=12, grid=(3, 5)))
+    state = model.state_dict()
+    for name in ("image_head.weight", "image_head.bias"):  # row ends are never drawn
+        state[name] = F.pad(state[name], (0, 0, 0, 1) if name.endswith("weight") else (0, 1))
+    other.load_state_dict(state)
+    tokens = F.pad(image_ids.view(3, 3, 4), (0, 1), value=11).flatten(1)
+    with torch.no_grad():
+        wanted = other(text, tokens).view(3, 3, 5, 12)[:, :, :4, :11].flatten(1, 2)
+        torch.testing.assert_close(model(text, image_ids), wanted)
+        for count in (0, 3, 4, 7, 11):  # and of the first codes only
+            torch.testing.assert_close(model(text, image_ids[:, :count]), wanted[:, : count + 1], atol=1e-5, rtol=1e-5)
+        nats = F.cross_entropy(wanted.flatten(0, 1), image_ids.flatten())
+        torch.testing.assert_close(model.losses(text, image_ids)["image"], nats)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 4}, {"guidance": 2.0, "guidance_until": 5}])
+def test_row_ends_are_forced_while_drawing(options: dict) -> None:
+    """Codes are those of a slow loop, with and without known rows; previews have codes only."""
+    model, (text, _) = build(ROWS), pairs()
+    uniform = torch.stack([torch.rand(12, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3)])
+    codes = torch.zeros(3, 0, dtype=torch.int64)
+    with torch.no_grad():
+        for code in range(12):
+            logits = model(text, codes)[:, -1]
+            if code < options.get("guidance_until", 0):
+                blank = model(model.null_text(text), codes)[:, -1]
+                logits = blank + 2.0 * (logits - blank)
+            codes = torch.cat((codes, sample(logits, uniform[:, code])[:, None]), dim=1)
+    seen: list[tuple[int, int]] = []
+    seeds = [[1], [2], [3]]
+    drawn = generate(model, text, seeds, watch=lambda ids, count: seen.append((ids.shape[1], count)), **options)
+    assert torch.equal(drawn.flatten(1), codes) and len(codes.unique()) > 3
+    assert {width for width, _ in seen} == {12} and seen[-1][1] == 12
+    known = torch.zeros(3, 4, dtype=torch.bool)
+    known[:2] = True
+    forced = torch.arange(12).view(3, 4) % 11
+    kept = generate(model, text, seeds, known_codes=forced, known_mask=known, **options)
+    assert torch.equal(kept[:, :2], forced[None, :2].expand(3, -1, -1)) and not torch.equal(kept[:, 2], drawn[:, 2])
+
+
 def test_too_many_tokens_are_refused() -> None:
     model, (text, image_ids) = build(), pairs()
     with pytest.raises(ValueError, match="the text has 6 tokens, but the model only 5 text positions"):
@@ -136,6 +207,12 @@ def test_too_many_tokens_are_refused() -> None:
         ({"image_vocab": 0}, "image_vocab is 0"),
         ({"grid": (0, 4)}, r"grid\[0\] is 0; it must be at least 1"),
         ({"positions": "rope", "transformer": TransformerConfig(width=12, depth=1, heads=2)}, "head width"),
+        ({"padding": "left"}, "padding: left needs rotary positions"),
+        ({"row_ends": True}, "row_ends needs positions: rope_1d"),
+        ({"padding": "left", "positions": "rope_1d"}, "padding: left needs text_head: false"),
+        ({"null_ids": (3, 20)}, "null_ids has 20"),
+        ({"null_ids": (1,) * 6}, "null_ids has 6 ids"),
+        ({"null_ids": (1,), "null_keeps_ends": True}, "two kinds of null captions"),
     ],
 )
 def test_wrong_shapes_are_refused(wrong: dict, message: str) -> None:
@@ -179,12 +256,12 @@ def test_overfits_16_pairs() -> None:
     config = dalle_config(**shape, attention=("row", "column"))
     model = DALLE(config)
     text, image_ids = torch.randint(1, 50, (16, 6)), torch.randint(0, 32, (16, 16))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(300):
         losses = model.losses(text, image_ids)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (losses["text"] / 8 + losses["image"] * 7 / 8).backward()
-        optimiser.step()
+        optimizer.step()
     drawn = generate(model, text, [[0]] * 16, temperature=0)
     assert torch.equal(drawn.flatten(1), image_ids)
     sampled = generate(model, text, [[seed] for seed in range(16)], guidance=1.5, top_p=0.9)

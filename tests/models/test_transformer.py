@@ -16,7 +16,8 @@ from dalle.models.transformer import Transformer
 from dalle.models.transformer_config import TransformerConfig
 
 SMALL = TransformerConfig(width=16, depth=3, heads=2)
-VARIANTS = [SMALL, replace(SMALL, qk_norm=True), replace(SMALL, feed_forward="swiglu")]
+GROUPED = replace(SMALL, heads=4, kv_heads=2, qk_norm=True, qk_norm_kind="own", biases="qkv")
+VARIANTS = [SMALL, replace(SMALL, qk_norm=True), replace(SMALL, feed_forward="swiglu"), GROUPED]
 
 
 def build(config: TransformerConfig) -> Transformer:
@@ -43,6 +44,32 @@ def test_block_equals_the_formula() -> None:
         hidden = F.gelu(block.feed_forward.up(block.feed_forward_norm(expected)))
         expected = expected + block.feed_forward.down(hidden)
     torch.testing.assert_close(model(x), model.norm(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_shared_keys_are_those_of_a_model_that_repeats_them() -> None:
+    """With the rows of each head of keys and values copied for all the queries that share it."""
+    model, x = build(GROUPED), inputs()
+    whole = build(replace(GROUPED, kv_heads=None))
+    state = model.state_dict()
+    for name, value in state.items():
+        if ".qkv." in name:
+            q, k, v = value.split((16, 8, 8))
+            k, v = (part.unflatten(0, (2, 4)).repeat_interleave(2, dim=0).flatten(0, 1) for part in (k, v))
+            state[name] = torch.cat((q, k, v))
+        elif ".k_norm." in name:
+            state[name] = value.repeat_interleave(2, dim=0)
+    whole.load_state_dict(state)
+    triangle = torch.ones(6, 6, dtype=torch.bool).tril()
+    for seen in (None, "causal", triangle, triangle[None, None].repeat(2, 1, 1, 1)):
+        torch.testing.assert_close(model(x, seen), whole(x, seen))
+    cache = model.new_cache(2, 6)
+    assert cache.keys.shape == (3, 2, 2, 6, 4)
+    model(x[:, :5], "causal", cache=cache)
+    last = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    last[0, ..., :2] = False
+    other = whole.new_cache(2, 6)
+    whole(x[:, :5], "causal", cache=other)
+    torch.testing.assert_close(model(x[:, 5:], last, cache=cache), whole(x[:, 5:], last, cache=other))
 
 
 @pytest.mark.parametrize("config", VARIANTS)

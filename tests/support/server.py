@@ -18,6 +18,7 @@ from dalle.apps.server.run import GracefulServer, server
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
 from dalle.pipelines.text_to_image import TextToImage
+from dalle.pipelines.unclip import UnCLIP
 
 
 @dataclass
@@ -39,11 +40,13 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, pipe: TextToImage | None = None, **settings: Any) -> Iterator[Running]:
+def running(
+    folder: Path, pipe: TextToImage | None = None, unclip: UnCLIP | None = None, **settings: Any
+) -> Iterator[Running]:
     """Serve the model of `folder`, until the block ends."""
     pipe = TextToImage.from_pretrained(folder, device="cpu") if pipe is None else pipe
     config = ServeConfig(model=str(folder), **settings)
-    app = create_app(pipe, config)
+    app = create_app(pipe, config, unclip)
     own = server(app, config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

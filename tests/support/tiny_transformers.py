@@ -20,6 +20,8 @@ KINDS: list[dict[str, Any]] = [
     {"attention": ("conv",)},
     {"attention": ("row", "column"), "last_attention": "conv", "positions": "rope"},
     {"shift_tokens": True, "positions": "learned_cells", "begin_id": 2},
+    {"positions": "rope_1d", "padding": "left", "text_head": False, "null_keeps_ends": True, "head_hidden": True},
+    {"positions": "rope_1d", "row_ends": True},
     {"transformer": replace(CONFIG.transformer, reversible=True, feed_forward="geglu", qk_norm=True)},
 ]
 OPTIONS: list[dict[str, Any]] = [

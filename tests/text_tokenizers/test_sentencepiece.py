@@ -264,13 +264,20 @@ def test_wrong_inputs_give_a_one_line_error(tokenizer: SentencePieceTokenizer, t
     _one_line(error, "bpe.model", "truncated or of another kind")
 
 
-def test_vocabulary_that_does_not_fit_suggests_a_size() -> None:
-    for size, names in ((100_000, "or less"), (262, "or more")):
-        with pytest.raises(ValueError) as error:
-            SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=size), CAPTIONS)
-        _one_line(error, f"vocab_size={size}", names)
-        numbers = [int(word) for word in str(error.value).replace(",", "").split() if word.isdigit()]
-        SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=numbers[0]), CAPTIONS)
+def test_few_captions_make_a_smaller_vocabulary(caplog: pytest.LogCaptureFixture) -> None:
+    made = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=100_000), iter(CAPTIONS))
+    assert f"vocab_size is 100000; these captions fill only {made.vocab_size} tokens" in caplog.text
+    assert made.config.vocab_size == made.vocab_size < 100_000
+    exact = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=made.vocab_size), CAPTIONS)
+    assert exact.files() == made.files(), "as if that size had been asked for"
+
+
+def test_a_vocabulary_that_is_too_small_says_which_would_do() -> None:
+    with pytest.raises(ValueError) as error:
+        SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=262), CAPTIONS)
+    _one_line(error, "vocab_size=262", "or more")
+    numbers = [int(word) for word in str(error.value).replace(",", "").split() if word.isdigit()]
+    SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=numbers[0]), CAPTIONS)
     with pytest.raises(ValueError) as error:
         SentencePieceTokenizer.train(CONFIG, ["", ""])
     _one_line(error, "no captions")

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -149,6 +150,30 @@ def test_resume_auto_starts_and_resumes_a_run(run: Path, six_steps: Path, capfd:
     assert losses(run) == losses(six_steps)
     assert train.main(command) == 0
     assert "nothing to train: run.steps is 6, and 6 are done" in capfd.readouterr().out
+
+
+def test_resuming_names_options_that_differ_and_stops_with_a_command(
+    run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line that a stopped run prints has all its options: pasted, it goes on as if it had not stopped."""
+    shutil.rmtree(run)
+
+    def interrupted(self: RunLog) -> None:
+        self.bar.update()
+        if self.bar.n == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "step", interrupted)
+        assert train.main(["vqgan.yaml", "optim.lr=2e-3", "run.dir=run #1"]) == 128 + signal.SIGTERM
+    line = capfd.readouterr().out.splitlines()[-1]
+    assert line == "stopped at step 3; continue with: python train.py 'run #1/config.yaml' resume=true"
+    assert train.main(["vqgan.yaml", "run.dir=run #1", "resume=true", "run.steps=4"]) == 0
+    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("resume=true: ")]
+    assert told == ["resume=true: optim.lr was 0.002, is now 0.001", "resume=true: run.steps was 6, is now 4"]
+    assert train.main(shlex.split(line.partition("train.py ")[2])) == 0
+    out = capfd.readouterr().out
+    assert "resume=true: " not in out and "nothing to train: run.steps is 4" in out
 
 
 def test_resume_auto_refuses_another_config(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

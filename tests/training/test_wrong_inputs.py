@@ -142,6 +142,10 @@ WRONG = {
         "sampling.guidance is 3.0 but caption_dropout is 0",
     ),
     "run under a file": (["vqgan.yaml", "run.dir=list.yaml/run"], "list.yaml"),
+    "a batch that memory cannot hold": (
+        ["vqgan.yaml", "run.batch_size=1048576", "model.image_size=4096", "model.quantizer.codebook_size=2"],
+        "run.batch_size: 1,048,576 images of 4096 x 4096 take 2.64e+05 GB before any computing",
+    ),
     "nothing to resume": (["vqgan.yaml", "resume=true"], "run: no checkpoint to resume from"),
 }
 

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dalle.files import install_command
+
 PROBES = 64  # cells that a query looks into
 _PER_CELL = 64  # vectors for each cell that k-means looks at
-EXTRA = 'pip install "dalle[search]"'
+EXTRA = install_command("search")
 
 
 def library() -> ModuleType | None:

@@ -26,11 +26,17 @@ _STYLE = (
 
 
 def write_page(path: Path, index: ImageIndex, title: str, hits: Sequence[Hit]) -> None:
-    """Write the page atomically."""
+    """Write the page atomically; its folder is created, but no folders above it.
+
+    Raises:
+        ValueError: there is no folder for it.
+    """
     figures = "\n".join(_figure(index, hit) for hit in hits)
     head = f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
     text = f"<!DOCTYPE html>\n<html>{head}\n<body><h1>{escape(title)}</h1>\n<main>\n{figures}\n</main></body></html>\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.parent.is_dir():
+        raise ValueError(f"{path.parent.parent}: no such folder; make it, or write the page to another place")
+    path.parent.mkdir(exist_ok=True)
     write_text(path, text)
 
 

@@ -66,7 +66,9 @@ class ImageIndex:
                 break
             except FileNotFoundError as error:  # the index has just been brought up to date: look again
                 if last:
-                    raise ValueError(f"{error.filename} is not there: index the images anew") from error
+                    raise ValueError(
+                        f"{error.filename} is not there: remove {self.folder} and index the images again"
+                    ) from error
         self._given = clip
         self._clip: CLIP | None = None
 

@@ -146,9 +146,11 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: {_NOT_THERE.format(folder)}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images anew") from error
+        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images again") from error
     if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
-        raise ValueError(f"{folder / NAME} is not of format {_FORMAT}, which this version reads: index the images anew")
+        raise ValueError(
+            f"{folder / NAME} is not of format {_FORMAT}, which this version reads: index the images again"
+        )
     try:
         content["sources"] = [Source(**source) for source in content["sources"]]
         content["table"] = tuple(content["table"])
@@ -158,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
             content["images"] = content.pop("pictures")
         return Manifest(**content)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images anew") from error
+        raise ValueError(f"{folder / NAME} is damaged ({error}): remove {folder} and index the images again") from error
 
 
 def open_table(folder: Path, manifest: Manifest) -> Table:
@@ -180,7 +182,10 @@ def complete_file(folder: Path, file: tuple[str, int]) -> Path:
     """
     path, size = folder / file[0], (folder / file[0]).stat().st_size
     if size != file[1]:
-        raise ValueError(f"{path} is cut short or damaged: {size} bytes, expected {file[1]}; index the images anew")
+        raise ValueError(
+            f"{path} is cut short or damaged: {size} bytes, expected {file[1]}; remove {folder} and index the images "
+            "again"
+        )
     return path
 
 
@@ -246,7 +251,7 @@ def _opened(folder: Path, file: tuple[str, int]) -> Table:
         return Table(path)
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged ({reason}): index the images anew") from error
+        raise ValueError(f"{path} is damaged ({reason}): remove {path.parent} and index the images again") from error
 
 
 def _vectors(batch: pa.RecordBatch) -> np.ndarray:

@@ -18,6 +18,8 @@ from dalle.images.png import generation_texts, png_bytes
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy shall hold events back
+
 
 class Answers:
     """The answers to one request."""
@@ -67,7 +69,7 @@ class Answers:
         seed = self.order.request.seeds[candidate]
         own = {"candidate_index": candidate, "seed": seed, "progress": round(share, 4)}
         content = {"b64_json": self.encoded(image, seed), "partial_image_index": number, **own, **self._event()}
-        return _event(f"{kind}.partial_image", content)
+        return event(f"{kind}.partial_image", content)
 
     def completed(self, kind: str, result: Result, number: int) -> str:
         """The event of a finished image."""
@@ -76,7 +78,7 @@ class Answers:
         own = {"candidate_index": self.order.request.seeds.index(seed), "seed": seed, "score": score}
         file = self.encoded(result.images[number], seed)
         content = {"b64_json": file, "usage": self._usage(), **own, "options": self.order.options, **self._notes()}
-        return _event(f"{kind}.completed", {**content, **self._event()})
+        return event(f"{kind}.completed", {**content, **self._event()})
 
     def _common(self) -> dict[str, Any]:
         size = f"{self.size[0]}x{self.size[1]}"
@@ -110,10 +112,11 @@ class Answers:
 
 def failed(error: ApiError) -> str:
     """The event of a stream that ends early."""
-    return _event("error", error.content())
+    return event("error", error.content())
 
 
-def _event(kind: str, content: dict[str, Any]) -> str:
+def event(kind: str, content: dict[str, Any]) -> str:
+    """A server-sent event."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **content}, ensure_ascii=False)}\n\n"
 
 

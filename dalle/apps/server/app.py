@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from dalle import __version__
+from dalle.apps.embed import fingerprint
 from dalle.apps.search import ImageIndex
 from dalle.apps.server.clip_routes import ClipRoutes
 from dalle.apps.server.drawing import Drawing
@@ -20,16 +21,20 @@ from dalle.apps.server.errors import ApiError, add_handlers
 from dalle.apps.server.guard import Guard, read_tokens
 from dalle.apps.server.images import ImageRoutes
 from dalle.apps.server.page import page_router
+from dalle.apps.server.paint_routes import PaintRoutes
 from dalle.apps.server.queue import FairQueue
 from dalle.apps.server.settings import ServeConfig
+from dalle.apps.server.tasks import LongWork
+from dalle.apps.server.unclip_routes import UnCLIPRoutes
 from dalle.apps.server.worker import Worker
 from dalle.checkpoints.hub import SHIPPED
 from dalle.pipelines.text_to_image import TextToImage
+from dalle.pipelines.unclip import UnCLIP
 
 _CARD = "README.md"
 
 
-def create_app(pipe: TextToImage, settings: ServeConfig) -> FastAPI:
+def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None = None) -> FastAPI:
     """Make the application that serves a pipeline; it alone may use the pipeline from now on.
 
     `app.state.worker` is its worker, which begins and ends with the application.
@@ -37,12 +42,13 @@ def create_app(pipe: TextToImage, settings: ServeConfig) -> FastAPI:
     Args:
         pipe: what draws.
         settings: limits, tokens and the index; address and model have been used by then.
+        unclip: what makes variations and blends.
 
     Raises:
         ValueError: tokens or the index cannot be read.
     """
     tokens = [] if settings.token_file is None else read_tokens(settings.token_file)
-    index = None if settings.index is None else ImageIndex(settings.index, pipe.clip if settings.clip else None)
+    index = None if settings.index is None else _open_index(settings.index, pipe, settings.clip is not None)
     worker = Worker(pipe, FairQueue(settings.max_waiting, settings.max_per_client), settings.max_batch, settings.window)
 
     @asynccontextmanager
@@ -75,9 +81,28 @@ def create_app(pipe: TextToImage, settings: ServeConfig) -> FastAPI:
     app.include_router(page_router())
     app.include_router(ImageRoutes(drawing, name).router())
     app.include_router(ClipRoutes(drawing, name, index, templates).router())
-    _add_models(app, pipe, settings, name, index)
+    work, paints = LongWork(drawing), settings.paint and pipe.clip is not None
+    if paints:
+        app.include_router(PaintRoutes(work, name).router())
+    if unclip is not None:
+        app.include_router(UnCLIPRoutes(work, unclip).router())
+    there = {"index": None if index is None else len(index), "paint": paints, "unclip": unclip is not None}
+    _add_models(app, pipe, settings, name, there)
     _add_health(app, worker)
     return app
+
+
+def _open_index(folder: Path, pipe: TextToImage, given: bool) -> ImageIndex:
+    """An index with the CLIP that made it: that of the pipeline where it is the one, else where the index says.
+
+    Raises:
+        ValueError: it cannot be read, or was made with another CLIP than the one that is given, or found.
+    """
+    index = ImageIndex(folder)
+    own = pipe.clip is not None and fingerprint(pipe.clip) == index.manifest.clip_hash
+    index = ImageIndex(folder, pipe.clip) if own or given else index
+    index.clip  # noqa: B018, loaded and compared now, not at the first request
+    return index
 
 
 def model_name(source: str | None) -> str:
@@ -85,7 +110,7 @@ def model_name(source: str | None) -> str:
     return Path(SHIPPED if source is None else source).name
 
 
-def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: str, index: ImageIndex | None) -> None:
+def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: str, there: dict[str, Any]) -> None:
     created = int(time.time())
     folder = SHIPPED if settings.model is None else Path(settings.model)
     card = folder / _CARD
@@ -101,9 +126,14 @@ def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: st
         "text_length": pipe.model.config.text_length,
         "sampling": {field: getattr(pipe.sampling, field) for field in pipe.sampling.__dataclass_fields__},
         "clip": pipe.clip is not None,
-        "index": None if index is None else len(index),
+        **there,
         "card": text,
-        "limits": {"n": settings.max_n, "candidates": settings.max_candidates, "prompt": settings.max_prompt},
+        "limits": {
+            "n": settings.max_n,
+            "candidates": settings.max_candidates,
+            "prompt": settings.max_prompt,
+            "steps": settings.max_steps,
+        },
     }
 
     @app.get("/v1/models", tags=["server"])

@@ -12,7 +12,7 @@ MAX_SEED = 2**63 - 1
 class Body(BaseModel):
     """A JSON request body; unknown fields are errors."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str | None = None
     """Id of the model, one of /v1/models; that of the server if not given."""
@@ -84,6 +84,59 @@ class VariationBody(ImagesBody):
     """Rows of codes to keep from the top; below 1 a fraction of them."""
 
 
+class PaintBody(Body):
+    """Body of /v1/paint; see `PaintOptions` for the fields."""
+
+    prompt: str = ""
+    """TEXT:WEIGHT | TEXT:WEIGHT ^ TEXT."""
+    image: str | None = None
+    """Image to start from, in base64 or as a data: URL."""
+    preset: Literal["draft", "good", "best"] = "draft"
+    steps: int | None = Field(None, ge=1)
+    cutouts: int | None = Field(None, ge=1, le=64)
+    seed: int = Field(0, ge=0, le=2**62 - 1)
+    size: str | None = None
+    start: Literal["codes", "noise", "gradient", "gray", "white"] = "white"
+    init_weight: float | None = None
+    tv: float | None = None
+    saturation: float | None = None
+    stream: bool = False
+    """Answer with server-sent events: paint.partial_image and paint.completed."""
+    preview_every: int = Field(5, ge=1)
+    """With stream: steps from one preview to the next."""
+
+    def options(self) -> dict[str, Any]:
+        """Options of `PaintOptions` that are given."""
+        own = self.model_dump(exclude_none=True, exclude={"model", "user", "image", "stream", "preview_every"})
+        return dict(own)
+
+
+class VaryBody(Body):
+    """Body of /v1/vary."""
+
+    image: str
+    """To be varied, in base64 or as a data: URL."""
+    n: int = Field(4, ge=1)
+    eta: float = Field(0.5, ge=0, le=1)
+    """0: the image itself; 1: all that its embedding does not say is new."""
+    seed: int = Field(0, ge=0, le=2**62 - 1)
+    """Of the first image; image i has seed + i."""
+    steps: int = Field(50, ge=1)
+    """Of inversion and of sampling."""
+
+
+class BlendBody(Body):
+    """Body of /v1/blend."""
+
+    items: Annotated[list[str], Field(min_length=2, max_length=8)]
+    """Texts, and images as data: URLs."""
+    weights: list[float] | None = None
+    """Of each item, for one image of all; without them `frames` images lie between two items."""
+    frames: int = Field(5, ge=2)
+    seed: int = Field(0, ge=0, le=2**62 - 1)
+    steps: int = Field(50, ge=1)
+
+
 Texts = str | Annotated[list[str], Field(max_length=64)]
 Images = str | Annotated[list[str], Field(max_length=64)]
 
@@ -97,6 +150,7 @@ class SearchBody(Body):
     """Body of /v1/search; see `ImageIndex.search` for the fields."""
 
     text: Texts = []
+    """What the images shall show."""
     image: Images = []
     """Images in base64, or as data: URLs."""
     minus: Texts = []

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fastapi import APIRouter
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -24,7 +25,7 @@ from dalle.apps.server.schema import json_schema
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.data.custom.records import as_record
 from dalle.evaluation.zero_shot import embed_texts
-from dalle.images.read import UnreadableImage, decode_image
+from dalle.images.read import decode_image
 from dalle.images.transforms import resize, to_rgb
 from dalle.models.clip import CLIP
 
@@ -65,8 +66,8 @@ class ClipRoutes:
         body = await inputs.read_json(request, SearchBody)
         check_model(body, self.name)
         index = self._index()
-        images = [self._image(text, "image") for text in several(body.image)]
-        minus = [self._image(text, "minus_image") for text in several(body.minus_image)]
+        images = await self._images(several(body.image), "image")
+        minus = await self._images(several(body.minus_image), "minus_image")
         self._check_texts([*several(body.text), *several(body.minus)], "text")
 
         def found() -> list[Hit]:
@@ -91,7 +92,11 @@ class ClipRoutes:
             raise ApiError(f"there is no image {number}: the index has {len(index)}", "number", status=404)
 
         def read() -> bytes:
-            image = to_rgb(decode_image(index.read(index.hit(number))))
+            try:
+                image = to_rgb(decode_image(index.read(index.hit(number))))
+            except ValueError as error:  # its file has changed, or is gone
+                message = f"image {number} cannot be read any more: {error}"
+                raise ApiError(message, "number", status=404) from None
             side = max(image.size)
             scale = min(1.0, _THUMBNAIL / side)
             width, height = (max(1, round(edge * scale)) for edge in image.size)
@@ -99,10 +104,7 @@ class ClipRoutes:
             resize(image, width, height, (0, 0, *image.size)).save(buffer, "JPEG", quality=85)
             return buffer.getvalue()
 
-        try:
-            content = await self.drawing.compute(read)
-        except UnreadableImage as error:
-            raise ApiError(f"image {number} cannot be read any more: {error}", "number", status=404) from None
+        content = await self.drawing.compute(read)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     async def classify(self, request: Request) -> JSONResponse:
@@ -110,7 +112,7 @@ class ClipRoutes:
         body = await inputs.read_json(request, ClassifyBody)
         check_model(body, self.name)
         clip = self._clip()
-        images = [self._image(text, "image") for text in several(body.image)]
+        images = await self._images(several(body.image), "image")
         if not images:
             raise ApiError("image is empty: give one at least", "image")
         self._check_texts(list(body.labels), "labels")
@@ -137,7 +139,8 @@ class ClipRoutes:
         if body.dimensions not in (None, width):
             raise ApiError(f"dimensions is {body.dimensions}: this CLIP's vectors have {width}", "dimensions")
         given = several(body.input)
-        images = {i: self._image(one, "input") for i, one in enumerate(given) if one.startswith("data:")}
+        places = [i for i, one in enumerate(given) if one.startswith("data:")]
+        images = dict(zip(places, await self._images([given[i] for i in places], "input"), strict=True))
         texts = {i: one for i, one in enumerate(given) if i not in images}
         self._check_texts(list(texts.values()), "input")
 
@@ -164,8 +167,14 @@ class ClipRoutes:
             raise ApiError("this server has no CLIP: start it with --clip", status=404)
         return self.drawing.pipe.clip
 
-    def _image(self, text: str, param: str) -> Image.Image:
-        return inputs.read_image(inputs.from_base64(text, param), param, self.settings.max_pixels)
+    async def _images(self, texts: Sequence[str], param: str) -> list[Image.Image]:
+        """Decoded images, without holding up other requests meanwhile."""
+
+        def decoded() -> list[Image.Image]:
+            limit = self.settings.max_pixels
+            return [inputs.read_image(inputs.from_base64(text, param), param, limit) for text in texts]
+
+        return await run_in_threadpool(decoded)
 
     def _check_texts(self, texts: Sequence[str], param: str) -> None:
         longest = max(map(len, texts), default=0)

@@ -11,14 +11,15 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import torch
 from starlette.requests import Request as HttpRequest
 
+from dalle.apps.server.batch import previews
 from dalle.apps.server.bodies import MAX_SEED, ImagesBody
 from dalle.apps.server.errors import ApiError
+from dalle.apps.server.events import Drawn, Failed, Preview, Stopping
 from dalle.apps.server.queue import Full, Job
 from dalle.apps.server.settings import ServeConfig
-from dalle.apps.server.worker import Drawn, Failed, Preview, Stopping, Worker, previews
+from dalle.apps.server.worker import Worker
 from dalle.device import out_of_memory
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.request import Request
@@ -116,7 +117,7 @@ class Drawing:
             lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
             previews(order.previews, length, columns, lead),
         )
-        self._taken(lambda: self.worker.submit(job))
+        self.taken(lambda: self.worker.submit(job))
         left = len(order.request.seeds)
         end = loop.time() + self.settings.request_timeout
         try:
@@ -127,7 +128,7 @@ class Drawing:
                     limit = self.settings.request_timeout
                     raise ApiError(f"not done in {limit:g} s: ask for fewer images", status=504) from None
                 if isinstance(event, Failed):
-                    raise _failure(event.error)
+                    raise failure(event.error)
                 left -= isinstance(event, Drawn)
                 yield event
         finally:
@@ -142,7 +143,7 @@ class Drawing:
         drawn: dict[int, Result] = {}
         async with contextlib.aclosing(self.draw(http, order)) as events:
             await unless_gone(http, _collect(events, drawn))
-        return merged([drawn[index] for index in sorted(drawn)], order.keep)
+        return Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
 
     async def compute(self, function: Callable[[], T]) -> T:
         """What a short function returns, run in the worker's thread.
@@ -150,7 +151,7 @@ class Drawing:
         Raises:
             ApiError: there is no room, or what the function refused.
         """
-        future: Future[T] = self._taken(lambda: self.worker.call(function))
+        future: Future[T] = self.taken(lambda: self.worker.call(function))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.request_timeout)
         except asyncio.TimeoutError:
@@ -158,32 +159,23 @@ class Drawing:
         except (ApiError, asyncio.CancelledError):
             raise
         except Exception as error:
-            raise _failure(error) from error
+            raise failure(error) from error
 
-    def _taken(self, submit: Callable[[], T]) -> T:
+    def taken(self, submit: Callable[[], T], what: str = "images") -> T:
+        """What `submit` returns, which asks the worker for something; `what` is counted there.
+
+        Raises:
+            ApiError: there is no room, or the server is stopping.
+        """
         try:
             return submit()
         except Full as full:
             whose = "of yours wait already" if full.by_client else "wait already"
             wait = full.waiting * self.worker.seconds_per_image
-            message = f"{full.waiting} images {whose}, of {full.limit} that may: try again later"
+            message = f"{full.waiting} {what} {whose}, of {full.limit} that may: try again later"
             raise ApiError(message, status=429, code="rate_limit_exceeded", retry_after=min(wait, 120)) from None
         except Stopping as error:
-            raise _failure(error) from None
-
-
-def merged(single: list[Result], keep: int) -> Result:
-    """Results of one image each as one, of which the best are kept."""
-    scores = [score for one in single for score in one.scores or ()]
-    codes = [one.codes for one in single if one.codes is not None]
-    whole = Result(
-        single[0].prompt,
-        [one.images[0] for one in single],
-        scores or None,
-        torch.cat(codes) if codes else None,
-        [one.seeds[0] for one in single],
-    )
-    return whole.best(keep)
+            raise failure(error) from None
 
 
 async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Result]) -> None:
@@ -216,8 +208,10 @@ async def _hung_up(http: HttpRequest) -> None:
         pass
 
 
-def _failure(error: Exception) -> ApiError:
+def failure(error: Exception) -> ApiError:
     """What is said of an error of the worker."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, Stopping):
         return ApiError("the server is stopping: ask another", status=503, retry_after=5)
     if out_of_memory(error) is not None:

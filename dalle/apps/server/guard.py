@@ -20,7 +20,7 @@ from dalle.apps.server.settings import ServeConfig
 
 log = logging.getLogger("dalle.server")
 
-_OPEN = ("/", "/healthz", "/readyz")  # without a token; and the files of the page
+_OPEN = ("/", "/docs", "/healthz", "/readyz")  # without a token; and the files of the pages
 _STATIC = "/static/"
 
 
@@ -102,6 +102,9 @@ class Guard:
             ApiError: a token is wanted, and this is none.
         """
         if not self.tokens:
+            forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+            if self.settings.trust_proxy and forwarded:
+                return forwarded[:64]
             return request.client.host if request.client else "unknown"
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         given = token.strip().encode("latin-1", "replace")

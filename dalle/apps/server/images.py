@@ -9,15 +9,16 @@ from typing import Any
 
 from fastapi import APIRouter
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dalle.apps.server import answers, inputs
 from dalle.apps.server.bodies import Body, EditBody, GenerationBody, ImagesBody, VariationBody
-from dalle.apps.server.drawing import Drawing, Order, merged, unless_gone
+from dalle.apps.server.drawing import Drawing, Order, unless_gone
 from dalle.apps.server.errors import ApiError
+from dalle.apps.server.events import Drawn, Preview
 from dalle.apps.server.schema import form_schema, json_schema
-from dalle.apps.server.worker import Drawn, Preview
 from dalle.pipelines.result import Result
 
 
@@ -51,10 +52,12 @@ class ImageRoutes:
         form = await inputs.read_form(request)
         body = inputs.validated(EditBody, form.fields)
         check_model(body, self.name)
-        image, used = self._image(form, "image")
+        image, used = await run_in_threadpool(self._image, form, "image")
         mask: Image.Image | None = None
         if body.keep_rows is None:
-            given, more = self._image(form, "mask") if "mask" in form.files else (image, {})
+            given, more = image, dict[str, Any]()
+            if "mask" in form.files:
+                given, more = await run_in_threadpool(self._image, form, "mask")
             mask = inputs.transparent_mask(given, "mask" if more else "image")
             used |= more
         elif "mask" in form.files:
@@ -66,7 +69,7 @@ class ImageRoutes:
         form = await inputs.read_form(request)
         body = inputs.validated(VariationBody, form.fields)
         check_model(body, self.name)
-        image, used = self._image(form, "image")
+        image, used = await run_in_threadpool(self._image, form, "image")
         return await self._gone_on(request, body, body.prompt, image, body.keep_rows, None, used)
 
     def _image(self, form: inputs.Form, name: str) -> tuple[Image.Image, dict[str, Any]]:
@@ -109,7 +112,7 @@ class ImageRoutes:
             request.state.log["prompt"] = order.request.prompt
         if not body.stream:
             result = await self.drawing.results(request, order)
-            return JSONResponse(said.whole(result))
+            return JSONResponse(await run_in_threadpool(said.whole, result))  # encoding takes time at large sizes
         events = self.drawing.draw(request, order)
         try:
             first = await unless_gone(request, _next(events))  # what is refused is refused with a status
@@ -119,7 +122,7 @@ class ImageRoutes:
         return StreamingResponse(
             self._stream(events, first, said, order, kind),
             media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            headers=answers.STREAM_HEADERS,
         )
 
     async def _stream(
@@ -137,20 +140,21 @@ class ImageRoutes:
             event = first
             while event is not None:
                 if isinstance(event, Preview):
-                    yield said.partial(kind, event.image, event.number, event.index, event.share)
+                    parts = (event.image, event.number, event.index, event.share)
+                    yield await run_in_threadpool(said.partial, kind, *parts)
                 elif chosen:
                     drawn[event.index] = event.result
                 else:
-                    yield said.completed(kind, event.result, 0)
+                    yield await run_in_threadpool(said.completed, kind, event.result, 0)
                 try:
                     event = await _next(events)
                 except ApiError as error:
                     yield answers.failed(error)
                     return
         if chosen:
-            best = merged([drawn[index] for index in sorted(drawn)], order.keep)
+            best = Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
             for number in range(len(best.images)):
-                yield said.completed(kind, best, number)
+                yield await run_in_threadpool(said.completed, kind, best, number)
 
 
 async def _next(events: AsyncGenerator[Preview | Drawn]) -> Preview | Drawn | None:

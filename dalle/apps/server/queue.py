@@ -26,7 +26,7 @@ class Job:
         request: what is drawn; its seeds are the candidates.
         client: whose it is, for fairness.
         lead: image tokens that its candidates keep at the start: batches are of one lead.
-        tell: takes what happens to it (dalle/apps/server/worker.py); called in the worker's thread.
+        tell: takes what happens to it (dalle/apps/server/events.py); called in the worker's thread.
         previews: how many of the first image tokens must be drawn for each preview, in order.
         waiting: candidates that are not being drawn.
         cancelled: nobody wants it any more.

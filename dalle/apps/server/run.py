@@ -19,6 +19,7 @@ from dalle.apps.server.guard import read_tokens
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
 from dalle.pipelines.text_to_image import TextToImage
+from dalle.pipelines.unclip import UnCLIP
 
 log = logging.getLogger("dalle.server")
 
@@ -48,8 +49,9 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
         text_encoder=settings.text_encoder,
         **(given or {}),
     )
+    unclip = None if settings.unclip is None else UnCLIP.from_pretrained(settings.unclip, device=settings.device)
     log.info("http://%s:%d/v1 serves; Ctrl-C or SIGTERM stops it in order", settings.host, settings.port)
-    server(create_app(pipe, settings), settings).run()
+    server(create_app(pipe, settings, unclip), settings).run()
 
 
 def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:

@@ -28,6 +28,10 @@ class ServeConfig:
     """Folder or file of the CLIP that chooses, classifies and embeds (or a hub id); the model's own if not given."""
     index: Path | None = None
     """Folder that `dalle index` made, for /v1/search."""
+    unclip: str | None = None
+    """Folder (or hub id) of an unCLIP, for variations and blends."""
+    paint: bool = True
+    """Whether clients may paint (VQGAN+CLIP), which takes much longer than drawing; needs a CLIP."""
     device: str = "auto"
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
@@ -38,6 +42,8 @@ class ServeConfig:
     """Port to listen on; 0 takes a free one."""
     token_file: Path | None = None
     """File of bearer tokens, one a line (# begins a comment); without it nobody is asked for one."""
+    trust_proxy: bool = False
+    """Take a client's address from the last entry of X-Forwarded-For, where a reverse proxy is the only way in."""
     cors: tuple[str, ...] = ()
     """Origin whose pages may call the API from a browser, such as https://example.org; may be repeated."""
     max_batch: PositiveInt = 32
@@ -50,6 +56,8 @@ class ServeConfig:
     """Images that one request may ask for."""
     max_candidates: PositiveInt = 64
     """Images that one request may have drawn for CLIP to choose from."""
+    max_steps: PositiveInt = 400
+    """Steps of a painting, or of an unCLIP, that one request may ask for."""
     max_prompt: PositiveInt = 4000
     """Characters of a prompt."""
     max_body: PositiveInt = 20_000_000

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dalle.files import install_command
 from dalle.images.augment import augment
 
 
@@ -32,7 +33,7 @@ def _kornia_augmentations(names: Sequence[str], s: float) -> list[nn.Module]:
         import kornia.augmentation as kornia
     except ImportError:
         raise ValueError(
-            'these augmentations need kornia: pip install "dalle[paint]", or paint with augment=training or none'
+            f"these augmentations need kornia: {install_command('paint')}, or paint with augment=training or none"
         ) from None
     erased = min(s, 2.0)  # above 2, a single rectangle could hide nearly all of the image
     makers: dict[str, Callable[[], nn.Module]] = {

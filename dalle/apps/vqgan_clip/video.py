@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from dalle.files import atomic_file
+from dalle.files import atomic_file, install_command
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 
@@ -63,6 +63,6 @@ def _av() -> Any:
         import av
     except ImportError:
         raise ValueError(
-            'MP4 videos need PyAV: pip install "dalle[video]", or give a name that ends in .gif or .webp'
+            f"MP4 videos need PyAV: {install_command('video')}, or give a name that ends in .gif or .webp"
         ) from None
     return av

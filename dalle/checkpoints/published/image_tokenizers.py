@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.published import discrete_vae, openai_dvae, vqgan
-from dalle.checkpoints.published.files import PICKLES
+from dalle.checkpoints.published import discrete_vae, janus, openai_dvae, vqgan
+from dalle.checkpoints.published.files import PICKLES, read_stored_state, weights_file
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, named_tensors, strip_wrappers, training_options
 from dalle.config import read_yaml
@@ -37,6 +37,9 @@ def read_image_tokenizer(source: Path) -> Published:
         if openai_dvae.is_there(source):
             return openai_dvae.read(source)
         files = [source] if source.is_file() else [path for path in sorted(source.rglob("*")) if path.is_file()]
+        own = _of_model(source)
+        if own is not None:
+            return own
         checkpoints = [path for path in files if path.suffix in PICKLES and path.suffix != ".pkl"]
         if len(checkpoints) == 1:
             tree = read_pickled(checkpoints[0])
@@ -100,8 +103,21 @@ def without_weights(found: Published) -> ImageTokenizer:
         return build(found.config)
 
 
+def _of_model(source: Path) -> Published | None:
+    """The image tokenizer in the files of a model that has it beside its transformer; None if it has none."""
+    try:
+        file = weights_file(source)
+    except ValueError:  # several files, or none: not such a model's
+        return None
+    if file.suffix == ".pkl":
+        return None
+    stored = read_stored_state(file)
+    return janus.image_tokenizer(stored) if janus.is_of(stored) else None
+
+
 def _options(source: Path) -> tuple[dict[str, Any], str] | None:
-    """The content and path of taming's model.yaml, in a folder or beside a file; None if there is none."""
-    options = sorted(source.rglob("model.yaml")) if source.is_dir() else [source.with_name("model.yaml")]
-    there = [file for file in options if file.is_file()]
+    """The content and path of taming's model.yaml (of Chameleon vqgan.yaml), in a folder or beside a file; or None."""
+    names = ("model.yaml", "vqgan.yaml")
+    options = [file for name in names for file in (source.rglob(name) if source.is_dir() else [source.with_name(name)])]
+    there = [file for file in sorted(options) if file.is_file()]
     return (read_yaml(there[0]), str(there[0])) if there else None

@@ -6,7 +6,6 @@ from its U-Net. Letters: D embedding, C context, K image tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ import torch
 from torch import Tensor
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
-from dalle.checkpoints.published.files import read_state
+from dalle.checkpoints.published.files import read_json, read_state
 from dalle.checkpoints.published.state import Published, derived, shape
 from dalle.checkpoints.published.unet import unet_config, unet_tensors
 from dalle.models.diffusion_decoder import DecoderConfig
 from dalle.models.noise_schedule import CosineConfig
 from dalle.models.upsampler import UpsamplerConfig
 
-_LICENCE = "CreativeML Open RAIL-M (github.com/kakaobrain/karlo, LICENSE.weight)"
+LICENSE = "CreativeML Open RAIL-M (github.com/kakaobrain/karlo, LICENSE.weight)"
 _TEXT_PROJ = {
     "clip_image_embeddings_project_to_time_embeddings": "image_to_vector",
     "embedding_proj": "text_to_vector",
@@ -42,11 +41,11 @@ def read_decoder(folder: Path, text_length: int = 77) -> Published:
     for name in ("decoder", "text_proj"):
         if not (folder / name).is_dir():
             raise ValueError(f"{folder} has no folder {name}: Karlo's decoder is there, and what it reads in text_proj")
-    settings = read_config(folder / "decoder")
+    settings = read_json(folder / "decoder/config.json")
     unet, projection = read_state(folder / "decoder"), read_state(folder / "text_proj")
     config, tensors, published = _decoder(settings, unet, projection, text_length)
     _check_nothing_left(folder, {**unet, **projection}, published)
-    return Published("Karlo", _LICENCE, config, tensors, [], [(theirs, ours) for ours, theirs in published.items()])
+    return Published("Karlo", LICENSE, config, tensors, [], [(theirs, ours) for ours, theirs in published.items()])
 
 
 def read_upsampler(folder: Path, last: bool = False, low_size: int = 64) -> Published:
@@ -63,7 +62,7 @@ def read_upsampler(folder: Path, last: bool = False, low_size: int = 64) -> Publ
     place = folder / ("super_res_last" if last else "super_res_first")
     if not place.is_dir():
         raise ValueError(f"{folder} has no folder {place.name}: one of Karlo's two upsamplers is there")
-    settings, stored = read_config(place), read_state(place)
+    settings, stored = read_json(place / "config.json"), read_state(place)
     shapes = unet_config(settings)
     found, names = unet_tensors(shapes, stored)
     tensors: dict[str, Tensor | LazyTensor] = {f"unet.{ours}": tensor for ours, tensor in found.items()}
@@ -82,7 +81,7 @@ def read_upsampler(folder: Path, last: bool = False, low_size: int = 64) -> Publ
         learned_variance=shape(stored, "conv_out.weight", 4)[0] == 6,
         schedule=CosineConfig(),
     )
-    return Published("Karlo", _LICENCE, config, tensors, [], [(theirs, ours) for ours, theirs in published.items()])
+    return Published("Karlo", LICENSE, config, tensors, [], [(theirs, ours) for ours, theirs in published.items()])
 
 
 def _check_nothing_left(folder: Path, stored: Mapping[str, Tensor], published: Mapping[str, str]) -> None:
@@ -90,22 +89,6 @@ def _check_nothing_left(folder: Path, stored: Mapping[str, Tensor], published: M
     left = sorted(set(stored) - taken)
     if left:
         raise ValueError(f"{folder} holds tensors that are not Karlo's: {', '.join(left[:3])}")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A part's `config.json`.
-
-    Raises:
-        ValueError: there is none, or it is no JSON object.
-    """
-    file = folder / "config.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} has no config.json that can be read: fetch it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no settings: fetch it again")
-    return found
 
 
 def _decoder(

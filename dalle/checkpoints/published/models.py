@@ -7,11 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, rudalle, vqgan
-from dalle.checkpoints.published.files import weights_file
+from torch import Tensor
+
+from dalle.checkpoints.published import chameleon, dalle_pytorch, llamagen, mindalle, rudalle, vqgan
+from dalle.checkpoints.published.files import index_of, read_stored_state, weights_file
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, tokenizer_of_dalle_pytorch
+from dalle.checkpoints.published.language_models import LANGUAGE_MODELS, family_of, read_language_model
 from dalle.checkpoints.published.pickles import read_pickled
-from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, named_tensors, strip_wrappers, training_options
+from dalle.checkpoints.published.state import (
+    SHAPE_ERRORS,
+    Published,
+    named_tensors,
+    stored_state,
+    strip_wrappers,
+    training_options,
+)
 from dalle.checkpoints.published.text_tokenizers import (
     CLIP_SOURCE,
     CLIP_WORDS,
@@ -22,8 +32,8 @@ from dalle.generation.options import SamplingConfig
 from dalle.models.dalle_config import DALLEConfig
 from dalle.text_tokenizers import ClassTokenizer, ClassTokenizerConfig, TextTokenizer
 
-FAMILIES = ("mindalle", "rudalle", "dalle-pytorch", "llamagen")
-_GIVEN = ("heads", "convention", "grid")
+FAMILIES = ("mindalle", "rudalle", "dalle-pytorch", "llamagen", *LANGUAGE_MODELS)
+_GIVEN = ("heads", "convention", "grid", "roles")
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ def read_model(source: Path, family: str | None = None, given: Mapping[str, Any]
     Args:
         source: the file or folder.
         family: one of `FAMILIES`; None detects it.
-        given: what the files do not record: `heads`, `convention` (ruDALL-E), `grid` (LlamaGen).
+        given: what the files do not record: `heads`, `convention` (ruDALL-E), `grid` (LlamaGen, Janus), `roles`
+            (Janus).
 
     Raises:
         ValueError: it is of no known family, is damaged, or an option has to be given; one line that names the source.
@@ -82,6 +93,8 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
         return _mindalle(source, given)
     folder = source if source.is_dir() else source.parent
     file = transformer_file(source)
+    if file.suffix in (".safetensors", ".json") or family in LANGUAGE_MODELS:
+        return _language_model(source, file, read_stored_state(file), family, given)
     tree = read_pickled(file)
     if family == "dalle-pytorch" or (family is None and dalle_pytorch.is_of(tree)):
         if not dalle_pytorch.is_of(tree):
@@ -97,6 +110,8 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             text_source=CLIP_SOURCE if found.config.text_vocab == CLIP_WORDS else "",
             add_special_tokens=False,
         )
+    if family is None and family_of(stored_state(tree), file.parent) is not None:
+        return _language_model(source, file, stored_state(tree), family, given)
     tensors = named_tensors(tree)
     if family == "rudalle" or (family is None and rudalle.is_of(tensors)):
         return PublishedModel(
@@ -131,8 +146,22 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             image_source=llamagen.C2I_IMAGES,
         )
     raise ValueError(
-        "it is not a known text-to-image model: expected minDALL-E, ruDALL-E, DALLE-pytorch or LlamaGen, or a model "
-        "folder made by train.py (config.yaml)"
+        "it is not a known text-to-image model: expected minDALL-E, ruDALL-E, DALLE-pytorch, LlamaGen, Janus, Anole or "
+        "Liquid, or a model folder made by train.py (config.yaml)"
+    )
+
+
+def _language_model(
+    source: Path, file: Path, tensors: dict[str, Tensor], family: str | None, given: dict[str, Any]
+) -> PublishedModel:
+    found = read_language_model(source, file, tensors, family, given)
+    return PublishedModel(
+        found.model,
+        file,
+        found.sampling,
+        image_tokenizer=found.image_tokenizer,
+        text_tokenizer=found.text_tokenizer,
+        image_source=found.image_source,
     )
 
 
@@ -154,6 +183,9 @@ def transformer_file(source: Path) -> Path:
     """The file with the transformer, in a folder that may contain an image tokenizer too."""
     if not source.is_dir():
         return source
+    found = index_of(source) or chameleon.consolidated(source)
+    if found is not None:
+        return found
     files = [file for file in sorted(source.iterdir()) if file.suffix in (".pt", ".bin", ".ckpt", ".pth")]
     others = [file for file in files if not file.name.startswith(("vq_", "vqgan"))]
     return others[0] if len(others) == 1 else weights_file(source)

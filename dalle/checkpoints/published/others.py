@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterable
 
 _UNSUPPORTED = (
-    (r"(language_model\.model|gen_(aligner|embed|vision_model))\..+", "a Janus of DeepSeek"),
-    (r"(model\.)?generation_(embeddings|aligner|head)\..+", "a Janus of DeepSeek in the layout of transformers"),
+    (r"language_model\.model\..+", "a DeepSeek-VL or another model that reads images and draws none"),
     (r".+\.time_res_stack\..+", "the image tokenizer of Emu3"),
     (r"(.+\.)?(norm_layer|conv_y)\..+", "a MoVQGAN"),
     (

@@ -182,7 +182,11 @@ def _of_script(module: OpaqueObject, prefix: str) -> list[tuple[str, Tensor]]:
 
 
 def rename_tensors(
-    tensors: Mapping[str, Tensor], rules: Sequence[tuple[str, str]], dropped: str = r"(?!)"
+    tensors: Mapping[str, Tensor],
+    rules: Sequence[tuple[str, str]],
+    dropped: str = r"(?!)",
+    *,
+    recognized: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Rename tensors from published names to ours.
 
@@ -190,6 +194,7 @@ def rename_tensors(
         tensors: tensors by their published names.
         rules: (pattern of a full name, replacement) as for `re.sub`; the first match applies.
         dropped: pattern of full names of tensors that are not needed.
+        recognized: whether the family is certain, so that names of unsupported ones mean nothing.
 
     Returns:
         The tensors by our names, and the published names that were dropped.
@@ -197,7 +202,8 @@ def rename_tensors(
     Raises:
         ValueError: they are of another family, or a name matches no rule.
     """
-    reject_unsupported(tensors)
+    if not recognized:
+        reject_unsupported(tensors)
     ours: dict[str, Tensor] = {}
     left_out, unknown = [], []
     for name, tensor in tensors.items():

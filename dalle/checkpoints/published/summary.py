@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ from torch import nn
 
 from dalle.checkpoints import model_folder
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle
+from dalle.checkpoints.published import dalle_pytorch, llamagen, mindalle, openai_dvae, rudalle, unclip
 from dalle.checkpoints.published.clip import read_clip
-from dalle.checkpoints.published.files import read_state, read_stored_state
+from dalle.checkpoints.published.files import read_stored_state
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
+from dalle.checkpoints.published.language_models import family_of
 from dalle.checkpoints.published.models import PublishedModel, read_model, transformer_file
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, find_wrappers, named_tensors, stored_state
@@ -26,20 +27,28 @@ from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from dalle.models.latent_decoder import LatentDecoder, LatentDecoderConfig
+from dalle.models.movq import MoVQ, MoVQConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 
-Stage = Literal["image_tokenizer", "clip", "dalle"]
+Stage = Literal["image_tokenizer", "clip", "dalle", "unclip"]
 _SCHEMAS: dict[str, Any] = {
     "image_tokenizer": ImageTokenizerConfig,
     "clip": CLIPConfig,
     "dalle": DALLEConfig,
     "prior": DiffusionPriorConfig | AutoregressivePriorConfig,
-    "diffusion": DecoderConfig | UpsamplerConfig,
+    "diffusion": DecoderConfig | LatentDecoderConfig | UpsamplerConfig,
+    "autoencoder": MoVQConfig,
 }
 
 
-def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
+def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: str | Path | None = None) -> str:
     """Describe a published source or a model folder in a few lines.
+
+    Args:
+        source: file, folder or hub id.
+        given: what published files do not record.
+        prior: source of Kandinsky 2.2's prior, if `source` is its decoder.
 
     Raises:
         ValueError: it is of no known kind, or damaged.
@@ -48,6 +57,10 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None) -> str:
     if (path / "config.yaml").is_file() and not mindalle.is_there(path):
         return f"{source}: {_describe_model_folder(path)}"
     stage = stage_of(path)
+    if stage == "unclip":
+        return unclip_summary(str(source), path, prior)
+    if prior is not None:
+        raise ValueError(f"--prior is for an unCLIP, and {source} is none: leave it out")
     if stage == "dalle":
         model = read_model(path, None, given)
         return f"{source}: {model.model.family}\n{model_summary(model)}{_describe_wrappers(path)}"
@@ -61,10 +74,12 @@ def _describe_wrappers(source: Path) -> str:
         return ""
     file = transformer_file(source)
     if file.suffix == ".safetensors" or file.name.endswith(".json"):
-        names: Iterable[str] = read_stored_state(file)
+        names: Mapping[str, Any] = read_stored_state(file)
     else:
         tree = read_pickled(file)
         names = tree["weights"] if dalle_pytorch.is_of(tree) else stored_state(tree)
+    if family_of(names, file.parent) is not None:  # their own names begin with "model."
+        return ""
     found = find_wrappers(names)
     return f"\n- removed from its names: {', '.join(found)} (wrappers of training code)" if found else ""
 
@@ -79,6 +94,8 @@ def stage_of(source: Path) -> Stage:
         raise ValueError(f"{source}: no such file or folder")
     if mindalle.is_there(source):
         return "dalle"
+    if unclip.is_there(source):
+        return "unclip"
     if (source / "config.yaml").is_file():
         raise ValueError(f"{source} has a config.yaml: it is already a model folder")
     if openai_dvae.is_there(source):
@@ -86,19 +103,21 @@ def stage_of(source: Path) -> Stage:
     try:
         file = transformer_file(source)
         if file.suffix == ".safetensors" or file.name.endswith(".json"):
-            names = read_state(file)
+            stored: Any = read_stored_state(file)
         else:
-            tree = read_pickled(file)
-            if dalle_pytorch.is_of(tree):
+            stored = read_pickled(file)
+            if dalle_pytorch.is_of(stored):
                 return "dalle"
-            names = named_tensors(tree)
+        if family_of(stored_state(stored), file.parent) is not None:
+            return "dalle"
+        names = named_tensors(stored)
     except ValueError as error:
         reason = str(error)
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
     if rudalle.is_of(names) or llamagen.is_of(names):
         return "dalle"
-    clip = ("visual.", "vision_model.", "text_model.")
-    return "clip" if any(name.startswith(clip) for name in names) else "image_tokenizer"
+    towers = ("visual.", "vision_model.", "text_model.")
+    return "clip" if any(name.startswith(towers) for name in names) else "image_tokenizer"
 
 
 def summary(found: Published) -> str:
@@ -118,6 +137,20 @@ def model_summary(found: PublishedModel) -> str:
     return _format(_architecture(found.model.config, module) | places | _terms(found.model))
 
 
+def unclip_summary(name: str, source: Path, prior: str | Path | None) -> str:
+    """Describe a published unCLIP part by part."""
+    found = unclip.read_unclip(source, None if prior is None else resolve(prior))
+    lines = [f"{name}: {found.family}, an unCLIP", f"- license: {found.license}, as stated by its project"]
+    for part, published in {"clip": found.clip, **found.parts}.items():
+        module = without_weights(published.config)
+        published.check(module, str(source))
+        lines.append(f"{part}:\n{_format(_architecture(published.config, module))}")
+        if part in found.sampling:
+            sampler, guidance = found.sampling[part]["sampler"], found.sampling[part].get("guidance", 1.0)
+            lines.append(f"- sampled with: {sampler['sampler']}, {sampler['steps']} steps, guidance {guidance:g}")
+    return "\n".join(lines)
+
+
 def without_weights(config: Any) -> nn.Module:
     """Build the module of a config on the meta device."""
     with torch.device("meta"):
@@ -129,8 +162,12 @@ def without_weights(config: Any) -> nn.Module:
             return AutoregressivePrior(config)
         if isinstance(config, DecoderConfig):
             return DiffusionDecoder(config)
+        if isinstance(config, LatentDecoderConfig):
+            return LatentDecoder(config)
         if isinstance(config, UpsamplerConfig):
             return Upsampler(config)
+        if isinstance(config, MoVQConfig):
+            return MoVQ(config)
         return CLIP(config) if isinstance(config, CLIPConfig) else build(config)
 
 
@@ -147,7 +184,7 @@ def _describe_model_folder(folder: Path) -> str:
     config = from_dict(_SCHEMAS[stage], content.get("model") or {}, str(folder / "config.yaml"))
     lines = _architecture(config, without_weights(config))
     lines["components"] = ", ".join(content.get("parts") or {}) or "none"
-    lines["license"] = "see its README.md"
+    lines["license"] = "see its README.md" if (folder / "README.md").is_file() else "not stated"
     return f"{stage.replace('_', ' ')}, {content.get('origin') or 'made by train.py'}\n{_format(lines)}"
 
 
@@ -163,9 +200,9 @@ def _architecture(config: Any, module: nn.Module) -> dict[str, str]:
         lines["text"] = f"{config.text_length} {words}"
         lines["images"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
     elif isinstance(config, CLIPConfig):
-        if config.only != "text":
+        if config.missing != "image":
             lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
-        if config.only != "image":
+        if config.missing != "text":
             lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
     elif isinstance(module, ImageTokenizer):
         rows, columns = module.grid

@@ -18,6 +18,7 @@ from dalle.text_tokenizers import (
     XLMRobertaTokenizerConfig,
     YTTMTokenizer,
     YTTMTokenizerConfig,
+    tokenizer_json,
 )
 
 CLIP_SOURCE = "openai/clip-vit-base-patch32/merges.txt"
@@ -90,6 +91,17 @@ def clip_text_tokenizer(weights: Path, towers: str = "clip") -> TextTokenizer:
             "repository there, or bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP"
         ) from error
     return read_text_tokenizer(source)
+
+
+def find_json(folder: Path, name: str = tokenizer_json.MODEL_FILE) -> bytes:
+    """The content of the tokenizer.json in a folder, for a model that knows what prompt it wants.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder} has no {name}: put that of the model's repository there")
+    return _content(folder / name)
 
 
 def _files(folder: Path) -> list[Path]:

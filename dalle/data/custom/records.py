@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import io
+import logging
 import random
 import re
 from abc import ABC, abstractmethod
@@ -21,6 +23,11 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds with
 
 ImageLike = str | Path | bytes | Image.Image
 """An image as it may be given: the path or the bytes of a file, or one of Pillow's."""
+
+log = logging.getLogger(__name__)
+
+_MAX_CHARS = 10_000  # of a caption
+_MAX_NAMED = 1000  # long captions of which each is named once
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,8 @@ def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     """Parse and clean the captions of a record; every source uses this function.
 
     Bytes are decoded as UTF-8, or UTF-16 if they begin with its byte order mark. Numbers become text. Values that are
-    not text, blank captions and duplicates are dropped; runs of white space become single spaces.
+    not text, blank captions and duplicates are dropped; runs of white space become single spaces. A caption of more
+    than 10,000 characters is cut there, at a space: a model reads tens of tokens, and BPE of megabytes takes minutes.
 
     Args:
         value: a caption, or a list of captions.
@@ -223,8 +231,20 @@ def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     texts = [text for each in values if (text := _text(each)) is not None]
     if lines:
         texts = [line for text in texts for line in re.split(r"[\r\n]+", text)]
-    cleaned = (" ".join(text.replace("\ufeff", "").split()) for text in texts)
+    cleaned = (_shortened(" ".join(text.replace("\ufeff", "").split())) for text in texts)
     return tuple(dict.fromkeys(text for text in cleaned if text))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _MAX_CHARS:
+        return text
+    _log_long(text[:40], len(text))
+    return text[:_MAX_CHARS].rpartition(" ")[0] or text[:_MAX_CHARS]
+
+
+@functools.lru_cache(maxsize=_MAX_NAMED)  # a record is read in every epoch
+def _log_long(start: str, length: int) -> None:
+    log.warning("a caption of %s characters is cut to %s: %r...", f"{length:,}", f"{_MAX_CHARS:,}", start)
 
 
 def _text(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -10,6 +11,8 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dalle.kernels.compiler import cpp_compiler
@@ -22,37 +25,81 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fopenmp", "-fPIC", "-shared", "-w"),
 )
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_MAX_CACHED = 4  # libraries that stay in the cache: of this version, of other branches, of another CPU with this home
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, from the cache or compiled now; None if that fails, with the reason in the log."""
+    """The compiled library, from the cache or compiled now; None if there is none, with the reason in the log."""
+    if platform.system() != "Linux":
+        logger.debug("no native kernels: they need Linux")
+        return None
     compiler = cpp_compiler()
-    if compiler is None or platform.system() != "Linux":
-        logger.debug("no native kernels: they need Linux and g++ or clang++")
+    if compiler is None:
+        logger.warning("no C++ compiler found (g++ or clang++, or $CXX): using PyTorch's kernels, which are slower")
         return None
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
-        path = cache / f"cpu-{_fingerprint(compiler)}.so"
-        if not path.is_file():
+        path = cache / f"native-{_fingerprint(compiler)}.so"
+        if not is_intact(path):
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or str(error)
         output = (output.decode(errors="replace") if isinstance(output, bytes) else output).strip().splitlines()
-        logger.info("using PyTorch's kernels, as the native ones failed to compile: %s", " ".join(output[:3]))
+        logger.warning("native kernels cannot be compiled, using PyTorch's, which are slower: %s", " ".join(output[:3]))
         return None
 
 
+def is_intact(path: Path) -> bool:
+    """Whether a library is there with the digest at its end: loading one that is cut short ends in SIGBUS."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    intact = hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
+    if not intact:
+        logger.warning("%s is damaged: compiling it again", path)
+    return intact
+
+
 def _compile(compiler: list[str], path: Path) -> None:
-    """Compile atomically: several processes may start at once, and one may be killed."""
+    """Compile atomically: one process may be killed, and several may start at once, of which one compiles."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("compiling native kernels for this machine, once: %s", path)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with _lock(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        if path.is_file() and is_intact(path):  # another process has compiled it in the meantime
+            return
+        logger.warning("compiling native kernels for this CPU, once, some 15 seconds: %s", path)
         made = Path(folder) / path.name
         command = [*compiler, *_FLAGS, str(_FOLDER / "bindings.cpp"), *_threads(), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=600)
+        with made.open("r+b") as file:  # loaders ignore what follows the last section
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure could leave the new name with empty contents
         os.replace(made, path)
+        _remove_old(path.parent)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Wait until no other process compiles; on file systems without locks, do not wait."""
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            logger.debug("no locks on the file system of %s", path)
+        yield
+
+
+def _remove_old(cache: Path) -> None:
+    """Remove libraries of earlier versions. A process that has one loaded keeps it."""
+    files = sorted(cache.glob("native-*.so"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files[_MAX_CACHED:]:
+        file.unlink(missing_ok=True)
+        file.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _threads() -> list[str]:

@@ -18,7 +18,7 @@ from dalle.kernels.native import bindings
 from dalle.kernels.pattern import LayerMask, SparseMask
 from dalle.kernels.switches import allows_native_inference
 
-_HEAD_WIDTHS = (16, 32, 48, 64, 80, 96, 128)  # compiled for every CPU
+_HEAD_WIDTHS = (16, 32, 48, 64, 80, 96, 128, 256)  # compiled for every CPU
 
 pointer, number = ctypes.c_void_p, ctypes.c_int64
 
@@ -32,7 +32,8 @@ Norm = struct("Norm", weight=pointer, bias=pointer, eps=ctypes.c_float, rms=ctyp
 Matrix = struct("Matrix", weight=pointer, scale=pointer, bias=pointer, n=number, k=number)
 Attention = struct(
     "Attention",
-    **dict.fromkeys(("batch", "tokens", "heads", "head_width", "room", "position", "rotate_values"), number),
+    **dict.fromkeys(("batch", "tokens", "heads", "kv_heads", "head_width", "room", "position"), number),
+    **dict.fromkeys(("rotate_values", "norm_stride"), number),
     **dict.fromkeys(("q_norm", "k_norm"), Norm),
     **dict.fromkeys(("cos", "sin", "mask"), pointer),
     **dict.fromkeys(("mask_batch", "mask_token"), number),
@@ -64,15 +65,17 @@ class Addresses(list[Tensor]):
         self,
         cache: KVCache,
         layer: int,
+        heads: int,
         q_norm: NormWeights | None,
         k_norm: NormWeights | None,
         rotate_values: bool,
     ) -> ctypes.Structure:
         """`struct Attention` of one layer over a cache; the rest is set for each call."""
-        _, batch, heads, room, width = cache.keys.shape
+        _, batch, kv_heads, room, width = cache.keys.shape
         return Attention(
-            batch=batch, heads=heads, head_width=width, room=room, rotate_values=rotate_values,
+            batch=batch, heads=heads, kv_heads=kv_heads, head_width=width, room=room, rotate_values=rotate_values,
             q_norm=self.norm(q_norm), k_norm=self.norm(k_norm),
+            norm_stride=width if q_norm is not None and q_norm.weight.ndim > 1 else 0,
             keys=cache.keys[layer].data_ptr(), values=cache.values[layer].data_ptr(),
         )  # fmt: skip
 
@@ -81,17 +84,23 @@ class CachedAttention:
     """One layer's attention over a cache, prepared once for all steps."""
 
     def __init__(
-        self, cache: KVCache, layer: int, q_norm: NormWeights | None, k_norm: NormWeights | None, rotate_values: bool
+        self,
+        cache: KVCache,
+        layer: int,
+        heads: int,
+        q_norm: NormWeights | None,
+        k_norm: NormWeights | None,
+        rotate_values: bool,
     ) -> None:
         self._tensors = Addresses()
         self.keys, self.values = cache.keys, cache.values
-        self.attention = self._tensors.attention(cache, layer, q_norm, k_norm, rotate_values)
+        self.attention = self._tensors.attention(cache, layer, heads, q_norm, k_norm, rotate_values)
         self.function = bindings.functions()[f"decode_attention_{bindings.DTYPE_NAMES[cache.keys.dtype]}"]
 
     def run(self, qkv: Tensor, mask: LayerMask, rope: Rope | None, cache: KVCache) -> Tensor:
-        """Queries, keys and values [B, T, 3 H D] to [B, T, H D]; appends the keys and values to the cache."""
+        """Queries, keys and values [B, T, (H + 2 G) D] to [B, T, H D]; appends the keys and values to the cache."""
         qkv = qkv.contiguous()
-        mixed = qkv.new_empty(*qkv.shape[:2], qkv.shape[-1] // 3)
+        mixed = qkv.new_empty(*qkv.shape[:2], self.attention.heads * self.attention.head_width)
         alive = set_tokens(self.attention, qkv.shape[1], mask, to_float32(rope), cache.position)
         self.attention.qkv, self.attention.mixed = qkv.data_ptr(), mixed.data_ptr()
         work = 2 * mixed.numel() * (cache.position + 1)
@@ -125,11 +134,12 @@ def decode_attention(
     # Prepared again if the cache's tensors were replaced: the old addresses would be dangling
     if layer not in layers or (found is not None and not (found.keys is cache.keys and found.values is cache.values)):
         norms = norm_weights(q_norm), norm_weights(k_norm)
-        heads = cache.keys.shape[2]
-        width = qkv.shape[-1] // (3 * heads)
+        kv_heads, width = cache.keys.shape[2], cache.keys.shape[4]
+        heads = qkv.shape[-1] // width - 2 * kv_heads
         known = f"decode_attention_{bindings.DTYPE_NAMES.get(qkv.dtype)}" in bindings.functions()
-        fits = known and readable(cache, heads, width) and fit_heads(norms, width)
-        layers[layer] = found = CachedAttention(cache, layer, *norms, rotate_values) if fits else None
+        whole = qkv.shape[-1] % width == 0 and heads > 0 and heads % kv_heads == 0
+        fits = known and whole and readable(cache) and fit_heads(norms, heads, cache)
+        layers[layer] = found = CachedAttention(cache, layer, heads, *norms, rotate_values) if fits else None
     return None if found is None else found.run(qkv, mask, rope, cache)
 
 
@@ -147,11 +157,10 @@ def has_room(cache: KVCache, batch: int, tokens: int) -> bool:
     return batch == rows and 0 <= cache.position <= room - tokens
 
 
-def readable(cache: KVCache, heads: int, width: int) -> bool:
+def readable(cache: KVCache) -> bool:
     """Whether native code can read the cache: a head width it is compiled for, and contiguous layers."""
     return (
-        width in _HEAD_WIDTHS
-        and (cache.keys.shape[2], cache.keys.shape[4]) == (heads, width)
+        cache.keys.shape[4] in _HEAD_WIDTHS
         and cache.values.shape == cache.keys.shape
         and cache.values.dtype == cache.keys.dtype
         and cache.keys[0].is_contiguous()
@@ -159,9 +168,11 @@ def readable(cache: KVCache, heads: int, width: int) -> bool:
     )
 
 
-def fit_heads(norms: tuple[NormWeights | None, ...], width: int) -> bool:
-    """Whether the norms on queries and keys, if any, have this head width."""
-    return all(norm is None or norm.weight.shape == (width,) for norm in norms)
+def fit_heads(norms: tuple[NormWeights | None, NormWeights | None], heads: int, cache: KVCache) -> bool:
+    """Whether the norms on queries and keys, if any, have the heads' width: both one for all heads, or one for each."""
+    kv_heads, width = cache.keys.shape[2], cache.keys.shape[4]
+    found = [None if norm is None else tuple(norm.weight.shape) for norm in norms]
+    return found in ([None, None], [(width,), (width,)], [(heads, 1, width), (kv_heads, 1, width)])
 
 
 def to_float32(rope: Rope | None) -> Rope | None:

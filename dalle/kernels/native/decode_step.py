@@ -31,7 +31,7 @@ from dalle.kernels.native.decode_attention import (
 )
 from dalle.kernels.pattern import LayerMask
 
-_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu")  # in the order of `enum Activation`
+_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu", "geglu", "geglu_tanh")  # in the order of `enum Activation`
 
 _Layer = struct(
     "Layer",
@@ -57,7 +57,6 @@ def decode_step(
 def _supported(layers: Sequence[LayerWeights], cache: KVCache) -> bool:
     matrices = [matrix for layer in layers for matrix in _matrices(layer)]
     first = matrices[0].weight
-    heads, width = cache.keys.shape[2], cache.keys.shape[4]
     return (
         len({matrix.weight.dtype for matrix in matrices}) == 1
         and all(matrix.weight.device.type == "cpu" for matrix in matrices)
@@ -66,26 +65,35 @@ def _supported(layers: Sequence[LayerWeights], cache: KVCache) -> bool:
         in bindings.functions()
         and all(matrix.weight.is_contiguous() for matrix in matrices)
         and all(side % bindings.ROW_MULTIPLE == 0 for matrix in matrices for side in matrix.weight.shape)
-        and readable(cache, heads, width)
-        and _equal_shapes(layers, heads * width, width)
+        and readable(cache)
+        and _equal_shapes(layers, cache)
     )
 
 
-def _equal_shapes(layers: Sequence[LayerWeights], inner: int, head: int) -> bool:
+def _heads(layers: Sequence[LayerWeights], cache: KVCache) -> int:
+    """Heads of the queries."""
+    return layers[0].out.weight.shape[1] // cache.keys.shape[4]
+
+
+def _equal_shapes(layers: Sequence[LayerWeights], cache: KVCache) -> bool:
     """Whether all blocks have the shapes that the buffers are sized for; a user may have replaced some parameters."""
     up, down = layers[0].up.weight, layers[0].down.weight
     width, hidden = down.shape
-    shapes = [(3 * inner, width), (width, inner), (up.shape[0], width), (width, hidden)]
+    heads, kv_heads, head = _heads(layers, cache), cache.keys.shape[2], cache.keys.shape[4]
+    rows = (heads + 2 * kv_heads) * head
+    shapes = [(rows, width), (width, heads * head), (up.shape[0], width), (width, hidden)]
     maps = [pair for layer in layers for pair in zip(_matrices(layer), shapes, strict=True)]
     norms = [n for one in layers for n in (one.attention_norm, one.attention_end, one.feed_norm, one.feed_end)]
     vectors = [norm.weight for norm in norms if norm is not None]
     vectors += [scale for one in layers for scale in (one.attention_scale, one.feed_scale) if scale is not None]
     return (
         up.shape[0] in (hidden, 2 * hidden)
+        and heads > 0
+        and heads % kv_heads == 0
         and all(matrix.weight.shape == shape for matrix, shape in maps)
         and all(matrix.bias is None or matrix.bias.shape == shape[:1] for matrix, shape in maps)
         and all(vector.shape == (width,) for vector in vectors)
-        and all(fit_heads((layer.q_norm, layer.k_norm), head) for layer in layers)
+        and all(fit_heads((layer.q_norm, layer.k_norm), heads, cache) for layer in layers)
     )
 
 
@@ -99,9 +107,10 @@ class Step:
         self.keys, self.values = cache.keys, cache.values
         up, down = layers[0].up.weight, layers[0].down.weight
         width, hidden = down.shape
-        inner = cache.keys.shape[2] * cache.keys.shape[4]
+        self.heads, head = _heads(layers, cache), cache.keys.shape[4]
+        inner, rows_of_qkv = self.heads * head, (self.heads + 2 * cache.keys.shape[2]) * head
         # Activations between the operations: float32, allocated once
-        sizes = {"x": width, "normed": width, "qkv": 3 * inner, "mixed": inner, "wide": up.shape[0]}
+        sizes = {"x": width, "normed": width, "qkv": rows_of_qkv, "mixed": inner, "wide": up.shape[0]}
         sizes |= {"active": hidden, "narrow": max(width, inner, hidden)}
         self.buffers = {
             name: torch.empty(rows, size, dtype=torch.float32, device="cpu") for name, size in sizes.items()
@@ -143,7 +152,7 @@ class Step:
             attention_end=tensors.norm(layer.attention_end), feed_end=tensors.norm(layer.feed_end),
             attention_scale=tensors.of(layer.attention_scale), feed_scale=tensors.of(layer.feed_scale),
             qkv=qkv, out=out, up=up, down=down,
-            attention=tensors.attention(cache, index, layer.q_norm, layer.k_norm, rotate_values),
+            attention=tensors.attention(cache, index, self.heads, layer.q_norm, layer.k_norm, rotate_values),
         )  # fmt: skip
 
 

@@ -25,14 +25,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None, dropout: flo
 
     Args:
         q: [B, H, T, D].
-        k: [B, H, S, D].
-        v: [B, H, S, D].
+        k: [B, H, S, D], or with fewer heads, each of which H / G heads of the queries share: [B, G, S, D].
+        v: as k.
         mask: as there, or a `SparseMask`, or `GatheredKeys` if there is one query.
         dropout: as there; a `SparseMask` is then treated as dense.
 
     Returns:
         [B, H, T, D]; implementations differ by rounding only.
     """
+    if k.shape[1] != q.shape[1]:
+        return _attend_grouped(q, k, v, mask, dropout)
     if isinstance(mask, GatheredKeys):
         k, v = k.index_select(2, mask.keys), v.index_select(2, mask.keys)
         return attention.attend(q, k, v, mask.valid[None], dropout)
@@ -50,6 +52,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask = None, dropout: flo
     slices = mask.pattern.slices(k.shape[2] - q.shape[2], k.shape[2])
     seen = None if q.shape[2] == 1 else _concat_slices(mask.dense, slices, 1)  # exact for one query: needs no mask
     return attention.attend(q, _concat_slices(k, slices, 2), _concat_slices(v, slices, 2), seen)
+
+
+def _attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: LayerMask, dropout: float) -> Tensor:
+    """`attend` with fewer heads of keys and values than of queries."""
+    group = q.shape[1] // k.shape[1]
+    if q.shape[2] == 1 and not isinstance(mask, SparseMask | GatheredKeys):
+        # The queries that share a head become queries of one head, so that keys and values are read once
+        if isinstance(mask, Tensor):
+            mask = mask.expand(*mask.shape[:-2], group, mask.shape[-1])
+        queries = q.squeeze(2).unflatten(1, (-1, group))
+        return attend(queries, k, v, mask if isinstance(mask, Tensor) else None, dropout).flatten(1, 2).unsqueeze(2)
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    return attend(q, k, v, mask, dropout)
 
 
 def attend_packed(qkv: Tensor, mask: LayerMask = None, dropout: float = 0.0) -> Tensor:

@@ -17,16 +17,21 @@ from dalle.generation.decoder import (
     decoder_denoiser,
     from_unit,
     image_shape,
+    latent_denoiser,
+    no_image_embed,
     repeated,
     to_unit,
     upsampler_denoiser,
 )
-from dalle.generation.diffusion.inpaint import inpaint
+from dalle.generation.diffusion.inpaint import Known, inpaint
 from dalle.generation.diffusion.prediction import Denoiser
-from dalle.generation.diffusion.sample import SamplerConfig, candidate_noise, invert, sample, sample_from
-from dalle.generation.prior import sample_embeddings
+from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise, invert, sample, sample_from
+from dalle.generation.diffusion.spacing import spaced_steps
+from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.images.transforms import resize_batch, square_tensor, to_images
 from dalle.models.clip import TextStates
+from dalle.models.diffusion_decoder import DiffusionDecoder
+from dalle.models.latent_decoder import LatentDecoder
 from dalle.models.noise_schedule import make_schedule
 from dalle.pipelines.unclip.sampling import (
     Inpainting,
@@ -47,19 +52,24 @@ class EmbeddingDecoder:
 
     Attributes:
         clip: the CLIP of the embeddings.
-        prior: caption to image embedding.
-        decoder: image embedding to small image.
+        prior: caption to image embedding; None: there is none, as in Karlo's image variations.
+        decoder: image embedding to small image, or to latents.
         upsampler: small image to large one; None: there is none.
+        upsampler_last: the network of the upsampler's last step; None: the upsampler itself.
+        autoencoder: latents to image and back; None: the decoder generates images.
         sampling: default sampling options of each stage.
-        base_size: height and width of the decoder's images in pixels.
+        base_size: height and width of the decoder's images in pixels, or of its latents.
         image_size: height and width of the finished images in pixels.
     """
 
     def __init__(self, parts: UnCLIPParts):
         self.clip, self.prior, self.decoder, self.upsampler = parts.clip, parts.prior, parts.decoder, parts.upsampler
+        self.upsampler_last, self.autoencoder = parts.upsampler_last, parts.autoencoder
         self.sampling = Sampling(parts.prior_sampling, parts.decoder_sampling, parts.upsampler_sampling)
         self.base_size = parts.decoder.config.image_size
         self.image_size = self.base_size if parts.upsampler is None else parts.upsampler.config.image_size
+        if parts.autoencoder is not None:
+            self.image_size = self.base_size * parts.autoencoder.config.factor
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +82,7 @@ class EmbeddingDecoder:
         prompts: str | Sequence[str],
         steps: int | None = None,
         guidance: float | None = None,
+        negative: str | None = None,
         seed: int = 0,
         noise: StageNoise | None = None,
     ) -> Tensor:
@@ -81,15 +92,17 @@ class EmbeddingDecoder:
             prompts: one or several.
             steps: of a diffusion prior; None: the model's default.
             guidance: of the prior; None: the model's default.
+            negative: a prompt that guidance leads away from; None: the null caption. Unused at guidance 1.
             seed: of the first prompt; the next ones have the next seeds.
             noise: called for the noise of stage "prior", in place of the seeds.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = self.sampling.updated({"prior_steps": steps, "prior_guidance": guidance}).prior
+        # A diffusion prior samples several embeddings per prompt and keeps the best (section 2.2)
         shape = (len(prompts) * sampling.samples, self.clip.config.embed_dim)
         source = None if noise is None else noise_of_stage(noise, "prior", shape)
         seeds = stage_seeds(range(seed, seed + len(prompts)), "prior")
-        return sample_embeddings(self.prior, self.clip.text_states(prompts), seeds, sampling, source)
+        return self._sample_embeds(self.clip.text_states(prompts), seeds, sampling, source, negative)
 
     @torch.no_grad()
     def embed_images(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
@@ -104,6 +117,7 @@ class EmbeddingDecoder:
         steps: int | None = None,
         guidance: float | None = None,
         upsampler_steps: int | None = None,
+        negative: Tensor | None = None,
         seed: int = 0,
         noise: StageNoise | None = None,
     ) -> Tensor:
@@ -115,6 +129,8 @@ class EmbeddingDecoder:
             steps: of the decoder; None: the model's default.
             guidance: of the decoder; None: the model's default.
             upsampler_steps: of the upsampler; None: the model's default.
+            negative: for a decoder of latents: embeddings [1, D] or [B, D] that guidance leads away from, such as those
+                of a negative prompt; None: the embedding of no image.
             seed: of the first image; the next ones have the next seeds.
             noise: called for the noise of stages "decoder" and "upsampler", in place of the seeds.
 
@@ -126,7 +142,9 @@ class EmbeddingDecoder:
             raise ValueError(f"{len(z)} embeddings with {len(captions)} prompts: give one for each, or one for all")
         sampling = self.sampling.updated({"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps})
         text, seeds = self.clip.text_states(captions), list(range(seed, seed + len(z)))
-        return self._decode(z.to(self.device), text, seeds, sampling, noise=noise)
+        if negative is not None and isinstance(self.decoder, DiffusionDecoder):
+            raise ValueError("this decoder has a learned embedding of no image: leave negative out")
+        return self._decode(z.to(self.device), text, seeds, sampling, noise=noise, negative=negative)
 
     @torch.no_grad()
     def invert(
@@ -165,21 +183,46 @@ class EmbeddingDecoder:
             images += to_images(to_unit(large))
         return images
 
+    def _sample_embeds(
+        self,
+        text: TextStates,
+        seeds: list[int],
+        options: PriorSamplingConfig,
+        noise: Noise | None = None,
+        negative: str | None = None,
+    ) -> Tensor:
+        """Captions to embeddings [B, D]."""
+        if self.prior is None:
+            raise ValueError("this model has no prior, so it makes images of images alone: vary or blend some")
+        nothing = None
+        if negative is not None or self.prior.config.null_caption == "empty":
+            nothing = self.clip.text_states([negative or ""])
+        return sample_embeddings(self.prior, text, seeds, options, noise, nothing)
+
     def _unguided_denoiser(self, z: Tensor) -> Denoiser:
         """The decoder conditioned on z only; guidance and clipping could not be inverted."""
+        if isinstance(self.decoder, LatentDecoder):
+            return latent_denoiser(self.decoder, z, z)
         empty = repeated(self.clip.text_states([""]), len(z))
         return decoder_denoiser(self.decoder, z, empty, empty)
 
     def _invert(self, images: Tensor, z: Tensor, options: SamplerConfig, iterations: int) -> Tensor:
-        small = from_unit(resize_batch(images, self.base_size))
+        small = self._encode(images, self.base_size)
         schedule = make_schedule(self.decoder.config.schedule)
         return invert(small, self._unguided_denoiser(z), schedule, options, iterations)
 
     def _to_tensors(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Given images as float [B, 3, H, H] in [0, 1], as large as CLIP or the model needs them."""
         images = [images] if isinstance(images, Image.Image) else list(images)
+        # One crop for both; each then resizes it down to its own size
         size = max(self.image_size, self.clip.config.image_size)
         return torch.stack([square_tensor(image, size) for image in images]).to(self.device)
+
+    def _encode(self, images: Tensor, size: int) -> Tensor:
+        """Images [B, 3, H, H] in [0, 1] as the data of a diffusion of `size`: small ones in [-1, 1], or latents."""
+        if self.autoencoder is None:
+            return from_unit(resize_batch(images, size))
+        return self.autoencoder.encode(from_unit(resize_batch(images, self.image_size)))
 
     def _clip_embeds(self, images: Tensor) -> Tensor:
         return self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
@@ -193,10 +236,16 @@ class EmbeddingDecoder:
         inpainting: Inpainting | None = None,
         meter: ProgressMeter | None = None,
         noise: StageNoise | None = None,
+        negative: Tensor | None = None,
     ) -> Tensor:
         """Embeddings [B, D] and captions to images [B, 3, H, H] in [0, 1]."""
-        empty, options = self.clip.text_states([""]), sampling.decoder
-        denoise = decoder_denoiser(self.decoder, z, text, empty, options.guidance, options.limit())
+        options = sampling.decoder
+        if isinstance(self.decoder, LatentDecoder):
+            nothing = no_image_embed(self.clip) if negative is None else negative.to(z)
+            denoise = latent_denoiser(self.decoder, z, nothing, options.guidance, options.limit())
+        else:
+            empty = self.clip.text_states([""])
+            denoise = decoder_denoiser(self.decoder, z, text, empty, options.guidance, options.limit())
         small = self._sample("decoder", denoise, options, seeds, inpainting, meter, noise)
         images = to_unit(self._upsample(small, seeds, sampling.upsampler, inpainting, meter, noise))
         # Known pixels are copied: the conversion to [-1, 1] and back may change their last bits
@@ -211,10 +260,16 @@ class EmbeddingDecoder:
         meter: ProgressMeter | None = None,
         noise: StageNoise | None = None,
     ) -> Tensor:
-        """Small images in [-1, 1] to large ones; without an upsampler, themselves."""
+        """Small images in [-1, 1], or latents, to large images; without an upsampler, themselves."""
+        if self.autoencoder is not None:
+            return self.autoencoder.decode(small)
         if self.upsampler is None:
             return small
-        denoise = upsampler_denoiser(self.upsampler, small, options.limit())
+        last = None
+        if self.upsampler_last is not None:
+            total, sampler = self.upsampler.config.schedule.steps, options.sampler
+            last = self.upsampler_last, spaced_steps(total, sampler.steps, sampler.spacing)[-1]
+        denoise = upsampler_denoiser(self.upsampler, small, options.limit(), last)
         return self._sample("upsampler", denoise, options, seeds, inpainting, meter, noise)
 
     def _sample(
@@ -234,8 +289,9 @@ class EmbeddingDecoder:
         source = candidate_noise(stage_seeds(seeds, stage), shape, self.device)
         if noise is not None:
             source = noise_of_stage(noise, stage, (len(seeds), *shape))
+        # One generator per candidate and stage: a candidate does not depend on its batch
         schedule, progress = make_schedule(model.config.schedule), None if meter is None else meter.step
         if inpainting is None:
             return sample(denoise, schedule, options.sampler, source, progress)
-        known = inpainting.known_at(shape[-1])
+        known = Known(self._encode(inpainting.image[None], shape[-1]), inpainting.mask_at(shape[-1]))
         return inpaint(denoise, schedule, options.sampler, known, source, inpainting.resample, progress)

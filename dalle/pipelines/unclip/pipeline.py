@@ -20,7 +20,6 @@ from torch import Tensor
 from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
 from dalle.generation.generate import Progress
-from dalle.generation.prior import sample_embeddings
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
@@ -34,8 +33,8 @@ class UnCLIP(EmbeddingDecoder):
     """Text to image by a prior, a diffusion decoder and an upsampler; variations, blends and edits of images.
 
     Attributes:
-        judge: the CLIP that scores candidates.
-        model_hash: sha256 of the model folder.
+        judge: the CLIP that scores candidates; None: there is none.
+        model_hash: sha256 of the model folder; "" for published files.
     """
 
     def __init__(self, parts: UnCLIPParts):
@@ -54,8 +53,9 @@ class UnCLIP(EmbeddingDecoder):
         """Load an unCLIP with all its components.
 
         Args:
-            source: folder that `python -m dalle assemble` wrote, or its hub id.
-            prior: source of another prior, trained with the same CLIP.
+            source: folder that `python -m dalle assemble` or `convert` wrote, folder of Karlo or of Kandinsky 2.2's
+                decoder, or a hub id.
+            prior: source of another prior, trained with the same CLIP; of Kandinsky 2.2, the folder of its prior.
             device: "auto" takes an accelerator if there is one.
             dtype: compute dtype of decoder and upsampler; None: float32. Prior and CLIP are always float32.
             clip: source of a CLIP that scores candidates in place of the model's own.
@@ -75,6 +75,7 @@ class UnCLIP(EmbeddingDecoder):
         image: Image.Image | None = None,
         mask: Image.Image | None = None,
         progress: Progress | None = None,
+        distinct: bool = True,
         **options: Any,
     ) -> list[Result]:
         """Sample `n` candidates for each prompt and keep the best `keep`, as `TextToImage` does.
@@ -88,6 +89,7 @@ class UnCLIP(EmbeddingDecoder):
             mask: white where it is generated anew, of the size of `image`. Elsewhere the pixels of `image` are kept
                 exactly; the new part is conditioned on all of them.
             progress: called after each diffusion step.
+            distinct: whether `keep` skips near-duplicates as long as there are other images.
             options: fields of `UnCLIPOptions`; guidance, of the decoder; for an autoregressive prior also temperature
                 and top_k.
 
@@ -98,7 +100,7 @@ class UnCLIP(EmbeddingDecoder):
             ValueError: an option is out of range, or options conflict.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        keep = check_request(prompts, n, keep, seed, True)
+        keep = check_request(prompts, n, keep, seed, self.judge is not None)
         sampling = self.sampling.updated(options)
         inpainting = self._inpainting(image, mask, options.get("resample"))
         rows = [(prompt, seed + i) for prompt in prompts for i in range(n)]
@@ -110,20 +112,21 @@ class UnCLIP(EmbeddingDecoder):
             captions, seeds = [prompt for prompt, _ in part], [row_seed for _, row_seed in part]
             meter.rows = len(part)
             text = self.clip.text_states(captions)
-            z = sample_embeddings(self.prior, text, stage_seeds(seeds, "prior"), sampling.prior)
+            z = self._sample_embeds(text, stage_seeds(seeds, "prior"), sampling.prior)
             decoded = self._decode(z, text, seeds, sampling, inpainting, meter)
             images += to_images(decoded)
-            scores.append(score(self.judge, decoded, captions))
-        all_scores = torch.cat(scores)
+            if self.judge is not None:
+                scores.append(score(self.judge, decoded, captions))
+        all_scores = torch.cat(scores) if scores else None
         parts = [slice(i * n, (i + 1) * n) for i in range(len(prompts))]
         return [
             Result(
                 prompt=prompt,
                 images=images[part],
-                scores=all_scores[part].tolist(),
+                scores=None if all_scores is None else all_scores[part].tolist(),
                 codes=None,
                 seeds=list(range(seed, seed + n)),
-            ).best(keep)
+            ).best(keep, distinct)
             for prompt, part in zip(prompts, parts, strict=True)
         ]
 
@@ -143,6 +146,7 @@ class UnCLIP(EmbeddingDecoder):
         if n < 1:
             raise ValueError(f"n is {n}: sample at least 1")
         options = replace(INVERSION, steps=steps, eta=eta)
+        # Inversion is deterministic (eta 0); only sampling adds noise
         z, x_t = self._latents(image, seed, replace(INVERSION, steps=steps))
         seeds = list(range(seed, seed + n))
         return self._decode_latents(z.expand(n, -1), x_t.expand(n, -1, -1, -1), options, seeds, upsampler_seeds=seeds)
@@ -182,9 +186,11 @@ class UnCLIP(EmbeddingDecoder):
         if weights is not None:
             z, x_t = blend(embeds, weights), blend(noises, weights)
         else:
+            # Slerp and not a straight line: x_T must keep the norm of Gaussian noise
             fractions = [frame / (frames - 1) for frame in range(frames)]
             z = torch.cat([slerp(embeds[0], embeds[1], fraction) for fraction in fractions])
             x_t = torch.cat([slerp(noises[0], noises[1], fraction) for fraction in fractions])
+        # The same noise in the upsampler for all frames, so that a video does not flicker
         return self._decode_latents(z, x_t, options, [seed] * len(z), upsampler_seeds=[seed] * len(z))
 
     @torch.no_grad()

@@ -10,13 +10,11 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.generation.decoder import DiffusionSamplingConfig, from_unit
-from dalle.generation.diffusion.inpaint import Known
+from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.diffusion.sample import Noise
 from dalle.generation.generate import Progress
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 from dalle.generation.prior import PriorSamplingConfig
-from dalle.images.transforms import resize_batch
 
 Stage = Literal["prior", "decoder", "upsampler"]
 StageNoise = Callable[[Stage, tuple[int, ...]], Tensor]
@@ -76,10 +74,9 @@ class Inpainting:
     mask: Tensor  # bool [H, W], True where it is new
     resample: int  # repetitions of each step (RePaint, arXiv 2201.09865)
 
-    def known_at(self, size: int) -> Known:
-        """The known part in another size; a pixel is new if any of the pixels it is made of is."""
-        unknown = F.adaptive_max_pool2d(self.mask[None].float(), size) > 0
-        return Known(from_unit(resize_batch(self.image[None], size)), unknown)
+    def mask_at(self, size: int) -> Tensor:
+        """The mask in another size, bool [1, size, size]; a pixel is new if any of the pixels it is made of is."""
+        return F.adaptive_max_pool2d(self.mask[None].float(), size) > 0
 
 
 class ProgressMeter:

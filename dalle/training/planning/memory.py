@@ -149,9 +149,9 @@ def block_bytes(size: ModelSize, setup: TrainSetup) -> int:
     token += number * 4 * inner + _FLOAT * shape.heads
     # Feed-forward: GELU saves its input and output (2 H); x * sigmoid(1.702 x) is two operations (3 H); a gated
     # activation saves both projections, the activated gate and the product (4 H)
-    gated = shape.feed_forward in ("swiglu", "geglu")
+    gated = shape.feed_forward in ("swiglu", "geglu", "geglu_tanh")
     token += number * hidden * (4 if gated else 3 if shape.feed_forward == "quick_gelu" else 2)
-    if config.positions.endswith("rope"):  # rotated queries and keys (2 I); the originals stay, as views beside values
+    if "rope" in config.positions:  # rotated queries and keys (2 I); the originals stay, as views beside values
         token += number * 2 * inner
     if shape.qk_norm:  # normalized queries and keys (2 I), and statistics per head
         token += number * 2 * inner + 2 * _STATS * shape.heads
@@ -233,4 +233,4 @@ def sampling_budget(size: ModelSize, setup: TrainSetup, rows: int) -> int:
 def cache_bytes(size: ModelSize, number: int = 2) -> int:
     """Bytes of the KV cache of one image and its caption, with `number` bytes per number."""
     shape = size.config.transformer
-    return 2 * shape.depth * shape.heads * shape.head_width * size.tokens * number
+    return 2 * shape.depth * shape.key_heads * shape.head_width * size.tokens * number

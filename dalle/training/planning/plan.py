@@ -134,9 +134,9 @@ def _attended_pairs(size: ModelSize, kind: str) -> int:
 def _matrices(size: ModelSize) -> int:
     """Number of weights in the matrices of one block."""
     shape = size.config.transformer
-    gates = 2 if shape.feed_forward in ("swiglu", "geglu") else 1
+    gates = 2 if shape.feed_forward in ("swiglu", "geglu", "geglu_tanh") else 1
     # C x I for queries, keys, values and output; C x H for each feed-forward matrix
-    return shape.width * (4 * shape.heads * shape.head_width + (1 + gates) * size.hidden)
+    return shape.width * (2 * (shape.heads + shape.key_heads) * shape.head_width + (1 + gates) * size.hidden)
 
 
 def _options_of(recipe: DALLERecipe, size: ModelSize, cluster: Cluster) -> Iterator[Option]:

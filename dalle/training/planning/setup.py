@@ -60,7 +60,7 @@ class ModelSize:
     @property
     def tokens(self) -> int:
         """Sequence length of one image and its caption in the transformer (the last code is never an input)."""
-        return self.config.prefix_length + self.config.image_length - 1
+        return self.config.input_length
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dalle.image_tokenizers import build
 from dalle.models.diffusion_prior import DiffusionPriorConfig
 from dalle.training.recipe.clip import CLIPRecipe
 from dalle.training.recipe.dalle import DALLERecipe
-from dalle.training.recipe.shipped import find_recipe
+from dalle.training.recipe.shipped import find_recipe, shipped_recipes
 from dalle.training.recipe.tokenizers import ImageTokenizerRecipe, TextTokenizerRecipe
 from dalle.training.recipe.unclip import DiffusionRecipe, PriorRecipe
 
@@ -90,11 +90,12 @@ def _in_steps(recipe: LoopRecipe) -> LoopRecipe:
 
 
 def describe_recipes(path: Path | None = None) -> str:
-    """Describe every option with type, default and meaning, for the stage of `path` or for all stages."""
+    """Describe every option of a recipe with type, default and meaning; without a recipe, list those that ship."""
     if path is not None:
         data = read_yaml(find_recipe(path))
         return describe(stage_schema(data, str(path)), data)
-    return "\n\n".join(f"stage: {stage}\n{describe(schema)}" for stage, schema in STAGES.items())
+    recipes = "\n".join(f"  {name}" for name in shipped_recipes())
+    return f"recipes that ship; python train.py RECIPE --help lists the options of one:\n{recipes}"
 
 
 def stage_schema(data: dict, source: str) -> type:

@@ -36,7 +36,7 @@ class PriorRecipe:
     bpe_dropout: Probability = 0.0
     """Probability of dropping a BPE merge in training."""
     caption_dropout: Probability = 0.1
-    """Probability of replacing a caption by a learned null embedding, for classifier-free guidance."""
+    """Probability of replacing a caption by the null caption (`model.null_caption`), for classifier-free guidance."""
     sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
     """Sampling options of validations, and defaults of the model folder."""
     resume: Resume = False

@@ -25,6 +25,9 @@ from dalle.training.report.html import write_report
 from dalle.training.run.trackers import check_tracker, start_trackers, track_image
 from dalle.training.tasks import Samples, Task
 
+_TIMED_STEPS = 10  # steps whose time gives the estimate, after the first
+_LONG = 60.0  # seconds of a run from which the estimate is printed
+
 
 def start_accelerator(run: RunConfig) -> Accelerator:
     """Create the Accelerator, which handles precision, devices, processes and trackers.
@@ -102,6 +105,8 @@ class RunLog:
         self.clock, self.since = time.perf_counter(), start
         self.waited = 0.0  # seconds spent waiting for data since `self.clock`
         self.next_report = 0.0  # earliest time of the next report, on the same clock
+        self.estimated_from: float | None = None  # time of the first step's end, which is no longer warm-up
+        self.taken = 0  # steps of this process
         start_trackers(recipe, accelerator, start)
         self.bar = tqdm(
             total=self.run.steps,
@@ -176,8 +181,19 @@ class RunLog:
         self._write(step, {"train/skipped": in_a_row})
 
     def step(self) -> None:
-        """Advance the progress bar."""
+        """Advance the progress bar; after a few steps, print once how long the run will take, if that is long."""
         self.bar.update()
+        self.taken += 1
+        if self.taken == 1:
+            self.estimated_from = time.perf_counter()
+        elif self.taken == _TIMED_STEPS + 1 and self.estimated_from is not None:
+            pace = (time.perf_counter() - self.estimated_from) / _TIMED_STEPS
+            left = pace * (self.run.steps - self.bar.n)
+            if left > _LONG:
+                self.say(
+                    f"{self.run.steps - self.bar.n:,} steps are left, about {_duration(left)} at {pace:.2g} s a step "
+                    "(without validation); Ctrl-C saves, and resume=true goes on"
+                )
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -212,6 +228,14 @@ class RunLog:
         self.bar.close()
         if self.run.tracker != "none":
             self.accelerator.end_training()
+
+
+def _duration(seconds: float) -> str:
+    """A duration with one unit: "25 minutes", "3.5 hours", "12 days"."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import metadata
@@ -100,6 +101,19 @@ def describe(recipe: LoopRecipe) -> None:
     run = recipe.run.dir
     write_text(run / "config.yaml", dump(recipe))
     write_text(run / "origin.yaml", yaml.safe_dump(_origin(recipe), sort_keys=False))
+
+
+def resume_command(run: Path) -> str:
+    """The command that resumes a run as it was, for a shell: its folder has the whole config."""
+    return f"python train.py {shlex.quote(str(run / 'config.yaml'))} resume=true"
+
+
+def changed_options(recipe: LoopRecipe) -> list[str]:
+    """Describe the options in which a recipe that resumes with `resume=true` differs from that of the run."""
+    try:
+        return _changes(recipe)
+    except ValueError as error:
+        return [str(error).partition("; choose")[0]]
 
 
 def lock_run_dir(run: Path) -> FileLock:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from dalle.config import flat, to_dict
-from dalle.files import write_text
+from dalle.files import install_command, write_text
 from dalle.training.recipe import LoopRecipe, RunConfig
 from dalle.training.run.run_dir import installed
 
@@ -27,7 +27,7 @@ def check_tracker(run: RunConfig) -> None:
     if run.tracker != "none" and not installed(run.tracker):
         raise ValueError(
             f"run.tracker is {run.tracker}, which is not installed: "
-            f'pip install "dalle[{EXTRAS[run.tracker]}]", or set run.tracker=none (metrics.jsonl is always written)'
+            f"{install_command(EXTRAS[run.tracker])}, or set run.tracker=none (metrics.jsonl is always written)"
         )
 
 
@@ -51,7 +51,9 @@ def start_trackers(recipe: LoopRecipe, accelerator: Accelerator, start: int) -> 
         if accelerator.is_main_process:  # the same id, so that a resumed run continues its curves
             options = {"dir": str(run.dir), "id": _wandb_id(run.dir, start), "resume": "allow"}
     try:
-        accelerator.init_trackers(run.dir.name, config=_options(recipe), init_kwargs={run.tracker: options})
+        # The name is a folder below the run's for TensorBoard, and the project for Weights & Biases
+        name = "tensorboard" if run.tracker == "tensorboard" else run.dir.name
+        accelerator.init_trackers(name, config=_options(recipe), init_kwargs={run.tracker: options})
     except refusal as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(

@@ -77,13 +77,16 @@ class PriorTask(Task):
         """Embed images and captions; randomness comes from each pair's seed, whichever process has the pair."""
         recipe, tokenizer = self.recipe, self.clip.tokenizer
         assert tokenizer is not None
-        ids = tokenizer.encode(batch.captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds)
         random = PairRandom(batch.seeds, _NOISE_STREAM, self.device)
-        dropped, time = random.uniform(2).unbind(1)
+        number, time = random.uniform(2).unbind(1)
+        dropped, captions = number < recipe.caption_dropout, batch.captions
+        if recipe.model.null_caption == "empty":
+            captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
+        ids = tokenizer.encode(captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds)
         return Inputs(
             self.clip.encode_image(batch.unit_images(self.device), normalize=False),
             self.clip.text_states(to_device(self.device, ids)),
-            dropped < recipe.caption_dropout,
+            dropped,
             time,
             random.normal(recipe.model.embed_dim),
         )

@@ -36,7 +36,7 @@ def clip(tiny_parts: Path) -> CLIP:
 
 
 def patches(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
-    """Large patches of colour, which even random weights tell apart."""
+    """Large patches of color, which even random weights tell apart."""
     cells = np.random.default_rng(seed).integers(0, 2, (2, 2, 3), dtype=np.uint8) * 255
     cells[0, 0] = np.random.default_rng(seed).integers(0, 256, 3, dtype=np.uint8)
     return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
@@ -100,7 +100,7 @@ def test_where_filters_select_rows_and_wrong_ones_are_refused(index: ImageIndex)
     assert all("holiday" in hit.path for hit in wide)
     assert len(index.search("a", top=31, where=["caption~दिल"])) == 10
     assert index.search("a", where=["width=9999"]) == []
-    for wrong in ("width", "colour=red", "width~3", "width>=wide", "path>3", ""):
+    for wrong in ("width", "color=red", "width~3", "width>=wide", "path>3", ""):
         with pytest.raises(ValueError, match="filter"):
             index.search("a", where=[wrong])
 
@@ -174,8 +174,8 @@ def test_approximate_search_gives_the_exact_hits(
 def test_approximate_index_has_high_recall(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     random = np.random.default_rng(0)
-    centres = random.standard_normal((200, 32))
-    vectors = centres[random.integers(0, 200, 20_000)] + 0.5 * random.standard_normal((20_000, 32))
+    centers = random.standard_normal((200, 32))
+    vectors = centers[random.integers(0, 200, 20_000)] + 0.5 * random.standard_normal((20_000, 32))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     blocks = np.array_split(vectors, 3)
     ann.build(blocks, tmp_path / "near.faiss")

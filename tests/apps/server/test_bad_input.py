@@ -176,6 +176,19 @@ def test_requests_need_a_token_of_the_token_file(folder: Path, tmp_path: Path) -
         pass
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_clients_behind_a_proxy_are_told_apart(folder: Path, trusted: bool) -> None:
+    """By what the proxy adds, the last entry; what a client writes before it counts for nothing."""
+    with running(folder, trust_proxy=trusted, max_per_client=2) as served, served.http() as http:
+        seen: list[str] = []
+        add = served.worker.queue.add
+        served.worker.queue.add = lambda job: (seen.append(job.client), add(job))[1]  # type: ignore[method-assign]
+        for address in ("10.0.0.1, 203.0.113.7", "203.0.113.8"):
+            headers = {"X-Forwarded-For": address}
+            assert http.post("/v1/images/generations", json={"prompt": "a"}, headers=headers).status_code == 200
+    assert seen == (["203.0.113.7", "203.0.113.8"] if trusted else ["127.0.0.1"] * 2)
+
+
 def test_cross_origin_requests_are_refused_unless_allowed(folder: Path, served: Running) -> None:
     origin = {"Origin": "https://example.org"}
     with served.http() as http:

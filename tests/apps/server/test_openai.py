@@ -73,6 +73,20 @@ def test_png_metadata_reproduces_the_image(served: Running, pipe: TextToImage) -
     assert again.images[0].tobytes() == image.convert("RGB").tobytes()
 
 
+def test_seeds_above_two_to_the_53_may_be_text(served: Running, pipe: TextToImage) -> None:
+    """JavaScript has no such numbers, so the page sends and keeps seeds as text."""
+    seed = 2**53 + 1
+    answer = served.openai().images.generate(prompt="a", n=2, extra_body={"seed": str(seed)})
+    (alone,) = pipe("a", n=2, seed=seed)
+    assert answer.data is not None
+    for number, one in enumerate(answer.data):
+        place = [seed, seed + 1].index(one.seed)  # type: ignore[attr-defined]
+        image = image_of(one)
+        assert image.text["seed"] == str(seed + place)  # type: ignore[attr-defined]
+        expected = alone.images[alone.seeds.index(seed + place)]
+        assert image.convert("RGB").tobytes() == expected.tobytes(), number
+
+
 def test_images_have_the_requested_size_and_format(served: Running) -> None:
     images = served.openai().images
     answer = images.generate(prompt="a", size="1024x1024", output_format="webp", output_compression=50)  # type: ignore[call-overload]

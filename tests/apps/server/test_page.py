@@ -9,19 +9,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import dalle.apps.server
 from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.text_to_image import TextToImage
+from support.browser import chromium, opened, pixels
 from support.server import running
 from support.tiny_model import GRID, make_tiny_model
-
-_CHROMIUM = Path("/usr/bin/chromium")
 
 
 def test_page_refers_to_no_other_host(tmp_path: Path) -> None:
@@ -29,10 +27,14 @@ def test_page_refers_to_no_other_host(tmp_path: Path) -> None:
         page = http.get("/")
         assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
         links = re.findall(r'(?:src|href)="([^"]*)"', page.text)
-        files = [link for link in links if not link.startswith("data:")]
-        assert sorted(files) == ["/static/app.js", "/static/style.css"]
+        assert set(links) == {"data:,", "/static/app.js", "/static/style.css", "/docs"}
+        folder = Path(dalle.apps.server.__file__).parent / "page"
+        files = ["/docs", *(f"/static/{file.name}" for file in folder.iterdir() if file.suffix != ".html")]
+        assert len(files) > 8
         for answer in [page, *(http.get(file) for file in files)]:
             assert answer.status_code == 200 and not re.search(r"https?://|\burl\(|@import", answer.text)
+            for module in re.findall(r'(?:from|import) "([^"]*)"', answer.text):
+                assert f"/static/{module.removeprefix('./')}" in files
             policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
             assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
             assert policy["connect-src"] == "'self'" and policy["img-src"] == "'self' data: blob:"
@@ -49,24 +51,10 @@ def _drop(page: Any, data: bytes) -> None:
     page.evaluate(script, base64.b64encode(data).decode())
 
 
-def _file(page: Any) -> bytes:
-    """The file of the image in the large view."""
-    return base64.b64decode(page.locator("#download").get_attribute("href").partition(",")[2])
-
-
-def _pixels(data: bytes) -> torch.Tensor:
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not _CHROMIUM.exists():
-        pytest.skip(f"{_CHROMIUM} is missing: apt-get install chromium fonts-lohit-deva")
-    driver = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with driver.sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=str(_CHROMIUM), args=["--no-sandbox"])
+    with chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.mark.slow
@@ -82,15 +70,8 @@ def test_page_works_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pyte
         return found
 
     monkeypatch.setattr(pipe, "encode_init_image", recorded)
-    with running(folder, pipe) as served:
-        page = browser.new_page()
-        wrong: list[str] = []
-        hosts: set[str] = set()
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc or "data"))
-        page.goto(served.url)
-        page.wait_for_selector("#model:not(:empty)")
+    with running(folder, pipe) as served, opened(browser, served.url) as one:
+        page = one.go()
 
         # Draw, with the keyboard alone
         page.locator("summary", has_text="Options").click()
@@ -104,12 +85,12 @@ def test_page_works_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pyte
         scores = [float(text.removeprefix("fits ")) for text in tiles.all_inner_texts()]
         assert scores == sorted(scores, reverse=True)
         tiles.first.press("Enter")
-        drawn = _file(page)
+        drawn = one.file()
         texts: dict[str, str] = Image.open(io.BytesIO(drawn)).text  # type: ignore[attr-defined]
         assert texts["prompt"] == "लाल दिल" and json.loads(texts["options"])["temperature"] == 0.8
 
         # A mask of one cell, marked with the keyboard
-        page.click("#paint")
+        page.click("#mask-on")
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Space")
         page.click("#anew")
@@ -118,7 +99,7 @@ def test_page_works_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pyte
         assert known.logical_not().nonzero()[:, -1].tolist() == [1] and known.numel() == GRID[0] * GRID[1]
         assert "from an image" in page.locator("#history li").first.inner_text()
         tiles.first.click()
-        assert {"image", "mask"} <= json.loads(Image.open(io.BytesIO(_file(page))).text["options"]).keys()  # type: ignore[attr-defined]
+        assert {"image", "mask"} <= json.loads(Image.open(io.BytesIO(one.file())).text["options"]).keys()  # type: ignore[attr-defined]
         page.click("#close")
 
         # Dragged in: the options come back, and draw the same image
@@ -130,7 +111,7 @@ def test_page_works_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pyte
         page.click("#go")
         page.wait_for_selector("#history li:nth-child(3)")
         tiles.first.click()
-        assert torch.equal(_pixels(_file(page)), _pixels(drawn))
+        assert torch.equal(pixels(one.file()), pixels(drawn))
         page.click("#close")
 
         # On a phone nothing is wider than the screen
@@ -141,9 +122,8 @@ def test_page_works_in_a_browser(tmp_path: Path, browser: Any, monkeypatch: pyte
         page.click("#close")
 
         # What the server refuses is said in its words
-        assert wrong == [] and hosts <= {urlsplit(served.url).netloc, "data"}
+        one.check()
         page.fill("#temperature", "-1")
         page.evaluate("document.querySelector('#temperature').removeAttribute('min')")
         page.click("#go")
         page.wait_for_selector("#message:has-text('temperature')")
-        page.close()

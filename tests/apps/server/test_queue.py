@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from dalle.apps.server.batch import previews
 from dalle.apps.server.queue import FairQueue, Full, Job
-from dalle.apps.server.worker import previews
 from dalle.generation.options import SamplingConfig
 from dalle.pipelines.request import Request
 

@@ -167,3 +167,22 @@ def test_files_that_are_no_clips_give_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
     with pytest.raises(ValueError, match="or is truncated"):
         read_clip(tmp_path / "cut.safetensors")
+
+
+WRAPPERS = {"DDP": "module.{}", "torch.compile": "_orig_mod.{}", "Lightning": "model.{}"}
+WRAPPERS |= {"DDP of a compiled one": "module._orig_mod.{}", "compiled DDP": "_orig_mod.module.{}"}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_of_training_code_are_removed(
+    wrapper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a training script saves a CLIP: names with a prefix, in a checkpoint with other things."""
+    names = {WRAPPERS[wrapper].format(name): value for name, value in state("openai").items()}
+    file = tmp_path / "epoch_3.pt"
+    torch.save({"epoch": 3, "name": "x", "state_dict": names, "optimizer": {}}, file)
+    check(file, "openai", feed_forward="quick_gelu")
+    assert main(["inspect", str(file), "feed_forward=quick_gelu"]) == 0
+    removed = WRAPPERS[wrapper].removesuffix("{}").split(".")[:-1]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("- removed from its names: ") and all(f"{part}." in last for part in removed)

@@ -53,7 +53,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 
 def image(number: int) -> bytes:
-    """A grey square that tells its number."""
+    """A gray square that tells its number."""
     file = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (number,) * 3).save(file, "png")
     return file.getvalue()
@@ -337,10 +337,10 @@ def test_validation_pairs_are_not_random(tmp_path: Path) -> None:
     for stream in (False, True):
         config = CustomConfig(path=path, validation_path=path, stream=stream, crop="random", crop_share=0.3)
         held = open_data(config, "validation", SIDE)
-        centred = CustomDataset(CustomConfig(path=path, validation_path=path), "train", SIDE).pair(0, 0)
+        centered = CustomDataset(CustomConfig(path=path, validation_path=path), "train", SIDE).pair(0, 0)
         for seed in range(5):
             assert held.pair(0, seed).caption == "first"
-            assert np.array_equal(held.pair(0, seed).image, centred.image)
+            assert np.array_equal(held.pair(0, seed).image, centered.image)
         train_images = {open_data(config, "train", SIDE).pair(0, seed).image.tobytes() for seed in range(5)}
         assert len(train_images) == (1 if stream else 5)
 
@@ -626,7 +626,7 @@ def test_captions_cut_within_a_character_are_broken_records(kind: str, stream: b
 @STREAM
 @pytest.mark.parametrize("path", ["", "t.parquet", "data/train-00000-of-00001.parquet", "t.tar"])
 def test_existing_path_is_no_glob_pattern(path: str, stream: bool, tmp_path: Path) -> None:
-    """As a file, and as the folder it lies in; its neighbour, which the pattern matches, is left alone."""
+    """As a file, and as the folder it lies in; its neighbor, which the pattern matches, is left alone."""
     for folder, text in (("a[1]", "one"), ("a1", "two")):
         file = tmp_path / folder / (path or "a.png")
         file.parent.mkdir(parents=True)
@@ -815,7 +815,7 @@ def test_training_runs_on_fewer_images_than_a_batch(tmp_path: Path, capsys: pyte
     mine.mkdir()
     for number in range(4):
         Image.new("RGB", (100, 80), (60 * number, 20, 90)).save(mine / f"{number}.jpg")
-        (mine / f"{number}.txt").write_text(f"colour {number}")
+        (mine / f"{number}.txt").write_text(f"color {number}")
     (mine / "bad.jpg").write_text("hello")
     (mine / "bad.txt").write_text("hello")
     os.chdir(ROOT)

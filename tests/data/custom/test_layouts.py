@@ -320,6 +320,14 @@ def test_dots_within_tar_member_names_are_kept(tmp_path: Path) -> None:
 # ---- captions
 
 
+def test_captions_of_megabytes_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, a_png=None, a_txt="rose " * 2_000_000, b_png=None, b_txt="x" * 20_000)
+    long, solid = captions(tmp_path)
+    assert long == ("rose " * 2000).strip() and solid == "x" * 10_000
+    assert "a caption of 9,999,999 characters is cut to 10,000: 'rose rose" in caplog.text
+    assert len(caplog.text) < 10_000
+
+
 def test_clean_captions_normalizes_lines_bytes_and_numbers() -> None:
     assert clean_captions("\ufeffone\u2028two\x0bthree\u00a0 four ", lines=True) == ("one two three four",)
     assert clean_captions("one\r\ntwo\rthree\n\n four", lines=True) == ("one", "two", "three", "four")

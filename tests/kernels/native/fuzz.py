@@ -157,6 +157,8 @@ def model(case: int) -> DALLE:
         {"sandwich": True, "layer_scale": True, "rotate_values": True, "heads": 3, "head_channels": 96},
         {"feed_forward": "quick_gelu", "head_channels": 128},
         {"feed_forward": "gelu_tanh", "head_channels": 48},
+        {"feed_forward": "geglu_tanh", "heads": 4, "kv_heads": 2, "qk_norm": True, "qk_norm_kind": "own"},
+        {"heads": 3, "kv_heads": 1, "head_channels": 256, "biases": "qkv"},
     ]
     shape = TransformerConfig(**{"width": 64, "depth": 2, "heads": 2, **kinds[case % len(kinds)]})
     config = DALLEConfig(

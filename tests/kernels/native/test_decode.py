@@ -36,6 +36,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "divided": {"divide_by_max": True},
     "wide heads": {"heads": 3, "head_channels": 96},
     "narrow heads": {"heads": 4},
+    "shared keys": {"heads": 4, "kv_heads": 2, "head_channels": 32, "biases": "qkv"},
+    "one key": {"heads": 4, "kv_heads": 1, "qk_norm": True, "qk_norm_kind": "rms", "rotate_values": True},
+    "norms of heads": {"heads": 4, "kv_heads": 2, "qk_norm": True, "qk_norm_kind": "own", "norm": "rms"},
+    "geglu_tanh": {"feed_forward": "geglu_tanh", "hidden": 96, "heads": 2, "head_channels": 256},
 }
 
 
@@ -92,7 +96,7 @@ def compare(model: DALLE, batch: int, text: Tensor, sizes: tuple[int, ...], erro
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fused_step_equals_the_blocks(variant: str, eight: bool) -> None:
     shape = replace(SHAPE, **VARIANTS[variant])
-    positions = "rope" if variant in ("swiglu", "layer_scale") else "learned"
+    positions = "rope" if variant in ("swiglu", "layer_scale", "shared keys", "one key") else "learned"
     kinds = ("row", "column", "conv") if variant in ("gelu", "swiglu") else ("full",)
     model = filled(replace(CONFIG, transformer=shape, positions=positions, attention=kinds))
     if eight:
@@ -103,10 +107,10 @@ def test_fused_step_equals_the_blocks(variant: str, eight: bool) -> None:
 
 
 @compiled
-@pytest.mark.parametrize("head", [16, 32, 48, 64, 80, 96, 128])
+@pytest.mark.parametrize("head", [16, 32, 48, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_of_larger_batches_equals_the_blocks(head: int, dtype: torch.dtype) -> None:
-    shape = replace(SHAPE, heads=2, head_channels=head)
+    shape = replace(SHAPE, heads=2, kv_heads=1 if head == 64 else 2, head_channels=head)
     model = filled(replace(CONFIG, transformer=shape, attention=("full", "conv"))).to(dtype)
     cache, decoder = compare(model, 11, TEXT, (1, 1, 1, 5, 1, 2), 2e-6 if dtype == torch.float32 else 0.03)
     assert attended(cache) and not decoder.fused()
@@ -215,7 +219,7 @@ def test_without_a_compiler_torch_is_used(
             assert torch.equal(generate(model, TEXT, [[1, 2], [3]]), expected)
         assert build.library() is None
         if build.platform.system() == "Linux":
-            assert "native ones failed to compile" in caplog.text and not list(tmp_path.rglob("*.so"))
+            assert "native kernels cannot be compiled" in caplog.text and not list(tmp_path.rglob("*.so"))
         monkeypatch.setenv("CXX", "no-such-compiler")
         build.library.cache_clear()
         assert build.library() is None

@@ -12,17 +12,20 @@ struct Norm {
     float eps;
     int32_t rms;
     // A LayerNorm, or an RMSNorm if `rms`.
+
+    Norm from(int64_t channel) const { return {weight + channel, bias ? bias + channel : nullptr, eps, rms}; }
 };
 
 // New tokens attend to the cached ones, to earlier new ones and to themselves; keys and values go into the cache.
 struct Attention {
-    int64_t batch, tokens, heads, head_width, room, position, rotate_values;
+    int64_t batch, tokens, heads, kv_heads, head_width, room, position, rotate_values;
+    int64_t norm_stride;             // head_width where each head has norm weights of its own, else 0
     Norm q_norm, k_norm;
     const float *cos, *sin;          // [tokens, head_width / 2]; null without rotary positions
     const uint8_t* mask;             // 1 = may attend; [position + tokens] for each token; null: causal
     int64_t mask_batch, mask_token;  // strides of the mask from sequence to sequence and from token to token
-    void *keys, *values;             // [batch, heads, room, head_width]
-    const void* qkv;                 // [batch, tokens, 3, heads, head_width]
+    void *keys, *values;             // [batch, kv_heads, room, head_width]
+    const void* qkv;                 // [batch, tokens, heads + 2 kv_heads, head_width]
     void* mixed;                     // [batch, tokens, heads, head_width], the result
 };
 
@@ -68,25 +71,27 @@ struct CachedAttention {
     template <int VECTORS>
     void head(int64_t b, int64_t t, int64_t h, int32_t* key_index, float* weights) const {
         constexpr int64_t width = VECTORS * LANES;
-        const int64_t inner = args.heads * width, token = b * args.tokens + t, position = args.position + t,
-                      keys = position + 1;
-        const X* from = static_cast<const X*>(args.qkv) + token * 3 * inner + h * width;
-        alignas(64) float q[width], k[width], v[width];
-        for (int64_t i = 0; i < width; i += LANES) {
-            store(q + i, load(from + i)), store(k + i, load(from + inner + i)),
-                store(v + i, load(from + 2 * inner + i));
-        }
-        if (args.q_norm.weight) normalize(args.q_norm, q, q, width), normalize(args.k_norm, k, k, width);
-        if (args.cos) {
-            const float *cos = args.cos + t * width / 2, *sin = args.sin + t * width / 2;
-            rotate(q, cos, sin, width), rotate(k, cos, sin, width);
-            if (args.rotate_values) rotate(v, cos, sin, width);
-        }
-        const int64_t first = (b * args.heads + h) * args.room * width;
+        const int64_t token = b * args.tokens + t, position = args.position + t, keys = position + 1;
+        const int64_t group = args.heads / args.kv_heads, g = h / group;  // heads that share keys; which they share
+        const X* from = static_cast<const X*>(args.qkv) + token * (args.heads + 2 * args.kv_heads) * width;
+        const float *cos = args.cos + t * width / 2, *sin = args.sin + t * width / 2;
+        alignas(64) float q[width];
+        for (int64_t i = 0; i < width; i += LANES) store(q + i, load(from + h * width + i));
+        if (args.q_norm.weight) normalize(args.q_norm.from(h * args.norm_stride), q, q, width);
+        if (args.cos) rotate(q, cos, sin, width);
+        const int64_t first = (b * args.kv_heads + g) * args.room * width;
         C *key = static_cast<C*>(args.keys) + first, *value = static_cast<C*>(args.values) + first;
-        for (int64_t i = 0; i < width; i += LANES) {
-            store(key + position * width + i, load(k + i));
-            store(value + position * width + i, load(v + i));
+        if (h % group == 0) {  // the first of a group stores the new key and value
+            const X *new_key = from + (args.heads + g) * width, *new_value = new_key + args.kv_heads * width;
+            alignas(64) float k[width], v[width];
+            for (int64_t i = 0; i < width; i += LANES) store(k + i, load(new_key + i)), store(v + i, load(new_value + i));
+            if (args.q_norm.weight) normalize(args.k_norm.from(g * args.norm_stride), k, k, width);
+            if (args.cos) rotate(k, cos, sin, width);
+            if (args.cos && args.rotate_values) rotate(v, cos, sin, width);
+            for (int64_t i = 0; i < width; i += LANES) {
+                store(key + position * width + i, load(k + i));
+                store(value + position * width + i, load(v + i));
+            }
         }
         const uint8_t* mask = args.mask ? args.mask + b * args.mask_batch + t * args.mask_token : nullptr;
         int64_t count = 0;
@@ -100,7 +105,8 @@ struct CachedAttention {
         // then the next head's keys. Otherwise it is the keys and values a few positions on.
         const bool fits = count * int64_t(width * sizeof(C)) <= L2_BYTES;
         const int64_t ahead = fits ? 0 : PREFETCH_KEYS;
-        const C *next_keys = fits ? value : key, *next_values = fits ? key + args.room * width : value;
+        const C *following = (h + 1) % group ? key : key + args.room * width;  // keys of the next head
+        const C *next_keys = fits ? value : key, *next_values = fits ? following : value;
         for (int64_t s = 0; s < count; s += 4) {  // scores past `count` are overwritten below
             Floats totals[4] = {};
             for (int j = 0; j < 4; j++) {
@@ -128,7 +134,7 @@ struct CachedAttention {
             for (int i = 0; i < VECTORS; i++) mixed[i] += weights[s] * load(value + key_index[s] * width + i * LANES);
         }
         const float inverse_sum = 1 / sum(all);
-        X* to = static_cast<X*>(args.mixed) + token * inner + h * width;
+        X* to = static_cast<X*>(args.mixed) + (token * args.heads + h) * width;
         for (int i = 0; i < VECTORS; i++) store(to + i * LANES, mixed[i] * inverse_sum);
     }
 
@@ -137,15 +143,16 @@ struct CachedAttention {
         for (int64_t i = 0; i < VECTORS * LANES; i += 64 / sizeof(C)) __builtin_prefetch(row + i, 0, 2);
     }
 
-    // Sequences and heads are divided among the threads; the tokens of a sequence go in order.
+    // Sequences and heads of keys are divided among the threads; the tokens of a sequence go in order.
     template <int VECTORS>
     void all_heads() const {
         std::vector<int32_t> key_index(args.position + args.tokens + PREFETCH_KEYS + 4);
         std::vector<float> weights(args.position + args.tokens + LANES);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < args.batch * args.heads; i++)
+        for (int64_t i = 0; i < args.batch * args.kv_heads; i++)
             for (int64_t t = 0; t < args.tokens; t++)
-                head<VECTORS>(i / args.heads, t, i % args.heads, key_index.data(), weights.data());
+                for (int64_t j = 0, group = args.heads / args.kv_heads; j < group; j++)
+                    head<VECTORS>(i / args.kv_heads, t, i % args.kv_heads * group + j, key_index.data(), weights.data());
     }
 
     // Called by all threads of a team. The head widths are those of dalle/kernels/native/decode_attention.py.
@@ -158,13 +165,14 @@ struct CachedAttention {
             case 5: return all_heads<5>();
             case 6: return all_heads<6>();
             case 8: return all_heads<8>();
+            case 16: return all_heads<16>();
 #if !defined(__AVX512F__)  // narrower vectors: more of them
             case 10: return all_heads<10>();
             case 12: return all_heads<12>();
-            case 16: return all_heads<16>();
             case 20: return all_heads<20>();
             case 24: return all_heads<24>();
             case 32: return all_heads<32>();
+            case 64: return all_heads<64>();
 #endif
         }
     }

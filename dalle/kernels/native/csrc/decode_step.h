@@ -34,12 +34,13 @@ struct Step {
 namespace {
 
 // Kinds of feed-forward layers, in the order of _ACTIVATIONS in dalle/kernels/native/decode_step.py.
-enum Activation { GELU, GELU_TANH, QUICK_GELU, SWIGLU, GEGLU };
+enum Activation { GELU, GELU_TANH, QUICK_GELU, SWIGLU, GEGLU, GEGLU_TANH };
 
 inline Floats activation(Floats x, int64_t kind) {
     // gelu_tanh: x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)) equals x (1 + tanh(sqrt(2 / pi) (...))) / 2
     switch (kind) {
-        case GELU_TANH: return x * sigmoid(1.595769122f * (x + 0.044715f * x * x * x));
+        case GELU_TANH:
+        case GEGLU_TANH: return x * sigmoid(1.595769122f * (x + 0.044715f * x * x * x));
         case QUICK_GELU: return x * sigmoid(1.702f * x);
         case SWIGLU: return x * sigmoid(x);
         default: return gelu(x);

@@ -1,0 +1,184 @@
+"""A batch of images: drawn together, watched between steps, and gone on with when somebody leaves.
+
+Letters: B candidates of a batch, N image tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle.apps.server.events import Drawn, Failed, Preview, Stopping, tell
+from dalle.apps.server.metrics import Metrics
+from dalle.apps.server.queue import Job, Unit
+from dalle.generation.options import EngineOptions
+from dalle.images.transforms import to_image
+from dalle.pipelines.init_image import InitImage
+from dalle.pipelines.request import Request
+from dalle.pipelines.result import Result
+from dalle.pipelines.text_to_image import TextToImage
+
+log = logging.getLogger("dalle.server")
+
+_REST = 235  # gray of what is not drawn yet, in a preview
+
+
+class _BrokenOff(Exception):
+    """Somebody in the batch is not waited for any more; codes [B, N] have been drawn up to a token."""
+
+    def __init__(self, codes: Tensor, settled: int) -> None:
+        super().__init__(settled)
+        self.codes, self.settled = codes, settled
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a batch asks of the worker that draws it."""
+
+    let_go: Callable[[Unit], None]  # an image is finished, or not wanted any more
+    cancel: Callable[[Job], None]  # nothing of a job will be drawn any more
+    between: Callable[[], None]  # called between two steps; what it raises ends the batch
+
+
+class Batches:
+    """Draws batches. A batch's rows stand at the same token: kernels, masks and recorded steps know one position."""
+
+    def __init__(self, pipe: TextToImage, engine: EngineOptions, metrics: Metrics, host: Host) -> None:
+        self.pipe, self.engine, self.metrics, self.host = pipe, engine, metrics, host
+
+    def draw(self, units: list[Unit]) -> None:
+        """Draw units of one lead; whatever happens, each is told of and let go."""
+        self.metrics.observe("dalle_batch_size", len(units))
+        before = time.perf_counter()
+        while units:
+            try:
+                results = self._draw(units)
+            except _BrokenOff as broken:
+                units = self._left(units, broken)
+            except Exception as error:
+                if not isinstance(error, Stopping) and len({unit.job for unit in units}) > 1:
+                    log.warning("a batch of %d failed (%s); its jobs are drawn one by one", len(units), error)
+                    for job in dict.fromkeys(unit.job for unit in units):
+                        self.draw([unit for unit in units if unit.job is job])
+                    return
+                for unit in units:
+                    self.host.let_go(unit)
+                for job in dict.fromkeys(unit.job for unit in units):
+                    self.host.cancel(job)
+                    tell(job.tell, Failed(error))
+                return
+            else:
+                self.metrics.add("dalle_images_total", len(units))
+                self.metrics.add("dalle_drawing_seconds_total", time.perf_counter() - before)
+                for unit, result in zip(units, results, strict=True):
+                    self.host.let_go(unit)
+                    _tell(unit.job, Drawn(unit.index, result))
+                return
+
+    def _left(self, units: list[Unit], broken: _BrokenOff) -> list[Unit]:
+        """Who is still waited for, with the codes so far as their start."""
+        left = []
+        for unit, codes in zip(units, broken.codes, strict=True):
+            if unit.job.cancelled:
+                self.metrics.add("dalle_cancelled_images_total")
+                self.host.let_go(unit)
+                continue
+            unit.job.resumed[unit.index] = self._resumed(_init_image(unit), codes, broken.settled)
+            left.append(unit)
+        return left
+
+    def _resumed(self, given: InitImage | None, codes: Tensor, settled: int) -> InitImage:
+        """What is known of an image, and its first `settled` codes [N] too."""
+        grid = self.pipe.image_tokenizer.grid
+        known = torch.zeros(grid, dtype=torch.bool) if given is None else given.known_mask.clone()
+        own = torch.zeros(grid, dtype=torch.int64) if given is None else given.codes.reshape(-1, *grid)[0].cpu().clone()
+        known.view(-1)[:settled] = True
+        own.view(-1)[:settled] = codes[:settled].cpu()
+        return InitImage(own, known) if given is None else replace(given, codes=own, known_mask=known)
+
+    def _draw(self, units: list[Unit]) -> list[Result]:
+        """A result of one image for each unit. Seeds of one job that start alike are one request: one text."""
+        requests: list[Request] = []
+        order: list[tuple[int, int]] = []  # of each unit: request, and place in it
+        at: dict[Job, int] = {}
+        for unit in units:
+            job = unit.job
+            seed = job.request.seeds[unit.index]
+            if job in at and unit.index not in job.resumed:
+                requests[at[job]] = replace(requests[at[job]], seeds=(*requests[at[job]].seeds, seed))
+            else:
+                at[job] = len(requests)
+                requests.append(replace(job.request, seeds=(seed,), init_image=_init_image(unit)))
+            order.append((at[job], len(requests[at[job]].seeds) - 1))
+        before = [sum(len(one.seeds) for one in requests[:number]) for number in range(len(requests))]
+        rows = [before[number] + place for number, place in order]  # of each unit, in the batch's codes
+        last: int | None = None
+
+        def watch(codes: Tensor, settled: int) -> None:
+            nonlocal last
+            last = settled - 1 if last is None else last  # the first step is one token
+            self.metrics.add("dalle_image_tokens_total", len(units) * (settled - last))
+            self._between(units, rows, codes, settled, last)
+            last = settled
+
+        results = self.pipe.draw(requests, self.engine, watch=watch)
+        single = [_one(result, place) for result in results for place in range(len(result.seeds))]
+        return [single[row] for row in rows]
+
+    def _between(self, units: list[Unit], rows: list[int], codes: Tensor, settled: int, last: int) -> None:
+        """What is done between two steps."""
+        self.host.between()
+        if any(unit.job.cancelled for unit in units):
+            raise _BrokenOff(codes[rows], settled)
+        for unit, row in zip(units, rows, strict=True):
+            for number, at in enumerate(unit.job.previews):
+                if last < at <= settled:
+                    share = settled / codes.shape[1]
+                    _tell(unit.job, Preview(unit.index, self._preview(unit, codes[row], settled), number, share))
+
+    def _preview(self, unit: Unit, codes: Tensor, settled: int) -> Image.Image:
+        """The rows that are drawn of codes [N]; below them the image that is gone on from, or grey."""
+        pipe, given = self.pipe, _init_image(unit)
+        rows, columns = pipe.image_tokenizer.grid
+        pixels = pipe.image_tokenizer.decode(codes.view(1, rows, columns)).float()[0]  # [3, H, W]
+        edge = settled // columns * (pipe.image_size // rows)
+        if given is not None and given.inpaint_mask is not None and given.image is not None:
+            pixels = given.paste(pixels)
+            pixels[:, edge:] = given.image.to(pixels.device)[:, edge:]
+        else:
+            pixels[:, edge:] = _REST / 255
+        return to_image(pixels[None])
+
+
+def _init_image(unit: Unit) -> InitImage | None:
+    return unit.job.resumed.get(unit.index, unit.job.request.init_image)
+
+
+def _one(result: Result, place: int) -> Result:
+    return Result(
+        result.prompt,
+        [result.images[place]],
+        None if result.scores is None else [result.scores[place]],
+        None if result.codes is None else result.codes[place : place + 1],
+        [result.seeds[place]],
+    )
+
+
+def _tell(job: Job, event: Preview | Drawn) -> None:
+    if not job.cancelled:
+        tell(job.tell, event)
+
+
+def previews(count: int, length: int, columns: int, lead: int) -> tuple[int, ...]:
+    """After how many image tokens `count` previews are due: at the ends of rows, evenly over what is drawn."""
+    rows: Iterable[int] = range(lead // columns + 1, length // columns)
+    ends = [row * columns for row in rows]
+    if count >= len(ends):
+        return tuple(ends)
+    return tuple(ends[round((i + 1) * (len(ends) + 1) / (count + 1)) - 1] for i in range(count))

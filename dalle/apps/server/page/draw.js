@@ -1,0 +1,56 @@
+// Drawing: options, the stream of events, and the grid of candidates.
+import { $, SAMPLING, Work, attempt, call, events, fileUrl, fill, random, say, shared, tile } from "./common.js";
+import { enlarge } from "./large.js";
+import { remember } from "./history.js";
+
+export const FIELDS = ["n", "candidates", "seed", ...SAMPLING];
+const work = new Work("", $("go"));
+
+function options() {
+  const values = {};
+  for (const name of FIELDS) if ($(name).value !== "") values[name] = $(name).value;
+  values.seed ??= random();
+  if (values.candidates && +values.candidates < +values.n) values.candidates = values.n;  // all are kept then
+  return values;
+}
+
+function numbers(values) {  // a seed stays text: JavaScript has no whole numbers above 2^53, and the server has
+  return Object.fromEntries(Object.entries(values).map(
+    ([name, value]) => [name, name === "prompt" || name === "seed" ? value : Number(value)]));
+}
+
+export function draw(path = "/v1/images/generations", files = null, extra = {}) {
+  return attempt(async () => {
+    if (!shared.model) throw new Error("The model is not there yet.");
+    const values = { prompt: $("prompt").value.trim(), ...options(), ...extra };
+    const stream = { stream: true, partial_images: Math.min(64, shared.model.grid[0]) };
+    let body = { ...numbers(values), ...stream };
+    if (files) {
+      body = new FormData();
+      for (const [name, value] of Object.entries({ ...values, ...stream })) body.append(name, String(value));
+      for (const [name, file] of Object.entries(files)) body.append(name, file, `${name}.png`);
+    }
+    await work.run(async (signal) => follow(await call(path, body, signal), values, files !== null));
+  });
+}
+
+async function follow(answer, values, edited) {
+  const count = Number(values.candidates ?? values.n), tiles = [], done = [], shares = new Array(count).fill(0);
+  work.began = performance.now();
+  $("grid").replaceChildren(...Array.from({ length: count }, (_, i) => (tiles[i] = tile())));
+  for await (const event of events(answer)) {
+    if (event.error) throw new Error(event.error.message);
+    const at = event.candidate_index, seed = String(BigInt(values.seed) + BigInt(at));
+    const image = { url: fileUrl(event.b64_json), prompt: values.prompt, seed, score: event.score ?? null };
+    fill(tiles[at], image);
+    shares[at] = event.progress ?? 1;
+    if (event.type.endsWith(".completed")) {
+      done.push([tiles[at], image]);
+      if (event.notes) say(event.notes.join(" "));
+    }
+    work.at(shares.reduce((a, b) => a + b) / count);
+  }
+  for (const [button, image] of done) { button.disabled = false; button.onclick = () => enlarge(image); }
+  $("grid").replaceChildren(...done.map(([button]) => button));  // best first, where CLIP has chosen
+  if (done.length) await remember(values, done[0][1].url, edited);
+}

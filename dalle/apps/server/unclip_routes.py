@@ -1,0 +1,114 @@
+"""/v1/vary and /v1/blend: images changed through their embeddings by an unCLIP (DALL-E 2), between drawings."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
+from torch import nn
+
+from dalle import __version__
+from dalle.apps.server import inputs
+from dalle.apps.server.bodies import BlendBody, VaryBody
+from dalle.apps.server.errors import ApiError
+from dalle.apps.server.schema import json_schema
+from dalle.apps.server.tasks import LongWork
+from dalle.images.png import generation_texts, png_bytes
+from dalle.pipelines.unclip import UnCLIP
+
+
+class UnCLIPRoutes:
+    """The endpoints, for one unCLIP."""
+
+    def __init__(self, work: LongWork, pipe: UnCLIP) -> None:
+        self.work, self.pipe = work, pipe
+        self.settings = work.drawing.settings
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter(prefix="/v1", tags=["images"])
+        for path, endpoint, body in (("/vary", self.vary, VaryBody), ("/blend", self.blend, BlendBody)):
+            extra = json_schema(body)
+            router.add_api_route(path, endpoint, methods=["POST"], openapi_extra=extra, response_model=None)
+        return router
+
+    async def vary(self, request: Request) -> Response:
+        """Other images that say the same as a given one."""
+        body = await inputs.read_json(request, VaryBody)
+        self._check(body.n, body.steps)
+        image = self._image(body.image, "image")
+        options = {"eta": body.eta, "steps": body.steps}
+        return await self._answer(
+            request,
+            lambda: self.pipe.vary(image, body.n, body.eta, body.seed, body.steps),
+            [body.seed + number for number in range(body.n)],
+            options,
+            "vary",
+        )
+
+    async def blend(self, request: Request) -> Response:
+        """Images between images and texts."""
+        body = await inputs.read_json(request, BlendBody)
+        self._check(body.frames if body.weights is None else 1, body.steps)
+        items = [self._image(one, "items") if one.startswith("data:") else one for one in body.items]
+        longest = max((len(one) for one in items if isinstance(one, str)), default=0)
+        if longest > self.settings.max_prompt:
+            raise ApiError(f"items has a text of {longest:,} characters: at most {self.settings.max_prompt:,}", "items")
+        options = {"weights": body.weights, "frames": body.frames, "steps": body.steps}
+        return await self._answer(
+            request,
+            lambda: self.pipe.blend(items, body.weights, body.frames, body.seed, body.steps),
+            [body.seed],
+            options,
+            "blend",
+        )
+
+    async def _answer(
+        self,
+        request: Request,
+        make: Callable[[], Sequence[Image.Image]],
+        seeds: Sequence[int],
+        options: dict[str, Any],
+        kind: str,
+    ) -> Response:
+        def work(step: Callable[[], None], _tell: Callable[[Any], None]) -> Any:
+            step()
+            with _between_passes(self.pipe, step):
+                images = make()
+            own = [seeds[min(number, len(seeds) - 1)] for number in range(len(images))]
+            data = [self._file(image, seed, options) for image, seed in zip(images, own, strict=True)]
+            return {"created": int(time.time()), "data": data, "options": options}
+
+        return await self.work.answer(request, work, False, kind)
+
+    def _file(self, image: Image.Image, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+        texts = generation_texts("", seed, options, self.pipe.model_hash, f"dalle {__version__}")
+        return {"b64_json": base64.b64encode(png_bytes(image, texts)).decode(), "seed": seed}
+
+    def _check(self, images: int, steps: int) -> None:
+        if images > self.settings.max_n:
+            raise ApiError(f"{images} images: at most {self.settings.max_n} at a time", "n")
+        if steps > self.settings.max_steps:
+            raise ApiError(f"steps is {steps}: at most {self.settings.max_steps}", "steps")
+
+    def _image(self, text: str, param: str) -> Image.Image:
+        return inputs.read_image(inputs.from_base64(text, param), param, self.settings.max_pixels)
+
+
+@contextlib.contextmanager
+def _between_passes(pipe: UnCLIP, step: Callable[[], None]) -> Iterator[None]:
+    """Call `step` before each pass of one of the networks, of which a diffusion has hundreds."""
+    networks: list[nn.Module] = [pipe.decoder, *(one for one in (pipe.upsampler,) if one is not None)]
+    hooks = [network.register_forward_pre_hook(lambda *_: step()) for network in networks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,221 @@
+"""Anole (arXiv 2407.06135) and Lumina-mGPT (arXiv 2408.02657): Chameleon's transformer (arXiv 2405.09818), that draws.
+
+A Llama with LayerNorm on queries and keys, over one vocabulary of words and image codes, whose rows are taken apart
+here. Two layouts: that of transformers, and Meta's, where rotary positions turn neighboring channels together.
+Lumina-mGPT has the image's size in the prompt, and a new-line token behind each row of codes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.published import llama
+from dalle.checkpoints.published.heads import deinterleave
+from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
+from dalle.checkpoints.published.state import Published, derived, rename_tensors
+from dalle.checkpoints.published.text_tokenizers import find_json
+from dalle.generation.options import SamplingConfig
+from dalle.models.dalle_config import DALLEConfig
+from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
+
+_FAMILIES = {False: "an Anole (Chameleon)", True: "a Lumina-mGPT (Chameleon)"}
+LICENSE = "Chameleon Research License, not for commercial use (huggingface.co/facebook/chameleon-7b)"
+SAMPLING = SamplingConfig(guidance=3.0, temperature=0.7, top_p=0.9)
+LUMINA_SAMPLING = SamplingConfig(guidance=4.0, top_k=2000)
+IMAGES = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
+_VQ_NAMES = ("vqgan.ckpt", "tokenizer/vqgan.ckpt")
+_ROWS, _LUMINA_ROWS = 32, 48  # 512 and 768 pixels
+_CELL = 16  # pixels of a code
+_BEGIN, _PAD, _TURN, _IMAGE = "<s>", "<pad>", "<reserved08706>", "<racm3:break>"
+_NEW_LINE, _NUMBERS = "<reserved08799>", 8800  # the number n is called <reserved0880n>
+_LUMINA_TEMPLATE = "Generate an image of {size}x{size} according to the following prompt:\n{{}}"
+_LAYER = r"layers\.(\d+)\."
+_BLOCK = r"transformer.blocks.\1."
+_RULES = (
+    *llama.rules("model"),
+    (rf"model\.{_LAYER}self_attn\.([qk]_norm)\.(weight|bias)", _BLOCK + r"attention.\2.\3"),
+    (r"lm_head\.weight", "head"),
+)
+_RULES_META = (
+    (r"tok_embeddings\.weight", "text_embedding.weight"),
+    (rf"{_LAYER}attention\.w([qkv])\.weight", _BLOCK + r"attention.\2"),
+    (rf"{_LAYER}attention\.wo\.weight", _BLOCK + "attention.out.weight"),
+    (rf"{_LAYER}attention\.([qk])_normalization\.(weight|bias)", _BLOCK + r"attention.\2_norm.\3"),
+    (rf"{_LAYER}feed_forward\.w1\.weight", _BLOCK + "feed_forward.gate"),
+    (rf"{_LAYER}feed_forward\.w2\.weight", _BLOCK + "feed_forward.down"),
+    (rf"{_LAYER}feed_forward\.w3\.weight", _BLOCK + "feed_forward.up"),
+    (rf"{_LAYER}attention_norm\.weight", _BLOCK + "attention_norm.weight"),
+    (rf"{_LAYER}ffn_norm\.weight", _BLOCK + "feed_forward_norm.weight"),
+    (r"norm\.weight", "transformer.norm.weight"),
+    (r"output\.weight", "head"),
+)
+_DROPPED = r"model\.vqmodel\..+|rope\.freqs|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+
+
+def is_of(names: Iterable[str]) -> bool:
+    """Whether tensors, by their published names, are of this family."""
+    wanted = r"model\.layers\.0\.self_attn\.q_norm\.bias|layers\.0\.attention\.q_normalization\.(weight|bias)"
+    return any(re.fullmatch(wanted, name) for name in names)
+
+
+def consolidated(folder: Path) -> Path | None:
+    """The weight file in a folder of Meta's layout; None if it has another."""
+    found = sorted(folder.glob("models/*/consolidated.pth"))
+    return found[0] if len(found) == 1 else None
+
+
+def load(files: llama.Files) -> llama.LanguageModel:
+    """Read an Anole as `load_lumina` reads a Lumina-mGPT."""
+    return _load(files, lumina=False)
+
+
+def load_lumina(files: llama.Files) -> llama.LanguageModel:
+    """Read a Lumina-mGPT with its text tokenizer, and its image tokenizer if that is in the same folder.
+
+    Raises:
+        ValueError: it is of something else, incomplete, or cannot draw.
+    """
+    return _load(files, lumina=True)
+
+
+def _load(files: llama.Files, lumina: bool) -> llama.LanguageModel:
+    meta = "tok_embeddings.weight" in files.tensors
+    folder, settings = files.folder, files.settings
+    if meta:  # models/7b/consolidated.pth beside params.json, tokenizer/text_tokenizer.json
+        folder = next((place for place in files.folder.parents if (place / "tokenizer").is_dir()), files.folder)
+        settings = llama.read_settings(files.folder / "params.json")
+    rows = llama.grid_rows(files.given, _lumina_rows(files.source) if lumina else _ROWS)
+    words = text_tokenizer(
+        find_json(folder / "tokenizer", "text_tokenizer.json") if meta else find_json(folder),
+        llama.word_count(files.tensors),
+        rows if lumina else None,
+    )
+    model = read(files.tensors, settings, words, rows, files.given, lumina=lumina)
+    file = next((folder / name for name in _VQ_NAMES if (folder / name).is_file()), None)
+    images = None if file is None else read_image_tokenizer(file)
+    return llama.LanguageModel(model, words, LUMINA_SAMPLING if lumina else SAMPLING, images, IMAGES)
+
+
+def read(
+    published: dict[str, Tensor],
+    settings: Mapping[str, Any],
+    words: JSONTokenizer,
+    rows: int,
+    given: Mapping[str, Any],
+    *,
+    lumina: bool = False,
+) -> Published:
+    """Convert the tensors of a checkpoint.
+
+    Args:
+        published: tensors by their published names.
+        settings: content of config.json or params.json; {} if there is none.
+        words: the text tokenizer, which says which ids are image codes.
+        rows: rows of image codes.
+        given: the user's options: `heads`.
+        lumina: whether it is a Lumina-mGPT.
+
+    Raises:
+        ValueError: they are of something else, incomplete, or without a head for image codes.
+    """
+    meta = "tok_embeddings.weight" in published
+    rules = _RULES_META if meta else _RULES
+    if settings.get("swin_norm"):
+        raise ValueError("its norms stand behind attention and feed-forward (a Chameleon 30B), which is not supported")
+    tensors, dropped = rename_tensors(published, rules, _DROPPED, recognized=True)
+    state, transformer, base = llama.fuse(tensors, settings, given, llama.Blocks(rules, interleaved=meta, eps=1e-5))
+    for layer in range(transformer.depth):
+        for name in (f"transformer.blocks.{layer}.attention.{p}_norm.{w}" for p in "qk" for w in ("weight", "bias")):
+            own = llama.take(tensors, name, rules)
+            state[name] = _per_head(own, transformer.heads, transformer.head_width, meta)
+    codes = code_ids(words.vocabulary)
+    table, head = tensors["text_embedding.weight"], llama.take(tensors, "head", rules)
+    del state["head"]
+    if int(codes.max()) >= min(len(table), len(head)):
+        raise ValueError(f"its tables have {len(table)} and {len(head)} rows, its tokenizer codes up to {codes.max()}")
+    if not head[codes[0]].any():
+        raise ValueError("its head for image codes is zero (a Chameleon as Meta published it): it draws no images")
+    inputs = torch.cat((codes, torch.tensor([words.id_of(_NEW_LINE)]))) if lumina else codes
+    state["image_embedding.weight"], state["image_head.weight"] = _rows(table, inputs), _rows(head, codes)
+    config = DALLEConfig(
+        transformer=replace(transformer, qk_norm=True, qk_norm_kind="own"),
+        text_vocab=len(table),
+        text_length=llama.TEXT_LENGTH,
+        image_vocab=len(codes),
+        grid=(rows, rows),
+        row_ends=lumina,
+        positions="rope_1d",
+        rope_base=base,
+        pad_id=words.pad_id,
+        padding="left",
+        null_ids=words.end[1:] if lumina else (words.id_of(_BEGIN), words.id_of(_IMAGE)),
+        text_head=False,
+        head_bias=False,
+    )
+    return Published(_FAMILIES[lumina], LICENSE, config, state, dropped, rules)
+
+
+def text_tokenizer(content: bytes, words: int, lumina_rows: int | None = None) -> JSONTokenizer:
+    """The text tokenizer with the prompt of the project's own script.
+
+    Args:
+        content: tokenizer.json or text_tokenizer.json.
+        words: size of the model's text embedding.
+        lumina_rows: of a Lumina-mGPT, rows of codes: its prompt has the size of the image in it.
+
+    Raises:
+        ValueError: it is another tokenizer, or a Lumina-mGPT has an odd number of rows.
+    """
+    template, end = "{}", [_TURN, _IMAGE]
+    if lumina_rows is not None:
+        if lumina_rows % 2:
+            raise ValueError(f"grid is {lumina_rows}; a Lumina-mGPT draws an even number of rows of image tokens")
+        template = _LUMINA_TEMPLATE.format(size=lumina_rows * _CELL)
+        end += [f"<reserved{_NUMBERS + lumina_rows // 2:05d}>"] * 2  # in cells of 32 pixels, height and width
+    config = JSONTokenizerConfig(vocab_size=words, pad=_PAD, begin=_BEGIN, template=template, end=tuple(end))
+    return JSONTokenizer(config, content)
+
+
+def _lumina_rows(source: Path) -> int:
+    """Rows of codes by the size in the name of a repository."""
+    size = re.search(r"lumina-mgpt.*?-(512|768|1024)(?!\d)", str(source).lower())
+    return int(size[1]) // _CELL if size else _LUMINA_ROWS
+
+
+def code_ids(vocabulary: Mapping[str, int]) -> Tensor:
+    """The ids of the image codes in their order, int64 [V]: code 10 is called IMGIMGBAZ, its digits as letters.
+
+    Raises:
+        ValueError: there are none, or not all up to the last.
+    """
+    found = {}
+    for name, number in vocabulary.items():
+        if match := re.fullmatch(r"IMGIMG([A-J]{1,9})Z", name):
+            found[int("".join(str(ord(letter) - ord("A")) for letter in match[1]))] = number
+    if not found or sorted(found) != list(range(len(found))):
+        raise ValueError(f"its text tokenizer names {len(found)} image codes (IMGIMG...Z), not all from 0 on")
+    return torch.tensor([found[code] for code in range(len(found))])
+
+
+def _rows(table: Tensor, rows: Tensor) -> LazyTensor:
+    return derived([table], torch.Size((len(rows), *table.shape[1:])), lambda: table[rows])
+
+
+def _per_head(norm: Tensor, heads: int, width: int, interleaved: bool) -> LazyTensor:
+    """Weights or biases of a norm, [D] or [H, D], as [H, 1, D] in the order of our rotary channels."""
+
+    def make() -> Tensor:
+        own = norm[..., deinterleave(width)] if interleaved else norm
+        return own.expand(heads, width)[:, None].clone()
+
+    if tuple(norm.shape) not in ((width,), (heads, width)):
+        raise ValueError(f"its norms on queries and keys are {list(norm.shape)}, expected {[heads, width]}")
+    return derived([norm], torch.Size((heads, 1, width)), make)

@@ -1,0 +1,255 @@
+"""Decoder blocks of Llama's kind (arXiv 2302.13971), and what else language models that draw have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.published.heads import deinterleave, heads_of
+from dalle.checkpoints.published.state import Published, concat_lazy, count, derived, published_name, shape
+from dalle.generation.options import SamplingConfig
+from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
+from dalle.text_tokenizers import JSONTokenizer
+
+SETTINGS = "config.json"
+TEXT_LENGTH = 256
+"""Longest prompt of a language model that draws, in tokens; longer ones are cut."""
+_BLOCK = r"transformer.blocks.\1."
+_HEAD_WIDTH = 128  # of all Llamas from 2048 channels on
+_EPS, _BASE = 1e-6, 10_000.0  # what LlamaConfig has where a config.json does not say
+_ACTIVATIONS: dict[Any, FeedForwardKind] = {"silu": "swiglu"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a language model.
+
+    Attributes:
+        source: file or folder that the user gave.
+        folder: where its text tokenizer and its config.json are.
+        tensors: tensors by their published names.
+        settings: content of config.json; {} if there is none.
+        given: the user's options.
+    """
+
+    source: Path
+    folder: Path
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    given: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model that draws, with its text tokenizer.
+
+    Attributes:
+        model: the transformer.
+        text_tokenizer: with the prompt of its family.
+        sampling: its project's default sampling options.
+        image_tokenizer: if it is in the same files.
+        image_source: hub id of the image tokenizer otherwise; "" if unknown.
+    """
+
+    model: Published
+    text_tokenizer: JSONTokenizer
+    sampling: SamplingConfig
+    image_tokenizer: Published | None = None
+    image_source: str = ""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a family's blocks differ from Llama's.
+
+    Attributes:
+        rules: renaming rules of the whole family, for messages.
+        activations: names of activations in config.json, and ours; None there means that it does not say.
+        head_width: channels of a head where config.json does not say; None: width / heads.
+        interleaved: whether neighboring channels are rotated together, as in Meta's own layout.
+        eps: added to the variance in norms where config.json does not say.
+    """
+
+    rules: Sequence[tuple[str, str]]
+    activations: Mapping[Any, FeedForwardKind] = field(default_factory=lambda: _ACTIVATIONS | {None: "swiglu"})
+    head_width: int | None = None
+    interleaved: bool = False
+    eps: float = _EPS
+
+
+def rules(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Renaming rules for the tensors under `prefix`, a pattern, to ours before `fuse`."""
+    layer = rf"{prefix}\.layers\.(\d+)\."
+    return (
+        (rf"{prefix}\.embed_tokens\.weight", "text_embedding.weight"),
+        (rf"{layer}self_attn\.([qkv])_proj\.weight", _BLOCK + r"attention.\2"),
+        (rf"{layer}self_attn\.o_proj\.weight", _BLOCK + "attention.out.weight"),
+        (rf"{layer}mlp\.(gate|up|down)_proj\.weight", _BLOCK + r"feed_forward.\2"),
+        (rf"{layer}input_layernorm\.weight", _BLOCK + "attention_norm.weight"),
+        (rf"{layer}post_attention_layernorm\.weight", _BLOCK + "feed_forward_norm.weight"),
+        (rf"{prefix}\.norm\.weight", "transformer.norm.weight"),
+    )
+
+
+def take(tensors: Mapping[str, Tensor], name: str, names: Sequence[tuple[str, str]]) -> Tensor:
+    """A tensor by our name.
+
+    Raises:
+        ValueError: it is missing; the message has the published name, by the rules `names`.
+    """
+    if name not in tensors:
+        raise ValueError(f"it has no tensor {published_name(name, names) or name}: it is incomplete")
+    return tensors[name]
+
+
+def word_count(published: Mapping[str, Tensor]) -> int:
+    """The number of ids that a model's text embedding has rows for, by its published names.
+
+    Raises:
+        ValueError: there is no such tensor.
+    """
+    ends = ("embed_tokens.weight", "tok_embeddings.weight")
+    name = next((name for name in published if name.endswith(ends)), ends[0])
+    return shape(published, name, 2)[0]
+
+
+def fuse(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], given: Mapping[str, Any], blocks: Blocks
+) -> tuple[dict[str, Tensor | LazyTensor], TransformerConfig, float]:
+    """Fuse what our blocks have in one matrix: queries, keys and values; gate and up.
+
+    Args:
+        tensors: tensors by the names that `rules` gives.
+        settings: the language model's part of config.json, perhaps without some entries.
+        given: the user's options, perhaps with `heads`.
+        blocks: how the family differs from Llama.
+
+    Returns:
+        Tensors by our names, the transformer's config, and the base of its rotary positions.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape, or the config asks for what is not supported.
+    """
+    width = take(tensors, "text_embedding.weight", blocks.rules).shape[-1]
+    depth = count(tensors, r"transformer\.blocks\.(\d+)\.")
+    inner, kept = (take(tensors, f"transformer.blocks.0.attention.{p}", blocks.rules).shape[0] for p in "qk")
+    heads, head = _heads(inner, settings, given, blocks)
+    state: dict[str, Tensor | LazyTensor] = dict(tensors)
+    for layer in range(depth):
+        place = f"transformer.blocks.{layer}."
+        q, k, v, gate, up, down = (
+            take(tensors, place + part, blocks.rules)
+            for part in (*(f"attention.{p}" for p in "qkv"), *(f"feed_forward.{p}" for p in ("gate", "up", "down")))
+        )
+        for part in (
+            "attention.q",
+            "attention.k",
+            "attention.v",
+            *(f"feed_forward.{p}" for p in ("gate", "up", "down")),
+        ):
+            del state[place + part]
+        if k.shape != v.shape or not k.shape[0] or k.shape[0] % head or q.shape[0] % k.shape[0]:
+            shapes = f"queries {list(q.shape)}, keys {list(k.shape)}, values {list(v.shape)}"
+            raise ValueError(f"layer {layer} has {shapes}, which are not whole heads of {head} channels")
+        state[f"{place}attention.qkv.weight"] = (
+            _half_split(q, k, v, head) if blocks.interleaved else concat_lazy(q, k, v)
+        )
+        state[f"{place}feed_forward.up.weight"] = concat_lazy(gate, up)
+        state[f"{place}feed_forward.down.weight"] = down
+    config = TransformerConfig(
+        width=width,
+        depth=depth,
+        heads=heads,
+        kv_heads=None if kept == inner else kept // head,
+        head_channels=None if heads * head == width else head,
+        hidden=tensors["transformer.blocks.0.feed_forward.gate"].shape[0],
+        feed_forward=_activation(settings, blocks),
+        norm="rms",
+        norm_eps=float(settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
+        biases="none",
+    )
+    return state, config, _rope_base(settings)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The content of a config.json; {} if there is none.
+
+    Raises:
+        ValueError: it is not valid JSON.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} is not valid JSON: download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a config.json of Hugging Face: download it again")
+    return content
+
+
+def section(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The first of these parts of a config.json that is there; {} if none is."""
+    return next((dict(part) for name in names if isinstance(part := settings.get(name), dict)), {})
+
+
+def grid_rows(given: Mapping[str, Any], rows: object) -> int:
+    """The rows of image tokens: as given, else `rows`.
+
+    Raises:
+        ValueError: it is not a whole number above 0.
+    """
+    found = given.get("grid", rows)
+    if not isinstance(found, int) or found < 1:
+        raise ValueError(f"grid is {found!r}; give its rows of image tokens, such as grid=24")
+    return found
+
+
+def _heads(inner: int, settings: Mapping[str, Any], given: Mapping[str, Any], blocks: Blocks) -> tuple[int, int]:
+    """The number of heads and the channels of each, of `inner` channels in all."""
+    width = settings.get("head_dim") or blocks.head_width or _HEAD_WIDTH
+    known = {inner: inner // width} if isinstance(width, int) and inner % width == 0 else {}
+    for name in ("num_attention_heads", "n_heads"):
+        if isinstance(settings.get(name), int):
+            known = {inner: settings[name]}
+    heads = heads_of(inner, known, given)
+    return heads, inner // heads
+
+
+def _half_split(q: Tensor, k: Tensor, v: Tensor, head: int) -> LazyTensor:
+    """Queries, keys and values [3 H D, C], the first two from interleaved to half-split rotary channels."""
+
+    def make() -> Tensor:
+        order = deinterleave(head)
+        turned = (part.unflatten(0, (-1, head))[:, order].flatten(0, 1) for part in (q, k))
+        return torch.cat((*turned, v))
+
+    return derived((q, k, v), torch.Size((q.shape[0] + k.shape[0] + v.shape[0], *q.shape[1:])), make)
+
+
+def _activation(settings: Mapping[str, Any], blocks: Blocks) -> FeedForwardKind:
+    name = settings.get("hidden_activation") or settings.get("hidden_act")
+    if name not in blocks.activations:
+        expected = ", ".join(str(one) for one in blocks.activations if one is not None)
+        raise ValueError(f"its activation is {name!r}, which is not supported: expected {expected}")
+    return blocks.activations[name]
+
+
+def _rope_base(settings: Mapping[str, Any]) -> float:
+    """The base of the rotary positions; newer files have it in a section with the kind of scaling.
+
+    Raises:
+        ValueError: positions are scaled.
+    """
+    rope = section(settings, "rope_parameters", "rope_scaling")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"its rotary positions are scaled ({kind}), which is not supported")
+    return float(rope.get("rope_theta", settings.get("rope_theta", _BASE)))

@@ -1,0 +1,144 @@
+"""Files of prompts for `dalle sample --prompts-file`: text, CSV, JSON lines, Parquet. Does not import torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dalle.generation.options import SamplingConfig
+
+SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
+_SAMPLING = tuple(one.name for one in fields(SamplingConfig))
+_WHOLE = ("seed", "n", "keep", "top_k", "guidance_until")
+_KEYS = ("prompt", "seed", "n", "keep", *_SAMPLING)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One prompt of a file, with what it sets for itself; None or missing: as the command line says."""
+
+    place: str
+    """Where it stands, for error messages."""
+    prompt: str
+    seed: int | None = None
+    n: int | None = None
+    keep: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Options of `SamplingConfig`."""
+
+
+def read_prompts(path: Path) -> list[PromptRow]:
+    """Read all prompts of a file.
+
+    Args:
+        path: .txt (a prompt a line), .csv (with a header), .jsonl (an object a line) or .parquet. Columns and keys are
+            `prompt` and, where a prompt differs from the command line, `seed`, `n`, `keep` and the sampling options.
+
+    Raises:
+        ValueError: the file cannot be read, or a row is not a prompt; the message names it.
+    """
+    readers = {".txt": _text, ".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: expected a file of prompts that ends in {', '.join(SUFFIXES)}")
+    try:
+        rows = list(readers[path.suffix](path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not rows:
+        raise ValueError(f"{path} has no prompt")
+    return rows
+
+
+def _text(path: Path) -> Iterator[PromptRow]:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            prompt = line.rstrip("\r\n")
+            if not prompt.strip():
+                raise ValueError(
+                    f"{path}, line {number} is blank: remove it, or use .jsonl with "
+                    '{"prompt": ""} for images without a caption'
+                )
+            yield PromptRow(f"line {number}", prompt)
+
+
+def _csv(path: Path) -> Iterator[PromptRow]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for number, cells in enumerate(reader, 1):
+                place = f"row {number}"
+                if None in cells or None in cells.values():
+                    raise ValueError(f"{path}, {place} has not as many cells as the header")
+                yield _row(path, place, {key: _cell(key, text) for key, text in cells.items()})
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+
+
+def _cell(key: str, text: str) -> Any:
+    """A cell as the type of its column; an empty one is not given, and text that is no number stays text."""
+    if key not in _KEYS or key == "prompt":
+        return text
+    if not text.strip():
+        return None
+    try:
+        return int(text) if key in _WHOLE else float(text)
+    except ValueError:
+        return text
+
+
+def _json_lines(path: Path) -> Iterator[PromptRow]:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            place = f"line {number}"
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, {place} is not JSON: {error}") from None
+            if not isinstance(values, dict):
+                raise ValueError(f'{path}, {place}: expected an object such as {{"prompt": "a red heart", "seed": 7}}')
+            yield _row(path, place, values)
+
+
+def _parquet(path: Path) -> Iterator[PromptRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            if "prompt" not in file.schema_arrow.names:
+                raise ValueError(f"{path} has no column prompt, but {', '.join(file.schema_arrow.names)}")
+            for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in _KEYS]):
+                for values in batch.to_pylist():
+                    number += 1
+                    given = {key: None if value != value else value for key, value in values.items()}  # NaN: none
+                    yield _row(path, f"row {number}", given)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is not a Parquet file, or is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _row(path: Path, place: str, values: Mapping[Any, Any]) -> PromptRow:
+    """A checked row; ranges of the options are checked once the model is there, whose defaults they change."""
+    unknown = [key for key in values if key not in _KEYS]
+    if unknown:
+        raise ValueError(f"{path}, {place}: unknown {unknown[0]!r}; known are {', '.join(_KEYS)}")
+    given = {key: value for key, value in values.items() if value is not None}
+    prompt = given.pop("prompt", None)
+    if not isinstance(prompt, str):
+        shown = "missing" if prompt is None else f"{prompt!r}, not text"
+        raise ValueError(f"{path}, {place}: prompt is {shown}")
+    for key, value in given.items():
+        kinds = int if key in _WHOLE else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            wanted = "a whole number" if key in _WHOLE else "a number"
+            raise ValueError(f"{path}, {place}: {key} is {value!r}; it must be {wanted}")
+    sampling = {key: given.pop(key) for key in _SAMPLING if key in given}
+    return PromptRow(place, prompt, **given, sampling=sampling)

@@ -1,0 +1,142 @@
+"""Text tokenizers that Hugging Face's `tokenizers` reads from a tokenizer.json, with the prompt that a model expects.
+
+What such a file declares (normalizer, pre-tokenizer, merges, added tokens) differs from model to model, and a small
+difference gives other ids in silence: so the library that defines the format reads it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from dalle.config import config
+from dalle.config.ranges import Size
+from dalle.text_tokenizers.base import TextTokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MODEL_FILE = "tokenizer.json"
+_CAPTION = "{}"
+
+
+@config
+class JSONTokenizerConfig:
+    """Config of a tokenizer.json and the prompt around a caption."""
+
+    kind: Literal["tokenizer_json"] = "tokenizer_json"
+    """A tokenizer.json of Hugging Face's library `tokenizers`."""
+    vocab_size: Size = 2**17
+    """Number of ids that the model knows, at least as many as the file has tokens."""
+    pad: str = "<pad>"
+    """Token that fills rows up to their length."""
+    begin: str = ""
+    """Token at the start of every row, for which the caption's own text is not searched; empty: none."""
+    template: str = _CAPTION
+    """The prompt, with {} for the caption; may have tokens of the vocabulary in it."""
+    end: tuple[str, ...] = ()
+    """Tokens at the end of every row."""
+    strip: bool = False
+    """Remove white space around the caption."""
+
+    def __post_init__(self) -> None:
+        if self.template.count(_CAPTION) != 1:
+            raise ValueError(f"template is {self.template!r}; it must have {_CAPTION} once, where the caption goes")
+
+
+class JSONTokenizer(TextTokenizer):
+    """Rows are the begin token and the prompt's tokens; where a row is cut, what follows the caption is kept."""
+
+    config: JSONTokenizerConfig
+
+    def __init__(self, config: JSONTokenizerConfig, content: bytes) -> None:
+        """Build from the bytes of a tokenizer.json.
+
+        Raises:
+            ValueError: it is no such file, has no token of a name that the config has, or has too many; or the library
+                is not installed.
+        """
+        super().__init__(config)
+        self._content = content
+        self._tokenizer = _read(content)
+        self.vocab_size = config.vocab_size
+        last = max(self.vocabulary.values(), default=-1)
+        if last >= config.vocab_size:
+            raise ValueError(
+                f"this tokenizer.json has tokens up to id {last}, the model knows {config.vocab_size}: it is another's"
+            )
+        self.pad_id = self.id_of(config.pad)
+        self.begin = (self.id_of(config.begin),) if config.begin else ()
+        self.end = tuple(map(self.id_of, config.end))
+        self._before, _, self._after = config.template.partition(_CAPTION)
+        self._kept = len(self._ids(self._after)) + len(self.end)  # at the end of a row that is cut
+
+    def __reduce__(self) -> tuple[type[JSONTokenizer], tuple[JSONTokenizerConfig, bytes]]:
+        return JSONTokenizer, (self.config, self._content)
+
+    def id_of(self, token: str) -> int:
+        """The id of a token by its name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found: int | None = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(f"this tokenizer.json has no token {token!r}: it is another model's, or an early version")
+        return found
+
+    def files(self) -> Mapping[str, bytes]:
+        """tokenizer.json, unchanged."""
+        return {MODEL_FILE: self._content}
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens and their ids."""
+        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return found
+
+    def pad(self, rows: Sequence[Sequence[int]], width: int) -> Tensor:
+        """Pad or truncate rows of ids to int64 [B, width]; of a truncated row the prompt's end is kept."""
+        if width <= self._kept:
+            raise ValueError(f"length is {width}; the prompt alone ends with {self._kept} tokens: give more")
+        end = [len(row) - self._kept for row in rows]
+        cut = [
+            row if len(row) <= width else [*row[: width - self._kept], *row[at:]]
+            for row, at in zip(rows, end, strict=True)
+        ]
+        return super().pad(cut, width)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _tokenize(self, texts: Sequence[str], dropout: float, rngs: Sequence[random.Random]) -> list[list[int]]:
+        if dropout:
+            raise ValueError("a tokenizer.json has no BPE dropout here: set bpe_dropout=0")
+        captions = (text.strip() if self.config.strip else text for text in texts)
+        return [self._ids(f"{self._before}{caption}{self._after}") for caption in captions]
+
+    def _detokenize(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text.removeprefix(self._before).removesuffix(self._after)
+
+
+def _read(content: bytes) -> Tokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError(
+            'a tokenizer.json is read by the library tokenizers: pip install "dalle[tokenizers]" (or tokenizers)'
+        ) from None
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises plain Exceptions
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"these {len(content)} bytes are not a tokenizer.json ({reason:.100})") from None
+    # A file may say how rows are cut and padded, which is decided here
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,344 @@
+"""The page in a browser, part by part: stop, going on, masks by mouse, history, tabs, seeds, tokens, accessibility."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dalle
+from dalle.apps.search import ImageIndex
+from dalle.apps.vqgan_clip.optimize import Painter
+from dalle.pipelines.init_image import InitImage
+from dalle.pipelines.text_to_image import TextToImage
+from dalle.pipelines.unclip import UnCLIP
+from support.browser import Opened, chromium, opened, pixels, violations
+from support.server import Running, running
+from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_unclip import make_tiny_unclip
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToImage:
+    return TextToImage.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, pipe: TextToImage) -> Iterator[Running]:
+    """With all there is: an index, a CLIP, an unCLIP."""
+    root = folder.parent
+    (root / "photos").mkdir()
+    for seed in range(5):
+        picture(seed).save(root / "photos" / f"{seed}.png")
+    ImageIndex.build(root / "photos.index", root / "photos", clip=dalle.load_clip(root / "clip"))
+    unclip = UnCLIP.from_pretrained(make_tiny_unclip(root / "two"), device="cpu")
+    with running(folder, pipe, unclip, index=root / "photos.index") as one:
+        yield one
+
+
+@pytest.fixture
+def there(browser: Any, served: Running) -> Iterator[Opened]:
+    with opened(browser, served.url) as one:
+        one.go()
+        yield one
+
+
+def picture(seed: int) -> Image.Image:
+    cells = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((64, 64), Image.Resampling.NEAREST)
+
+
+def png(seed: int) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return {"name": f"{seed}.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def draw(one: Opened, prompt: str, **options: str) -> None:
+    """Draw and wait for the images."""
+    page = one.page
+    page.locator("#options").evaluate("element => { element.open = true; }")
+    for name, value in {"n": "1", "candidates": "", "seed": "7", **options}.items():
+        page.fill(f"#{name}", value)
+    page.fill("#prompt", prompt)
+    before = page.locator("#history li").count()
+    page.click("#go")
+    page.wait_for_selector(f"#history li:nth-child({before + 1})")
+
+
+def kept_rows(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What each later call keeps of an image, [h, w]."""
+    found: list[torch.Tensor] = []
+    original = pipe.encode_init_image
+
+    def recorded(*args: Any) -> InitImage | None:
+        given = original(*args)
+        if given is not None:
+            found.append(given.known_mask)
+        return given
+
+    monkeypatch.setattr(pipe, "encode_init_image", recorded)
+    return found
+
+
+def test_stop_ends_the_work_and_the_next_one_is_drawn(
+    there: Opened, served: Running, pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middle, go, settled_at = threading.Event(), threading.Event(), []
+    original = pipe.draw
+
+    def slow(*args: Any, watch: Any, **options: Any) -> Any:
+        def watching(codes: Any, settled: int) -> None:
+            settled_at.append(settled)
+            if settled == 6 and not middle.is_set():
+                middle.set()
+                assert go.wait(120)
+            watch(codes, settled)
+
+        return original(*args, watch=watching, **options)
+
+    monkeypatch.setattr(pipe, "draw", slow)
+    page = there.page
+    page.fill("#prompt", "a red heart")
+    page.click("#go")
+    page.wait_for_selector("#grid .tile img")  # rows appear
+    assert middle.wait(120) and page.is_visible("#progress") and page.is_disabled("#go")
+    page.click("#stop")
+    page.wait_for_selector("#status:text-is('Stopped.')")
+    assert page.is_hidden("#stop") and page.is_enabled("#go") and page.locator("#history li").count() == 0
+    go.set()
+    draw(there, "a red heart")
+    assert settled_at.count(GRID[0] * GRID[1]) == 1  # of the second one: the first was broken off
+    there.check()
+
+
+def test_more_like_this_and_from_the_top_half(
+    there: Opened, pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, page = kept_rows(pipe, monkeypatch), there.page
+    draw(there, "a red heart")
+    for number, (button, rows) in enumerate({"#more": 1, "#half": 2}.items(), 2):
+        page.locator("#grid .tile").first.click()
+        first = there.file()
+        page.click(button)
+        page.wait_for_selector(f"#history li:nth-child({number})")
+        page.locator("#grid .tile").first.click()
+        assert found[-1].int().sum(1).tolist() == [GRID[1]] * rows + [0] * (GRID[0] - rows)
+        image = Image.open(io.BytesIO(there.file()))
+        assert json.loads(image.text["options"])["keep_rows"] == rows / GRID[0]  # type: ignore[attr-defined]
+        assert not torch.equal(pixels(there.file()), pixels(first))
+        page.click("#close")
+    there.check()
+
+
+def test_a_mask_painted_with_the_mouse(there: Opened, pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, page = kept_rows(pipe, monkeypatch), there.page
+    draw(there, "two green stars")
+    page.locator("#grid .tile").first.click()
+    before = pixels(there.file())
+    page.click("#mask-on")
+    box = page.locator("#mask").bounding_box()
+    side = box["width"] / GRID[1]
+    page.mouse.move(box["x"] + 1.5 * side, box["y"] + 1.5 * side)  # a stroke from cell (1, 1) to (1, 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 2.5 * side, box["y"] + 1.5 * side, steps=4)
+    page.mouse.up()
+    page.click("#anew")
+    page.wait_for_selector("#history li:nth-child(2)")
+    assert (~found[-1]).nonzero().tolist() == [[1, 1], [1, 2]]
+    page.locator("#grid .tile").first.click()
+    step = IMAGE_SIZE // GRID[0]
+    changed = (pixels(there.file()) != before).any(2)
+    outside = changed.clone()
+    outside[step : 2 * step, step : 3 * step] = False
+    assert not outside.any()
+    there.check()
+
+
+def test_history_repeats_a_drawing_exactly(there: Opened, browser: Any, served: Running) -> None:
+    page = there.page
+    draw(there, "लाल दिल", seed="9007199254740995", temperature="0.9", n="2")  # above 2^53
+    page.locator("#grid .tile").nth(1).click()
+    drawn = there.file()
+    assert Image.open(io.BytesIO(drawn)).text["seed"] == "9007199254740996"  # type: ignore[attr-defined]
+    assert "seed 9007199254740996" in page.inner_text("#caption")
+    page.click("#close")
+    link = page.locator("#history a").first.get_attribute("href")
+    page.reload()
+    page.wait_for_selector("#model:not(:empty)")
+    assert page.locator("#history li").count() == 1  # kept in the browser
+    with opened(browser, served.url) as other:  # somebody else's browser
+        other.page.goto(f"{served.url}/{link}")
+        other.page.wait_for_selector("#history li")
+        other.page.locator("#grid .tile").nth(1).click()
+        assert torch.equal(pixels(other.file()), pixels(drawn))
+        other.check()
+    there.check()
+
+
+def test_search_and_classify(there: Opened) -> None:
+    page = there.page
+    page.click("#tab-search")
+    page.fill("#query", "a red heart")
+    page.press("#query", "Enter")
+    page.wait_for_selector("#hits .tile:nth-child(5) img")
+    assert all(text.startswith("fits ") for text in page.locator("#hits .tile").all_inner_texts())
+    page.click("#tab-classify")
+    page.set_input_files("#classify-image", png(1))
+    page.fill("#labels", "heart, लाल, star")
+    page.press("#labels", "Enter")
+    page.wait_for_selector("#classes li:nth-child(3)")
+    shown = [text.rsplit(": ", 1) for text in page.locator("#classes li").all_inner_texts()]
+    assert {name for name, _ in shown} == {"heart", "लाल", "star"}
+    assert sum(float(share.removesuffix(" %")) for _, share in shown) == pytest.approx(100, abs=0.2)
+    page.fill("#labels", "heart")
+    page.press("#labels", "Enter")
+    page.wait_for_selector("#message:has-text('labels')")
+
+
+def test_paint_shows_steps_and_stops(there: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_step, reached, go = Painter.take_step, threading.Event(), threading.Event()
+
+    def slow(self: Painter) -> dict[str, float]:
+        if self.step == 12:
+            reached.set()
+            assert go.wait(120)
+        return take_step(self)
+
+    monkeypatch.setattr(Painter, "take_step", slow)
+    page = there.page
+    page.click("#tab-paint")
+    page.fill("#paint-prompt", "a red heart")
+    page.fill("#paint-seed", "5")
+    page.set_input_files("#paint-image", png(2))
+    page.press("#paint-prompt", "Enter")
+    page.wait_for_selector("#painting img")
+    assert reached.wait(120)
+    page.wait_for_selector("#paint-progress[value='0.1']")
+    page.click("#paint-stop")
+    page.wait_for_selector("#paint-status:text-is('Stopped.')")
+    go.set()
+    page.click("#painting")
+    texts = Image.open(io.BytesIO(there.file())).text  # type: ignore[attr-defined]
+    assert (texts["seed"], texts["step"], texts["prompt"]) == ("5", "10", "a red heart")
+    page.click("#close")
+    monkeypatch.setattr(Painter, "take_step", take_step)
+    page.select_option("#preset", "best")
+    page.click("#paint-go")  # a client has one at a time, and the first has ended
+    page.wait_for_selector("#paint-status:has-text('left')")
+    page.click("#paint-stop")
+    page.wait_for_selector("#paint-status:text-is('Stopped.')")
+    there.check()
+
+
+def test_variations_and_blends(there: Opened) -> None:
+    page = there.page
+    page.click("#tab-unclip")
+    page.set_input_files("#vary-image", png(1))
+    page.click("#vary-go")
+    page.wait_for_selector("#varied .tile:nth-child(4) img")
+    page.set_input_files("#first-image", png(1))
+    page.fill("#second-text", "a red heart")
+    page.click("#blend-go")
+    page.wait_for_selector("#varied .tile:nth-child(5) img")
+    page.locator("#varied .tile").nth(2).click()
+    assert "a blend" in page.inner_text("#caption")
+    page.click("#close")
+    there.check()
+    page.fill("#second-text", "")
+    page.click("#blend-go")
+    page.wait_for_selector("#message:has-text('Give an image or words')")
+
+
+def test_tabs_by_keyboard(there: Opened) -> None:
+    page = there.page
+    page.focus("#tab-draw")
+    names = []
+    for _ in range(6):
+        names.append(page.evaluate("document.activeElement.textContent"))
+        page.keyboard.press("ArrowRight")
+    assert names == ["Draw", "Paint", "Variations", "Search", "Classify", "Draw"]
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.is_visible("#classify") or page.is_visible("#draw")
+    there.check()
+
+
+def test_a_token_is_asked_for_and_kept(browser: Any, folder: Path, pipe: TextToImage, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("0123456789abcdef-test\n")
+    with running(folder, pipe, token_file=tmp_path / "tokens") as served, opened(browser, served.url) as one:
+        page = one.page
+        page.goto(served.url)
+        page.wait_for_selector("#token")
+        page.fill("#token", "wrong")
+        page.press("#token", "Enter")
+        page.wait_for_selector("#message:has-text('the token is wrong')")
+        page.fill("#token", "0123456789abcdef-test")
+        page.press("#token", "Enter")
+        page.wait_for_selector("#model:not(:empty)")
+        assert page.is_hidden("#token-form")
+        one.go("/docs")  # in the same tab: the token is known
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(browser: Any, served: Running, scheme: str) -> None:
+    """Every tab, the large view, the mask and the page of the API, as axe-core sees them."""
+    with opened(browser, served.url, color_scheme=scheme, viewport={"width": 390, "height": 800}) as one:
+        page = one.go()
+        assert violations(page) == []
+        draw(one, "लाल दिल")
+        assert violations(page) == []
+        page.locator("#grid .tile").first.click()
+        assert violations(page) == []
+        page.click("#mask-on")
+        assert violations(page) == []
+        page.keyboard.press("Escape")
+        for tab in ("paint", "unclip", "search", "classify"):
+            page.click(f"#tab-{tab}")
+            assert violations(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        one.check()
+        one.go("/docs")
+        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_page_of_the_api_lists_and_tries_it(browser: Any, served: Running) -> None:
+    with opened(browser, served.url) as one:
+        page = one.go("/docs")
+        titles = page.locator("summary").all_inner_texts()
+        assert {"POST /v1/images/generations", "POST /v1/paint", "GET /v1/models"} <= set(titles)
+        box = page.locator("details", has=page.get_by_text("POST /v1/images/generations", exact=True))
+        box.locator("summary").click()
+        row = box.locator("tr", has=page.get_by_text("seed", exact=True))
+        assert "Of the first image" in row.inner_text() and "integer" in row.inner_text()
+        box.locator("button").click()
+        box.locator("pre:has-text('b64_json')").wait_for()
+        box.locator("textarea").fill('{"prompt": "a", "n": 0}')
+        box.locator("button").click()
+        page.wait_for_selector("#message:has-text('n: ')")
+        assert one.hosts == {served.url.removeprefix("http://"), "data"} or one.hosts == {
+            served.url.removeprefix("http://")
+        }

@@ -1,0 +1,148 @@
+"""/v1/search on a real index: the hits of `ImageIndex.search`, small images, and what cannot be found."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dalle.apps.search import ImageIndex
+from dalle.pipelines.text_to_image import TextToImage
+from support.server import Running, running
+from support.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("search"))
+
+
+def picture(seed: int) -> Image.Image:
+    """Large patches of color, which even random weights tell apart."""
+    cells = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((300 + seed, 200), Image.Resampling.NEAREST)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToImage:
+    pipe = TextToImage.from_pretrained(folder, device="cpu")
+    assert pipe.clip is not None
+    torch.manual_seed(0)
+    with torch.no_grad():  # fresh weights ignore their input nearly wholly: these do not
+        for parameter in pipe.clip.vision.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path, pipe: TextToImage) -> ImageIndex:
+    photos = folder.parent / "photos"
+    photos.mkdir()
+    for number in range(12):
+        picture(number).save(photos / f"{number:02d}.png")
+        (photos / f"{number:02d}.txt").write_text(f"image {number}, लाल दिल\n", encoding="utf-8")
+    (photos / "copy.png").write_bytes((photos / "03.png").read_bytes())
+    made, report = ImageIndex.build(folder.parent / "photos.index", photos, clip=pipe.clip)
+    assert report.images == 13
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, pipe: TextToImage, index: ImageIndex) -> Iterator[Running]:
+    with running(folder, pipe, index=index.folder) as one:  # the index was made with the model's own CLIP
+        yield one
+
+
+def encoded(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+QUERIES: dict[str, dict[str, Any]] = {
+    "a text": {"text": "a red heart"},
+    "texts, and what they are not": {"text": ["a red heart", "लाल दिल"], "minus": "two green stars", "top": 5},
+    "an image": {"image": 3, "top": 4},
+    "an image without another": {"image": [3, 4], "minus_image": 5, "top": 6},
+    "conditions": {"text": "a", "where": ["width>=305", "caption~image 1"]},
+    "the nearest alone": {"image": 3, "min_score": 0.999},
+    "no two alike": {"image": 3, "distinct": 0.999, "top": 13},
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_hits_are_those_of_the_index(served: Running, index: ImageIndex, name: str) -> None:
+    query = QUERIES[name]
+    own = {key: value for key, value in query.items() if key in ("minus", "where", "top", "min_score", "distinct")}
+    images = {key: np.atleast_1d(query[key]).tolist() for key in ("image", "minus_image") if key in query}
+    text = query.get("text", [])
+    expected = index.search(
+        [text] if isinstance(text, str) else text,
+        [picture(seed) for seed in images.get("image", [])],
+        minus_image=[picture(seed) for seed in images.get("minus_image", [])],
+        **{"top": 20, **own} | ({"minus": [own["minus"]]} if "minus" in own else {}),
+    )
+    body = query | {key: [encoded(picture(seed)) for seed in seeds] for key, seeds in images.items()}
+    with served.http() as http:
+        answer = http.post("/v1/search", json=body)
+    assert answer.status_code == 200, answer.text
+    hits = answer.json()["data"]
+    assert hits and [(hit["number"], hit["path"]) for hit in hits] == [(hit.number, hit.path) for hit in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+    assert answer.json()["images"] == 13
+    if name == "the nearest alone":
+        assert {Path(hit["path"]).name for hit in hits} == {"03.png", "copy.png"}
+    if name == "no two alike":
+        assert len(hits) == 12
+
+
+def test_small_images_of_hits(served: Running, index: ImageIndex) -> None:
+    with served.http() as http:
+        (hit,) = http.post("/v1/search", json={"image": encoded(picture(7)), "top": 1}).json()["data"]
+        small = http.get(f"/v1/search/images/{hit['number']}")
+        assert Path(hit["path"]).name == "07.png" and small.headers["content-type"] == "image/jpeg"
+        image = Image.open(io.BytesIO(small.content))
+        assert image.size == (192, round(200 * 192 / 307))
+        assert http.get("/v1/search/images/13").json()["error"]["message"] == "there is no image 13: the index has 13"
+        assert http.get("/v1/search/images/-1").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "text"),
+        ({"text": "a", "where": "width<<3"}, "width<<3"),
+        ({"text": "a", "top": 0}, "top: "),
+        ({"image": "####"}, "neither base64"),
+        ({"text": "a" * 5000}, "5,000 characters"),
+        ({"text": "a", "query": "b"}, "no field query"),
+    ],
+)
+def test_wrong_queries(served: Running, body: dict[str, Any], message: str) -> None:
+    with served.http() as http:
+        answer = http.post("/v1/search", json=body)
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+def test_an_image_that_is_gone(served: Running, index: ImageIndex, folder: Path) -> None:
+    numbers = {Path(index.hit(number).path).name: number for number in range(13)}
+    (folder.parent / "photos" / "11.png").unlink()
+    with served.http() as http:
+        answer = http.get(f"/v1/search/images/{numbers['11.png']}")
+    assert answer.status_code == 404 and "cannot be read any more" in answer.json()["error"]["message"]
+
+
+def test_an_index_of_another_clip_is_refused(folder: Path, index: ImageIndex, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path, seed=1)  # given, or found where the index says
+    with (
+        pytest.raises(ValueError, match="CLIP"),
+        running(other, index=index.folder, clip=str(other.parent / "clip")),
+    ):
+        pass

@@ -1,0 +1,100 @@
+"""`sample.py --from`: a PNG is drawn again from its metadata, with what is changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from support.tiny_model import IMAGE_SIZE, make_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import sample  # noqa: E402
+from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("from"))
+
+
+@pytest.fixture
+def drawn(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PNG with a seed and options of its own."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--n", "2", "--seed", "11", "--temperature", "0.8", "--top-k", "9", "--no-grid", "--out", "first"]
+    assert sample.main(["लाल दिल", *options, "--model", str(model)]) == 0
+    return next(Path("first").glob("*/*-seed12.png"))
+
+
+def only_image(folder: str) -> Path:
+    (file,) = Path(folder).glob("*/*.png")
+    return file
+
+
+def same(one: Path, other: Image.Image) -> bool:
+    return ImageChops.difference(Image.open(one), other).getbbox() is None
+
+
+def test_an_image_is_drawn_again(drawn: Path) -> None:
+    assert sample.main(["--from", str(drawn), "--no-grid", "--out", "again"]) == 0
+    again = Image.open(only_image("again"))
+    assert same(drawn, again)
+    one, other = (image.text for image in (again, Image.open(drawn)))  # type: ignore[attr-defined]
+    assert json.loads(one.pop("options")) == json.loads(other.pop("options")) and one == other
+
+
+def test_what_is_given_is_changed(drawn: Path, model: Path) -> None:
+    assert sample.main(["--from", str(drawn), "--guidance", "3", "--no-grid", "--out", "again"]) == 0
+    pipe = TextToImage.from_pretrained(model, device="cpu")
+    (expected,) = pipe("लाल दिल", seed=12, temperature=0.8, top_k=9, guidance=3)
+    assert same(only_image("again"), expected.images[0])
+    assert sample.main(["two green stars", "--from", str(drawn), "--seed", "5", "--no-grid", "--out", "other"]) == 0
+    (expected,) = pipe("two green stars", seed=5, temperature=0.8, top_k=9)
+    assert same(only_image("other"), expected.images[0])
+
+
+def test_an_image_that_was_gone_on_from_must_be_given(
+    model: Path, drawn: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.effect_noise((IMAGE_SIZE, IMAGE_SIZE), 90).convert("RGB").save("face.png")
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE)).save("black.png")
+    common = ["--n", "1", "--no-grid", "--model", str(model)]
+    assert sample.main(["a", "--image", "face.png", "--keep-rows", "2", "--out", "kept", *common]) == 0
+    kept = str(only_image("kept"))
+    assert sample.main(["--from", kept, "--out", "again"]) == 2
+    assert "was generated from face.png: give it as --image" in capsys.readouterr().err
+    assert sample.main(["--from", kept, "--image", "face.png", "--no-grid", "--out", "again"]) == 0
+    assert same(only_image("again"), Image.open(kept)) and not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert sample.main(["--from", kept, "--image", "black.png", "--no-grid", "--out", "black"]) == 0
+    assert "black.png is not the image that" in caplog.text
+
+
+def test_another_model_is_refused_unless_it_is_asked_for(
+    model: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    assert sample.main(["--from", str(drawn), "--model", str(other), "--out", "asked"]) == 0
+    texts = Image.open(drawn).text  # type: ignore[attr-defined]
+    assert str(model) in texts["options"]
+    monkeypatch.setitem(texts, "model", "0" * 64)
+    monkeypatch.setattr("dalle.cli.sample_from.read_metadata", lambda file: texts)
+    assert sample.main(["--from", str(drawn), "--out", "again"]) == 2
+    assert "give its folder as --model" in capsys.readouterr().err
+
+
+def test_a_file_without_metadata(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.open(drawn).convert("RGB").save("bare.png")
+    assert sample.main(["--from", "bare.png"]) == 2
+    assert "bare.png has no prompt in its metadata" in capsys.readouterr().err
+    assert sample.main(["--from", "none.png"]) == 2
+    assert "none.png: no such image" in capsys.readouterr().err
+    assert sample.main([]) == 2
+    assert "no prompt given" in capsys.readouterr().err

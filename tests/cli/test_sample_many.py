@@ -1,0 +1,231 @@
+"""A file of prompts: every image is the one it is alone, however the work is shared, stopped and gone on with."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from support.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import sample  # noqa: E402
+from dalle.data.custom.webdataset import TarSource  # noqa: E402
+from dalle.pipelines.text_to_image import TextToImage  # noqa: E402
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "a red heart"},
+    {"prompt": "लाल दिल", "seed": 11, "guidance": 2.0},
+    {"prompt": "", "n": 3, "keep": 2, "temperature": 0.7},
+    {"prompt": "two green stars", "top_k": 5},
+    {"prompt": "a red heart", "seed": 2**62 - 9},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("many"))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path) -> dict[tuple[int, int], bytes]:
+    """Pixels of each image that is kept, drawn alone, by the number of its row and its seed."""
+    pipe = TextToImage.from_pretrained(model, device="cpu")
+    found = {}
+    for number, row in enumerate(ROWS):
+        options = {"n": 2, "seed": 3} | row
+        (result,) = pipe(options.pop("prompt"), **options)
+        found |= {(number, seed): image.tobytes() for seed, image in zip(result.seeds, result.images, strict=True)}
+    return found
+
+
+@pytest.fixture
+def arguments(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
+    common = ["--prompts-file", "prompts.jsonl", "--n", "2", "--seed", "3", "--out", "drawn", "--device", "cpu"]
+    return [*common, "--shard-size", "2", "--model", str(model)]
+
+
+def as_process(rank: int, world: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    return sample.main(arguments)
+
+
+def images(kind: str) -> dict[tuple[int, int], bytes]:
+    """PNG files of a finished run, by row and seed; none is there twice."""
+    found: list[tuple[str, bytes]] = []
+    if kind == "folders":
+        found = [(path.stem, path.read_bytes()) for path in Path("drawn").glob("0*/*.png")]
+    elif kind == "shards":
+        for path in Path("drawn").glob("*.tar"):
+            with tarfile.open(path) as tar:
+                members = [(Path(one.name), tar.extractfile(one)) for one in tar.getmembers()]
+                found += [(name.stem, file.read()) for name, file in members if file and name.suffix == ".png"]
+    else:
+        for path in Path("drawn").glob("*.parquet"):
+            rows = pq.read_table(path).to_pylist()
+            found += [(Path(row["image"]["path"]).stem, row["image"]["bytes"]) for row in rows]
+    keys = [(int(name[:8]), int(name.rpartition("seed")[2])) for name, _ in found]
+    assert len(set(keys)) == len(keys)
+    return {key: data for key, (_, data) in zip(keys, found, strict=True)}
+
+
+def pixels(files: dict[tuple[int, int], bytes]) -> dict[tuple[int, int], bytes]:
+    return {key: Image.open(io.BytesIO(data)).convert("RGB").tobytes() for key, data in files.items()}
+
+
+@pytest.mark.parametrize("kind", ["folders", "shards", "parquet"])
+def test_processes_share_the_prompts(
+    kind: str,
+    arguments: list[str],
+    alone: dict[tuple[int, int], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert as_process(1, 2, [*arguments, "--write", kind], monkeypatch) == 0
+    assert "process 2 of 2 is done; 2 parts are not finished" in capsys.readouterr().err
+    assert not Path("drawn/report.json").exists()
+    assert as_process(0, 2, [*arguments, "--write", kind], monkeypatch) == 0
+    assert capsys.readouterr().out == "drawn\n"
+    files = images(kind)
+    assert pixels(files) == alone and len(alone) == 10
+    report = json.loads(Path("drawn/report.json").read_text())
+    assert (report["prompts"], report["candidates"], report["images"], report["failed"]) == (5, 11, 10, [])
+    texts = Image.open(io.BytesIO(files[1, 11])).text  # type: ignore[attr-defined]
+    assert texts["prompt"] == "लाल दिल" and json.loads(texts["options"])["guidance"] == 2.0
+
+
+def test_shards_are_data_to_train_on(arguments: list[str]) -> None:
+    assert sample.main([*arguments, "--write", "shards"]) == 0
+    records = TarSource(sorted(Path("drawn").glob("*.tar")), None, None).rows()
+    assert len(records) == 10
+    assert {records.record(i).captions for i in range(4)} == {("a red heart",), ("लाल दिल",)}
+
+
+@pytest.mark.parametrize("kind", ["folders", "shards", "parquet"])
+def test_what_was_killed_in_a_part_goes_on_from_the_last_whole_one(
+    kind: str, arguments: list[str], alone: dict[tuple[int, int], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, calls = TextToImage.draw, []
+
+    class Killed(BaseException):
+        """As SIGKILL: no handler of the command runs on it."""
+
+    def interrupted(self: TextToImage, *args: Any, **options: Any) -> Any:
+        calls.append(args[0][0].prompt)
+        if len(calls) == 4:
+            raise Killed
+        return draw(self, *args, **options)
+
+    monkeypatch.setattr(TextToImage, "draw", interrupted)
+    arguments = [*arguments, "--write", kind, "--batch-size", "2"]
+    with pytest.raises(Killed):
+        sample.main(arguments)
+    done = {path.name for path in Path("drawn/parts").iterdir()}
+    assert done == {"000000.json"}
+    calls.clear()
+
+    def counted(self: TextToImage, *args: Any, **options: Any) -> Any:
+        calls.append(args[0][0].prompt)
+        return draw(self, *args, **options)
+
+    monkeypatch.setattr(TextToImage, "draw", counted)
+    assert sample.main(arguments) == 0
+    assert calls == ["", "two green stars", "a red heart"]  # the first part is not drawn again
+    assert pixels(images(kind)) == alone
+    assert not list(Path("drawn").rglob(".part-*"))
+    calls.clear()
+    assert sample.main(arguments) == 0 and calls == []
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment(arguments: list[str], alone: dict[tuple[int, int], bytes]) -> None:
+    """A real process, killed over and over at another place of its output, ends with each image once."""
+    command = [sys.executable, str(ROOT / "sample.py"), *arguments, "--write", "shards", "--batch-size", "1"]
+    for number in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path.cwd())
+        while process.poll() is None:
+            parts = Path("drawn/parts")
+            if parts.is_dir() and len(list(parts.glob("0*.json"))) > number:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    assert pixels(images("shards")) == alone
+
+
+def test_a_prompt_that_fails_is_reported_and_the_others_are_drawn(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("prompts.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "\\ud800"}\n')  # half of a surrogate pair: JSON, but no text
+    assert sample.main(arguments) == 1
+    assert "1 of 6 prompts could not be drawn: drawn/report.json" in capsys.readouterr().err
+    (failed,) = json.loads(Path("drawn/report.json").read_text())["failed"]
+    assert failed["place"] == "line 6" and failed["prompt"] == "\\ud800" and "surrogate" in failed["error"]
+    assert len(images("folders")) == 10
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    arguments: list[str], alone: dict[tuple[int, int], bytes]
+) -> None:
+    """The system refuses what is written beyond a size, as on a full disk."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); import sample; "
+    code += "sys.exit(sample.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments, "--write", "shards"]
+    own = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}  # the limit would cut its .pyc files, too
+    found = subprocess.run(command, capture_output=True, text=True, env=os.environ | own)
+    assert found.returncode == 2
+    last = found.stderr.strip().splitlines()[-1]
+    assert "File too large" in last and "the same command continues from there" in last
+    assert not list(Path("drawn").glob("*.tar")) and not list(Path("drawn/parts").iterdir())
+    assert sample.main([*arguments, "--write", "shards"]) == 0
+    assert pixels(images("shards")) == alone
+
+
+WRONG = {
+    "other options": (["--temperature", "0.5"], "drawn was begun with temperature 1.0, and this is 0.5"),
+    "another format": (["--write", "shards"], 'was begun with write "folders"'),
+    "a prompt too": (["a dog"], "--prompts-file takes the place of PROMPT"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_folder_of_another_run_is_refused(
+    name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, message = WRONG[name]
+    assert sample.main(arguments) == 0
+    assert sample.main([*more, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_mistakes(
+    arguments: list[str], model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("drawn").mkdir()
+    Path("drawn/mine.txt").write_text("mine")
+    assert sample.main(arguments) == 2 and "files of something else" in capsys.readouterr().err
+    Path("prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "top_k": 0}\n')
+    assert sample.main(arguments) == 2 and "prompts.jsonl, line 2: top_k is 0" in capsys.readouterr().err
+    Path("prompts.jsonl").write_text('{"prompt": "a", "keep": 9}\n')
+    assert sample.main(arguments) == 2 and "line 1: keep is 9 of n=2" in capsys.readouterr().err
+    assert sample.main(["a", "--write", "shards", "--model", str(model)]) == 2
+    assert "--write and --shard-size are for --prompts-file" in capsys.readouterr().err
+    assert as_process(0, 2, ["a", "--model", str(model)], monkeypatch) == 2
+    assert "several processes share a --prompts-file" in capsys.readouterr().err

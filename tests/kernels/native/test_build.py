@@ -1,0 +1,61 @@
+"""The library of native kernels on disk: compiled once, never loaded if it is damaged, and why there is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dalle.kernels.native import build
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Sources that compile at once, and the cache they are compiled into."""
+    if build.platform.system() != "Linux" or build.cpp_compiler() is None:
+        pytest.skip("no native kernels here")
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "bindings.cpp").write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(build, "_FOLDER", tmp_path / "csrc")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "dalle"
+
+
+@pytest.mark.parametrize("left", [0, 10, 1000, -1, -40])
+def test_a_damaged_library_is_compiled_again(toy: Path, left: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Loading a library that is cut short would end the process by SIGBUS."""
+    assert build.library.__wrapped__().answer() == 42
+    assert "compiling native kernels for this CPU, once" in caplog.text and str(toy) in caplog.text
+    (file,) = toy.glob("*.so")
+    whole = file.read_bytes()
+    caplog.clear()
+    assert build.library.__wrapped__() is not None and not caplog.records
+    damaged = file.with_name("damaged")  # not in place: the library is mapped into this process
+    damaged.write_bytes(whole[:left])
+    damaged.replace(file)
+    assert build.library.__wrapped__().answer() == 42
+    assert "is damaged: compiling it again" in caplog.text and build.is_intact(file)
+
+
+def test_libraries_of_earlier_versions_are_removed(toy: Path) -> None:
+    toy.mkdir()
+    for number in range(9):
+        (toy / f"native-{number}.so").write_bytes(b"old")
+        os.utime(toy / f"native-{number}.so", (number, number))
+    assert build.library.__wrapped__() is not None
+    kept = {file.name for file in toy.glob("*.so")}
+    assert len(kept) == 4 and {"native-8.so", "native-7.so", "native-6.so"} < kept
+
+
+def test_why_there_are_no_native_kernels_is_said(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy.write_text("a file where the cache should be")
+    assert build.library.__wrapped__() is None
+    monkeypatch.setenv("CXX", "/nope/c++")
+    monkeypatch.setattr(build, "cpp_compiler", lambda: None)
+    assert build.library.__wrapped__() is None
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("native kernels cannot be compiled, using PyTorch's, which are slower: [Errno 20]")
+    assert second.startswith("no C++ compiler found (g++ or clang++, or $CXX)")

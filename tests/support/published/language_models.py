@@ -1,0 +1,67 @@
+"""Tokenizers, and greedy drawing with guidance as projects do it, for small language models that draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LINES = ["a red fox in the snow", "two cats, 12 dogs", "лиса в лесу", "雪中的狐狸", "हिउँमा स्याल"] * 3
+TEXTS = [*LINES[:5], "", "  \t a fox \n", "🦊🏔️ e\u0301", "word " * 300, "it's\n\nnew: {} lines"]
+CAPTIONS = ["a red fox", "two cats, 12 dogs in the snow"]
+
+
+def byte_level(special: Sequence[str], size: int) -> Any:
+    """A byte-level BPE of at most `size` tokens, of which `special` are the first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(special),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    return tokenizer
+
+
+def randomize(model: Any, seed: int = 0, scale: float = 1.5) -> Any:
+    """Random weights that make codes differ; norms and biases not trivial."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            matrix = parameter.ndim > 1 and "embed" not in name and "norm" not in name
+            wide = "embed" in name or "lm_head" in name
+            size = scale * parameter.shape[-1] ** -0.5 if matrix else 0.3
+            parameter.add_(torch.randn_like(parameter) * (1.0 if wide else size))
+    return model.eval()
+
+
+def greedy(
+    logits: Callable[[list[int]], Tensor], prompt: list[int], null: list[int], ids: Tensor, count: int, scale: float
+) -> Tensor:
+    """The likeliest codes one after the other, each stream run anew over all its ids, with positions of its own.
+
+    Args:
+        logits: ids to logits of the next id over the whole vocabulary.
+        prompt: ids in front of the image.
+        null: those of the null prompt.
+        ids: id of each code, int64 [V].
+        count: number of codes.
+        scale: of guidance.
+
+    Returns:
+        int64 [count].
+    """
+    codes: list[int] = []
+    with torch.no_grad():
+        for _ in range(count):
+            drawn = [int(ids[code]) for code in codes]
+            conditional, unconditional = logits(prompt + drawn)[ids], logits(null + drawn)[ids]
+            codes.append(int((unconditional + scale * (conditional - unconditional)).argmax()))
+    return torch.tensor(codes)
