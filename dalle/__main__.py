@@ -22,9 +22,10 @@ from dalle.cli.threads import limit_openmp_spinning
 
 # Modules of dalle/cli, in the order of --help
 COMMANDS = (
-    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "judge", "export", "convert", "inspect"),
-    *("classify", "index", "search", "paint", "assemble", "vary", "blend", "edit", "serve"),
+    *("encode", "plan", "find_batch", "report", "eval", "eval_classify", "eval_clip", "eval_probe", "judge", "export"),
+    *("convert", "inspect", "classify", "index", "search", "paint", "assemble", "vary", "blend", "edit", "serve"),
 )
+_EVALS = ("classify", "clip", "probe")  # commands of two words; a folder of that name must be written ./clip
 _KEY_VALUE_ARGUMENTS = ("overrides", "data", "given")  # names of key=value arguments of the commands
 
 
@@ -61,8 +62,8 @@ def _out_of_memory_hint(args: argparse.Namespace) -> str:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     """Parse arguments, allowing key=value anywhere; argparse only accepts consecutive positional arguments."""
-    if words[:2] == ["eval", "classify"]:  # a two-word command; a folder of that name must be written ./classify
-        words[:2] = ["eval classify"]
+    if words[:1] == ["eval"] and words[1:2] and words[1] in _EVALS:
+        words[:2] = [f"eval {words[1]}"]
     parser = _parser()
     args, rest = parser.parse_known_args(words)
     pairs: list[str] | None = next((getattr(args, name) for name in _KEY_VALUE_ARGUMENTS if hasattr(args, name)), None)

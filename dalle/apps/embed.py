@@ -1,45 +1,29 @@
-"""Images and texts to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
+"""Images to CLIP's unit vectors, in batches. Knows nothing of what the vectors are for.
 
-Shapes: N texts, B images of a batch, S side of CLIP's images, D dimensions of the vectors.
+Shapes: B images of a batch, S side of CLIP's images, D dimensions of the vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dalle.config import to_dict
 from dalle.data.base import BadRecord, read_image
-from dalle.data.custom.records import FileSpan, Record, image_bytes
+from dalle.data.custom.records import Records, image_bytes
 from dalle.images.read import dimensions
 from dalle.models.clip import CLIP
 from dalle.models.clip_config import CLIPConfig
 from dalle.models.transformer_config import TransformerConfig
-
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
-
-ImageLike = str | Path | bytes | Image.Image
-"""An image as it may be given: the path or the bytes of a file, or one of Pillow's."""
-
-
-class Records(Protocol):
-    """Records by number; they are read by several processes at once."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> Record: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,7 @@ class EmbeddingBatch:
 
     Attributes:
         numbers: of the B records that could be read.
-        vectors: float32 [B, D], unit length, on the CPU.
+        vectors: float32 [B, D] on the CPU; of unit length unless another `encode` made them.
         facts: B of them.
         broken: number of a record that could not be read -> why.
     """
@@ -69,7 +53,13 @@ class EmbeddingBatch:
 
 
 @torch.inference_mode()
-def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: int = 0) -> Iterator[EmbeddingBatch]:
+def embed_images(
+    clip: CLIP,
+    records: Records,
+    batch_size: int = 64,
+    workers: int = 0,
+    encode: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[EmbeddingBatch]:
     """The vectors of all records, batch after batch, in their order.
 
     An image is read as in training: the largest square in its middle, at CLIP's size (`dalle.images.read`).
@@ -79,6 +69,7 @@ def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: in
         records: What to read.
         batch_size: Images at a time; the vectors do not depend on it.
         workers: Processes that read images; 0 reads them in this one.
+        encode: Makes the vectors of images float [B, 3, S, S]; None: `clip.encode_image`.
 
     Raises:
         ValueError: batch_size or workers is out of range.
@@ -105,19 +96,8 @@ def embed_images(clip: CLIP, records: Records, batch_size: int = 64, workers: in
         if good:
             pixels = torch.from_numpy(np.stack([pixels for pixels, _ in good.values()]))  # uint8 [B, S, S, 3]
             images = pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
-            vectors = clip.encode_image(images).float().cpu()
+            vectors = (encode or clip.encode_image)(images).float().cpu()
         yield EmbeddingBatch(list(good), vectors, [facts for _, facts in good.values()], broken)
-
-
-@torch.inference_mode()
-def embed_texts(clip: CLIP, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-    """The vectors of texts.
-
-    Returns:
-        float32 [N, D], unit length, on the CPU.
-    """
-    parts = [clip.encode_text(list(texts[at : at + batch_size])) for at in range(0, len(texts), batch_size)]
-    return torch.cat([part.float().cpu() for part in parts]) if parts else torch.empty(0, clip.config.embed_dim)
 
 
 # of the configs in version 0.1, whose indexes are still read
@@ -160,18 +140,6 @@ def _hashed_fields(config: CLIPConfig | TransformerConfig) -> dict[str, Any]:
         for name, value in to_dict(config).items()
         if name not in _OF_TRAINING and not (name in added and value == added[name])
     }
-
-
-def as_record(image: ImageLike, name: str = "image") -> Record:
-    """An image however it is given, as a record; `name` is what errors call one that is no file."""
-    if isinstance(image, bytes):
-        return Record(name, image=image)
-    if isinstance(image, Image.Image):
-        whole = image if image.mode in _PNG_MODES else image.convert("RGB")
-        buffer = io.BytesIO()
-        whole.save(buffer, "PNG", compress_level=1)
-        return Record(name, image=buffer.getvalue())
-    return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
 
 
 class _Decoded(Dataset[tuple[np.ndarray, ImageInfo] | BadRecord]):

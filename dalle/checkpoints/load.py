@@ -21,7 +21,7 @@ from dalle.checkpoints.published.clip import check_text_tokenizer, read_clip
 from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer, resize_tokenizer
 from dalle.checkpoints.published.models import read_model
 from dalle.checkpoints.published.state import Published
-from dalle.checkpoints.published.text_tokenizers import clip_text_tokenizer, read_text_tokenizer
+from dalle.checkpoints.published.text_tokenizers import MissingTokenizer, clip_text_tokenizer, read_text_tokenizer
 from dalle.config import from_dict
 from dalle.image_tokenizers import ImageTokenizer, ImageTokenizerConfig, build
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
@@ -58,7 +58,7 @@ def load_text_tokenizer(source: Source, add_special_tokens: bool = True) -> Text
     """Load a text tokenizer.
 
     Args:
-        source: local file or folder, or hub id; ours or published (docs/checkpoints.md).
+        source: local file or folder, or hub id; ours or published (docs/checkpoints.md); also a model's with one in it.
         add_special_tokens: whether a published tokenizer adds begin and end tokens (False for DALLE-pytorch).
 
     Raises:
@@ -67,6 +67,12 @@ def load_text_tokenizer(source: Source, add_special_tokens: bool = True) -> Text
     found = open_source(source)
     if isinstance(found, Path):
         return read_text_tokenizer(found, add_special_tokens)
+    if "text_tokenizer" in found.components:  # of a DALL-E or a CLIP
+        found = found.component("text_tokenizer")
+    elif "text_encoder" in found.config:
+        raise ValueError(
+            f"{found.path} has no text tokenizer: it reads captions through the T5 {found.config['text_encoder']}"
+        )
     _check_stage(found, "text_tokenizer")
     return text_tokenizers.load(found.path, found.config)
 
@@ -100,6 +106,9 @@ def load_image_tokenizer(
 def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None = None, **given: Any) -> CLIP:
     """Load a CLIP in evaluation mode, with its text tokenizer attached, so that it accepts strings.
 
+    Published weights without a text tokenizer, here or on the hub, embed images and ids; strings are then an error that
+    says what is missing. Of a model of one tower, the other's methods raise ValueError.
+
     Args:
         source: local file or folder, or hub id; ours or published (docs/checkpoints.md).
         device: where to put its weights.
@@ -112,13 +121,18 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
     folder = open_source(source)
     if isinstance(folder, Path):
         found = read_clip(folder, given)
-        words = clip_text_tokenizer(folder, found.config.towers)
-        check_text_tokenizer(found, words)
         with skip_init():
             empty = CLIP(found.config)
         found.check(empty, str(source))
         module = load_weights(empty, found.tensors, str(source), device, dtype)
-        module.tokenizer = words
+        if found.config.missing != "text":
+            try:
+                words = clip_text_tokenizer(folder, found.config.towers)
+            except MissingTokenizer as error:
+                module.no_tokenizer = str(error)
+            else:
+                check_text_tokenizer(found, words)
+                module.tokenizer = words
         return module
     # Facts are given for published files alone: of ours they would contradict what is stored
     if given:
@@ -127,7 +141,8 @@ def load_clip(source: Source, device: _Device = "cpu", dtype: torch.dtype | None
     with skip_init():
         module = CLIP(from_dict(CLIPConfig, folder.config["model"], folder.origin))
     _fill(module, folder, device, dtype)
-    module.tokenizer = load_text_tokenizer(folder.component("text_tokenizer"))
+    if module.config.missing != "text":
+        module.tokenizer = load_text_tokenizer(folder.component("text_tokenizer"))
     return module
 
 

@@ -26,7 +26,7 @@ from dalle.files import atomic_folder
 WEIGHTS = "model.safetensors"
 # Files that determine what a model computes. README.md and images may change without changing its hash.
 _KEYS = ("stage", "model", "parts", "sampling", "text_encoder", "origin", "sha256")  # of a config.yaml without `data`
-HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model")
+HASHED = (WEIGHTS, "bpe.model", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 def save(

@@ -28,13 +28,18 @@ def add(commands: Any) -> None:
 
 
 def add_label_options(command: argparse.ArgumentParser) -> None:
-    """Add the options for labels and prompt templates."""
+    """Add the options for labels, and those of `add_template_options`."""
     command.add_argument("--labels", metavar="A,B,...", help="labels, separated by commas")
     command.add_argument(
         "--labels-file",
         metavar="FILE",
         help="labels, one per line; optionally followed by texts to give CLIP instead, separated by tabs",
     )
+    add_template_options(command)
+
+
+def add_template_options(command: argparse.ArgumentParser) -> None:
+    """Add the options for prompt templates."""
     command.add_argument(
         "--template",
         action="append",
@@ -50,10 +55,15 @@ def add_label_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_clip_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of commands that embed images with a CLIP."""
+    """Add the option for the CLIP, and those of `add_embedding_options`."""
     command.add_argument(
         "--clip", metavar="SOURCE", help="file or folder of a CLIP, or a hub id (default: the built-in one)"
     )
+    add_embedding_options(command)
+
+
+def add_embedding_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of commands that embed images with a CLIP."""
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
     command.add_argument("--batch-size", type=int, default=64, help="images per batch (%(default)s)")
     command.add_argument(

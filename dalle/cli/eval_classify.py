@@ -34,8 +34,9 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.zeroshot import ZeroShotClassifier
+    from dalle.apps.zeroshot.accuracy import evaluate_classifier
     from dalle.apps.zeroshot.confusion import confusion_image
-    from dalle.apps.zeroshot.labeled import evaluate_classifier, open_labeled_images
+    from dalle.data.labeled import open_labeled_images
     from dalle.images.png import write_png
 
     data = open_labeled_images(args.images, args.by, args.split, args.image)

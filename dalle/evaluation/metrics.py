@@ -146,6 +146,24 @@ def accuracy(scores: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5)) -> dic
     return {f"top_{k}": (rank <= k).double().mean().item() for k in ks}
 
 
+def classification(scores: Tensor, targets: Tensor) -> dict[str, float]:
+    """How well scores classify.
+
+    Args:
+        scores: [N, L] of L classes.
+        targets: int64 [N], the right ones.
+
+    Returns:
+        `top_1`, `top_5` (of more than 5 classes), and `mean_per_class`, the mean over the classes that occur of the
+        accuracy of each; all in [0, 1].
+    """
+    classes = scores.shape[1]
+    counts = confusion(scores.argmax(1), targets, classes)
+    there = counts.sum(1) > 0
+    per_class = (counts.diagonal()[there] / counts.sum(1)[there]).mean().item()
+    return accuracy(scores, targets, (1, 5) if classes > 5 else (1,)) | {"mean_per_class": per_class}
+
+
 def confusion(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
     """Confusion matrix: number of samples of each class (row) by predicted class (column).
 

@@ -8,19 +8,20 @@ Shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.kernels.ids import check_ids
 from dalle.models.clip_config import CLIPConfig as CLIPConfig
-from dalle.models.clip_towers import MissingTower, TextTransformer, VisionTransformer
+from dalle.models.clip_resnet import ResNet
+from dalle.models.clip_tower import ImageTower, MissingImageTower, MissingTextTower, TextTower
+from dalle.models.clip_towers import TextTransformer, VisionTransformer
 from dalle.models.siglip import PooledVisionTransformer, UnmaskedTextTransformer
+from dalle.models.xlm_roberta import XLMRobertaText
 from dalle.text_tokenizers import TextTokenizer
 
 INITIAL_TEMPERATURE = 0.07
@@ -45,6 +46,7 @@ class CLIP(nn.Module):
     Attributes:
         config: the architecture.
         tokenizer: set by `load_clip`; lets `encode_text` take strings.
+        no_tokenizer: why there is none, for the error of `encode_text`.
         logit_scale: logarithm of the inverse temperature, a parameter.
         logit_bias: the bias that SigLIP adds to scaled cosines, a parameter; None with a softmax loss.
     """
@@ -53,13 +55,8 @@ class CLIP(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: TextTokenizer | None = None
-        self.vision: VisionTransformer | PooledVisionTransformer
-        self.text: TextTransformer | UnmaskedTextTransformer
-        if config.towers == "siglip":
-            self.vision, self.text = PooledVisionTransformer(config), UnmaskedTextTransformer(config)
-        else:
-            self.vision = VisionTransformer(config) if config.missing != "image" else _missing("image")
-            self.text = TextTransformer(config) if config.missing != "text" else _missing("text")
+        self.no_tokenizer = "this CLIP has no text tokenizer: pass token ids, or load it with dalle.load_clip"
+        self.vision, self.text = _image_tower(config), _text_tower(config)
         scale, bias = initial_scale_and_bias(config)
         self.logit_scale = nn.Parameter(scale)
         self.logit_bias = None if bias is None else nn.Parameter(bias)
@@ -109,6 +106,19 @@ class CLIP(nn.Module):
         embeds = self.vision(images).float()
         return F.normalize(embeds, dim=-1) if normalize else embeds
 
+    def pooled_image(self, images: Tensor) -> Tensor:
+        """The image tower's output before its projection, as linear probes take it (CLIP paper, appendix A.3).
+
+        Args:
+            images: as for `encode_image`.
+
+        Returns:
+            float32 [B, C]; of a SigLIP, which has no projection, as `encode_image(images, normalize=False)`.
+        """
+        self._check(images)
+        pooled: Tensor = self.vision.pooled(images)
+        return pooled.float()
+
     def encode_text(self, text: Tensor | Sequence[str], *, normalize: bool = True) -> Tensor:
         """Embed captions.
 
@@ -154,13 +164,7 @@ class CLIP(nn.Module):
         """
         layers = dict.fromkeys(dict(self.named_parameters()), 0)
         for prefix, tower in (("vision.", self.vision), ("text.", self.text)):
-            depth = len(tower.transformer.blocks)
-            for name in dict(tower.named_parameters()):
-                block = re.match(r"transformer\.blocks\.(\d+)\.", name)
-                if block is not None:
-                    layers[prefix + name] = depth - int(block[1])
-                elif not name.startswith(("transformer.norm.", "projection.", "pooling.")):
-                    layers[prefix + name] = depth + 1
+            layers |= {prefix + name: layer for name, layer in tower.layers_from_top().items()}
         return layers
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,26 +178,15 @@ class CLIP(nn.Module):
             images: float [B, 3, H, W], as for `encode_image`.
 
         Returns:
-            One [B, C, h, w] per block of the image tower.
+            One [B, C, h, w] per block of the image tower; of a ResNet, one per stage.
         """
         self._check(images)
-        states: list[Tensor] = []
-        # Hooks, as the transformer itself returns the output of its last block only
-        hooks = [
-            block.register_forward_hook(lambda module, args, output: states.append(output))
-            for block in self.vision.transformer.blocks
-        ]
-        try:
-            self.vision.transformer(self.vision.embed(images))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [rearrange(x[:, self.vision.first_patch :], "B (h w) C -> B C h w", h=self.vision.side) for x in states]
+        return self.vision.maps(images)
 
     def _ids(self, text: Tensor | Sequence[str]) -> Tensor:
         if not isinstance(text, Tensor):
             if self.tokenizer is None:
-                raise ValueError("this CLIP has no text tokenizer: pass token ids, or load it with dalle.load_clip")
+                raise ValueError(self.no_tokenizer)
             text = self.tokenizer.encode(text, self.config.text_length).to(self.logit_scale.device)
         if text.shape[1] > self.config.text_length:
             raise ValueError(
@@ -211,9 +204,20 @@ class CLIP(nn.Module):
             )
 
 
-def _missing(tower: str) -> Any:
-    """In place of a tower; Any, as all else takes a CLIP to have both."""
-    return MissingTower(tower)
+def _image_tower(config: CLIPConfig) -> ImageTower:
+    if config.missing == "image":
+        return MissingImageTower()
+    if config.resnet is not None:
+        return ResNet(config)
+    return PooledVisionTransformer(config) if config.towers == "siglip" else VisionTransformer(config)
+
+
+def _text_tower(config: CLIPConfig) -> TextTower:
+    if config.missing == "text":
+        return MissingTextTower()
+    if config.towers == "xlm_roberta":
+        return XLMRobertaText(config)
+    return UnmaskedTextTransformer(config) if config.towers == "siglip" else TextTransformer(config)
 
 
 def initial_scale_and_bias(config: CLIPConfig) -> tuple[Tensor, Tensor | None]:

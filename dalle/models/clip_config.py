@@ -14,6 +14,20 @@ _Deviation = Annotated[float, Range(0, 1000, above=True)]
 
 
 @config
+class ResNetConfig:
+    """Architecture of a convolutional image tower (CLIP paper, section 2.4)."""
+
+    layers: tuple[Size, Size, Size, Size] = (3, 4, 6, 3)
+    """Blocks of the four stages."""
+    width: Annotated[int, Range(16, ceiling=4096)] = 64
+    """Channels of the stem; the last block has 32 times as many."""
+
+    def __post_init__(self) -> None:
+        if self.width % 2:
+            raise ValueError(f"width is {self.width}; it must be even, as the stem begins with half of it")
+
+
+@config
 class CLIPConfig:
     """Architecture of a CLIP."""
 
@@ -24,9 +38,9 @@ class CLIPConfig:
     vision: TransformerConfig = TransformerConfig()
     """Image tower."""
     text: TransformerConfig = TransformerConfig()
-    """Number of text tokens in the vocabulary."""
+    """Text tower."""
     text_vocab: Size = 4096
-    """Maximum caption length in tokens, including EOS."""
+    """Number of text tokens in the vocabulary."""
     text_length: Size = 32
     """Longest caption in tokens, EOS included."""
     eos_id: NonNegativeInt = EOS_ID
@@ -37,9 +51,12 @@ class CLIPConfig:
     """Mean of the red, green and blue channels, subtracted from images in [0, 1]."""
     std: tuple[_Deviation, _Deviation, _Deviation] = (0.26862954, 0.26130258, 0.27577711)
     """Standard deviation of the channels, by which images are then divided."""
-    towers: Literal["clip", "siglip"] = "clip"
+    towers: Literal["clip", "siglip", "xlm_roberta"] = "clip"
     """clip: class token; causal text, read at EOS. siglip: attention pooling over the patches (embed_dim must equal the
-    image tower's width); bidirectional text that attends to padding too, read at its last position."""
+    image tower's width); bidirectional text that attends to padding too, read at its last position. xlm_roberta: image
+    tower of clip; multilingual bidirectional text, averaged (for published weights)."""
+    resnet: ResNetConfig | None = None
+    """Image tower of convolutions in place of `vision` (for published weights); patch_size must be 32."""
     missing: Literal["image", "text"] | None = None
     """Tower that is not there: a published part of an unCLIP may embed captions only, or images only."""
     sigmoid: bool = False
@@ -66,5 +83,14 @@ class CLIPConfig:
                 f"embed_dim is {self.embed_dim}; SigLIP towers have no image projection, so it must be the image "
                 f"tower's width, {self.vision.width}"
             )
+        if self.resnet is not None and (self.patch_size != 32 or self.towers == "siglip"):
+            raise ValueError(
+                f"patch_size is {self.patch_size} and towers {self.towers}; with resnet they must be 32 and another"
+            )
         if self.initial_bias is not None and not self.sigmoid:
             raise ValueError(f"initial_bias is {self.initial_bias}, but only the sigmoid has a bias: set it to null")
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Number of blocks of the image and of the text tower."""
+        return {"image": self.vision.depth if self.resnet is None else sum(self.resnet.layers), "text": self.text.depth}

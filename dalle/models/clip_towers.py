@@ -7,17 +7,45 @@ Shapes: B batch, H W pixels, h w patches, C width of a tower, T text positions, 
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.models.clip_config import CLIPConfig
+from dalle.models.clip_tower import ImageTower, TextTower, normalizer
 from dalle.models.transformer import Transformer
 
-_WAYS = {"image": "captions", "text": "images"}
+
+class PatchTower(ImageTower):
+    """An image tower with a transformer over patches."""
+
+    transformer: Transformer
+    side: int
+    first_patch: int  # position of the first patch among the transformer's inputs
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to the transformer's input [B, first_patch + h*w, C]."""
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] in [0, 1] to one map [B, C, h, w] per block."""
+        states: list[Tensor] = []
+        # Hooks, as the transformer itself returns the output of its last block only
+        hooks = [
+            block.register_forward_hook(lambda module, args, output: states.append(output))
+            for block in self.transformer.blocks
+        ]
+        try:
+            self.transformer(self.embed(images))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [rearrange(x[:, self.first_patch :], "B (h w) C -> B C h w", h=self.side) for x in states]
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(PatchTower):
     """Image tower: patches and a class token, LayerNorm, pre-norm transformer, projection of the class token."""
 
     mean: Tensor
@@ -35,8 +63,8 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(config.vision)
         self.projection = nn.Linear(width, config.embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", normalizer(config.mean), persistent=False)
+        self.register_buffer("std", normalizer(config.std), persistent=False)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to the transformer's input [B, 1 + h*w, C], class token first."""
@@ -47,13 +75,18 @@ class VisionTransformer(nn.Module):
         x: Tensor = self.norm(torch.cat([first, tokens], dim=1) + self.positions)
         return x
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to the state of the class token after the final norm, [B, C]."""
+        states: Tensor = self.transformer(self.embed(images))
+        return states[:, 0]
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
-        projected: Tensor = self.projection(self.transformer(self.embed(images))[:, 0])
+        projected: Tensor = self.projection(self.pooled(images))
         return projected
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(TextTower):
     """Text tower: causal pre-norm transformer, projection of the state at EOS."""
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -80,27 +113,3 @@ class TextTransformer(nn.Module):
         """States [B, T, C] and the position [B] to read, to embeddings [B, D], not normalized."""
         projected: Tensor = self.projection(states[torch.arange(len(states), device=states.device), end])
         return projected
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] to embeddings [B, D], not normalized."""
-        return self.project(self.states(ids), self.end(ids))
-
-
-class MissingTower(nn.Module):
-    """Stands where a CLIP has no tower; whoever asks it for embeddings is told so."""
-
-    def __init__(self, tower: str) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Refuse.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"this CLIP has no {self.tower} tower, so it embeds {_WAYS[self.tower]} only: give one with both towers"
-        )
-
-    states = embed = forward

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from dalle.kernels.linear import Linear
 from dalle.models.clip_config import CLIPConfig
+from dalle.models.clip_tower import TextTower, normalizer
+from dalle.models.clip_towers import PatchTower
 from dalle.models.transformer import FeedForward, Transformer
 from dalle.models.transformer_config import TransformerConfig
 
@@ -46,12 +48,13 @@ class AttentionPooling(nn.Module):
         return pooled + self.feed_forward(self.norm(pooled))
 
 
-class PooledVisionTransformer(nn.Module):
+class PooledVisionTransformer(PatchTower):
     """Image tower: patches, pre-norm transformer, attention pooling; no class token and no projection."""
 
     mean: Tensor
     std: Tensor
     first_patch = 0
+    top = ("transformer.norm.", "pooling.")
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -61,8 +64,8 @@ class PooledVisionTransformer(nn.Module):
         self.positions = nn.Parameter(torch.randn(side**2, width) * width**-0.5)
         self.transformer = Transformer(config.vision)
         self.pooling = AttentionPooling(config.vision)
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", normalizer(config.mean), persistent=False)
+        self.register_buffer("std", normalizer(config.std), persistent=False)
         set_norm_eps(self)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -72,13 +75,17 @@ class PooledVisionTransformer(nn.Module):
         x: Tensor = rearrange(patches, "B C h w -> B (h w) C") + self.positions
         return x
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
+    def pooled(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to their pooled states, [B, C], which are the embeddings."""
         pooled: Tensor = self.pooling(self.transformer(self.embed(images)))
         return pooled
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to embeddings [B, D], not normalized."""
+        return self.pooled(images)
 
-class UnmaskedTextTransformer(nn.Module):
+
+class UnmaskedTextTransformer(TextTower):
     """Text tower: every position attends to every other, padding included; projection of the last position's state."""
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -116,14 +123,6 @@ class UnmaskedTextTransformer(nn.Module):
         """States [B, T, C] and the position [B] to read, to embeddings [B, D], not normalized."""
         projected: Tensor = self.projection(states[torch.arange(len(states), device=states.device), end])
         return projected
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] of full-length rows, padding included, to embeddings [B, D], not normalized.
-
-        Raises:
-            ValueError: rows shorter than those the model was trained on.
-        """
-        return self.project(self.states(ids), self.end(ids))
 
 
 def set_norm_eps(module: nn.Module) -> None:

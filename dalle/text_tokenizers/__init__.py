@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import from_dict, read_yaml
-from dalle.text_tokenizers import char_bpe, clip_bpe, siglip, tokenizer_json, yttm
+from dalle.text_tokenizers import char_bpe, clip_bpe, siglip, tokenizer_json, xlm_roberta, yttm
 from dalle.text_tokenizers.base import TextTokenizer
 from dalle.text_tokenizers.char_bpe import CharTokenizer, CharTokenizerConfig
 from dalle.text_tokenizers.classes import ClassTokenizer, ClassTokenizerConfig
@@ -15,6 +15,7 @@ from dalle.text_tokenizers.clip_bpe import CLIPTokenizer, CLIPTokenizerConfig
 from dalle.text_tokenizers.sentencepiece import EOS_ID, PAD_ID, SentencePieceTokenizer, TextTokenizerConfig
 from dalle.text_tokenizers.siglip import SigLIPTokenizer, SigLIPTokenizerConfig
 from dalle.text_tokenizers.tokenizer_json import JSONTokenizer, JSONTokenizerConfig
+from dalle.text_tokenizers.xlm_roberta import XLMRobertaTokenizer, XLMRobertaTokenizerConfig
 from dalle.text_tokenizers.yttm import YTTMTokenizer, YTTMTokenizerConfig
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "SigLIPTokenizerConfig",
     "TextTokenizer",
     "TextTokenizerConfig",
+    "XLMRobertaTokenizer",
+    "XLMRobertaTokenizerConfig",
     "YTTMTokenizer",
     "YTTMTokenizerConfig",
     "load",
@@ -72,6 +75,10 @@ def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer
             return YTTMTokenizer(from_dict(YTTMTokenizerConfig, model, where), content(yttm.MODEL_FILE))
         if kind == "siglip":
             return SigLIPTokenizer(from_dict(SigLIPTokenizerConfig, model, where), content(siglip.MODEL_FILE))
+        if kind == "xlm_roberta":
+            return XLMRobertaTokenizer(
+                from_dict(XLMRobertaTokenizerConfig, model, where), content(xlm_roberta.MODEL_FILE)
+            )
         if kind == "tokenizer_json":
             return JSONTokenizer(from_dict(JSONTokenizerConfig, model, where), content(tokenizer_json.MODEL_FILE))
         if kind == "classes":
@@ -79,6 +86,6 @@ def load(folder: Path, config: Mapping[str, Any] | None = None) -> TextTokenizer
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
     raise ValueError(
-        f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, siglip, tokenizer_json, classes, or none "
-        "(SentencePiece)"
+        f"{where}: model.kind is {kind!r}, expected clip_bpe, char_bpe, yttm, siglip, tokenizer_json, "
+        "xlm_roberta, classes, or none (SentencePiece)"
     )

@@ -110,7 +110,12 @@ class CLIPTokenizer(BPETokenizer):
 
 
 def clean(text: str) -> str:
-    """Fix mojibake, unescape HTML entities, collapse white space, lower-case.
+    """`mend`, then lower-case."""
+    return mend(text).lower()
+
+
+def mend(text: str) -> str:
+    """Fix mojibake, unescape HTML entities, collapse white space.
 
     Raises:
         ValueError: the text is not plain ASCII and ftfy, which fixes mojibake, is not installed.
@@ -122,7 +127,7 @@ def clean(text: str) -> str:
         except ImportError:
             raise ValueError(f"CLIP's text tokenizer needs ftfy for {text[:40]!r}: {install_command('clip')}") from None
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return " ".join(text.split())
 
 
 def split_words(text: str) -> list[str]:

@@ -175,17 +175,11 @@ def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
     Raises:
         ValueError: the weights are of another architecture.
     """
-    file = _file(recipe)
-    tensors = open_tensors(file)
+    file, tensors = _file(recipe), initial_weights(recipe)
     if isinstance(model, DALLE):
         load_weights(model, resize_positions(tensors, model.config), str(file)).detect_sparse_masks()
-        return
-    # Only the sigmoid loss has a bias, and its scale has another meaning: neither carries over between losses
-    if ("logit_bias" in tensors) != model.config.sigmoid:
-        kept = {name: tensor for name, tensor in tensors.items() if name not in ("logit_scale", "logit_bias")}
-        scale, bias = initial_scale_and_bias(model.config)
-        tensors = kept | {"logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
-    load_weights(model, tensors, str(file))
+    else:
+        load_weights(model, tensors, str(file))
 
 
 def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
@@ -227,9 +221,15 @@ def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
     return {**tensors, **changed} if changed else tensors
 
 
-def initial_weights(recipe: DALLERecipe) -> Tensors:
-    """Open the weights of `init_from`, memory-mapped."""
-    return open_tensors(_file(recipe))
+def initial_weights(recipe: DALLERecipe | CLIPRecipe) -> Tensors:
+    """Open the weights of `init_from`, memory-mapped; those of a CLIP with the scale and bias of the recipe's loss."""
+    tensors = open_tensors(_file(recipe))
+    # Only the sigmoid loss has a bias, and its scale has another meaning: neither carries over between losses
+    if isinstance(recipe, CLIPRecipe) and ("logit_bias" in tensors) != recipe.model.sigmoid:
+        kept = {name: tensor for name, tensor in tensors.items() if name not in ("logit_scale", "logit_bias")}
+        scale, bias = initial_scale_and_bias(recipe.model)
+        return kept | {"logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
+    return tensors
 
 
 def _file(recipe: DALLERecipe | CLIPRecipe) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import torch
@@ -32,39 +33,50 @@ class LoRAConfig:
             raise ValueError("targets is empty: give at least one name of a linear layer, for example qkv")
 
 
-def add_lora(model: nn.Module, options: LoRAConfig) -> None:
-    """Add LoRA adapters to linear layers of a model and freeze everything else.
+def add_lora(model: nn.Module, options: LoRAConfig, also: Collection[str] = ()) -> None:
+    """Add LoRA adapters to the linear layers of a model that are not frozen yet, and freeze everything else.
 
     Args:
         model: model to change in place.
         options: rank, scale, dropout and target layers.
+        also: names of parameters that are still trained themselves.
 
     Raises:
-        ValueError: peft is not installed, or no linear layer has one of the target names.
+        ValueError: peft is not installed, no linear layer has one of the target names, or all that have are frozen.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ValueError(f"LoRA needs peft: {install_command('lora')}; or set lora=null to train all weights") from None
-    there = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    there = {name.rpartition(".")[2] for name in layers}
     missing = sorted(set(options.targets) - there)
     if missing:
         raise ValueError(f"lora.targets has {missing[0]}; this model's linear layers are {', '.join(sorted(there))}")
+    adapted = [
+        name
+        for name, layer in layers.items()
+        if name.rpartition(".")[2] in options.targets and layer.weight.requires_grad
+    ]
+    if not adapted:
+        raise ValueError(f"every layer of lora.targets, {', '.join(options.targets)}, is frozen: lock less, or no LoRA")
     settings: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout}
     # In place and not by `get_peft_model`, whose wrapper would have neither our methods nor our parameter names
-    inject_adapter_in_model(LoraConfig(**settings, target_modules=list(options.targets), bias="none"), model)
+    inject_adapter_in_model(LoraConfig(**settings, target_modules=adapted, bias="none"), model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name or name in also)
 
 
 def changes(model: nn.Module) -> nn.ParameterDict:
-    """Return the adapter weights by name, with / in place of dots (a ParameterDict does not allow dots)."""
-    found = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    """Return what `add_lora` left to train, by name with / in place of dots (a ParameterDict does not allow dots)."""
+    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in found.items()})
 
 
 def merged(weights: Tensors, options: LoRAConfig) -> dict[str, Tensor | LazyTensor]:
     """Merge adapters into the weights; returns a state dict with the names from before `add_lora`.
+
+    Weights that were trained beside the adapters take the place of those of the base.
 
     Each merged matrix, W + (alpha / rank) * B A, is computed when it is read, so that only one is in memory.
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import dalle
-from dalle.apps.embed import as_record, embed_images, embed_texts, fingerprint
+from dalle.apps.embed import embed_images, fingerprint
 from dalle.data.base import read_image
-from dalle.data.custom.records import FileSpan, Record
+from dalle.data.custom.records import FileSpan, Record, as_record
+from dalle.evaluation.zero_shot import embed_texts
 from dalle.models.clip import CLIP
 from support.tiny_model import make_tiny_model
 

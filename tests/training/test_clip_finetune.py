@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,12 @@ from PIL import Image
 import dalle
 import train
 from dalle.__main__ import main
+from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot.accuracy import evaluate_classifier
+from dalle.checkpoints.tensors import read_tensors
+from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
+from dalle.training.lock import freeze
 from dalle.training.optim import OptimConfig, adamw, set_learning_rate
 from support.published.clips import hub_folder
 from support.tiny_configs import clip_config
@@ -183,8 +190,18 @@ def test_lower_layers_change_less_after_resuming_too(source: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["lock=both"], "lock"),
-        (["lock=image", "init_from=null", "text_tokenizer=x", "model={}"], "lock=image freezes a pretrained tower"),
+        (["lock=both"], "lock is 'both': expected a tower to freeze, image or text"),
+        (["lock='image,image'"], "lock is 'image,image': expected a tower"),
+        (["lock='image,text'"], "both towers would be frozen"),
+        (["lock='text:3'"], "lock is 'text:3', but the text tower has 2 blocks: give 1 to 2, or text"),
+        (["lock='text:0'"], "lock is 'text:0', but the text tower has 2 blocks"),
+        (["lock=image", "init_from=null", "text_tokenizer=x", "model={}"], "lock freezes pretrained weights"),
+        (["lora={}", "init_from=null", "text_tokenizer=x", "model={}"], "lora freezes pretrained weights"),
+        (["lora={}", "optim.ema=0.9"], "lora does not work with an EMA"),
+        (["zero_shot.path=nowhere"], "nowhere"),
+        (["zero_shot={path: emoji, templates: mine}"], "there is no set of templates 'mine'"),
+        (["zero_shot={path: emoji, by: taste}"], "emoji have no classes by 'taste'"),
+        (["run.keep_best=zero_shot_top_1"], "needs labeled images: give zero_shot.path"),
         (["lock=text", "model.text.dropout=0.1"], "a frozen tower must not use dropout"),
         (["init_from=parts/model"], "is of stage 'dalle'; expected a CLIP"),
         (["init_from=nowhere"], "nowhere"),
@@ -205,3 +222,85 @@ def test_wrong_inputs_give_a_one_line_error(
     assert train.main([recipe(tmp_path, source), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("lock", ["image:1", "text:1,image", "image:2,text:2"])
+def test_the_first_blocks_of_a_tower_stay(lock: str, source: Path, tmp_path: Path) -> None:
+    file = recipe(tmp_path, source)
+    assert train.main([file, f"lock={lock!r}", "optim.weight_decay=0.1"]) == 0
+    before, after = dalle.load_clip(source), dalle.load_clip(tmp_path / "run/model")
+    frozen: list[str] = []
+    for part in lock.split(","):
+        tower, _, blocks = part.partition(":")
+        name = {"image": "vision", "text": "text"}[tower]
+        if not blocks:
+            frozen.append(f"{name}.")
+            continue
+        frozen += [f"{name}.{first}" for first in ("patches", "class_token", "positions", "tokens", "norm.")]
+        frozen += [f"{name}.transformer.blocks.{block}." for block in range(int(blocks))]
+    changed, names = moved(before, after), set(before.state_dict())
+    stay = {name for name in names if name.startswith(tuple(frozen))}
+    # A key's bias changes no attention weight, so its gradient is 0 but for rounding; all of it decays alike
+    assert stay and not stay & changed
+    assert {name for name in names - stay if name.endswith("weight")} <= changed and "logit_scale" in changed
+
+
+def test_a_frozen_part_keeps_no_activations(source: Path) -> None:
+    clip = dalle.load_clip(source)
+    freeze(clip, "image:2,text:1")
+    inputs: list[torch.Tensor] = []
+    for tower in (clip.vision, clip.text):
+        for block in tower.transformer.blocks:
+            block.register_forward_hook(lambda module, args, output: inputs.append(output))
+    clip(torch.rand(2, 3, 8, 8), torch.randint(4, 9, (2, 12)))
+    assert [output.requires_grad for output in inputs] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("lock", [None, "image", "text:1"])
+def test_lora_on_the_towers(lock: str | None, source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason='pip install "dalle[lora]"')
+    file = recipe(tmp_path, source, lora={"rank": 2, "alpha": 4, "targets": ["qkv", "down"]}, lock=lock)
+    # Only from the second step on do the lower matrices have a gradient, as the upper ones begin at 0
+    options = ["run.accumulation=1", "optim.layer_decay=0.9", "optim.weight_decay=0"]
+    assert train.main([file, *options, "loss=sigmoid"]) == 0
+    before, after = dalle.load_clip(source).state_dict(), dalle.load_clip(tmp_path / "run/model").state_dict()
+    changed = {name for name, value in after.items() if name in before and not torch.equal(value, before[name])}
+    stay = {None: (), "image": ("vision.",), "text:1": ("text.transformer.blocks.0.",)}[lock]
+    layers = {name for name in before if name.endswith(("qkv.weight", "down.weight"))}
+    layers = {name for name in layers if not name.startswith(stay)}
+    assert changed == layers | {"logit_scale"}
+    assert after["logit_bias"] != -10 and after["logit_scale"] != pytest.approx(math.log(10), abs=1e-6)
+    for name in layers:  # each differs by a matrix of the rank
+        singular = torch.linalg.svdvals(after[name] - before[name])
+        assert singular[1] > 1e-7 and singular[2] < 1e-6 * max(1, singular[0])
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    kept = read_tensors(checkpoint / "weights.safetensors")
+    assert {name for name in kept if "lora_" not in name} == {"model.logit_scale", "model.logit_bias"}
+    assert len(kept) == 2 * len(layers) + 2
+    assert train.main([file, *options, "loss=sigmoid", "resume=true", "run.steps=3"]) == 0
+    again = dalle.load_clip(tmp_path / "run/model").state_dict()
+    assert again["logit_scale"] != after["logit_scale"]
+    assert torch.equal(again["vision.patches.weight"], before["vision.patches.weight"])
+
+
+def test_forgetting_is_seen(source: Path, tmp_path: Path) -> None:
+    for number in range(9):
+        file = tmp_path / "photos" / ("red_heart", "star", "दिल")[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((12, 12), 20 * number + 1).convert("RGB").save(file)
+    (tmp_path / "photos/star/broken.png").write_bytes(b"no")
+    options = [f"zero_shot.path={tmp_path / 'photos'}", "run.validate_every=1", "run.keep_best=zero_shot_top_1"]
+    assert train.main([recipe(tmp_path, source), *options, "optim.lr=0.1"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "validation/zero_shot_top_1" in line]
+    data = open_labeled_images(str(tmp_path / "photos"))
+
+    def accuracy(clip: CLIP) -> float:
+        classifier = ZeroShotClassifier(clip, data.labels, data.templates)
+        return evaluate_classifier(classifier, data).metrics["top_1"]
+
+    start = accuracy(dalle.load_clip(source))
+    for line in logged:
+        assert line["validation/zero_shot_change"] == pytest.approx(line["validation/zero_shot_top_1"] - start)
+    best = max(line["validation/zero_shot_top_1"] for line in logged)
+    assert len(logged) == 2 and accuracy(dalle.load_clip(tmp_path / "run/model")) == pytest.approx(best)

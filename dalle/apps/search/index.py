@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, embed_texts, fingerprint
+from dalle.apps.embed import fingerprint
 from dalle.apps.search import exact, store
 from dalle.apps.search.ann import FaissIndex
 from dalle.apps.search.filters import Filter
@@ -24,8 +24,9 @@ from dalle.apps.search.store import Source
 from dalle.apps.search.update import EXACT, Progress, Report, clip_mismatch, update
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
-from dalle.data.custom.records import Record, image_bytes
+from dalle.data.custom.records import ImageLike, Record, image_bytes
 from dalle.device import pick_device
+from dalle.evaluation.zero_shot import embed_texts
 from dalle.models.clip import CLIP
 
 _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest

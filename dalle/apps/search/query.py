@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, as_record, embed_images, embed_texts
+from dalle.apps.embed import embed_images
+from dalle.data.custom.records import ImageLike, as_record
+from dalle.evaluation.zero_shot import embed_texts
 from dalle.models.clip import CLIP
 
 _One = TypeVar("_One", str, ImageLike)

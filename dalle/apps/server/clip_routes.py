@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dalle.apps.embed import as_record, embed_images, embed_texts
+from dalle.apps.embed import embed_images
 from dalle.apps.search import Hit, ImageIndex
 from dalle.apps.server import inputs
 from dalle.apps.server.bodies import Body, ClassifyBody, EmbeddingBody, SearchBody, several
@@ -23,6 +23,8 @@ from dalle.apps.server.errors import ApiError
 from dalle.apps.server.images import check_model
 from dalle.apps.server.schema import json_schema
 from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.data.custom.records import as_record
+from dalle.evaluation.zero_shot import embed_texts
 from dalle.images.read import decode_image
 from dalle.images.transforms import resize, to_rgb
 from dalle.models.clip import CLIP

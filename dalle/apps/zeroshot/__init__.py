@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from dalle.apps.zeroshot.classifier import Prediction, ZeroShotClassifier
 from dalle.apps.zeroshot.labels import Labels, read_labels
-from dalle.apps.zeroshot.templates import TEMPLATES
+from dalle.evaluation.templates import TEMPLATES
 
 __all__ = ["TEMPLATES", "Labels", "Prediction", "ZeroShotClassifier", "read_labels"]

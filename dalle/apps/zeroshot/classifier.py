@@ -11,16 +11,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.apps.embed import ImageLike, Records, as_record, embed_images, embed_texts
+from dalle.apps.embed import embed_images
 from dalle.apps.zeroshot.labels import Labels, synonyms_of
-from dalle.apps.zeroshot.templates import templates_of
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
 from dalle.data.base import BadRecord
+from dalle.data.custom.records import ImageLike, Records, as_record
 from dalle.device import pick_device
+from dalle.evaluation.templates import templates_of
+from dalle.evaluation.zero_shot import label_embeds
 from dalle.models.clip import CLIP
 
 NULL_WORDS = (
@@ -183,20 +184,3 @@ class ZeroShotClassifier:
         labels = {name.casefold() for name in self.labels}
         synonyms = [(word,) for word in NULL_WORDS if word not in labels]
         return label_embeds(self.clip, synonyms, self.templates)
-
-
-def label_embeds(clip: CLIP, synonyms: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:
-    """The normalized mean of the unit embeddings of each label's prompts.
-
-    Args:
-        clip: loaded by `dalle.load_clip`.
-        synonyms: for each of L labels its synonyms.
-        templates: prompt templates with {}.
-
-    Returns:
-        float32 [L, D], unit length.
-    """
-    prompts = [[template.replace("{}", word) for word in words for template in templates] for words in synonyms]
-    embeds = embed_texts(clip, [prompt for of_label in prompts for prompt in of_label])  # [all prompts, D]
-    means = [part.mean(dim=0) for part in embeds.split([len(of_label) for of_label in prompts])]
-    return F.normalize(torch.stack(means), dim=-1)

@@ -1,50 +1,47 @@
-"""Published CLIPs with a vision transformer: OpenAI (TorchScript or state dict), Hugging Face, open_clip; SigLIPs.
+"""Published CLIPs: OpenAI (TorchScript or state dict), Hugging Face, open_clip, also one tower alone; SigLIPs.
 
 OpenAI and open_clip use the same tensor names; Hugging Face has others, with separate queries, keys and values.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
-from dalle.checkpoints.published import siglip
+from dalle.checkpoints.published import clip_resnet, siglip, xlm_roberta
+from dalle.checkpoints.published.clip_settings import normalization, read_json, read_settings
 from dalle.checkpoints.published.files import read_state
 from dalle.checkpoints.published.hf_towers import TOWER_RULES
-from dalle.checkpoints.published.state import SHAPE_ERRORS, Published, concat_lazy, count, rename_tensors, shape, square
-from dalle.models.clip import INITIAL_TEMPERATURE, CLIPConfig
+from dalle.checkpoints.published.others import reject_unsupported
+from dalle.checkpoints.published.state import (
+    SHAPE_ERRORS,
+    Published,
+    count,
+    fuse_qkv,
+    rename_tensors,
+    shape,
+    square,
+)
+from dalle.models.clip import CLIPConfig, initial_scale_and_bias
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
-from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer
+from dalle.text_tokenizers import CLIPTokenizer, SigLIPTokenizer, TextTokenizer, XLMRobertaTokenizer
 
 _OPENAI = ("OpenAI's CLIP", "MIT (github.com/openai/CLIP, LICENSE)")
 _OPEN_CLIP = ("a CLIP of open_clip", "that of whoever trained it (the code: MIT, github.com/mlfoundations/open_clip)")
 _HUGGING_FACE = ("a CLIP of Hugging Face", "see its repository (OpenAI's: MIT)")
 # Vision width -> heads, where heads are not 64 channels wide: ViT-H/14, g/14 and bigG/14 of open_clip.
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
+
+
 # OpenAI's names give the text tower no prefix, and fuse queries, keys and values as `in_proj`.
-_TOWERS = ((r"visual\.transformer", "vision"), (r"transformer", "text"))
-_NAMES = (
-    (r"visual\.conv1\.weight", "vision.patches.weight"),
-    (r"visual\.class_embedding", "vision.class_token"),
-    (r"visual\.positional_embedding", "vision.positions"),
-    (r"visual\.ln_pre\.(.+)", r"vision.norm.\1"),
-    (r"visual\.ln_post\.(.+)", r"vision.transformer.norm.\1"),
-    (r"visual\.proj", "vision.projection.weight"),
-    (r"token_embedding\.weight", "text.tokens.weight"),
-    (r"positional_embedding", "text.positions"),
-    (r"ln_final\.(.+)", r"text.transformer.norm.\1"),
-    (r"text_projection", "text.projection.weight"),
-    (r"logit_scale", "logit_scale"),
-    *(
-        (rf"{tower}\.resblocks\.(\d+)\.{theirs}(.+)", rf"{ours_tower}.transformer.blocks.\1.{ours}\2")
-        for tower, ours_tower in _TOWERS
+def _blocks(theirs_tower: str, ours_tower: str) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (rf"{theirs_tower}\.resblocks\.(\d+)\.{theirs}(.+)", rf"{ours_tower}.transformer.blocks.\1.{ours}\2")
         for theirs, ours in (
             (r"attn\.in_proj_", "attention.qkv."),
             (r"attn\.out_proj\.", "attention.out."),
@@ -53,8 +50,26 @@ _NAMES = (
             (r"mlp\.c_fc\.", "feed_forward.up."),
             (r"mlp\.c_proj\.", "feed_forward.down."),
         )
-    ),
+    )
+
+
+_NAMES_IMAGE = (
+    (r"visual\.conv1\.weight", "vision.patches.weight"),
+    (r"visual\.class_embedding", "vision.class_token"),
+    (r"visual\.positional_embedding", "vision.positions"),
+    (r"visual\.ln_pre\.(.+)", r"vision.norm.\1"),
+    (r"visual\.ln_post\.(.+)", r"vision.transformer.norm.\1"),
+    (r"visual\.proj", "vision.projection.weight"),
+    *_blocks(r"visual\.transformer", "vision"),
 )
+_NAMES_TEXT = (
+    (r"token_embedding\.weight", "text.tokens.weight"),
+    (r"positional_embedding", "text.positions"),
+    (r"ln_final\.(.+)", r"text.transformer.norm.\1"),
+    (r"text_projection", "text.projection.weight"),
+    *_blocks("transformer", "text"),
+)
+_SCALE = ((r"logit_scale", "logit_scale"),)
 _NAMES_HF = (
     (r"vision_model\.embeddings\.patch_embedding\.weight", "vision.patches.weight"),
     (r"vision_model\.embeddings\.class_embedding", "vision.class_token"),
@@ -71,30 +86,6 @@ _NAMES_HF = (
 )
 # Buffers, and constants that OpenAI's TorchScript archives store.
 _DROPPED = r"input_resolution|context_length|vocab_size|(?:.*\.)?attn_mask|.*\.position_ids"
-# Options of open_clip's config that are safe to ignore: sizes (read from the tensors), and others that only matter for
-# architectures rejected elsewhere or in training. Any other option changes what the same tensors compute.
-_IGNORED_OPTIONS = {
-    "layers",
-    "width",
-    "head_width",
-    "heads",
-    "patch_size",
-    "image_size",
-    "context_length",
-    "vocab_size",
-}
-_IGNORED_OPTIONS |= {
-    "mlp_ratio",
-    "patch_dropout",
-    "timm_proj",
-    "timm_pool",
-    "timm_drop",
-    "attn_pooler_queries",
-    "attn_pooler_heads",
-}
-_IGNORED_OPTIONS |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "eos_id"}
-# Options with the only values that our CLIP implements.
-_SUPPORTED = {"pos_embed_type": ("learnable",), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
 _ACTIVATIONS: dict[str, FeedForwardKind] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -117,7 +108,7 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
         published = read_state(source)
         if siglip.is_of(published):
             return _read_siglip(published, source, dict(given or {}))
-        return _read(published, _settings(source), dict(given or {}))
+        return _read(published, read_settings(source), dict(given or {}))
     except ValueError as error:
         reason = str(error)
         raise ValueError(
@@ -131,53 +122,96 @@ def _read_siglip(published: dict[str, Tensor], source: Path, given: dict[str, An
     folder = source if source.is_dir() else source.parent
     if given:
         raise ValueError(f"{next(iter(given))} must not be given: the config.json of a SigLIP records it")
-    return siglip.read(published, _json(folder / "config.json"), _normalization(folder))
+    return siglip.read(published, read_json(folder / "config.json"), normalization(folder))
 
 
 def _read(published: dict[str, Tensor], settings: dict[str, Any], given: dict[str, Any]) -> Published:
-    places = {
-        "text": "text_model.embeddings.token_embedding.weight",
-        "image": "vision_model.embeddings.class_embedding",
-    }
-    missing = next((tower for tower, name in places.items() if name not in published), None)
-    hugging_face = any(name in published for name in places.values())
-    if not hugging_face and "visual.layer1.0.conv1.weight" in published:
-        raise ValueError(
-            "its image tower is a ResNet, which is not supported: use one with a vision transformer, such as ViT-B/32"
-        )
-    archive = {"input_resolution", "context_length", "vocab_size"} <= set(published)
-    tensors, dropped = rename_tensors(published, _NAMES_HF if hugging_face else _NAMES, _DROPPED)
-    state: dict[str, Tensor | LazyTensor] = dict(tensors)
-    if hugging_face:
-        _fuse_qkv(state, tensors)
-    else:
-        # There the projections are parameters [C, E], applied as x @ W; `nn.Linear` stores the transpose.
-        for name in ("vision.projection.weight", "text.projection.weight"):
-            shape(tensors, name)
-            state[name] = tensors[name].T
+    hugging_face = any(name.startswith(("text_model.", "vision_model.")) for name in published)
+    image = clip_resnet.NAMES if clip_resnet.is_of(published) else _NAMES_IMAGE
+    text = xlm_roberta.NAMES if xlm_roberta.is_of(published) else _NAMES_TEXT
+    rules = _NAMES_HF if hugging_face else (*image, *text, *_SCALE)
+    _check_family(published, rules)
+    dropped = "|".join((_DROPPED, clip_resnet.DROPPED, xlm_roberta.DROPPED))
+    tensors, left_out = rename_tensors(published, rules, dropped)
+    parts = {part: {n: t for n, t in tensors.items() if n.startswith(f"{part}.")} for part in ("vision", "text")}
+    options: dict[str, Any] = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
+    state: dict[str, Tensor | LazyTensor] = {}
+    for part, read in (("vision", _read_image), ("text", _read_text)):
+        if parts[part]:
+            own, found = read(parts[part], published, settings, given)
+            state |= own
+            options |= found
+        else:
+            options["missing"] = "image" if part == "vision" else "text"
+    config = CLIPConfig(**options)
     if "logit_scale" in tensors:
         state["logit_scale"] = tensors["logit_scale"].reshape(())
-    activation = _activation(settings, given, archive)
-    options: dict[str, Any] = {name: tuple(settings[name]) for name in ("mean", "std") if name in settings}
-    if hugging_face and missing is not None:
-        options["missing"] = missing
-        state.setdefault(
-            "logit_scale", torch.tensor(math.log(1 / INITIAL_TEMPERATURE))
-        )  # recorded with both towers only
-    if options.get("missing") != "image":
-        patch = shape(tensors, "vision.patches.weight")[-1]
-        options["vision"] = _tower(tensors, "vision", activation, settings.get("heads"), given.get("heads"))
-        options |= {"image_size": patch * square(shape(tensors, "vision.positions")[0] - 1)[0], "patch_size": patch}
-        options["embed_dim"] = shape(state, "vision.projection.weight")[0]
-    if options.get("missing") != "text":
-        vocab = shape(tensors, "text.tokens.weight")[0]
-        options["text"] = _tower(tensors, "text", activation, settings.get("text_heads"), given.get("text_heads"))
-        # CLIP's end token has the highest id
-        options |= {"text_vocab": vocab, "text_length": shape(tensors, "text.positions")[0], "eos_id": vocab - 1}
-        options["embed_dim"] = shape(state, "text.projection.weight")[0]
-    config = CLIPConfig(**options)
-    names = _HUGGING_FACE if hugging_face else _OPENAI if archive else _OPEN_CLIP
-    return Published(*names, config, state, dropped, _NAMES_HF if hugging_face else _NAMES)
+    elif config.missing is not None:  # a tower alone has none, and compares nothing
+        state["logit_scale"] = initial_scale_and_bias(config)[0]
+    names = _HUGGING_FACE if hugging_face else _OPENAI if _is_archive(published) else _OPEN_CLIP
+    return Published(*names, config, state, left_out, rules)
+
+
+def _check_family(published: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -> None:
+    """Refuse tensors of which none belongs to a CLIP."""
+    reject_unsupported(published)
+    if not any(re.fullmatch(pattern, name) for name in published for pattern, _ in rules):
+        shown = ", ".join(list(published)[:3])
+        raise ValueError(f"it is no CLIP: of its {len(published):,} tensors ({shown} ...) none is one of a CLIP's")
+
+
+def _read_image(
+    tensors: dict[str, Tensor], published: Mapping[str, Tensor], settings: dict[str, Any], given: dict[str, Any]
+) -> tuple[dict[str, Tensor | LazyTensor], dict[str, Any]]:
+    """Tensors of the image tower, and the options of a config that describe it."""
+    shape(tensors, "vision.projection.weight", 2)
+    if clip_resnet.is_of(published):
+        state, resnet, size = clip_resnet.convert(tensors)
+        embed_dim = state["vision.projection.weight"].shape[0]
+        return state, {"resnet": resnet, "image_size": size, "patch_size": 32, "embed_dim": embed_dim}
+    state = _upright(tensors, "vision", published)
+    patch = shape(tensors, "vision.patches.weight", 4)[-1]
+    return state, {
+        "image_size": patch * square(shape(tensors, "vision.positions")[0] - 1)[0],
+        "patch_size": patch,
+        "vision": _tower(tensors, "vision", _activation(published, settings, given), settings, given),
+        "embed_dim": state["vision.projection.weight"].shape[0],
+    }
+
+
+def _read_text(
+    tensors: dict[str, Tensor], published: Mapping[str, Tensor], settings: dict[str, Any], given: dict[str, Any]
+) -> tuple[dict[str, Tensor | LazyTensor], dict[str, Any]]:
+    """Tensors of the text tower, and the options of a config that describe it."""
+    vocab = shape(tensors, "text.tokens.weight", 2)[0]
+    if "text.projection.weight" not in tensors:
+        raise ValueError(
+            "its text tower has no projection (a CLIPTextModel), so its embeddings cannot be compared with images: use "
+            "a CLIPTextModelWithProjection, or a whole CLIP"
+        )
+    if xlm_roberta.is_of(published):
+        state, text, length = xlm_roberta.convert(tensors, settings.get("text_cfg") or {}, given.get("text_heads"))
+        options: dict[str, Any] = {"towers": "xlm_roberta", "text": text, "text_length": length, "eos_id": 2}
+    else:
+        state = _upright(tensors, "text", published)
+        options = {
+            "text": _tower(tensors, "text", _activation(published, settings, given), settings, given),
+            "text_length": shape(tensors, "text.positions")[0],
+            "eos_id": vocab - 1,  # CLIP's end token has the highest id
+        }
+    return state, options | {"text_vocab": vocab, "embed_dim": state["text.projection.weight"].shape[0]}
+
+
+def _upright(tensors: dict[str, Tensor], part: str, published: Mapping[str, Tensor]) -> dict[str, Tensor | LazyTensor]:
+    """Tensors of a transformer tower with fused queries, keys and values, and a projection as `nn.Linear` has it."""
+    state: dict[str, Tensor | LazyTensor] = dict(tensors)
+    if f"{part}_model.encoder.layers.0.self_attn.q_proj.weight" in published:
+        fuse_qkv(state, tensors)
+    else:
+        # There the projections are parameters [C, E], applied as x @ W
+        shape(tensors, f"{part}.projection.weight", 2)
+        state[f"{part}.projection.weight"] = tensors[f"{part}.projection.weight"].T
+    return state
 
 
 def check_text_tokenizer(found: Published, words: TextTokenizer) -> None:
@@ -191,6 +225,8 @@ def check_text_tokenizer(found: Published, words: TextTokenizer) -> None:
         raise ValueError(
             f"its text tokenizer is of the kind {kind}: give spiece.model of SigLIP, or tokenizer.model of SigLIP 2"
         )
+    if found.config.towers == "xlm_roberta" and not isinstance(words, XLMRobertaTokenizer):
+        raise ValueError(f"its text tokenizer is of the kind {kind}: give sentencepiece.bpe.model of XLM-R")
     if found.config.towers == "clip" and not isinstance(words, CLIPTokenizer):
         raise ValueError(f"its text tokenizer is of the kind {kind}, as ruCLIP's, which is not supported: give CLIP's")
     if words.vocab_size != found.config.text_vocab:
@@ -200,25 +236,13 @@ def check_text_tokenizer(found: Published, words: TextTokenizer) -> None:
         )
 
 
-def _fuse_qkv(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tensor]) -> None:
-    """Concatenate separate query, key and value projections to the fused one."""
-    for name in tensors:
-        place, found, kind = name.partition(".attention.q.")
-        if found:
-            parts = [f"{place}.attention.{part}.{kind}" for part in "qkv"]
-            for part in parts:
-                shape(tensors, part)
-                del state[part]
-            state[f"{place}.attention.qkv.{kind}"] = concat_lazy(*(tensors[part] for part in parts))
-
-
 def _tower(
-    tensors: dict[str, Tensor], tower: str, activation: FeedForwardKind, recorded: int | None, given: Any
+    tensors: dict[str, Tensor], tower: str, activation: FeedForwardKind, settings: dict[str, Any], given: dict[str, Any]
 ) -> TransformerConfig:
     width = shape(tensors, f"{tower}.positions")[1]
     known = _VISION_HEADS.get(width) if tower == "vision" else None
-    heads = given or recorded or known or (width // 64 if width % 64 == 0 else None)
     option = "heads" if tower == "vision" else "text_heads"
+    heads = given.get(option) or settings.get(option) or known or (width // 64 if width % 64 == 0 else None)
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise ValueError(f"its number of {tower} attention heads is not recorded (width {width}): give {option}=NUMBER")
     return TransformerConfig(
@@ -230,74 +254,15 @@ def _tower(
     )
 
 
-def _activation(settings: dict[str, Any], given: dict[str, Any], archive: bool) -> FeedForwardKind:
-    named = given.get("feed_forward") or settings.get("activation") or ("quick_gelu" if archive else None)
+def _activation(published: Mapping[str, Tensor], settings: dict[str, Any], given: dict[str, Any]) -> FeedForwardKind:
+    named = given.get("feed_forward") or settings.get("activation")
+    named = named or ("quick_gelu" if _is_archive(published) else None)
     if named not in _ACTIVATIONS:
         reason = "its kind of GELU is not recorded" if named is None else f"its activation {named!r} is not supported"
         raise ValueError(f"{reason}: give feed_forward=quick_gelu (OpenAI's) or feed_forward=gelu (most of LAION's)")
     return _ACTIVATIONS[str(named)]
 
 
-def _settings(source: Path) -> dict[str, Any]:
-    """Settings from the JSON files beside the weights that the tensors do not reveal."""
-    folder = source if source.is_dir() else source.parent
-    settings: dict[str, Any] = {}
-    config = _json(folder / "config.json")
-    kind = config.get("model_type", "clip")
-    if kind not in ("clip", "clip_text_model", "clip_vision_model"):
-        raise ValueError(f"{folder / 'config.json'} says model_type: {kind!r}, expected 'clip'")
-    if kind != "clip":  # one tower alone
-        heads = "text_heads" if kind == "clip_text_model" else "heads"
-        settings[heads] = config.get("num_attention_heads", 8 if kind == "clip_text_model" else 12)
-        settings["activation"] = config.get("hidden_act", "quick_gelu")
-    if {"vision_config", "text_config"} <= set(config):
-        vision, text = (config[part] or {} for part in ("vision_config", "text_config"))
-        settings["heads"] = vision.get("num_attention_heads", 12)
-        settings["text_heads"] = text.get("num_attention_heads", 8)
-        settings["activation"] = vision.get("hidden_act", "quick_gelu")
-        if text.get("hidden_act", "quick_gelu") != settings["activation"]:
-            raise ValueError("its two towers have different activations, which is not supported: use another CLIP")
-    settings |= _normalization(folder)
-    ours = _json(folder / "open_clip_config.json")
-    model = ours.get("model_cfg")
-    if isinstance(model, dict):
-        for part in ("vision_cfg", "text_cfg"):
-            _check_open_clip(part, model.get(part) or {}, folder / "open_clip_config.json")
-    if isinstance(model, dict) and not config:
-        vision, text = (model.get(part) or {} for part in ("vision_cfg", "text_cfg"))
-        width, head = vision.get("width"), vision.get("head_width", 64)
-        settings["heads"] = width // head if isinstance(width, int) and isinstance(head, int) else None
-        settings["text_heads"] = text.get("heads")
-        settings["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
-        settings |= {
-            name: value for name, value in (ours.get("preprocess_cfg") or {}).items() if name in ("mean", "std")
-        }
-    return settings
-
-
-def _normalization(folder: Path) -> dict[str, Any]:
-    """The mean and standard deviation of image normalization, if the folder records them."""
-    image = _json(folder / "preprocessor_config.json")
-    names = (("mean", "image_mean"), ("std", "image_std"))
-    return {ours: image[theirs] for ours, theirs in names if theirs in image}
-
-
-def _check_open_clip(part: str, options: dict[str, Any], file: Path) -> None:
-    """Check that all options of a tower are supported.
-
-    Raises:
-        ValueError: one is not.
-    """
-    for name, value in options.items():
-        if name not in _IGNORED_OPTIONS and value and value not in _SUPPORTED.get(name, ()):
-            raise ValueError(f"{file} says {part}.{name}: {value!r}, which is not supported")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: download it again") from error
-    return content if isinstance(content, dict) else {}
+def _is_archive(published: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are those of a TorchScript archive of OpenAI, which has numbers among them."""
+    return {"input_resolution", "context_length", "vocab_size"} <= set(published)

@@ -89,14 +89,7 @@ def convert(
             return model.model
         if stage == "clip":
             found = read_clip(path, given)
-            words = (
-                clip_text_tokenizer(path, found.config.towers)
-                if text_tokenizer is None
-                else read_text_tokenizer(resolve(text_tokenizer))
-            )
-            check_text_tokenizer(found, words)
-            words.save(scratch / "text_tokenizer")
-            parts = {"text_tokenizer": scratch / "text_tokenizer"}
+            parts = {} if found.config.missing == "text" else _clip_parts(found, path, text_tokenizer, scratch)
         else:
             found, parts = _resized(read_image_tokenizer(path), given, source), {}
         _write(out, stage, found, summary(found), path.name, storage, parts, {})
@@ -126,6 +119,17 @@ def _resized(found: Published, given: Mapping[str, Any], source: str | Path) -> 
     if type(size) is not int or size < factor or size % factor:
         raise ValueError(f"image_size is {size}; {source} needs a multiple of {factor} pixels")
     return resize_tokenizer(found, size // factor)
+
+
+def _clip_parts(found: Published, path: Path, text_tokenizer: _Source, scratch: Path) -> dict[str, Path]:
+    """The folder with the text tokenizer of a CLIP: the one given, or its own."""
+    if text_tokenizer is None:
+        words = clip_text_tokenizer(path, found.config.towers)
+    else:
+        words = read_text_tokenizer(resolve(text_tokenizer))
+    check_text_tokenizer(found, words)
+    words.save(scratch / "text_tokenizer")
+    return {"text_tokenizer": scratch / "text_tokenizer"}
 
 
 def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Storage) -> None:

@@ -42,8 +42,9 @@ def weights_file(source: Path) -> Path:
             "it is neither a model folder (no config.yaml) nor contains published weights: give another folder"
         )
     if len(files) > 1:
-        names = ", ".join(file.name for file in files[:3])
-        raise ValueError(f"it has {len(files)} weight files ({names}): give one of them")
+        names = ", ".join(str(file.relative_to(source)) for file in files[:3])
+        more = ", ..." if len(files) > 3 else ""
+        raise ValueError(f"it has {len(files)} weight files ({names}{more}): give one of them, or a folder of one")
     return files[0]
 
 

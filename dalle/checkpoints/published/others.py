@@ -25,7 +25,10 @@ _UNSUPPORTED = (
     (r"(encoder|decoder)\.(down|up)_blocks?\..+", "an autoencoder in the layout of diffusers or transformers"),
     (r"visual\.trunk\..+", "a SigLIP or another CLIP of open_clip whose image tower is of timm"),
     (r"bert\..+", "a Chinese-CLIP"),
-    (r"text\.transformer\..+", "a CLIP of open_clip with a text tower of its own"),
+    (
+        r"text\.transformer\.(?!embeddings\.|encoder\.layer\.|pooler\.).+",
+        "a CLIP of open_clip with a text tower of its own",
+    ),
     (r"text_model\.(roberta|embeddings\.LayerNorm)\..+", "an AltCLIP or another CLIP with a BERT"),
 )
 _ALL = re.compile("|".join(f"({pattern})" for pattern, _ in _UNSUPPORTED))

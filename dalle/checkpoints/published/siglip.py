@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
 from dalle.checkpoints.published.hf_towers import TOWER_RULES
-from dalle.checkpoints.published.state import Published, concat_lazy, count, rename_tensors, shape, square
+from dalle.checkpoints.published.state import Published, count, fuse_qkv, rename_tensors, shape, square
 from dalle.models.clip import CLIPConfig
 from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 
@@ -65,14 +65,7 @@ def read(published: Mapping[str, Tensor], config: Mapping[str, Any], pixels: Map
         whole = tensors[f"vision.pooling.in.{kind}"]
         state[f"vision.pooling.q.{kind}"], state[f"vision.pooling.kv.{kind}"] = whole[:width], whole[width:]
         del state[f"vision.pooling.in.{kind}"]
-    for name in tensors:
-        place, found, kind = name.partition(".attention.q.")
-        if found:
-            parts = [f"{place}.attention.{part}.{kind}" for part in "qkv"]
-            for part in parts:
-                shape(tensors, part)
-                del state[part]
-            state[f"{place}.attention.qkv.{kind}"] = concat_lazy(*(tensors[part] for part in parts))
+    fuse_qkv(state, tensors)
     patch = shape(tensors, "vision.patches.weight", 4)[-1]
     vocab = shape(tensors, "text.tokens.weight", 2)[0]
     settings = CLIPConfig(

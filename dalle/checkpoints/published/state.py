@@ -71,6 +71,18 @@ def concat_lazy(*tensors: Tensor) -> LazyTensor:
     return derived(tensors, size, lambda: torch.cat(tensors))
 
 
+def fuse_qkv(state: dict[str, Tensor | LazyTensor], tensors: Mapping[str, Tensor]) -> None:
+    """Replace separate query, key and value projections, `attention.q` and so on, in `state` by the fused one."""
+    for name in tensors:
+        place, found, kind = name.partition(".attention.q.")
+        if found:
+            parts = [f"{place}.attention.{part}.{kind}" for part in "qkv"]
+            for part in parts:
+                shape(tensors, part)
+                del state[part]
+            state[f"{place}.attention.qkv.{kind}"] = concat_lazy(*(tensors[part] for part in parts))
+
+
 def derived(tensors: Sequence[Tensor], size: torch.Size, make: Callable[[], Tensor]) -> LazyTensor:
     """A lazy tensor computed from others, whose memory-mapped pages are released afterwards."""
 

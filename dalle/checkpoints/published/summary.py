@@ -200,8 +200,10 @@ def _architecture(config: Any, module: nn.Module) -> dict[str, str]:
         lines["text"] = f"{config.text_length} {words}"
         lines["images"] = f"{rows}x{columns} codes of {config.image_vocab:,}"
     elif isinstance(config, CLIPConfig):
-        lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
-        lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
+        if config.missing != "image":
+            lines["images"] = f"{config.image_size}x{config.image_size} in patches of {config.patch_size}"
+        if config.missing != "text":
+            lines["captions"] = f"{config.text_length} tokens of {config.text_vocab:,}; {config.embed_dim} dimensions"
     elif isinstance(module, ImageTokenizer):
         rows, columns = module.grid
         size = module.image_size

@@ -14,6 +14,8 @@ from dalle.text_tokenizers import (
     SigLIPTokenizer,
     SigLIPTokenizerConfig,
     TextTokenizer,
+    XLMRobertaTokenizer,
+    XLMRobertaTokenizerConfig,
     YTTMTokenizer,
     YTTMTokenizerConfig,
     tokenizer_json,
@@ -25,6 +27,8 @@ CLIP_WORDS = 49_408  # size of its vocabulary
 _CLIP_MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 _YTTM = "bpe.model"
 _SIGLIP = {"spiece.model": 1, "tokenizer.model": 2}  # file name -> version of SigLIP
+_XLM_ROBERTA = "sentencepiece.bpe.model"
+_INNER = "tokenizer"  # minDALL-E's folder of its text tokenizer
 _MOST_BYTES = 1 << 26  # largest text tokenizer file; weights are larger
 _CHAR = (("bpe-16k-vocab.json", "bpe-16k-merges.txt"), ("vocab.json", "merges.txt"))
 
@@ -33,8 +37,8 @@ def read_text_tokenizer(source: Path, add_special_tokens: bool = True) -> TextTo
     """Read a published text tokenizer.
 
     Args:
-        source: CLIP's merges, `bpe.model` of YouTokenToMe, or a folder with one of these or with the vocabulary and
-            merges of minDALL-E.
+        source: CLIP's merges, `bpe.model` of YouTokenToMe, a SentencePiece model of SigLIP or XLM-R, or a folder with
+            one of these or with the vocabulary and merges of minDALL-E, also in its folder `tokenizer`.
         add_special_tokens: whether to add begin and end tokens, as CLIP and ruDALL-E do; DALLE-pytorch, which uses the
             same files, does not.
 
@@ -58,27 +62,35 @@ def find_text_tokenizer(weights: Path, add_special_tokens: bool = True) -> TextT
     return read_text_tokenizer(folder, add_special_tokens) if _files(folder) else None
 
 
+class MissingTokenizer(ValueError):
+    """A CLIP has no text tokenizer beside its weights, and none can be fetched."""
+
+
 def clip_text_tokenizer(weights: Path, towers: str = "clip") -> TextTokenizer:
-    """The text tokenizer beside a published CLIP; without one, OpenAI's, which all CLIPs but SigLIPs (`towers`) use.
+    """The text tokenizer beside a published CLIP; without one, OpenAI's, which CLIPs with other `towers` do not use.
 
     Raises:
-        ValueError: there is none beside it, and the hub cannot be reached.
+        MissingTokenizer: there is none beside it, and the hub cannot be reached.
+        ValueError: the one beside it is damaged.
     """
     found = find_text_tokenizer(weights)
     if found is not None:
         return found
     if towers == "siglip":
-        raise ValueError(
+        raise MissingTokenizer(
             f"{weights} has no text tokenizer beside it: put spiece.model (SigLIP) or tokenizer.model (SigLIP 2) of "
             "its repository there"
         )
+    if towers == "xlm_roberta":
+        raise MissingTokenizer(f"{weights} has no text tokenizer beside it: put {_XLM_ROBERTA} of its repository there")
     try:
-        return read_text_tokenizer(resolve(CLIP_SOURCE))
+        source = resolve(CLIP_SOURCE)
     except ValueError as error:
-        raise ValueError(
+        raise MissingTokenizer(
             f"{weights} has no text tokenizer beside it, and {CLIP_SOURCE} cannot be fetched: put merges.txt of that "
             "repository there, or bpe_simple_vocab_16e6.txt.gz of github.com/openai/CLIP"
         ) from error
+    return read_text_tokenizer(source)
 
 
 def find_json(folder: Path, name: str = tokenizer_json.MODEL_FILE) -> bytes:
@@ -98,7 +110,9 @@ def _files(folder: Path) -> list[Path]:
         pair = [folder / name for name in names]
         if all(file.is_file() for file in pair) and b'"[UNK]"' in _content(pair[0]):
             return pair
-    return [folder / name for name in (*_CLIP_MERGES, _YTTM, *_SIGLIP) if (folder / name).is_file()]
+    kinds = (_XLM_ROBERTA, *_CLIP_MERGES, _YTTM, *_SIGLIP)
+    found = [folder / name for name in kinds if (folder / name).is_file()]
+    return found if found or not (folder / _INNER).is_dir() else _files(folder / _INNER)
 
 
 def _read(source: Path, add_special_tokens: bool) -> TextTokenizer:
@@ -109,12 +123,15 @@ def _read(source: Path, add_special_tokens: bool) -> TextTokenizer:
         if not there:
             raise ValueError(
                 "it has no text tokenizer: expected bpe.model (ruDALL-E), merges.txt or bpe_simple_vocab_16e6.txt.gz "
-                "(CLIP), spiece.model or tokenizer.model (SigLIP), or vocabulary and merges (minDALL-E)"
+                "(CLIP), spiece.model or tokenizer.model (SigLIP), sentencepiece.bpe.model (XLM-R), or vocabulary and "
+                "merges (minDALL-E)"
             )
         source = there[0]
     content = _content(source)
     if source.name in _SIGLIP:
         return SigLIPTokenizer(SigLIPTokenizerConfig(version=1 if _SIGLIP[source.name] == 1 else 2), content)
+    if source.name == _XLM_ROBERTA:
+        return XLMRobertaTokenizer(XLMRobertaTokenizerConfig(), content)
     # YouTokenToMe's models begin with two counts; CLIP's merges with a version line or a pair of symbols.
     if content[:64].split(None, 1)[:1] and content[:64].split(None, 1)[0].isdigit():
         return YTTMTokenizer(YTTMTokenizerConfig(ends=add_special_tokens), content)

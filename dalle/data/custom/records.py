@@ -5,15 +5,24 @@ from __future__ import annotations
 import codecs
 import functools
 import hashlib
+import io
 import logging
 import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
 
 from dalle.data.base import BadRecord
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds without loss
+
+ImageLike = str | Path | bytes | Image.Image
+"""An image as it may be given: the path or the bytes of a file, or one of Pillow's."""
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,26 @@ class Record:
     captions: tuple[str, ...] = ()
     image: bytes | FileSpan | None = None
     fault: str | None = None
+
+
+class Records(Protocol):
+    """Records by number; they are read by several processes at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Record: ...
+
+
+def as_record(image: ImageLike, name: str = "image") -> Record:
+    """An image however it is given, as a record; `name` is what errors call one that is no file."""
+    if isinstance(image, bytes):
+        return Record(name, image=image)
+    if isinstance(image, Image.Image):
+        whole = image if image.mode in _PNG_MODES else image.convert("RGB")
+        buffer = io.BytesIO()
+        whole.save(buffer, "PNG", compress_level=1)
+        return Record(name, image=buffer.getvalue())
+    return Record(str(image), image=FileSpan(str(Path(image).expanduser())))
 
 
 def image_bytes(record: Record) -> bytes:

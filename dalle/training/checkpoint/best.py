@@ -26,6 +26,8 @@ METRICS: dict[str, dict[str, bool]] = {
         "image_to_text@10": _HIGHER,
         "text_to_image@1": _HIGHER,
         "text_to_image@10": _HIGHER,
+        "zero_shot_top_1": _HIGHER,
+        "zero_shot_mean_per_class": _HIGHER,
     },
     "dalle": {
         "image_nats": _LOWER,

@@ -9,8 +9,11 @@ from dalle.config.ranges import Probability
 from dalle.data import DataConfig
 from dalle.models.clip import CLIPConfig
 from dalle.training.checkpoint.best import check_metric
+from dalle.training.lock import parse_lock
+from dalle.training.lora import LoRAConfig
 from dalle.training.optim import OptimConfig
 from dalle.training.recipe.run import Resume, RunConfig
+from dalle.training.zero_shot import ZeroShotConfig
 
 
 @config
@@ -27,8 +30,14 @@ class CLIPRecipe:
     init_from: str | None = None
     """CLIP to fine-tune: a model folder, a published checkpoint, or a hub id. Architecture, text tokenizer and loss
     default to its own, and options under `model.` override its."""
-    lock: Literal["image", "text"] | None = None
-    """Tower to freeze: with `image` only the text tower is trained (LiT, arXiv 2111.07991)."""
+    lock: str | None = None
+    """Towers to freeze: `image` trains only the text tower (LiT, arXiv 2111.07991); `image:6` freezes the first 6
+    blocks of the image tower and what is before them; both towers with a comma, `image:6,text:2`."""
+    lora: LoRAConfig | None = None
+    """Train LoRA adapters of the layers that `lock` leaves, and the loss's scale and bias; they are merged into the
+    weights of the model folder. null trains all weights that are not locked."""
+    zero_shot: ZeroShotConfig | None = None
+    """Labeled images whose zero-shot accuracy is validated, so that forgetting is seen; null: none."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: pick the matching caption of each image within the batch, and vice versa (CLIP). sigmoid: classify each
     pair on its own as matching or not (SigLIP, arXiv 2303.15343); scores are probabilities; sets `model.sigmoid`."""
@@ -41,14 +50,9 @@ class CLIPRecipe:
 
     def __post_init__(self) -> None:
         check_metric(self.stage, self.run.keep_best, self.run.stop_after)
-        # Without weights to start from, a frozen tower would stay random
-        locked = {"image": self.model.vision, "text": self.model.text}.get(self.lock or "")
-        if locked is not None and self.init_from is None:
-            raise ValueError(f"lock={self.lock} freezes a pretrained tower: give it as init_from, or set lock=null")
-        if locked is not None and (locked.dropout or locked.attention_dropout):
-            raise ValueError(
-                f"lock={self.lock}: a frozen tower must not use dropout; set its dropout=0 and attention_dropout=0"
-            )
+        self._check_frozen()
+        if (self.run.keep_best or "").startswith("zero_shot") and self.zero_shot is None:
+            raise ValueError(f"run.keep_best is {self.run.keep_best}, which needs labeled images: give zero_shot.path")
         if (self.loss == "sigmoid") != self.model.sigmoid:
             raise ValueError(
                 f"loss is {self.loss} but model.sigmoid is {str(self.model.sigmoid).lower()}: only the sigmoid loss "
@@ -59,9 +63,25 @@ class CLIPRecipe:
         if self.run.compile and self.run.accumulation > 1 and self._drops:
             raise ValueError(
                 "run.compile with run.accumulation and dropout: compiled code drops other units with autograd than "
-                "without; set run.compile=false, or dropout and attention_dropout of both towers to 0"
+                "without; set run.compile=false, or dropout and attention_dropout of both towers and of lora to 0"
             )
+
+    def _check_frozen(self) -> None:
+        locked = {} if self.lock is None else parse_lock(self.lock, self.model)
+        for name, what in (("lock", self.lock), ("lora", self.lora)):
+            # Without weights to start from, what is frozen would stay random
+            if what is not None and self.init_from is None:
+                raise ValueError(f"{name} freezes pretrained weights: give them as init_from, or set {name}=null")
+        if self.lora is not None and self.optim.ema is not None:
+            raise ValueError("lora does not work with an EMA of the weights: set optim.ema=null")
+        towers = {"image": self.model.vision, "text": self.model.text}
+        for name, blocks in locked.items():
+            if blocks is None and (towers[name].dropout or towers[name].attention_dropout):
+                raise ValueError(
+                    f"lock={self.lock}: a frozen tower must not use dropout; set its dropout=0 and attention_dropout=0"
+                )
 
     @property
     def _drops(self) -> bool:
-        return any(tower.dropout or tower.attention_dropout for tower in (self.model.vision, self.model.text))
+        towers = any(tower.dropout or tower.attention_dropout for tower in (self.model.vision, self.model.text))
+        return towers or (self.lora is not None and self.lora.dropout > 0)

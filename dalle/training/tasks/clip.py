@@ -22,9 +22,12 @@ from dalle.images.augment import augment
 from dalle.models.clip import CLIP
 from dalle.models.contrastive import contrastive_loss, gather_with_gradient, sigmoid_loss
 from dalle.training.distributed.fsdp import Sharding, build
-from dalle.training.init_from import load_initial
+from dalle.training.init_from import initial_weights, load_initial
+from dalle.training.lock import freeze
+from dalle.training.lora import add_lora, changes, merged
 from dalle.training.recipe import CLIPRecipe, tokens_per_image
 from dalle.training.tasks.base import ContrastiveTask, Phase
+from dalle.training.zero_shot import ZeroShot
 
 
 @dataclass
@@ -41,7 +44,7 @@ class CLIPTask(ContrastiveTask):
     model: CLIP
 
     def __init__(self, recipe: CLIPRecipe, device: torch.device, sharding: Sharding | None = None):
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self.sharding = recipe, device, sharding
         self.tokenizer = load_text_tokenizer(recipe.text_tokenizer)
         if recipe.model.text_vocab != self.tokenizer.vocab_size:
             raise ValueError(
@@ -49,10 +52,16 @@ class CLIPTask(ContrastiveTask):
                 f"{self.tokenizer.vocab_size} pieces: set model.text_vocab={self.tokenizer.vocab_size}"
             )
         self.model = build(self._make, device, sharding, ("encode_image", "encode_text"))
-        self.state = nn.ModuleDict({"model": self.model})
+        self.model.tokenizer = self.tokenizer
+        # With LoRA, checkpoints contain what is trained only
+        self.state = nn.ModuleDict({"model": self.model if recipe.lora is None else changes(self.model)})
         self.phases = [Phase("clip", self.model, recipe.optim)]
         self.image_size = recipe.model.image_size
         self.tokens_per_image = tokens_per_image(recipe)
+        self.zero_shot = None
+        if recipe.zero_shot is not None:
+            self.zero_shot = ZeroShot(recipe.zero_shot, self.image_size, recipe.run.validation_images)
+        self.initial_zero_shot = self._initial_zero_shot()
 
     def _make(self) -> CLIP:
         recipe = self.recipe
@@ -61,10 +70,21 @@ class CLIPTask(ContrastiveTask):
         with skip_init():
             model = CLIP(recipe.model)
         load_initial(model, recipe)
-        if recipe.lock is not None:  # LiT: locked-image tuning (Zhai et al. 2021, arXiv 2111.07991)
-            tower = model.vision if recipe.lock == "image" else model.text
-            tower.requires_grad_(False)
+        if recipe.lock is not None:  # a whole tower: LiT, locked-image tuning (Zhai et al. 2021, arXiv 2111.07991)
+            freeze(model, recipe.lock)
+        if recipe.lora is not None:
+            add_lora(model, recipe.lora, also=("logit_scale", "logit_bias"))
         return model
+
+    def _initial_zero_shot(self) -> float | None:
+        """Accuracy of the weights of `init_from`; None without, or if no process has them whole."""
+        if self.zero_shot is None or self.recipe.init_from is None or self.sharding is not None:
+            return None
+        self.model.eval()
+        try:
+            return self.zero_shot.metrics(self.model)["zero_shot_top_1"]
+        finally:
+            self.model.train()
 
     def inputs(self, batch: Batch) -> Inputs:
         """Tokenize captions with BPE dropout and augment images; randomness comes from each pair's seed."""
@@ -94,16 +114,27 @@ class CLIPTask(ContrastiveTask):
         return loss, {"scale": self.model.scale}
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Retrieval accuracy between images and captions."""
+        """Retrieval accuracy between images and captions, and zero-shot accuracy if the recipe asks for it."""
         assert isinstance(model, CLIP)
-        return retrieval_metrics(model, self.tokenizer, batches)
+        found = retrieval_metrics(model, self.tokenizer, batches)
+        if self.zero_shot is not None:
+            found |= self.zero_shot.metrics(model)
+        if self.initial_zero_shot is not None:
+            found["zero_shot_change"] = found["zero_shot_top_1"] - self.initial_zero_shot
+        return found
 
     def sample_images(self, model: nn.Module, batch: Batch) -> None:
         """A CLIP has no samples."""
         return None
 
     def export(self, folder: Path, weights: Tensors) -> None:
-        """Write a model folder with the text tokenizer in it."""
-        config = {"stage": self.recipe.stage, "model": to_dict(self.recipe.model)}
-        parts = {"text_tokenizer": resolve(self.recipe.text_tokenizer)}
-        model_folder.save(folder, config, weights, parts=parts)
+        """Write a model folder with the text tokenizer in it; LoRA adapters are merged into the weights."""
+        recipe = self.recipe
+        config = {"stage": recipe.stage, "model": to_dict(recipe.model)}
+        parts = {"text_tokenizer": resolve(recipe.text_tokenizer)}
+        if recipe.lora is None:
+            model_folder.save(folder, config, weights, parts=parts)
+            return
+        # The checkpoint of a sharded run has the adapters only, and no process holds the full base weights
+        base = {} if self.sharding is None else initial_weights(recipe)
+        model_folder.save(folder, config, merged({**base, **weights}, recipe.lora), parts=parts, storage="float32")

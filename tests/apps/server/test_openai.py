@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.apps.embed import embed_texts
+from dalle.evaluation.zero_shot import embed_texts
 from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model

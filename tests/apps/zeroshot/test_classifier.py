@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.apps.embed import as_record
 from dalle.apps.zeroshot import TEMPLATES, ZeroShotClassifier, read_labels
 from dalle.apps.zeroshot.classifier import NULL_WORDS
 from dalle.apps.zeroshot.labels import synonyms_of
-from dalle.apps.zeroshot.templates import templates_of
 from dalle.data.base import BadRecord
-from dalle.data.custom.records import Record
+from dalle.data.custom.records import Record, as_record
+from dalle.evaluation.templates import templates_of
 from dalle.models.clip import CLIP
 from dalle.text_tokenizers import SentencePieceTokenizer, TextTokenizerConfig
 from support.tiny_configs import clip_config

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from dalle.apps.zeroshot import ZeroShotClassifier
+from dalle.apps.zeroshot.accuracy import evaluate_classifier
 from dalle.apps.zeroshot.confusion import confusion_image
-from dalle.apps.zeroshot.labeled import evaluate_classifier, open_labeled_images
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS
+from dalle.data.labeled import open_labeled_images
 from dalle.models.clip import CLIP
 
 

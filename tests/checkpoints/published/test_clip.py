@@ -144,8 +144,9 @@ def test_published_shapes_fit_at_full_width(
 def test_files_that_are_no_clips_give_a_one_line_error(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     cases: list[tuple[dict[str, Tensor], str]] = [
-        ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "a ResNet, which is not supported"),
-        ({"something": torch.zeros(1)}, "it has unknown tensor names: something"),
+        ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "it has no tensor vision.projection.weight"),
+        ({"something": torch.zeros(1)}, "it is no CLIP: of its 1 tensors (something ...) none is one of a CLIP's"),
+        (state("openai") | {"something": torch.zeros(1)}, "it has unknown tensor names: something"),
         (state("openai") | {"visual.proj": torch.zeros(3, 3)}, ""),
     ]
     for tensors, message in cases:

@@ -78,7 +78,7 @@ OTHERS = {
     "encoder.down_blocks.0.resnets.0.norm1.weight": "an autoencoder in the layout of diffusers",
     "visual.trunk.pos_embed": "a SigLIP or another CLIP of open_clip whose image tower is of timm",
     "bert.embeddings.LayerNorm.weight": "a Chinese-CLIP",
-    "text.transformer.embeddings.LayerNorm.weight": "a CLIP of open_clip with a text tower of its own",
+    "text.transformer.layers.0.weight": "a CLIP of open_clip with a text tower of its own",
     "text_model.roberta.embeddings.LayerNorm.weight": "an AltCLIP",
 }
 

@@ -158,7 +158,9 @@ def test_missing_or_mismatched_files_give_a_one_line_error(published: tuple[Any,
     file.write_bytes(words(version, 40, LINES[:2]))
     refused("text tokens, its text tokenizer")
     file.unlink()
-    refused("put spiece.model")
+    clip = dalle.load_clip(copy)
+    with pytest.raises(ValueError, match=r"put spiece.model .*"):
+        clip.encode_text(["a"])
     (copy / "merges.txt").write_text("#version: 0.2\na b</w>\n")
     refused("spiece.model of SigLIP, or tokenizer.model")
     (copy / "config.json").write_text(json.dumps({"vision_config": {"num_attention_heads": 2, "hidden_act": "relu"}}))

@@ -10,9 +10,11 @@ import pytest
 
 from dalle.checkpoints.load import load_text_tokenizer
 from dalle.checkpoints.published import text_tokenizers
+from dalle.checkpoints.published.files import weights_file
 from dalle.checkpoints.published.text_tokenizers import read_text_tokenizer
 from dalle.text_tokenizers import CharTokenizer, CLIPTokenizer, TextTokenizer, YTTMTokenizer
 from support.published import folders
+from support.tiny_model import make_tiny_model
 
 MERGES = "#version: 0.2\na b\nab c</w>\n"
 NUMBERS = {"[UNK]": 0, "a": 1, "b": 2, "b</w>": 3, "ab</w>": 4}
@@ -101,3 +103,25 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(text_tokenizers, "_MOST_BYTES", 100)
     file.write_bytes(bytes(101))
     refused(file, "has 101 bytes, too many for a text tokenizer")
+
+
+def test_the_text_tokenizer_of_a_model(tmp_path: Path) -> None:
+    source = folders.mindalle(tmp_path / "theirs")
+    inner = load_text_tokenizer(source)
+    assert inner.encode_ragged(["ab c"]) == load_text_tokenizer(source / "tokenizer").encode_ragged(["ab c"])
+    model = make_tiny_model(tmp_path / "ours")
+    for folder in (model, model.parent / "clip"):
+        found, part = load_text_tokenizer(folder), load_text_tokenizer(folder / "text_tokenizer")
+        assert found.encode_ragged(["a red heart"]) == part.encode_ragged(["a red heart"])
+    with pytest.raises(ValueError, match="holds an image tokenizer, expected a text tokenizer"):
+        load_text_tokenizer(model / "image_tokenizer")
+
+
+def test_folders_with_several_weights_are_named(tmp_path: Path) -> None:
+    for name in ("unet", "vae", "text_encoder", "safety"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError) as caught:
+        weights_file(tmp_path)
+    shown = "safety/weights.safetensors, text_encoder/weights.safetensors, unet/weights.safetensors, ..."
+    assert f"it has 4 weight files ({shown})" in str(caught.value)

@@ -1,30 +1,24 @@
-"""Accuracy of a zero-shot classifier on images with known classes.
+"""Images with classes: a folder with a subfolder for each, a table with a column of them, or the embedded emoji.
 
-Shapes: N images, L labels.
+Shapes: N images.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from dalle.apps.embed import Records, as_record, embed_images
-from dalle.apps.zeroshot.classifier import ZeroShotClassifier
-from dalle.apps.zeroshot.labels import Labels
+from dalle.data.base import BadRecord, Pair, read_image
 from dalle.data.custom.config import CustomConfig
 from dalle.data.custom.folder import image_files
 from dalle.data.custom.open_source import open_source
-from dalle.data.custom.records import IndexedRecords, Record
+from dalle.data.custom.records import IndexedRecords, Record, Records, as_record, image_bytes
 from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.captions import GROUPS, STYLES
-from dalle.evaluation import metrics
 
 EMOJI = "emoji"  # in place of a folder or file: the embedded data set
 _EMOJI_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -48,24 +42,34 @@ class LabeledImages:
 
     records: Records
     classes: list[str | None]
-    labels: Labels
+    labels: dict[str, tuple[str, ...]]
     templates: str
 
 
-@dataclass(frozen=True)
-class ClassificationResult:
-    """The accuracy of a classifier on a data set.
+class LabeledPairs:
+    """Labeled images as pairs whose captions are their classes.
 
-    Attributes:
-        metrics: "top_1", "top_5" (with more than 5 labels) and "mean_per_class" (the accuracy averaged over classes),
-            all in [0, 1]; and "images", the number of images.
-        confusion: int64 [L, L], number of images of each class (row) by predicted label (column).
-        skipped: images that could not be used, with the reason.
+    Args:
+        data: the images.
+        image_size: height and width of the images, in pixels.
     """
 
-    metrics: dict[str, Any]
-    confusion: Tensor
-    skipped: list[str]
+    def __init__(self, data: LabeledImages, image_size: int):
+        self.data, self.image_size = data, image_size
+
+    def __len__(self) -> int:
+        return len(self.data.records)
+
+    def pair(self, index: int, seed: int) -> Pair:
+        """Image `index`, uint8 [image_size, image_size, 3], and its class."""
+        record, name = self.data.records[index], self.data.classes[index]
+        if name is None:
+            raise BadRecord(record.key, "its class is not told")
+        return Pair(read_image(image_bytes(record), record.key, self.image_size), name, key=record.key)
+
+    def captions(self) -> Iterator[str]:
+        """Every class once."""
+        yield from self.data.labels
 
 
 def open_labeled_images(
@@ -89,51 +93,6 @@ def open_labeled_images(
         return _folder(Path(source).expanduser())
     rows = open_source(CustomConfig(path=source, image=image, caption=by or "label"), source, split or "train").rows()
     return _from_classes(_RecordSequence(rows), [next(iter(rows.captions(row)), None) for row in range(len(rows))])
-
-
-def evaluate_classifier(
-    classifier: ZeroShotClassifier,
-    data: LabeledImages,
-    batch_size: int = 64,
-    workers: int = 0,
-    progress: Callable[[int], object] | None = None,
-) -> ClassificationResult:
-    """Classify images with known classes.
-
-    Args:
-        classifier: its labels must include all classes of the data.
-        data: the images.
-        batch_size: images at a time; the metrics do not depend on it.
-        workers: processes that read images; 0 reads them in this one.
-        progress: called with the number of images of each batch.
-
-    Raises:
-        ValueError: a class is no label of the classifier, or no image can be used.
-    """
-    label_ids = {label: number for number, label in enumerate(classifier.labels)}
-    missing = [name for name in dict.fromkeys(data.classes) if name is not None and name not in label_ids]
-    if missing:
-        raise ValueError(f"class {missing[0]!r} is not among the {len(label_ids)} labels: name every class of the data")
-    rows, ids, skipped = [], [], []
-    for batch in embed_images(classifier.clip, data.records, batch_size, workers):
-        skipped += [str(error) for error in batch.broken.values()]
-        for number, row in zip(batch.numbers, classifier.probabilities(batch.vectors), strict=True):
-            name = data.classes[number]
-            if name is None:
-                skipped.append(f"{data.records[number].key}: it has no class")
-            else:
-                rows.append(row)
-                ids.append(label_ids[name])
-        if progress is not None:
-            progress(len(batch.numbers) + len(batch.broken))
-    if not rows:
-        raise ValueError(f"no usable image to classify: {skipped[0] if skipped else 'there are none'}")
-    probabilities, targets = torch.stack(rows), torch.tensor(ids)  # [N, L], [N]
-    confusion = metrics.confusion(probabilities.argmax(1), targets, len(label_ids))
-    result = metrics.accuracy(probabilities, targets, (1, 5) if len(label_ids) > 5 else (1,))
-    occurs = confusion.sum(1) > 0  # a label without images has no accuracy
-    result["mean_per_class"] = (confusion.diagonal()[occurs] / confusion.sum(1)[occurs]).mean().item()
-    return ClassificationResult(result | {"images": len(targets)}, confusion, skipped)
 
 
 def _emoji(by: str, split: str) -> LabeledImages:
