@@ -1,7 +1,7 @@
 """What a file of prompts costs beside generation: python benchmarks/many_prompts.py [--prompts 64] [--rounds 3]
 
-Generates the same images in turns, by the pipeline alone and by `dalle sample --prompts-file` in the same process, which
-also encodes, writes and records them. Seconds are of the processor, so that other jobs on the machine count little.
+Generates the same images in turns, by the pipeline alone and by `dalle sample --prompts-file` in the same process,
+which also encodes, writes and records them. Seconds are of the processor: other jobs on the machine count little.
 """
 
 from __future__ import annotations
