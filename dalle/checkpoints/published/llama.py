@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.published.files import read_json
 from dalle.checkpoints.published.heads import deinterleave, heads_of
 from dalle.checkpoints.published.state import Published, concat_lazy, count, derived, published_name, shape
 from dalle.generation.options import SamplingConfig
@@ -182,17 +182,9 @@ def read_settings(file: Path) -> dict[str, Any]:
     """The content of a config.json; {} if there is none.
 
     Raises:
-        ValueError: it is not valid JSON.
+        ValueError: it is damaged.
     """
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file} is not valid JSON: download it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a config.json of Hugging Face: download it again")
-    return content
+    return read_json(file) if file.is_file() else {}
 
 
 def section(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
