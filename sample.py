@@ -30,7 +30,7 @@ from dalle.cli.sample import (
 from dalle.cli.sample_from import check_model
 from dalle.cli.sample_many import sample_many
 from dalle.cli.streams import settle_streams
-from dalle.cli.threads import limit_openmp_spinning
+from dalle.cli.threads import compile_in_background, limit_openmp_spinning
 from dalle.config import dump, to_dict
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
@@ -145,4 +145,5 @@ def load(settings: SampleConfig, run: SampleFiles) -> tuple[TextToImage | UnCLIP
 
 
 if __name__ == "__main__":
+    compile_in_background()
     sys.exit(main())

@@ -158,7 +158,7 @@ def check_training(words: list[str], where: str) -> None:
     options = [word for word in words if word.startswith("-")]
     assert set(options) <= {"--print-config", "--help", "--traceback"}, where
     given = [word for word in words if not word.startswith("-")]
-    if not given or re.fullmatch(r"[A-Z_.]+", given[0]):  # CONFIG stands for any
+    if not given or re.fullmatch(r"[A-Z_.]+|runs/[\w-]+/config\.yaml", given[0]):  # CONFIG is any, or that of a run
         return
     assert given[0] in RECIPES, f"{where}: {given[0]}"
     ours = [word for word in given[1:] if not word.startswith("init_from=")]  # in place of a model that is not here

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from dalle.cli.threads import compile_in_background
 from dalle.files import ROOT
 
 SCRIPTS = {
@@ -25,6 +26,8 @@ def run_script(name: str, argv: Sequence[str]) -> int:
 
     The scripts are at the root of the repository, where a reader looks first, and therefore not in this package.
     """
+    if name == "sample":
+        compile_in_background()
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -48,7 +48,7 @@ class Shelf:
         self.save("model", "dalle", DALLE_CONFIG, self.model, parts=parts)
 
     def save(self, name: str, stage: str, config: Any, module: torch.nn.Module, **options: Any) -> None:
-        content = {"stage": stage, "model": to_dict(config), "optim": {"lr": 1e-3}}
+        content = {"stage": stage, "model": to_dict(config), "origin": "a test"}
         model_folder.save(self.root / name, content, module.state_dict(), **options)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fopenmp", "-fPIC", "-shared", "-w"),
 )
+BACKGROUND = "DALLE_COMPILE_IN_BACKGROUND"
+"""Environment variable: if it is set, a process without a library does not wait for one (`dalle.cli.threads`)."""
+_BACKGROUND_PROGRAM = "import os; os.nice(10); from dalle.kernels.native.build import library; library()"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _MAX_CACHED = 4  # libraries that stay in the cache: of this version, of other branches, of another CPU with this home
 
@@ -43,6 +47,9 @@ def library() -> ctypes.CDLL | None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
         path = cache / f"native-{_fingerprint(compiler)}.so"
         if not is_intact(path):
+            if os.environ.get(BACKGROUND):
+                _compile_in_background(path)
+                return None
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -62,6 +69,26 @@ def is_intact(path: Path) -> bool:
     if not intact:
         logger.warning("%s is damaged: compiling it again", path)
     return intact
+
+
+def _compile_in_background(path: Path) -> None:
+    """Start another process that compiles the library for later ones, and goes on when this one ends."""
+    logger.warning(
+        "compiling native kernels for this CPU in the background, once, some 15 seconds: %s; this command does without",
+        path,
+    )
+    environment = {name: value for name, value in os.environ.items() if name != BACKGROUND}
+    own = str(Path(__file__).parents[3])  # where this package was imported from
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [own, environment.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", _BACKGROUND_PROGRAM]
+    subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,  # not ended by Ctrl-C here
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _compile(compiler: list[str], path: Path) -> None:

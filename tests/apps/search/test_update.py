@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dalle.apps.search import ImageIndex, store, update
+from dalle.files import install_command
 from dalle.models.clip import CLIP
 
 
@@ -207,4 +208,4 @@ def test_large_index_without_faiss_warns(
     monkeypatch.setattr(update, "EXACT", 4)
     monkeypatch.setattr(update.ann, "library", lambda: None)
     index, _ = ImageIndex.build(tmp_path / "index", photos, clip=tiny_clip)
-    assert '[search]"' in caplog.text and len(index.search("a")) == 8
+    assert install_command("search") in caplog.text and len(index.search("a")) == 8

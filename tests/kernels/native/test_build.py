@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,20 @@ def test_why_there_are_no_native_kernels_is_said(
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith("native kernels cannot be compiled, using PyTorch's, which are slower: [Errno 20]")
     assert second.startswith("no C++ compiler found (g++ or clang++, or $CXX)")
+
+
+def test_a_short_command_does_not_wait_for_the_compiler(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes on without a library, and starts another process that compiles one for the next."""
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(build.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    monkeypatch.setenv(build.BACKGROUND, "1")
+    assert build.library.__wrapped__() is None and not list(toy.glob("*.so"))
+    assert "compiling native kernels for this CPU in the background" in caplog.text
+    ((command, environment),) = started
+    assert command[0] == sys.executable and build.BACKGROUND not in environment
+    monkeypatch.delenv(build.BACKGROUND)
+    assert build.library.__wrapped__() is not None, "what the other process does"
+    monkeypatch.setenv(build.BACKGROUND, "1")
+    assert build.library.__wrapped__().answer() == 42 and len(started) == 1
