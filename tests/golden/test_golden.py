@@ -105,7 +105,7 @@ def test_help_texts_are_unchanged(capsys: pytest.CaptureFixture[str], monkeypatc
     golden_text("help/sample.txt", _help(sample.main, ["--help"], capsys))
     golden_text("help/dalle.txt", _help(main, ["--help"], capsys))
     for name in COMMANDS:
-        words = ["eval", "classify"] if name == "eval_classify" else [name.replace("_", "-")]
+        words = ["eval", name[5:]] if name.startswith("eval_") else [name.replace("_", "-")]
         golden_text(f"help/dalle-{name.replace('_', '-')}.txt", _help(main, [*words, "--help"], capsys))
 
 
