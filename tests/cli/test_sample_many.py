@@ -154,6 +154,26 @@ def test_what_was_killed_in_a_part_goes_on_from_the_last_whole_one(
     assert sample.main(arguments) == 0 and calls == []
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
+    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_start_processes_that_share_the_prompts(
+    launcher: str, arguments: list[str], alone: dict[tuple[int, int], bytes]
+) -> None:
+    name = ["-m", "--"] if launcher == "torchrun" else ["-m"]  # else torchrun takes --n for one of its own
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *name, "dalle", "sample", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "drawn"  # of the process that finishes last
+    assert pixels(images("folders")) == alone
+
+
 @pytest.mark.slow
 def test_sigkill_at_any_moment(arguments: list[str], alone: dict[tuple[int, int], bytes]) -> None:
     """A real process, killed over and over at another place of its output, ends with each image once."""
