@@ -320,7 +320,7 @@ def test_dots_within_tar_member_names_are_kept(tmp_path: Path) -> None:
 # ---- captions
 
 
-def test_captions_of_megabytes_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_huge_captions_are_truncated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, a_png=None, a_txt="rose " * 2_000_000, b_png=None, b_txt="x" * 20_000)
     long, solid = captions(tmp_path)
     assert long == ("rose " * 2000).strip() and solid == "x" * 10_000
