@@ -33,11 +33,6 @@ from support.image_folders import image, put
 NFC, NFD = "café", unicodedata.normalize("NFD", "café")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
 def tar(file: Path, **members: str | bytes) -> None:
     with tarfile.open(file, "w") as archive:
         for name, content in members.items():
