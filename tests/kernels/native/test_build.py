@@ -62,7 +62,7 @@ def test_missing_native_kernels_are_explained_in_the_log(
     assert second.startswith("no C++ compiler found (g++ or clang++, or $CXX)")
 
 
-def test_a_short_command_does_not_wait_for_the_compiler(
+def test_short_command_compiles_in_the_background(
     toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It goes on without a library, and starts another process that compiles one for the next."""
