@@ -16,10 +16,8 @@ from torch import Tensor, nn
 import dalle
 import sample
 from dalle.__main__ import main
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.unclip import assemble
-from dalle.config import to_dict
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP
@@ -29,23 +27,12 @@ from dalle.models.unet import UNetConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 from dalle.pipelines.unclip import UnCLIP
 from support.tiny_configs import clip_config, transformer_config
+from support.tiny_unclip import STEPS, saved
 
 ROOT = Path(__file__).parents[3]
 TINY = transformer_config(depth=1)
 UNET = UNetConfig(channels=8, channel_multipliers=[1, 2], attention_levels=[1], head_channels=8)
 SHAPE: dict[str, Any] = {"embed_dim": 8, "text_width": 16, "text_length": 12}
-STEPS = {"sampler": {"steps": 3}}
-
-
-def saved(folder: Path, stage: str, module: Any, seed: int, parts: dict[str, Path], **more: Any) -> Path:
-    """A folder of a module whose parameters are all random: what begins as zeros hides what lies behind it."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.15)
-    config = {"stage": stage, "model": to_dict(module.config)} | more
-    model_folder.save(folder, config, module.state_dict(), parts=parts)
-    return folder
 
 
 @pytest.fixture(scope="module")
