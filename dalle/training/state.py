@@ -255,7 +255,7 @@ class Run:
     def _metrics(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if self.participates:
-            with evaluated(self.task.model, self.ema) as model:
+            with self.log.activity("validating"), evaluated(self.task.model, self.ema) as model:
                 limit = self.options.validation_images
                 metrics = self.task.validate(
                     model,
@@ -267,7 +267,7 @@ class Run:
     def sample(self) -> None:
         """Log sample images, if the stage has any."""
         if self.participates:
-            with evaluated(self.task.model, self.ema) as model:
+            with self.log.activity("sampling"), evaluated(self.task.model, self.ema) as model:
                 size = _EVALUATION_BATCH
                 first = next(evaluation_batches(self.validation_data, size, limit=size, report=self.bad.add))
                 samples = self.task.sample_images(model, first)
