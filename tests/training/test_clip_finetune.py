@@ -139,6 +139,16 @@ def test_weight_interpolation_ends_at_both_models(
         assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_batch_larger_than_the_data_set_is_refused(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An image would be contrasted with its own copies."""
+    assert train.main([recipe(tmp_path, source), "run.batch_size=8", "data.validation_share=0"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("train.py: run.batch_size is 8, and the data set has 4 images: each would be contrasted")
+    assert not (tmp_path / "run").exists()
+
+
 def make_other(folder: Path) -> Path:
     """A CLIP of another size."""
     file = recipe(folder, folder / "parts/clip", run={"dir": str(folder / "other"), "steps": 0, "batch_size": 2})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +69,14 @@ def test_short_command_compiles_in_the_background(
 ) -> None:
     """It goes on without a library, and starts another process that compiles one for the next."""
     started: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(build.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    start = subprocess.Popen
+
+    def detached(command: list[str], **options: Any) -> object:
+        if not options.get("start_new_session"):
+            return start(command, **options)
+        return started.append((command, options["env"]))
+
+    monkeypatch.setattr(subprocess, "Popen", detached)
     monkeypatch.setenv(build.BACKGROUND, "1")
     assert build.library.__wrapped__() is None and not list(toy.glob("*.so"))
     assert "compiling native kernels for this CPU in the background" in caplog.text
