@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -215,6 +217,10 @@ def test_assemble_vary_blend_and_edit_commands_run(
     assert main(["blend", str(a), "a hat:0.3", str(b) + ":0.7", *model, "--out", str(tmp_path / "w.png")]) == 0
     edit = ["edit", str(a), "--from", "a cat", "--to", "a dog", "--frames", "2", *model]
     assert main([*edit, "--out", str(tmp_path / "e.webp")]) == 0
+    if importlib.util.find_spec("av") is not None:
+        assert main(["blend", str(a), str(b), "--frames", "4", *model, "--out", str(tmp_path / "b.mp4")]) == 0
+        with importlib.import_module("av").open(str(tmp_path / "b.mp4")) as file:
+            assert [(frame.width, frame.height) for frame in file.decode(video=0)] == [(16, 16)] * 4
     sizes = {}
     for name in ("v.png", "b.gif", "w.png", "e.webp"):
         with Image.open(tmp_path / name) as image:
