@@ -28,6 +28,7 @@ def config_classes() -> list[Any]:
         for value in vars(importlib.import_module(name)).values()
         if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "__pydantic_config__")
     }
+    found -= {base for cls in found for base in cls.__bases__}  # what several share is no config by itself
     return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
 
 
