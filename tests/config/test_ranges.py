@@ -36,7 +36,12 @@ REQUIRED: dict[str, Any] = {
     "steps": 10, "batch_size": 4, "dir": Path("runs/none"), "path": "somewhere", "first": 0.5, "last": 0.5,
     "prompts": ["a dog"], "weights": Path("weights.pth"), "source": "clip",
 }  # fmt: skip
-LISTS: dict[str, Any] = {"stored_masks": tuple(range(8)), "weights": (1.0, 2.0), "betas": (0.9, 0.96)}
+LISTS: dict[str, Any] = {
+    "stored_masks": tuple(range(8)),
+    "null_ids": (0, 1, 2),
+    "weights": (1.0, 2.0),
+    "betas": (0.9, 0.96),
+}
 VALUES: dict[str, Any] = {
     "nan": math.nan, "inf": math.inf, "minus inf": -math.inf, "minus one": -1, "zero": 0, "two": 2, "huge": 10**13,
     "over 64 bits": 2**80, "over 4,300 digits": 10**5000, "1e300": 1e300, "a half": 0.5,
