@@ -21,9 +21,10 @@ from dalle.checkpoints import model_folder
 from dalle.data import AnyDataConfig, ShapesConfig, open_data
 from dalle.data.batch import Batch
 from dalle.data.loader import batches
-from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDataset
+from dalle.data.token_shards.dataset import ShardsDataset, TokenShardsConfig
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
-from dalle.data.token_shards.files import GROUP_ROWS, Provenance, ShardIndex, write_index, write_shard
+from dalle.data.token_shards.encoders import token_encoder
+from dalle.data.token_shards.files import GROUP_ROWS, ShardIndex, TokenProvenance, write_index, write_shard
 from dalle.training.optim import adamw
 from dalle.training.recipe import DALLERecipe, load_recipe
 from dalle.training.tasks.dalle import DALLETask
@@ -36,7 +37,7 @@ def encoded(recipe: DALLERecipe, folder: Path) -> float:
     """Encode the shapes; returns images a second."""
     tokenizer = load_image_tokenizer(recipe.image_tokenizer)
     sha256 = model_folder.folder_hash(Path(recipe.image_tokenizer))
-    encoding = Encoding(ShapesConfig(size=IMAGES), tokenizer, sha256, folder, EncodeOptions())
+    encoding = Encoding(ShapesConfig(size=IMAGES), token_encoder(tokenizer, sha256), folder, EncodeOptions())
     encoding.begin()
     start = time.perf_counter()
     found = encoding.run(0, 1, lambda *_: None)
@@ -59,7 +60,17 @@ def training_step(task: DALLETask, optimizer: torch.optim.Optimizer, data: Itera
 
 def read_rate(folder: Path) -> float:
     """Rows a second from shards of 256 codes of 8,192, in the order of an epoch."""
-    provenance = Provenance("random", 8192, (16, 16), {}, "", 0, 1, False, ROWS)
+    provenance = TokenProvenance(
+        image_tokenizer="random",
+        codebook_size=8192,
+        grid=(16, 16),
+        data={},
+        records="",
+        seed=0,
+        views=1,
+        mirror=False,
+        shard_images=ROWS,
+    )
     rng = np.random.default_rng(0)
     columns = {
         "key": [f"part-{row // 1000:05}.tar/{row:09}" for row in range(ROWS)],
@@ -70,7 +81,7 @@ def read_rate(folder: Path) -> float:
     shard = write_shard(folder / "train-00000.parquet", columns, rng.integers(0, 8192, (ROWS, 256)), provenance, [])
     write_index(folder, ShardIndex(provenance, {"train": [shard], "validation": []}))
     print(f"a row of 256 codes and a caption: {shard.size / ROWS:.0f} bytes on disk")
-    data = TokenShardsDataset(TokenShardsConfig(path=folder, shuffle_buffer=ROWS // 4), "train")
+    data = ShardsDataset(TokenShardsConfig(path=folder, shuffle_buffer=ROWS // 4), "train")
     start = time.perf_counter()
     for group in range(ROWS // GROUP_ROWS):
         data.pair(group * GROUP_ROWS, 0)

@@ -1,4 +1,4 @@
-"""python -m dalle encode: encode the images and captions of a recipe to token shards, once for all training runs."""
+"""python -m dalle encode: encode the images of a recipe to token or embedding shards, once for all training runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from dalle.data.token_shards.encode import Encoding
+    from dalle.data.token_shards.encoders import ImageEncoder
+    from dalle.training.recipe import DALLERecipe, PriorRecipe
 
 _EPILOG = (
     "Several processes: torchrun --nproc_per_node N -m dalle encode CONFIG OUT. "
@@ -21,9 +23,11 @@ _EPILOG = (
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("encode", help="encode images and captions to token shards", epilog=_EPILOG)
-    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle, with data and tokenizer")
-    command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; train with data.kind=tokens")
+    command = commands.add_parser("encode", help="encode images and captions to shards", epilog=_EPILOG)
+    command.add_argument("config", type=Path, metavar="CONFIG", help="recipe of stage dalle, or prior")
+    command.add_argument(
+        "out", type=Path, metavar="OUT", help="folder of the shards; train with data.kind=tokens or embeddings"
+    )
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of the recipe to override")
     command.add_argument("--views", type=int, default=1, help="augmented views per image, as in epochs (%(default)s)")
     command.add_argument(
@@ -37,24 +41,37 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dalle.checkpoints import model_folder
-    from dalle.checkpoints.hub import resolve
-    from dalle.checkpoints.load import load_image_tokenizer
-    from dalle.data.token_shards.dataset import TokenShardsConfig
+    from dalle.data.token_shards.dataset import ShardsConfig
     from dalle.data.token_shards.encode import EncodeOptions, Encoding
     from dalle.training.init_from import resolve_recipe
-    from dalle.training.recipe import DALLERecipe
+    from dalle.training.recipe import DALLERecipe, PriorRecipe
 
     recipe = resolve_recipe(args.config, args.overrides)
-    if not isinstance(recipe, DALLERecipe):
-        raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
-    if isinstance(recipe.data, TokenShardsConfig):
-        raise ValueError(f"{args.config}: data.kind is tokens already; give a recipe with images to encode")
+    if not isinstance(recipe, (DALLERecipe, PriorRecipe)):
+        raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle or prior")
+    if isinstance(recipe.data, ShardsConfig):
+        raise ValueError(f"{args.config}: data.kind is {recipe.data.kind} already; give a recipe with images to encode")
     options = EncodeOptions(recipe.run.seed, args.views, args.mirror, args.shard_images, args.batch_size, args.workers)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    tokenizer = load_image_tokenizer(recipe.image_tokenizer, _device(args.device))
-    sha256 = model_folder.folder_hash(resolve(recipe.image_tokenizer))
-    _encode(Encoding(recipe.data, tokenizer, sha256, args.out, options), rank, world)
+    _encode(Encoding(recipe.data, _encoder(recipe, _device(args.device)), args.out, options), rank, world)
+
+
+def _encoder(recipe: DALLERecipe | PriorRecipe, device: torch.device) -> ImageEncoder:
+    """What the images of a recipe are encoded with: its image tokenizer, or its CLIP."""
+    from functools import partial
+
+    from dalle.checkpoints import model_folder
+    from dalle.checkpoints.hub import resolve
+    from dalle.checkpoints.load import load_clip, load_image_tokenizer
+    from dalle.data.token_shards.encoders import embedding_encoder, token_encoder
+    from dalle.training.recipe import DALLERecipe
+
+    if isinstance(recipe, DALLERecipe):
+        tokenizer = load_image_tokenizer(recipe.image_tokenizer, device)
+        return token_encoder(tokenizer, model_folder.folder_hash(resolve(recipe.image_tokenizer)))
+    clip, sha256 = load_clip(recipe.clip, device), model_folder.folder_hash(resolve(recipe.clip))
+    encode = partial(clip.encode_image, normalize=False)
+    return embedding_encoder(encode, sha256, clip.config.image_size, clip.config.embed_dim, device)
 
 
 def _encode(encoding: Encoding, rank: int, world: int) -> None:

@@ -15,7 +15,7 @@ from dalle.generation.options import SamplingConfig
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
-    command = commands.add_parser("eval", help="evaluate a tokenizer, a CLIP or a DALL-E on splits of a data set")
+    command = commands.add_parser("eval", help="evaluate trained weights on splits of a data set")
     command.add_argument("source", metavar="SOURCE", help="weights: a folder, a published file, or a hub id")
     command.add_argument(
         "data", nargs="*", metavar="key=value", help="options of the data set (default: the embedded drawings)"
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
         "--limit", type=int, help="maximum images per split, spread evenly over it (default: 1000 of train)"
     )
     command.add_argument("--device", default="auto", help="auto takes an accelerator if there is one (%(default)s)")
+    command.add_argument("--clip", help="CLIP that judges the images of an unCLIP (default: the model's own)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     drawn = command.add_argument_group("evaluating generated images of a DALL-E, instead of its likelihood")
     drawn.add_argument("--draw", type=int, metavar="N", help="number of prompts per split (of train and test_pair)")
@@ -65,7 +66,7 @@ def _evaluate(args: argparse.Namespace, data: Any) -> dict[str, Any]:
 
     device = pick_device(args.device)
     with tqdm(unit="image", disable=None) as bar:
-        return dict(evaluate(args.source, data, args.split, args.batch_size, args.limit, device, bar.update))
+        return dict(evaluate(args.source, data, args.split, args.batch_size, args.limit, device, bar.update, args.clip))
 
 
 def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:

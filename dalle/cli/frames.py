@@ -14,8 +14,7 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
 
     from dalle.pipelines.unclip import UnCLIP
 
-_ANIMATED = (".gif", ".webp")
-_FRAME_MS = 120  # duration of a frame of an animation
+_FPS = 8  # frames per second of a video
 
 
 def add_common(command: argparse.ArgumentParser, out: str) -> None:
@@ -30,7 +29,7 @@ def add_common(command: argparse.ArgumentParser, out: str) -> None:
         "--out",
         type=Path,
         default=Path(out),
-        help="output: .png for a row of images, .gif or .webp for an animation (%(default)s)",
+        help="output: .png for a row of images; .mp4, .gif or .webp for a video (%(default)s)",
     )
 
 
@@ -38,10 +37,14 @@ def check_out(out: Path) -> None:
     """Refuse an output file that cannot be written, before images are generated for it.
 
     Raises:
-        ValueError: the suffix is unknown, or the folder does not exist.
+        ValueError: the suffix is unknown, PyAV is missing for an MP4, or the folder does not exist.
     """
-    if out.suffix not in (".png", *_ANIMATED):
-        raise ValueError(f"--out is {out}: expected a name that ends in .png, .gif or .webp")
+    from dalle.images.video import SUFFIXES, check_video
+
+    if out.suffix.lower() not in (".png", *SUFFIXES):
+        raise ValueError(f"--out is {out}: expected a name that ends in .png, {', '.join(SUFFIXES)}")
+    if out.suffix.lower() != ".png":
+        check_video(out)
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out is {out}: there is no folder {out.absolute().parent}")
 
@@ -55,21 +58,13 @@ def open_model(args: argparse.Namespace) -> UnCLIP:
 
 
 def write_frames(images: Sequence[Image.Image], out: Path) -> None:
-    """Write images as a row, or as a looping animation, atomically."""
+    """Write images as a row, or as a video, atomically."""
     from PIL import Image
 
-    if out.suffix in _ANIMATED:
-        with atomic_file(out) as new:
-            options = {"lossless": True} if out.suffix == ".webp" else {}
-            images[0].save(
-                new,
-                format=out.suffix[1:].upper(),
-                save_all=True,
-                append_images=list(images[1:]),
-                duration=_FRAME_MS,
-                loop=0,
-                **options,
-            )
+    from dalle.images.video import write_video
+
+    if out.suffix.lower() != ".png":
+        write_video(images, out, _FPS, lossless=True)
         return
     width, height = images[0].size
     row = Image.new("RGB", (width * len(images), height))

@@ -60,9 +60,9 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from dalle.apps.vqgan_clip.api import load_painter
-    from dalle.apps.vqgan_clip.video import check_video
     from dalle.cli.interrupt import SignalHandler
     from dalle.cli.outputs import check_folder, new_folder, slug
+    from dalle.images.video import check_video
 
     for name in ("fps", "save_every", "preview_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -149,12 +149,14 @@ class _PaintingFiles:
 
     def finish(self) -> None:
         """Write the final image and state, and encode the video."""
-        from dalle.apps.vqgan_clip.video import write_video
+        from dalle.images.read import read_image
+        from dalle.images.video import write_video
 
         self._image("image.png")
         self._state()
         if self.args.video is not None:
-            write_video(sorted(self.frames.glob("*.png")), self.args.video, self.args.fps)
+            frames = (read_image(file) for file in sorted(self.frames.glob("*.png")))
+            write_video(frames, self.args.video, self.args.fps)
 
     def paths(self) -> dict[str, str]:
         """Paths of the output files, by kind."""

@@ -141,7 +141,7 @@ class _Run:
     def _content(self) -> dict[str, Any]:
         settings = self.settings
         assert settings.prompts_file is not None
-        names = ("n", "keep", "seed", "write")
+        names = ("n", "keep", "distinct", "seed", "write")
         return {
             "prompts": {"sha256": sha256(settings.prompts_file), "count": len(self.rows)},
             "model": self.model_hash,

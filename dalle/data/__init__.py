@@ -1,4 +1,4 @@
-"""Data sets of captioned images: embedded drawings, synthetic shapes, your own images, and pre-encoded token shards."""
+"""Data sets of captioned images: embedded drawings, synthetic shapes, your own images, and pre-encoded shards."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from dalle.data.drawings import DrawingsConfig, DrawingsDataset
 from dalle.data.drawings.dataset import TESTS
 from dalle.data.drawings.sets import DRAWINGS
 from dalle.data.shapes import ShapesConfig, ShapesDataset
-from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDataset
+from dalle.data.token_shards.dataset import EmbeddingShardsConfig, ShardsConfig, ShardsDataset, TokenShardsConfig
 
 DataConfig = DrawingsConfig | ShapesConfig | CustomConfig
-AnyDataConfig = DataConfig | TokenShardsConfig  # for models that accept pre-encoded codes
+TokenDataConfig = DataConfig | TokenShardsConfig  # for models of image codes
+EmbeddingDataConfig = DataConfig | EmbeddingShardsConfig  # for models of image embeddings
+AnyDataConfig = DataConfig | TokenShardsConfig | EmbeddingShardsConfig
 
 
 def open_data(config: AnyDataConfig, split: str, image_size: int) -> PairDataset:
     """Open one split of a data set for random access.
 
-    Images are uint8 [image_size, image_size, 3]; token shards yield codes instead. The validation split of a streamed
-    set is a fixed sample of its records.
+    Images are uint8 [image_size, image_size, 3]; shards yield codes or embeddings instead. The validation split of a
+    streamed set is a fixed sample of its records.
 
     Raises:
         ValueError: the data does not exist, has no such split, or does not match its options.
     """
-    if isinstance(config, TokenShardsConfig):
-        return TokenShardsDataset(config, split)
+    if isinstance(config, ShardsConfig):
+        return ShardsDataset(config, split)
     if isinstance(config, ShapesConfig):
         return ShapesDataset(config, split, image_size)
     if isinstance(config, CustomConfig):
@@ -50,7 +52,7 @@ def reporting_splits(config: AnyDataConfig) -> tuple[str, ...]:
 
 def location(config: AnyDataConfig) -> Path | None:
     """The local file or folder that holds the data; None for synthetic shapes, a hub id or a glob pattern."""
-    if isinstance(config, TokenShardsConfig):
+    if isinstance(config, ShardsConfig):
         return config.path
     if isinstance(config, DrawingsConfig):
         return config.root or DRAWINGS
@@ -64,9 +66,11 @@ __all__ = [
     "BadRecord",
     "DataConfig",
     "DrawingsConfig",
+    "EmbeddingDataConfig",
     "Pair",
     "PairDataset",
     "PairStream",
+    "TokenDataConfig",
     "location",
     "open_data",
     "open_training",

@@ -16,7 +16,7 @@ class Pair:
     """An image and one of its captions.
 
     Attributes:
-        image: uint8 [H, W, 3]; from token shards, the image's codes, int64 [h, w].
+        image: uint8 [H, W, 3]; from shards, the image's codes, int64 [h, w], or its embedding, float32 [D].
         caption: the caption chosen for this sample.
         captions: all captions of the image; empty if the data set generates captions on the fly.
         key: name of the record, if it has one.

@@ -5,6 +5,7 @@ Shapes: B batch, H W pixels, h w codes of an image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ class Batch:
     """Images and captions of one step.
 
     Attributes:
-        images: uint8 [B, 3, H, W]; from token shards, codes int64 [B, h, w].
+        images: uint8 [B, 3, H, W]; from token shards, codes int64 [B, h, w]; from embedding shards, float32 [B, D].
         captions: B captions.
         seeds: random seed of each sample, derived from (run seed, epoch, index).
         bad: names of the records that were skipped for this batch, with reasons.
@@ -45,6 +46,15 @@ class Batch:
         codes = to_device(device, self.images) if encoded else tokenizer.encode(self.unit_images(device))
         return codes.flatten(1)
 
+    def embeddings(self, encode: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+        """CLIP embeddings on a device, float32 [B, D]: from the batch if pre-encoded, else by encoding its images.
+
+        Args:
+            encode: maps float32 [B, 3, H, W] in [0, 1] to embeddings.
+            device: where to put them.
+        """
+        return to_device(device, self.images) if self.images.ndim == 2 else encode(self.unit_images(device))
+
     def split(self, parts: int) -> list[Batch]:
         """Split into equal micro-batches, in order; the first keeps the list of bad records."""
         size = len(self.captions) // parts  # exact: a recipe's batch size is a multiple of processes times parts
@@ -58,7 +68,7 @@ class Batch:
 def stack(samples: list[Sample]) -> Batch:
     """Stack samples to a batch; images change from [H, W, 3] to [3, H, W]."""
     images = torch.from_numpy(np.stack([image for image, _, _, _ in samples]))
-    if images.ndim == 4:  # images [B, H, W, 3], as opposed to codes [B, h, w]
+    if images.ndim == 4:  # images [B, H, W, 3], as opposed to codes [B, h, w] or embeddings [B, D]
         images = images.permute(0, 3, 1, 2).contiguous()
     bad = [name for _, _, _, names in samples for name in names]
     return Batch(images, [caption for _, caption, _, _ in samples], [seed for _, _, seed, _ in samples], bad)

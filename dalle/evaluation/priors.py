@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,12 @@ from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP
 from dalle.models.diffusion_prior import DiffusionPrior
 
+Prior = DiffusionPrior | AutoregressivePrior
+
 
 @torch.no_grad()
 def prior_metrics(
-    prior: DiffusionPrior | AutoregressivePrior,
+    prior: Prior,
     clip: CLIP,
     batches: Iterable[Batch],
     options: PriorSamplingConfig,
@@ -33,7 +36,7 @@ def prior_metrics(
     Args:
         prior: in eval mode.
         clip: the CLIP that the prior was trained with.
-        batches: images and captions.
+        batches: images or their embeddings, and captions.
         options: sampling options.
         draws: samples per caption.
 
@@ -43,14 +46,25 @@ def prior_metrics(
         samples; "frechet": Fréchet distance between first samples and image embeddings, standardized, if there are at
         least 2 pairs.
     """
+    images, _, samples = sampled_embeddings(prior, clip, batches, options, draws)
+    return compare_embeddings(images, samples, prior)
+
+
+@torch.no_grad()
+def sampled_embeddings(
+    prior: Prior, clip: CLIP, batches: Iterable[Batch], options: PriorSamplingConfig, draws: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw embeddings of images [N, D] and captions [N, D], and what the prior samples [N, draws, D]."""
     device = device_of(prior)
     nothing = clip.text_states([""]) if prior.config.null_caption == "empty" else None
     image_embeds: list[Tensor] = []
+    text_embeds: list[Tensor] = []
     samples: list[Tensor] = []  # [B, draws, D] each
     first = 0
     for batch in batches:
-        image_embeds.append(clip.encode_image(batch.unit_images(device), normalize=False))
+        image_embeds.append(batch.embeddings(partial(clip.encode_image, normalize=False), device))
         text = clip.text_states(batch.captions)
+        text_embeds.append(text.embeds)
         seeds = range(first, first + len(batch.captions))
         # Seeds of different draws differ in the upper 32 bits, which pairs of a split do not reach
         per_draw = [
@@ -59,12 +73,10 @@ def prior_metrics(
         ]
         samples.append(torch.stack(per_draw, dim=1))
         first += len(seeds)
-    return compare_embeddings(torch.cat(image_embeds), torch.cat(samples), prior)
+    return torch.cat(image_embeds), torch.cat(text_embeds), torch.cat(samples)
 
 
-def compare_embeddings(
-    image_embeds: Tensor, samples: Tensor, prior: DiffusionPrior | AutoregressivePrior
-) -> dict[str, float]:
+def compare_embeddings(image_embeds: Tensor, samples: Tensor, prior: Prior) -> dict[str, float]:
     """The metrics of raw sampled embeddings [N, draws, D] against the images' own [N, D]."""
     metrics = {}
     for name, predicted in (("", samples[:, 0]), ("mean_", samples.mean(1))):

@@ -17,10 +17,11 @@ from dalle.checkpoints.published.summary import stage_of
 from dalle.data import AnyDataConfig, open_data, reporting_splits
 from dalle.data.batch import Batch
 from dalle.data.loader import evaluation_batches
-from dalle.data.token_shards.dataset import TokenShardsConfig
+from dalle.data.token_shards.dataset import EmbeddingShardsConfig, ShardsConfig, TokenShardsConfig
 from dalle.evaluation.captions import caption_metrics
 from dalle.evaluation.evaluate import retrieval_metrics
 from dalle.evaluation.tokenizer import tokenizer_metrics, white_codes
+from dalle.evaluation.unclip import metrics_function
 from dalle.files import install_command
 
 log = logging.getLogger(__name__)
@@ -38,17 +39,20 @@ def evaluate(
     limit: int | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int], object] | None = None,
+    clip: str | Path | None = None,
 ) -> dict[str, Metrics]:
     """Evaluate weights on splits of a data set.
 
     Args:
-        source: an image tokenizer, a CLIP or a DALL-E: a model folder, a published checkpoint or a hub id.
+        source: an image tokenizer, a CLIP, a DALL-E, or a part or all of an unCLIP: a model folder, a published
+            checkpoint or a hub id.
         data: the data set.
         splits: its splits, for example ("test_pair",); None: all of them.
         batch_size: images at a time; the metrics do not depend on it.
         limit: maximum number of images per split, evenly spaced; None: all, but `TRAIN_IMAGES` of training splits.
         device: where to compute.
         progress: called with the number of images of each batch.
+        clip: source of the CLIP that judges images of an unCLIP; None: its own.
 
     Returns:
         For each split the metrics by name, and "images", the number of images.
@@ -61,9 +65,15 @@ def evaluate(
             raise ValueError(f"{name} is {number}: look at 1 image at least")
     path = resolve(source)
     stage = _stage(path)
-    if isinstance(data, TokenShardsConfig):
-        _check_tokens(data, path, stage, source)
-    image_size, metrics_of = _metrics_function(source, path, stage, batch_size, torch.device(device))
+    if isinstance(data, ShardsConfig):
+        _check_shards(data, path, stage, source)
+    if clip is not None and stage not in ("diffusion", "unclip"):
+        raise ValueError(f"clip judges the images of an unCLIP, and {source} is of stage {stage}: leave it out")
+    if stage in ("prior", "diffusion", "unclip"):
+        judge = None if clip is None else load_clip(clip, device)
+        image_size, metrics_of = metrics_function(path, judge, torch.device(device))
+    else:
+        image_size, metrics_of = _metrics_function(source, path, stage, batch_size, torch.device(device))
     results: dict[str, Metrics] = {}
     for split in reporting_splits(data) if splits is None else splits:
         split_limit = TRAIN_IMAGES if limit is None and split in ("train", "known") else limit
@@ -104,7 +114,7 @@ def _metrics_function(
         return components.image_tokenizer.image_size, lambda batches: caption_metrics(
             components.model, components.text_tokenizer, components.image_tokenizer, batches, batch_size
         )
-    raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP or a DALL-E")
+    raise ValueError(f"{source}: stage is {stage}; eval takes an image tokenizer, a CLIP, a DALL-E or an unCLIP")
 
 
 def check_stage(source: str | Path, wanted: str) -> None:
@@ -130,8 +140,13 @@ def feature_network(device: str | torch.device) -> EfficientNetLite0 | None:
     return None
 
 
-def _check_tokens(data: TokenShardsConfig, folder: Path, stage: object, source: str | Path) -> None:
-    """Refuse token shards for models that need images, and shards of another image tokenizer."""
-    if stage != "dalle":
-        raise ValueError(f"{data.path} holds codes and no images, and {source} is no DALL-E: give it images")
-    data.check_tokenizer(ModelFolder(folder).component("image_tokenizer").sha256, f"that of {source}")
+def _check_shards(data: ShardsConfig, folder: Path, stage: object, source: str | Path) -> None:
+    """Refuse shards for models that need images, and shards of another image tokenizer or CLIP."""
+    if isinstance(data, TokenShardsConfig):
+        if stage != "dalle":
+            raise ValueError(f"{data.path} holds codes and no images, and {source} is no DALL-E: give it images")
+        data.check_tokenizer(ModelFolder(folder).component("image_tokenizer").sha256, f"that of {source}")
+    elif isinstance(data, EmbeddingShardsConfig):
+        if stage != "prior":
+            raise ValueError(f"{data.path} holds embeddings and no images, and {source} is no prior: give it images")
+        data.check_clip(ModelFolder(folder).component("clip").sha256, f"that of {source}")

@@ -27,14 +27,29 @@ from dalle.checkpoints.tensors import open_tensors
 from dalle.config import apply_overrides, from_dict, read_yaml, to_dict
 from dalle.files import ROOT
 from dalle.image_tokenizers import ImageTokenizerConfig, build
+from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import CLIP, initial_scale_and_bias
 from dalle.models.dalle import DALLE
 from dalle.models.dalle_config import DALLEConfig
+from dalle.models.diffusion_decoder import DiffusionDecoder
+from dalle.models.diffusion_prior import DiffusionPrior
+from dalle.models.upsampler import Upsampler
 from dalle.text_tokenizers import JSONTokenizer
-from dalle.training.recipe import CLIPRecipe, DALLERecipe, LoopRecipe, Recipe, parse_recipe
+from dalle.training.init_unclip import initial_part, part_folder, part_name
+from dalle.training.recipe import (
+    CLIPRecipe,
+    DALLERecipe,
+    DiffusionRecipe,
+    LoopRecipe,
+    PriorRecipe,
+    Recipe,
+    parse_recipe,
+)
 from dalle.training.recipe.shipped import find_recipe
 
 FOLDER = "initial"
+_InitFromRecipe = CLIPRecipe | DALLERecipe | PriorRecipe | DiffusionRecipe
+_UnCLIPModel = DiffusionPrior | AutoregressivePrior | DiffusionDecoder | Upsampler
 
 
 def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -93,10 +108,12 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     settled = copy.deepcopy(dict(data))
     source = settled.get("init_from")
-    if source is None or settled.get("stage") not in ("dalle", "clip"):
+    if source is None or settled.get("stage") not in ("dalle", "clip", "prior", "diffusion"):
         return settled
     if settled["stage"] == "clip":
         return _with_clip(settled, str(source))
+    if settled["stage"] in ("prior", "diffusion"):
+        return _with_unclip(settled, str(source))
     opened = open_source(str(source))
     if isinstance(opened, ModelFolder):
         content = opened.config
@@ -143,6 +160,17 @@ def _with_clip(settled: dict[str, Any], source: str) -> dict[str, Any]:
     return settled
 
 
+def _with_unclip(settled: dict[str, Any], source: str) -> dict[str, Any]:
+    place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
+    found = initial_part(settled, source, place)
+    settled["model"] = _merged(found.model, settled.get("model") or {})
+    if found.sampling is not None:
+        settled.setdefault("sampling", dict(found.sampling))
+    if found.clip is not None:
+        settled.setdefault("clip", found.clip)
+    return settled
+
+
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
@@ -157,7 +185,7 @@ def prepare_initial(recipe: LoopRecipe, accelerator: Accelerator) -> None:
     Does nothing for a recipe without `init_from`, or if it names one of our model folders. The main process converts
     while the others wait.
     """
-    if not isinstance(recipe, (CLIPRecipe, DALLERecipe)) or recipe.init_from is None:
+    if not isinstance(recipe, _InitFromRecipe) or recipe.init_from is None:
         return
     with accelerator.main_process_first():
         path = resolve(recipe.init_from)
@@ -180,6 +208,19 @@ def load_initial(model: DALLE | CLIP, recipe: DALLERecipe | CLIPRecipe) -> None:
         load_weights(model, resize_positions(tensors, model.config), str(file)).detect_sparse_masks()
     else:
         load_weights(model, tensors, str(file))
+
+
+def load_initial_unclip(model: _UnCLIPModel, recipe: PriorRecipe | DiffusionRecipe) -> None:
+    """Load the weights of `init_from` into a part of an unCLIP, with the statistics that it standardizes by.
+
+    Raises:
+        ValueError: the weights are of another architecture.
+    """
+    assert recipe.init_from is not None
+    path = resolve(recipe.init_from)
+    folder = ModelFolder(path if is_model_folder(path) else recipe.run.dir / FOLDER)
+    file = part_folder(folder, part_name(to_dict(recipe))).path / WEIGHTS
+    load_weights(model, open_tensors(file), str(file))
 
 
 def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:

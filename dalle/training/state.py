@@ -12,6 +12,7 @@ from torch import Tensor
 from dalle.config import to_dict
 from dalle.data import open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
+from dalle.data.base import PairStream
 from dalle.data.batch import Batch, check_batch_memory
 from dalle.data.loader import batches, evaluation_batches
 from dalle.data.summary import Summary, record_and_compare, summarize
@@ -77,6 +78,8 @@ class Run:
         # Before the folder: a mistake in the recipe or the data must not leave one behind that looks like a run
         check_batch_memory(run.batch_size // self.world, task.image_size)
         data = open_training(recipe.data, task.image_size)
+        if not isinstance(data, PairStream):
+            task.check_data(len(data), run.batch_size)
         self.validation_data = open_data(recipe.data, "validation", task.image_size)
         self.bad = BadRecordCounter(recipe.data.max_bad)
         self.lock, self._resumes = open_run_dir(recipe, self.accelerator)
@@ -252,7 +255,7 @@ class Run:
     def _metrics(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if self.participates:
-            with evaluated(self.task.model, self.ema) as model:
+            with self.log.activity("validating"), evaluated(self.task.model, self.ema) as model:
                 limit = self.options.validation_images
                 metrics = self.task.validate(
                     model,
@@ -264,7 +267,7 @@ class Run:
     def sample(self) -> None:
         """Log sample images, if the stage has any."""
         if self.participates:
-            with evaluated(self.task.model, self.ema) as model:
+            with self.log.activity("sampling"), evaluated(self.task.model, self.ema) as model:
                 size = _EVALUATION_BATCH
                 first = next(evaluation_batches(self.validation_data, size, limit=size, report=self.bad.add))
                 samples = self.task.sample_images(model, first)

@@ -44,7 +44,9 @@ def evaluated(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_one_table_of_everything(source: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_has_retrieval_zero_shot_and_probe(
+    source: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = evaluated(["eval", "clip", str(source), str(photos), "--templates", "plain"], capsys)
     assert found["left_out"] == {} and len(found["skipped"]) == 1 and "broken.png" in found["skipped"][0]
     clip = dalle.load_clip(source)
@@ -74,7 +76,7 @@ def pixels(file: Path) -> torch.Tensor:
     return torch.tensor([red, green, blue])[:, None, None].expand(3, 8, 8) / 255
 
 
-def test_a_probe_on_other_images(source: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probe_is_tested_on_other_images(source: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(["eval", "probe", str(source), str(photos), "--test", str(photos)], capsys)["probe"]
     assert found["top_1"] == found["mean_per_class"] == 1 and found["train_images"] == found["images"] == 20
     emoji = evaluated(
@@ -83,7 +85,7 @@ def test_a_probe_on_other_images(source: Path, photos: Path, capsys: pytest.Capt
     assert emoji["probe"]["images"] == 121 and 0 <= emoji["probe"]["top_1"] <= 1
 
 
-def test_features_are_what_the_projection_reads(source: Path, photos: Path) -> None:
+def test_probe_features_are_the_projections_input(source: Path, photos: Path) -> None:
     clip = dalle.load_clip(source)
     found = features_of(clip, open_labeled_images(str(photos)))
     assert found.names == ["blue"] * 10 + ["red"] * 10 and found.features.shape == (20, 16)
@@ -93,7 +95,7 @@ def test_features_are_what_the_projection_reads(source: Path, photos: Path) -> N
         torch.testing.assert_close(clip.vision.projection(found.features[:10]), expected)
 
 
-def test_what_is_missing_is_said(source: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_captions_or_classes_are_named(source: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in photos.rglob("*.txt"):
         text.unlink()
     found = evaluated(["eval", "clip", str(source), str(photos)], capsys)
@@ -117,13 +119,13 @@ def test_what_is_missing_is_said(source: Path, photos: Path, capsys: pytest.Capt
         assert message in error and error.count("\n") == 1
 
 
-def test_a_class_that_training_does_not_have(source: Path) -> None:
+def test_unknown_test_class_is_refused(source: Path) -> None:
     some = Embedded(torch.rand(4, 3), ["a", "a", "b", "b"])
     with pytest.raises(ValueError, match="class 'c' of the test images is not among the 2"):
         probe_metrics(some, Embedded(torch.rand(1, 3), ["c"]))
 
 
-def test_pooled_images_of_a_siglip_are_its_embeddings() -> None:
+def test_siglip_pooled_images_equal_its_embeddings() -> None:
     clip = CLIP(clip_config(embed_dim=16, towers="siglip", sigmoid=True)).eval()
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():

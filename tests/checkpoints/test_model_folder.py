@@ -401,7 +401,7 @@ def test_export_of_a_damaged_folder_leaves_the_target(tmp_path: Path) -> None:
 # ---- what has been changed since
 
 
-def test_a_bit_that_has_flipped_is_noticed(tmp_path: Path) -> None:
+def test_flipped_bit_is_detected(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path)
     dalle.load_model(folder)
     weights = folder / "model.safetensors"

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 import train
 from dalle.__main__ import main
 from dalle.checkpoints import model_folder
-from dalle.data.token_shards.files import INDEX, read_index
+from dalle.data.token_shards.files import TokenProvenance, read_index
 from support.tiny_model import DALLE_MODEL, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def test_token_shards_of_another_image_tokenizer_are_refused(
 
 
 WRONG = {
-    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle"),
+    "another stage": (["configs/emoji/clip.yaml", "OUT"], "is of stage clip: give a recipe of stage dalle or prior"),
     "no recipe": (["nowhere.yaml", "OUT"], "nowhere.yaml: no such file"),
     "no views": (["configs/emoji/dalle.yaml", "OUT", "--views", "0"], "views is 0: give at least 1"),
     "shards of shards": (["TOKENS", "OUT"], "data.kind is tokens already"),
@@ -158,7 +158,7 @@ def test_encoding_killed_repeatedly_ends_with_the_same_shards(tiny_parts: Path, 
             pass
         process.send_signal(signal_number)
         _, told = process.communicate()
-        assert process.returncode in (-signal_number, 130) and read_index(out).shards is None
+        assert process.returncode in (-signal_number, 130) and read_index(out, TokenProvenance).shards is None
         if process.returncode == 130:
             assert told.splitlines()[-2] == f"the shards in {out} are complete; run the same command to continue"
     subprocess.run(encoding(config, out), check=True, cwd=ROOT)
@@ -174,4 +174,4 @@ def test_two_processes_write_the_same_shards_as_one(tiny_parts: Path, tmp_path: 
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.count("rows of train") == 1 and f"process 1 of {processes}" in done.stderr
     one, two = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("1", "2"))
-    assert one == two and INDEX in one and len(one) > 13
+    assert one == two and TokenProvenance.index in one and len(one) > 13

@@ -40,14 +40,14 @@ def test_file_record_has_the_sha256(tmp_path: Path) -> None:
     assert file_record(tmp_path / "a.txt") == {"file": "a.txt", "sha256": hashlib.sha256("लाल".encode()).hexdigest()}
 
 
-def test_a_folder_that_the_file_system_refuses_is_found_at_once() -> None:
+def test_folder_check_names_a_folder_that_cannot_be_made() -> None:
     if not Path("/proc/self").is_dir():
         pytest.skip("no /proc here")
     with pytest.raises(ValueError, match=r"/proc/nope cannot be made \(.+\): give another folder as --out"):
         check_folder(Path("/proc/nope"))
 
 
-def test_scores_are_appended(tmp_path: Path) -> None:
+def test_scores_file_is_valid_json_after_every_append(tmp_path: Path) -> None:
     file = tmp_path / "scores.json"
     scores = ScoresFile(file, {"model": "a", "options": {"top_k": None}})
     written = [{"file": f"{i}.png", "prompt": "लाल\n", "score": None if i == 2 else 0.5} for i in range(6)]

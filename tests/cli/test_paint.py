@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from dalle.__main__ import main
-from dalle.apps.vqgan_clip import video
 from dalle.apps.vqgan_clip.optimize import Painter
 from dalle.files import install_command
+from dalle.images import video
 
 
 def line(parts: Path, out: Path, *more: str, prompt: str = "लाल दिल | text:-0.3") -> list[str]:
@@ -229,9 +229,7 @@ def test_without_pyav_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyt
 
 def test_frames_of_odd_sides_become_a_video(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    frames = [tmp_path / f"{number}.png" for number in range(4)]
-    for number, frame in enumerate(frames):
-        Image.new("RGB", (33, 25), (60 * number, 0, 0)).save(frame)
+    frames = [Image.new("RGB", (33, 25), (60 * number, 0, 0)) for number in range(4)]
     video.write_video(frames, tmp_path / "film.mp4", fps=5)
     with av.open(str(tmp_path / "film.mp4")) as file:
         shown = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]

@@ -12,7 +12,7 @@ import pytest
 from dalle.cli.prompts_file import PromptRow, read_prompts
 
 
-def test_every_format_says_the_same(tmp_path: Path) -> None:
+def test_every_format_reads_the_same_prompts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a red heart\r\nलाल दिल\n", "utf-8")
     (tmp_path / "a.csv").write_text('prompt,seed,guidance\n"a red heart",7,2.5\nलाल दिल,,\n', "utf-8-sig")
     (tmp_path / "a.jsonl").write_text(
@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+def test_wrong_files_give_a_one_line_error(name: str, tmp_path: Path) -> None:
     file, content, message = WRONG[name]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match="a.") as error:
@@ -61,7 +61,7 @@ def test_what_is_wrong_is_said_in_one_line(name: str, tmp_path: Path) -> None:
     assert message in str(error.value) and str(tmp_path / file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_parquet_file_without_prompts_and_a_missing_file(tmp_path: Path) -> None:
+def test_parquet_without_prompts_and_missing_file_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column prompt, but caption"):
         read_prompts(tmp_path / "a.parquet")

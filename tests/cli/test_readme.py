@@ -48,7 +48,7 @@ def images_of(line: list[str]) -> list[Path]:
     return [Path(word) for word in words if word.startswith("examples/")]
 
 
-def test_what_the_commands_name_is_there() -> None:
+def test_files_named_by_the_commands_exist() -> None:
     named = [path for line in commands() for path in images_of(line)]
     assert len(named) >= 4 and all((ROOT / path).exists() for path in named)
     texts = {path.stem for path in (ROOT / "examples/images").glob("*.txt")}
@@ -56,7 +56,7 @@ def test_what_the_commands_name_is_there() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_runs_in_its_order(tmp_path: Path) -> None:
+def test_readme_commands_run_in_order(tmp_path: Path) -> None:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -75,7 +75,7 @@ def test_every_command_runs_in_its_order(tmp_path: Path) -> None:
     assert (fresh / "heart.png").is_file() and (fresh / "runs/mine/checkpoints/step-00000003").is_dir()
 
 
-def test_a_script_beside_the_checkout_imports_it(tmp_path: Path) -> None:
+def test_script_beside_the_checkout_imports_the_package(tmp_path: Path) -> None:
     """The checkout and the package have one name; an editable install puts the checkout on the path (a .pth file)."""
     (tmp_path / "dalle").symlink_to(ROOT, target_is_directory=True)
     (tmp_path / "quick.py").write_text("import dalle; print(dalle.TextToImage.__name__, dalle.__version__)")

@@ -327,7 +327,7 @@ def test_keyboard_interrupt_keeps_finished_images(
     assert "nothing was finished" in capsys.readouterr().err
 
 
-def test_an_interrupted_prompt_keeps_the_candidates_that_are_drawn(
+def test_interrupted_prompt_keeps_its_finished_candidates(
     tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 70 candidates in parts of 32, Ctrl-C comes in the third; uninterrupted, parts change nothing."""
@@ -353,7 +353,7 @@ def test_an_interrupted_prompt_keeps_the_candidates_that_are_drawn(
     assert [one["seed"] for one in content["images"]] == expected.seeds
 
 
-def test_many_prompts_make_pages(tiny_model: Path, here: Path) -> None:
+def test_grids_of_many_prompts_are_split_into_pages(tiny_model: Path, here: Path) -> None:
     prompts = [f"{i} red hearts" for i in range(60)]
     assert sample.main([*prompts, "--n", "1", "--model", str(tiny_model)]) == 0
     folder = here / "outputs" / "0-red-hearts-0"
@@ -370,7 +370,7 @@ def strokes(left: int, right: int) -> Image.Image:
     return layer
 
 
-def test_where_a_mask_is_transparent_the_image_stays(tiny_model: Path, here: Path) -> None:
+def test_transparent_mask_pixels_keep_the_image(tiny_model: Path, here: Path) -> None:
     strokes(4, 8).save("strokes.png")
     command = ["a", "--n", "1", "--no-grid", "--image", "face.png", "--mask", "strokes.png", "--model", str(tiny_model)]
     assert sample.main(command) == 0

@@ -42,7 +42,7 @@ def same(one: Path, other: Image.Image) -> bool:
     return ImageChops.difference(Image.open(one), other).getbbox() is None
 
 
-def test_an_image_is_drawn_again(drawn: Path) -> None:
+def test_from_option_reproduces_the_image(drawn: Path) -> None:
     assert sample.main(["--from", str(drawn), "--no-grid", "--out", "again"]) == 0
     again = Image.open(only_image("again"))
     assert same(drawn, again)
@@ -50,7 +50,7 @@ def test_an_image_is_drawn_again(drawn: Path) -> None:
     assert json.loads(one.pop("options")) == json.loads(other.pop("options")) and one == other
 
 
-def test_what_is_given_is_changed(drawn: Path, model: Path) -> None:
+def test_given_options_override_the_images(drawn: Path, model: Path) -> None:
     assert sample.main(["--from", str(drawn), "--guidance", "3", "--no-grid", "--out", "again"]) == 0
     pipe = TextToImage.from_pretrained(model, device="cpu")
     (expected,) = pipe("लाल दिल", seed=12, temperature=0.8, top_k=9, guidance=3)
@@ -60,7 +60,7 @@ def test_what_is_given_is_changed(drawn: Path, model: Path) -> None:
     assert same(only_image("other"), expected.images[0])
 
 
-def test_an_image_that_was_gone_on_from_must_be_given(
+def test_init_image_must_be_given_again(
     model: Path, drawn: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.effect_noise((IMAGE_SIZE, IMAGE_SIZE), 90).convert("RGB").save("face.png")
@@ -77,7 +77,7 @@ def test_an_image_that_was_gone_on_from_must_be_given(
     assert "black.png is not the image that" in caplog.text
 
 
-def test_another_model_is_refused_unless_it_is_asked_for(
+def test_another_model_is_refused_unless_given(
     model: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_tiny_model(tmp_path / "other", seed=1)
@@ -90,7 +90,7 @@ def test_another_model_is_refused_unless_it_is_asked_for(
     assert "give its folder as --model" in capsys.readouterr().err
 
 
-def test_a_file_without_metadata(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_without_metadata_is_refused(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.open(drawn).convert("RGB").save("bare.png")
     assert sample.main(["--from", "bare.png"]) == 2
     assert "bare.png has no prompt in its metadata" in capsys.readouterr().err

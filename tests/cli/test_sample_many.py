@@ -111,7 +111,7 @@ def test_processes_share_the_prompts(
     assert texts["prompt"] == "लाल दिल" and json.loads(texts["options"])["guidance"] == 2.0
 
 
-def test_shards_are_data_to_train_on(arguments: list[str]) -> None:
+def test_shards_are_read_as_training_data(arguments: list[str]) -> None:
     assert sample.main([*arguments, "--write", "shards"]) == 0
     records = TarSource(sorted(Path("drawn").glob("*.tar")), None, None).rows()
     assert len(records) == 10
@@ -119,7 +119,7 @@ def test_shards_are_data_to_train_on(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folders", "shards", "parquet"])
-def test_what_was_killed_in_a_part_goes_on_from_the_last_whole_one(
+def test_killed_run_resumes_after_the_last_complete_part(
     kind: str, arguments: list[str], alone: dict[tuple[int, int], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw, calls = TextToImage.draw, []
@@ -154,8 +154,28 @@ def test_what_was_killed_in_a_part_goes_on_from_the_last_whole_one(
     assert sample.main(arguments) == 0 and calls == []
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
+    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"],
+}
+
+
 @pytest.mark.slow
-def test_sigkill_at_any_moment(arguments: list[str], alone: dict[tuple[int, int], bytes]) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_start_processes_that_share_the_prompts(
+    launcher: str, arguments: list[str], alone: dict[tuple[int, int], bytes]
+) -> None:
+    name = ["-m", "--"] if launcher == "torchrun" else ["-m"]  # else torchrun takes --n for one of its own
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *name, "dalle", "sample", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "drawn"  # of the process that finishes last
+    assert pixels(images("folders")) == alone
+
+
+@pytest.mark.slow
+def test_killed_processes_end_with_each_image_once(arguments: list[str], alone: dict[tuple[int, int], bytes]) -> None:
     """A real process, killed over and over at another place of its output, ends with each image once."""
     command = [sys.executable, str(ROOT / "sample.py"), *arguments, "--write", "shards", "--batch-size", "1"]
     for number in range(2):
@@ -169,7 +189,7 @@ def test_sigkill_at_any_moment(arguments: list[str], alone: dict[tuple[int, int]
     assert pixels(images("shards")) == alone
 
 
-def test_a_prompt_that_fails_is_reported_and_the_others_are_drawn(
+def test_failing_prompt_is_reported_and_the_others_are_generated(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Path("prompts.jsonl").open("a", encoding="utf-8") as file:
@@ -181,7 +201,7 @@ def test_a_prompt_that_fails_is_reported_and_the_others_are_drawn(
     assert len(images("folders")) == 10
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(
+def test_full_disk_gives_one_line_and_the_same_command_resumes(
     arguments: list[str], alone: dict[tuple[int, int], bytes]
 ) -> None:
     """The system refuses what is written beyond a size, as on a full disk."""
@@ -206,16 +226,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_folder_of_another_run_is_refused(
-    name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_of_another_run_is_refused(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     more, message = WRONG[name]
     assert sample.main(arguments) == 0
     assert sample.main([*more, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_other_mistakes(
+def test_other_wrong_inputs_give_a_one_line_error(
     arguments: list[str], model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("drawn").mkdir()

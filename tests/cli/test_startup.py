@@ -17,7 +17,7 @@ IMPORTED_AS |= {"pyyaml": "yaml", "typing-extensions": "typing_extensions"}
 
 
 @pytest.mark.parametrize("command", [["sample.py", "a dog"], ["train.py", "emoji/dalle"], ["-m", "dalle", "index"]])
-def test_missing_packages_are_one_line(command: list[str]) -> None:
+def test_missing_packages_give_a_one_line_error(command: list[str]) -> None:
     """Without site-packages (-S) it is as where no environment is activated."""
     done = subprocess.run([sys.executable, "-S", "-E", *command], cwd=ROOT, capture_output=True, text=True)
     name = {"-m": "dalle"}.get(command[0], command[0])
@@ -25,7 +25,7 @@ def test_missing_packages_are_one_line(command: list[str]) -> None:
     assert re.fullmatch(rf"{name}: \w+ is not installed for {re.escape(sys.executable)}: .+\n", done.stderr)
 
 
-def test_what_is_required_is_what_is_installed() -> None:
+def test_required_packages_equal_the_dependencies() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r"^dependencies = \[(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
     assert found is not None
@@ -49,7 +49,7 @@ def test_only_interrupts_and_missing_packages_are_explained(raised: str, code: i
     assert done.stderr.startswith(told) and bool(done.stderr) == bool(told)
 
 
-def test_the_hook_that_was_there_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previous_excepthook_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(kind))
     explain_startup_errors("dalle")

@@ -22,7 +22,7 @@ def clusters(classes: int, each: int, spread: float, seed: int = 0) -> tuple[Ten
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1.0, 30.0])
-def test_the_optimum_of_scikit_learn(strength: float) -> None:
+def test_optimum_equals_scikit_learns(strength: float) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model", reason="pip install scikit-learn")
     features, targets = clusters(4, 25, 1.0)
     theirs = linear_model.LogisticRegression(C=1 / strength, max_iter=10_000, tol=1e-10)
@@ -36,7 +36,7 @@ def test_the_optimum_of_scikit_learn(strength: float) -> None:
     torch.testing.assert_close(ours.logits(features).softmax(1), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_of_the_objective_vanishes() -> None:
+def test_gradient_vanishes_at_the_optimum() -> None:
     features, targets = clusters(3, 20, 1.0)
     found = fit_logistic(features, targets, 3, 0.5)
     excess = found.logits(features).softmax(1) - F.one_hot(targets, 3)  # [N, L], by hand
@@ -45,7 +45,7 @@ def test_the_gradient_of_the_objective_vanishes() -> None:
 
 
 @pytest.mark.parametrize("peak", [-6.0, -5.9, -1.37, 0.0, 2.51, 6.0])
-def test_a_slow_search_over_all_strengths_agrees(peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strength_search_equals_exhaustive_search(peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an accuracy with one peak, halving intervals finds it."""
     fitted: list[float] = []
 
@@ -65,7 +65,7 @@ def test_a_slow_search_over_all_strengths_agrees(peak: float, monkeypatch: pytes
     assert len(fitted) <= 7 + 2 * 4 + 1 and fitted[-1] == found.strength
 
 
-def test_features_that_tell_and_features_that_do_not() -> None:
+def test_separable_features_are_classified_and_noise_is_not() -> None:
     features, targets = clusters(3, 20, 0.1)
     test_features, test_targets = clusters(3, 10, 0.1, seed=1)
     found = fit_probe(features, targets, 3)

@@ -51,7 +51,7 @@ def test_file_lock_is_exclusive_within_and_between_processes(tmp_path: Path) -> 
     FileLock(file).close()
 
 
-def test_extras_are_installed_from_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_hint_names_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the name alone, under which an index may have something else, nor into another Python."""
     for there, begin in ((object(), f"{sys.executable} -m pip install "), (None, "uv pip install --python ")):
         monkeypatch.setattr(local, "find_spec", lambda name, there=there: there)

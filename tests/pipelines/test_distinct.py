@@ -22,13 +22,13 @@ A, A2, A3, B, C = picture(0), picture(0, 9), picture(0, 20), picture(1), picture
 @pytest.mark.parametrize(
     "keep, expected", [(1, [0]), (2, [0, 2]), (3, [0, 2, 4]), (4, [0, 1, 2, 4]), (5, [0, 1, 2, 3, 4])]
 )
-def test_duplicates_come_last_and_the_order_stays(keep: int, expected: list[int]) -> None:
+def test_duplicates_come_last_in_stable_order(keep: int, expected: list[int]) -> None:
     whole = Result("a", [A, A2, B, A3, C], None, None, [0, 1, 2, 3, 4])
     assert whole.best(keep, distinct=True).seeds == expected
     assert distinct_first(whole.images, range(5), keep) == [0, 2, 4][:keep]
 
 
-def test_of_the_best_the_different_ones_are_kept() -> None:
+def test_distinct_keeps_different_images_of_similar_score() -> None:
     """But none whose score is far below the best: rather the same bicycle twice than a bicycle and a blot."""
     whole = Result("a", [A, B, A2, C], [0.88, 0.8, 0.9, 0.7], None, [1, 2, 3, 4])
     assert whole.best(2).seeds == [3, 1] and whole.best(2, distinct=True).seeds == [3, 2]

@@ -264,7 +264,7 @@ def test_wrong_inputs_give_a_one_line_error(tokenizer: SentencePieceTokenizer, t
     _one_line(error, "bpe.model", "truncated or of another kind")
 
 
-def test_few_captions_make_a_smaller_vocabulary(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_captions_train_a_smaller_vocabulary(caplog: pytest.LogCaptureFixture) -> None:
     made = SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=100_000), iter(CAPTIONS))
     assert f"vocab_size is 100000; these captions fill only {made.vocab_size} tokens" in caplog.text
     assert made.config.vocab_size == made.vocab_size < 100_000
@@ -272,7 +272,7 @@ def test_few_captions_make_a_smaller_vocabulary(caplog: pytest.LogCaptureFixture
     assert exact.files() == made.files(), "as if that size had been asked for"
 
 
-def test_a_vocabulary_that_is_too_small_says_which_would_do() -> None:
+def test_too_small_vocabulary_suggests_a_size() -> None:
     with pytest.raises(ValueError) as error:
         SentencePieceTokenizer.train(TextTokenizerConfig(vocab_size=262), CAPTIONS)
     _one_line(error, "vocab_size=262", "or more")

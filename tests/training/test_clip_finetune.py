@@ -139,6 +139,16 @@ def test_weight_interpolation_ends_at_both_models(
         assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_batch_larger_than_the_data_set_is_refused(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An image would be contrasted with its own copies."""
+    assert train.main([recipe(tmp_path, source), "run.batch_size=8", "data.validation_share=0"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("train.py: run.batch_size is 8, and the data set has 4 images: each would be contrasted")
+    assert not (tmp_path / "run").exists()
+
+
 def make_other(folder: Path) -> Path:
     """A CLIP of another size."""
     file = recipe(folder, folder / "parts/clip", run={"dir": str(folder / "other"), "steps": 0, "batch_size": 2})
@@ -225,7 +235,7 @@ def test_wrong_inputs_give_a_one_line_error(
 
 
 @pytest.mark.parametrize("lock", ["image:1", "text:1,image", "image:2,text:2"])
-def test_the_first_blocks_of_a_tower_stay(lock: str, source: Path, tmp_path: Path) -> None:
+def test_locked_blocks_of_a_tower_are_unchanged(lock: str, source: Path, tmp_path: Path) -> None:
     file = recipe(tmp_path, source)
     assert train.main([file, f"lock={lock!r}", "optim.weight_decay=0.1"]) == 0
     before, after = dalle.load_clip(source), dalle.load_clip(tmp_path / "run/model")
@@ -245,7 +255,7 @@ def test_the_first_blocks_of_a_tower_stay(lock: str, source: Path, tmp_path: Pat
     assert {name for name in names - stay if name.endswith("weight")} <= changed and "logit_scale" in changed
 
 
-def test_a_frozen_part_keeps_no_activations(source: Path) -> None:
+def test_frozen_blocks_keep_no_activations(source: Path) -> None:
     clip = dalle.load_clip(source)
     freeze(clip, "image:2,text:1")
     inputs: list[torch.Tensor] = []
@@ -257,7 +267,7 @@ def test_a_frozen_part_keeps_no_activations(source: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", [None, "image", "text:1"])
-def test_lora_on_the_towers(lock: str | None, source: Path, tmp_path: Path) -> None:
+def test_lora_changes_the_towers_target_layers_only(lock: str | None, source: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason='pip install "dalle[lora]"')
     file = recipe(tmp_path, source, lora={"rank": 2, "alpha": 4, "targets": ["qkv", "down"]}, lock=lock)
     # Only from the second step on do the lower matrices have a gradient, as the upper ones begin at 0
@@ -283,7 +293,7 @@ def test_lora_on_the_towers(lock: str | None, source: Path, tmp_path: Path) -> N
     assert torch.equal(again["vision.patches.weight"], before["vision.patches.weight"])
 
 
-def test_forgetting_is_seen(source: Path, tmp_path: Path) -> None:
+def test_zero_shot_accuracy_is_logged_and_keeps_the_best(source: Path, tmp_path: Path) -> None:
     for number in range(9):
         file = tmp_path / "photos" / ("red_heart", "star", "दिल")[number % 3] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

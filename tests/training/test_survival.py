@@ -152,7 +152,7 @@ def test_resume_auto_starts_and_resumes_a_run(run: Path, six_steps: Path, capfd:
     assert "nothing to train: run.steps is 6, and 6 are done" in capfd.readouterr().out
 
 
-def test_resuming_names_options_that_differ_and_stops_with_a_command(
+def test_resume_names_changed_options_and_how_to_accept_them(
     run: Path, six_steps: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The line that a stopped run prints has all its options: pasted, it goes on as if it had not stopped."""

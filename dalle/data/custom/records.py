@@ -231,7 +231,6 @@ def clean_captions(value: Any, lines: bool = False) -> tuple[str, ...]:
     texts = [text for each in values if (text := _text(each)) is not None]
     if lines:
         texts = [line for text in texts for line in re.split(r"[\r\n]+", text)]
-    # U+FEFF is a byte order mark in the middle of a text, as files that were put together have
     cleaned = (_shortened(" ".join(text.replace("\ufeff", "").split())) for text in texts)
     return tuple(dict.fromkeys(text for text in cleaned if text))
 

@@ -1,1 +1,1 @@
-"""Token shards: captions with image codes, encoded once so that training skips the image tokenizer."""
+"""Shards: captions with image codes or CLIP embeddings, encoded once so that training needs no images."""

@@ -1,4 +1,4 @@
-"""Training from token shards (made by `python -m dalle encode`): captions with image codes in place of images."""
+"""Training from shards (made by `python -m dalle encode`): captions with codes or embeddings in place of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from dalle.config.ranges import NonNegativeInt, PositiveInt
 from dalle.data.base import BadRecord, Order, Pair
 from dalle.data.custom.records import sample_caption
 from dalle.data.shuffle import WindowShuffle, permutation
-from dalle.data.token_shards.files import GROUP_ROWS, INDEX, Group, ShardFile, ShardIndex, read_group, read_index
+from dalle.data.token_shards.files import (
+    GROUP_ROWS,
+    EmbeddingProvenance,
+    Group,
+    Provenance,
+    ShardFile,
+    ShardIndex,
+    TokenProvenance,
+    read_group,
+    read_index,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +33,11 @@ SPLITS = ("train", "validation")
 
 
 @config
-class TokenShardsConfig:
-    """Token shards, which `python -m dalle encode` makes from any other data set."""
+class ShardsConfig:
+    """Options of shards of both kinds."""
 
-    kind: Literal["tokens"] = "tokens"
-    """Token shards: codes in place of images."""
+    kind: Literal["tokens", "embeddings"]
+    """What they hold in place of images."""
     path: Path
     """Folder with the shards."""
     shuffle_buffer: PositiveInt = 2**17
@@ -39,6 +49,19 @@ class TokenShardsConfig:
         if self.shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}: give at least 1")
 
+    @property
+    def provenance(self) -> type[Provenance]:
+        """What the index of such shards records."""
+        return TokenProvenance if self.kind == "tokens" else EmbeddingProvenance
+
+
+@config
+class TokenShardsConfig(ShardsConfig):
+    """Token shards, which `python -m dalle encode` makes from any other data set."""
+
+    kind: Literal["tokens"] = "tokens"
+    """Token shards: codes in place of images."""
+
     def check_tokenizer(self, sha256: str, name: str) -> None:
         """Check that these codes were made with the given image tokenizer.
 
@@ -49,7 +72,7 @@ class TokenShardsConfig:
         Raises:
             ValueError: they were made with another one, or there are no shards.
         """
-        made_with = read_index(self.path).provenance.image_tokenizer
+        made_with = read_index(self.path, TokenProvenance).provenance.sha256
         if made_with != sha256:
             raise ValueError(
                 f"the codes in {self.path} were made with the image tokenizer with sha256 {made_with}, but {name} has "
@@ -57,8 +80,33 @@ class TokenShardsConfig:
             )
 
 
-class TokenShardsDataset:
-    """One split of a folder of token shards, with random access; fast if read in the order of `order`.
+@config
+class EmbeddingShardsConfig(ShardsConfig):
+    """Embedding shards, which `python -m dalle encode` makes from any other data set, for priors."""
+
+    kind: Literal["embeddings"] = "embeddings"
+    """Embedding shards: a CLIP's embeddings in place of images."""
+
+    def check_clip(self, sha256: str, name: str) -> None:
+        """Check that these embeddings were made with the given CLIP.
+
+        Args:
+            sha256: hash of the CLIP's folder.
+            name: what to call it in the error message.
+
+        Raises:
+            ValueError: they were made with another one, or there are no shards.
+        """
+        made_with = read_index(self.path, EmbeddingProvenance).provenance.sha256
+        if made_with != sha256:
+            raise ValueError(
+                f"the embeddings in {self.path} were made with the CLIP with sha256 {made_with}, but {name} has "
+                f"{sha256}: use the CLIP they were made with, or encode the images again"
+            )
+
+
+class ShardsDataset:
+    """One split of a folder of shards, with random access; fast if read in the order of `order`.
 
     In "train", the seed chooses one of several captions, as it does for images. In "validation", the caption is always
     the first.
@@ -75,11 +123,11 @@ class TokenShardsDataset:
         ValueError: there is no such split, encoding has not finished, or a shard is missing or truncated.
     """
 
-    def __init__(self, config: TokenShardsConfig, split: str):
+    def __init__(self, config: ShardsConfig, split: str):
         if split not in SPLITS:
             raise ValueError(f"unknown data split {split!r}: choose from {', '.join(SPLITS)}")
         self.config, self.split = config, split
-        index = read_index(config.path)
+        index = read_index(config.path, config.provenance)
         self.provenance = index.provenance
         self.shards = _checked_shards(config.path, index, split)
         if split == "validation" and not any(shard.rows for shard in self.shards):
@@ -103,7 +151,7 @@ class TokenShardsDataset:
         return WindowShuffle(self.sizes, self.config.shuffle_buffer, seed, epoch)
 
     def pair(self, index: int, seed: int) -> Pair:
-        """Row `index`: its codes, int64 [h, w], and a caption.
+        """Row `index`: its codes, int64 [h, w], or its embedding, float32 [D]; and a caption.
 
         Raises:
             BadRecord: its row group is damaged.
@@ -115,7 +163,7 @@ class TokenShardsDataset:
             raise group
         captions = tuple(group.captions[row].as_py())
         caption = sample_caption(group.keys[row], captions, seed)[1] if self.split == "train" else captions[0]
-        return Pair(group.codes[row].astype(np.int64).reshape(self.provenance.grid), caption, captions, group.keys[row])
+        return Pair(self.provenance.unpack(group.values[row]), caption, captions, group.keys[row])
 
     def captions(self) -> Iterator[str]:
         """Every caption of the split, once per view of its image."""
@@ -156,7 +204,7 @@ def _checked_shards(folder: Path, index: ShardIndex, split: str) -> list[ShardFi
     """The shards of a split, after checking that every file exists with its full size."""
     again = "run the same `python -m dalle encode` again, which writes only missing shards"
     if index.shards is None:
-        raise ValueError(f"{folder} is not finished ({INDEX} lists no shards): {again}")
+        raise ValueError(f"{folder} is not finished ({index.provenance.index} lists no shards): {again}")
     shards = index.shards.get(split, [])
     for shard in shards:
         file = folder / shard.name

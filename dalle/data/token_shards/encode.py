@@ -1,4 +1,4 @@
-"""Encodes the images of any data set to token shards, divided among processes; an interrupted job can be resumed."""
+"""Encodes the images of any data set to shards, divided among processes; an interrupted job can be resumed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dalle.data.bad_records import BadRecordCounter
 from dalle.data.base import BadRecord, Pair
 from dalle.data.custom.config import CustomConfig
 from dalle.data.token_shards.dataset import SPLITS
+from dalle.data.token_shards.encoders import ImageEncoder
 from dalle.data.token_shards.files import (
-    INDEX,
     Provenance,
     ShardFile,
     ShardIndex,
@@ -34,7 +34,6 @@ from dalle.data.token_shards.files import (
 )
 from dalle.data.token_shards.jobs import IndexedSplit, ShardJob, StreamedSplit
 from dalle.files import remove_parts
-from dalle.image_tokenizers import ImageTokenizer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,7 +42,7 @@ ShardsBySplit = dict[str, list[ShardFile]]  # by split
 # job: what is in it is compared by the names of its records
 _NOT_CONTENT = ("path", "max_bad", "shuffle_buffer", "stream_validation")
 _SIDES = (False, True)  # whether mirrored
-_BATCHES_AHEAD = 4  # batches of images to read ahead of the tokenizer
+_BATCHES_AHEAD = 4  # batches of images to read ahead of the encoder
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class Encoding:
 
     Args:
         config: the data set; its splits are kept.
-        tokenizer: the image tokenizer, in evaluation mode, on the device to run on.
-        sha256: hash of the tokenizer's folder.
+        encoder: what to encode the images with.
         folder: where to write the shards.
         options: how to encode.
 
@@ -85,22 +83,17 @@ class Encoding:
         ValueError: the data does not exist.
     """
 
-    def __init__(
-        self, config: DataConfig, tokenizer: ImageTokenizer, sha256: str, folder: Path, options: EncodeOptions
-    ):
-        self.tokenizer, self.folder, self.options = tokenizer, folder, options
+    def __init__(self, config: DataConfig, encoder: ImageEncoder, folder: Path, options: EncodeOptions):
+        self.encoder, self.folder, self.options = encoder, folder, options
         self.max_bad = config.max_bad
         self.splits: dict[str, IndexedSplit | StreamedSplit] = {}
         for split in SPLITS:
             if isinstance(config, CustomConfig) and config.stream:
-                self.splits[split] = StreamedSplit(config, split, tokenizer.image_size)
+                self.splits[split] = StreamedSplit(config, split, encoder.image_size)
             else:
-                self.splits[split] = IndexedSplit(open_data(config, split, tokenizer.image_size), split)
+                self.splits[split] = IndexedSplit(open_data(config, split, encoder.image_size), split)
         contents = {split: source.contents() for split, source in self.splits.items()}
-        self.provenance = Provenance(
-            image_tokenizer=sha256,
-            codebook_size=tokenizer.codebook_size,
-            grid=tokenizer.grid,
+        self.provenance = encoder.provenance(
             data={key: value for key, value in to_dict(config).items() if key not in _NOT_CONTENT},
             records=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
             seed=options.seed,
@@ -110,17 +103,18 @@ class Encoding:
         )
 
     def begin(self) -> None:
-        """Write tokens.json without shards, or check that an interrupted job can be resumed.
+        """Write the index without shards, or check that an interrupted job can be resumed.
 
         Raises:
             ValueError: the folder holds something else, or was encoded with other options.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_parts(self.folder)
-        if (self.folder / INDEX).exists():
-            _require_same(read_index(self.folder).provenance, self.provenance, self.folder)
+        kind = type(self.provenance)
+        if (self.folder / kind.index).exists():
+            _require_same(read_index(self.folder, kind).provenance, self.provenance, self.folder)
         elif any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty and holds no token shards: choose an empty folder")
+            raise ValueError(f"{self.folder} is not empty and holds no {kind.index}: choose an empty folder")
         write_index(self.folder, ShardIndex(self.provenance, None))
 
     def run(self, rank: int, world: int, on_progress: Callable[[int, bool], None]) -> ShardsBySplit:
@@ -161,7 +155,7 @@ class Encoding:
         return total
 
     def finish(self, found: Iterable[ShardsBySplit]) -> ShardIndex:
-        """Write the final tokens.json, which marks the folder as complete.
+        """Write the final index, which marks the folder as complete.
 
         Raises:
             ValueError: all processes together found too many broken records, or there are foreign shards.
@@ -192,7 +186,7 @@ class Encoding:
         options, source = self.options, self.splits[split]
         views, sides = (1, (False,)) if split == "validation" else (options.views, _SIDES[: 1 + options.mirror])
         rows: dict[str, list[Any]] = {"key": [], "view": [], "mirrored": [], "captions": []}
-        codes = [np.empty((0, self.provenance.codes), dtype=np.int64)]
+        values = [np.empty((0, self.provenance.width), dtype=self.provenance.dtype)]
         broken: dict[str, None] = {}
         jobs = ((item, view) for item in job.items for view in range(views))
         pairs = _prefetch(pool, partial(_pair, source, options.seed), jobs, _BATCHES_AHEAD * options.batch_size)
@@ -211,17 +205,17 @@ class Encoding:
                     rows["captions"].append(pair.captions or (pair.caption,))
             bad.add(broken)
             if good:
-                codes.append(self._codes(np.stack(good), len(sides) > 1))
+                values.append(self._encoded(np.stack(good), len(sides) > 1))
             on_progress(sum(view == 0 for _, view, _ in batch), False)
-        return write_shard(self.folder / job.name, rows, np.concatenate(codes), self.provenance, list(broken))
+        return write_shard(self.folder / job.name, rows, np.concatenate(values), self.provenance, list(broken))
 
-    def _codes(self, pixels: np.ndarray, mirror: bool) -> np.ndarray:
-        """Encode uint8 [B, H, W, 3] to int64 [B, h * w]; with `mirror` to [2 * B, h * w], each image and its mirror."""
-        device = next(self.tokenizer.parameters()).device
+    @torch.no_grad()
+    def _encoded(self, pixels: np.ndarray, mirror: bool) -> np.ndarray:
+        """Encode uint8 [B, H, W, 3] to [B, width]; with `mirror` to [2 * B, width], each image and its mirror."""
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if mirror:
             images = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
-        return self.tokenizer.encode(images.to(device).float().div_(255)).flatten(1).cpu().numpy()
+        return self.encoder.encode(images.to(self.encoder.device).float().div_(255)).flatten(1).cpu().numpy()
 
 
 def _pair(source: IndexedSplit | StreamedSplit, seed: int, job: tuple[Any, int]) -> tuple[Any, int, Pair | BadRecord]:
@@ -250,5 +244,5 @@ def _require_same(there: Provenance, wanted: Provenance, folder: Path) -> None:
     if differ:
         changes = "; ".join(f"{key.replace('_', ' ')} was {old[key]}, is now {new[key]}" for key in differ)
         raise ValueError(
-            f"{folder} holds token shards with other options ({changes}): choose another folder, or the same options"
+            f"{folder} holds shards with other options ({changes}): choose another folder, or the same options"
         )

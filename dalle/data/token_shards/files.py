@@ -1,16 +1,17 @@
-"""The on-disk format of token shards: Parquet files of captions and codes, and tokens.json, which lists them.
+"""The on-disk format of shards: Parquet files of captions and encoded images, and tokens.json, which lists them.
 
-A row is one view of an image: `key` (string), `view` (int), `mirrored` (bool), `captions` (list of strings), `codes`
-(list of integers, row by row).
+A row is one view of an image: `key` (string), `view` (int), `mirrored` (bool), `captions` (list of strings), and
+`codes` (list of integers, row by row) or `embedding` (list of floats). Embedding shards have embeddings.json.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -18,20 +19,16 @@ import pyarrow.parquet as parquet
 
 from dalle.files import atomic_file
 
-INDEX = "tokens.json"
 GROUP_ROWS = 1024  # rows of a Parquet row group, the unit of reading
 _FORMAT = 1
 _UINT16 = 2**16
 
 
-@dataclass(frozen=True)
-class Provenance:
+@dataclass(frozen=True, kw_only=True)
+class Provenance(ABC):
     """Everything that determines the contents of shards. Encoding resumes only if all of it is the same.
 
     Attributes:
-        image_tokenizer: sha256 of the image tokenizer's folder.
-        codebook_size: size of its codebook.
-        grid: rows and columns of codes.
         data: options of the encoded data set.
         records: hash of the data set's record names.
         seed: random seed of the views.
@@ -40,9 +37,13 @@ class Provenance:
         shard_images: images per shard.
     """
 
-    image_tokenizer: str
-    codebook_size: int
-    grid: tuple[int, int]
+    index: ClassVar[str]
+    """File name of the index."""
+    column: ClassVar[str]
+    """Column of the encoded images."""
+    encoder: ClassVar[str]
+    """Field with the sha256 of what encoded them, which each shard repeats in its metadata."""
+
     data: dict[str, Any]
     records: str
     seed: int
@@ -51,9 +52,104 @@ class Provenance:
     shard_images: int
 
     @property
-    def codes(self) -> int:
+    def sha256(self) -> str:
+        """Hash of the folder of the model that encoded the images."""
+        return str(getattr(self, self.encoder))
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers per image."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> type[np.generic]:
+        """Type of the stored numbers."""
+
+    @abstractmethod
+    def damage(self, values: np.ndarray) -> str | None:
+        """What is wrong with stored numbers [N], if anything."""
+
+    @abstractmethod
+    def unpack(self, row: np.ndarray) -> np.ndarray:
+        """A stored row [width] as data sets give it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenProvenance(Provenance):
+    """Of token shards: image codes of an image tokenizer.
+
+    Attributes:
+        image_tokenizer: sha256 of the image tokenizer's folder.
+        codebook_size: size of its codebook.
+        grid: rows and columns of codes.
+    """
+
+    index: ClassVar[str] = "tokens.json"
+    column: ClassVar[str] = "codes"
+    encoder: ClassVar[str] = "image_tokenizer"
+
+    image_tokenizer: str
+    codebook_size: int
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))  # JSON has lists only
+
+    @property
+    def width(self) -> int:
         """Number of codes of an image."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The smaller integer type that holds all codes."""
+        # uint16 is enough for almost every tokenizer, and groups in memory take half the space
+        return np.uint16 if self.codebook_size <= _UINT16 else np.int32
+
+    def damage(self, values: np.ndarray) -> str | None:
+        """Codes outside the codebook."""
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        return f"codes from {low} to {high}" if low < 0 or high >= self.codebook_size else None
+
+    def unpack(self, row: np.ndarray) -> np.ndarray:
+        """Codes as int64 [h, w]."""
+        return row.astype(np.int64).reshape(self.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingProvenance(Provenance):
+    """Of embedding shards: a CLIP's image embeddings before normalization.
+
+    Attributes:
+        clip: sha256 of the CLIP's folder.
+        embed_dim: dimensions of its embeddings.
+    """
+
+    index: ClassVar[str] = "embeddings.json"
+    column: ClassVar[str] = "embedding"
+    encoder: ClassVar[str] = "clip"
+
+    clip: str
+    embed_dim: int
+
+    @property
+    def width(self) -> int:
+        """Dimensions of an embedding."""
+        return self.embed_dim
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """As the CLIP gives them: half the precision would change the training, and captions take as much space."""
+        return np.float32
+
+    def damage(self, values: np.ndarray) -> str | None:
+        """Numbers that are not finite."""
+        return None if np.isfinite(values).all() else "numbers that are not finite"
+
+    def unpack(self, row: np.ndarray) -> np.ndarray:
+        """The embedding, float32 [D]."""
+        return row.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -67,7 +163,7 @@ class ShardFile:
 
 
 class ShardIndex(NamedTuple):
-    """The content of tokens.json. `shards` is None until encoding has finished."""
+    """The content of an index. `shards` is None until encoding has finished."""
 
     provenance: Provenance
     shards: dict[str, list[ShardFile]] | None  # split -> files
@@ -78,69 +174,66 @@ class Group(NamedTuple):
 
     keys: list[str]
     captions: pyarrow.Array  # lists of strings
-    codes: np.ndarray  # uint16 or int32 [R, h * w]
+    values: np.ndarray  # [R, width], as stored
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
-    """Write tokens.json atomically."""
+    """Write the index of a folder atomically."""
     shards = index.shards
     # "making" is the name of the provenance in files of version 1: renaming it would make them unreadable
     listed = None if shards is None else {split: [asdict(shard) for shard in own] for split, own in shards.items()}
     text = json.dumps({"format": _FORMAT, "making": asdict(index.provenance), "shards": listed}, ensure_ascii=False)
-    _replace(folder / INDEX, lambda file: file.write_text(text, encoding="utf-8"))
+    _replace(folder / index.provenance.index, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def read_index(folder: Path) -> ShardIndex:
-    """Read the tokens.json of a folder of shards.
+def read_index(folder: Path, kind: type[Provenance]) -> ShardIndex:
+    """Read the index of a folder of shards of one kind.
 
     Raises:
-        ValueError: it is not a folder of token shards, or has another format version.
+        ValueError: it is not a folder of such shards, or has another format version.
     """
     if not folder.is_dir():
-        raise ValueError(f"no such folder: {folder}; `python -m dalle encode CONFIG {folder}` makes token shards")
+        raise ValueError(f"no such folder: {folder}; `python -m dalle encode CONFIG {folder}` makes shards")
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        content = json.loads((folder / kind.index).read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
-        provenance = content["making"] | {"grid": tuple(content["making"]["grid"])}
         shards = content["shards"]
         if shards is not None:
             shards = {split: [ShardFile(**shard) for shard in own] for split, own in shards.items()}
-        return ShardIndex(Provenance(**provenance), shards)
+        return ShardIndex(kind(**content["making"]), shards)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no {INDEX}: `python -m dalle encode CONFIG OUT` writes one") from error
+        raise ValueError(f"{folder} has no {kind.index}: `python -m dalle encode CONFIG OUT` writes one") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / INDEX} cannot be read ({error}): encode the data again") from error
+        raise ValueError(f"{folder / kind.index} cannot be read ({error}): encode the data again") from error
 
 
 def write_shard(
-    file: Path, rows: Mapping[str, Sequence[Any]], codes: np.ndarray, provenance: Provenance, bad: list[str]
+    file: Path, rows: Mapping[str, Sequence[Any]], values: np.ndarray, provenance: Provenance, bad: list[str]
 ) -> ShardFile:
     """Write a shard atomically.
 
     Args:
         file: the file to write.
         rows: columns `key`, `view`, `mirrored` and `captions`.
-        codes: int64 [R, h * w].
-        provenance: how it was encoded; the tokenizer's hash is stored in the file's metadata.
+        values: encoded images [R, width].
+        provenance: how it was encoded; the encoder's hash is stored in the file's metadata.
         bad: names of the records that could not be used, with reasons.
 
     Raises:
         ValueError: the disk is full, or the folder is not writable.
     """
-    # uint16 is enough for almost every tokenizer, and groups in memory take half the space
-    integers = np.uint16 if provenance.codebook_size <= _UINT16 else np.int32
-    flat = pyarrow.array(codes.astype(integers).ravel())
+    flat = pyarrow.array(values.astype(provenance.dtype).ravel())
     table = pyarrow.table(
         {
             "key": pyarrow.array(rows["key"], pyarrow.string()),
             "view": pyarrow.array(rows["view"], pyarrow.int32()),
             "mirrored": pyarrow.array(rows["mirrored"], pyarrow.bool_()),
             "captions": pyarrow.array(rows["captions"], pyarrow.list_(pyarrow.string())),
-            "codes": pyarrow.FixedSizeListArray.from_arrays(flat, provenance.codes),
+            provenance.column: pyarrow.FixedSizeListArray.from_arrays(flat, provenance.width),
         }
     )
-    own = {"image_tokenizer": provenance.image_tokenizer, "bad": json.dumps(bad, ensure_ascii=False)}
+    own = {provenance.encoder: provenance.sha256, "bad": json.dumps(bad, ensure_ascii=False)}
     table = table.replace_schema_metadata(own)
     options = {"row_group_size": GROUP_ROWS, "compression": "zstd", "write_page_checksum": True}
     _replace(file, lambda new: parquet.write_table(table, new, **options))
@@ -148,11 +241,11 @@ def write_shard(
 
 
 def existing_shard(file: Path, provenance: Provenance) -> ShardFile | None:
-    """The shard at `file` if a previous run finished it; None if it is missing, damaged, or of another tokenizer."""
+    """The shard at `file` if a previous run finished it; None if it is missing, damaged, or of another encoder."""
     try:
         with parquet.ParquetFile(file) as content:
             own = content.schema_arrow.metadata or {}
-            if own.get(b"image_tokenizer") != provenance.image_tokenizer.encode():
+            if own.get(provenance.encoder.encode()) != provenance.sha256.encode():
                 return None
             return ShardFile(
                 file.name, content.metadata.num_rows, file.stat().st_size, json.loads(own.get(b"bad", b"[]"))
@@ -167,25 +260,25 @@ def read_group(file: Path, number: int, rows: int, provenance: Provenance) -> Gr
     """Read row group `number`, which has `rows` rows, and verify its page checksums.
 
     Raises:
-        ValueError: the file is damaged, or was made with another image tokenizer.
+        ValueError: the file is damaged, or was made with another encoder.
     """
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as content:
-            found = (content.schema_arrow.metadata or {}).get(b"image_tokenizer", b"").decode()
-            if found != provenance.image_tokenizer:
+            found = (content.schema_arrow.metadata or {}).get(provenance.encoder.encode(), b"").decode()
+            if found != provenance.sha256:
                 raise ValueError(
-                    f"its codes were made with the image tokenizer {found or '(none)'}, those of its folder with "
-                    f"{provenance.image_tokenizer}"
+                    f"it was made with the {provenance.encoder.replace('_', ' ')} {found or '(none)'}, the others of "
+                    f"its folder with {provenance.sha256}"
                 )
-            table = content.read_row_group(number, columns=["key", "captions", "codes"], use_threads=False)
+            table = content.read_row_group(number, columns=["key", "captions", provenance.column], use_threads=False)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"it is damaged ({(str(error) or type(error).__name__).splitlines()[0]})") from error
-    flat = table["codes"].combine_chunks().flatten().to_numpy()
-    low, high = int(flat.min(initial=0)), int(flat.max(initial=0))
-    if len(table) != rows or low < 0 or high >= provenance.codebook_size:
-        raise ValueError(f"it is damaged ({len(table)} rows of {rows}, codes from {low} to {high})")
+    flat = table[provenance.column].combine_chunks().flatten().to_numpy()
+    damage = f"{len(table)} rows of {rows}" if len(table) != rows else provenance.damage(flat)
+    if damage is not None or len(flat) != rows * provenance.width:
+        raise ValueError(f"it is damaged ({damage or 'rows of another length'})")
     captions = table["captions"].combine_chunks()
-    return Group(table["key"].to_pylist(), captions, flat.reshape(rows, provenance.codes))
+    return Group(table["key"].to_pylist(), captions, flat.reshape(rows, provenance.width))
 
 
 def _replace(file: Path, write: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from dalle.config import config
 from dalle.config.ranges import Decay, Probability, Range, Weight
-from dalle.data import AnyDataConfig
+from dalle.data import TokenDataConfig
 from dalle.generation.options import SamplingConfig
 from dalle.models.dalle_config import DALLEConfig
 from dalle.training.checkpoint.best import check_metric
@@ -21,7 +21,7 @@ class DALLERecipe:
 
     stage: Literal["dalle"]
     model: DALLEConfig
-    data: AnyDataConfig
+    data: TokenDataConfig
     optim: OptimConfig
     run: RunConfig
     text_tokenizer: str

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from dalle.config import config
 from dalle.config.ranges import PositiveFloat, Probability, Range, Weight
-from dalle.data import DataConfig
+from dalle.data import DataConfig, EmbeddingDataConfig
 from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.prior import PriorSamplingConfig
 from dalle.models.autoregressive_prior import AutoregressivePriorConfig
@@ -25,7 +25,7 @@ class PriorRecipe:
 
     stage: Literal["prior"]
     model: DiffusionPriorConfig | AutoregressivePriorConfig
-    data: DataConfig
+    data: EmbeddingDataConfig
     optim: OptimConfig
     run: RunConfig
     clip: str
@@ -33,6 +33,9 @@ class PriorRecipe:
     statistics_images: Annotated[int, Range(2, ceiling=10**12)] = 2048
     """Number of training images, spread evenly over the set, from which embedding statistics are computed at the start:
     mean and standard deviation; for the autoregressive prior also principal components and buckets."""
+    init_from: str | None = None
+    """Prior to fine-tune: folder of a prior or of an unCLIP, Karlo's, or a hub id. Architecture, statistics, CLIP and
+    sampling options are its own; options under `model.` override its."""
     bpe_dropout: Probability = 0.0
     """Probability of dropping a BPE merge in training."""
     caption_dropout: Probability = 0.1
@@ -65,6 +68,9 @@ class DiffusionRecipe:
     statistics_images: Annotated[int, Range(2, ceiling=10**12)] = 2048
     """Decoder: number of training images, spread evenly over the set, from which mean and standard deviation of the
     embeddings are computed at the start."""
+    init_from: str | None = None
+    """Model to fine-tune: folder of a decoder, an upsampler or an unCLIP (its decoder, or with model.kind=upsampler its
+    upsampler), Karlo's, or a hub id. Architecture, statistics, CLIP and sampling options are its own."""
     bpe_dropout: Probability = 0.0
     """Decoder: probability of dropping a BPE merge in training."""
     embedding_dropout: Probability = 0.1

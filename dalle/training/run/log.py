@@ -160,6 +160,15 @@ class RunLog:
         yield
         self.waited += time.perf_counter() - begun
 
+    @contextmanager
+    def activity(self, name: str) -> Iterator[None]:
+        """Show in the progress bar what is done in a block, during which the bar stands still."""
+        self.bar.set_description(name)
+        try:
+            yield
+        finally:
+            self.bar.set_description()
+
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Log and print validation metrics."""
         self.say(f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))

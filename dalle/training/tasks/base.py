@@ -105,12 +105,27 @@ class Task(ABC):
     def export(self, folder: Path, weights: Tensors) -> None:
         """Write a model folder, which the functions `dalle.load_*` read."""
 
+    def check_data(self, images: int, batch_size: int) -> None:
+        """Check that a data set of this many images suits the stage.
+
+        Raises:
+            ValueError: it does not.
+        """
+
 
 class ContrastiveTask(Task):
     """A stage with a contrastive loss over the full batch, which is not a mean over micro-batches.
 
     Each embedding depends on its own image or caption only, so micro-batches can be embedded separately (GradCache).
     """
+
+    def check_data(self, images: int, batch_size: int) -> None:
+        """Check that no batch must contain a pair twice, whose copies would be contrasted with each other."""
+        if images < batch_size:
+            raise ValueError(
+                f"run.batch_size is {batch_size}, and the data set has {images} images: each would be contrasted with "
+                f"its own copies in the batch; set run.batch_size={images} or less"
+            )
 
     @abstractmethod
     def embed(self, inputs: Any) -> tuple[Tensor, ...]:

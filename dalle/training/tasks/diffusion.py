@@ -39,6 +39,7 @@ from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
 from dalle.models.noise_schedule import make_schedule
 from dalle.models.upsampler import Upsampler, UpsamplerConfig, enlarged
+from dalle.training.init_from import load_initial_unclip
 from dalle.training.losses.diffusion import min_snr_weights, variational_bound
 from dalle.training.recipe import DiffusionRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Samples, Task
@@ -66,6 +67,8 @@ class DiffusionTask(Task):
     model: DiffusionDecoder | Upsampler
 
     def __init__(self, recipe: DiffusionRecipe, model: DiffusionDecoder | Upsampler, device: torch.device):
+        if recipe.init_from is not None:
+            load_initial_unclip(model, recipe)
         self.recipe, self.device, self.model = recipe, device, model.to(device)
         self.schedule = make_schedule(model.config.schedule)
         self.state = nn.ModuleDict({"model": self.model})
@@ -149,7 +152,8 @@ class DecoderTask(DiffusionTask):
         check_clip(recipe.model, self.clip, recipe.clip)
         super().__init__(recipe, DiffusionDecoder(recipe.model), device)
         self.image_size = max(self.clip.config.image_size, recipe.model.image_size)
-        self.model.fit(training_embeddings(self.clip, recipe.data, recipe.statistics_images, device)[0])
+        if recipe.init_from is None:  # else its weights know the statistics they were trained with
+            self.model.fit(training_embeddings(self.clip, recipe.data, recipe.statistics_images, device)[0])
 
     def inputs(self, batch: Batch) -> Inputs:
         """Embed images and captions, and drop each with some probability; randomness comes from each pair's seed."""

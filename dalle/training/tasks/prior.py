@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from dalle.checkpoints.lazy_tensor import Tensors
 from dalle.checkpoints.load import build_prior, load_clip
 from dalle.config import to_dict
 from dalle.data.batch import Batch
+from dalle.data.token_shards.dataset import EmbeddingShardsConfig
 from dalle.device import to_device
 from dalle.evaluation.priors import prior_metrics
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, components_for
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_prior import DiffusionPrior
 from dalle.models.noise_schedule import make_schedule
+from dalle.training.init_from import load_initial_unclip
 from dalle.training.recipe import PriorRecipe, tokens_per_image
 from dalle.training.tasks.base import Phase, Task
 from dalle.training.tasks.clip_space import check_clip, training_embeddings
@@ -53,21 +56,35 @@ class PriorTask(Task):
         self.recipe, self.device = recipe, device
         self.clip = load_clip(recipe.clip, device).requires_grad_(False)
         check_clip(recipe.model, self.clip, recipe.clip)
-        # Before the model is built: how many principal components it predicts depends on the data (section 2.2)
-        images, texts = self._embeddings()
-        config = recipe.model
-        if isinstance(config, AutoregressivePriorConfig) and config.components is None:
-            standard = (images - images.mean(0)) / images.std(0)
-            config = replace(config, components=components_for(standard, config.variance))
-            log.info("%d components keep %g of the variance", config.components, config.variance)
-        self.model = build_prior(config).to(device)
-        self.model.fit(images, texts)
+        if isinstance(recipe.data, EmbeddingShardsConfig):
+            recipe.data.check_clip(model_folder.folder_hash(resolve(recipe.clip)), recipe.clip)
+        # A new prior needs data before it is built: how many components it predicts depends on it (section 2.2)
+        self.model = self._fitted() if recipe.init_from is None else self._initial()
+        config = self.model.config
         if isinstance(self.model, DiffusionPrior):
             self.schedule = make_schedule(self.model.config.schedule)
         self.state = nn.ModuleDict({"model": self.model})
         self.phases = [Phase("prior", self.model, recipe.optim)]
         self.image_size = self.clip.config.image_size
         self.tokens_per_image = tokens_per_image(replace(recipe, model=config))
+
+    def _fitted(self) -> DiffusionPrior | AutoregressivePrior:
+        """A new prior with the statistics of the training set."""
+        images, texts = self._embeddings()
+        config = self.recipe.model
+        if isinstance(config, AutoregressivePriorConfig) and config.components is None:
+            standard = (images - images.mean(0)) / images.std(0)
+            config = replace(config, components=components_for(standard, config.variance))
+            log.info("%d components keep %g of the variance", config.components, config.variance)
+        model = build_prior(config).to(self.device)
+        model.fit(images, texts)
+        return model
+
+    def _initial(self) -> DiffusionPrior | AutoregressivePrior:
+        """The prior of `init_from`, whose statistics its weights know."""
+        model = build_prior(self.recipe.model)
+        load_initial_unclip(model, self.recipe)
+        return model.to(self.device)
 
     def _embeddings(self) -> tuple[Tensor, Tensor]:
         """Unnormalized embeddings of training images and captions, [N, D] each, for their statistics."""
@@ -86,7 +103,7 @@ class PriorTask(Task):
             captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
         ids = tokenizer.encode(captions, recipe.model.text_length, dropout=recipe.bpe_dropout, seed=batch.seeds)
         return Inputs(
-            self.clip.encode_image(batch.unit_images(self.device), normalize=False),
+            batch.embeddings(partial(self.clip.encode_image, normalize=False), self.device),
             self.clip.text_states(to_device(self.device, ids)),
             dropped,
             time,

@@ -19,19 +19,13 @@ from PIL import Image
 
 from dalle.apps.server.settings import ServeConfig
 from support.server import Running, running
-from support.tiny_model import make_tiny_model
 
 TOKEN = "0123456789abcdef-test"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("bad"))
-
-
-@pytest.fixture(scope="module")
-def served(folder: Path) -> Iterator[Running]:
-    with running(folder, max_body=400_000, max_prompt=1000, header_timeout=0.5, max_connections=64) as one:
+def served(tiny_model: Path) -> Iterator[Running]:
+    with running(tiny_model, max_body=400_000, max_prompt=1000, header_timeout=0.5, max_connections=64) as one:
         yield one
 
 
@@ -161,9 +155,9 @@ def test_empty_prompts_are_generated_and_long_ones_noted(served: Running) -> Non
     assert "reads the first 12" in note
 
 
-def test_requests_need_a_token_of_the_token_file(folder: Path, tmp_path: Path) -> None:
+def test_requests_need_a_token_of_the_token_file(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"# ours\n{TOKEN} # Ada's\n")
-    with running(folder, token_file=tmp_path / "tokens") as served:
+    with running(tiny_model, token_file=tmp_path / "tokens") as served:
         assert served.openai(TOKEN).images.generate(prompt="a").data
         with pytest.raises(openai.AuthenticationError):
             served.openai("wrong").images.generate(prompt="a")
@@ -172,14 +166,14 @@ def test_requests_need_a_token_of_the_token_file(folder: Path, tmp_path: Path) -
             assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
             assert http.get("/metrics").status_code == 401 and http.get("/healthz").status_code == 200
     (tmp_path / "tokens").write_text("short\n")
-    with pytest.raises(ValueError, match="fewer than 16"), running(folder, token_file=tmp_path / "tokens"):
+    with pytest.raises(ValueError, match="fewer than 16"), running(tiny_model, token_file=tmp_path / "tokens"):
         pass
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_clients_behind_a_proxy_are_told_apart(folder: Path, trusted: bool) -> None:
+def test_clients_behind_a_proxy_are_distinguished(tiny_model: Path, trusted: bool) -> None:
     """By what the proxy adds, the last entry; what a client writes before it counts for nothing."""
-    with running(folder, trust_proxy=trusted, max_per_client=2) as served, served.http() as http:
+    with running(tiny_model, trust_proxy=trusted, max_per_client=2) as served, served.http() as http:
         seen: list[str] = []
         add = served.worker.queue.add
         served.worker.queue.add = lambda job: (seen.append(job.client), add(job))[1]  # type: ignore[method-assign]
@@ -189,11 +183,11 @@ def test_clients_behind_a_proxy_are_told_apart(folder: Path, trusted: bool) -> N
     assert seen == (["203.0.113.7", "203.0.113.8"] if trusted else ["127.0.0.1"] * 2)
 
 
-def test_cross_origin_requests_are_refused_unless_allowed(folder: Path, served: Running) -> None:
+def test_cross_origin_requests_are_refused_unless_allowed(tiny_model: Path, served: Running) -> None:
     origin = {"Origin": "https://example.org"}
     with served.http() as http:
         assert "access-control-allow-origin" not in http.get("/v1/models", headers=origin).headers
-    with running(folder, cors=("https://example.org",)) as told, told.http() as http:
+    with running(tiny_model, cors=("https://example.org",)) as told, told.http() as http:
         assert http.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == origin["Origin"]
 
 
@@ -212,8 +206,8 @@ def test_silent_and_too_many_connections_are_closed(served: Running) -> None:
             one.close()
 
 
-def test_clients_that_do_not_read_are_disconnected(folder: Path) -> None:
-    with running(folder, send_timeout=0.3) as served, socket.socket() as slow:
+def test_clients_that_do_not_read_are_disconnected(tiny_model: Path) -> None:
+    with running(tiny_model, send_timeout=0.3) as served, socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         slow.connect(served.address)
         body = b'{"prompt": "a", "n": 10, "size": "2000x2000"}'

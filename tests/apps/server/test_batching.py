@@ -19,17 +19,6 @@ from PIL import Image
 
 from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
-from support.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("batching"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> TextToImage:
-    return TextToImage.from_pretrained(folder, device="cpu")
 
 
 class Gate:
@@ -83,21 +72,21 @@ def alone(pipe: TextToImage, body: dict[str, Any]) -> list[bytes]:
     return found
 
 
-def test_batched_images_equal_images_generated_alone(folder: Path, pipe: TextToImage) -> None:
-    with running(folder, max_batch=8) as served, served.http() as http, ThreadPoolExecutor(8) as pool:
+def test_batched_images_equal_images_generated_alone(tiny_model: Path, tiny_pipe: TextToImage) -> None:
+    with running(tiny_model, max_batch=8) as served, served.http() as http, ThreadPoolExecutor(8) as pool:
         with Gate(served):
             waiting = [pool.submit(http.post, "/v1/images/generations", json=body) for body in BODIES]
             until(lambda: len(served.worker.queue) == 9)
         for body, answer in zip(BODIES, waiting):
-            assert pixels(answer.result()) == alone(pipe, body)
+            assert pixels(answer.result()) == alone(tiny_pipe, body)
         text = http.get("/metrics").text
         assert 'dalle_batch_size_bucket{le="8.0"} 2' in text and "dalle_images_total 9" in text
         assert "dalle_image_tokens_total 144" in text and "dalle_queue_images 0" in text
 
 
-def test_disconnected_clients_leave_the_batch(folder: Path, pipe: TextToImage) -> None:
+def test_disconnected_clients_leave_the_batch(tiny_model: Path, tiny_pipe: TextToImage) -> None:
     """Two of a batch hang up in the middle of it; the third's image is not changed by that, and no work is left."""
-    own = TextToImage.from_pretrained(folder, device="cpu")
+    own = TextToImage.from_pretrained(tiny_model, device="cpu")
     middle, go = threading.Event(), threading.Event()
     draw = own.draw
 
@@ -112,7 +101,7 @@ def test_disconnected_clients_leave_the_batch(folder: Path, pipe: TextToImage) -
 
     own.draw = slow  # type: ignore[method-assign]
     body = {"prompt": "two green stars", "seed": 11, "guidance": 2.0}
-    with running(folder, own) as served, served.http() as http, ThreadPoolExecutor(2) as pool:
+    with running(tiny_model, own) as served, served.http() as http, ThreadPoolExecutor(2) as pool:
         with Gate(served):
             staying = pool.submit(http.post, "/v1/images/generations", json=body)
             until(lambda: len(served.worker.queue) == 1)
@@ -123,7 +112,7 @@ def test_disconnected_clients_leave_the_batch(folder: Path, pipe: TextToImage) -
             one.close()
         until(lambda: sum(unit.job.cancelled for unit in served.worker._active) == 2)
         go.set()
-        assert pixels(staying.result()) == alone(pipe, body)
+        assert pixels(staying.result()) == alone(tiny_pipe, body)
         until(lambda: not served.worker.busy)
         assert "dalle_cancelled_images_total 2" in http.get("/metrics").text
         assert not served.worker.queue.held
@@ -137,8 +126,8 @@ def _send(served: Running, body: dict[str, Any]) -> socket.socket:
     return one
 
 
-def test_full_queue_gives_429_and_a_timeout_504(folder: Path) -> None:
-    with running(folder, max_waiting=3, request_timeout=0.5, max_requests=2) as served, served.http() as http:
+def test_full_queue_gives_429_and_a_timeout_504(tiny_model: Path) -> None:
+    with running(tiny_model, max_waiting=3, request_timeout=0.5, max_requests=2) as served, served.http() as http:
         gate = Gate(served)
         with gate, ThreadPoolExecutor(2) as pool:
             late = pool.submit(http.post, "/v1/images/generations", json={"prompt": "a", "n": 2})
@@ -151,8 +140,8 @@ def test_full_queue_gives_429_and_a_timeout_504(folder: Path) -> None:
         assert http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
 
 
-def test_failing_request_does_not_fail_its_batch(folder: Path, pipe: TextToImage) -> None:
-    own = TextToImage.from_pretrained(folder, device="cpu")
+def test_failing_request_does_not_fail_its_batch(tiny_model: Path, tiny_pipe: TextToImage) -> None:
+    own = TextToImage.from_pretrained(tiny_model, device="cpu")
     draw = own.draw
 
     def failing(requests: Any, *args: Any, **options: Any) -> Any:
@@ -161,24 +150,24 @@ def test_failing_request_does_not_fail_its_batch(folder: Path, pipe: TextToImage
         return draw(requests, *args, **options)
 
     own.draw = failing  # type: ignore[method-assign]
-    with running(folder, own) as served, served.http() as http, ThreadPoolExecutor(3) as pool:
+    with running(tiny_model, own) as served, served.http() as http, ThreadPoolExecutor(3) as pool:
         with Gate(served):
             good = pool.submit(http.post, "/v1/images/generations", json=BODIES[0])
             bad = pool.submit(http.post, "/v1/images/generations", json={"prompt": "bad"})
             until(lambda: len(served.worker.queue) == 2)
-        assert pixels(good.result()) == alone(pipe, BODIES[0])
+        assert pixels(good.result()) == alone(tiny_pipe, BODIES[0])
         assert bad.result().status_code == 500 and "secret" not in bad.result().text
         assert "Traceback" not in bad.result().text
 
 
 @pytest.fixture
-def draining(folder: Path) -> Iterator[tuple[Running, httpx.Client]]:
-    with running(folder) as served, served.http() as http:
+def draining(tiny_model: Path) -> Iterator[tuple[Running, httpx.Client]]:
+    with running(tiny_model) as served, served.http() as http:
         yield served, http
 
 
 def test_sigterm_finishes_running_requests_and_refuses_new_ones(
-    draining: tuple[Running, httpx.Client], pipe: TextToImage
+    draining: tuple[Running, httpx.Client], tiny_pipe: TextToImage
 ) -> None:
     served, http = draining
     with ThreadPoolExecutor(1) as pool:
@@ -190,6 +179,6 @@ def test_sigterm_finishes_running_requests_and_refuses_new_ones(
             refused = http.post("/v1/images/generations", json=BODIES[0])
             assert refused.status_code == 503 and "Retry-After" in refused.headers
             assert http.get("/readyz").status_code == 503 and http.get("/healthz").status_code == 200
-        assert pixels(running_one.result()) == alone(pipe, BODIES[1])
+        assert pixels(running_one.result()) == alone(tiny_pipe, BODIES[1])
     served.thread.join(30)
     assert not served.thread.is_alive()

@@ -17,22 +17,12 @@ from PIL import Image
 from dalle.evaluation.zero_shot import embed_texts
 from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
-from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_model import GRID, IMAGE_SIZE
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("openai"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> TextToImage:
-    return TextToImage.from_pretrained(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def served(folder: Path) -> Iterator[Running]:
-    with running(folder) as one:
+def served(tiny_model: Path) -> Iterator[Running]:
+    with running(tiny_model) as one:
         yield one
 
 
@@ -51,10 +41,10 @@ def noise(mode: str = "RGB") -> Image.Image:
     return Image.fromarray(values.to(torch.uint8).numpy()).convert(mode)
 
 
-def test_generations_equal_the_pipelines_images(served: Running, pipe: TextToImage) -> None:
+def test_generations_equal_the_pipelines_images(served: Running, tiny_pipe: TextToImage) -> None:
     own = {"seed": 7, "guidance": 2.0, "top_k": 9}
     answer = served.openai().images.generate(prompt="a red heart", n=3, extra_body=own)
-    (alone,) = pipe("a red heart", n=3, seed=7, guidance=2.0, top_k=9)
+    (alone,) = tiny_pipe("a red heart", n=3, seed=7, guidance=2.0, top_k=9)
     expected = {seed: image.tobytes() for seed, image in zip(alone.seeds, alone.images)}
     assert answer.data is not None and [one.seed for one in answer.data] == [7, 8, 9]  # type: ignore[attr-defined]
     for one in answer.data:
@@ -62,22 +52,22 @@ def test_generations_equal_the_pipelines_images(served: Running, pipe: TextToIma
     assert answer.usage is not None and answer.usage.output_tokens == 3 * GRID[0] * GRID[1]
 
 
-def test_png_metadata_reproduces_the_image(served: Running, pipe: TextToImage) -> None:
+def test_png_metadata_reproduces_the_image(served: Running, tiny_pipe: TextToImage) -> None:
     answer = served.openai().images.generate(prompt="लाल दिल", extra_body={"temperature": 0.8})
     assert answer.data is not None
     image = image_of(answer.data[0])
     texts: dict[str, str] = image.text  # type: ignore[attr-defined]
-    options = {k: v for k, v in json.loads(texts["options"]).items() if k in pipe.sampling.__dataclass_fields__}
-    (again,) = pipe(texts["prompt"], seed=int(texts["seed"]), **options)
-    assert texts["prompt"] == "लाल दिल" and texts["model"] == pipe.model_hash and options["temperature"] == 0.8
+    options = {k: v for k, v in json.loads(texts["options"]).items() if k in tiny_pipe.sampling.__dataclass_fields__}
+    (again,) = tiny_pipe(texts["prompt"], seed=int(texts["seed"]), **options)
+    assert texts["prompt"] == "लाल दिल" and texts["model"] == tiny_pipe.model_hash and options["temperature"] == 0.8
     assert again.images[0].tobytes() == image.convert("RGB").tobytes()
 
 
-def test_seeds_above_two_to_the_53_may_be_text(served: Running, pipe: TextToImage) -> None:
+def test_seeds_above_2_to_the_53_may_be_text(served: Running, tiny_pipe: TextToImage) -> None:
     """JavaScript has no such numbers, so the page sends and keeps seeds as text."""
     seed = 2**53 + 1
     answer = served.openai().images.generate(prompt="a", n=2, extra_body={"seed": str(seed)})
-    (alone,) = pipe("a", n=2, seed=seed)
+    (alone,) = tiny_pipe("a", n=2, seed=seed)
     assert answer.data is not None
     for number, one in enumerate(answer.data):
         place = [seed, seed + 1].index(one.seed)  # type: ignore[attr-defined]
@@ -96,51 +86,51 @@ def test_images_have_the_requested_size_and_format(served: Running) -> None:
     assert head == "data:image/jpeg;base64" and Image.open(io.BytesIO(base64.b64decode(data))).size == (40, 24)
 
 
-def test_clip_chooses_among_candidates(served: Running, pipe: TextToImage) -> None:
+def test_clip_chooses_among_candidates(served: Running, tiny_pipe: TextToImage) -> None:
     answer = served.openai().images.generate(prompt="two green stars", n=2, extra_body={"seed": 3, "candidates": 6})
-    (best,) = pipe("two green stars", n=6, keep=2, seed=3)
+    (best,) = tiny_pipe("two green stars", n=6, keep=2, seed=3)
     assert answer.data is not None and [one.seed for one in answer.data] == best.seeds  # type: ignore[attr-defined]
     assert [one.score for one in answer.data] == pytest.approx(best.scores, abs=1e-5)  # type: ignore[attr-defined]
 
 
-def test_edits_inpaint_transparent_pixels(served: Running, pipe: TextToImage) -> None:
+def test_edits_inpaint_transparent_pixels(served: Running, tiny_pipe: TextToImage) -> None:
     original, white = noise(), Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
     white.paste(255, (4, 8, 16, 16))
     clear = original.copy()
     clear.putalpha(white.point(lambda value: 255 - value))
-    (alone,) = pipe("a red heart", seed=5, image=original, mask=white)
+    (alone,) = tiny_pipe("a red heart", seed=5, image=original, mask=white)
     images = served.openai().images
     whole, hole = ("image.png", png(original)), ("mask.png", png(clear))
     answer = images.edit(image=whole, mask=hole, prompt="a red heart", n=1, extra_body={"seed": 5})
     assert answer.data is not None
     assert image_of(answer.data[0]).convert("RGB").tobytes() == alone.images[0].tobytes()
-    (upper,) = pipe("a red heart", seed=5, image=original, keep_rows=2)
+    (upper,) = tiny_pipe("a red heart", seed=5, image=original, keep_rows=2)
     answer = images.edit(image=[whole], prompt="a red heart", extra_body={"seed": 5, "keep_rows": 2})
     assert answer.data is not None
     assert image_of(answer.data[0]).convert("RGB").tobytes() == upper.images[0].tobytes()
 
 
-def test_variations_keep_the_upper_half(served: Running, pipe: TextToImage) -> None:
+def test_variations_keep_the_upper_half(served: Running, tiny_pipe: TextToImage) -> None:
     image = ("image.png", png(noise()))
     answer = served.openai().images.create_variation(image=image, n=2, extra_body={"seed": 1})
-    (alone,) = pipe("", n=2, seed=1, image=noise(), keep_rows=0.5)
+    (alone,) = tiny_pipe("", n=2, seed=1, image=noise(), keep_rows=0.5)
     assert answer.data is not None
     got = {one.seed: image_of(one).convert("RGB").tobytes() for one in answer.data}  # type: ignore[attr-defined]
     assert got == {seed: one.tobytes() for seed, one in zip(alone.seeds, alone.images)}
 
 
 @pytest.mark.parametrize("edit", [False, True])
-def test_streams_send_partial_images_by_row(served: Running, pipe: TextToImage, edit: bool) -> None:
+def test_streams_send_partial_images_by_row(served: Running, tiny_pipe: TextToImage, edit: bool) -> None:
     images = served.openai().images
     common: dict[str, Any] = {"prompt": "a red heart", "stream": True, "partial_images": 3, "extra_body": {"seed": 2}}
     if edit:
         common["extra_body"]["keep_rows"] = 1
         events = list(images.edit(image=("image.png", png(noise())), **common))
-        (alone,) = pipe("a red heart", seed=2, image=noise(), keep_rows=1)
+        (alone,) = tiny_pipe("a red heart", seed=2, image=noise(), keep_rows=1)
         kind, lines = "image_edit", [2, 3]
     else:
         events = list(images.generate(**common))
-        (alone,) = pipe("a red heart", seed=2)
+        (alone,) = tiny_pipe("a red heart", seed=2)
         kind, lines = "image_generation", [1, 2, 3]
     assert [event.type for event in events] == [f"{kind}.partial_image"] * len(lines) + [f"{kind}.completed"]
     step = IMAGE_SIZE // GRID[0]
@@ -159,24 +149,24 @@ def test_streams_of_several_images_and_of_reranked_candidates(served: Running) -
     assert len(events) == 1 and events[0].score is not None  # type: ignore[union-attr]
 
 
-def test_models_are_listed_and_retrieved(served: Running, folder: Path, pipe: TextToImage) -> None:
+def test_models_are_listed_and_retrieved(served: Running, tiny_model: Path, tiny_pipe: TextToImage) -> None:
     client = served.openai()
     (model,) = client.models.list().data
-    assert model.id == folder.name and model.sha256 == pipe.model_hash  # type: ignore[attr-defined]
-    assert client.models.retrieve(folder.name).image_size == IMAGE_SIZE  # type: ignore[attr-defined]
+    assert model.id == tiny_model.name and model.sha256 == tiny_pipe.model_hash  # type: ignore[attr-defined]
+    assert client.models.retrieve(tiny_model.name).image_size == IMAGE_SIZE  # type: ignore[attr-defined]
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("dall-e-9")
     assert error.value.code == "model_not_found"
 
 
-def test_embeddings_and_classification_equal_the_library(served: Running, pipe: TextToImage) -> None:
-    assert pipe.clip is not None
+def test_embeddings_and_classification_equal_the_library(served: Running, tiny_pipe: TextToImage) -> None:
+    assert tiny_pipe.clip is not None
     client = served.openai()
     both = [
         client.embeddings.create(model="model", input=["a red heart", "लाल दिल"], **form)
         for form in ({}, {"encoding_format": "float"})
     ]  # type: ignore[arg-type]
-    expected = embed_texts(pipe.clip, ["a red heart", "लाल दिल"])
+    expected = embed_texts(tiny_pipe.clip, ["a red heart", "लाल दिल"])
     for answer in both:
         assert torch.allclose(torch.tensor([one.embedding for one in answer.data]), expected, atol=1e-6)
     url = "data:image/png;base64," + base64.b64encode(png(noise())).decode()

@@ -22,8 +22,8 @@ from support.server import running
 from support.tiny_model import GRID, make_tiny_model
 
 
-def test_page_refers_to_no_other_host(tmp_path: Path) -> None:
-    with running(make_tiny_model(tmp_path)) as served, served.http() as http:
+def test_page_refers_to_no_other_host(tiny_model: Path) -> None:
+    with running(tiny_model) as served, served.http() as http:
         page = http.get("/")
         assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
         links = re.findall(r'(?:src|href)="([^"]*)"', page.text)

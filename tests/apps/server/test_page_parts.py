@@ -22,7 +22,7 @@ from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
 from support.browser import Opened, chromium, opened, pixels, violations
 from support.server import Running, running
-from support.tiny_model import GRID, IMAGE_SIZE, make_tiny_model
+from support.tiny_model import GRID, IMAGE_SIZE
 from support.tiny_unclip import make_tiny_unclip
 
 pytestmark = pytest.mark.slow
@@ -35,25 +35,15 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> TextToImage:
-    return TextToImage.from_pretrained(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def served(folder: Path, pipe: TextToImage) -> Iterator[Running]:
+def served(tiny_model: Path, tiny_pipe: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """With all there is: an index, a CLIP, an unCLIP."""
-    root = folder.parent
+    root = tmp_path_factory.mktemp("served")
     (root / "photos").mkdir()
     for seed in range(5):
         picture(seed).save(root / "photos" / f"{seed}.png")
-    ImageIndex.build(root / "photos.index", root / "photos", clip=dalle.load_clip(root / "clip"))
+    ImageIndex.build(root / "photos.index", root / "photos", clip=dalle.load_clip(tiny_model.parent / "clip"))
     unclip = UnCLIP.from_pretrained(make_tiny_unclip(root / "two"), device="cpu")
-    with running(folder, pipe, unclip, index=root / "photos.index") as one:
+    with running(tiny_model, tiny_pipe, unclip, index=root / "photos.index") as one:
         yield one
 
 
@@ -102,11 +92,11 @@ def kept_rows(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[torch.
     return found
 
 
-def test_stop_ends_the_work_and_the_next_one_is_drawn(
-    there: Opened, served: Running, pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+def test_stop_ends_generation_and_the_next_request_runs(
+    there: Opened, served: Running, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     middle, go, settled_at = threading.Event(), threading.Event(), []
-    original = pipe.draw
+    original = tiny_pipe.draw
 
     def slow(*args: Any, watch: Any, **options: Any) -> Any:
         def watching(codes: Any, settled: int) -> None:
@@ -118,7 +108,7 @@ def test_stop_ends_the_work_and_the_next_one_is_drawn(
 
         return original(*args, watch=watching, **options)
 
-    monkeypatch.setattr(pipe, "draw", slow)
+    monkeypatch.setattr(tiny_pipe, "draw", slow)
     page = there.page
     page.fill("#prompt", "a red heart")
     page.click("#go")
@@ -133,10 +123,10 @@ def test_stop_ends_the_work_and_the_next_one_is_drawn(
     there.check()
 
 
-def test_more_like_this_and_from_the_top_half(
-    there: Opened, pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+def test_more_like_this_and_from_the_top_half_keep_rows(
+    there: Opened, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, page = kept_rows(pipe, monkeypatch), there.page
+    found, page = kept_rows(tiny_pipe, monkeypatch), there.page
     draw(there, "a red heart")
     for number, (button, rows) in enumerate({"#more": 1, "#half": 2}.items(), 2):
         page.locator("#grid .tile").first.click()
@@ -152,8 +142,10 @@ def test_more_like_this_and_from_the_top_half(
     there.check()
 
 
-def test_a_mask_painted_with_the_mouse(there: Opened, pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, page = kept_rows(pipe, monkeypatch), there.page
+def test_mask_painted_with_the_mouse_is_inpainted(
+    there: Opened, tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, page = kept_rows(tiny_pipe, monkeypatch), there.page
     draw(there, "two green stars")
     page.locator("#grid .tile").first.click()
     before = pixels(there.file())
@@ -176,7 +168,7 @@ def test_a_mask_painted_with_the_mouse(there: Opened, pipe: TextToImage, monkeyp
     there.check()
 
 
-def test_history_repeats_a_drawing_exactly(there: Opened, browser: Any, served: Running) -> None:
+def test_history_reproduces_an_image_exactly(there: Opened, browser: Any, served: Running) -> None:
     page = there.page
     draw(there, "लाल दिल", seed="9007199254740995", temperature="0.9", n="2")  # above 2^53
     page.locator("#grid .tile").nth(1).click()
@@ -197,7 +189,7 @@ def test_history_repeats_a_drawing_exactly(there: Opened, browser: Any, served: 
     there.check()
 
 
-def test_search_and_classify(there: Opened) -> None:
+def test_search_and_classify_tabs_show_results(there: Opened) -> None:
     page = there.page
     page.click("#tab-search")
     page.fill("#query", "a red heart")
@@ -217,7 +209,7 @@ def test_search_and_classify(there: Opened) -> None:
     page.wait_for_selector("#message:has-text('labels')")
 
 
-def test_paint_shows_steps_and_stops(there: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paint_tab_shows_steps_and_stops(there: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     take_step, reached, go = Painter.take_step, threading.Event(), threading.Event()
 
     def slow(self: Painter) -> dict[str, float]:
@@ -252,7 +244,7 @@ def test_paint_shows_steps_and_stops(there: Opened, monkeypatch: pytest.MonkeyPa
     there.check()
 
 
-def test_variations_and_blends(there: Opened) -> None:
+def test_variations_tab_shows_variations_and_blends(there: Opened) -> None:
     page = there.page
     page.click("#tab-unclip")
     page.set_input_files("#vary-image", png(1))
@@ -271,7 +263,7 @@ def test_variations_and_blends(there: Opened) -> None:
     page.wait_for_selector("#message:has-text('Give an image or words')")
 
 
-def test_tabs_by_keyboard(there: Opened) -> None:
+def test_tabs_are_switched_by_keyboard(there: Opened) -> None:
     page = there.page
     page.focus("#tab-draw")
     names = []
@@ -285,9 +277,11 @@ def test_tabs_by_keyboard(there: Opened) -> None:
     there.check()
 
 
-def test_a_token_is_asked_for_and_kept(browser: Any, folder: Path, pipe: TextToImage, tmp_path: Path) -> None:
+def test_token_is_asked_for_and_remembered(
+    browser: Any, tiny_model: Path, tiny_pipe: TextToImage, tmp_path: Path
+) -> None:
     (tmp_path / "tokens").write_text("0123456789abcdef-test\n")
-    with running(folder, pipe, token_file=tmp_path / "tokens") as served, opened(browser, served.url) as one:
+    with running(tiny_model, tiny_pipe, token_file=tmp_path / "tokens") as served, opened(browser, served.url) as one:
         page = one.page
         page.goto(served.url)
         page.wait_for_selector("#token")
@@ -302,7 +296,7 @@ def test_a_token_is_asked_for_and_kept(browser: Any, folder: Path, pipe: TextToI
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(browser: Any, served: Running, scheme: str) -> None:
+def test_pages_have_no_accessibility_violations(browser: Any, served: Running, scheme: str) -> None:
     """Every tab, the large view, the mask and the page of the API, as axe-core sees them."""
     with opened(browser, served.url, color_scheme=scheme, viewport={"width": 390, "height": 800}) as one:
         page = one.go()
@@ -325,7 +319,7 @@ def test_accessibility(browser: Any, served: Running, scheme: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_the_page_of_the_api_lists_and_tries_it(browser: Any, served: Running) -> None:
+def test_api_page_lists_and_tries_endpoints(browser: Any, served: Running) -> None:
     with opened(browser, served.url) as one:
         page = one.go("/docs")
         titles = page.locator("summary").all_inner_texts()

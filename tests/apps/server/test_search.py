@@ -19,11 +19,6 @@ from support.server import Running, running
 from support.tiny_model import make_tiny_model
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("search"))
-
-
 def picture(seed: int) -> Image.Image:
     """Large patches of color, which even random weights tell apart."""
     cells = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
@@ -31,8 +26,8 @@ def picture(seed: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def pipe(folder: Path) -> TextToImage:
-    pipe = TextToImage.from_pretrained(folder, device="cpu")
+def pipe(tiny_model: Path) -> TextToImage:
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     assert pipe.clip is not None
     torch.manual_seed(0)
     with torch.no_grad():  # fresh weights ignore their input nearly wholly: these do not
@@ -42,21 +37,25 @@ def pipe(folder: Path) -> TextToImage:
 
 
 @pytest.fixture(scope="module")
-def index(folder: Path, pipe: TextToImage) -> ImageIndex:
-    photos = folder.parent / "photos"
-    photos.mkdir()
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
     for number in range(12):
-        picture(number).save(photos / f"{number:02d}.png")
-        (photos / f"{number:02d}.txt").write_text(f"image {number}, लाल दिल\n", encoding="utf-8")
-    (photos / "copy.png").write_bytes((photos / "03.png").read_bytes())
-    made, report = ImageIndex.build(folder.parent / "photos.index", photos, clip=pipe.clip)
+        picture(number).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"image {number}, लाल दिल\n", encoding="utf-8")
+    (folder / "copy.png").write_bytes((folder / "03.png").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(photos: Path, pipe: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    made, report = ImageIndex.build(tmp_path_factory.mktemp("index") / "photos.index", photos, clip=pipe.clip)
     assert report.images == 13
     return made
 
 
 @pytest.fixture(scope="module")
-def served(folder: Path, pipe: TextToImage, index: ImageIndex) -> Iterator[Running]:
-    with running(folder, pipe, index=index.folder) as one:  # the index was made with the model's own CLIP
+def served(tiny_model: Path, pipe: TextToImage, index: ImageIndex) -> Iterator[Running]:
+    with running(tiny_model, pipe, index=index.folder) as one:  # the index was made with the model's own CLIP
         yield one
 
 
@@ -78,7 +77,7 @@ QUERIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_hits_are_those_of_the_index(served: Running, index: ImageIndex, name: str) -> None:
+def test_hits_equal_the_indexes(served: Running, index: ImageIndex, name: str) -> None:
     query = QUERIES[name]
     own = {key: value for key, value in query.items() if key in ("minus", "where", "top", "min_score", "distinct")}
     images = {key: np.atleast_1d(query[key]).tolist() for key in ("image", "minus_image") if key in query}
@@ -103,7 +102,7 @@ def test_hits_are_those_of_the_index(served: Running, index: ImageIndex, name: s
         assert len(hits) == 12
 
 
-def test_small_images_of_hits(served: Running, index: ImageIndex) -> None:
+def test_thumbnails_of_hits_are_served(served: Running, index: ImageIndex) -> None:
     with served.http() as http:
         (hit,) = http.post("/v1/search", json={"image": encoded(picture(7)), "top": 1}).json()["data"]
         small = http.get(f"/v1/search/images/{hit['number']}")
@@ -125,21 +124,23 @@ def test_small_images_of_hits(served: Running, index: ImageIndex) -> None:
         ({"text": "a", "query": "b"}, "no field query"),
     ],
 )
-def test_wrong_queries(served: Running, body: dict[str, Any], message: str) -> None:
+def test_wrong_queries_are_refused(served: Running, body: dict[str, Any], message: str) -> None:
     with served.http() as http:
         answer = http.post("/v1/search", json=body)
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
-def test_an_image_that_is_gone(served: Running, index: ImageIndex, folder: Path) -> None:
+def test_vanished_image_gives_404(served: Running, index: ImageIndex, photos: Path) -> None:
     numbers = {Path(index.hit(number).path).name: number for number in range(13)}
-    (folder.parent / "photos" / "11.png").unlink()
+    content = (photos / "11.png").read_bytes()
+    (photos / "11.png").unlink()
     with served.http() as http:
         answer = http.get(f"/v1/search/images/{numbers['11.png']}")
+    (photos / "11.png").write_bytes(content)
     assert answer.status_code == 404 and "cannot be read any more" in answer.json()["error"]["message"]
 
 
-def test_an_index_of_another_clip_is_refused(folder: Path, index: ImageIndex, tmp_path: Path) -> None:
+def test_index_of_another_clip_is_refused(tiny_model: Path, index: ImageIndex, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path, seed=1)  # given, or found where the index says
     with (
         pytest.raises(ValueError, match="CLIP"),

@@ -29,25 +29,20 @@ PAINTING = {"prompt": "a red heart | लाल दिल:0.5", "steps": 6, "cuto
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tasks"))
-
-
-@pytest.fixture(scope="module")
 def unclip(tmp_path_factory: pytest.TempPathFactory) -> UnCLIP:
     return UnCLIP.from_pretrained(make_tiny_unclip(tmp_path_factory.mktemp("unclip")), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def served(folder: Path, unclip: UnCLIP) -> Iterator[Running]:
-    with running(folder, unclip=unclip, max_steps=8, max_n=4) as one:
+def served(tiny_model: Path, unclip: UnCLIP) -> Iterator[Running]:
+    with running(tiny_model, unclip=unclip, max_steps=8, max_n=4) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def painting(folder: Path) -> Image.Image:
+def painting(tiny_model: Path) -> Image.Image:
     """What `dalle.paint` makes of the same options."""
-    models = {"image_tokenizer": str(folder.parent / "image_tokenizer"), "clip": (str(folder.parent / "clip"),)}
+    models = {"image_tokenizer": str(tiny_model.parent / "image_tokenizer"), "clip": (str(tiny_model.parent / "clip"),)}
     return dalle.paint(**PAINTING, **models, device="cpu").image  # type: ignore[arg-type]
 
 
@@ -76,7 +71,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_painting_is_that_of_the_command(served: Running, painting: Image.Image) -> None:
+def test_painting_equals_the_librarys(served: Running, painting: Image.Image) -> None:
     with served.http() as http:
         whole = http.post("/v1/paint", json=PAINTING)
         stream = http.post("/v1/paint", json=PAINTING | {"stream": True, "preview_every": 2})
@@ -94,7 +89,7 @@ def test_a_painting_is_that_of_the_command(served: Running, painting: Image.Imag
     assert image_of(events[0]).convert("RGB").tobytes() != painting.tobytes()
 
 
-def test_it_may_start_from_an_image(served: Running) -> None:
+def test_painting_may_start_from_an_image(served: Running) -> None:
     start = picture(1)
     with served.http() as http:
         answer = http.post("/v1/paint", json=PAINTING | {"steps": 1, "image": url(start), "init_weight": 1.0})
@@ -103,16 +98,16 @@ def test_it_may_start_from_an_image(served: Running) -> None:
     assert image_of(answer.json()).tobytes() != image_of(white.json()).tobytes()
 
 
-def test_drawings_go_first_and_neither_changes_the_other(
-    folder: Path, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+def test_generation_goes_before_painting_and_neither_changes_the_other(
+    tiny_model: Path, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A drawing that arrives in step 3 of a painting is drawn before step 4, and both come out as alone."""
     order: list[str] = []
     take_step, drawn = Painter.take_step, threading.Event()
-    pipe = TextToImage.from_pretrained(folder, device="cpu")
+    pipe = TextToImage.from_pretrained(tiny_model, device="cpu")
     (alone,) = pipe("two green stars", seed=5, guidance=2.0)
     draw = pipe.draw
-    with running(folder, pipe) as served, served.http() as http, ThreadPoolExecutor(1) as pool:
+    with running(tiny_model, pipe) as served, served.http() as http, ThreadPoolExecutor(1) as pool:
         waiting: list[Any] = []
 
         def watched(self: Painter) -> dict[str, float]:
@@ -139,7 +134,7 @@ def test_drawings_go_first_and_neither_changes_the_other(
     assert "dalle_tasks_total 1" in text and "dalle_tasks 0" in text
 
 
-def test_who_hangs_up_ends_the_painting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnecting_ends_the_painting(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take_step, reached, go = Painter.take_step, threading.Event(), threading.Event()
     steps: list[int] = []
 
@@ -151,7 +146,7 @@ def test_who_hangs_up_ends_the_painting(folder: Path, monkeypatch: pytest.Monkey
         return take_step(self)
 
     monkeypatch.setattr(Painter, "take_step", slow)
-    with running(folder) as served, served.http() as http:
+    with running(tiny_model) as served, served.http() as http:
         with http.stream("POST", "/v1/paint", json=PAINTING | {"stream": True, "preview_every": 1}) as answer:
             assert answer.status_code == 200 and reached.wait(60)
             with served.http() as other:  # a client has one at a time
@@ -167,7 +162,7 @@ def test_who_hangs_up_ends_the_painting(folder: Path, monkeypatch: pytest.Monkey
         assert http.post("/v1/paint", json=PAINTING | {"steps": 1}).status_code == 200
 
 
-def test_variations_and_blends_are_the_pipelines(served: Running, unclip: UnCLIP) -> None:
+def test_variations_and_blends_equal_the_pipelines(served: Running, unclip: UnCLIP) -> None:
     one, other = picture(1), picture(2)
     with served.http() as http:
         body = {"image": url(one), "n": 2, "eta": 0.7, "seed": 4, "steps": 3}
@@ -206,7 +201,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_said(served: Running, name: str) -> None:
+def test_wrong_fields_are_named(served: Running, name: str) -> None:
     path, body, param, message = WRONG[name]
     with served.http() as http:
         answer = http.post(f"/v1/{path}", json=body)
@@ -215,7 +210,7 @@ def test_what_is_wrong_is_said(served: Running, name: str) -> None:
     assert message in error["message"] and error["param"] == param and "\n" not in error["message"]
 
 
-def test_what_is_not_there_is_not_offered(tmp_path: Path) -> None:
+def test_missing_components_are_not_offered(tmp_path: Path) -> None:
     plain = make_tiny_model(tmp_path, clip=False)
     with running(plain) as served, served.http() as http:
         (model,) = http.get("/v1/models").json()["data"]

@@ -40,7 +40,7 @@ def unnormalized(clip: CLIP, pixels: Tensor) -> Tensor:
     return pixels * std + mean
 
 
-def test_a_resnet_of_openai(tmp_path: Path) -> None:
+def test_openai_resnet_equals_its_own_code(tmp_path: Path) -> None:
     state = resnet_state() | {"visual.bn1.num_batches_tracked": torch.tensor(7)}
     torch.save(state, tmp_path / "RN.pt")
     clip = dalle.load_clip(tmp_path / "RN.pt", feed_forward="quick_gelu")
@@ -61,7 +61,7 @@ def test_a_resnet_of_openai(tmp_path: Path) -> None:
     assert layers["vision.blocks.4.last.bias"] == 1 and layers["vision.pooling.q.weight"] == 0
 
 
-def test_a_resnet_at_full_width(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_openai_resnet_fits_at_full_width(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     on_meta = {key: torch.empty(shape, device="meta") for key, shape in SHAPES["RN50"].items()}
     monkeypatch.setattr("dalle.checkpoints.published.clip.read_state", lambda source: on_meta)
     found = read_clip(tmp_path, {"feed_forward": "quick_gelu"})
@@ -74,7 +74,7 @@ def test_a_resnet_at_full_width(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert clip.config.image_size == 224
 
 
-def test_a_resnet_is_converted_and_fine_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_openai_resnet_converts_and_is_finetuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = 512 + 1 + 2
     state = resnet_state()
     table = state["token_embedding.weight"]
@@ -101,7 +101,7 @@ def tower_config(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
-def test_one_tower_of_transformers(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_tower_equals_transformers(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
     torch.manual_seed(0)
     options = tower_config(kind) | {"projection_dim": DIMENSIONS}
@@ -137,7 +137,7 @@ def test_one_tower_of_transformers(kind: str, tmp_path: Path, capsys: pytest.Cap
             torch.testing.assert_close(again.encode_image(unnormalized(clip, pixels), normalize=False), made)
 
 
-def test_a_text_tower_without_a_projection(tmp_path: Path) -> None:
+def test_text_tower_without_a_projection_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
     model = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**tower_config("text")))
     model.save_pretrained(tmp_path)
@@ -176,7 +176,7 @@ def pieces() -> bytes:
     return model.getvalue()
 
 
-def test_ids_of_xlm_roberta_are_those_of_transformers() -> None:
+def test_xlm_roberta_ids_equal_transformers() -> None:
     transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
     content = pieces()
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -228,7 +228,9 @@ def multilingual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[st
     return model, around, folder
 
 
-def test_a_text_tower_of_xlm_roberta(multilingual: tuple[Any, dict[str, Tensor], Path], tmp_path: Path) -> None:
+def test_xlm_roberta_text_tower_equals_transformers(
+    multilingual: tuple[Any, dict[str, Tensor], Path], tmp_path: Path
+) -> None:
     model, around, folder = multilingual
     clip = dalle.load_clip(folder)
     assert isinstance(clip.tokenizer, XLMRobertaTokenizer) and clip.config.text_length == 16
@@ -249,7 +251,7 @@ def test_a_text_tower_of_xlm_roberta(multilingual: tuple[Any, dict[str, Tensor],
         torch.testing.assert_close(again.encode_text(TEXTS), clip.encode_text(TEXTS))
 
 
-def test_other_text_towers_of_open_clip(multilingual: tuple[Any, dict[str, Tensor], Path]) -> None:
+def test_other_open_clip_text_towers_are_refused(multilingual: tuple[Any, dict[str, Tensor], Path]) -> None:
     _, _, folder = multilingual
     file = folder / "open_clip_config.json"
     before = file.read_text()
@@ -272,7 +274,7 @@ def test_other_text_towers_of_open_clip(multilingual: tuple[Any, dict[str, Tenso
         file.write_text(before)
 
 
-def test_weights_without_a_text_tokenizer(
+def test_weights_without_a_text_tokenizer_load_but_read_no_strings(
     multilingual: tuple[Any, dict[str, Tensor], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[str] = []

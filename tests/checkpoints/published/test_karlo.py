@@ -16,16 +16,9 @@ from dalle.checkpoints.published.karlo import read_decoder, read_upsampler
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.upsampler import Upsampler, enlarged
+from support.published.unclips import randomized, upsampler
 
 DIM, CONTEXT, LENGTH = 12, 24, 7
-
-
-def randomized(module: nn.Module, seed: int) -> Any:
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
-    return module.eval()
 
 
 @pytest.fixture(scope="module")
@@ -131,21 +124,8 @@ def test_missing_and_foreign_parts_are_refused(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def upsamplers() -> tuple[Any, Any]:
     """The first and the last of diffusers' own, of Karlo's kind."""
-    diffusers = pytest.importorskip("diffusers")
-    first, last = (
-        diffusers.UNet2DModel(
-            sample_size=16,
-            in_channels=6,
-            out_channels=3,
-            down_block_types=["ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"],
-            up_block_types=["ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"],
-            block_out_channels=[32, 64],
-            layers_per_block=1,
-            add_attention=False,
-        )
-        for _ in range(2)
-    )
-    return randomized(first, 3), randomized(last, 4)
+    pytest.importorskip("diffusers")
+    return randomized(upsampler(), 3), randomized(upsampler(), 4)
 
 
 @torch.no_grad()

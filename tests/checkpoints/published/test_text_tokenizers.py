@@ -105,7 +105,7 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refused(file, "has 101 bytes, too many for a text tokenizer")
 
 
-def test_the_text_tokenizer_of_a_model(tmp_path: Path) -> None:
+def test_text_tokenizer_of_a_model_folder_loads(tmp_path: Path) -> None:
     source = folders.mindalle(tmp_path / "theirs")
     inner = load_text_tokenizer(source)
     assert inner.encode_ragged(["ab c"]) == load_text_tokenizer(source / "tokenizer").encode_ragged(["ab c"])

@@ -59,7 +59,7 @@ def kandinsky_folders(kandinsky: Any, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @torch.no_grad()
-def test_a_pass_of_the_prior_is_that_of_diffusers(karlo: dict[str, Any], karlo_folder: Path) -> None:
+def test_prior_output_equals_diffusers(karlo: dict[str, Any], karlo_folder: Path) -> None:
     random = torch.Generator().manual_seed(0)
     x, embeds = torch.randn(2, 3, DIM, generator=random)
     states = torch.randn(3, LENGTH, DIM, generator=random)
@@ -93,7 +93,7 @@ def test_towers_are_read_one_by_one(kandinsky: Any, kandinsky_folders: tuple[Pat
         image.encode_text(torch.zeros(1, 4, dtype=torch.long))
 
 
-def test_a_whole_run_of_karlo_is_that_of_diffusers(karlo: dict[str, Any], karlo_folder: Path) -> None:
+def test_karlo_images_equal_diffusers(karlo: dict[str, Any], karlo_folder: Path) -> None:
     from diffusers.pipelines.deprecated.unclip.pipeline_unclip import UnCLIPPipeline  # type: ignore[import-not-found]
 
     theirs = UnCLIPPipeline(tokenizer=Words(), **karlo)
@@ -120,7 +120,9 @@ def test_a_whole_run_of_karlo_is_that_of_diffusers(karlo: dict[str, Any], karlo_
     assert (without - wanted).abs().mean() > 1e-4
 
 
-def test_karlo_as_a_user_has_it(karlo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_karlo_has_its_defaults_and_converts(
+    karlo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its defaults; scores are none, as it has no image tower; converted it gives the same images."""
     pipe = UnCLIP.from_pretrained(karlo_folder, device="cpu")
     told = pipe.sampling
@@ -146,7 +148,7 @@ def test_karlo_as_a_user_has_it(karlo_folder: Path, tmp_path: Path, capsys: pyte
 
 
 @torch.no_grad()
-def test_karlos_variations_make_images_of_images(karlo: dict[str, Any], tmp_path: Path) -> None:
+def test_karlo_variations_need_no_prior(karlo: dict[str, Any], tmp_path: Path) -> None:
     own = {name: module for name, module in karlo.items() if not name.startswith("prior")}
     folder = write(tmp_path / "karlo", "variations", own | {"image_encoder": unclips.towers()[1]})
     pipe = UnCLIP.from_pretrained(folder, device="cpu")
@@ -156,7 +158,7 @@ def test_karlos_variations_make_images_of_images(karlo: dict[str, Any], tmp_path
         pipe("a hat")
 
 
-def test_whole_runs_of_kandinsky_are_those_of_diffusers(kandinsky: Any, kandinsky_folders: tuple[Path, Path]) -> None:
+def test_kandinsky_images_equal_diffusers(kandinsky: Any, kandinsky_folders: tuple[Path, Path]) -> None:
     import diffusers  # type: ignore[import-not-found]
 
     first = diffusers.KandinskyV22PriorPipeline(tokenizer=Words(), image_processor=None, **kandinsky[0])
@@ -177,7 +179,7 @@ def test_whole_runs_of_kandinsky_are_those_of_diffusers(kandinsky: Any, kandinsk
     assert (found - torch.from_numpy(wanted)).abs().mean() < 2e-4
 
 
-def test_a_negative_prompt_is_that_of_diffusers(kandinsky: Any, kandinsky_folders: tuple[Path, Path]) -> None:
+def test_kandinsky_negative_prompt_equals_diffusers(kandinsky: Any, kandinsky_folders: tuple[Path, Path]) -> None:
     import diffusers
 
     first = diffusers.KandinskyV22PriorPipeline(tokenizer=Words(), image_processor=None, **kandinsky[0])
@@ -194,7 +196,7 @@ def test_a_negative_prompt_is_that_of_diffusers(kandinsky: Any, kandinsky_folder
 
 
 @torch.no_grad()
-def test_movq_is_that_of_diffusers(kandinsky: Any, kandinsky_folders: tuple[Path, Path]) -> None:
+def test_movq_equals_diffusers(kandinsky: Any, kandinsky_folders: tuple[Path, Path]) -> None:
     pipe = UnCLIP.from_pretrained(kandinsky_folders[1], kandinsky_folders[0], device="cpu")
     movq, ours = kandinsky[1]["movq"], pipe.autoencoder
     assert ours is not None
@@ -205,7 +207,7 @@ def test_movq_is_that_of_diffusers(kandinsky: Any, kandinsky_folders: tuple[Path
     torch.testing.assert_close(ours.decode(latents), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_kandinsky_as_a_user_has_it(kandinsky_folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_kandinsky_generates_varies_inpaints_and_converts(kandinsky_folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Text, variations and masks; converted it is the same."""
     prior, decoder = map(str, kandinsky_folders)
     pipe = UnCLIP.from_pretrained(decoder, prior, device="cpu")
@@ -245,7 +247,7 @@ def changed(file: Path, change: dict[str, Any]) -> None:
         ("text_encoder/config.json", {"hidden_act": "tanh"}, "its activation 'tanh' is not supported"),
     ],
 )
-def test_other_pipelines_and_parts_are_refused_in_a_line(
+def test_other_pipelines_and_parts_give_a_one_line_error(
     file: str, change: dict[str, Any], message: str, karlo: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "karlo", "Karlo", karlo)
@@ -271,7 +273,7 @@ def test_damaged_parts_are_refused_by_their_published_names(karlo: dict[str, Any
             UnCLIP.from_pretrained(folder, device="cpu")
 
 
-def test_kandinskys_folders_must_be_two(kandinsky_folders: tuple[Path, Path], karlo_folder: Path) -> None:
+def test_kandinsky_needs_both_folders(kandinsky_folders: tuple[Path, Path], karlo_folder: Path) -> None:
     prior, decoder = kandinsky_folders
     for source, other, message in (
         (decoder, None, "give kandinsky-2-2-prior as --prior"),

@@ -33,11 +33,6 @@ from support.image_folders import image, put
 NFC, NFD = "café", unicodedata.normalize("NFD", "café")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
 def tar(file: Path, **members: str | bytes) -> None:
     with tarfile.open(file, "w") as archive:
         for name, content in members.items():
@@ -320,7 +315,7 @@ def test_dots_within_tar_member_names_are_kept(tmp_path: Path) -> None:
 # ---- captions
 
 
-def test_captions_of_megabytes_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_huge_captions_are_truncated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, a_png=None, a_txt="rose " * 2_000_000, b_png=None, b_txt="x" * 20_000)
     long, solid = captions(tmp_path)
     assert long == ("rose " * 2000).strip() and solid == "x" * 10_000

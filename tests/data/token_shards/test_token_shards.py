@@ -20,13 +20,15 @@ from dalle.checkpoints.model_folder import folder_hash
 from dalle.data import CustomConfig, DataConfig, DrawingsConfig, PairDataset, ShapesConfig, open_data, open_training
 from dalle.data.bad_records import BadRecordCounter
 from dalle.data.loader import batches, evaluation_batches, pair_seed
-from dalle.data.token_shards.dataset import TokenShardsConfig, TokenShardsDataset
+from dalle.data.token_shards.dataset import ShardsDataset, TokenShardsConfig
 from dalle.data.token_shards.encode import EncodeOptions, Encoding
-from dalle.data.token_shards.files import INDEX, ShardIndex
+from dalle.data.token_shards.encoders import token_encoder
+from dalle.data.token_shards.files import ShardIndex, TokenProvenance
 from dalle.image_tokenizers import ImageTokenizer
 from support.tiny_model import CODES, GRID, IMAGE_SIZE
 
 COUNT = 60
+INDEX = TokenProvenance.index
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +79,7 @@ def encode(
 ) -> ShardIndex:
     """Encode as `world` processes would."""
     own = EncodeOptions(**({"shard_images": 16, "batch_size": 8} | options))  # type: ignore[arg-type]
-    encodings = [Encoding(config, tokenizer, sha256, folder, own) for _ in range(world)]
+    encodings = [Encoding(config, token_encoder(tokenizer, sha256), folder, own) for _ in range(world)]
     encodings[0].begin()
     found = [encoding.run(rank, world, lambda *_: None) for rank, encoding in enumerate(encodings)]
     return encodings[0].finish(found)
@@ -104,7 +106,7 @@ def test_rows_hold_the_codes_of_their_splits_images(
     for split in ("train", "validation"):
         source, tokens = (
             open_data(config, split, IMAGE_SIZE),
-            TokenShardsDataset(TokenShardsConfig(path=tmp_path), split),
+            ShardsDataset(TokenShardsConfig(path=tmp_path), split),
         )
         assert len(tokens) == len(source) > 3
         for index in range(0, len(source), len(source) // 4):
@@ -178,7 +180,7 @@ def test_resuming_with_other_options_is_refused(images: Path, tokenizer: ImageTo
             encode(config, tokenizer, tmp_path, **options)  # type: ignore[arg-type]
     (tmp_path / "full").mkdir()
     (tmp_path / "full/letter.txt").touch()
-    with pytest.raises(ValueError, match="not empty and holds no token shards"):
+    with pytest.raises(ValueError, match="not empty and holds no tokens.json"):
         encode(config, tokenizer, tmp_path / "full")
     with pytest.raises(ValueError, match="views is 0: give at least 1"):
         EncodeOptions(views=0)
@@ -225,7 +227,7 @@ def seen(data: PairDataset, count: int, **options: int) -> list[tuple]:
 
 def test_any_batch_can_be_read_directly_and_is_the_same(large: Path) -> None:
     data = open_training(TokenShardsConfig(path=large, shuffle_buffer=40), IMAGE_SIZE)
-    assert isinstance(data, TokenShardsDataset)
+    assert isinstance(data, ShardsDataset)
     order = data.order(4, 1)
     assert sorted(order[place] for place in range(150)) == list(range(150))
     whole = seen(data, 30)  # more than two epochs
@@ -294,7 +296,7 @@ def test_shards_of_another_tokenizer_are_refused(
     shutil.copy(other / "train-00000.parquet", large)  # one of them among the others
     data = open_data(TokenShardsConfig(path=large), "train", IMAGE_SIZE)
     with pytest.raises(
-        ValueError, match="its codes were made with the image tokenizer else, those of its folder with tiny"
+        ValueError, match="it was made with the image tokenizer else, the others of its folder with tiny"
     ):
         data.pair(0, 0)
 
@@ -318,10 +320,20 @@ def test_unfinished_or_foreign_shard_folders_are_refused(large: Path, tmp_path: 
 
 
 def test_codes_beyond_16_bits_are_stored(tmp_path: Path) -> None:
-    from dalle.data.token_shards.files import Provenance, read_group, write_shard
+    from dalle.data.token_shards.files import read_group, write_shard
 
-    provenance = Provenance("x", 70_000, (1, 2), {}, "", 0, 1, False, 8)
+    provenance = TokenProvenance(
+        image_tokenizer="x",
+        codebook_size=70_000,
+        grid=(1, 2),
+        data={},
+        records="",
+        seed=0,
+        views=1,
+        mirror=False,
+        shard_images=8,
+    )
     columns = {"key": ["a"], "view": [0], "mirrored": [False], "captions": [["रातो"]]}
     write_shard(tmp_path / "a.parquet", columns, np.array([[69_999, 3]]), provenance, [])
-    assert read_group(tmp_path / "a.parquet", 0, 1, provenance).codes.tolist() == [[69_999, 3]]
+    assert read_group(tmp_path / "a.parquet", 0, 1, provenance).values.tolist() == [[69_999, 3]]
     assert CODES < 70_000

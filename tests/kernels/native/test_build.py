@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("left", [0, 10, 1000, -1, -40])
-def test_a_damaged_library_is_compiled_again(toy: Path, left: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_library_is_recompiled(toy: Path, left: int, caplog: pytest.LogCaptureFixture) -> None:
     """Loading a library that is cut short would end the process by SIGBUS."""
     assert build.library.__wrapped__().answer() == 42
     assert "compiling native kernels for this CPU, once" in caplog.text and str(toy) in caplog.text
@@ -49,7 +51,7 @@ def test_libraries_of_earlier_versions_are_removed(toy: Path) -> None:
     assert len(kept) == 4 and {"native-8.so", "native-7.so", "native-6.so"} < kept
 
 
-def test_why_there_are_no_native_kernels_is_said(
+def test_missing_native_kernels_are_explained_in_the_log(
     toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     toy.write_text("a file where the cache should be")
@@ -62,12 +64,19 @@ def test_why_there_are_no_native_kernels_is_said(
     assert second.startswith("no C++ compiler found (g++ or clang++, or $CXX)")
 
 
-def test_a_short_command_does_not_wait_for_the_compiler(
+def test_short_command_compiles_in_the_background(
     toy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It goes on without a library, and starts another process that compiles one for the next."""
     started: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(build.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    start = subprocess.Popen
+
+    def detached(command: list[str], **options: Any) -> object:
+        if not options.get("start_new_session"):
+            return start(command, **options)
+        return started.append((command, options["env"]))
+
+    monkeypatch.setattr(subprocess, "Popen", detached)
     monkeypatch.setenv(build.BACKGROUND, "1")
     assert build.library.__wrapped__() is None and not list(toy.glob("*.so"))
     assert "compiling native kernels for this CPU in the background" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -16,10 +18,8 @@ from torch import Tensor, nn
 import dalle
 import sample
 from dalle.__main__ import main
-from dalle.checkpoints import model_folder
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.unclip import assemble
-from dalle.config import to_dict
 from dalle.images.transforms import inpaint_pixels, square_tensor
 from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from dalle.models.clip import CLIP
@@ -29,23 +29,12 @@ from dalle.models.unet import UNetConfig
 from dalle.models.upsampler import Upsampler, UpsamplerConfig
 from dalle.pipelines.unclip import UnCLIP
 from support.tiny_configs import clip_config, transformer_config
+from support.tiny_unclip import STEPS, saved
 
 ROOT = Path(__file__).parents[3]
 TINY = transformer_config(depth=1)
 UNET = UNetConfig(channels=8, channel_multipliers=[1, 2], attention_levels=[1], head_channels=8)
 SHAPE: dict[str, Any] = {"embed_dim": 8, "text_width": 16, "text_length": 12}
-STEPS = {"sampler": {"steps": 3}}
-
-
-def saved(folder: Path, stage: str, module: Any, seed: int, parts: dict[str, Path], **more: Any) -> Path:
-    """A folder of a module whose parameters are all random: what begins as zeros hides what lies behind it."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.15)
-    config = {"stage": stage, "model": to_dict(module.config)} | more
-    model_folder.save(folder, config, module.state_dict(), parts=parts)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +217,10 @@ def test_assemble_vary_blend_and_edit_commands_run(
     assert main(["blend", str(a), "a hat:0.3", str(b) + ":0.7", *model, "--out", str(tmp_path / "w.png")]) == 0
     edit = ["edit", str(a), "--from", "a cat", "--to", "a dog", "--frames", "2", *model]
     assert main([*edit, "--out", str(tmp_path / "e.webp")]) == 0
+    if importlib.util.find_spec("av") is not None:
+        assert main(["blend", str(a), str(b), "--frames", "4", *model, "--out", str(tmp_path / "b.mp4")]) == 0
+        with importlib.import_module("av").open(str(tmp_path / "b.mp4")) as file:
+            assert [(frame.width, frame.height) for frame in file.decode(video=0)] == [(16, 16)] * 4
     sizes = {}
     for name in ("v.png", "b.gif", "w.png", "e.webp"):
         with Image.open(tmp_path / name) as image:

@@ -99,6 +99,22 @@ def unet(channels: int, **more: Any) -> Any:
     return randomized(module, 13, 0.07)
 
 
+def upsampler() -> Any:
+    """A U-Net without attention, of Karlo's kind, which sees the small image beside the noise."""
+    import diffusers
+
+    return diffusers.UNet2DModel(
+        sample_size=16,
+        in_channels=6,
+        out_channels=3,
+        down_block_types=["ResnetDownsampleBlock2D"] * 2,
+        up_block_types=["ResnetUpsampleBlock2D"] * 2,
+        block_out_channels=[32, 64],
+        layers_per_block=1,
+        add_attention=False,
+    )
+
+
 def karlo_parts() -> dict[str, Any]:
     """The modules of Karlo's folder."""
     import diffusers
@@ -107,27 +123,14 @@ def karlo_parts() -> dict[str, Any]:
     projection = UnCLIPTextProjModel(
         clip_extra_context_tokens=4, clip_embeddings_dim=DIM, time_embed_dim=128, cross_attention_dim=CONTEXT
     )
-    upsamplers = [
-        diffusers.UNet2DModel(
-            sample_size=16,
-            in_channels=6,
-            out_channels=3,
-            down_block_types=["ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"],
-            up_block_types=["ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"],
-            block_out_channels=[32, 64],
-            layers_per_block=1,
-            add_attention=False,
-        )
-        for _ in range(2)
-    ]
     fixed, learned = {"variance_type": "fixed_small_log"}, {"variance_type": "learned_range"}
     return {
         "prior": prior(),
         "decoder": unet(3, class_embed_type="identity"),
         "text_encoder": towers()[0],
         "text_proj": randomized(projection, 14),
-        "super_res_first": randomized(upsamplers[0], 15, 0.07),
-        "super_res_last": randomized(upsamplers[1], 16, 0.07),
+        "super_res_first": randomized(upsampler(), 15, 0.07),
+        "super_res_last": randomized(upsampler(), 16, 0.07),
         "prior_scheduler": diffusers.UnCLIPScheduler(prediction_type="sample", clip_sample_range=1.5, **fixed),
         "decoder_scheduler": diffusers.UnCLIPScheduler(**learned),
         "super_res_scheduler": diffusers.UnCLIPScheduler(**fixed),

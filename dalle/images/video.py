@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from dalle.files import atomic_file, install_command
-from dalle.images.read import read_image
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 
 
 def check_video(path: Path) -> None:
-    """Refuse a video that cannot be written, before anything is painted.
+    """Refuse a video that cannot be written, before any frame is computed.
 
     Raises:
         ValueError: the format is not supported, or PyAV is not installed.
@@ -25,13 +24,14 @@ def check_video(path: Path) -> None:
         _av()
 
 
-def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
-    """Write image files of one size as a video, whole or not at all.
+def write_video(frames: Iterable[Image.Image], path: Path, fps: int, lossless: bool = False) -> None:
+    """Write images of one size as a video, whole or not at all.
 
     Args:
-        frames: at least one.
+        frames: at least one. Those of an MP4 are taken one by one.
         path: ends in one of SUFFIXES.
         fps: frames per second.
+        lossless: of WebP, keep all pixels exactly. A GIF has 256 colors, and MP4 is compressed in any case.
 
     Raises:
         ValueError: as `check_video`.
@@ -41,15 +41,16 @@ def write_video(frames: Sequence[Path], path: Path, fps: int) -> None:
         if path.suffix.lower() == ".mp4":
             _write_mp4(frames, part, fps)
         else:
-            first, *others = [read_image(frame).convert("RGB") for frame in frames]
-            first.save(part, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+            first, *others = [frame.convert("RGB") for frame in frames]
+            options: dict[str, Any] = {"lossless": lossless} if path.suffix.lower() == ".webp" else {}
+            first.save(part, save_all=True, append_images=others, duration=round(1000 / fps), loop=0, **options)
 
 
-def _write_mp4(frames: Sequence[Path], path: Path, fps: int) -> None:
+def _write_mp4(frames: Iterable[Image.Image], path: Path, fps: int) -> None:
     with _av().open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "17"})
         for number, frame in enumerate(frames):
-            image = read_image(frame).convert("RGB")
+            image = frame.convert("RGB")
             if number == 0:  # 4:2:0 stores colors at half the resolution: sides must be even
                 stream.width, stream.height = image.width - image.width % 2, image.height - image.height % 2
                 stream.pix_fmt = "yuv420p"
