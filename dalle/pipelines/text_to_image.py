@@ -252,7 +252,7 @@ class TextToImage:
         scores: list[float | None] = []
         for first in range(0, len(codes), _DECODE_BATCH):
             own = owners[first : first + _DECODE_BATCH]
-            images = self.image_tokenizer.decode(codes[first : first + _DECODE_BATCH]).float()
+            images = self._decode(codes[first : first + _DECODE_BATCH])
             # Requests of one batch may start from different images, or from none
             for number, owner in enumerate(own):
                 if owner.init_image is not None:
@@ -267,6 +267,15 @@ class TextToImage:
             own_scores = [value for value in scores[part] if value is not None] or None
             results.append(Result(request.prompt, decoded[part], own_scores, codes[part].cpu(), list(request.seeds)))
         return results
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] of codes [B, h, w].
+
+        On a CPU one by one: convolutions of a batch round otherwise, and an image of a batch must be the one that it is
+        alone to the last bit.
+        """
+        parts = codes.split(1 if codes.device.type == "cpu" else len(codes))
+        return torch.cat([self.image_tokenizer.decode(part).float() for part in parts])
 
     def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
         """CLIP's score of each image [B, 3, H, W]; None where the request does not ask for one."""
