@@ -33,8 +33,8 @@ import sys, re
 import torch
 import dalle
 from pathlib import Path
-from dalle.loading import load_model
-from dalle.published.convert import convert
+from dalle.checkpoints.load import load_model
+from dalle.checkpoints.published.convert import convert
 torch.set_num_threads(1)
 import dalle.training.recipe  # whatever is imported late counts before
 def peak():
