@@ -92,7 +92,9 @@ class Emu3VQ(ImageTokenizer):
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight of the decoder's output convolution."""
-        return self.decoder.conv_out.weight
+        weight = self.decoder.conv_out.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def forward(self, images: Tensor, *, temperature: float = 1.0) -> Reconstruction:
         """See `ImageTokenizer.forward`; the losses are the quantizer's."""
