@@ -60,7 +60,8 @@ def read(published: Mapping[str, Tensor], rows: int | None = None) -> Published:
     theirs = any(name.startswith("encoder.down_block.") for name in published)
     config = _config(published, "encoder.down_block.down" if theirs else "encoder.down", rows)
     tensors: dict[str, Tensor | LazyTensor] = {}
-    names, rules = set(), []
+    names: set[str] = set()
+    rules: list[tuple[str, str]] = []
     for ours, sources, make in _parts(config, theirs):
         names.update(sources)
         rules.append((" and ".join(sources), ours))

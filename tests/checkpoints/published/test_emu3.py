@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import unicodedata
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from torch import Tensor
 import dalle
 from dalle.__main__ import main
 from dalle.checkpoints.published.models import read_model
+from dalle.cli.sample_from import read_metadata
 from dalle.generation.generate import generate
 from dalle.generation.options import SamplingConfig
+from dalle.images.read import read_image
+from dalle.pipelines.request import Request
 from support.published.emu3 import project_names
 from support.published.language_models import CAPTIONS, TEXTS, byte_level, randomize
 
@@ -188,6 +191,45 @@ def test_logits_and_codes_are_those_of_transformers(layout: str, both: dict[str,
             conditional, other = (next_logits(stream(front, greedy))[-1, ids] for front in (prompt(caption), null))
             greedy.append(int((other + 3.0 * (conditional - other)).argmax()))
         assert drawn[row].tolist() == greedy and len(set(greedy)) > 2
+
+
+def test_a_negative_prompt_takes_the_place_of_its_own(both: dict[str, Path], tmp_path: Path) -> None:
+    pipe = dalle.TextToImage.from_pretrained(both["transformers"], device="cpu", **GRID)
+    draw = partial(pipe, CAPTIONS, temperature=0.0)
+    plain = [result.codes for result in draw()]
+    assert [result.codes.tolist() for result in draw(negative=NEGATIVE)] == [codes.tolist() for codes in plain]
+    ids, null = torch.arange(CODES) + special("<|visual token 000000|>"), prompt("blurry", "")
+    for result, caption in zip(draw(negative="blurry"), CAPTIONS, strict=True):
+        greedy: list[int] = []
+        for _ in range(ROWS**2):
+            conditional, other = (next_logits(stream(front, greedy))[-1, ids] for front in (prompt(caption), null))
+            greedy.append(int((other + 3.0 * (conditional - other)).argmax()))
+        assert result.codes.flatten().tolist() == greedy
+    # Requests of one batch, one without a negative prompt of its own
+    sampling = pipe.sampling.updated(temperature=0.0)
+    requests = [Request(CAPTIONS[0], (0,), sampling), Request(CAPTIONS[1], (0,), sampling, negative="blurry")]
+    one, two = pipe.draw(requests)
+    assert torch.equal(one.codes, plain[0]) and two.codes.flatten().tolist() == greedy
+    with pytest.raises(ValueError, match=r"the negative prompt has \d+ tokens, the model reads 256"):
+        pipe("a fox", negative="word 12 " * 300)
+
+
+def test_the_command_records_the_negative_prompt(
+    both: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = both["project"]
+    source = ["--model", str(folder), "--image-tokenizer", str(folder / "vision"), "--given", "grid=4"]
+    few = ["--n", "1", "--no-grid", "--device", "cpu", "--dtype", "int8", "--negative", "blurry"]
+    assert main(["sample", "a fox", *source, *few, "--out", str(tmp_path / "a")]) == 0
+    (image,) = tmp_path.glob("a/*/*.png")
+    assert '"negative": "blurry"' in read_metadata(image)["options"]
+    assert main(["sample", "--from", str(image), "--no-grid", "--device", "cpu", "--out", str(tmp_path / "b")]) == 0
+    (again,) = tmp_path.glob("b/*/*.png")
+    assert read_metadata(again)["options"].count('"negative": "blurry"') == 1
+    assert read_image(again).tobytes() == read_image(image).tobytes()
+    capsys.readouterr()
+    assert main(["sample", "a fox", "--negative", "blurry", "--out", str(tmp_path / "c")]) == 2
+    assert "this model takes no negative prompt: leave it out" in capsys.readouterr().err
 
 
 def test_converted_it_draws_the_same(both: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
