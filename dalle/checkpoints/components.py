@@ -62,8 +62,8 @@ def load_components(
     Args:
         source: local file or folder, or hub id; a model folder of ours or published files.
         device: where to put all modules.
-        dtype: dtype of the transformer and of a text encoder; None is float32. The image tokenizer and CLIP stay in
-            float32.
+        dtype: dtype of the transformer and of a text encoder; None is float32. torch.int8 is for the transformer alone.
+            The image tokenizer and CLIP stay in float32.
         family: family of published files, see `load_model`.
         image_tokenizer: replaces the model's own.
         text_tokenizer: replaces the model's own.
@@ -164,4 +164,4 @@ def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype
         raise ValueError(
             "this model reads the features of a text encoder: give it (text_encoder), such as google/flan-t5-xl"
         )
-    return T5Encoder.load(str(resolve(source)), device, dtype)
+    return T5Encoder.load(str(resolve(source)), device, None if dtype == torch.int8 else dtype)

@@ -157,9 +157,10 @@ def load_model(
 
     Args:
         source: local file or folder, or hub id; ours or published (docs/checkpoints.md).
-        family: family of published files: "mindalle", "rudalle", "dalle-pytorch" or "llamagen"; None detects it.
+        family: family of published files, one of `dalle.checkpoints.published.models.FAMILIES`; None detects it.
         device: where to put its weights.
-        dtype: floating-point dtype of its weights; None is float32.
+        dtype: floating-point dtype of its weights; None is float32. torch.int8 quantizes linear layers as they are
+            read, for sampling on a CPU.
         given: what a published file does not record: `heads`, `convention` (ruDALL-E), `grid` (LlamaGen).
 
     Raises:

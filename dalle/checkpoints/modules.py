@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dalle.checkpoints.lazy_tensor import LazyTensor, NotFiniteError, Tensors, is_finite
 from dalle.checkpoints.mapped_files import drop_pages
 from dalle.checkpoints.quantization import EXACT
+from dalle.kernels.linear import Int8Linear, Linear
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -49,13 +50,15 @@ def load_weights(
         tensors: its state dict; values are copied, so that their file may change afterwards.
         source: name of the source in error messages.
         device: where to put the module.
-        dtype: floating-point dtype of its weights; None keeps the module's (float32).
+        dtype: floating-point dtype of its weights; None keeps the module's (float32). torch.int8 replaces each `Linear`
+            by an `Int8Linear` as soon as its weight is read (sampling only), and keeps all else in float32.
 
     Raises:
         NotFiniteError: a weight is nan or infinite.
         ValueError: keys are missing or unexpected, or shapes differ.
     """
     check_fit(module, tensors, source)
+    eight, dtype = dtype == torch.int8, None if dtype == torch.int8 else dtype
     # On the meta device only while FSDP shards are built (`sharded_init`): there the whole value never stays
     sharded = any(parameter.is_meta for parameter in module.parameters())
     for name, own in module.state_dict(keep_vars=True).items():
@@ -67,6 +70,11 @@ def load_weights(
                 f"{source}: {name} is nan or infinite: its run has diverged (use an earlier checkpoint), or "
                 "the file is damaged (download it again)"
             )
+        owner = module.get_submodule(place)
+        if eight and leaf == "weight" and isinstance(owner, Linear):
+            _quantize(module, place, owner, value.to(device))
+            drop_pages(value)
+            continue
         kept = dtype is None or not own.is_floating_point() or leaf in EXACT
         kind = own.dtype if dtype is None or kept else dtype
         made = own.detach()
@@ -79,13 +87,19 @@ def load_weights(
                 made = torch.empty(own.shape, dtype=kind, device=device)
             made.copy_(value)
         # Replaced rather than filled: dtype, device and (of a shard) the shape may differ from what was built
-        owner = module.get_submodule(place)
         if isinstance(own, nn.Parameter):
             owner.register_parameter(leaf, nn.Parameter(made, own.requires_grad))
         else:
             owner._buffers[leaf] = made
         drop_pages(value)  # at most one tensor of the file stays resident
     return module.eval() if sharded else module.to(device=device, dtype=dtype).eval()
+
+
+def _quantize(module: nn.Module, place: str, linear: Linear, weight: Tensor) -> None:
+    """Put an 8-bit layer with this weight in place of a linear one, whose bias is kept."""
+    linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+    above, _, name = place.rpartition(".")
+    setattr(module.get_submodule(above), name, Int8Linear(linear))
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.result import Result
 
 _DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
-_GIVEN = ("family", "heads", "convention", "grid")
+_GIVEN = ("family", "heads", "convention", "grid", "roles")
 
 
 @config
@@ -49,6 +49,8 @@ class SampleConfig:
     """Options of `SamplingConfig`; the model's own where not given."""
     diffusion: dict[str, Any] = field(default_factory=dict)
     """Options of `UnCLIPOptions`, of an unCLIP; the model's own where not given."""
+    negative: str | None = None
+    """Negative prompt, which guidance leads away from, of a model that takes one (Emu3); its own if not given."""
     image: Path | None = None
     """Image to complete or edit, with --keep-rows or --mask; its center square is used."""
     keep_rows: Annotated[float, Range(0, ceiling=10**6)] | None = None
@@ -66,8 +68,8 @@ class SampleConfig:
     text_encoder: str | None = None
     """T5 encoder of a published model with text features; google/flan-t5-xl if not given."""
     given: tuple[str, ...] = ()
-    """Facts that published files do not contain: family, heads, convention or grid (docs/checkpoints.md); may be
-    repeated."""
+    """Facts that published files do not contain: family, heads, convention, grid or roles
+    (docs/checkpoints.md); may be repeated."""
     clip: str | None = None
     """CLIP for reranking: model folder, published checkpoint, or hub id; the model's own if not given."""
     out: Path = Path("outputs")
@@ -81,8 +83,8 @@ class SampleConfig:
     device: str = "auto"
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Precision of the transformer; int8 quantizes weights to 8 bits at the start, to save memory, and computes in
-    float32, on a CPU: faster than float32 for few candidates of a large model only."""
+    """Precision of the transformer; int8 quantizes weights to 8 bits while it loads them, to save memory, and
+    computes in float32, on a CPU: faster than float32 for few candidates of a large model only."""
     window: PositiveInt = 1
     """Jacobi decoding: number of codes guessed and verified per step. 16 halves the steps when one candidate is
     generated at a time. Does not change the images."""
@@ -163,13 +165,13 @@ def engine_options(settings: SampleConfig) -> dict[str, Any]:
         flag = others[0].replace("_", "-")
         raise ValueError(f"--{flag} is for an unCLIP, and this model samples tokens: leave it out")
     limit = None if settings.max_memory is None else int(parse_size(settings.max_memory, "B", "max-memory"))
-    names = ("keep_rows", "window", "compiled", "batch_size")
+    names = ("negative", "keep_rows", "window", "compiled", "batch_size")
     return {name: getattr(settings, name) for name in names} | {"max_memory": limit}
 
 
 def check_unclip(settings: SampleConfig) -> None:
     """Refuse options that are for models that sample tokens."""
-    names = ("keep_rows", "image_tokenizer", "text_tokenizer", "text_encoder", "max_memory", "batch_size")
+    names = ("negative", "keep_rows", "image_tokenizer", "text_tokenizer", "text_encoder", "max_memory", "batch_size")
     for name in names:
         if getattr(settings, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for models that sample tokens, not for an unCLIP")
@@ -264,7 +266,7 @@ def recorded_options(settings: SampleConfig) -> dict[str, Any]:
         "dtype",
     )
     options = {name: getattr(settings, name) for name in names} | settings.sampling | settings.diffusion
-    options |= {} if settings.prior is None else {"prior": settings.prior}
+    options |= {name: value for name in ("prior", "negative") if (value := getattr(settings, name)) is not None}
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
             options[name] = file_record(file)

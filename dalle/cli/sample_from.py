@@ -14,7 +14,17 @@ from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 log = logging.getLogger(__name__)
 
-_RECORDED = ("model", "image_tokenizer", "text_tokenizer", "text_encoder", "given", "keep_rows", "dtype", "prior")
+_RECORDED = (
+    "model",
+    "image_tokenizer",
+    "text_tokenizer",
+    "text_encoder",
+    "given",
+    "keep_rows",
+    "dtype",
+    "prior",
+    "negative",
+)
 _GROUPS = {"sampling": SamplingConfig, "diffusion": UnCLIPOptions}
 
 

@@ -248,7 +248,8 @@ def _drawer(settings: SampleConfig, pipe: TextToImage, options: Mapping[str, Any
         for row in rows:
             assert row.seed is not None and row.n is not None
             seeds = tuple(range(row.seed, row.seed + row.n))
-            requests.append(Request(row.prompt, seeds, pipe.sampling.updated(**row.sampling), start))
+            sampling = pipe.sampling.updated(**row.sampling)
+            requests.append(Request(row.prompt, seeds, sampling, start, negative=settings.negative))
         found = pipe.draw(requests, speed)
         return [result.best(row.keep or 1, settings.distinct) for result, row in zip(found, rows, strict=True)]
 

@@ -13,7 +13,7 @@ from dalle.cli.parser import add_options
 from dalle.config import apply_overrides, from_dict
 from dalle.files import install_command
 
-_GIVEN = ("family", "heads", "convention", "grid")
+_GIVEN = ("family", "heads", "convention", "grid", "roles")
 
 
 def add(commands: Any) -> None:

@@ -39,6 +39,7 @@ def generate(
     sampling: SamplingConfig | Sequence[SamplingConfig] = SamplingConfig(),
     engine: EngineOptions = EngineOptions(),
     *,
+    negative: Tensor | None = None,
     known_codes: Tensor | None = None,
     known_mask: Tensor | None = None,
     progress: Progress | None = None,
@@ -58,6 +59,7 @@ def generate(
             applied to the image logits, `u + guidance * (c - u)` with u from the null caption (`DALLE.null_text`); 1
             skips the null caption, 0 uses only it.
         engine: speed and memory, which do not affect the codes.
+        negative: ids of what guidance leads away from, shaped like `text`; None: the null captions.
         known_codes: int codes to keep, for all candidates, per prompt or per candidate: [N], [P, N] or [B, N] (or with
             h, w instead of N).
         known_mask: bool, in any of these shapes; True = keep the code in `known_codes`. To continue an image from its
@@ -76,6 +78,8 @@ def generate(
     if len(seeds) != len(text) or not seeds or not all(seeds):
         counts = [len(one) for one in seeds]
         raise ValueError(f"got {len(text)} prompts with {counts} seeds; give each prompt at least one seed")
+    if negative is not None and negative.shape != text.shape:
+        raise ValueError(f"negative is {list(negative.shape)}, the text {list(text.shape)}: give one row per prompt")
     per_prompt = [sampling] * len(text) if isinstance(sampling, SamplingConfig) else list(sampling)
     if len(per_prompt) != len(text):
         raise ValueError(f"got {len(per_prompt)} sampling configs for {len(text)} prompts; give one, or one per prompt")
@@ -119,7 +123,7 @@ def generate(
     training = model.training
     model.eval()
     try:
-        prefixes = PrefilledPrompts(model, text.to(device))
+        prefixes = PrefilledPrompts(model, text.to(device), None if negative is None else negative.to(device))
         batches = []
         with packed(model, batch_size * window * (2 if guided else 1)) if pack else nullcontext():
             for start in range(0, len(prompts), batch_size):

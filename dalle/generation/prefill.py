@@ -12,8 +12,9 @@ from dalle.models.dalle import DALLE
 class PrefilledPrompts:
     """KV cache and logits after each prompt's text, computed once and dropped after the prompt's last candidate."""
 
-    def __init__(self, model: DALLE, text: Tensor) -> None:
-        null = model.null_text(text)
+    def __init__(self, model: DALLE, text: Tensor, negative: Tensor | None = None) -> None:
+        """Take prompts [P, T], and in place of the model's null captions others of the same shape."""
+        null = model.null_text(text) if negative is None else negative
         # Null captions of ids are all the same; those of features have the length of their prompt
         shared = bool((null == null[:1]).all())
         self.model, self.texts = model, model.trim(torch.cat((text, null[:1] if shared else null)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dalle.image_tokenizers.base import ImageTokenizer, Reconstruction, Reduce
 from dalle.image_tokenizers.dalle_pytorch_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.image_tokenizers.dvae import DVAE, DVAEConfig
+from dalle.image_tokenizers.emu3 import Emu3VQ, Emu3VQConfig
 from dalle.image_tokenizers.quantize import FSQConfig, GumbelConfig
 from dalle.image_tokenizers.vq import VQConfig
 from dalle.image_tokenizers.vqgan import VQGAN, VQGANConfig
 
-ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig
+ImageTokenizerConfig = DVAEConfig | VQGANConfig | DiscreteVAEConfig | Emu3VQConfig
 
 __all__ = [
     "DVAE",
@@ -17,6 +18,8 @@ __all__ = [
     "DVAEConfig",
     "DiscreteVAE",
     "DiscreteVAEConfig",
+    "Emu3VQ",
+    "Emu3VQConfig",
     "FSQConfig",
     "GumbelConfig",
     "ImageTokenizer",
@@ -33,4 +36,6 @@ def build(config: ImageTokenizerConfig) -> ImageTokenizer:
     """An untrained image tokenizer of the kind and size that `config` describes."""
     if isinstance(config, DiscreteVAEConfig):
         return DiscreteVAE(config)
+    if isinstance(config, Emu3VQConfig):
+        return Emu3VQ(config)
     return DVAE(config) if isinstance(config, DVAEConfig) else VQGAN(config)

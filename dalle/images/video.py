@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dalle.files import atomic_file, install_command
 
 SUFFIXES = (".mp4", ".gif", ".webp")

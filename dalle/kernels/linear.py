@@ -114,6 +114,9 @@ class _TrainingLinear(torch.autograd.Function):
         )
 
 
+_QUANTIZED_AT_ONCE = 1 << 16  # weights: 256 kB of float32
+
+
 class Int8Linear(nn.Module):
     """A linear layer with int8 weights in [-127, 127] and one float32 scale per output channel.
 
@@ -126,10 +129,16 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         """Quantize the weight [N, K] of a linear layer, rounding to nearest; each row's largest value becomes 127."""
         super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale)
+        source = linear.weight.detach()
+        self.register_buffer("weight", torch.empty_like(source, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty_like(source[:, 0], dtype=torch.float32))
+        # Some rows at a time, so that a large matrix needs no whole copies in float32
+        step = max(1, _QUANTIZED_AT_ONCE // max(1, source.shape[1]))
+        for start in range(0, len(source), step):
+            rows = slice(start, start + step)
+            part = source[rows].float()
+            self.scale[rows] = part.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+            self.weight[rows] = (part / self.scale[rows, None]).round_().to(torch.int8)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:

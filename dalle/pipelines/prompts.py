@@ -6,11 +6,12 @@ Shapes: P prompts, T text length, C channels of the features.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from dalle.models.dalle import DALLE
-from dalle.text_tokenizers import TextTokenizer
+from dalle.text_tokenizers import JSONTokenizer, TextTokenizer
 from dalle.text_tokenizers.t5 import T5Encoder
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,37 @@ def encode_prompts(model: DALLE, tokenizer: TextTokenizer | T5Encoder, prompts: 
     if tokenizer.blank_is_null:
         rows = [row if prompt.strip() else [] for prompt, row in zip(prompts, rows, strict=True)]
     return tokenizer.pad(rows, length)
+
+
+def encode_negatives(
+    model: DALLE, tokenizer: TextTokenizer | T5Encoder, text: Tensor, negatives: Sequence[str | None]
+) -> Tensor | None:
+    """Encode negative prompts, one for each row of `text`; None if there is none.
+
+    Args:
+        model: the model.
+        tokenizer: its text tokenizer.
+        text: ids of the prompts, int64 [P, T].
+        negatives: for each prompt its negative prompt, or None for the model's null caption.
+
+    Returns:
+        int64 [P, T].
+
+    Raises:
+        ValueError: the model takes no negative prompt, or one is too long.
+    """
+    if all(negative is None for negative in negatives):
+        return None
+    if not isinstance(tokenizer, JSONTokenizer):
+        raise ValueError("this model takes no negative prompt: leave it out")
+    found = model.null_text(text).clone()
+    for row, negative in enumerate(negatives):
+        if negative is not None:
+            ids = tokenizer.encode_negative(negative)
+            if len(ids) > text.shape[1]:
+                raise ValueError(f"the negative prompt has {len(ids)} tokens, the model reads {text.shape[1]}: cut it")
+            found[row] = tokenizer.pad([ids], text.shape[1])[0]
+    return found
 
 
 def check_text(model: DALLE, text: TextTokenizer | T5Encoder) -> None:

@@ -18,6 +18,7 @@ class Request:
         sampling: how codes are sampled.
         init_image: image to complete or edit, from `TextToImage.encode_init_image`.
         scored: whether the candidates are scored by CLIP, if there is one.
+        negative: negative prompt, which guidance leads away from; None: the model's own, or the null caption.
     """
 
     prompt: str
@@ -25,6 +26,7 @@ class Request:
     sampling: SamplingConfig
     init_image: InitImage | None = None
     scored: bool = True
+    negative: str | None = None
 
 
 def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:

@@ -23,11 +23,10 @@ from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.rerank import score
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.transforms import to_images
-from dalle.kernels.linear import quantize
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.pipelines.init_image import InitImage, encode_init_image
-from dalle.pipelines.prompts import check_text, encode_prompts
+from dalle.pipelines.prompts import check_text, encode_negatives, encode_prompts
 from dalle.pipelines.request import Request, check_request
 from dalle.pipelines.result import Result
 from dalle.text_tokenizers import TextTokenizer
@@ -89,8 +88,9 @@ class TextToImage:
             source: local file or folder, or hub id `owner/name[/file]`; ours, or as published (docs/checkpoints.md).
                 None is the model that ships with the repository.
             device: "auto" takes an accelerator if there is one.
-            dtype: precision of the transformer; None is float32. torch.int8 keeps its weights in 8 bits and computes
-                in float32, on a CPU. The image tokenizer and CLIP stay in float32.
+            dtype: precision of the transformer; None is float32. torch.int8 keeps its weights in 8 bits, to
+                which each is rounded as it is read, and computes in float32, on a CPU. The image tokenizer and CLIP
+                stay in float32.
             clip: source of a CLIP that ranks instead of the model's own.
             family: project of published files, as for `dalle.load_model`; None detects it.
             image_tokenizer: source of the image tokenizer, if the model does not include it.
@@ -111,7 +111,7 @@ class TextToImage:
         parts = load_components(
             SHIPPED if source is None else source,
             device,
-            None if dtype == torch.int8 else dtype,
+            dtype,
             family=family,
             image_tokenizer=image_tokenizer,
             text_tokenizer=text_tokenizer,
@@ -119,9 +119,6 @@ class TextToImage:
             clip=clip,
             given=given,
         )
-        # Loaded in float32 first: the scales of 8-bit weights come from exact ones
-        if dtype == torch.int8:
-            quantize(parts.model)
         return cls(
             parts.model, parts.text_tokenizer, parts.image_tokenizer, parts.clip, parts.sampling, parts.model_hash
         )
@@ -138,6 +135,7 @@ class TextToImage:
         mask: Image.Image | None = None,
         progress: Progress | None = None,
         distinct: bool = True,
+        negative: str | None = None,
         **options: Any,
     ) -> list[Result]:
         """Generate `n` candidates per prompt and return the best `keep`.
@@ -158,6 +156,7 @@ class TextToImage:
                 is white; where the mask is black, the pixels of `image` (at the model's size) are kept as they are.
             progress: called after each step.
             distinct: whether `keep` skips near-duplicates as long as there are other images.
+            negative: negative prompt, which guidance leads away from, of a model that takes one (Emu3); None: its own.
             options: fields of `SamplingConfig`, None for the model's own (`sampling`); and of `EngineOptions`, which
                 affect speed and memory only.
 
@@ -176,7 +175,7 @@ class TextToImage:
         sampling = self.sampling.updated(**options)
         init_image = self.encode_init_image(image, keep_rows, mask)
         seeds = tuple(range(seed, seed + n))
-        requests = [Request(prompt, seeds, sampling, init_image) for prompt in prompts]
+        requests = [Request(prompt, seeds, sampling, init_image, negative=negative) for prompt in prompts]
         return [result.best(keep, distinct) for result in self.draw(requests, engine, progress=progress)]
 
     @torch.no_grad()
@@ -201,15 +200,18 @@ class TextToImage:
             One result per request, its candidates in the order of their seeds.
 
         Raises:
-            ValueError: there is no request, or one without seeds.
+            ValueError: there is no request, one without seeds, or a negative prompt that the model does not take.
         """
         known_codes, known_mask = self._known(requests)
+        text = encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests])
+        negatives = [request.negative for request in requests]
         codes = generate(
             self.model,
-            encode_prompts(self.model, self.text_tokenizer, [request.prompt for request in requests]),
+            text,
             [request.seeds for request in requests],
             [request.sampling for request in requests],
             engine,
+            negative=encode_negatives(self.model, self.text_tokenizer, text, negatives),
             known_codes=known_codes,
             known_mask=known_mask,
             progress=progress,
@@ -252,7 +254,7 @@ class TextToImage:
         scores: list[float | None] = []
         for first in range(0, len(codes), _DECODE_BATCH):
             own = owners[first : first + _DECODE_BATCH]
-            images = self.image_tokenizer.decode(codes[first : first + _DECODE_BATCH]).float()
+            images = self._decode(codes[first : first + _DECODE_BATCH])
             # Requests of one batch may start from different images, or from none
             for number, owner in enumerate(own):
                 if owner.init_image is not None:
@@ -267,6 +269,15 @@ class TextToImage:
             own_scores = [value for value in scores[part] if value is not None] or None
             results.append(Result(request.prompt, decoded[part], own_scores, codes[part].cpu(), list(request.seeds)))
         return results
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] of codes [B, h, w].
+
+        On a CPU one by one: convolutions of a batch round otherwise, and an image of a batch must be the one that it is
+        alone to the last bit.
+        """
+        parts = codes.split(1 if codes.device.type == "cpu" else len(codes))
+        return torch.cat([self.image_tokenizer.decode(part).float() for part in parts])
 
     def _scores(self, images: Tensor, owners: Sequence[Request]) -> list[float | None]:
         """CLIP's score of each image [B, 3, H, W]; None where the request does not ask for one."""

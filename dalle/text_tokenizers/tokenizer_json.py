@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dalle.config import config
 from dalle.config.ranges import Size
-from dalle.text_tokenizers.base import TextTokenizer
+from dalle.text_tokenizers.base import TextTokenizer, check_characters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,6 +37,8 @@ class JSONTokenizerConfig:
     """Token at the start of every row, for which the caption's own text is not searched; empty: none."""
     template: str = _CAPTION
     """The prompt, with {} for the caption; may have tokens of the vocabulary in it."""
+    negative_template: str = ""
+    """The prompt around a caption that guidance leads away from; empty: the model takes none."""
     end: tuple[str, ...] = ()
     """Tokens at the end of every row."""
     strip: bool = False
@@ -45,6 +47,8 @@ class JSONTokenizerConfig:
     def __post_init__(self) -> None:
         if self.template.count(_CAPTION) != 1:
             raise ValueError(f"template is {self.template!r}; it must have {_CAPTION} once, where the caption goes")
+        if self.negative_template and self.negative_template.count(_CAPTION) != 1:
+            raise ValueError(f"negative_template is {self.negative_template!r}; it must have {_CAPTION} once")
 
 
 class JSONTokenizer(TextTokenizer):
@@ -87,6 +91,19 @@ class JSONTokenizer(TextTokenizer):
         if found is None:
             raise ValueError(f"this tokenizer.json has no token {token!r}: it is another model's, or an early version")
         return found
+
+    def encode_negative(self, caption: str) -> list[int]:
+        """The ids of a negative prompt, which guidance leads away from.
+
+        Raises:
+            ValueError: the model takes none.
+        """
+        if not self.config.negative_template:
+            raise ValueError("this model takes no negative prompt: leave it out")
+        check_characters(caption)
+        before, _, after = self.config.negative_template.partition(_CAPTION)
+        caption = caption.strip() if self.config.strip else caption
+        return [*self.begin, *self._ids(f"{before}{caption}{after}"), *self.end]
 
     def files(self) -> Mapping[str, bytes]:
         """tokenizer.json, unchanged."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dalle.checkpoints.lazy_tensor import LazyTensor
+from dalle.checkpoints.load import load_model
 from dalle.checkpoints.model_folder import export, save
 from dalle.checkpoints.tensors import write_tensors
 from dalle.config import to_dict
@@ -33,8 +35,8 @@ import sys, re
 import torch
 import dalle
 from pathlib import Path
-from dalle.loading import load_model
-from dalle.published.convert import convert
+from dalle.checkpoints.load import load_model
+from dalle.checkpoints.published.convert import convert
 torch.set_num_threads(1)
 import dalle.training.recipe  # whatever is imported late counts before
 def peak():
@@ -42,6 +44,8 @@ def peak():
 def now():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 source, out, given = sys.argv[1], sys.argv[2], dict(heads=8, convention="v3") if sys.argv[3] == "given" else {}
+if sys.argv[3] == "int8":
+    given = dict(dtype=torch.int8)
 torch.zeros(64, 64) @ torch.zeros(64, 64)
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 before = now()
@@ -54,9 +58,9 @@ print(peak() - before)
 """
 
 
-def peak(source: Path, out: Path | None = None, given: bool = False) -> int:
+def peak(source: Path, out: Path | None = None, given: bool = False, int8: bool = False) -> int:
     """Bytes by which the memory of a process grows at most."""
-    arguments = [str(source), str(out or ""), "given" if given else ""]
+    arguments = [str(source), str(out or ""), "given" if given else "int8" if int8 else ""]
     done = subprocess.run([sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -88,6 +92,19 @@ def test_loading_peaks_at_1_2_times_the_weights(tmp_path: Path) -> None:
     assert peak(tmp_path / "model") < 1.2 * weights
     export(tmp_path / "model", tmp_path / "small", "int8")
     assert peak(tmp_path / "small") < 1.3 * weights  # pages of the file, a quarter of it, may still be mapped
+
+
+def test_loading_to_8_bits_peaks_at_1_2_times_what_is_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = TransformerConfig(width=768, depth=16, heads=6, biases="none")
+    config = replace(CONFIG, transformer=shape)
+    save(
+        tmp_path / "model", {"stage": "dalle", "model": to_dict(config)}, DALLE(config).state_dict(), storage="bfloat16"
+    )
+    model = load_model(tmp_path / "model", dtype=torch.int8)
+    kept = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
+    assert kept > 100e6
+    assert peak(tmp_path / "model", int8=True) < 1.2 * kept
 
 
 def test_loading_published_half_precision_peaks_at_1_2_times_the_weights(tmp_path: Path) -> None:

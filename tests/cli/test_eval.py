@@ -149,7 +149,7 @@ WRONG = {
     "no images": (["eval", "RUN", *SHAPES, "--limit", "0"], "limit is 0"),
     "no such device": (["eval", "RUN", *SHAPES, "--device", "abacus"], "no device 'abacus'"),
     "no source": (["eval"], "required: SOURCE"),
-    "no command": ([], "required: command"),
+    "no command": ([], "required: COMMAND"),
     "unknown command": (["evaluate"], "invalid choice: 'evaluate'"),
     "export of nothing": (["export", "EMPTY", "OUT"], "has no config.yaml"),
     "dtype": (["export", "RUN", "OUT", "--dtype", "int4"], "invalid choice: 'int4'"),

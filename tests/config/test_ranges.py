@@ -28,6 +28,7 @@ def config_classes() -> list[Any]:
         for value in vars(importlib.import_module(name)).values()
         if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "__pydantic_config__")
     }
+    found -= {base for cls in found for base in cls.__bases__}  # what several share is no config by itself
     return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
 
 
@@ -35,7 +36,12 @@ REQUIRED: dict[str, Any] = {
     "steps": 10, "batch_size": 4, "dir": Path("runs/none"), "path": "somewhere", "first": 0.5, "last": 0.5,
     "prompts": ["a dog"], "weights": Path("weights.pth"), "source": "clip",
 }  # fmt: skip
-LISTS: dict[str, Any] = {"stored_masks": tuple(range(8)), "weights": (1.0, 2.0), "betas": (0.9, 0.96)}
+LISTS: dict[str, Any] = {
+    "stored_masks": tuple(range(8)),
+    "null_ids": (0, 1, 2),
+    "weights": (1.0, 2.0),
+    "betas": (0.9, 0.96),
+}
 VALUES: dict[str, Any] = {
     "nan": math.nan, "inf": math.inf, "minus inf": -math.inf, "minus one": -1, "zero": 0, "two": 2, "huge": 10**13,
     "over 64 bits": 2**80, "over 4,300 digits": 10**5000, "1e300": 1e300, "a half": 0.5,

@@ -35,7 +35,8 @@ def test_jacobi_tokens_equal_sequential_decoding(kind: dict, window: int) -> Non
     model = tiny(kind)
     plain, count = steps(model, TEXT, SEEDS)
     codes, fewer = steps(model, TEXT, SEEDS, window=window)
-    assert torch.equal(codes, plain) and count == 12 and 1 < fewer <= 12
+    forced = 2 if kind.get("row_ends") else 0  # the row ends between 3 rows are positions of their own
+    assert torch.equal(codes, plain) and count == 12 + forced and 1 < fewer <= count
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -86,6 +86,18 @@ def test_candidates_do_not_depend_on_the_batch(tiny_pipe: TextToImage) -> None:
     assert len({tuple(c.flatten().tolist()) for c in together[1].codes}) > 1  # seeds do differ
 
 
+def test_pixels_do_not_depend_on_the_batch_where_decoding_rounds_by_it(
+    tiny_pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Convolutions of a processor round otherwise in a batch: here by much more than they do."""
+    decode = tiny_pipe.image_tokenizer.decode
+    monkeypatch.setattr(tiny_pipe.image_tokenizer, "decode", lambda codes: decode(codes) * (1 - 0.1 * (len(codes) - 1)))
+    (together,) = tiny_pipe("two green stars", n=4, seed=7)
+    for seed, image in by_seed(together).items():
+        (alone,) = tiny_pipe("two green stars", seed=seed)
+        assert torch.equal(pixels(alone.images[0]), pixels(image))
+
+
 def test_images_and_scores_belong_to_the_codes(tiny_pipe: TextToImage) -> None:
     (result,) = tiny_pipe("a red heart", n=3, seed=1)
     decoded = tiny_pipe.image_tokenizer.decode(result.codes)

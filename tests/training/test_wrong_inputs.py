@@ -85,7 +85,8 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     except SystemExit as stop:  # argparse's own
         code = stop.code  # type: ignore[assignment]
     out, err = capfd.readouterr()
-    assert code == 2 and all(line.startswith("data: ") for line in out.splitlines())  # of a run that had begun
+    begun = ("data: ", "resume=true: ")  # what a run says before it trains
+    assert code == 2 and all(line.startswith(begun) for line in out.splitlines()), out
     lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]  # less the progress bar
     assert len(lines) == 1 and lines[0].startswith("train.py: "), err
     return lines[0]

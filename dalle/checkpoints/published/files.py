@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ from dalle.files import sha256
 
 _INDEX = ".index.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_ORIGINAL = "give the original weights; --dtype int8 stores them in 8 bits while it loads them"
+_PACKED = {  # names of what libraries put beside packed weights
+    "bitsandbytes": r".+\.weight\.(absmax|quant_map|nested_absmax|quant_state\..+)|.+\.SCB",
+    "AWQ or GPTQ": r".+\.(qweight|qzeros|g_idx)",
+}
 # Usual names of weight files on the hub, in order of preference.
 _NAMES = (
     *("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"),
@@ -32,12 +39,15 @@ def weights_file(source: Path) -> Path:
         ValueError: there is none, or there are several.
     """
     if not source.is_dir():
+        _reject_gguf(source)
         return source
     for name in _NAMES:
         if (source / name).is_file():
             return source / name
     files = sorted(file for file in source.rglob("*") if file.suffix in (".safetensors", *PICKLES) and file.is_file())
     if not files:
+        for file in sorted(source.rglob("*.gguf")):
+            _reject_gguf(file)
         raise ValueError(
             "it is neither a model folder (no config.yaml) nor contains published weights: give another folder"
         )
@@ -46,6 +56,31 @@ def weights_file(source: Path) -> Path:
         more = ", ..." if len(files) > 3 else ""
         raise ValueError(f"it has {len(files)} weight files ({names}{more}): give one of them, or a folder of one")
     return files[0]
+
+
+def _reject_gguf(file: Path) -> None:
+    """Reject a file of llama.cpp, whose weights are rounded in blocks and have other names.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not file.is_file():
+        return
+    with file.open("rb") as handle:
+        if handle.read(4) == b"GGUF":
+            raise ValueError(f"{file} is a GGUF file (llama.cpp), which is not supported: {_ORIGINAL}")
+
+
+def _reject_packed(names: Iterable[str]) -> None:
+    """Reject copies whose weights are packed in 4 or 8 bits by other libraries.
+
+    Raises:
+        ValueError: they are such a copy.
+    """
+    for name in names:
+        for kind, pattern in _PACKED.items():
+            if re.fullmatch(pattern, name):
+                raise ValueError(f"it is a copy in 4 or 8 bits by {kind} (it has {name}): {_ORIGINAL}")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -106,9 +141,8 @@ def read_state(source: Path) -> dict[str, Tensor]:
 def read_stored_state(source: Path) -> dict[str, Tensor]:
     """Like `read_state`, but by the exact names in the file."""
     file = weights_file(source)
-    if file.name.endswith(_INDEX):
-        tensors: dict[str, Tensor] = {}
-        for shard in _shards(file):
-            tensors |= read_stored_state(shard)
-        return tensors
-    return stored_tensors(file) if file.suffix == ".safetensors" else stored_state(read_pickled(file))
+    tensors: dict[str, Tensor] = {}
+    for part in _shards(file) if file.name.endswith(_INDEX) else [file]:
+        tensors |= stored_tensors(part) if part.suffix == ".safetensors" else stored_state(read_pickled(part))
+    _reject_packed(tensors)
+    return tensors

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle.checkpoints.published import discrete_vae, janus, openai_dvae, vqgan
+from dalle.checkpoints.published import discrete_vae, emu3_tokenizer, janus, openai_dvae, vqgan
 from dalle.checkpoints.published.files import PICKLES, read_stored_state, weights_file
 from dalle.checkpoints.published.pickles import read_pickled
 from dalle.checkpoints.published.state import Published, named_tensors, strip_wrappers, training_options
@@ -56,7 +56,8 @@ def read_image_tokenizer(source: Path) -> Published:
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
     raise ValueError(
         f"{source} is not an image tokenizer: expected a folder made by train.py (config.yaml), encoder.pkl and "
-        "decoder.pkl of OpenAI, or one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch"
+        "decoder.pkl of OpenAI, one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch, or one "
+        ".safetensors of Emu3"
     )
 
 
@@ -112,6 +113,8 @@ def _of_model(source: Path) -> Published | None:
     if file.suffix == ".pkl":
         return None
     stored = read_stored_state(file)
+    if emu3_tokenizer.is_of(stored):
+        return emu3_tokenizer.of_model(stored) or emu3_tokenizer.read(stored)
     return janus.image_tokenizer(stored) if janus.is_of(stored) else None
 
 

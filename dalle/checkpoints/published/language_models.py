@@ -8,10 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle.checkpoints.published import chameleon, janus, liquid, llama
+from dalle.checkpoints.published import chameleon, emu3, janus, liquid, llama
 from dalle.checkpoints.published.others import reject_unsupported
 
-_LOADERS = {"janus": janus.load, "chameleon": chameleon.load, "lumina": chameleon.load_lumina, "liquid": liquid.load}
+_LOADERS = {
+    "janus": janus.load,
+    "chameleon": chameleon.load,
+    "lumina": chameleon.load_lumina,
+    "liquid": liquid.load,
+    "emu3": emu3.load,
+}
 LANGUAGE_MODELS = tuple(_LOADERS)
 
 
@@ -26,8 +32,12 @@ def family_of(tensors: Iterable[str], folder: Path) -> str | None:
         return "janus"
     if chameleon.is_of(names):
         return "chameleon"
+    if emu3.is_of(names):
+        return "emu3"
     if "model.embed_tokens.weight" in names:
         kind = llama.read_settings(folder / llama.SETTINGS).get("model_type")
+        if kind in emu3.MODEL_TYPES:
+            return "emu3"
         return "liquid" if kind == liquid.MODEL_TYPE else None
     return None
 

@@ -75,6 +75,7 @@ class Blocks:
         head_width: channels of a head where config.json does not say; None: width / heads.
         interleaved: whether neighboring channels are rotated together, as in Meta's own layout.
         eps: added to the variance in norms where config.json does not say.
+        rope_base: base of the rotary positions where config.json does not say.
     """
 
     rules: Sequence[tuple[str, str]]
@@ -82,6 +83,7 @@ class Blocks:
     head_width: int | None = None
     interleaved: bool = False
     eps: float = _EPS
+    rope_base: float = _BASE
 
 
 def rules(prefix: str) -> tuple[tuple[str, str], ...]:
@@ -175,7 +177,7 @@ def fuse(
         norm_eps=float(settings.get("rms_norm_eps", settings.get("norm_eps", blocks.eps))),
         biases="none",
     )
-    return state, config, _rope_base(settings)
+    return state, config, _rope_base(settings, blocks.rope_base)
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -234,7 +236,7 @@ def _activation(settings: Mapping[str, Any], blocks: Blocks) -> FeedForwardKind:
     return blocks.activations[name]
 
 
-def _rope_base(settings: Mapping[str, Any]) -> float:
+def _rope_base(settings: Mapping[str, Any], base: float) -> float:
     """The base of the rotary positions; newer files have it in a section with the kind of scaling.
 
     Raises:
@@ -244,4 +246,4 @@ def _rope_base(settings: Mapping[str, Any]) -> float:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"its rotary positions are scaled ({kind}), which is not supported")
-    return float(rope.get("rope_theta", settings.get("rope_theta", _BASE)))
+    return float(rope.get("rope_theta", settings.get("rope_theta", base)))

@@ -146,8 +146,8 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             image_source=llamagen.C2I_IMAGES,
         )
     raise ValueError(
-        "it is not a known text-to-image model: expected minDALL-E, ruDALL-E, DALLE-pytorch, LlamaGen, Janus, Anole or "
-        "Liquid, or a model folder made by train.py (config.yaml)"
+        "it is not a known text-to-image model: expected minDALL-E, ruDALL-E, DALLE-pytorch, LlamaGen, Janus, Anole, "
+        "Liquid or Emu3, or a model folder made by train.py (config.yaml)"
     )
 
 
@@ -182,7 +182,7 @@ def _mindalle(source: Path, given: dict[str, Any]) -> PublishedModel:
 def transformer_file(source: Path) -> Path:
     """The file with the transformer, in a folder that may contain an image tokenizer too."""
     if not source.is_dir():
-        return source
+        return weights_file(source)
     found = index_of(source) or chameleon.consolidated(source)
     if found is not None:
         return found

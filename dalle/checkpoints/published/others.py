@@ -11,11 +11,10 @@ from collections.abc import Iterable
 
 _UNSUPPORTED = (
     (r"language_model\.model\..+", "a DeepSeek-VL or another model that reads images and draws none"),
-    (r".+\.time_res_stack\..+", "the image tokenizer of Emu3"),
     (r"(.+\.)?(norm_layer|conv_y)\..+", "a MoVQGAN"),
     (
         r"(text_model\.)?model\.(language_model\.)?embed_tokens\..+",
-        "a language model (Emu3, Liquid, Lumina-mGPT or such)",
+        "a language model that draws no images, or one whose config.json is not beside it",
     ),
     (r"layers\.\d+\.attention\.wq\..+", "a language model in Meta's layout (Chameleon, Anole)"),
     (r"(.+\.)?encoder_attn\..+", "an encoder and decoder (DALL-E mini)"),

@@ -28,6 +28,7 @@ from dalle.generation.diffusion.prediction import Denoiser
 from dalle.generation.diffusion.sample import Noise, SamplerConfig, candidate_noise, invert, sample, sample_from
 from dalle.generation.diffusion.spacing import spaced_steps
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
+from dalle.generation.unet_memory import rows_that_fit
 from dalle.images.transforms import resize_batch, square_tensor, to_images
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
@@ -44,7 +45,6 @@ from dalle.pipelines.unclip.sampling import (
 
 INVERSION = SamplerConfig(sampler="ddim", steps=50)
 ITERATIONS = 2  # of inversion: the second recovers most of what plain DDIM inversion loses (docs/log.md)
-BATCH = 16  # candidates at a time
 
 
 class EmbeddingDecoder:
@@ -174,14 +174,19 @@ class EmbeddingDecoder:
     ) -> list[Image.Image]:
         """Images of z [B, D] and x_T [B, 3, h, h], without guidance, as DDIM inversion is the inverse of that."""
         images: list[Image.Image] = []
-        for first in range(0, len(z), BATCH):
-            part = slice(first, first + BATCH)
+        rows = self._rows_that_fit(guided=False)
+        for first in range(0, len(z), rows):
+            part = slice(first, first + rows)
             noise = candidate_noise(stage_seeds(seeds[part], "decoder"), image_shape(self.decoder), self.device)
             schedule = make_schedule(self.decoder.config.schedule)
             small = sample_from(x_t[part], self._unguided_denoiser(z[part]), schedule, options, noise)
             large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)
             images += to_images(to_unit(large))
         return images
+
+    def _rows_that_fit(self, guided: bool) -> int:
+        """Candidates to sample at a time."""
+        return rows_that_fit(self.decoder, self.upsampler, self.autoencoder, guided)
 
     def _sample_embeds(
         self,

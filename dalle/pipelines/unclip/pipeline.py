@@ -25,7 +25,7 @@ from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
 from dalle.pipelines.request import check_request
 from dalle.pipelines.result import Result
-from dalle.pipelines.unclip.base import BATCH, INVERSION, ITERATIONS, EmbeddingDecoder
+from dalle.pipelines.unclip.base import INVERSION, ITERATIONS, EmbeddingDecoder
 from dalle.pipelines.unclip.sampling import Inpainting, ProgressMeter, stage_seeds
 
 
@@ -107,8 +107,9 @@ class UnCLIP(EmbeddingDecoder):
         meter = ProgressMeter(progress, len(rows), sampling.image_steps(self.upsampler is not None))
         images: list[Image.Image] = []
         scores: list[Tensor] = []
-        for first in range(0, len(rows), BATCH):
-            part = rows[first : first + BATCH]
+        at_once = self._rows_that_fit(guided=sampling.decoder.guidance != 1)
+        for first in range(0, len(rows), at_once):
+            part = rows[first : first + at_once]
             captions, seeds = [prompt for prompt, _ in part], [row_seed for _, row_seed in part]
             meter.rows = len(part)
             text = self.clip.text_states(captions)

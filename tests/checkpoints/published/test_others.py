@@ -67,7 +67,6 @@ def test_llamagen_distance_follows_its_training_options(tmp_path: Path) -> None:
 
 OTHERS = {
     "language_model.model.norm.weight": "a DeepSeek-VL or another model that reads images and draws none",
-    "decoder.time_res_stack.0.norm1.weight": "the image tokenizer of Emu3",
     "decoder.up.0.block.0.norm1.norm_layer.weight": "a MoVQGAN",
     "model.embed_tokens.weight": "a language model",
     "layers.0.attention.wq.weight": "a language model in Meta's layout",

@@ -58,7 +58,7 @@ def mistakes(tmp_path: Path) -> dict[str, str]:
         "blank": "is empty: expected a row for each image",
         "cut.parquet": "is not a complete Parquet file",
         "notes.txt": "expected a folder, or files that end in .parquet or .tar",
-        "odd.parquet": "img, image): there are a, b; set data.image",
+        "odd.parquet": "): there are a, b; set data.image",
         "none.parquet": "there are no rows in it",
         "bare.tar": "holds no images among its first 100 records",
     }

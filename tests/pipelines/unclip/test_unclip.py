@@ -89,6 +89,15 @@ def test_assembled_folder_has_its_clip_once(folder: Path, parts: dict[str, Path]
         dalle.load_prior(folder)
 
 
+def test_images_do_not_depend_on_the_batches(pipe: UnCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pipe("a red heart", n=3)[0]
+    monkeypatch.setattr(UnCLIP, "_rows_that_fit", lambda self, guided: 2)
+    parts = pipe("a red heart", n=3)[0]
+    assert parts.seeds == whole.seeds
+    for one, other in zip(whole.images, parts.images, strict=True):
+        assert abs(values(one) - values(other)).max() <= 1
+
+
 def test_images_have_scores_and_seeds(pipe: UnCLIP) -> None:
     told: list[tuple[int, int]] = []
     results = pipe(["a red heart", ""], n=3, keep=2, seed=5, progress=lambda *now: told.append(now))

@@ -49,7 +49,7 @@ def test_tensorboard_has_metrics_and_images_once_after_resuming(here: Path) -> N
     newest = Path("run/checkpoints/step-00000004")
     (newest / "state.pt").write_bytes(b"")  # so that steps 3 and 4 are made and logged again
     assert train.main(["vqgan.yaml", "run.tracker=tensorboard", "resume=true"]) == 0
-    shown = EventAccumulator(str(here / "run" / "run")).Reload()
+    shown = EventAccumulator(str(here / "run" / "tensorboard")).Reload()
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     for name in ("train/generator_loss", "train/peak_memory_gb", "validation/codebook_used"):
         logged = [(x["step"], pytest.approx(x[name])) for x in lines if name in x]

@@ -1,0 +1,287 @@
+"""Emu3 in both layouts writes the codes and logits of transformers' Emu3, on random weights."""
+
+from __future__ import annotations
+
+import base64
+import json
+import unicodedata
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import dalle
+from dalle.__main__ import main
+from dalle.checkpoints.published.models import read_model
+from dalle.cli.sample_from import read_metadata
+from dalle.generation.generate import generate
+from dalle.generation.options import SamplingConfig
+from dalle.images.read import read_image
+from dalle.pipelines.request import Request
+from support.published.emu3 import project_names
+from support.published.language_models import CAPTIONS, TEXTS, byte_level, randomize
+
+transformers = pytest.importorskip("transformers", reason='pip install "dalle[t5]"')
+regex = pytest.importorskip("regex")
+ROWS, CODES, WIDTH = 4, 24, 64
+EXTRA = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
+VISION = ["<|image token|>", "<|image start|>", "<|image end|>", *(f"<|visual token {i:06d}|>" for i in range(CODES))]
+GRID: dict[str, Any] = {"grid": ROWS}
+CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@cache
+def ranks() -> dict[bytes, int]:
+    """Tokens of a small byte-level BPE: 256 bytes, then what was merged, in its order."""
+    from tokenizers import decoders
+
+    vocabulary = byte_level([], 330).get_vocab()
+    table = decoders.ByteLevel()
+    printed = {chr(b): b for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
+    rest = [b for b in range(256) if b not in printed.values()]
+    printed |= {chr(256 + i): b for i, b in enumerate(rest)}
+    assert table.decode(["Ġa"]) == " a" and printed["Ġ"] == 32
+    names = sorted(vocabulary, key=lambda name: vocabulary[name])
+    return {bytes(printed[c] for c in name): i for i, name in enumerate(names)}
+
+
+def special(name: str) -> int:
+    return len(ranks()) + [*EXTRA, *VISION].index(name)
+
+
+def ids_of(text: str) -> list[int]:
+    """As tiktoken: of each piece the two neighbors whose bytes have the lowest rank are joined, again and again."""
+    found = []
+    for piece in regex.findall(CUT, unicodedata.normalize("NFC", text)):
+        parts = [bytes([byte]) for byte in piece.encode()]
+        while True:
+            pairs = [(ranks()[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks()]
+            if not pairs:
+                break
+            _, at = min(pairs)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        found += [ranks()[part] for part in parts]
+    return found
+
+
+SIZE = f"{ROWS}*{ROWS}"
+NEGATIVE = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+
+
+def prompt(caption: str, quality: str = " masterpiece, film grained, best quality.") -> list[int]:
+    front = [special("<|extra_203|>"), *ids_of(caption + quality), special("<|image start|>")]
+    return [*front, *ids_of(SIZE), special("<|image token|>")]
+
+
+@cache
+def reference() -> Any:
+    text = {
+        "vocab_size": len(ranks()) + len(EXTRA) + len(VISION), "hidden_size": WIDTH, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+        "pad_token_id": special("<|endoftext|>"), "bos_token_id": special("<|extra_203|>"),
+        "eos_token_id": special("<|extra_204|>"),
+    }  # fmt: skip
+    images = {
+        "codebook_size": CODES, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1,
+        "attn_resolutions": [1], "hidden_size": 32,
+    }  # fmt: skip
+    names = {name: special(name) for name in [*EXTRA, *VISION]} | {"<image>": special("<|extra_0|>")}
+    config = transformers.Emu3Config(text_config=text, vq_config=images, vocabulary_map=names)
+    return randomize(transformers.Emu3ForConditionalGeneration(config), scale=3.0)
+
+
+def write_project(folder: Path) -> Path:
+    """As BAAI/Emu3-Gen, with the repository of its image tokenizer in a folder `vision`."""
+    (folder / "vision").mkdir(parents=True)
+    text, images = {}, {}
+    for name, value in reference().state_dict().items():
+        if name.startswith("model.vqmodel."):
+            images[name.removeprefix("model.vqmodel.")] = value
+        else:
+            text[name.replace("model.text_model.", "model.")] = value.clone()
+    save_file(project_names(images), folder / "vision/model.safetensors")
+    (folder / "vision/config.json").write_text(json.dumps({"model_type": "Emu3VisionVQ"}))
+    half = len(text) // 2
+    names = [list(text)[:half], list(text)[half:]]
+    for number, part in enumerate(names, 1):
+        save_file({name: text[name] for name in part}, folder / f"model-{number:05d}-of-00002.safetensors")
+    places = {name: f"model-{number:05d}-of-00002.safetensors" for number, part in enumerate(names, 1) for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    settings = {
+        "model_type": "Emu3", "architectures": ["Emu3ForCausalLM"], "image_area": 518400, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(settings))
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks().items()]
+    (folder / "emu3.tiktoken").write_text("\n".join(lines) + "\n")
+    (folder / "emu3_vision_tokens.txt").write_text("\n".join(VISION) + "\n")
+    return folder
+
+
+def write_transformers(folder: Path) -> Path:
+    """As BAAI/Emu3-Gen-hf: one file with both parts, and a tokenizer.json with GPT-2's cut."""
+    from tokenizers import AddedToken
+
+    reference().save_pretrained(folder)
+    one = byte_level([], 330)
+    names = ["<image>" if name == "<|extra_0|>" else name for name in [*EXTRA, *VISION]]
+    one.add_special_tokens([AddedToken(name, special=True) for name in names])
+    (folder / "tokenizer.json").write_text(one.to_str())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("emu3")
+    return {"project": write_project(base / "a"), "transformers": write_transformers(base / "b")}
+
+
+def next_logits(ids: list[int]) -> Tensor:
+    with torch.no_grad():
+        states = reference().model.text_model(input_ids=torch.tensor([ids])).last_hidden_state
+        return reference().lm_head(states)[0]
+
+
+def stream(front: list[int], codes: list[int]) -> list[int]:
+    """With a row end behind each whole row, as the project forces them."""
+    tokens = list(front)
+    for count, code in enumerate(codes, 1):
+        tokens.append(special("<|visual token 000000|>") + code)
+        if count % ROWS == 0:
+            tokens.append(special("<|extra_200|>"))
+    return tokens
+
+
+@pytest.mark.parametrize("layout", ["project", "transformers"])
+def test_logits_and_codes_are_those_of_transformers(layout: str, both: dict[str, Path]) -> None:
+    found = read_model(both[layout], None, GRID)
+    model, words = dalle.load_model(both[layout], **GRID), found.text_tokenizer
+    assert words is not None and found.sampling == SamplingConfig(guidance=3.0, top_k=2048)
+    assert model.config.row_ends and model.config.rope_base == 1e6 and model.config.transformer.kv_heads == 2
+    for text in TEXTS:
+        assert words.encode_ragged([text])[0] == prompt(text), text
+    null, first = prompt(NEGATIVE, ""), special("<|visual token 000000|>")
+    assert model.config.null_ids == tuple(null)
+    ids = torch.arange(CODES) + first
+    text = words.encode(CAPTIONS, model.config.text_length)
+    codes = torch.randint(CODES, (2, ROWS**2), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, blank = model(text, codes), model(model.null_text(text), codes)
+    for row, caption in enumerate(CAPTIONS):
+        for got, front in ((ours[row], prompt(caption)), (blank[row], null)):
+            tokens = stream(front, codes[row, :-1].tolist())
+            wanted = next_logits(tokens)[len(front) - 1 :, ids]
+            # What is behind the last code of a row predicts a row end, which is forced: behind that is the next code
+            places = torch.arange(ROWS**2) + torch.arange(ROWS**2) // ROWS
+            wanted = wanted[places]
+            span = wanted.max() - wanted.min()
+            assert (got - wanted).abs().max() < 2e-5 * span and span > 1
+    drawn = generate(model, text, [[0], [1]], SamplingConfig(guidance=3.0, temperature=0.0)).flatten(1)
+    for row, caption in enumerate(CAPTIONS):
+        greedy: list[int] = []
+        for _ in range(ROWS**2):
+            conditional, other = (next_logits(stream(front, greedy))[-1, ids] for front in (prompt(caption), null))
+            greedy.append(int((other + 3.0 * (conditional - other)).argmax()))
+        assert drawn[row].tolist() == greedy and len(set(greedy)) > 2
+
+
+def test_a_negative_prompt_takes_the_place_of_its_own(both: dict[str, Path], tmp_path: Path) -> None:
+    pipe = dalle.TextToImage.from_pretrained(both["transformers"], device="cpu", **GRID)
+    draw = partial(pipe, CAPTIONS, temperature=0.0)
+    plain = [result.codes for result in draw()]
+    assert [result.codes.tolist() for result in draw(negative=NEGATIVE)] == [codes.tolist() for codes in plain]
+    ids, null = torch.arange(CODES) + special("<|visual token 000000|>"), prompt("blurry", "")
+    for result, caption in zip(draw(negative="blurry"), CAPTIONS, strict=True):
+        greedy: list[int] = []
+        for _ in range(ROWS**2):
+            conditional, other = (next_logits(stream(front, greedy))[-1, ids] for front in (prompt(caption), null))
+            greedy.append(int((other + 3.0 * (conditional - other)).argmax()))
+        assert result.codes.flatten().tolist() == greedy
+    # Requests of one batch, one without a negative prompt of its own
+    sampling = pipe.sampling.updated(temperature=0.0)
+    requests = [Request(CAPTIONS[0], (0,), sampling), Request(CAPTIONS[1], (0,), sampling, negative="blurry")]
+    one, two = pipe.draw(requests)
+    assert torch.equal(one.codes, plain[0]) and two.codes.flatten().tolist() == greedy
+    with pytest.raises(ValueError, match=r"the negative prompt has \d+ tokens, the model reads 256"):
+        pipe("a fox", negative="word 12 " * 300)
+
+
+def test_the_command_records_the_negative_prompt(
+    both: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = both["project"]
+    source = ["--model", str(folder), "--image-tokenizer", str(folder / "vision"), "--given", "grid=4"]
+    few = ["--n", "1", "--no-grid", "--device", "cpu", "--dtype", "int8", "--negative", "blurry"]
+    assert main(["sample", "a fox", *source, *few, "--out", str(tmp_path / "a")]) == 0
+    (image,) = tmp_path.glob("a/*/*.png")
+    assert '"negative": "blurry"' in read_metadata(image)["options"]
+    assert main(["sample", "--from", str(image), "--no-grid", "--device", "cpu", "--out", str(tmp_path / "b")]) == 0
+    (again,) = tmp_path.glob("b/*/*.png")
+    assert read_metadata(again)["options"].count('"negative": "blurry"') == 1
+    assert read_image(again).tobytes() == read_image(image).tobytes()
+    capsys.readouterr()
+    assert main(["sample", "a fox", "--negative", "blurry", "--out", str(tmp_path / "c")]) == 2
+    assert "this model takes no negative prompt: leave it out" in capsys.readouterr().err
+
+
+def test_converted_it_draws_the_same(both: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, images = both["project"], both["project"] / "vision"
+    pipe = dalle.TextToImage.from_pretrained(folder, device="cpu", image_tokenizer=images, **GRID)
+    (result,) = pipe("a red fox", n=3, seed=5, temperature=4.0)
+    joined = dalle.TextToImage.from_pretrained(both["transformers"], device="cpu", **GRID)
+    assert torch.equal(joined("a red fox", n=3, seed=5, temperature=4.0)[0].codes, result.codes)
+    assert joined("a red fox", seed=5)[0].images[0].tobytes() == pipe("a red fox", seed=5)[0].images[0].tobytes()
+    assert main(["inspect", str(folder), "grid=4"]) == 0
+    told = capsys.readouterr().out
+    assert "an Emu3" in told and "Apache-2.0" in told and "read from BAAI/Emu3-VisionTokenizer" in told
+    command = ["convert", str(folder), str(tmp_path / "ours"), "grid=4", "--image-tokenizer", str(images)]
+    assert main(command) == 0
+    again = dalle.TextToImage.from_pretrained(tmp_path / "ours", device="cpu")
+    assert again.model.config == pipe.model.config and again.sampling == pipe.sampling
+    (same,) = again("a red fox", n=3, seed=5, temperature=4.0)
+    assert torch.equal(same.codes, result.codes) and len(result.codes.unique()) > 4
+
+
+def test_damaged_and_foreign_files_are_one_line_errors(both: dict[str, Path], tmp_path: Path) -> None:
+    folder = write_project(tmp_path / "a")
+
+    def refused(message: str, source: Path = folder) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            dalle.load_model(source, **GRID)
+        assert "\n" not in str(caught.value)
+
+    for name, content, message in (
+        ("emu3.tiktoken", "no\n", "not a token in base64"),
+        ("emu3.tiktoken", "YQ== 3\n", "not all from 0 on"),
+        ("emu3_vision_tokens.txt", "<|image token|>\n", "names 0 image codes"),
+        ("emu3_vision_tokens.txt", "\n".join(reversed(VISION)), "other tokens behind"),
+        ("config.json", json.dumps({"model_type": "qwen2"}), "a language model that draws no images"),
+        ("config.json", "no", "has no config.json that can be read"),
+    ):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(content)
+        refused(message)
+        (folder / name).write_text(whole)
+    (folder / "emu3.tiktoken").rename(folder / "away")
+    refused("has no emu3.tiktoken")
+    (folder / "away").rename(folder / "emu3.tiktoken")
+    shard = folder / "model-00002-of-00002.safetensors"
+    state = load_file(shard)
+    save_file({name: value for name, value in state.items() if "down_proj" not in name}, shard)
+    refused("it has no tensor model.layers.*down_proj.weight")
+    save_file(state | {"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}, shard)
+    refused("an Emu3.5 or a Qwen3")
+    shard.unlink()
+    refused("model-00002-of-00002.safetensors")
+    refused("an Emu3-Chat", write_project(tmp_path / "Emu3-Chat"))
+    damaged = write_transformers(tmp_path / "b")
+    (damaged / "tokenizer.json").write_text("{}")
+    refused("is not one of a BPE", damaged)
