@@ -105,7 +105,13 @@ def _fetch(repository: str, file: str) -> Path:
         return _fetch_logged(repository, file, lambda: hub.hf_hub_download(repository, file))
     files = [entry.rfilename for entry in info.siblings or ()]
     chosen = loadable_files(files)
-    weights = [file for file in chosen if file.endswith((".safetensors", *_PICKLES)) and "/" not in file]
+    every = [file for file in chosen if file.endswith((".safetensors", *_PICKLES))]
+    weights = [file for file in every if "/" not in file]
+    if not every and any(file.endswith(".gguf") for file in files):
+        raise ValueError(
+            f"{repository} holds GGUF files (llama.cpp), which are not supported: give the repository of the original "
+            "weights; --dtype int8 stores them in 8 bits while it loads them"
+        )
     if len(weights) > 1 and not any(file.endswith(".index.json") or file == "config.yaml" for file in chosen):
         raise ValueError(
             f"{repository} holds {len(weights)} weight files ({', '.join(weights[:3])} ...): choose one, for example "

@@ -94,6 +94,12 @@ def test_repository_with_several_weight_files_is_refused(monkeypatch: pytest.Mon
     assert "holds 2 weight files" in message and message.endswith("some/models/c2i_B_256.pt")
 
 
+def test_repository_of_gguf_files_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    lists(monkeypatch, ["README.md", "config.json", "janus-pro-q4_k_m.gguf"])
+    assert "somebody/janus-gguf holds GGUF files (llama.cpp)" in one_line("somebody/janus-gguf")
+
+
 def test_safetensors_are_preferred_to_pickles() -> None:
     assert loadable_files(["a.bin", "b.msgpack", "merges.txt"]) == ["a.bin", "merges.txt"]
     assert loadable_files(["a.bin", "a.safetensors"]) == ["a.safetensors"]
