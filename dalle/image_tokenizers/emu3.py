@@ -55,7 +55,7 @@ class Emu3VQConfig:
             channels=self.channels,
             channel_multipliers=self.channel_multipliers,
             blocks=self.blocks,
-            attention_resolutions=[self.image_size // factor],
+            attention_resolutions=[max(1, self.image_size // factor)],  # a size that is too small is refused there
             latent_channels=self.latent_channels,
             quantizer=self.quantizer(),
         )
