@@ -9,14 +9,8 @@ if TYPE_CHECKING:
     from dalle.apps.search import ImageIndex
     from dalle.apps.vqgan_clip.api import paint
     from dalle.apps.zeroshot import ZeroShotClassifier
-    from dalle.checkpoints.load import (
-        load_clip,
-        load_diffusion,
-        load_image_tokenizer,
-        load_model,
-        load_prior,
-        load_text_tokenizer,
-    )
+    from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
+    from dalle.checkpoints.load_unclip import load_diffusion, load_prior
     from dalle.pipelines.text_to_image import TextToImage
     from dalle.pipelines.unclip import UnCLIP
 
@@ -43,10 +37,10 @@ _HOMES = {
     "UnCLIP": "dalle.pipelines.unclip",
     "ZeroShotClassifier": "dalle.apps.zeroshot",
     "load_clip": "dalle.checkpoints.load",
-    "load_diffusion": "dalle.checkpoints.load",
+    "load_diffusion": "dalle.checkpoints.load_unclip",
     "load_image_tokenizer": "dalle.checkpoints.load",
     "load_model": "dalle.checkpoints.load",
-    "load_prior": "dalle.checkpoints.load",
+    "load_prior": "dalle.checkpoints.load_unclip",
     "load_text_tokenizer": "dalle.checkpoints.load",
     "paint": "dalle.apps.vqgan_clip.api",
 }

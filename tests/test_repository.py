@@ -19,7 +19,7 @@ import yaml
 
 import dalle
 from dalle.checkpoints import load
-from dalle.checkpoints.load import build_diffusion, build_prior
+from dalle.checkpoints.build import build_diffusion, build_prior
 from dalle.checkpoints.model_folder import ModelFolder, folder_hash, read_config
 from dalle.cli.sample import command_line
 from dalle.config import apply_overrides, from_dict, read_yaml

@@ -8,23 +8,17 @@ from typing import Any
 
 import torch
 
+from dalle.checkpoints.build import build_published, build_published_model
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.load import (
-    build_published_image_tokenizer,
-    build_published_model,
-    load_clip,
-    load_image_tokenizer,
-    load_model,
-    load_text_tokenizer,
-    open_source,
-)
+from dalle.checkpoints.load import load_clip, load_image_tokenizer, load_model, load_text_tokenizer
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.files import weights_hash
 from dalle.checkpoints.published.image_tokenizers import resize_tokenizer
 from dalle.checkpoints.published.models import PublishedModel, read_model
+from dalle.checkpoints.source import open_source
 from dalle.config import from_dict
 from dalle.generation.options import SamplingConfig
-from dalle.image_tokenizers import ImageTokenizer
+from dalle.image_tokenizers import ImageTokenizer, build
 from dalle.models.clip import CLIP
 from dalle.models.dalle import DALLE
 from dalle.text_tokenizers import TextTokenizer
@@ -151,9 +145,7 @@ def _published_image_tokenizer(
 ) -> ImageTokenizer:
     rows = model.config.grid[0]
     if images is None and found.image_tokenizer is not None:
-        return build_published_image_tokenizer(
-            resize_tokenizer(found.image_tokenizer, rows), str(found.file), device, None
-        )
+        return build_published(build, resize_tokenizer(found.image_tokenizer, rows), str(found.file), device, None)
     if images is None and not found.image_source:
         raise ValueError(f"{found.file} does not contain its image tokenizer: give it (image_tokenizer)")
     return load_image_tokenizer(images or found.image_source, device, rows=rows)

@@ -11,19 +11,12 @@ from typing import Any
 import torch
 
 from dalle.checkpoints import model_folder
-from dalle.checkpoints.load import (
-    Source,
-    build_diffusion,
-    build_prior,
-    build_published,
-    load_autoencoder,
-    load_clip,
-    load_diffusion,
-    load_prior,
-    open_source,
-)
+from dalle.checkpoints.build import build_diffusion, build_prior, build_published
+from dalle.checkpoints.load import load_clip
+from dalle.checkpoints.load_unclip import load_autoencoder, load_diffusion, load_prior
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.unclip import is_there, read_unclip
+from dalle.checkpoints.source import Source, open_source
 from dalle.config import from_dict
 from dalle.files import atomic_folder
 from dalle.generation.decoder import DiffusionSamplingConfig

@@ -10,10 +10,11 @@ import torch
 
 from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import resolve
-from dalle.checkpoints.load import is_model_folder, load_clip, load_image_tokenizer
+from dalle.checkpoints.load import load_clip, load_image_tokenizer
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.efficientnet import EfficientNetLite0, is_installed, load_efficientnet_lite0
 from dalle.checkpoints.published.summary import stage_of
+from dalle.checkpoints.source import is_model_folder
 from dalle.data import AnyDataConfig, open_data, reporting_splits
 from dalle.data.batch import Batch
 from dalle.data.loader import evaluation_batches

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.checkpoints.load import is_model_folder, load_clip, load_diffusion, load_prior
+from dalle.checkpoints.load import load_clip
+from dalle.checkpoints.load_unclip import load_diffusion, load_prior
 from dalle.checkpoints.model_folder import ModelFolder
+from dalle.checkpoints.source import is_model_folder
 from dalle.checkpoints.unclip import load_unclip
 from dalle.config import from_dict
 from dalle.data.batch import Batch

@@ -17,12 +17,12 @@ from accelerate import Accelerator
 
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import LazyTensor, Tensors
-from dalle.checkpoints.load import is_model_folder, open_source
 from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
 from dalle.checkpoints.modules import load_weights
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.convert import convert
 from dalle.checkpoints.published.models import read_model
+from dalle.checkpoints.source import is_model_folder, open_source
 from dalle.checkpoints.tensors import open_tensors
 from dalle.config import apply_overrides, from_dict, read_yaml, to_dict
 from dalle.files import ROOT

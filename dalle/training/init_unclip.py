@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dalle.checkpoints.load import open_source
 from dalle.checkpoints.model_folder import ModelFolder
 from dalle.checkpoints.published.unclip import read_unclip
+from dalle.checkpoints.source import open_source
 from dalle.config import to_dict
 
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoints import model_folder
+from dalle.checkpoints.build import build_prior
 from dalle.checkpoints.hub import resolve
 from dalle.checkpoints.lazy_tensor import Tensors
-from dalle.checkpoints.load import build_prior, load_clip
+from dalle.checkpoints.load import load_clip
 from dalle.config import to_dict
 from dalle.data.batch import Batch
 from dalle.data.token_shards.dataset import EmbeddingShardsConfig

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dalle
 from dalle.__main__ import main
-from dalle.checkpoints.load import build_published
+from dalle.checkpoints.build import build_published
 from dalle.checkpoints.published.clip import read_clip
 from dalle.checkpoints.published.prior_transformer import read_prior
 from dalle.checkpoints.published.unclip import read_unclip

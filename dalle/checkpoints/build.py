@@ -1,0 +1,65 @@
+"""Builds modules that weights are loaded into, and fills them: from a config of ours, or from published files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from dalle.checkpoints.model_folder import WEIGHTS, ModelFolder
+from dalle.checkpoints.modules import load_weights, skip_init
+from dalle.checkpoints.published.state import Published
+from dalle.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
+from dalle.models.dalle import DALLE
+from dalle.models.diffusion_decoder import DecoderConfig, DiffusionDecoder
+from dalle.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from dalle.models.latent_decoder import LatentDecoder, LatentDecoderConfig
+from dalle.models.upsampler import Upsampler, UpsamplerConfig
+
+DIFFUSIONS = DecoderConfig | LatentDecoderConfig | UpsamplerConfig
+_Module = TypeVar("_Module", bound=nn.Module)
+_Device = str | torch.device
+
+
+def build_prior(config: DiffusionPriorConfig | AutoregressivePriorConfig) -> DiffusionPrior | AutoregressivePrior:
+    """Build the prior that a config describes, of either kind."""
+    return DiffusionPrior(config) if isinstance(config, DiffusionPriorConfig) else AutoregressivePrior(config)
+
+
+def build_diffusion(
+    config: DecoderConfig | LatentDecoderConfig | UpsamplerConfig,
+) -> DiffusionDecoder | LatentDecoder | Upsampler:
+    """Build the diffusion model that a config describes, of any kind."""
+    if isinstance(config, LatentDecoderConfig):
+        return LatentDecoder(config)
+    return DiffusionDecoder(config) if isinstance(config, DecoderConfig) else Upsampler(config)
+
+
+def build_published(
+    make: Callable[[Any], _Module],
+    found: Published,
+    source: str,
+    device: _Device,
+    dtype: torch.dtype | None = None,
+) -> _Module:
+    """Build a module of published files by its class, or what makes it of a config, and load its weights."""
+    with skip_init():
+        module = make(found.config)
+    found.check(module, source)
+    return load_weights(module, found.tensors, source, device, dtype)
+
+
+def build_published_model(found: Published, source: str, device: _Device, dtype: torch.dtype | None) -> DALLE:
+    """Build the transformer of published files and load its weights."""
+    module = build_published(DALLE, found, source, device, dtype)
+    module.detect_sparse_masks()  # stored masks are known only now, with the weights
+    return module
+
+
+def fill(module: _Module, folder: ModelFolder, device: _Device, dtype: torch.dtype | None) -> _Module:
+    """Load the weights of a model folder of ours into a module of its architecture."""
+    loaded = load_weights(module, folder.tensors(), str(folder.path / WEIGHTS), device, dtype)
+    folder.check()  # after what says more of a file that is cut short or of another shape
+    return loaded
