@@ -1,6 +1,7 @@
-"""Captions as rows of ids: their lengths, padding on the left instead of on the right, and null captions.
+"""Captions as rows of ids: their lengths, padding, null captions, and the prefix of an image that they become.
 
-Shapes: B captions, T ids. Padding are the ids `pad_id` at the end of a row; the same id may stand inside of a caption.
+Shapes: B captions, T ids, P prefix length, F width of text features. Padding are the ids `pad_id` at the end of a row;
+the same id may stand inside of a caption.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle.kernels.ids import check_ids
 from dalle.models.dalle_config import DALLEConfig
 
 
@@ -41,3 +43,38 @@ def null_of(text: Tensor, config: DALLEConfig) -> Tensor:
         places, ends = torch.arange(text.shape[1], device=text.device), lengths(text, config.pad_id)[:, None] - 1
         return text.where((places == 0) | (places == ends), config.pad_id)
     return torch.full_like(text, config.pad_id)
+
+
+def prefix(text: Tensor, config: DALLEConfig) -> Tensor:
+    """The tokens before the image: ids [B, P] with padding replaced per position, or features [B, P, F].
+
+    Raises:
+        IndexError: an id is out of range (checked on a CPU only).
+        ValueError: more tokens than the model has text positions, or features of another width.
+    """
+    length = config.text_length
+    if text.shape[1] > length:
+        raise ValueError(f"the text has {text.shape[1]} tokens, but the model only {length} text positions: cut it")
+    if config.text_features is not None:
+        if text.shape[2:] != (config.text_features,):
+            raise ValueError(
+                f"the text is {list(text.shape)}; this model takes features [B, T, {config.text_features}]"
+            )
+        # The features end right before the image, so padding comes first, as in LlamaGen
+        return F.pad(text, (0, 0, length - text.shape[1], 0))
+    check_ids(text, config.text_vocab, "text ids")
+    if config.padding == "left":  # as many columns as there are: positions count from wherever a text begins
+        return padded_left(text, config.pad_id)
+    text = F.pad(text, (0, length - text.shape[1]), value=config.pad_id)
+    if config.padding == "positional":
+        # Ids from text_vocab on, which no tokenizer produces
+        own = torch.arange(config.text_vocab, config.text_vocab + length, device=text.device)
+        text = torch.where(text == config.pad_id, own, text)
+    return text if config.begin_id is None else F.pad(text, (1, 0), value=config.begin_id)
+
+
+def padding(tokens: Tensor, config: DALLEConfig) -> Tensor | None:
+    """Which tokens of a prefix must not be attended to, bool [B, P]; None: all may, as padding ids are real tokens."""
+    if config.padding == "left":
+        return (tokens == config.pad_id).cumprod(1).bool()  # pad_id inside of a caption is attended to
+    return None if config.text_features is None else ~tokens.any(-1)

@@ -103,7 +103,7 @@ class DALLE(AttentionMasks):
             IndexError: an id of the text or the image is out of range (checked on a CPU only).
             ValueError: more text or image tokens than the model has positions.
         """
-        prefix = self._prefix(text)
+        prefix = captions.prefix(text, self.config)
         # Shifted by one: the output at the last text token predicts image token 0
         return self.image_head(self._hidden(prefix, image_ids)[:, prefix.shape[1] - 1 :])
 
@@ -135,7 +135,7 @@ class DALLE(AttentionMasks):
             cross-entropy; with z_weight "text_z" and "image_z", the means of log² Z; with `accuracy` "image_accuracy",
             a share. Only the first two carry gradients.
         """
-        prefix = self._prefix(text)
+        prefix = captions.prefix(text, self.config)
         hidden = self._hidden(prefix, image_ids if input_ids is None else input_ids)
         image, text_part = self._heads(hidden, prefix, image_ids)
         # Never NaN and always there, so that the caller can weight it whether or not there is a text head
@@ -167,7 +167,7 @@ class DALLE(AttentionMasks):
 
     def token_losses_and_predictions(self, text: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`token_losses`, and the argmax of the logits at each image token, int64 [B, N]."""
-        prefix = self._prefix(text)
+        prefix = captions.prefix(text, self.config)
         image, text_part = self._heads(self._hidden(prefix, image_ids), prefix, image_ids)
         scores = token_scores(*image)
         image_nats, predictions = scores.nats.view_as(image_ids), scores.argmax.view_as(image_ids)
@@ -207,11 +207,11 @@ class DALLE(AttentionMasks):
         Returns:
             Logits of image token 0, [B, V], and a cache that holds the text's tokens and has room for nothing else.
         """
-        prefix = self._prefix(text)
+        prefix = captions.prefix(text, self.config)
         # Only as long as the text: it is copied to the front of a full-size cache for each candidate (`load_prefixes`)
         length = prefix.shape[1]
         cache = self.transformer.new_cache(len(prefix), length, shifted=self.shift is not None)
-        cache.prefix, cache.padding = length, self._padding(prefix)
+        cache.prefix, cache.padding = length, captions.padding(prefix, self.config)
         hidden = self._run(self._embed_text(prefix), cache, cache.padding)
         return self.image_head(hidden[:, -1]), cache
 
@@ -242,34 +242,6 @@ class DALLE(AttentionMasks):
         x = self._embed_image(image_ids, cache.next_positions(image_ids.shape[1]))
         return self._run(x, cache, cache.padding, blocks)
 
-    def _prefix(self, text: Tensor) -> Tensor:
-        """The tokens before the image: ids [B, P] with padding replaced per position, or features [B, P, F]."""
-        length = self.config.text_length
-        if text.shape[1] > length:
-            raise ValueError(f"the text has {text.shape[1]} tokens, but the model only {length} text positions: cut it")
-        if self.config.text_features is not None:
-            if text.shape[2:] != (self.config.text_features,):
-                raise ValueError(
-                    f"the text is {list(text.shape)}; this model takes features [B, T, {self.config.text_features}]"
-                )
-            # The features end right before the image, so padding comes first, as in LlamaGen
-            return F.pad(text, (0, 0, length - text.shape[1], 0))
-        check_ids(text, self.config.text_vocab, "text ids")
-        if self.config.padding == "left":  # as many columns as there are: positions count from wherever a text begins
-            return captions.padded_left(text, self.config.pad_id)
-        text = F.pad(text, (0, length - text.shape[1]), value=self.config.pad_id)
-        if self.config.padding == "positional":
-            # Ids from text_vocab on, which no tokenizer produces
-            own = torch.arange(self.config.text_vocab, self.config.text_vocab + length, device=text.device)
-            text = torch.where(text == self.config.pad_id, own, text)
-        return text if self.config.begin_id is None else F.pad(text, (1, 0), value=self.config.begin_id)
-
-    def _padding(self, prefix: Tensor) -> Tensor | None:
-        """Which prefix tokens must not be attended to, bool [B, P]; None: all may, as padding ids are real tokens."""
-        if self.config.padding == "left":
-            return (prefix == self.config.pad_id).cumprod(1).bool()  # pad_id inside of a caption is attended to
-        return None if self.config.text_features is None else ~prefix.any(-1)
-
     def _hidden(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
         """Final states of the prefix and of all but the last of N image tokens, [B, P + n, C]."""
         count = self.config.image_length
@@ -282,7 +254,8 @@ class DALLE(AttentionMasks):
         inputs, start, columns = image_ids[:, : count - 1], prefix.shape[1], self.config.grid[1]
         tokens = row_ends.insert(inputs, columns, self.config.image_vocab) if self.config.row_ends else inputs
         image = self._embed_image(tokens, Positions(start, start + tokens.shape[1]))
-        hidden = self._run(torch.cat((self._embed_text(prefix), image), dim=1), None, self._padding(prefix))
+        x = torch.cat((self._embed_text(prefix), image), dim=1)
+        hidden = self._run(x, None, captions.padding(prefix, self.config))
         if not self.config.row_ends:
             return hidden
         # Without the states that row ends are due behind, as nothing is predicted there

@@ -19,6 +19,7 @@ from dalle.evaluation.metrics import frechet_distance, psnr
 from dalle.evaluation.run import evaluate, feature_network
 from dalle.evaluation.table import table
 from dalle.image_tokenizers.vq import VQConfig
+from dalle.models import captions
 from support.published import folders
 from support.tiny_model import CODES, GRID, IMAGE_SIZE
 
@@ -159,7 +160,7 @@ def test_dalle_metrics_equal_a_slow_loop(tiny_parts: Path, pairs: list[Pair]) ->
         codes = tokenizer.encode(tensor(pair)).flatten(1)
         with torch.no_grad():
             logits = model(text, codes)[0].double()
-            of_text = model.text_head(model._hidden(model._prefix(text), codes))[0].double()
+            of_text = model.text_head(model._hidden(captions.prefix(text, model.config), codes))[0].double()
         guessed |= set(logits.argmax(-1).tolist())
         hits += [row.tolist().index(max(row.tolist())) == code for row, code in zip(logits, codes[0].tolist())]
         image_nats += [-float(row[code] - row.logsumexp(0)) for row, code in zip(logits, codes[0].tolist())]
