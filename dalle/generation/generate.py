@@ -18,13 +18,11 @@ from dalle.generation.cpu_step import FusedBlocks
 from dalle.generation.jacobi import jacobi_decode
 from dalle.generation.options import EngineOptions, SamplingConfig
 from dalle.generation.prefill import PrefilledPrompts
+from dalle.generation.progress import Progress
 from dalle.generation.token_sampler import TokenSampler
 from dalle.generation.token_stream import TokenStream
 from dalle.kernels.linear import packed
 from dalle.models.dalle import DALLE
-
-Progress = Callable[[int, int], None]
-"""Called after each step with the image tokens (row ends too) generated so far and in total, over all candidates."""
 
 Watch = Callable[[Tensor, int], None]
 """Called after each step with the codes [B, N] being generated, and how many of the first N are finished; read only.
@@ -64,7 +62,8 @@ def generate(
             h, w instead of N).
         known_mask: bool, in any of these shapes; True = keep the code in `known_codes`. To continue an image from its
             first rows, mark these rows.
-        progress: called after each step, so the number of calls is the number of steps.
+        progress: called after each step with the image tokens (row ends too) generated so far and in all, over all
+            candidates; the number of calls is the number of steps.
         watch: called after each step with the codes so far.
 
     Returns:
@@ -212,7 +211,7 @@ class _BatchGenerator:
         return self.recorded[1]
 
 
-def _count_finished(report: Callable[[int, int], None], begin: int, batch: int) -> Callable[[int], None]:
+def _count_finished(report: Progress, begin: int, batch: int) -> Callable[[int], None]:
     """A callback for counts over all candidates that adds how many tokens each candidate has finished."""
     finished = begin
 

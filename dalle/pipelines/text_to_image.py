@@ -18,8 +18,9 @@ from dalle.checkpoints import model_folder
 from dalle.checkpoints.components import load_components
 from dalle.checkpoints.hub import SHIPPED
 from dalle.device import pick_device
-from dalle.generation.generate import Progress, Watch, generate
+from dalle.generation.generate import Watch, generate
 from dalle.generation.options import EngineOptions, SamplingConfig
+from dalle.generation.progress import Progress
 from dalle.generation.rerank import score
 from dalle.image_tokenizers import ImageTokenizer
 from dalle.images.transforms import to_images

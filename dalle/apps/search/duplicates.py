@@ -1,4 +1,4 @@
-"""Vectors that lie close together, joined into groups."""
+"""Vectors that lie close together: joined into groups, or left out of a ranking."""
 
 from __future__ import annotations
 
@@ -57,3 +57,15 @@ def group_duplicates(blocks: Sequence[np.ndarray], least: float, nearest: Neares
     for row in range(len(parents)):
         groups.setdefault(root(row), []).append(row)
     return sorted((rows for rows in groups.values() if len(rows) > 1), key=len, reverse=True)
+
+
+def first_of_each(vectors: Tensor, least: float) -> list[int]:
+    """Rows of unit vectors float32 [N, D] without those whose cosine with an earlier one that stays is `least` or more.
+
+    Greedy in the given order, so that of near-duplicates the best hit stays.
+    """
+    chosen: list[int] = []
+    for row in range(len(vectors)):
+        if not chosen or float((vectors[chosen] @ vectors[row]).max()) < least:
+            chosen.append(row)
+    return chosen

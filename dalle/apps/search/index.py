@@ -16,17 +16,19 @@ from torch import Tensor
 from dalle.apps.embed import fingerprint
 from dalle.apps.search import exact, store
 from dalle.apps.search.ann import FaissIndex
+from dalle.apps.search.duplicates import first_of_each, group_duplicates
 from dalle.apps.search.filters import Filter
 from dalle.apps.search.hit import Hit
 from dalle.apps.search.query import Query
 from dalle.apps.search.sources import read_item
 from dalle.apps.search.store import Source
-from dalle.apps.search.update import EXACT, Progress, Report, clip_mismatch, update
+from dalle.apps.search.update import EXACT, Report, clip_mismatch, update
 from dalle.checkpoints.hub import SHIPPED
 from dalle.checkpoints.load import load_clip
 from dalle.data.custom.records import ImageLike, Record, image_bytes
 from dalle.device import pick_device
 from dalle.evaluation.zero_shot import embed_texts
+from dalle.generation.progress import Progress
 from dalle.models.clip import CLIP
 
 _CANDIDATES, _FEWEST = 8, 100  # vectors to compare exactly for each that is wanted, and the fewest
@@ -92,7 +94,7 @@ class ImageIndex:
             clip: a CLIP, or where it is; None: the one that made the index, or the one that ships.
             batch_size: images at a time.
             workers: processes that read images; 0 reads them in this one.
-            progress: called after each batch.
+            progress: called after each batch with the images done and in all.
             device: where images are embedded.
 
         Returns:
@@ -194,11 +196,7 @@ class ImageIndex:
     def _distinct(self, hits: list[Hit], least: float) -> list[Hit]:
         """Hits without those whose cosine with an earlier one is at least `least`."""
         vectors = torch.from_numpy(self.table.vectors(np.array([hit.number for hit in hits], dtype=np.int64)))
-        chosen: list[int] = []
-        for number in range(len(hits)):
-            if not chosen or float((vectors[chosen] @ vectors[number]).max()) < least:
-                chosen.append(number)
-        return [hits[number] for number in chosen]
+        return [hits[number] for number in first_of_each(vectors, least)]
 
     def query(
         self,
@@ -234,8 +232,6 @@ class ImageIndex:
         """
         if not 0 < least <= 1:
             raise ValueError(f"the least cosine of near-duplicates is {least:g}: from above 0 to 1")
-        from dalle.apps.search.duplicates import group_duplicates
-
         # Comparing all pairs is quadratic: of many images only the nearest of each are looked at
         every = len(self) if self._ann is None else 20
         groups = group_duplicates(self.table.blocks, least, lambda queries, k: self._nearest(queries, k, None), every)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,13 @@ from dalle.apps.search import ann, store
 from dalle.apps.search.sources import Item, absolute, identity, items_of
 from dalle.apps.search.store import Manifest, Source, Table
 from dalle.data.custom.records import Record
+from dalle.generation.progress import Progress
 from dalle.models.clip import CLIP
 
 logger = logging.getLogger(__name__)
 
 EXACT = 100_000  # up to so many vectors a search looks at all of them
 _SEGMENT_ROWS, _SEGMENT_SECONDS = 16_384, 30.0  # what a kill can lose at most
-
-Progress = Callable[[int, int], None]
-"""Called after each batch with the images embedded so far and in all."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def update(
         clip_name: where it came from, so that a search finds it again; "" is the one that ships.
         batch_size: images at a time.
         workers: processes that read images; 0 reads them in this one.
-        progress: called after each batch.
+        progress: called after each batch with the images done and in all.
 
     Raises:
         ValueError: a source is not there or holds no images (the index is then left as it was), another CLIP made the

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dalle.generation.diffusion.prediction import Denoiser
-from dalle.generation.diffusion.sample import Noise, Progress, SamplerConfig, sampler_step
+from dalle.generation.diffusion.sample import Noise, SamplerConfig, sampler_step
 from dalle.generation.diffusion.spacing import spaced_steps
+from dalle.generation.progress import Progress
 from dalle.models.noise_schedule import Schedule
 
 
@@ -50,7 +51,7 @@ def inpaint(
         known: the rest.
         noise: the start x_T, then what each step uses: the sampler's, that of the known part, that of going back.
         resample: how often each step is taken, going back between: so both parts come to agree. 1 goes on at once.
-        progress: called after each step.
+        progress: called after each step with the steps done and in all.
 
     Returns:
         x_0 as the noise, [B, ...]; where it is known, the data.

@@ -14,12 +14,11 @@ from dalle.config.ranges import Range
 from dalle.generation.diffusion.prediction import Denoised, Denoiser
 from dalle.generation.diffusion.spacing import Spacing, spaced_steps
 from dalle.generation.diffusion.steps import Variance, ddim_step, ddpm_step, dpm_solver_step
+from dalle.generation.progress import Progress
 from dalle.models.noise_schedule import Schedule
 
 Noise = Callable[[], Tensor]
 """Returns unit Gaussian noise [B, ...] at each call: first the sampler's start, then that of each step."""
-Progress = Callable[[int, int], None]
-"""Called after each step with the number of steps done and in total."""
 
 
 @config
@@ -75,7 +74,7 @@ def sample(
         schedule: the one the network was trained with.
         options: the sampler and its steps.
         noise: the source of the start x_T and of each step's noise.
-        progress: called after each step.
+        progress: called after each step with the steps done and in all.
 
     Returns:
         x_0, shaped like the noise, [B, ...].
@@ -150,7 +149,7 @@ def invert(
         schedule: the one the network was trained with.
         options: ddim with eta 0, and its steps.
         iterations: network evaluations per step; 1 is plain DDIM inversion.
-        progress: called after each step.
+        progress: called after each step with the steps done and in all.
 
     Returns:
         x_T, shaped like x0.

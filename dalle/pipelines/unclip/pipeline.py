@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
-from dalle.generation.generate import Progress
+from dalle.generation.progress import Progress
 from dalle.generation.rerank import score
 from dalle.generation.slerp import blend, check_weights, slerp, text_difference
 from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dalle.generation.decoder import DiffusionSamplingConfig
 from dalle.generation.diffusion.sample import Noise
-from dalle.generation.generate import Progress
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 from dalle.generation.prior import PriorSamplingConfig
+from dalle.generation.progress import Progress
 
 Stage = Literal["prior", "decoder", "upsampler"]
 StageNoise = Callable[[Stage, tuple[int, ...]], Tensor]
