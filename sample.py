@@ -17,26 +17,17 @@ explain_startup_errors("sample.py")  # before anything else is imported
 # isort: split
 from dalle.cli.errors import report_error
 from dalle.cli.outputs import check_folder
-from dalle.cli.sample import (
-    SampleConfig,
-    SampleFiles,
-    check_unclip,
-    engine_options,
-    finished_images,
-    parse,
-    progress_meter,
-    published_options,
-)
+from dalle.cli.sample import SampleConfig, parse
+from dalle.cli.sample_files import SampleFiles, finished_images, progress_meter
 from dalle.cli.sample_from import check_model
 from dalle.cli.sample_many import sample_many
+from dalle.cli.sample_model import load_pipeline
 from dalle.cli.streams import settle_streams
 from dalle.cli.threads import compile_in_background, limit_openmp_spinning
-from dalle.config import dump, to_dict
+from dalle.config import dump
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.result import Result
-    from dalle.pipelines.text_to_image import TextToImage
-    from dalle.pipelines.unclip import UnCLIP
 
 _MEMORY_HINT = "give a smaller --batch-size, or --dtype bfloat16 or int8"
 _MAX_CANDIDATES = 32  # about this many are sampled at a time; what is finished is written, or kept at an interrupt
@@ -55,7 +46,7 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
             return 0
         run = SampleFiles(settings)
         if settings.prompts_file is not None:
-            return sample_many(settings, *load(settings, run), program)
+            return sample_many(settings, *load_pipeline(settings), program)
         sample(settings, run)
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -79,8 +70,8 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
         "image": None if settings.image is None else read_image(settings.image),
         "mask": None if settings.mask is None else read_image(settings.mask),
     }
-    pipe, options = load(settings, run)
-    run.model_hash = pipe.model_hash
+    pipe, options = load_pipeline(settings)
+    run.begin(pipe.model_hash, options)
     if settings.from_image is not None:
         check_model(settings.from_image, settings.model, pipe.model_hash)
     check_request(settings.prompts, settings.n, settings.keep, settings.seed, pipe.clip is not None)
@@ -119,29 +110,6 @@ def _draw_all(settings: SampleConfig, run: SampleFiles, draw: Callable[..., list
         finally:  # at an interrupt, too
             if found is not None:
                 run.add(found.best(len(found.images)))
-
-
-def load(settings: SampleConfig, run: SampleFiles) -> tuple[TextToImage | UnCLIP, dict[str, Any]]:
-    """Load the model; returns it with the options of its calls, which `run` records as far as images depend on them."""
-    import torch
-
-    from dalle.checkpoints.unclip import is_unclip
-    from dalle.pipelines.text_to_image import TextToImage
-    from dalle.pipelines.unclip import UnCLIP
-
-    dtype = getattr(torch, settings.dtype)
-    # A file that needs --given is of a published model that samples tokens
-    if settings.model is not None and not settings.given and is_unclip(settings.model):
-        check_unclip(settings)
-        unclip = UnCLIP.from_pretrained(settings.model, settings.prior, settings.device, dtype, settings.clip)
-        return unclip, settings.sampling | settings.diffusion
-    engine = engine_options(settings)
-    names = ("clip", "image_tokenizer", "text_tokenizer", "text_encoder")
-    sources = {name: getattr(settings, name) for name in names}
-    pipe = TextToImage.from_pretrained(settings.model, settings.device, dtype, **sources, **published_options(settings))
-    sampling = to_dict(pipe.sampling.updated(**settings.sampling))
-    run.options |= sampling
-    return pipe, sampling | engine
 
 
 if __name__ == "__main__":

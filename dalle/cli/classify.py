@@ -114,7 +114,9 @@ def _run(args: argparse.Namespace) -> None:
             continue
         results.append(_plain(result))
         if not args.json:
+            # Not print, which would tear the bar on stderr apart
             tqdm.write(_table(result), file=sys.stdout)
+    # Some unreadable images are skipped with a warning; a run that read none has failed
     if len(broken) == len(records):
         more = f"; none of {len(records)} images can be read" if len(records) > 1 else ""
         raise ValueError(f"{broken[0]}{more}")

@@ -63,6 +63,7 @@ def _run(args: argparse.Namespace) -> None:
     with tqdm(unit="image", disable=None) as bar:
         found = clip_report(clip, source, test, templates_given(args), args.batch_size, args.workers, bar.update)
     for reason in found.broken:
+        # On stderr, so that stdout is the table or the JSON and nothing else
         print(f"dalle eval clip: skipped {reason}", file=sys.stderr)
     if args.json:
         shown = {"source": args.source, "images": args.images} | found.metrics

@@ -12,6 +12,7 @@ from dalle.cli.errors import print_error
 from dalle.config import default_of, descriptions, field_types, union_members
 from dalle.config.ranges import range_text
 
+# K as well as k: memory is written in both ways
 _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 
@@ -27,6 +28,7 @@ def parse_size(text: str, unit: str, option: str) -> float:
     Raises:
         ValueError: the text is not a number with such a unit, or the number is not positive.
     """
+    # Only memory is counted in powers of two
     prefixes = _UNITS | (_BINARY if unit == "B" else {})
     found = re.fullmatch(rf"([\d.]+(?:e\d+)?)\s*({'|'.join(prefixes)})(?:{unit})?", text.strip())
     try:
@@ -70,6 +72,7 @@ def add_options(
             f"{texts[field.name]} ({_range(schema, field.name)}default: {default or _as_default(field)})",
         )
         kind = next(member for member in union_members(hints[field.name]) if member is not type(None))
+        # argparse formats help texts with %, and SUPPRESS leaves defaults to the config class
         common: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
         if get_origin(kind) is tuple:
             choices = get_args(get_args(kind)[0])

@@ -137,6 +137,7 @@ def _row(path: Path, place: str, values: Mapping[Any, Any]) -> PromptRow:
         raise ValueError(f"{path}, {place}: prompt is {shown}")
     for key, value in given.items():
         kinds = int if key in _WHOLE else (int, float)
+        # In Python True is an int, and `n: true` in a JSON file is a mistake
         if isinstance(value, bool) or not isinstance(value, kinds):
             wanted = "a whole number" if key in _WHOLE else "a number"
             raise ValueError(f"{path}, {place}: {key} is {value!r}; it must be {wanted}")

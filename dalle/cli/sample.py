@@ -1,29 +1,22 @@
-"""Options and output files (PNGs, scores.json, grid.png) of `sample.py`."""
+"""Options of `sample.py`: declared once, parsed and checked together. Does not import torch."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from dalle import __version__
-from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
-from dalle.cli.parser import CommandLine, add_options, parse_size
+from dalle.cli.parser import CommandLine, add_options
 from dalle.cli.sample_from import options_from
 from dalle.cli.streams import utf8_argument
-from dalle.config import apply_overrides, config, descriptions, from_dict
+from dalle.config import config, descriptions, from_dict
 from dalle.config.ranges import PositiveInt, Range, Seed
 from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
-if TYPE_CHECKING:  # torch takes a second to import: not for --help
-    from dalle.images.grid import Row
-    from dalle.pipelines.result import Result
-
 _DESCRIPTION = 'Generate images for prompts: python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7'
-_GIVEN = ("family", "heads", "convention", "grid", "roles")
 
 
 @config
@@ -122,6 +115,7 @@ def parse(argv: Sequence[str] | None, program: str) -> tuple[SampleConfig, bool]
     for name, schema in (("sampling", SamplingConfig), ("diffusion", UnCLIPOptions)):
         values[name] = {field.name: values.pop(field.name) for field in fields(schema) if field.name in values}
     if "from_image" in values:
+        # Before the checks, which then see the earlier run's options and these together
         values = options_from(values["from_image"], values)
     settings: SampleConfig = from_dict(SampleConfig, values, "command line")
     if settings.prompts_file is None:
@@ -137,149 +131,6 @@ def _check_few(settings: SampleConfig) -> None:
         raise ValueError("no prompt given: give PROMPT, --prompts-file or --from (see --help)")
     if settings.write != "folders" or settings.shard_size is not None:
         raise ValueError("--write and --shard-size are for --prompts-file")
+    # Each process would generate the same images into a folder of its own
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several processes share a --prompts-file: start one process for prompts on the command line")
-
-
-def published_options(settings: SampleConfig) -> dict[str, Any]:
-    """Parse --given, the facts that published files do not contain.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    given = apply_overrides({}, list(settings.given))
-    for name in given:
-        if name not in _GIVEN:
-            raise ValueError(f"--given {name}: unknown name; expected one of {', '.join(_GIVEN)}")
-    return given
-
-
-def engine_options(settings: SampleConfig) -> dict[str, Any]:
-    """Collect the options of a call that only a model that samples tokens has.
-
-    Raises:
-        ValueError: an option is for an unCLIP, or --max-memory is no size.
-    """
-    others = [*settings.diffusion, *([] if settings.prior is None else ["prior"])]
-    if others:
-        flag = others[0].replace("_", "-")
-        raise ValueError(f"--{flag} is for an unCLIP, and this model samples tokens: leave it out")
-    limit = None if settings.max_memory is None else int(parse_size(settings.max_memory, "B", "max-memory"))
-    names = ("negative", "keep_rows", "window", "compiled", "batch_size")
-    return {name: getattr(settings, name) for name in names} | {"max_memory": limit}
-
-
-def check_unclip(settings: SampleConfig) -> None:
-    """Refuse options that are for models that sample tokens."""
-    names = ("negative", "keep_rows", "image_tokenizer", "text_tokenizer", "text_encoder", "max_memory", "batch_size")
-    for name in names:
-        if getattr(settings, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is for models that sample tokens, not for an unCLIP")
-    if settings.window != 1 or settings.compiled:
-        raise ValueError("--window and --compiled are for models that sample tokens, not for an unCLIP")
-    if settings.dtype == "int8":
-        raise ValueError("--dtype int8 is for models that sample tokens: give float32 or bfloat16")
-
-
-class SampleFiles:
-    """Writes the files of one run to a new folder: a PNG for each kept image, scores.json, grid.png.
-
-    Only what the current page of the grid shows is kept in memory.
-    """
-
-    def __init__(self, settings: SampleConfig):
-        self.settings = settings
-        self.folder: Path | None = None  # created with the first image: an error before leaves no empty folder
-        self.model_hash = ""
-        self.options = recorded_options(settings)
-        self.steps = 0
-        self._prompts = 0  # number of prompts written
-        self._scores: ScoresFile | None = None
-        self._rows: list[Row] = []  # of the grid, not yet written
-        self._first = 1  # number of the first of them
-        self._pages = 0
-
-    def add(self, result: Result) -> None:
-        """Write the images of one prompt, append them to scores.json, and write pages of the grid that are full."""
-        from dalle.images.png import generation_texts, write_png
-
-        if self.folder is None:
-            self.folder = new_folder(self.settings.out, f"{slug(self.settings.prompts[0])}-{self.settings.seed}")
-        self._prompts += 1
-        images = []
-        for rank, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-            name = f"{self._prompts:02d}-{rank + 1:02d}-seed{seed}.png"
-            score = None if result.scores is None else result.scores[rank]
-            texts = generation_texts(result.prompt, seed, self.options, self.model_hash, f"dalle {__version__}")
-            write_png(image, self.folder / name, texts)
-            images.append({"file": name, "prompt": result.prompt, "seed": seed, "score": score})
-        if self._scores is None:
-            scored_by = None if result.scores is None else "CLIP"
-            header = {"model": self.model_hash, "options": self.options, "scored_by": scored_by}
-            self._scores = ScoresFile(self.folder / "scores.json", header)
-        self._scores.append(images, {"steps": self.steps})
-        if self.settings.grid:
-            self._add_row(result)
-
-    def _add_row(self, result: Result) -> None:
-        from dalle.images.grid import split_to_pages
-
-        scores = [""] * len(result.seeds) if result.scores is None else [f"  CLIP {s:.2f}" for s in result.scores]
-        captions = [f"seed {seed}{score}" for seed, score in zip(result.seeds, scores, strict=True)]
-        self._rows.append((result.prompt, result.images, captions))
-        *full, (self._first, self._rows) = split_to_pages(self._rows, self._first)
-        for first, rows in full:
-            self._write_page(rows, first)
-
-    def _write_page(self, rows: list[Row], first: int) -> None:
-        from dalle.images.grid import labeled_grid
-        from dalle.images.png import write_png
-
-        assert self.folder is not None
-        self._pages += 1
-        name = "grid.png" if self._pages == 1 else f"grid-{self._pages}.png"
-        write_png(labeled_grid(rows, first), self.folder / name, {"Software": f"dalle {__version__}"})
-
-    def finish(self) -> Path:
-        """Write the last page of the grid; returns the path to show to the user."""
-        assert self.folder is not None
-        if self._rows:
-            self._write_page(self._rows, self._first)
-            self._rows = []
-        return self.folder / "grid.png" if self.settings.grid else self.folder
-
-
-def finished_images(run: SampleFiles | None) -> str | None:
-    """Complete the files of a run that was broken off, and say where they are; None if it has no image yet."""
-    return None if run is None or run.folder is None else f"finished images: {run.finish()}"
-
-
-def recorded_options(settings: SampleConfig) -> dict[str, Any]:
-    """Collect the options that determine an image, besides prompt, seed and the hash of the model."""
-    names = (
-        "model",
-        "image_tokenizer",
-        "text_tokenizer",
-        "text_encoder",
-        "given",
-        "keep_rows",
-        "dtype",
-    )
-    options = {name: getattr(settings, name) for name in names} | settings.sampling | settings.diffusion
-    options |= {name: value for name in ("prior", "negative") if (value := getattr(settings, name)) is not None}
-    for name, file in (("image", settings.image), ("mask", settings.mask)):
-        if file is not None and file.is_file():
-            options[name] = file_record(file)
-    return options
-
-
-def progress_meter(run: SampleFiles, bar: Any, calls: float) -> Callable[[int, int], None]:
-    """Return a progress callback for one of `calls` equal calls that share a bar; also counts decode steps."""
-    before = bar.n
-
-    def progress(done: int, total: int) -> None:
-        bar.total = round(total * calls)
-        bar.update(before + done - bar.n)
-        run.steps += 1
-
-    return progress

@@ -6,7 +6,6 @@ modulo their number, a part's record is written when all of its images are, and 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -19,9 +18,11 @@ from dalle.cli.drawn_parts import DrawnImage, Part, new_part
 from dalle.cli.errors import print_error
 from dalle.cli.outputs import check_folder
 from dalle.cli.prompts_file import PromptRow, read_prompts
-from dalle.cli.sample import SampleConfig, recorded_options
+from dalle.cli.run_folder import RunBar, RunFolder
+from dalle.cli.sample import SampleConfig
+from dalle.cli.sample_files import recorded_options
 from dalle.config import to_dict
-from dalle.files import FileLock, remove_parts, sha256, write_text
+from dalle.files import FileLock, remove_parts
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.result import Result
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
 _PART_CANDIDATES = 256  # of a part, unless --shard-size says otherwise
 _CPU_CANDIDATES = 32  # drawn together
 _CONTINUE = "complete parts stay: the same command continues from there"
-_SECONDS = 2.0  # from one look at the other processes' parts to the next
 
 Draw = Callable[[Sequence[PromptRow]], "list[Result]"]
 
@@ -79,13 +79,13 @@ def _sample_many(settings: SampleConfig, pipe: TextToImage, options: Mapping[str
     rows = [_complete(row, settings, sampling, pipe) for row in read_prompts(settings.prompts_file)]
     size = settings.shard_size or max(1, _PART_CANDIDATES // settings.n)
     rank, world = processes()
-    run = _Run(settings, rows, size, recorded_options(settings) | sampling, pipe.model_hash)
+    run = RunFolder(settings, rows, size, recorded_options(settings) | sampling, pipe.model_hash)
     run.begin()
     with FileLock(run.out / f".lock-{rank}"):
         draw = _drawer(settings, pipe, options)
         on_cpu = device_of(pipe.model).type == "cpu"
         together = settings.batch_size or (_CPU_CANDIDATES if on_cpu else _PART_CANDIDATES)
-        with _Bar(run, rank) as bar:
+        with RunBar(run, rank) as bar:
             for number in range(rank, len(run.parts), world):
                 if number not in run.finished:
                     _draw_part(run, number, draw, together, bar)
@@ -99,121 +99,6 @@ def _sample_many(settings: SampleConfig, pipe: TextToImage, options: Mapping[str
         where = run.out / "report.json"
         print_error(program, f"{failed} of {len(rows):,} prompts could not be drawn: {where} says why")
     return 1 if failed else 0
-
-
-class _Run:
-    """The output folder: run.json (what is drawn), parts/ (records of what is complete), report.json (at the end)."""
-
-    def __init__(
-        self, settings: SampleConfig, rows: Sequence[PromptRow], size: int, options: dict[str, Any], model_hash: str
-    ) -> None:
-        self.settings, self.rows, self.options, self.model_hash = settings, rows, options, model_hash
-        self.out, self.records = settings.out, settings.out / "parts"
-        self.parts = [range(first, min(first + size, len(rows))) for first in range(0, len(rows), size)]
-        self.images = [sum(rows[i].n or 1 for i in part) for part in self.parts]  # candidates of each part
-        self.finished: set[int] = set()
-
-    def begin(self) -> None:
-        """Create the folder, or check that it holds this run.
-
-        Raises:
-            ValueError: it holds another run, or other files.
-        """
-        file, content = self.out / "run.json", json.loads(json.dumps(self._content()))
-        if not file.exists():
-            if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
-                raise ValueError(f"{self.out} has files of something else: give a new folder as --out")
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        try:
-            found = json.loads(file.read_text("utf-8"))
-        except ValueError:
-            raise ValueError(f"{file} is damaged: give a new folder as --out") from None
-        for key, value in content.items():
-            if found.get(key) != value:
-                raise ValueError(
-                    f"{self.out} was begun with {key} {_shown(found.get(key))}, and this is {_shown(value)}: give the "
-                    "same options to go on with it, or a new folder as --out"
-                )
-        self.records.mkdir(exist_ok=True)
-        self.look()
-
-    def _content(self) -> dict[str, Any]:
-        settings = self.settings
-        assert settings.prompts_file is not None
-        names = ("n", "keep", "distinct", "seed", "write")
-        return {
-            "prompts": {"sha256": sha256(settings.prompts_file), "count": len(self.rows)},
-            "model": self.model_hash,
-            "prompts_per_part": len(self.parts[0]),
-            **{name: getattr(settings, name) for name in names},
-            **self.options,
-        }
-
-    def look(self) -> set[int]:
-        """The parts that are complete, of all processes."""
-        names = (path.stem for path in self.records.glob("[0-9]*.json"))
-        self.finished = {int(name) for name in names}
-        return self.finished
-
-    def record(self, number: int, content: dict[str, Any]) -> None:
-        """Note that a part is complete."""
-        write_text(self.records / f"{number:06d}.json", json.dumps(content, ensure_ascii=False) + "\n")
-        self.finished.add(number)
-
-    def report(self) -> int:
-        """Write report.json of all parts; returns how many prompts failed."""
-        seconds, kept, failed = 0.0, 0, []
-        for number in range(len(self.parts)):
-            content = json.loads((self.records / f"{number:06d}.json").read_text("utf-8"))
-            seconds += content["seconds"]
-            kept += content["kept"]
-            failed += content["failed"]
-        whole = {
-            "prompts": len(self.rows),
-            "candidates": sum(self.images),
-            "images": kept,
-            "seconds": round(seconds, 1),  # of all processes together
-            "software": f"dalle {__version__}",
-            "failed": failed,
-        }
-        write_text(self.out / "report.json", json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-        return len(failed)
-
-
-class _Bar:
-    """Progress over all processes, shown by the first; it knows of the others' parts by their records."""
-
-    def __init__(self, run: _Run, rank: int) -> None:
-        from tqdm import tqdm
-
-        self.run, self.shown, self.own, self.looked = run, rank == 0, 0, time.monotonic()
-        self.bar = tqdm(
-            total=sum(run.images),
-            initial=self._finished(),
-            desc="drawing",
-            unit=" images",
-            dynamic_ncols=True,
-            disable=not self.shown,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-        )
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def drawn(self, candidates: int) -> None:
-        """Count candidates of the part that this process is at; 0 begins with the next one."""
-        self.own = self.own + candidates if candidates else 0
-        if self.shown and time.monotonic() - self.looked > _SECONDS:
-            self.run.look()
-            self.looked = time.monotonic()
-        self.bar.update(max(0, self._finished() + self.own - self.bar.n))
-
-    def _finished(self) -> int:
-        return sum(self.run.images[number] for number in self.run.finished)
 
 
 def _complete(row: PromptRow, settings: SampleConfig, sampling: dict[str, Any], pipe: TextToImage) -> PromptRow:
@@ -256,7 +141,7 @@ def _drawer(settings: SampleConfig, pipe: TextToImage, options: Mapping[str, Any
     return draw
 
 
-def _draw_part(run: _Run, number: int, draw: Draw, together: int, bar: _Bar) -> None:
+def _draw_part(run: RunFolder, number: int, draw: Draw, together: int, bar: RunBar) -> None:
     """Draw a part and record it."""
     from dalle.images.png import generation_texts, png_bytes
 
@@ -323,8 +208,3 @@ def _drawn(
         if len(group) == 1:
             return [(group[0], error)]
     return [one for index in group for one in _drawn([index], rows, draw)]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
