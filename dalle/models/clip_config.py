@@ -47,6 +47,7 @@ class CLIPConfig:
     """Id of the EOS token, at which a caption's embedding is read."""
     embed_dim: Size = 256
     """Dimensions D of the joint embedding space."""
+    # Mean and deviation of OpenAI's training images, which most published CLIPs keep
     mean: tuple[_Mean, _Mean, _Mean] = (0.48145466, 0.4578275, 0.40821073)
     """Mean of the red, green and blue channels, subtracted from images in [0, 1]."""
     std: tuple[_Deviation, _Deviation, _Deviation] = (0.26862954, 0.26130258, 0.27577711)
@@ -83,6 +84,7 @@ class CLIPConfig:
                 f"embed_dim is {self.embed_dim}; SigLIP towers have no image projection, so it must be the image "
                 f"tower's width, {self.vision.width}"
             )
+        # A ResNet has no patches: 32 is its total stride, which `image_size` must be a multiple of
         if self.resnet is not None and (self.patch_size != 32 or self.towers == "siglip"):
             raise ValueError(
                 f"patch_size is {self.patch_size} and towers {self.towers}; with resnet they must be 32 and another"

@@ -124,6 +124,7 @@ class DiffusionDecoder(nn.Module):
         if length > self.config.text_length:
             raise ValueError(f"got captions of {length} tokens, this decoder reads {self.config.text_length}")
         if dropped is not None:
+            # The image's embedding alone: captions are dropped by the caller, who encodes an empty one instead
             embeds = torch.where(dropped[:, None], self.null_embed.to(embeds.dtype), embeds)
         dtype = self.states_in.weight.dtype
         embeds = embeds.to(dtype)
@@ -133,4 +134,5 @@ class DiffusionDecoder(nn.Module):
         context = torch.cat((tokens.to(states.dtype), states), dim=1)
         real = torch.cat((text.mask.new_ones(batch, tokens.shape[1]), text.mask), dim=1)
         predicted: Tensor = self.unet(noised.to(dtype), vector, context, real)
+        # Samplers subtract nearly equal numbers, for which 16 bits are too coarse
         return predicted.float()

@@ -88,4 +88,5 @@ class LatentDecoder(nn.Module):
         vector = self.time(steps) + self.vector_norm(self.image_to_vector(embeds))
         tokens = self.tokens_norm(self.image_to_tokens(embeds).view(len(embeds), self.config.image_tokens, -1))
         predicted: Tensor = self.unet(noised.to(embeds.dtype), vector, tokens)
+        # Samplers subtract nearly equal numbers, for which 16 bits are too coarse
         return predicted.float()

@@ -121,6 +121,7 @@ class UNet(nn.Module):
             if level:
                 self.up.append(ResidualBlock(config, before, before, "up"))
         self.norm_out = Norm(before, _EPS)
+        # Untrained it predicts zero, the mean of noise
         self.conv_out = _zeroed(Conv3x3(before, channels_out))
 
     def forward(self, x: Tensor, vector: Tensor, context: Tensor | None = None, real: Tensor | None = None) -> Tensor:
@@ -143,6 +144,7 @@ class UNet(nn.Module):
             skips.append(x)
         x = self.middle_out(self.middle(x, vector, context, real), vector)
         for part in self.up:
+            # The skip behind each downsampling goes to the last stage of the level that it leads to
             if isinstance(part, Stage):
                 x = torch.cat((x, skips.pop()), dim=1)
             x = part(x, vector, context, real)
@@ -192,6 +194,7 @@ class ResidualBlock(nn.Module):
         condition = self.vector(vector)[:, :, None, None].to(hidden.dtype)
         if self.scale_shift:
             scale, shift = condition.chunk(2, dim=1)  # AdaGN (Dhariwal and Nichol 2021, arXiv 2105.05233, section 3)
+            # 1 + scale: a vector of zeros leaves the norm as it is
             hidden = F.silu(torch.addcmul(shift, self.norm_out(hidden), 1 + scale))
         else:
             hidden = self.norm_out(hidden + condition, swish=True)
@@ -223,6 +226,7 @@ class AttentionBlock(nn.Module):
         if self.context is not None and context is not None:
             also = self.context(context.to(tokens.dtype))
             also_k, also_v = rearrange(also, "b n (two h d) -> two b h n d", two=2, h=self.heads)
+            # The context in front, as the published code has it; the mask below is padded to match
             k, v = torch.cat((also_k, k), dim=2), torch.cat((also_v, v), dim=2)
             if real is not None:
                 mask = F.pad(real, (0, pixels), value=True)[:, None, None]  # [B, 1, 1, S + H W]

@@ -34,6 +34,7 @@ IMAGES = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
 _VQ_NAMES = ("vqgan.ckpt", "tokenizer/vqgan.ckpt")
 _ROWS, _LUMINA_ROWS = 32, 48  # 512 and 768 pixels
 _CELL = 16  # pixels of a code
+# End of turn and begin of image go by these names in its vocabulary (chameleon/inference/vocab.py)
 _BEGIN, _PAD, _TURN, _IMAGE = "<s>", "<pad>", "<reserved08706>", "<racm3:break>"
 _NEW_LINE, _NUMBERS = "<reserved08799>", 8800  # the number n is called <reserved0880n>
 _LUMINA_TEMPLATE = "Generate an image of {size}x{size} according to the following prompt:\n{{}}"
@@ -141,8 +142,10 @@ def read(
     del state["head"]
     if int(codes.max()) >= min(len(table), len(head)):
         raise ValueError(f"its tables have {len(table)} and {len(head)} rows, its tokenizer codes up to {codes.max()}")
+    # Meta set these rows to zero before publishing; without the check every code would be equally likely
     if not head[codes[0]].any():
         raise ValueError("its head for image codes is zero (a Chameleon as Meta published it): it draws no images")
+    # Row ends are read and never predicted here, so they have an embedding and no row in the head
     inputs = torch.cat((codes, torch.tensor([words.id_of(_NEW_LINE)]))) if lumina else codes
     state["image_embedding.weight"], state["image_head.weight"] = _rows(table, inputs), _rows(head, codes)
     config = DALLEConfig(
@@ -213,6 +216,7 @@ def _per_head(norm: Tensor, heads: int, width: int, interleaved: bool) -> LazyTe
     """Weights or biases of a norm, [D] or [H, D], as [H, 1, D] in the order of our rotary channels."""
 
     def make() -> Tensor:
+        # The norm stands before the rotation, so its channels move with those of queries and keys
         own = norm[..., deinterleave(width)] if interleaved else norm
         return own.expand(heads, width)[:, None].clone()
 

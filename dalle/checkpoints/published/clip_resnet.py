@@ -62,6 +62,7 @@ def convert(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor | LazyTenso
             number = first[int(block[1]) - 1] + int(block[2])
             ours = f"vision.blocks.{number}.{block[4] or _PARTS[block[3]]}"
         state[f"{ours}.weight"], state[f"{ours}.bias"] = _folded(tensors, place)
+    # The first position is the mean of all cells, from which pooling asks
     cells = square(shape(tensors, "vision.pooling.positions", 2)[0] - 1)[0]
     width = shape(tensors, "vision.stem.3.weight", 4)[0]
     a, b, c, d = layers

@@ -57,6 +57,7 @@ def read_settings(source: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / 'config.json'} says model_type: {kind!r}, expected 'clip'")
     if {"vision_config", "text_config"} <= set(config):
         vision, text = (config[part] or {} for part in ("vision_config", "text_config"))
+        # transformers leaves out of config.json what equals the defaults of its class, so these are its defaults
         settings["heads"] = vision.get("num_attention_heads", 12)
         settings["text_heads"] = text.get("num_attention_heads", 8)
         settings["activation"] = vision.get("hidden_act", "quick_gelu")
@@ -68,6 +69,7 @@ def read_settings(source: Path) -> dict[str, Any]:
     if isinstance(model, dict):
         for part in ("vision_cfg", "text_cfg"):
             _check_open_clip(part, model.get(part) or {}, folder / "open_clip_config.json")
+    # Where both files are there, transformers' one has been read above
     if isinstance(model, dict) and not config:
         vision, text = (model.get(part) or {} for part in ("vision_cfg", "text_cfg"))
         width, head = vision.get("width"), vision.get("head_width", 64)

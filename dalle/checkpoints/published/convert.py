@@ -135,6 +135,7 @@ def _clip_parts(found: Published, path: Path, text_tokenizer: _Source, scratch: 
 def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Storage) -> None:
     """A folder as `dalle.checkpoints.unclip.assemble` writes it: the CLIP lies there once, beside all parts."""
     for part in (found.clip, *found.parts.values()):
+        # Before the first file is written: these are gigabytes
         part.check(without_weights(part.config), source)
     origin = f"{found.family}, {source}"
     with atomic_folder(out) as new, tempfile.TemporaryDirectory(prefix="dalle-convert-") as scratch:
@@ -149,6 +150,7 @@ def _write_unclip(out: Path, found: PublishedUnCLIP, source: str, storage: Stora
             if name in found.sampling:
                 config["sampling"] = found.sampling[name]
             if name in ("prior", "decoder"):
+                # Relative, so that the folder can be moved; the hash notices another CLIP in its place
                 config["parts"] = {"clip": {"path": "../clip", "sha256": recorded["clip"]["sha256"]}}
             model_folder.save(new / name, config, part.tensors, storage=storage)
             recorded[name] = {"path": name, "sha256": model_folder.folder_hash(new / name)}

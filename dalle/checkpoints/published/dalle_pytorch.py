@@ -116,8 +116,10 @@ def read(tree: dict[str, Any]) -> Published:
             sandwich=sandwich,
             layer_scale=True,
             biases="not_qkv",
+            # With rotary positions it rotates the values too
             rotate_values=rotary,
             reversible=any(".blocks." in name for name in published),
+            # `stable` also divides scores before their softmax and multiplies them inside, which cancels
             divide_by_max=bool(options.get("stable")),
         ),
         text_vocab=words - length,
@@ -126,6 +128,7 @@ def read(tree: dict[str, Any]) -> Published:
         grid=grid,
         positions="stored_rope" if rotary else "learned",
         stored_masks=tuple(tables.index(kind) if kind in tables else -1 for kind in kinds) if tables else (),
+        # Its forward pads every text with a 0 in front, which it calls bos
         begin_id=0,
         shift_tokens=wrappers > 2 if "shift_tokens" not in options else bool(options["shift_tokens"]),
     )
@@ -171,6 +174,7 @@ def _split_logits(state: dict[str, Tensor | LazyTensor], tensors: dict[str, Tens
 def _convert_layer(state: dict[str, Tensor | LazyTensor], place: str, heads: int, rotary: bool, sandwich: bool) -> None:
     """Convert one layer's tensors to our layout, in place."""
     for branch in ("attention", "feed_forward"):
+        # Layer scale is published as [1, 1, C]
         scale = state.pop(f"{place}.{branch}_end.scale", None)
         if isinstance(scale, Tensor):
             state[f"{place}.{branch}_end.{int(sandwich)}.weight"] = scale.flatten()

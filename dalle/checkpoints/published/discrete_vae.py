@@ -34,6 +34,7 @@ def read(options: Any, tensors: Mapping[str, Tensor]) -> Published:
         ValueError: they are of something else, or an option is not supported.
     """
     options = options if isinstance(options, dict) else {}
+    # Where hparams do not say, the default of its class applied, 0.5; None: images were not normalized
     normalization = options.get("normalization", _UNSPECIFIED)
     if normalization not in (_UNSPECIFIED, None) and not _is_half(normalization):
         raise ValueError(

@@ -36,9 +36,11 @@ NEGATIVE = (
 """The project's negative prompt."""
 _ROWS = 90  # 720 pixels
 _TIKTOKEN, _VISION = "emu3.tiktoken", "emu3_vision_tokens.txt"
+# Begin of text and end of line of Emu3Tokenizer
 _PAD, _BEGIN, _ROW_END = "<|endoftext|>", "<|extra_203|>", "<|extra_200|>"
 _SPECIAL = (_PAD, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 _CODE = re.compile(r"<\|visual token (\d{6})\|>")
+# Its image_generation.py appends the first to each prompt (POSITIVE_PROMPT)
 _QUALITY, _SIZE = " masterpiece, film grained, best quality.", "<|image start|>{rows}*{rows}<|image token|>"
 _LAYOUTS = (  # pattern of what is in front of the blocks, pattern of the head
     ("model", "lm_head"),
@@ -122,6 +124,7 @@ def read(
         )
     count = tokenizer.vocab_size
     inputs = torch.cat((words.codes, torch.tensor([tokenizer.id_of(_ROW_END)])))
+    # Rows of image codes are in a table of their own, and no prompt has their ids
     state["text_embedding.weight"] = table[:count]
     state["image_embedding.weight"], state["image_head.weight"] = _rows(table, inputs), _rows(head, words.codes)
     config = DALLEConfig(

@@ -46,6 +46,7 @@ def read_latent_decoder(folder: Path) -> Published:
             f"{folder} is conditioned by {kinds[0]} and {kinds[1]}, not by an image alone: Kandinsky 2.1 and nets "
             "with hints are not supported, give kandinsky-2-2-decoder"
         )
+    # Latents in, noise out, and the variance behind it. For inpainting 9 go in: latents, those of what is kept, mask
     channels = settings.get("in_channels", 4)
     if channels != shape(stored, "conv_out.weight", 4)[0] and 2 * channels != shape(stored, "conv_out.weight", 4)[0]:
         raise ValueError(
@@ -77,6 +78,7 @@ def read_movq(folder: Path) -> Published:
         ValueError: a file is missing or damaged, or it is of another architecture.
     """
     settings, stored = read_json(folder / "config.json"), read_state(folder)
+    # diffusers renames these too when it loads older files
     for old, new in _BEFORE.items():
         stored = {name.replace(f".{old}.", f".{new}."): tensor for name, tensor in stored.items()}
     if settings.get("norm_type") != "spatial":

@@ -78,6 +78,7 @@ def read_upsampler(folder: Path, last: bool = False, low_size: int = 64) -> Publ
         low_size=low_size,
         unet=shapes,
         predicts="epsilon",
+        # Three channels for the noise, three more where the variance is learned
         learned_variance=shape(stored, "conv_out.weight", 4)[0] == 6,
         schedule=CosineConfig(),
     )
@@ -116,6 +117,7 @@ def _decoder(
     if _NULL in projection:
         null = projection[_NULL]
         tensors["null_embed"] = derived([null], torch.Size((null.numel(),)), null.flatten)
+    # It reads raw embeddings: statistics that change nothing
     tensors |= {"image_mean": torch.zeros(dim), "image_deviation": torch.ones(dim)}
     config = DecoderConfig(
         image_size=settings.get("sample_size") or 64,
@@ -134,4 +136,5 @@ def _decoder(
 
 def _turned(rows: Tensor, count: int) -> LazyTensor:
     """Rows of [C, K], as Karlo has them, in the order [K, C] of ours."""
+    # Their code views the projection as [B, C, K] and transposes it; here that is done once, to the weights
     return derived([rows], rows.shape, lambda: rows.unflatten(0, (-1, count)).transpose(0, 1).flatten(0, 1))

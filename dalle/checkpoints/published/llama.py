@@ -208,6 +208,7 @@ def grid_rows(given: Mapping[str, Any], rows: object) -> int:
 
 def _heads(inner: int, settings: Mapping[str, Any], given: Mapping[str, Any], blocks: Blocks) -> tuple[int, int]:
     """The number of heads and the channels of each, of `inner` channels in all."""
+    # Queries need not be as wide as the model (Gemma): heads are counted from their width
     width = settings.get("head_dim") or blocks.head_width or _HEAD_WIDTH
     known = {inner: inner // width} if isinstance(width, int) and inner % width == 0 else {}
     for name in ("num_attention_heads", "n_heads"):
@@ -222,6 +223,7 @@ def _half_split(q: Tensor, k: Tensor, v: Tensor, head: int) -> LazyTensor:
 
     def make() -> Tensor:
         order = deinterleave(head)
+        # Values stay as they are: they are not rotated
         turned = (part.unflatten(0, (-1, head))[:, order].flatten(0, 1) for part in (q, k))
         return torch.cat((*turned, v))
 
@@ -244,6 +246,7 @@ def _rope_base(settings: Mapping[str, Any], base: float) -> float:
     """
     rope = section(settings, "rope_parameters", "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    # Scaled positions (YaRN, dynamic, ...) turn by other angles: ignored, they give plausible and wrong images
     if kind != "default":
         raise ValueError(f"its rotary positions are scaled ({kind}), which is not supported")
     return float(rope.get("rope_theta", settings.get("rope_theta", base)))

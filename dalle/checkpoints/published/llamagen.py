@@ -19,6 +19,7 @@ FAMILY = "LlamaGen"
 LICENSE = "MIT (github.com/FoundationVision/LlamaGen, LICENSE)"
 TEXT_ENCODER = "google/flan-t5-xl"
 T2I_IMAGES, C2I_IMAGES = "peizesun/llamagen_t2i/vq_ds16_t2i.pt", "FoundationVision/LlamaGen/vq_ds16_c2i.pt"
+# Defaults of their sample_t2i.py and sample_c2i.py
 T2I_SAMPLING, C2I_SAMPLING = SamplingConfig(guidance=7.5, top_k=1000), SamplingConfig(guidance=4.0, top_k=2000)
 # width -> heads of B, L, XL, XXL, XXXL, 1B, 3B, 7B (autoregressive/models/gpt.py)
 _HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2560: 40, 2048: 32, 3200: 32, 4096: 32}
@@ -98,6 +99,7 @@ def read(published: dict[str, Tensor], options: dict[str, Any], name: str, given
         image_vocab=vocab,
         grid=(rows, rows),
         positions="stored_rope",
+        # The last class stands for none: it was trained by dropping labels, and guidance leads away from it
         pad_id=words - 1,
         padding="word",
         text_features=None if classes else shape(tensors, "text_embedding.null")[1],
@@ -111,6 +113,7 @@ def _rows(options: dict[str, Any], name: str, given: dict[str, Any]) -> int:
     if "grid" in given:
         return int(given["grid"])
     pixels, factor = options.get("image_size"), options.get("downsample_size", 16)
+    # The names of the published files end in it: c2i_B_256.pt, t2i_XL_stage2_512.pt
     if pixels is None and (match := re.search(r"_(256|384|512)(?!\d)", name)):
         pixels = int(match[1])
     if not isinstance(pixels, int) or not isinstance(factor, int):

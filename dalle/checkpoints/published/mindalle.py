@@ -27,7 +27,9 @@ from dalle.models.transformer_config import FeedForwardKind, TransformerConfig
 FAMILY = "minDALL-E"
 LICENSE = "CC-BY-NC-SA 4.0, not for commercial use (github.com/kakaobrain/minDALL-E, LICENSE.cc-by-nc-sa-4.0)"
 IMAGES, TRANSFORMER, TOKENIZER = "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer"
+# As in its README
 SAMPLING = SamplingConfig(top_k=256)
+# Width -> heads of the one model that is published (1.3B); others say so in their config.yaml
 _HEADS = {1536: 24}
 _BLOCK = r"blocks\.(\d+)"
 _RULES = (
@@ -45,6 +47,7 @@ _RULES = (
     (rf"{_BLOCK}\.mlp\.0\.(.+)", r"transformer.blocks.\1.feed_forward.up.\2"),
     (rf"{_BLOCK}\.mlp\.2\.(.+)", r"transformer.blocks.\1.feed_forward.down.\2"),
 )
+# Each layer stores its causal mask as a buffer; ours comes from the config
 _DROPPED = r"blocks\.\d+\.attn\.mask"
 
 
@@ -73,12 +76,14 @@ def read(source: Path, pad_id: int, given: dict[str, Any]) -> Published:
     for layer in range(depth):
         for kind in ("weight", "bias"):
             place = f"transformer.blocks.{layer}.attention"
+            # As in minGPT there are three linear layers; ours is one, which reads its input once
             names = [f"{place}.{part}.{kind}" for part in ("query", "key", "value")]
             if all(name in tensors for name in names):
                 state[f"{place}.qkv.{kind}"] = concat_lazy(*(tensors[name] for name in names))
                 for name in names:
                     del state[name]
     words, width = shape(tensors, "text_embedding.weight")
+    # Its approximation is x * sigmoid(1.702 x), not GPT-2's by tanh
     feed_forward: FeedForwardKind = "quick_gelu" if options.get("gelu_use_approx") else "gelu"
     hidden = shape(tensors, "transformer.blocks.0.feed_forward.up.weight")[0]
     config = DALLEConfig(
@@ -93,8 +98,10 @@ def read(source: Path, pad_id: int, given: dict[str, Any]) -> Published:
         text_length=shape(tensors, "text_position")[0],
         image_vocab=shape(tensors, "image_embedding.weight")[0],
         grid=square(shape(tensors, "cell_position")[0]),
+        # One table for all cells of the grid, where DALL-E adds a row's and a column's embedding
         positions="learned_cells",
         pad_id=pad_id,
+        # [PAD] is a word like any other, which was trained and is attended to
         padding="word",
         head_bias=False,
     )

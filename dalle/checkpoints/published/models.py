@@ -187,6 +187,7 @@ def transformer_file(source: Path) -> Path:
     if found is not None:
         return found
     files = [file for file in sorted(source.iterdir()) if file.suffix in (".pt", ".bin", ".ckpt", ".pth")]
+    # LlamaGen and ruDALL-E are used with an image tokenizer's file in the same folder
     others = [file for file in files if not file.name.startswith(("vq_", "vqgan"))]
     return others[0] if len(others) == 1 else weights_file(source)
 

@@ -27,6 +27,7 @@ _OUTER = {
 _BLOCK = {
     "norm1": "attention_norm",
     "attn1.to_out.0": "attention.out",
+    # norm2 would be cross-attention's, which a prior has not
     "norm3": "feed_forward_norm",
     "ff.net.0.proj": "feed_forward.up",
     "ff.net.2": "feed_forward.down",
@@ -85,6 +86,7 @@ def _config(settings: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Diffus
         ),
         embed_dim=shape(stored, "proj_in.weight", 2)[1],
         text_width=shape(stored, "encoder_hidden_states_proj.weight", 2)[1],
+        # Behind the text: its embedding, the step, the noised image embedding, and the query for the result
         text_length=shape(stored, "positional_embedding", 3)[1] - 4,
         null_caption="empty",
     )
@@ -114,6 +116,7 @@ def _tensors(
         published[ours] = theirs
         if theirs in stored:
             tensors[ours] = _flat(stored[theirs])
+    # It reads raw text embeddings: statistics that change nothing
     tensors |= {"text_mean": torch.zeros(config.embed_dim), "text_deviation": torch.ones(config.embed_dim)}
     return tensors, published
 

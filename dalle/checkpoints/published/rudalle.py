@@ -73,12 +73,14 @@ def read(published: dict[str, Tensor], given: dict[str, Any]) -> Published:
     prefix = length + (convention == "v2")
     state: dict[str, Tensor | LazyTensor] = dict(tensors)
     if convention == "v3":
+        # The table has a row more than there are text tokens, for the begin token that only v2 prepends
         state["text_position"] = tensors["text_position"][:length]
         dropped.append(f"text_pos_embeddings.weight[{length}]")
     state["row_position"] = tensors["row_position"][:, None]
     state["column_position"] = tensors["column_position"][None]
     for kind in ("weight", "bias"):
         shape(tensors, f"to_logits.{kind}")
+        # One output layer over text and image ids; ours has a head for each, so that sampling skips the text
         both = state.pop(f"to_logits.{kind}")
         assert isinstance(both, Tensor)
         state[f"text_head.{kind}"], state[f"image_head.{kind}"] = both[:words], both[words:]

@@ -87,11 +87,13 @@ def read(published: Mapping[str, Tensor], config: Mapping[str, Any], pixels: Map
 
 def _tower(tensors: Mapping[str, Tensor], tower: str, config: Mapping[str, Any]) -> TransformerConfig:
     width = shape(tensors, f"{tower}.positions", 2)[1]
+    # transformers leaves out of config.json what equals the defaults of its class, so these are its defaults
     heads, activation = config.get("num_attention_heads", 12), config.get("hidden_act", "gelu_pytorch_tanh")
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise ValueError(f"its {tower} width is {width} and its config.json says {heads} heads, which do not divide it")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"its activation {activation!r} is not supported")
+    # SigLIP's towers have this epsilon built in (CLIP's is 1e-5)
     if config.get("layer_norm_eps", 1e-6) != 1e-6:
         raise ValueError(f"its {tower} tower has layer_norm_eps {config['layer_norm_eps']}, expected 1e-6")
     return TransformerConfig(

@@ -103,6 +103,7 @@ def read_unclip(source: Path, prior: Path | None = None) -> PublishedUnCLIP:
     except ValueError as error:
         reason = str(error)
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
+    # Settings that contradict the tensors show only when shapes are computed from them
     except SHAPE_ERRORS as error:
         raise ValueError(f"{source} cannot be loaded: its tensors or settings do not have the shapes of one") from error
 
@@ -125,6 +126,7 @@ def _check_parts(source: Path) -> str:
         found = str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else None
         if found is None or not (source / name).is_dir():
             raise ValueError(f"it has no part {name}, of {wanted}: fetch the whole folder")
+        # CLIPTokenizerFast reads the same files
         if found.removesuffix("Fast") != wanted:
             raise ValueError(f"its part {name} is of the class {found}; {wanted} is read")
     return kind
@@ -194,6 +196,7 @@ def _read_prior(folder: Path, scheduler: str, family: str, terms: str) -> tuple[
         raise ValueError(f"{folder / scheduler} says that the prior predicts {found.predicts}; expected the embedding")
     prior = read_prior(folder / "prior", family, terms)
     config = replace(prior.config, schedule=found.schedule)
+    # One sample, as in diffusers; the paper draws two and keeps the better (section 2.2)
     own = {"guidance": _PRIOR_GUIDANCE, "samples": 1, "bound": found.bound, "sampler": to_dict(found.sampler)}
     return replace(prior, config=config), own
 
