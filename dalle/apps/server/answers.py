@@ -18,7 +18,10 @@ from dalle.images.png import generation_texts, png_bytes
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy shall hold events back
+STREAM_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}  # or a proxy such as nginx would buffer events
 
 
 class Answers:
@@ -35,7 +38,7 @@ class Answers:
         self.created = int(time.time())
 
     def encoded(self, image: Image.Image, seed: int) -> str:
-        """The file of an image in base64; a PNG has in it how it was made."""
+        """The file of an image in base64; a PNG has its prompt, seed and options as metadata."""
         whole = image if image.size == self.size else image.resize(self.size, Image.Resampling.LANCZOS)
         if self.body.output_format == "png":
             prompt, options = self.order.request.prompt, self.order.options
@@ -65,7 +68,7 @@ class Answers:
         }
 
     def partial(self, kind: str, image: Image.Image, number: int, candidate: int, share: float) -> str:
-        """The event of an image that is half drawn; `candidate` of the request, from 0."""
+        """The event of a preview; `candidate` of the request, from 0."""
         seed = self.order.request.seeds[candidate]
         own = {"candidate_index": candidate, "seed": seed, "progress": round(share, 4)}
         content = {"b64_json": self.encoded(image, seed), "partial_image_index": number, **own, **self._event()}
@@ -94,7 +97,7 @@ class Answers:
         return {"notes": self.order.notes} if self.order.notes else {}
 
     def _usage(self) -> dict[str, Any]:
-        """Text tokens that were read, and image tokens that were drawn, of all candidates."""
+        """Text tokens read and image tokens generated, of all candidates."""
         request = self.order.request
         limit = self.pipe.model.config.text_length
         length = self.pipe.text_tokens(request.prompt)

@@ -40,9 +40,9 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
     `app.state.worker` is its worker, which begins and ends with the application.
 
     Args:
-        pipe: what draws.
+        pipe: the pipeline.
         settings: limits, tokens and the index; address and model have been used by then.
-        unclip: what makes variations and blends.
+        unclip: for variations and blends, or None.
 
     Raises:
         ValueError: tokens or the index cannot be read.
@@ -77,6 +77,7 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
     app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=worker.metrics)
     name = model_name(settings.model)
     drawing = Drawing(pipe, worker, settings)
+    # The built-in CLIP has only seen captions of emoji
     templates = "emoji-en" if settings.model is None and settings.clip is None else "images-en"
     app.include_router(page_router())
     app.include_router(ImageRoutes(drawing, name).router())
@@ -99,6 +100,7 @@ def _open_index(folder: Path, pipe: TextToImage, given: bool) -> ImageIndex:
         ValueError: it cannot be read, or was made with another CLIP than the one that is given, or found.
     """
     index = ImageIndex(folder)
+    # One CLIP in memory instead of two where they are the same weights
     own = pipe.clip is not None and fingerprint(pipe.clip) == index.manifest.clip_hash
     index = ImageIndex(folder, pipe.clip) if own or given else index
     index.clip  # noqa: B018, loaded and compared now, not at the first request
@@ -138,7 +140,7 @@ def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: st
 
     @app.get("/v1/models", tags=["server"])
     async def models() -> JSONResponse:
-        """The model that is loaded."""
+        """The model that the server has loaded."""
         return JSONResponse({"object": "list", "data": [entry]})
 
     @app.get("/v1/models/{model}", tags=["server"])
@@ -154,16 +156,16 @@ def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: st
 def _add_health(app: FastAPI, worker: Worker) -> None:
     @app.get("/healthz", tags=["server"])
     async def healthz() -> JSONResponse:
-        """Whether the server works: 200, else 503 and it should be started anew."""
+        """Liveness: 200, else 503 and the server should be restarted."""
         return JSONResponse({"alive": worker.alive}, 200 if worker.alive else 503)
 
     @app.get("/readyz", tags=["server"])
     async def readyz() -> JSONResponse:
-        """Whether it takes requests: 200, else 503."""
+        """Readiness: 200 if the server accepts requests, else 503."""
         ready = worker.alive and not worker.draining
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     @app.get("/metrics", tags=["server"])
     async def metrics() -> PlainTextResponse:
-        """What is measured, in Prometheus' text format."""
+        """Metrics in Prometheus' text format."""
         return PlainTextResponse(worker.metrics.text(), media_type="text/plain; version=0.0.4")

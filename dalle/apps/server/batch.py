@@ -1,4 +1,4 @@
-"""A batch of images: drawn together, watched between steps, and gone on with when somebody leaves.
+"""A batch of images: generated together, watched between steps, and continued without a client that leaves.
 
 Letters: B candidates of a batch, N image tokens.
 """
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.apps.server.events import Drawn, Failed, Preview, Stopping, tell
+from dalle.apps.server.events import Drawn, Failed, Preview, Stopping, notify
 from dalle.apps.server.metrics import Metrics
 from dalle.apps.server.queue import Job, Unit
 from dalle.generation.options import EngineOptions
@@ -26,11 +26,11 @@ from dalle.pipelines.text_to_image import TextToImage
 
 log = logging.getLogger("dalle.server")
 
-_REST = 235  # gray of what is not drawn yet, in a preview
+_REST = 235  # gray of the rows without codes, in a preview
 
 
-class _BrokenOff(Exception):
-    """Somebody in the batch is not waited for any more; codes [B, N] have been drawn up to a token."""
+class _Interrupted(Exception):
+    """A client of the batch has left; `codes` [B, N] are generated up to a token."""
 
     def __init__(self, codes: Tensor, settled: int) -> None:
         super().__init__(settled)
@@ -39,27 +39,27 @@ class _BrokenOff(Exception):
 
 @dataclass(frozen=True)
 class Host:
-    """What a batch asks of the worker that draws it."""
+    """Callbacks of a batch into the worker that runs it."""
 
-    let_go: Callable[[Unit], None]  # an image is finished, or not wanted any more
-    cancel: Callable[[Job], None]  # nothing of a job will be drawn any more
-    between: Callable[[], None]  # called between two steps; what it raises ends the batch
+    release: Callable[[Unit], None]  # an image is finished or canceled: its slot is free
+    cancel: Callable[[Job], None]  # a job has failed: drop its waiting images
+    between_steps: Callable[[], None]  # called between two steps; an exception ends the batch
 
 
 class Batches:
-    """Draws batches. A batch's rows stand at the same token: kernels, masks and recorded steps know one position."""
+    """Runs batches. All rows of a batch are at the same token: kernels, masks and CUDA graphs know one position."""
 
     def __init__(self, pipe: TextToImage, engine: EngineOptions, metrics: Metrics, host: Host) -> None:
         self.pipe, self.engine, self.metrics, self.host = pipe, engine, metrics, host
 
     def draw(self, units: list[Unit]) -> None:
-        """Draw units of one lead; whatever happens, each is told of and let go."""
+        """Generate units of one lead; whatever happens, each is reported and its slot released."""
         self.metrics.observe("dalle_batch_size", len(units))
         before = time.perf_counter()
         while units:
             try:
                 results = self._draw(units)
-            except _BrokenOff as broken:
+            except _Interrupted as broken:
                 units = self._left(units, broken)
             except Exception as error:
                 if not isinstance(error, Stopping) and len({unit.job for unit in units}) > 1:
@@ -68,33 +68,33 @@ class Batches:
                         self.draw([unit for unit in units if unit.job is job])
                     return
                 for unit in units:
-                    self.host.let_go(unit)
+                    self.host.release(unit)
                 for job in dict.fromkeys(unit.job for unit in units):
                     self.host.cancel(job)
-                    tell(job.tell, Failed(error))
+                    notify(job.listener, Failed(error))
                 return
             else:
                 self.metrics.add("dalle_images_total", len(units))
                 self.metrics.add("dalle_drawing_seconds_total", time.perf_counter() - before)
                 for unit, result in zip(units, results, strict=True):
-                    self.host.let_go(unit)
-                    _tell(unit.job, Drawn(unit.index, result))
+                    self.host.release(unit)
+                    _notify(unit.job, Drawn(unit.index, result))
                 return
 
-    def _left(self, units: list[Unit], broken: _BrokenOff) -> list[Unit]:
-        """Who is still waited for, with the codes so far as their start."""
+    def _left(self, units: list[Unit], broken: _Interrupted) -> list[Unit]:
+        """The units whose clients still wait, with the codes so far as their init image."""
         left = []
         for unit, codes in zip(units, broken.codes, strict=True):
             if unit.job.cancelled:
                 self.metrics.add("dalle_cancelled_images_total")
-                self.host.let_go(unit)
+                self.host.release(unit)
                 continue
             unit.job.resumed[unit.index] = self._resumed(_init_image(unit), codes, broken.settled)
             left.append(unit)
         return left
 
     def _resumed(self, given: InitImage | None, codes: Tensor, settled: int) -> InitImage:
-        """What is known of an image, and its first `settled` codes [N] too."""
+        """An init image that keeps what was given and the first `settled` codes of [N]."""
         grid = self.pipe.image_tokenizer.grid
         known = torch.zeros(grid, dtype=torch.bool) if given is None else given.known_mask.clone()
         own = torch.zeros(grid, dtype=torch.int64) if given is None else given.codes.reshape(-1, *grid)[0].cpu().clone()
@@ -124,26 +124,26 @@ class Batches:
             nonlocal last
             last = settled - 1 if last is None else last  # the first step is one token
             self.metrics.add("dalle_image_tokens_total", len(units) * (settled - last))
-            self._between(units, rows, codes, settled, last)
+            self._between_steps(units, rows, codes, settled, last)
             last = settled
 
         results = self.pipe.draw(requests, self.engine, watch=watch)
         single = [_one(result, place) for result in results for place in range(len(result.seeds))]
         return [single[row] for row in rows]
 
-    def _between(self, units: list[Unit], rows: list[int], codes: Tensor, settled: int, last: int) -> None:
-        """What is done between two steps."""
-        self.host.between()
+    def _between_steps(self, units: list[Unit], rows: list[int], codes: Tensor, settled: int, last: int) -> None:
+        """Run the worker's short calls, notice who has left, send previews that are due."""
+        self.host.between_steps()
         if any(unit.job.cancelled for unit in units):
-            raise _BrokenOff(codes[rows], settled)
+            raise _Interrupted(codes[rows], settled)
         for unit, row in zip(units, rows, strict=True):
             for number, at in enumerate(unit.job.previews):
                 if last < at <= settled:
                     share = settled / codes.shape[1]
-                    _tell(unit.job, Preview(unit.index, self._preview(unit, codes[row], settled), number, share))
+                    _notify(unit.job, Preview(unit.index, self._preview(unit, codes[row], settled), number, share))
 
     def _preview(self, unit: Unit, codes: Tensor, settled: int) -> Image.Image:
-        """The rows that are drawn of codes [N]; below them the image that is gone on from, or grey."""
+        """The finished rows of codes [N], decoded; below them the init image, or gray."""
         pipe, given = self.pipe, _init_image(unit)
         rows, columns = pipe.image_tokenizer.grid
         pixels = pipe.image_tokenizer.decode(codes.view(1, rows, columns)).float()[0]  # [3, H, W]
@@ -170,13 +170,13 @@ def _one(result: Result, place: int) -> Result:
     )
 
 
-def _tell(job: Job, event: Preview | Drawn) -> None:
+def _notify(job: Job, event: Preview | Drawn) -> None:
     if not job.cancelled:
-        tell(job.tell, event)
+        notify(job.listener, event)
 
 
 def previews(count: int, length: int, columns: int, lead: int) -> tuple[int, ...]:
-    """After how many image tokens `count` previews are due: at the ends of rows, evenly over what is drawn."""
+    """After how many image tokens `count` previews are due: at row ends, evenly over the rows to generate."""
     rows: Iterable[int] = range(lead // columns + 1, length // columns)
     ends = [row * columns for row in rows]
     if count >= len(ends):

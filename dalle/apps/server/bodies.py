@@ -1,10 +1,14 @@
-"""The bodies of requests: what there is to say, and in which ranges. A field that is not here is refused by name."""
+"""Request bodies: their fields and ranges. A field that is not declared here is refused by name."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+
+from dalle.config import descriptions
+from dalle.generation.options import SamplingConfig
 
 MAX_SEED = 2**63 - 1
 
@@ -12,19 +16,38 @@ MAX_SEED = 2**63 - 1
 class Body(BaseModel):
     """A JSON request body; unknown fields are errors."""
 
+    # A misspelled option that is ignored gives an image that nobody asked for
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str | None = None
-    """Id of the model, one of /v1/models; that of the server if not given."""
+    """Id of the model, one of /v1/models; the server's own if not given."""
     user: str | None = Field(None, max_length=1000)
-    """Who asks, for the log."""
+    """The client's own name for its user, for the log."""
 
 
-class ImagesBody(Body):
-    """What the three image endpoints have in common: OpenAI's fields, then our own."""
+_SAMPLING = tuple(one.name for one in fields(SamplingConfig))
+
+
+def _sampling_fields() -> dict[str, Any]:
+    """A field for each sampling option, not given by default.
+
+    Their ranges are not repeated here: `SamplingConfig` checks them when a request is turned into one.
+    """
+    hints, texts = get_type_hints(SamplingConfig), descriptions(SamplingConfig)
+    return {name: (hints[name] | None, Field(None, description=texts[name])) for name in _SAMPLING}
+
+
+if TYPE_CHECKING:  # type checkers do not follow fields that are made
+    _SamplingBody = Body
+else:
+    _SamplingBody = create_model("_SamplingBody", __base__=Body, **_sampling_fields())
+
+
+class ImagesBody(_SamplingBody):
+    """What the three image endpoints have in common: sampling options, OpenAI's fields, then our own."""
 
     n: int = Field(1, ge=1)
-    """Images to answer with."""
+    """Number of images in the answer."""
     size: str | None = Field(None, pattern=r"^(auto|\d{1,5}x\d{1,5})$")
     """WIDTHxHEIGHT: images are resized from the model's size at the end; auto is the model's size."""
     response_format: Literal["b64_json", "url"] | None = None
@@ -35,19 +58,14 @@ class ImagesBody(Body):
     stream: bool = False
     """Answer with server-sent events."""
     partial_images: int = Field(0, ge=0, le=64)
-    """With stream: images that are half drawn, at most one for each row of codes."""
+    """With stream: previews of each image, at most one for each row of codes."""
 
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """Of the first image; image i has seed + i. Drawn by chance if not given, and in the answer."""
+    """Seed of the first image; image i has seed + i. Random if not given; the answer says it."""
     candidates: int | None = Field(None, ge=1)
-    """Images to draw, of which CLIP chooses n, best first."""
-    guidance: float | None = None
-    guidance_until: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    """Images to generate, of which CLIP chooses n, best first."""
 
-    # Of OpenAI's own models: taken so that clients work, and without effect where they say nothing here
+    # Options of OpenAI's own models: accepted so that its clients work, and without effect
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = None
     style: Literal["vivid", "natural"] | None = None
     background: Literal["auto", "opaque"] | None = None
@@ -57,15 +75,14 @@ class ImagesBody(Body):
 
     def sampling(self) -> dict[str, Any]:
         """Options of SamplingConfig that are given."""
-        names = ("guidance", "guidance_until", "temperature", "top_k", "top_p")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return self.model_dump(include=set(_SAMPLING), exclude_none=True)
 
 
 class GenerationBody(ImagesBody):
     """Body of /v1/images/generations."""
 
     prompt: str
-    """What to draw, in any language that the model was trained on; "" draws what comes without a caption."""
+    """Prompt, in any language that the model was trained on; "" generates images without a caption."""
 
 
 class EditBody(ImagesBody):
@@ -73,7 +90,7 @@ class EditBody(ImagesBody):
 
     prompt: str
     keep_rows: float | None = None
-    """In place of a mask: rows of codes to keep from the top; below 1 a fraction of them."""
+    """Instead of a mask: rows of codes to keep from the top; below 1 a fraction of them."""
 
 
 class VariationBody(ImagesBody):
@@ -115,14 +132,14 @@ class VaryBody(Body):
     """Body of /v1/vary."""
 
     image: str
-    """To be varied, in base64 or as a data: URL."""
+    """Image to vary, in base64 or as a data: URL."""
     n: int = Field(4, ge=1)
     eta: float = Field(0.5, ge=0, le=1)
-    """0: the image itself; 1: all that its embedding does not say is new."""
+    """0 reproduces the image; 1 keeps only what its CLIP embedding says."""
     seed: int = Field(0, ge=0, le=2**62 - 1)
-    """Of the first image; image i has seed + i."""
+    """Seed of the first image; image i has seed + i."""
     steps: int = Field(50, ge=1)
-    """Of inversion and of sampling."""
+    """Steps of the DDIM inversion, and of sampling."""
 
 
 class BlendBody(Body):
@@ -131,7 +148,7 @@ class BlendBody(Body):
     items: Annotated[list[str], Field(min_length=2, max_length=8)]
     """Texts, and images as data: URLs."""
     weights: list[float] | None = None
-    """Of each item, for one image of all; without them `frames` images lie between two items."""
+    """Weight of each item, for one image of all; without them, `frames` images interpolate between two items."""
     frames: int = Field(5, ge=2)
     seed: int = Field(0, ge=0, le=2**62 - 1)
     steps: int = Field(50, ge=1)
@@ -150,7 +167,7 @@ class SearchBody(Body):
     """Body of /v1/search; see `ImageIndex.search` for the fields."""
 
     text: Texts = []
-    """What the images shall show."""
+    """What the images should show."""
     image: Images = []
     """Images in base64, or as data: URLs."""
     minus: Texts = []
@@ -168,7 +185,7 @@ class ClassifyBody(Body):
     image: Images
     """Images in base64, or as data: URLs."""
     labels: Annotated[list[str], Field(min_length=2, max_length=1000)] | dict[str, list[str]]
-    """Names, or name -> words that it goes by."""
+    """Names, or name -> its synonyms."""
     templates: Texts | None = None
     """Name of a set of sentences, or sentences with {} for the label."""
     top: int | None = Field(None, ge=1)

@@ -1,4 +1,4 @@
-"""/v1/search, /v1/classify, /v1/embeddings: what CLIP does, between two steps of drawing."""
+"""/v1/search, /v1/classify, /v1/embeddings: calls of CLIP, run between two steps of a batch."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class ClipRoutes:
         """Prepare them.
 
         Args:
-            drawing: runs what is computed.
+            drawing: runs computations in the worker's thread.
             name: id of the model.
-            index: what is searched.
+            index: the images to search.
             templates: the set of sentences for labels, where a request names none.
         """
         self.drawing, self.name, self.index, self.templates = drawing, name, index, templates
@@ -108,7 +108,7 @@ class ClipRoutes:
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     async def classify(self, request: Request) -> JSONResponse:
-        """Images to labels that are only named."""
+        """Classify images zero-shot, by labels."""
         body = await inputs.read_json(request, ClassifyBody)
         check_model(body, self.name)
         clip = self._clip()
@@ -168,7 +168,7 @@ class ClipRoutes:
         return self.drawing.pipe.clip
 
     async def _images(self, texts: Sequence[str], param: str) -> list[Image.Image]:
-        """Decoded images, without holding up other requests meanwhile."""
+        """Decode images in a thread, so that other requests are served meanwhile."""
 
         def decoded() -> list[Image.Image]:
             limit = self.settings.max_pixels

@@ -32,17 +32,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be drawn for one request, checked."""
+    """A checked request for images."""
 
     request: Request
     keep: int  # images to answer with
     options: dict[str, Any]  # for the metadata of its images
-    previews: int  # half drawn images, of each candidate
+    previews: int  # previews of each candidate
     notes: list[str]  # what the client should know
 
 
 class Drawing:
-    """Draws orders with the one worker of the server."""
+    """Generates the images of orders with the server's one worker."""
 
     def __init__(self, pipe: TextToImage, worker: Worker, settings: ServeConfig) -> None:
         self.pipe, self.worker, self.settings = pipe, worker, settings
@@ -50,13 +50,13 @@ class Drawing:
     def order(
         self, body: ImagesBody, prompt: str, init_image: InitImage | None = None, used: dict[str, Any] | None = None
     ) -> Order:
-        """Check what a body asks for.
+        """Check the options of a body.
 
         Args:
             body: its options.
-            prompt: what to draw.
-            init_image: what is kept of an image.
-            used: what the metadata says of that image.
+            prompt: the prompt.
+            init_image: image of which a part is kept.
+            used: its entries for the metadata.
 
         Raises:
             ApiError: an option is out of range.
@@ -99,7 +99,7 @@ class Drawing:
         return [f"the prompt has {length} text tokens, of which the model reads the first {limit}"]
 
     async def draw(self, http: HttpRequest, order: Order) -> AsyncGenerator[Preview | Drawn]:
-        """What happens to an order, until its last candidate is drawn; who stops to iterate, stops the drawing.
+        """Events of an order, until its last candidate is finished; closing the generator cancels it.
 
         Raises:
             ApiError: there is no room, it took too long, or it failed.

@@ -24,7 +24,7 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """What a client is told, with the status of the answer."""
+    """An error of a request: message, and status of the response."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class ApiError(Exception):
         """The answer."""
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
         if self.status == 401:
+            # RFC 9110 wants it with 401
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.content(), self.status, headers)
 
@@ -56,10 +57,12 @@ def from_validation(error: ValidationError) -> ApiError:
     """The first thing wrong with a body, by the name of its field."""
     first = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(part) for part in first["loc"]) or None
+    # Where nothing was given, pydantic's input is the whole body
     given = "" if first["type"] in ("missing", "json_invalid") else f" (given: {_short(first['input'])})"
     if first["type"] == "extra_forbidden":
         return ApiError(f"there is no field {param}", param, code="unknown_parameter")
     name = "the body" if param is None else param
+    # pydantic puts this in front of the text of our own validators
     message = first["msg"].removeprefix("Value error, ")
     return ApiError(f"{name}: {message}{given}", param, code="invalid_value")
 
@@ -68,16 +71,16 @@ def add_handlers(app: FastAPI) -> None:
     """Answer every error in that shape."""
 
     @app.exception_handler(ApiError)
-    async def told(_request: Request, error: ApiError) -> JSONResponse:
+    async def api_error(_request: Request, error: ApiError) -> JSONResponse:
         return error.response()
 
     @app.exception_handler(HTTPException)
-    async def routing(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
         return ApiError(message, status=error.status_code).response()
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    async def unexpected_error(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return ApiError("the server failed at this request; its log says why", status=500).response()
 

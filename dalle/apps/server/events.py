@@ -1,29 +1,31 @@
-"""What a worker's thread tells those who wait: previews, images, progress, the end."""
+"""Events that the worker's thread sends to waiting requests: previews, images, progress, the end. Imports no torch."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
-from dalle.pipelines.result import Result
+    from dalle.pipelines.result import Result
 
 log = logging.getLogger("dalle.server")
 
-Tell = Callable[[Any], object]
+Listener = Callable[[Any], object]
+"""Receives the events of one job or task, in the worker's thread: it must only hand them on."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """An image that is half drawn."""
+    """An unfinished image."""
 
     index: int  # candidate of the job
     image: Image.Image
     number: int  # of the job's previews, from 0
-    share: float  # of the image that is drawn
+    share: float  # of its image tokens that are generated
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class Failed:
 
 
 class Stopping(Exception):
-    """The server takes nothing new."""
+    """The server is shutting down and accepts nothing new."""
 
 
-def tell(listener: Tell, event: Preview | Drawn | Progress | Done | Failed) -> None:
-    """Hand an event over, if there is still somebody to hear it."""
+def notify(listener: Listener, event: Preview | Drawn | Progress | Done | Failed) -> None:
+    """Send an event, unless its receiver is gone."""
     try:
         listener(event)
     except RuntimeError as error:  # the event loop that waited for it is closed
-        log.info("nobody is there to be told: %s", error)
+        log.info("an event has no receiver any more: %s", error)

@@ -1,4 +1,4 @@
-"""What stands before every request: tokens, limits, time, a line in the log. ASGI, so that streams stay streams."""
+"""Middleware of every request: tokens, limits, time, a line in the log. Plain ASGI, so that streams stay streams."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Guard:
                 self._log(scope, status, seconds)
 
     def _client(self, request: Request) -> str:
-        """Who asks, by token or address.
+        """The client of a request, by token or address.
 
         Raises:
             ApiError: a token is wanted, and this is none.
@@ -108,7 +108,9 @@ class Guard:
             return request.client.host if request.client else "unknown"
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         given = token.strip().encode("latin-1", "replace")
-        fits = [hmac.compare_digest(given, own) for own in self.tokens]  # all of them: the time tells nothing
+        fits = [
+            hmac.compare_digest(given, own) for own in self.tokens
+        ]  # no early exit, whose timing would leak which token is close
         if kind.lower() != "bearer" or not any(fits):
             message = "no token given" if not token else "the token is wrong"
             raise ApiError(f"{message}: send Authorization: Bearer TOKEN", status=401, code="invalid_api_key")
@@ -117,7 +119,7 @@ class Guard:
     def _check(self, request: Request) -> None:
         if self.running > self.settings.max_requests:
             raise ApiError(
-                f"{self.settings.max_requests} requests are at work: try again later", status=429, retry_after=2
+                f"{self.settings.max_requests} requests are running: try again later", status=429, retry_after=2
             )
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.settings.max_body:
@@ -127,7 +129,7 @@ class Guard:
         return ApiError(f"the body has more than {self.settings.max_body:,} bytes", status=413)
 
     def _limited(self, receive: Receive) -> Receive:
-        """Refuses a body that is too long, or that does not come."""
+        """Refuses a body that is too long or does not arrive."""
         size, whole = 0, False
 
         async def receiving() -> Message:

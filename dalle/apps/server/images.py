@@ -41,14 +41,14 @@ class ImageRoutes:
         return router
 
     async def generate(self, request: Request) -> Response:
-        """Draw images for a prompt."""
+        """Generate images for a prompt."""
         body = await inputs.read_json(request, GenerationBody)
         check_model(body, self.name)
         order = self.drawing.order(body, body.prompt)
         return await self._answer(request, body, order, "image_generation")
 
     async def edit(self, request: Request) -> Response:
-        """Draw a part of an image anew: where its mask (or it itself) is transparent, or below its first rows."""
+        """Inpaint an image where its mask (or the image itself) is transparent, or below its first rows."""
         form = await inputs.read_form(request)
         body = inputs.validated(EditBody, form.fields)
         check_model(body, self.name)
@@ -61,11 +61,11 @@ class ImageRoutes:
             mask = inputs.transparent_mask(given, "mask" if more else "image")
             used |= more
         elif "mask" in form.files:
-            raise ApiError("give either mask or keep_rows, to say what is kept of the image", "keep_rows")
+            raise ApiError("give either mask or keep_rows, to say which part of the image is kept", "keep_rows")
         return await self._gone_on(request, body, body.prompt, image, body.keep_rows, mask, used)
 
     async def vary(self, request: Request) -> Response:
-        """Draw other images that begin like one: its first rows are kept."""
+        """Generate variations of an image, whose first rows are kept."""
         form = await inputs.read_form(request)
         body = inputs.validated(VariationBody, form.fields)
         check_model(body, self.name)
@@ -73,7 +73,7 @@ class ImageRoutes:
         return await self._gone_on(request, body, body.prompt, image, body.keep_rows, None, used)
 
     def _image(self, form: inputs.Form, name: str) -> tuple[Image.Image, dict[str, Any]]:
-        """The one file of this name, and what metadata says of it."""
+        """The one file of this name, and its entry for the metadata."""
         others = set(form.files) - {"image", "mask"}
         if others:
             raise ApiError(f"there is no file {min(others)}: image and mask are read", min(others))
@@ -95,7 +95,7 @@ class ImageRoutes:
         mask: Image.Image | None,
         used: dict[str, Any],
     ) -> Response:
-        self.drawing.order(body, prompt)  # refuses what is wrong before anything is computed
+        self.drawing.order(body, prompt)  # checks the options before anything is computed
         try:
             encode = self.pipe.encode_init_image
             init_image = await self.drawing.compute(lambda: encode(image, keep_rows, mask))
@@ -115,7 +115,7 @@ class ImageRoutes:
             return JSONResponse(await run_in_threadpool(said.whole, result))  # encoding takes time at large sizes
         events = self.drawing.draw(request, order)
         try:
-            first = await unless_gone(request, _next(events))  # what is refused is refused with a status
+            first = await unless_gone(request, _next(events))  # an error until here gets a status of its own
         except BaseException:
             await events.aclose()
             raise

@@ -40,6 +40,7 @@ async def read_json(request: Request, schema: type[B]) -> B:
     _content_type(request, "application/json")
     body = await request.body()
     try:
+        # Python reads NaN and Infinity as numbers, which JSON does not have
         return validated(schema, json.loads(body, parse_constant=_no_number))
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the body is no JSON: {error}", code="invalid_json") from None
@@ -57,6 +58,7 @@ async def read_form(request: Request) -> Form:
         async with request.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=2**20) as given:
             for name, value in given.multi_items():
                 if isinstance(value, UploadFile):
+                    # OpenAI's client names a field with several files image[]
                     form.files.setdefault(name.removesuffix("[]"), []).append(await value.read())
                 elif name in form.fields:
                     raise ApiError(f"the field {name} is there twice", name)
@@ -115,6 +117,7 @@ def transparent_mask(image: Image.Image, param: str) -> Image.Image:
         ApiError: nothing of it is transparent.
     """
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    # A code is kept or not: half-transparent edges of a brush need a threshold
     mask = None if alpha is None else alpha.point(lambda value: 255 if value < 128 else 0)
     if mask is None or mask.getbbox() is None:
         raise ApiError(f"{param} has no transparent pixel: make transparent what is to be drawn anew", param)

@@ -13,7 +13,7 @@ COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 class Metrics:
-    """What is measured, by name; may be told of from any thread."""
+    """Metrics by name; may be updated from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,12 +24,12 @@ class Metrics:
         self._histograms: dict[str, dict[_Labels, list[float]]] = {}  # counts by bound, of all, and their sum
 
     def counter(self, name: str, text: str) -> None:
-        """Declare what only grows."""
+        """Declare a counter, which only grows."""
         self._help[name] = "counter", text
         self._counts[name] = {}
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Declare what is read when it is asked for."""
+        """Declare a gauge; `read` gives its value at each scrape."""
         self._help[name] = "gauge", text
         self._gauges[name] = read
 

@@ -1,4 +1,4 @@
-"""/v1/paint: VQGAN+CLIP with the server's own image tokenizer and CLIP, step by step between drawings."""
+"""/v1/paint: VQGAN+CLIP with the server's own image tokenizer and CLIP, step by step between batches."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class PaintRoutes:
         if self.settings.log_prompts:
             request.state.log["prompt"] = body.prompt
 
-        def work(step: Callable[[], None], tell: Callable[[Any], None]) -> Any:
+        def work(step: Callable[[], None], report: Callable[[Any], None]) -> Any:
             step()
             painter, losses = self._painter(options, init), dict[str, float]()
             for losses in painter.run():
                 if body.stream and painter.step % body.preview_every == 0 and painter.step < options.num_steps:
-                    tell(self._event(painter, options, losses))
+                    report(self._event(painter, options, losses))
                 step()
             return self._event(painter, options, losses)
 

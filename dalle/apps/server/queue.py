@@ -1,21 +1,20 @@
-"""Jobs that wait to be drawn, image by image, fairly among clients. No threads, no clocks, no torch.
+"""The queue of jobs, image by image and fair among clients. No threads, no clocks, no torch.
 
-A client that sends a hundred images waits behind its own, not the others behind it: slots of a batch go round the
-clients, one image each.
+The slots of a batch go round the clients, one image each, so that a client that asks for a hundred images makes its own
+requests wait, and nobody else's.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dalle.apps.server.events import Listener
 
 if TYPE_CHECKING:
     from dalle.pipelines.init_image import InitImage
     from dalle.pipelines.request import Request
-
-Tell = Callable[[Any], object]
 
 
 @dataclass(eq=False)
@@ -23,20 +22,20 @@ class Job:
     """The candidates of one request of a client.
 
     Attributes:
-        request: what is drawn; its seeds are the candidates.
-        client: whose it is, for fairness.
+        request: what to generate; its seeds are the candidates.
+        client: who sent it, for fairness.
         lead: image tokens that its candidates keep at the start: batches are of one lead.
-        tell: takes what happens to it (dalle/apps/server/events.py); called in the worker's thread.
+        listener: receives its events (dalle/apps/server/events.py); called in the worker's thread.
         previews: how many of the first image tokens must be drawn for each preview, in order.
-        waiting: candidates that are not being drawn.
-        cancelled: nobody wants it any more.
-        resumed: candidate -> what has been drawn of it before its batch was broken off.
+        waiting: candidates that are in no batch yet.
+        cancelled: its client has left.
+        resumed: candidate -> the codes that it had when its batch was interrupted, to go on from.
     """
 
     request: Request
     client: str
     lead: int
-    tell: Tell
+    listener: Listener
     previews: tuple[int, ...] = ()
     waiting: deque[int] = field(default_factory=deque)
     cancelled: bool = False
@@ -55,7 +54,7 @@ class Unit:
 
 
 class Full(Exception):
-    """There is no room for a job; `by_client` says whose limit it is."""
+    """No room for a job; `by_client`: its client's limit is reached, not the server's."""
 
     def __init__(self, waiting: int, limit: int, by_client: bool) -> None:
         super().__init__(waiting, limit)
@@ -80,7 +79,7 @@ class FairQueue:
         return sum(len(job.waiting) for jobs in self.clients.values() for job in jobs)
 
     def add(self, job: Job) -> None:
-        """Let a job wait.
+        """Append a job.
 
         Raises:
             Full: there is no room for all of its images.
@@ -116,12 +115,12 @@ class FairQueue:
         return units
 
     def release(self, unit: Unit) -> None:
-        """An image that was taken is finished, or not wanted any more."""
-        self._let_go(unit.job.client, 1)
+        """Free the slot of an image that is finished or canceled."""
+        self._uncount(unit.job.client, 1)
 
     def drop(self, job: Job) -> None:
-        """Let the images of a job that still wait be forgotten."""
-        self._let_go(job.client, len(job.waiting))
+        """Remove the waiting images of a job."""
+        self._uncount(job.client, len(job.waiting))
         job.waiting.clear()
         jobs = self.clients.get(job.client, deque())
         if job in jobs:
@@ -130,10 +129,10 @@ class FairQueue:
                 del self.clients[job.client]
 
     def jobs(self) -> list[Job]:
-        """All that have images waiting."""
+        """All jobs with waiting images."""
         return [job for jobs in self.clients.values() for job in jobs]
 
-    def _let_go(self, client: str, count: int) -> None:
+    def _uncount(self, client: str, count: int) -> None:
         self.held[client] -= count
         if self.held[client] <= 0:
             del self.held[client]

@@ -1,4 +1,4 @@
-"""Listening: bounded connections, and a stop in order. SIGTERM: what runs is finished, what is new gets 503."""
+"""Runs uvicorn with bounded connections and an orderly stop: at SIGTERM running requests finish, new ones get 503."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
 
     Args:
         settings: all of it.
-        given: what a published file does not tell, as for `dalle.load_model`.
+        given: facts that a published file does not record, as for `dalle.load_model`.
 
     Raises:
         ValueError: the model, the tokens or the index cannot be read.
@@ -74,7 +74,7 @@ def server(app: FastAPI, settings: ServeConfig) -> GracefulServer:
 
 
 class GracefulServer(uvicorn.Server):
-    """Takes requests on while it drains, to refuse them with 503; ends when the last one at work is done."""
+    """Accepts requests while draining, to refuse them with 503; ends when the last running one is done."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, patience: float) -> None:
         super().__init__(config)
@@ -88,7 +88,7 @@ class GracefulServer(uvicorn.Server):
             return
         self.until = time.monotonic() + self.patience
         # Not worker.drain(), which takes a lock that the interrupted code may hold
-        log.info("%s: finishing what is at work", signal.Signals(sig).name)
+        log.info("%s: finishing running requests", signal.Signals(sig).name)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
@@ -100,7 +100,7 @@ class GracefulServer(uvicorn.Server):
 
 
 def _protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
-    """HTTP over connections of which there are only so many, and which must say something."""
+    """HTTP over a bounded number of connections, each of which must send a request in time."""
 
     class BoundedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -111,7 +111,7 @@ def _protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
             self.loop.call_later(settings.header_timeout, self._silent)
 
         def _silent(self) -> None:
-            """Nothing has come that is a request: not a word, or a head that is sent slowly."""
+            """Close a connection that has sent nothing, or headers too slowly."""
             if self.cycle is None and not self.transport.is_closing():
                 self.transport.close()
 

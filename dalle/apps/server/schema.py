@@ -1,4 +1,4 @@
-"""What /docs shows of bodies, which endpoints read themselves so that every mistake is answered in one shape."""
+"""OpenAPI schemas of bodies for /docs: endpoints parse bodies themselves, so that all errors have one shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server is told: the model, where it listens, and its limits. Brings in no torch."""
+"""Options of the server: the model, the address it listens on, and limits. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ class ServeConfig:
     """Options of `dalle serve`."""
 
     model: str | None = None
-    """Folder or file of the model (or a hub id), ours or as published; the one that ships with the repository if not
-    given."""
+    """Model folder, published checkpoint, or hub id; the built-in model if not given."""
     image_tokenizer: str | None = None
-    """Image tokenizer of a published model whose files do not hold it."""
+    """Image tokenizer of a published model whose files do not contain it."""
     text_tokenizer: str | None = None
-    """Text tokenizer of a published model whose files do not hold it."""
+    """Text tokenizer of a published model whose files do not contain it."""
     text_encoder: str | None = None
-    """T5 encoder of a published model that reads its features."""
+    """T5 encoder of a published model with text features; google/flan-t5-xl if not given."""
     clip: str | None = None
-    """Folder or file of the CLIP that chooses, classifies and embeds (or a hub id); the model's own if not given."""
+    """CLIP that ranks, classifies and embeds: model folder, published checkpoint, or hub id; the model's own if not
+    given."""
     index: Path | None = None
-    """Folder that `dalle index` made, for /v1/search."""
+    """Image index for /v1/search: a folder made by `dalle index`."""
     unclip: str | None = None
-    """Folder (or hub id) of an unCLIP, for variations and blends."""
+    """unCLIP for /v1/vary and /v1/blend: model folder or hub id."""
     paint: bool = True
-    """Whether clients may paint (VQGAN+CLIP), which takes much longer than drawing; needs a CLIP."""
+    """Serve /v1/paint (VQGAN+CLIP), which takes much longer than generating an image and needs a CLIP."""
     device: str = "auto"
     """auto takes an accelerator if there is one; else cpu, cuda, cuda:1, mps, ..."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Arithmetic of the transformer; int8 keeps its weights in 8 bits and computes in float32, on a CPU."""
+    """Precision of the transformer; int8 stores its weights in 8 bits and computes in float32, on a CPU."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is all of the machine, which wants --token-file."""
+    """Address to listen on; 0.0.0.0 listens on all interfaces and should go with --token-file."""
     port: Annotated[int, Range(0, 65535)] = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 picks a free one."""
     token_file: Path | None = None
-    """File of bearer tokens, one a line (# begins a comment); without it nobody is asked for one."""
+    """File of bearer tokens, one per line (# begins a comment); without it no token is required."""
     trust_proxy: bool = False
-    """Take a client's address from the last entry of X-Forwarded-For, where a reverse proxy is the only way in."""
+    """Read the client's address from the last entry of X-Forwarded-For; only behind a reverse proxy."""
     cors: tuple[str, ...] = ()
-    """Origin whose pages may call the API from a browser, such as https://example.org; may be repeated."""
+    """Origin allowed to call the API from a browser (CORS), such as https://example.org; may be repeated."""
     max_batch: PositiveInt = 32
-    """Images drawn at a time."""
+    """Images per batch."""
     max_waiting: PositiveInt = 256
-    """Images that may wait to be drawn, of all clients together; what is more gets 429."""
+    """Images that may wait in the queue, of all clients together; requests beyond it get status 429."""
     max_per_client: PositiveInt = 128
-    """Images of one client (a token, else an address) that may wait or be drawn at a time."""
+    """Images of one client (a token, or else an address) that may be waiting or in a batch."""
     max_n: PositiveInt = 10
-    """Images that one request may ask for."""
+    """Largest n of a request."""
     max_candidates: PositiveInt = 64
-    """Images that one request may have drawn for CLIP to choose from."""
+    """Largest number of candidates of a request, among which CLIP chooses."""
     max_steps: PositiveInt = 400
-    """Steps of a painting, or of an unCLIP, that one request may ask for."""
+    """Largest number of steps of a request, for /v1/paint, /v1/vary and /v1/blend."""
     max_prompt: PositiveInt = 4000
-    """Characters of a prompt."""
+    """Longest prompt, in characters."""
     max_body: PositiveInt = 20_000_000
-    """Bytes of a request."""
+    """Largest request, in bytes."""
     max_pixels: PositiveInt = 2**24
-    """Pixels of an image or mask that is sent, and of one that is asked for."""
+    """Largest image or mask of a request, and largest size asked for, in pixels."""
     max_requests: PositiveInt = 128
-    """Requests at work or waiting at a time."""
+    """Requests running or waiting at a time."""
     max_connections: PositiveInt = 512
-    """Open connections; what is more is closed at once."""
+    """Open connections; further ones are closed at once."""
     request_timeout: _Seconds = 300.0
-    """Seconds after which a request that is not done is given up."""
+    """Seconds after which an unfinished request is canceled."""
     header_timeout: _Seconds = 10.0
-    """Seconds in which a new connection must have sent a request's head."""
+    """Seconds in which a new connection must have sent the headers of a request."""
     body_timeout: _Seconds = 30.0
     """Seconds to wait for the next part of a request's body."""
     send_timeout: _Seconds = 30.0
-    """Seconds to wait for a client that does not read its answer."""
+    """Seconds to wait for a client that does not read its response."""
     stop_timeout: _Seconds = 60.0
     """Seconds that running requests have to finish after SIGTERM."""
     window: PositiveInt = 1
-    """Codes guessed and checked in one step: 16 halves the steps where few images are drawn at a time. The images do
-    not depend on it."""
+    """Jacobi decoding: number of codes guessed and verified per step. 16 halves the steps of small batches. Does not
+    change the images."""
     log_prompts: bool = False
-    """Write prompts into the log too."""
+    """Write prompts to the log, too."""

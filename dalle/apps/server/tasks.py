@@ -17,11 +17,11 @@ from dalle.apps.server.events import Done, Failed, Progress
 from dalle.apps.server.worker import Task
 
 Work = Callable[[Callable[[], None], Callable[[Any], None]], Any]
-"""As `Task.work`; what it tells and returns are the JSON of events."""
+"""As `Task.work`; its progress and its result are the JSON of events."""
 
 
 class LongWork:
-    """Runs work as a task of the worker and answers with what it tells."""
+    """Runs work as a task of the worker, and answers with its result or its events."""
 
     def __init__(self, drawing: Drawing) -> None:
         self.drawing = drawing
@@ -31,15 +31,16 @@ class LongWork:
 
         Args:
             request: whose client ends the work by hanging up.
-            work: what to do.
+            work: the work.
             stream: whether to answer with events, KIND.partial_image and KIND.completed.
-            kind: what the events are called.
+            kind: prefix of the events' names.
 
         Raises:
             ApiError: there is no room, it took too long, or it failed; in a stream that has begun it is an event.
         """
         events = self._follow(request, work)
         try:
+            # The first event before the response begins: what fails until then still gets a status of its own
             first = await unless_gone(request, anext(events)) if stream else None
             if first is None:
                 return JSONResponse(await unless_gone(request, _last(events)))
@@ -51,7 +52,7 @@ class LongWork:
         )
 
     async def _follow(self, http: Request, work: Work) -> AsyncGenerator[Progress | Done]:
-        """What the work tells; who stops to iterate, stops the work."""
+        """Events of the work; closing the generator cancels it."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Progress | Done | Failed] = asyncio.Queue()
         task = Task(http.state.client, work, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
@@ -70,6 +71,7 @@ class LongWork:
                 if isinstance(event, Done):
                     return
         finally:
+            # Also where the client hangs up, which closes this generator
             self.drawing.worker.cancel_task(task)
 
 

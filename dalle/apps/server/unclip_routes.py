@@ -1,4 +1,4 @@
-"""/v1/vary and /v1/blend: images changed through their embeddings by an unCLIP (DALL-E 2), between drawings."""
+"""/v1/vary and /v1/blend: images changed through their embeddings by an unCLIP (DALL-E 2), between batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UnCLIPRoutes:
         return router
 
     async def vary(self, request: Request) -> Response:
-        """Other images that say the same as a given one."""
+        """Generate variations of an image."""
         body = await inputs.read_json(request, VaryBody)
         self._check(body.n, body.steps)
         image = self._image(body.image, "image")
@@ -54,7 +54,7 @@ class UnCLIPRoutes:
         )
 
     async def blend(self, request: Request) -> Response:
-        """Images between images and texts."""
+        """Interpolate between images and texts, or blend them into one."""
         body = await inputs.read_json(request, BlendBody)
         self._check(body.frames if body.weights is None else 1, body.steps)
         items = [self._image(one, "items") if one.startswith("data:") else one for one in body.items]
@@ -78,7 +78,7 @@ class UnCLIPRoutes:
         options: dict[str, Any],
         kind: str,
     ) -> Response:
-        def work(step: Callable[[], None], _tell: Callable[[Any], None]) -> Any:
+        def work(step: Callable[[], None], _report: Callable[[Any], None]) -> Any:
             step()
             with _between_passes(self.pipe, step):
                 images = make()

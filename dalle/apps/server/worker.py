@@ -1,4 +1,4 @@
-"""The one thread that computes: batches of images, short calls between their steps, and long tasks in between."""
+"""The one thread that computes: batches of images, short calls between their steps, long tasks between batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dalle.apps.server.batch import Batches, Host
-from dalle.apps.server.events import Done, Failed, Progress, Stopping, Tell, tell
+from dalle.apps.server.events import Done, Failed, Listener, Progress, Stopping, notify
 from dalle.apps.server.metrics import COUNTS, SECONDS, Metrics
 from dalle.apps.server.queue import FairQueue, Full, Job, Unit
 from dalle.generation.options import EngineOptions
@@ -19,81 +19,83 @@ from dalle.pipelines.text_to_image import TextToImage
 T = TypeVar("T")
 
 _CALLS = 64  # short calls that may wait
-_TASKS = 8  # tasks that may wait or be at work
+_TASKS = 8  # tasks that may wait or run
 
 
 @dataclass(eq=False)
 class Task:
-    """Long work that gives way to drawing: a painting, a diffusion.
+    """Long work that yields to image generation: a painting, a diffusion.
 
     Attributes:
-        client: whose it is: a client has one at a time.
-        work: what to do, in the worker's thread. It calls its first argument between its steps, which raises where it
-            is not wanted any more, and its second to tell how far it is; what it returns is told as `Done`.
-        tell: takes `Progress`, `Done` or `Failed`.
-        cancelled: nobody wants it any more.
+        client: who asked for it; a client has one at a time.
+        work: runs in the worker's thread. It calls its first argument between its steps, which raises if the task is
+            canceled, and its second with each progress to report; its result is sent as `Done`.
+        listener: receives `Progress`, `Done` or `Failed`.
+        cancelled: its client has left.
     """
 
     client: str
     work: Callable[[Callable[[], None], Callable[[Any], None]], Any]
-    tell: Tell
+    listener: Listener
     cancelled: bool = False
 
 
-class _NotWanted(Exception):
-    """Nobody waits for the task any more."""
+class _Canceled(Exception):
+    """The client of the running task has left."""
 
 
 class Worker:
-    """Draws jobs in batches, and runs short calls between two steps of a batch.
+    """Generates jobs in batches, and runs short calls between two steps of a batch.
 
-    Who arrives joins the next batch; options, prompts, seeds and kept codes differ from row to row. When a client hangs
-    up, its rows leave: the batch is broken off, and goes on without them from the codes that it has. Between two steps
-    of a long task the images that wait are drawn, one batch of them, so that neither keeps the other from getting on.
+    New jobs join the next batch; options, prompts, seeds and kept codes differ from row to row. When a client hangs up,
+    its rows leave: the batch is interrupted and goes on without them from the codes that it has. Between two steps of a
+    long task one batch of the waiting images is generated, so that neither starves the other.
+
+    One thread, as a model is not safe to call from several, and two would only share the same cores or GPU.
     """
 
     def __init__(self, pipe: TextToImage, queue: FairQueue, max_batch: int, window: int = 1) -> None:
         self.pipe, self.queue, self.max_batch = pipe, queue, max_batch
         self.metrics = Metrics()
         self._declare()
-        host = Host(self._let_go, self.cancel, self._between)
+        host = Host(self._release, self.cancel, self._between_steps)
         self._batches = Batches(pipe, EngineOptions(window=window), self.metrics, host)
         self._changed = threading.Condition()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._tasks: deque[Task] = deque()
-        self.task: Task | None = None  # at work
-        self._clients: Counter[str] = Counter()  # tasks that wait or are at work, by client
+        self.task: Task | None = None  # running
+        self._clients: Counter[str] = Counter()  # tasks waiting or running, by client
         self._stop = self.draining = False
         self._active: list[Unit] = []
         self._thread = threading.Thread(target=self._run, name="dalle-worker", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     @property
     def busy(self) -> bool:
-        """Whether something is computed, or waits to be."""
+        """Whether anything is running or waiting."""
         with self._changed:
             return bool(self._active or self._calls or self.task or self._tasks or len(self.queue))
 
     @property
     def seconds_per_image(self) -> float:
-        """How long an image has taken so far, of the time spent on drawing."""
+        """Mean time per image so far, in batches."""
         images = self.metrics.value("dalle_images_total")
         return self.metrics.value("dalle_drawing_seconds_total") / images if images else 1.0
 
     def submit(self, job: Job) -> None:
-        """Let a job wait for the next batch.
+        """Queue a job for the next batch.
 
         Raises:
             Full: there is no room.
-            Stopping: nothing new is taken.
+            Stopping: the server is shutting down.
         """
         with self._changed:
             if self.draining:
@@ -102,7 +104,7 @@ class Worker:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this job any more: what is not drawn will not be."""
+        """Cancel a job: its waiting images are dropped, and those of a batch leave it at the next step."""
         with self._changed:
             job.cancelled = True
             self.queue.drop(job)
@@ -112,7 +114,7 @@ class Worker:
 
         Raises:
             Full: too many wait.
-            Stopping: nothing new is taken.
+            Stopping: the server is shutting down.
         """
         future: Future[T] = Future()
         with self._changed:
@@ -125,11 +127,11 @@ class Worker:
         return future
 
     def submit_task(self, task: Task) -> None:
-        """Let a task wait for its turn.
+        """Queue a task.
 
         Raises:
             Full: there is no room, or the client has one already.
-            Stopping: nothing new is taken.
+            Stopping: the server is shutting down.
         """
         with self._changed:
             if self.draining:
@@ -143,7 +145,7 @@ class Worker:
             self._changed.notify()
 
     def cancel_task(self, task: Task) -> None:
-        """Nobody waits for this task any more: it ends at its next step, or does not begin."""
+        """Cancel a task: it ends at its next step, or never starts."""
         with self._changed:
             if task in self._tasks:
                 self._tasks.remove(task)
@@ -153,12 +155,12 @@ class Worker:
             self._forget(task)
 
     def drain(self) -> None:
-        """Take nothing new; what waits is still done."""
+        """Accept nothing new; finish what waits."""
         with self._changed:
             self.draining = True
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End the thread after the step that it is at; what is unfinished fails."""
+        """End the thread after the current step; unfinished jobs and tasks fail."""
         with self._changed:
             self.draining = self._stop = True
             self._changed.notify()
@@ -167,18 +169,18 @@ class Worker:
 
     def _declare(self) -> None:
         metrics = self.metrics
-        metrics.gauge("dalle_queue_images", "Images that wait to be drawn.", self._queued)
-        metrics.gauge("dalle_batch_images", "Images that are being drawn.", lambda: float(len(self._active)))
-        metrics.histogram("dalle_batch_size", "Images of a batch.", COUNTS)
-        metrics.histogram("dalle_request_seconds", "From a request to the end of its answer.", SECONDS)
+        metrics.gauge("dalle_queue_images", "Images that wait in the queue.", self._queued)
+        metrics.gauge("dalle_batch_images", "Images in the current batch.", lambda: float(len(self._active)))
+        metrics.histogram("dalle_batch_size", "Images per batch.", COUNTS)
+        metrics.histogram("dalle_request_seconds", "Seconds from a request to the end of its response.", SECONDS)
         metrics.counter("dalle_requests_total", "Requests by path and status.")
-        metrics.counter("dalle_images_total", "Images that have been drawn.")
-        metrics.counter("dalle_image_tokens_total", "Image tokens that have been drawn; its rate is tokens/s.")
-        metrics.counter("dalle_drawing_seconds_total", "Time spent on drawing.")
-        metrics.gauge("dalle_tasks", "Long tasks that wait or are at work.", lambda: float(self._clients.total()))
-        metrics.counter("dalle_tasks_total", "Long tasks that have been finished.")
-        metrics.counter("dalle_cancelled_tasks_total", "Long tasks that were given up.")
-        metrics.counter("dalle_cancelled_images_total", "Images that were given up before they were finished.")
+        metrics.counter("dalle_images_total", "Images generated.")
+        metrics.counter("dalle_image_tokens_total", "Image tokens generated; its rate is tokens/s.")
+        metrics.counter("dalle_drawing_seconds_total", "Seconds spent on batches.")
+        metrics.gauge("dalle_tasks", "Long tasks waiting or running.", lambda: float(self._clients.total()))
+        metrics.counter("dalle_tasks_total", "Long tasks finished.")
+        metrics.counter("dalle_cancelled_tasks_total", "Long tasks canceled.")
+        metrics.counter("dalle_cancelled_images_total", "Images canceled before they were finished.")
 
     def _queued(self) -> float:
         with self._changed:
@@ -199,11 +201,11 @@ class Worker:
                 self._run_task(self.task)
         for future, _ in self._calls:
             future.set_exception(Stopping())
-        for listener in (*(job.tell for job in self.queue.jobs()), *(task.tell for task in self._tasks)):
-            tell(listener, Failed(Stopping()))
+        for listener in (*(job.listener for job in self.queue.jobs()), *(task.listener for task in self._tasks)):
+            notify(listener, Failed(Stopping()))
 
     def _draw_next(self) -> None:
-        """Draw a batch of what waits, if anything does."""
+        """Generate a batch of the waiting images, if there are any."""
         with self._changed:
             self._active = self.queue.take(self.max_batch)
         if self._active:
@@ -212,40 +214,40 @@ class Worker:
     def _run_task(self, task: Task) -> None:
         def step() -> None:
             if task.cancelled:
-                raise _NotWanted
-            self._between()
+                raise _Canceled
+            self._between_steps()
             self._draw_next()
 
         event: Done | Failed | None = None
         try:
-            event = Done(task.work(step, lambda value: tell(task.tell, Progress(value))))
+            event = Done(task.work(step, lambda value: notify(task.listener, Progress(value))))
             self.metrics.add("dalle_tasks_total")
-        except _NotWanted:
+        except _Canceled:
             self.metrics.add("dalle_cancelled_tasks_total")
         except Exception as error:
             event = Failed(error)
-        with self._changed:  # before its client hears of it, who may send the next one at once
+        with self._changed:  # before its client is notified, which may send the next one at once
             self.task = None
             if not task.cancelled:
                 self._forget(task)
         if event is not None:
-            tell(task.tell, event)
+            notify(task.listener, event)
 
     def _forget(self, task: Task) -> None:
         self._clients[task.client] -= 1
         self._clients += Counter()  # drops those without a task
 
-    def _between(self) -> None:
-        """What is done between two steps of a batch or a task.
+    def _between_steps(self) -> None:
+        """Run the short calls that wait; called between two steps of a batch or a task.
 
         Raises:
-            Stopping: the server ends.
+            Stopping: the thread has to end.
         """
         if self._stop:
             raise Stopping
         self._run_calls()
 
-    def _let_go(self, unit: Unit) -> None:
+    def _release(self, unit: Unit) -> None:
         with self._changed:
             self.queue.release(unit)
             self._active = [one for one in self._active if one is not unit]

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dalle.apps.server.bodies import EditBody, GenerationBody, ImagesBody, VariationBody
 from dalle.evaluation.zero_shot import embed_texts
+from dalle.generation.options import SamplingConfig
 from dalle.pipelines.text_to_image import TextToImage
 from support.server import Running, running
 from support.tiny_model import GRID, IMAGE_SIZE
@@ -39,6 +42,16 @@ def png(image: Image.Image) -> bytes:
 def noise(mode: str = "RGB") -> Image.Image:
     values = torch.randint(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), generator=torch.Generator().manual_seed(3))
     return Image.fromarray(values.to(torch.uint8).numpy()).convert(mode)
+
+
+@pytest.mark.parametrize("body", [GenerationBody, EditBody, VariationBody])
+def test_bodies_take_every_sampling_option(body: type[ImagesBody]) -> None:
+    given = {"guidance": 3.0, "guidance_until": 4, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
+    assert given.keys() == {one.name for one in fields(SamplingConfig)}
+    assert body.model_validate({"prompt": "a", **given}).sampling() == given
+    assert body.model_validate({"prompt": "a", "top_k": 7}).sampling() == {"top_k": 7}
+    with pytest.raises(ValueError, match="top_k"):
+        body.model_validate({"prompt": "a", "top_k": "many"})
 
 
 def test_generations_equal_the_pipelines_images(served: Running, tiny_pipe: TextToImage) -> None:
