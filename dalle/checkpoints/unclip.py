@@ -80,6 +80,7 @@ def assemble(
     folders = {name: _opened(source) for name, source in sources.items()}
     clip = _checked(folders)
     with atomic_folder(out) as new:
+        # Cards and pictures are of the parts alone, and would describe another model here
         shutil.copytree(clip.path, new / "clip", ignore=shutil.ignore_patterns("README.md", "*.png"))
         recorded = {"clip": {"path": "clip", "sha256": clip.sha256}}
         for name, folder in folders.items():

@@ -49,6 +49,7 @@ def _run(args: argparse.Namespace) -> None:
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, (DALLERecipe, PriorRecipe)):
         raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle or prior")
+    # Shards hold no pixels that could be encoded again
     if isinstance(recipe.data, ShardsConfig):
         raise ValueError(f"{args.config}: data.kind is {recipe.data.kind} already; give a recipe with images to encode")
     options = EncodeOptions(recipe.run.seed, args.views, args.mirror, args.shard_images, args.batch_size, args.workers)

@@ -44,6 +44,7 @@ def _run(args: argparse.Namespace) -> None:
     from dalle.data import AnyDataConfig
 
     data = from_dict(AnyDataConfig, apply_overrides({"kind": "drawings"}, args.data), "command line")
+    # Without a judge generated images have no measure here, and a judge judges nothing else
     if (args.draw is None) != (args.judge is None):
         raise ValueError("--draw and --judge go together: give the number of prompts and the folder of a judge")
     tables = {"": _evaluate(args, data)} if args.draw is None else _evaluate_samples(args, data)
@@ -85,6 +86,7 @@ def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     from dalle.pipelines.text_to_image import TextToImage
 
     options = SampleOptions(args.draw, args.candidates, args.seed, tuple(args.language or ("en",)), args.out)
+    # Both before the model is loaded, which takes longer
     check_folder(args.out)
     check_stage(args.source, "dalle")
     device = pick_device(args.device)

@@ -113,6 +113,7 @@ def _weights(option: str | None) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for part in option.split(",") if option is not None else []:
+        # From the right, as texts may have colons
         text, colon, number = part.strip().rpartition(":")
         try:
             weight = float(number)
@@ -140,6 +141,7 @@ def _captions(index: ImageIndex, args: argparse.Namespace) -> None:
 def _page(index: ImageIndex, args: argparse.Namespace, title: str, hits: list[Hit]) -> None:
     from dalle.apps.search.html import write_page
 
+    # The browser may read the page long after this process has ended: the folder stays
     path = args.html or Path(tempfile.mkdtemp(prefix="dalle-search-")) / "found.html"
     write_page(path, index, title, hits)
     if args.show and not webbrowser.open(path.absolute().as_uri()):
@@ -158,6 +160,7 @@ def _title(args: argparse.Namespace) -> str:
 
 
 def _table(hits: list[Hit]) -> str:
+    # The first of several captions: a row is a line
     captions = (hit.caption.partition("\n")[0] for hit in hits)
     rows = (f"{hit.likeness:7.4f}  {hit.path}  {caption}".rstrip() for hit, caption in zip(hits, captions, strict=True))
     return "\n".join(rows)
