@@ -172,20 +172,22 @@ def _load_published(
     if isinstance(where, ModelFolder):
         raise ValueError(f"{where.path} is a prior of another CLIP than {path} stands on: leave it out")
     found = read_unclip(path, where)
-    own = build_published(CLIP, found.clip, str(path), device)
+    own = build_published(CLIP, found.clip, f"{path} (clip)", device)
     own.tokenizer = found.words
     loaded = {
-        name: build_published(build_diffusion, found.parts[name], str(path), device, dtype)
+        name: build_published(build_diffusion, found.parts[name], f"{path} ({name})", device, dtype)
         for name in ("decoder", "upsampler", "upsampler_last")
         if name in found.parts
     }
     parts, sampling = found.parts, found.sampling
     return UnCLIPParts(
         own,
-        build_published(build_prior, parts["prior"], str(path), device) if "prior" in parts else None,
+        build_published(build_prior, parts["prior"], f"{path} (prior)", device) if "prior" in parts else None,
         **_typed(loaded),
         autoencoder=(
-            build_published(MoVQ, parts["autoencoder"], str(path), device, dtype) if "autoencoder" in parts else None
+            build_published(MoVQ, parts["autoencoder"], f"{path} (autoencoder)", device, dtype)
+            if "autoencoder" in parts
+            else None
         ),
         prior_sampling=from_dict(PriorSamplingConfig, sampling.get("prior", {}), str(path)),
         decoder_sampling=from_dict(DiffusionSamplingConfig, sampling["decoder"], str(path)),
@@ -222,7 +224,8 @@ def is_unclip(source: Source) -> bool:
     stage = found.config.get("stage")
     if stage in ("prior", "diffusion"):
         raise ValueError(
-            f"{found.path} is of stage {stage!r}, a part of an unCLIP: `python -m dalle assemble` puts its parts together"
+            f"{found.path} is of stage {stage!r}, a part of an unCLIP: `python -m dalle assemble` puts its parts "
+            "together"
         )
     return bool(stage == "unclip")
 

@@ -18,7 +18,10 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser("blend", help="interpolate between images and texts (unCLIP)", epilog=_EPILOG)
     command.add_argument(
-        "items", nargs="+", metavar="ITEM[:WEIGHT]", help="image files or texts: what is not a file and does not end like an image is a text"
+        "items",
+        nargs="+",
+        metavar="ITEM[:WEIGHT]",
+        help="image files or texts: what is not a file and does not end like an image is a text",
     )
     command.add_argument(
         "--frames", type=int, default=9, help="number of images between two items, both ends included (%(default)s)"

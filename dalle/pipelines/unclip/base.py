@@ -245,8 +245,8 @@ class EmbeddingDecoder:
     def _clip_embeds(self, images: Tensor) -> Tensor:
         if self.clip.config.missing == "image":
             raise ValueError(
-                "this model's CLIP has no image tower, so it cannot vary, blend or edit given images: take a model with "
-                "both towers, such as karlo-v1-alpha-image-variations"
+                "this model's CLIP has no image tower, so it cannot vary, blend or edit given images: take a model "
+                "with both towers, such as karlo-v1-alpha-image-variations"
             )
         return self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
 

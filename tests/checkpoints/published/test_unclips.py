@@ -243,6 +243,12 @@ def changed(file: Path, change: dict[str, Any]) -> None:
         ("model_index.json", {"_class_name": "KandinskyPipeline"}, "Kandinsky 2.1 and the nets .* are not supported"),
         ("prior_scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "is of a PNDMScheduler; UnCLIP"),
         ("prior_scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, "the prior predicts epsilon"),
+        (
+            "prior_scheduler/scheduler_config.json",
+            {"num_train_timesteps": "1000"},
+            "karlo/prior_scheduler cannot be loaded: steps is '1000'; it must be a whole number",
+        ),
+        ("prior/config.json", {"num_layers": "two"}, "karlo/prior cannot be loaded: depth is 'two'"),
         ("prior/config.json", {"norm_in_type": "layer"}, "says norm_in_type: 'layer', expected None"),
         ("text_encoder/config.json", {"hidden_act": "tanh"}, "its activation 'tanh' is not supported"),
     ],
@@ -263,6 +269,10 @@ def test_damaged_parts_are_refused_by_their_published_names(karlo: dict[str, Any
             ({"prd_embedding": None}, "prd_embedding"),
             ({"transformer_blocks.1.attn1.to_k.weight": None}, r"transformer_blocks\.1\.attn1\.to_k\.weight"),
             ({"more.weight": torch.zeros(2)}, r"a prior has not: more\.weight"),
+            (
+                {"prd_embedding": torch.ones(1, 1, 16, dtype=torch.int32)},
+                r"\(prior\) does not fit .* of another dtype: prd_embedding is torch\.int32, expected torch\.float32",
+            ),
         )
     ):
         folder = write(tmp_path / str(number), "Karlo", karlo)
@@ -271,6 +281,15 @@ def test_damaged_parts_are_refused_by_their_published_names(karlo: dict[str, Any
         save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, weights)
         with pytest.raises(ValueError, match=message):
             UnCLIP.from_pretrained(folder, device="cpu")
+
+
+def test_parts_without_weights_are_named(karlo: dict[str, Any], tmp_path: Path) -> None:
+    for part in ("prior", "decoder", "text_proj", "super_res_last", "text_encoder"):
+        folder = write(tmp_path / part / "karlo", "Karlo", karlo)
+        for file in (folder / part).glob("*.safetensors"):
+            file.unlink()
+        with pytest.raises(ValueError, match=f"karlo/{part} is neither a model folder .* nor contains"):
+            read_unclip(folder)
 
 
 def test_kandinsky_needs_both_folders(kandinsky_folders: tuple[Path, Path], karlo_folder: Path) -> None:
