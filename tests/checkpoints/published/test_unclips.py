@@ -91,6 +91,8 @@ def test_towers_are_read_one_by_one(kandinsky: Any, kandinsky_folders: tuple[Pat
         text.encode_image(torch.rand(1, 3, 64, 64))
     with pytest.raises(ValueError, match="this CLIP has no text tower, so it embeds images only"):
         image.encode_text(torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="this CLIP has no text tower, so it embeds images only"):
+        image.encode_text(["a hat"])
 
 
 def test_karlo_images_equal_diffusers(karlo: dict[str, Any], karlo_folder: Path) -> None:
@@ -290,6 +292,17 @@ def test_parts_without_weights_are_named(karlo: dict[str, Any], tmp_path: Path) 
             file.unlink()
         with pytest.raises(ValueError, match=f"karlo/{part} is neither a model folder .* nor contains"):
             read_unclip(folder)
+
+
+def test_parts_and_wholes_are_not_taken_for_each_other(
+    karlo_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for part in ("prior", "decoder", "super_res_first"):
+        assert main(["convert", str(karlo_folder / part), str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert f"is a part of a pipeline of diffusers: give the whole folder, {karlo_folder}" in error
+    with pytest.raises(ValueError, match="is a pipeline of diffusers, of several models, and no CLIP"):
+        dalle.load_clip(karlo_folder)
 
 
 def test_kandinsky_needs_both_folders(kandinsky_folders: tuple[Path, Path], karlo_folder: Path) -> None:
