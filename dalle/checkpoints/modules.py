@@ -134,7 +134,7 @@ def check_fit(
         causes: likely causes to add to the message, of different keys and of different shapes.
 
     Raises:
-        ValueError: keys are missing or unexpected, or shapes differ.
+        ValueError: keys are missing or unexpected, shapes differ, or weights are whole numbers.
     """
     own = module.state_dict()
     wrong = [
@@ -142,15 +142,25 @@ def check_fit(
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
+    whole = [  # copied into weights they would be rounded to nothing, in silence
+        f"{display_name(name)} is {tensors[name].dtype}, expected {own[name].dtype}"
+        for name in own
+        if name in tensors and own[name].is_floating_point() and not tensors[name].dtype.is_floating_point
+    ]
     missing = [f"{display_name(name)} {list(own[name].shape)}" for name in own if name not in tensors]
     unexpected = [display_name(name) for name in tensors if name not in own]
     problems = [
         f"{title}: {_some(names)}"
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        for title, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", wrong),
+            ("of another dtype", whole),
+        )
         if names
     ]
     if problems:
-        cause = causes[0] if missing or unexpected else causes[1]
+        cause = causes[0] if missing or unexpected else causes[1] if wrong else ""
         raise ValueError(
             f"{source} does not fit this architecture; {'; '.join([*problems, cause] if cause else problems)}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,13 @@ def assemble(
     """Write the folder of an unCLIP from those of its parts.
 
     Raises:
-        ValueError: a part is something else, prior and decoder are of different CLIPs, or the upsampler does not begin
-            where the decoder ends.
+        ValueError: a part is something else, prior and decoder are of different CLIPs, the upsampler does not begin
+            where the decoder ends, or `out` is there and is no unCLIP that may be replaced.
     """
     sources = {"prior": prior, "decoder": decoder} | ({} if upsampler is None else {"upsampler": upsampler})
     folders = {name: _opened(source) for name, source in sources.items()}
     clip = _checked(folders)
+    _check_target(out, folders.values())
     with atomic_folder(out) as new:
         # Cards and pictures are of the parts alone, and would describe another model here
         shutil.copytree(clip.path, new / "clip", ignore=shutil.ignore_patterns("README.md", "*.png"))
@@ -92,6 +93,19 @@ def assemble(
         model_folder.write_config(new, {"stage": "unclip", "model": {}, "parts": recorded})
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_target(out: Path, parts: Iterable[ModelFolder]) -> None:
+    """Refuse to replace anything but an unCLIP, such as one of the parts, which took long to train."""
+    place = out.resolve()
+    for part in parts:
+        source = part.path.resolve()
+        if place == source or place in source.parents or source in place.parents:
+            raise ValueError(f"{out} is, or holds, or lies in {part.path}, a part that is copied: give another folder")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "config.yaml").is_file() or model_folder.read_config(out).get("stage") != "unclip":
+        raise ValueError(f"{out} is there already and is no unCLIP, so it is not replaced: give another folder")
 
 
 def load_unclip(
@@ -152,20 +166,22 @@ def _load_published(
     if isinstance(where, ModelFolder):
         raise ValueError(f"{where.path} is a prior of another CLIP than {path} stands on: leave it out")
     found = read_unclip(path, where)
-    own = build_published(CLIP, found.clip, str(path), device)
+    own = build_published(CLIP, found.clip, f"{path} (clip)", device)
     own.tokenizer = found.words
     loaded = {
-        name: build_published(build_diffusion, found.parts[name], str(path), device, dtype)
+        name: build_published(build_diffusion, found.parts[name], f"{path} ({name})", device, dtype)
         for name in ("decoder", "upsampler", "upsampler_last")
         if name in found.parts
     }
     parts, sampling = found.parts, found.sampling
     return UnCLIPParts(
         own,
-        build_published(build_prior, parts["prior"], str(path), device) if "prior" in parts else None,
+        build_published(build_prior, parts["prior"], f"{path} (prior)", device) if "prior" in parts else None,
         **_typed(loaded),
         autoencoder=(
-            build_published(MoVQ, parts["autoencoder"], str(path), device, dtype) if "autoencoder" in parts else None
+            build_published(MoVQ, parts["autoencoder"], f"{path} (autoencoder)", device, dtype)
+            if "autoencoder" in parts
+            else None
         ),
         prior_sampling=from_dict(PriorSamplingConfig, sampling.get("prior", {}), str(path)),
         decoder_sampling=from_dict(DiffusionSamplingConfig, sampling["decoder"], str(path)),
@@ -194,12 +210,18 @@ def is_unclip(source: Source) -> bool:
     """Whether a source names an unCLIP, of ours or published.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: nothing is there, or only a part of an unCLIP.
     """
     found = open_source(source)
     if isinstance(found, Path):
         return is_there(found)
-    return found.config.get("stage") == "unclip"
+    stage = found.config.get("stage")
+    if stage in ("prior", "diffusion"):
+        raise ValueError(
+            f"{found.path} is of stage {stage!r}, a part of an unCLIP: `python -m dalle assemble` puts its parts "
+            "together"
+        )
+    return bool(stage == "unclip")
 
 
 def _opened(source: Source) -> ModelFolder:

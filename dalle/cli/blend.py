@@ -18,7 +18,10 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of `dalle`."""
     command = commands.add_parser("blend", help="interpolate between images and texts (unCLIP)", epilog=_EPILOG)
     command.add_argument(
-        "items", nargs="+", metavar="ITEM[:WEIGHT]", help="image files or texts: anything that is not a file is a text"
+        "items",
+        nargs="+",
+        metavar="ITEM[:WEIGHT]",
+        help="image files or texts: what is not a file and does not end like an image is a text",
     )
     command.add_argument(
         "--frames", type=int, default=9, help="number of images between two items, both ends included (%(default)s)"
@@ -29,10 +32,12 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dalle.cli.frames import open_model, write_frames
-    from dalle.images.read import read_image
+    from dalle.images.read import EXTENSIONS, read_image
 
     parsed = [parse_item(text) for text in args.items]
-    items = [read_image(Path(name)) if Path(name).is_file() else name for name, _ in parsed]
+    # A file whose name is misspelled would be taken for a text in silence: read_image says that it is not there
+    is_image = [Path(name).is_file() or name.lower().endswith(EXTENSIONS) for name, _ in parsed]
+    items = [read_image(Path(name)) if file else name for (name, _), file in zip(parsed, is_image, strict=True)]
     has_weights = any(weight is not None for _, weight in parsed)
     weights = [1.0 if weight is None else weight for _, weight in parsed] if has_weights or len(parsed) > 2 else None
     pipe = open_model(args)

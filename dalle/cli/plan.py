@@ -33,5 +33,8 @@ def _run(args: argparse.Namespace) -> None:
     cluster = Cluster(args.gpus, memory, args.spare, peak, args.utilization)
     recipe = resolve_recipe(args.config, args.overrides)
     if not isinstance(recipe, DALLERecipe):
-        raise ValueError(f"{args.config} is of stage {recipe.stage}: give a recipe of stage dalle")
+        raise ValueError(
+            f"{args.config} is of stage {recipe.stage}, and only stage dalle can be planned: "
+            "`python -m dalle find-batch` measures what fits on this machine"
+        )
     print(report(plan(recipe, cluster), recipe))

@@ -129,4 +129,4 @@ def _check(name: str, value: Any, kind: type, limits: Range | None) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, int) and not -(2**62) < value < 2**62:  # Python refuses to write one of over 4,300 digits
         return f"{'-' if value < 0 else ''}2^{abs(value).bit_length() - 1} or more"
-    return str(value)
+    return repr(value) if isinstance(value, str) else str(value)  # in quotes, "1000" is not taken for a number

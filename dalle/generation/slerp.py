@@ -73,6 +73,12 @@ def check_weights(weights: Sequence[float]) -> None:
         raise ValueError("the weights sum to 0: give one above 0")
 
 
+def check_theta(theta: float) -> None:
+    """Refuse a strength of `text_difference` that is out of range."""
+    if not 0 <= theta <= 1:
+        raise ValueError(f"theta is {theta}; it must be from 0 (the image) to 1 (the difference alone)")
+
+
 def text_difference(embeds: Tensor, before: Tensor, after: Tensor, theta: float) -> Tensor:
     """Image embeddings turned the way from one text to another (section 3.3).
 
@@ -88,8 +94,7 @@ def text_difference(embeds: Tensor, before: Tensor, after: Tensor, theta: float)
     Raises:
         ValueError: the texts have the same embedding, or theta is out of range.
     """
-    if not 0 <= theta <= 1:
-        raise ValueError(f"theta is {theta}; it must be from 0 (the image) to 1 (the difference alone)")
+    check_theta(theta)
     difference = F.normalize(after.double(), dim=-1) - F.normalize(before.double(), dim=-1)
     if difference.norm() < 1e-4:
         raise ValueError("both texts have the same embedding, a difference of length 0: give others")

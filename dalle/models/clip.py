@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dalle.kernels.ids import check_ids
 from dalle.models.clip_config import CLIPConfig as CLIPConfig
 from dalle.models.clip_resnet import ResNet
-from dalle.models.clip_tower import ImageTower, MissingImageTower, MissingTextTower, TextTower
+from dalle.models.clip_tower import NO_TEXT_TOWER, ImageTower, MissingImageTower, MissingTextTower, TextTower
 from dalle.models.clip_towers import TextTransformer, VisionTransformer
 from dalle.models.siglip import PooledVisionTransformer, UnmaskedTextTransformer
 from dalle.models.xlm_roberta import XLMRobertaText
@@ -55,7 +55,11 @@ class CLIP(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: TextTokenizer | None = None
-        self.no_tokenizer = "this CLIP has no text tokenizer: pass token ids, or load it with dalle.load_clip"
+        self.no_tokenizer = (
+            NO_TEXT_TOWER
+            if config.missing == "text"
+            else "this CLIP has no text tokenizer: pass token ids, or load it with dalle.load_clip"
+        )
         self.vision, self.text = _image_tower(config), _text_tower(config)
         scale, bias = initial_scale_and_bias(config)
         self.logit_scale = nn.Parameter(scale)

@@ -74,6 +74,9 @@ class TextTower(Tower, ABC):
         return self.project(self.states(ids), self.end(ids))
 
 
+NO_TEXT_TOWER = "this CLIP has no text tower, so it embeds images only: give one with both towers"
+
+
 class MissingImageTower(ImageTower):
     """Stands where weights have the text tower only."""
 
@@ -89,7 +92,7 @@ class MissingTextTower(TextTower):
 
     def states(self, ids: Tensor) -> Tensor:
         """Raise ValueError."""
-        raise ValueError("this CLIP has no text tower, so it embeds images only: give one with both towers")
+        raise ValueError(NO_TEXT_TOWER)
 
     def end(self, ids: Tensor) -> Tensor:
         """As `states`."""

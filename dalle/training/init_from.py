@@ -163,6 +163,12 @@ def _with_clip(settled: dict[str, Any], source: str) -> dict[str, Any]:
 def _with_unclip(settled: dict[str, Any], source: str) -> dict[str, Any]:
     place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
     found = initial_part(settled, source, place)
+    asked, own = (settled.get("model") or {}).get("kind"), found.model.get("kind")
+    if None not in (asked, own) and asked != own:
+        raise ValueError(
+            f"init_from: {source} is of kind {own}, and model.kind is {asked}: fine-tune it by a recipe whose `model:` "
+            f"has kind {own}, or is left out"
+        )
     settled["model"] = _merged(found.model, settled.get("model") or {})
     if found.sampling is not None:
         settled.setdefault("sampling", dict(found.sampling))

@@ -168,7 +168,7 @@ WRONG = {
     "black mask": (["a", "--image", "face.png", "--mask", "black.png"], "no white pixel"),
     "an empty folder as model": (
         ["a", "--model", "empty"],
-        "empty cannot be loaded: it is neither a model folder (no config.yaml)",
+        "empty is neither a model folder (no config.yaml)",
     ),
     "a file as model": (["a", "--model", "text.txt"], "text.txt was not written by torch.save, or is damaged"),
     "a CLIP as model": (["a", "--model", "MODEL/clip"], "holds a CLIP, expected a DALL-E"),

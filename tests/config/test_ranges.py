@@ -129,7 +129,7 @@ def _with(cls: Any, name: str, value: Any) -> Any:
         (OptimConfig, {"betas": (1.5, 2)}, "betas[0] is 1.5; it must be at least 0 and below 1"),
         (OptimConfig, {"eps": -1}, "eps is -1; it must be above 0 and at most 1"),
         (OptimConfig, {"warmup": 1.5}, "warmup is 1.5; it must be a whole number"),
-        (OptimConfig, {"lr": "fast"}, "lr is fast; it must be a number"),
+        (OptimConfig, {"lr": "fast"}, "lr is 'fast'; it must be a number"),
         (RunConfig, {"seed": -1}, "seed is -1; it must be at least 0"),
         (RunConfig, {"seed": 2**63}, "seed is 2^63 or more; it must be at most 4611686018427387903; is it mistyped?"),
         (RunConfig, {"workers": 999}, "workers is 999; it must be at most 512; is it mistyped?"),

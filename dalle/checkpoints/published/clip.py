@@ -105,6 +105,11 @@ def read_clip(source: Path, given: Mapping[str, Any] | None = None) -> Published
         ValueError: it is not a CLIP, is damaged, or an option has to be given; one line that names the source.
     """
     try:
+        if (source / "model_index.json").is_file():
+            raise ValueError(
+                f"{source} is a pipeline of diffusers, of several models, and no CLIP: give a CLIP with both towers, "
+                "or its folder text_encoder or image_encoder, which has one"
+            )
         published = read_state(source)
         if siglip.is_of(published):
             return _read_siglip(published, source, dict(given or {}))

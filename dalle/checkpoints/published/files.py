@@ -49,7 +49,7 @@ def weights_file(source: Path) -> Path:
         for file in sorted(source.rglob("*.gguf")):
             _reject_gguf(file)
         raise ValueError(
-            "it is neither a model folder (no config.yaml) nor contains published weights: give another folder"
+            f"{source} is neither a model folder (no config.yaml) nor contains published weights: give another folder"
         )
     if len(files) > 1:
         names = ", ".join(str(file.relative_to(source)) for file in files[:3])

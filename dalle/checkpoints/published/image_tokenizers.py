@@ -54,6 +54,8 @@ def read_image_tokenizer(source: Path) -> Published:
     except ValueError as error:
         reason = str(error)
         raise ValueError(reason if str(source) in reason else f"{source} cannot be loaded: {reason}") from error
+    if (source.parent / "model_index.json").is_file():
+        raise ValueError(f"{source} is a part of a pipeline of diffusers: give the whole folder, {source.parent}")
     raise ValueError(
         f"{source} is not an image tokenizer: expected a folder made by train.py (config.yaml), encoder.pkl and "
         "decoder.pkl of OpenAI, one .ckpt or .pt of taming-transformers, LlamaGen or DALLE-pytorch, or one "

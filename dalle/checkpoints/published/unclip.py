@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,15 @@ def _read_karlo(source: Path, kind: str) -> PublishedUnCLIP:
     parts, sampling = {}, {}
     if kind == _KARLO:
         parts["prior"], sampling["prior"] = _read_prior(source, "prior_scheduler", "Karlo", karlo.LICENSE)
-    found = read_scheduler(source / "decoder_scheduler", _KARLO_STEPS)
-    parts["decoder"] = _scheduled(karlo.read_decoder(source, clip.config.text_length), found)
+    found = _read_scheduler(source / "decoder_scheduler", _KARLO_STEPS)
+    with _naming(source / "decoder"):
+        parts["decoder"] = _scheduled(karlo.read_decoder(source, clip.config.text_length), found)
     sampling["decoder"] = _sampling(found) | {"guidance": _KARLO_GUIDANCE}
-    upscaling = read_scheduler(source / "super_res_scheduler", _UPSAMPLER_STEPS)
+    upscaling = _read_scheduler(source / "super_res_scheduler", _UPSAMPLER_STEPS)
     low = parts["decoder"].config.image_size
     for last, name in enumerate(("upsampler", "upsampler_last")):
-        parts[name] = _scheduled(karlo.read_upsampler(source, bool(last), low), upscaling)
+        with _naming(source / ("super_res_last" if last else "super_res_first")):
+            parts[name] = _scheduled(karlo.read_upsampler(source, bool(last), low), upscaling)
     sampling["upsampler"] = _sampling(upscaling)
     _check_clip(clip, parts)
     return PublishedUnCLIP(clip, words, parts, sampling)
@@ -158,10 +161,12 @@ def _read_kandinsky(source: Path, prior: Path | None) -> PublishedUnCLIP:
     clip, words = _read_clip(prior)
     parts, sampling = {}, {}
     parts["prior"], sampling["prior"] = _read_prior(prior, "scheduler", kandinsky.FAMILY, kandinsky.LICENSE)
-    found = read_scheduler(source / "scheduler", _KANDINSKY_STEPS)
-    parts["decoder"] = _scheduled(kandinsky.read_latent_decoder(source / "unet"), found)
+    found = _read_scheduler(source / "scheduler", _KANDINSKY_STEPS)
+    with _naming(source / "unet"):
+        parts["decoder"] = _scheduled(kandinsky.read_latent_decoder(source / "unet"), found)
     sampling["decoder"] = _sampling(found) | {"guidance": _KANDINSKY_GUIDANCE}
-    parts["autoencoder"] = kandinsky.read_movq(source / "movq")
+    with _naming(source / "movq"):
+        parts["autoencoder"] = kandinsky.read_movq(source / "movq")
     _check_clip(clip, parts)
     return PublishedUnCLIP(clip, words, parts, sampling)
 
@@ -191,14 +196,32 @@ def _read_clip(folder: Path) -> tuple[Published, TextTokenizer]:
 
 
 def _read_prior(folder: Path, scheduler: str, family: str, terms: str) -> tuple[Published, dict[str, Any]]:
-    found = read_scheduler(folder / scheduler, _PRIOR_STEPS)
+    found = _read_scheduler(folder / scheduler, _PRIOR_STEPS)
     if found.predicts != "sample":
         raise ValueError(f"{folder / scheduler} says that the prior predicts {found.predicts}; expected the embedding")
-    prior = read_prior(folder / "prior", family, terms)
+    with _naming(folder / "prior"):
+        prior = read_prior(folder / "prior", family, terms)
     config = replace(prior.config, schedule=found.schedule)
     # One sample, as in diffusers; the paper draws two and keeps the better (section 2.2)
     own = {"guidance": _PRIOR_GUIDANCE, "samples": 1, "bound": found.bound, "sampler": to_dict(found.sampler)}
     return replace(prior, config=config), own
+
+
+def _read_scheduler(folder: Path, steps: int) -> Scheduler:
+    with _naming(folder):
+        return read_scheduler(folder, steps)
+
+
+@contextmanager
+def _naming(part: Path) -> Iterator[None]:
+    """Name the folder of a part in errors about its settings and weights, which do not know where they are from."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error)
+        raise ValueError(reason if f"{part.parent}/" in reason else f"{part} cannot be loaded: {reason}") from error
+    except SHAPE_ERRORS as error:
+        raise ValueError(f"{part} cannot be loaded: its tensors or settings do not have the shapes of one") from error
 
 
 def _scheduled(part: Published, found: Scheduler) -> Published:

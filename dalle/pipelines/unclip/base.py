@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -30,6 +30,7 @@ from dalle.generation.diffusion.spacing import spaced_steps
 from dalle.generation.prior import PriorSamplingConfig, sample_embeddings
 from dalle.generation.unet_memory import rows_that_fit
 from dalle.images.transforms import resize_batch, square_tensor, to_images
+from dalle.models.autoregressive_prior import AutoregressivePrior
 from dalle.models.clip import TextStates
 from dalle.models.diffusion_decoder import DiffusionDecoder
 from dalle.models.latent_decoder import LatentDecoder
@@ -97,7 +98,7 @@ class EmbeddingDecoder:
             noise: called for the noise of stage "prior", in place of the seeds.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        sampling = self.sampling.updated({"prior_steps": steps, "prior_guidance": guidance}).prior
+        sampling = self._sampling({"prior_steps": steps, "prior_guidance": guidance}).prior
         # A diffusion prior samples several embeddings per prompt and keeps the best (section 2.2)
         shape = (len(prompts) * sampling.samples, self.clip.config.embed_dim)
         source = None if noise is None else noise_of_stage(noise, "prior", shape)
@@ -140,7 +141,7 @@ class EmbeddingDecoder:
         captions = [prompts] * len(z) if isinstance(prompts, str) else list(prompts)
         if len(captions) != len(z):
             raise ValueError(f"{len(z)} embeddings with {len(captions)} prompts: give one for each, or one for all")
-        sampling = self.sampling.updated({"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps})
+        sampling = self._sampling({"steps": steps, "guidance": guidance, "upsampler_steps": upsampler_steps})
         text, seeds = self.clip.text_states(captions), list(range(seed, seed + len(z)))
         if negative is not None and isinstance(self.decoder, DiffusionDecoder):
             raise ValueError("this decoder has a learned embedding of no image: leave negative out")
@@ -183,6 +184,18 @@ class EmbeddingDecoder:
             large = self._upsample(small, upsampler_seeds[part], self.sampling.upsampler)
             images += to_images(to_unit(large))
         return images
+
+    def _sampling(self, options: Mapping[str, Any]) -> Sampling:
+        """The sampling options of a call, which the parts of this model must have.
+
+        Raises:
+            ValueError: an option does not exist, is out of range, or is one of a part that this model does not have.
+        """
+        parts = set() if self.upsampler is None else {"an upsampler"}
+        if self.prior is not None:
+            autoregressive = isinstance(self.prior, AutoregressivePrior)
+            parts.add("an autoregressive prior" if autoregressive else "a diffusion prior")
+        return self.sampling.updated(options, parts)
 
     def _rows_that_fit(self, guided: bool) -> int:
         """Candidates to sample at a time."""
@@ -230,6 +243,11 @@ class EmbeddingDecoder:
         return self.autoencoder.encode(from_unit(resize_batch(images, self.image_size)))
 
     def _clip_embeds(self, images: Tensor) -> Tensor:
+        if self.clip.config.missing == "image":
+            raise ValueError(
+                "this model's CLIP has no image tower, so it cannot vary, blend or edit given images: take a model "
+                "with both towers, such as karlo-v1-alpha-image-variations"
+            )
         return self.clip.encode_image(resize_batch(images, self.clip.config.image_size), normalize=False)
 
     def _decode(

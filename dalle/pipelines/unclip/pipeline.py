@@ -21,7 +21,7 @@ from dalle.checkpoints.unclip import UnCLIPParts, load_unclip
 from dalle.device import pick_device
 from dalle.generation.progress import Progress
 from dalle.generation.rerank import score
-from dalle.generation.slerp import blend, check_weights, slerp, text_difference
+from dalle.generation.slerp import blend, check_theta, check_weights, slerp, text_difference
 from dalle.images.transforms import check_mask, inpaint_pixels, square_tensor, to_images
 from dalle.pipelines.request import check_request
 from dalle.pipelines.result import Result
@@ -91,7 +91,7 @@ class UnCLIP(EmbeddingDecoder):
             progress: called after each diffusion step.
             distinct: whether `keep` skips near-duplicates as long as there are other images.
             options: fields of `UnCLIPOptions`; guidance, of the decoder; for an autoregressive prior also temperature
-                and top_k.
+                and top_k. Those of a part that the model does not have are an error.
 
         Returns:
             One result for each prompt.
@@ -101,7 +101,7 @@ class UnCLIP(EmbeddingDecoder):
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         keep = check_request(prompts, n, keep, seed, self.judge is not None)
-        sampling = self.sampling.updated(options)
+        sampling = self._sampling(options)
         inpainting = self._inpainting(image, mask, options.get("resample"))
         rows = [(prompt, seed + i) for prompt in prompts for i in range(n)]
         meter = ProgressMeter(progress, len(rows), sampling.image_steps(self.upsampler is not None))
@@ -210,6 +210,7 @@ class UnCLIP(EmbeddingDecoder):
         """
         if frames < 1:
             raise ValueError(f"frames is {frames}: sample at least 1")
+        check_theta(theta)  # before the work, and not a fraction of it that belongs to a frame
         options = replace(INVERSION, steps=steps)
         images = self._to_tensors(image)
         z = self._clip_embeds(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -21,6 +21,15 @@ StageNoise = Callable[[Stage, tuple[int, ...]], Tensor]
 """Returns the next Gaussian noise of a stage, of a shape [B, ...]; called in the order in which it is used."""
 
 
+_PART_OF = {  # options of a part that not every unCLIP has
+    "prior_steps": "a diffusion prior",
+    "prior_samples": "a diffusion prior",
+    "temperature": "an autoregressive prior",
+    "top_k": "an autoregressive prior",
+    "upsampler_steps": "an upsampler",
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling options of each stage."""
@@ -33,11 +42,15 @@ class Sampling:
         """Number of diffusion steps of a candidate in the decoder and the upsampler."""
         return self.decoder.sampler.steps + (self.upsampler.sampler.steps if has_upsampler else 0)
 
-    def updated(self, options: dict[str, Any]) -> Sampling:
+    def updated(self, options: Mapping[str, Any], parts: Collection[str]) -> Sampling:
         """A copy with these options of a call, except those that are None.
 
+        Args:
+            options: the options by name.
+            parts: those of `_PART_OF` that the model has.
+
         Raises:
-            ValueError: an option does not exist or is out of range.
+            ValueError: an option does not exist, is out of range, or is for a part that the model does not have.
         """
         options = {name: value for name, value in options.items() if value is not None}
         names = [*(field.name for field in fields(UnCLIPOptions)), "guidance", "temperature", "top_k"]
@@ -46,6 +59,8 @@ class Sampling:
                 of_tokens = name in {field.name for field in fields(SamplingConfig)}
                 why = "an option of models that sample tokens" if of_tokens else "no option of an unCLIP"
                 raise ValueError(f"{name} is {why}: known here are {', '.join(names)}")
+            if name in _PART_OF and _PART_OF[name] not in parts:
+                raise ValueError(f"{name} is for {_PART_OF[name]}, and this model has none: leave it out")
         prior, decoder, upsampler = self.prior, self.decoder, self.upsampler
         of_sampler = {name: options[name] for name in ("steps", "sampler", "eta") if name in options}
         decoder = replace(

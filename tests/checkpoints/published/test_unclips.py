@@ -91,6 +91,8 @@ def test_towers_are_read_one_by_one(kandinsky: Any, kandinsky_folders: tuple[Pat
         text.encode_image(torch.rand(1, 3, 64, 64))
     with pytest.raises(ValueError, match="this CLIP has no text tower, so it embeds images only"):
         image.encode_text(torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="this CLIP has no text tower, so it embeds images only"):
+        image.encode_text(["a hat"])
 
 
 def test_karlo_images_equal_diffusers(karlo: dict[str, Any], karlo_folder: Path) -> None:
@@ -243,6 +245,12 @@ def changed(file: Path, change: dict[str, Any]) -> None:
         ("model_index.json", {"_class_name": "KandinskyPipeline"}, "Kandinsky 2.1 and the nets .* are not supported"),
         ("prior_scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "is of a PNDMScheduler; UnCLIP"),
         ("prior_scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, "the prior predicts epsilon"),
+        (
+            "prior_scheduler/scheduler_config.json",
+            {"num_train_timesteps": "1000"},
+            "karlo/prior_scheduler cannot be loaded: steps is '1000'; it must be a whole number",
+        ),
+        ("prior/config.json", {"num_layers": "two"}, "karlo/prior cannot be loaded: depth is 'two'"),
         ("prior/config.json", {"norm_in_type": "layer"}, "says norm_in_type: 'layer', expected None"),
         ("text_encoder/config.json", {"hidden_act": "tanh"}, "its activation 'tanh' is not supported"),
     ],
@@ -263,6 +271,10 @@ def test_damaged_parts_are_refused_by_their_published_names(karlo: dict[str, Any
             ({"prd_embedding": None}, "prd_embedding"),
             ({"transformer_blocks.1.attn1.to_k.weight": None}, r"transformer_blocks\.1\.attn1\.to_k\.weight"),
             ({"more.weight": torch.zeros(2)}, r"a prior has not: more\.weight"),
+            (
+                {"prd_embedding": torch.ones(1, 1, 16, dtype=torch.int32)},
+                r"\(prior\) does not fit .* of another dtype: prd_embedding is torch\.int32, expected torch\.float32",
+            ),
         )
     ):
         folder = write(tmp_path / str(number), "Karlo", karlo)
@@ -271,6 +283,26 @@ def test_damaged_parts_are_refused_by_their_published_names(karlo: dict[str, Any
         save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, weights)
         with pytest.raises(ValueError, match=message):
             UnCLIP.from_pretrained(folder, device="cpu")
+
+
+def test_parts_without_weights_are_named(karlo: dict[str, Any], tmp_path: Path) -> None:
+    for part in ("prior", "decoder", "text_proj", "super_res_last", "text_encoder"):
+        folder = write(tmp_path / part / "karlo", "Karlo", karlo)
+        for file in (folder / part).glob("*.safetensors"):
+            file.unlink()
+        with pytest.raises(ValueError, match=f"karlo/{part} is neither a model folder .* nor contains"):
+            read_unclip(folder)
+
+
+def test_parts_and_wholes_are_not_taken_for_each_other(
+    karlo_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for part in ("prior", "decoder", "super_res_first"):
+        assert main(["convert", str(karlo_folder / part), str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert f"is a part of a pipeline of diffusers: give the whole folder, {karlo_folder}" in error
+    with pytest.raises(ValueError, match="is a pipeline of diffusers, of several models, and no CLIP"):
+        dalle.load_clip(karlo_folder)
 
 
 def test_kandinsky_needs_both_folders(kandinsky_folders: tuple[Path, Path], karlo_folder: Path) -> None:

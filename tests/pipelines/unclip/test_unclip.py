@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,8 @@ def test_sample_py_takes_unclip_options(folder: Path, tmp_path: Path) -> None:
         (["--n", "0"], "n is 0"),
         (["--keep", "9"], "keep is 9"),
         (["--resample", "3"], "resample is for a mask"),
+        (["--temperature", "0.5"], "temperature is for an autoregressive prior, and this model has none"),
+        (["--top-k", "5"], "top_k is for an autoregressive prior"),
         (["--keep-rows", "0.5"], "--keep-rows is for models that sample tokens"),
         (["--prior", "{decoder}"], "it cannot be the prior"),
     ],
@@ -300,6 +303,55 @@ def test_components_that_do_not_fit_are_refused(parts: dict[str, Path], tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_options_of_parts_that_a_model_does_not_have(parts: dict[str, Path], tmp_path: Path) -> None:
+    assemble(tmp_path / "m", parts["prior-ar"], parts["decoder"])
+    pipe = UnCLIP.from_pretrained(tmp_path / "m", device="cpu")
+    for options, part in (
+        ({"prior_steps": 2}, "a diffusion prior"),
+        ({"prior_samples": 1}, "a diffusion prior"),
+        ({"upsampler_steps": 2}, "an upsampler"),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is for {part}, and this model has none"):
+            pipe("a hat", **options)
+    assert pipe("a hat", steps=2, temperature=0.5, top_k=2)[0].images
+
+
+def test_assemble_replaces_an_unclip_only(folder: Path, parts: dict[str, Path], tmp_path: Path) -> None:
+    prior, decoder = shutil.copytree(parts["prior"], tmp_path / "prior"), parts["decoder"]
+    before = ModelFolder(prior).sha256
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album/photo.jpg").write_bytes(b"photo")
+    for out, message in (
+        (prior, "a part that is copied"),
+        (tmp_path, "a part that is copied"),
+        (prior / "deeper", "a part that is copied"),
+        (tmp_path / "album", "is no unCLIP, so it is not replaced"),
+        (tmp_path / "album/photo.jpg", "is no unCLIP, so it is not replaced"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            assemble(out, prior, decoder)
+    assert ModelFolder(prior).sha256 == before and (tmp_path / "album/photo.jpg").read_bytes() == b"photo"
+    shutil.copytree(folder, tmp_path / "old")
+    assemble(tmp_path / "old", prior, decoder)
+    assert not (tmp_path / "old/upsampler").exists()
+
+
+@pytest.mark.parametrize("part", ["prior", "decoder", "upsampler"])
+def test_a_part_alone_is_no_model(
+    part: str, parts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample.main(["a hat", "--model", str(parts[part]), "--steps", "2", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "a part of an unCLIP: `python -m dalle assemble`" in error and error.count("\n") == 1
+
+
+def test_a_misspelled_image_is_not_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("mising.png", "mising.JPG:0.3"):
+        assert main(["blend", "a hat", name, "--model", str(folder), "--out", str(tmp_path / "b.png")]) == 2
+        error = capsys.readouterr().err
+        assert name.partition(":")[0] + ": no such image" in error and error.count("\n") == 1
+
+
 def test_wrong_calls_are_refused(pipe: UnCLIP) -> None:
     image, mask = picture(), Image.new("L", (16, 16))
     for call, message in (
@@ -309,6 +361,7 @@ def test_wrong_calls_are_refused(pipe: UnCLIP) -> None:
         (lambda: pipe.blend([image] * 3), "need weights"),
         (lambda: pipe.vary(image, n=0), "n is 0"),
         (lambda: pipe.vary(image, eta=2.0), "eta is 2"),
+        (lambda: pipe.edit(image, "a cat", "a dog", theta=-1, frames=3), "theta is -1;"),
         (lambda: pipe("a hat", mask=mask), "image and mask go together"),
         (lambda: pipe("a hat", image=image, mask=mask), "mask has no white pixel"),
         (lambda: pipe("a hat", image=image, mask=mask.resize((4, 4))), "mask is 4x4 and image 16x16"),

@@ -99,6 +99,7 @@ def test_parts_that_do_not_fit_give_a_one_line_error(
     for source, stage, options, told in (
         ("decoder", "prior", [], "is of stage 'diffusion'; expected prior, or a whole unclip"),
         ("prior", "diffusion", [], "is of stage 'prior'; expected diffusion, or a whole unclip"),
+        ("prior", "prior", ["model.kind=autoregressive"], "is of kind diffusion, and model.kind is autoregressive"),
         ("prior", "prior", ["model.transformer.width=32"], "does not fit this architecture"),
         ("decoder", "diffusion", ["model.unet.channels=16"], "model.safetensors"),
     ):
