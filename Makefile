@@ -1,5 +1,5 @@
 # What one runs here. Every target sets up what it needs in $(VENV); a second call finds it there.
-#   make demo | test | test-all | lint | format | bench | wheel | docs | lock | clean
+#   make help | demo | test | test-all | lint | format | bench | wheel | docs | lock | clean
 #   make test ARGS=tests/data     PYTHON=python3.12 make test     VENV=/tmp/venv make test
 
 VENV ?= .venv
@@ -20,8 +20,22 @@ export UV_LINK_MODE ?= copy
 recent = $(shell $(PYTHON) -c 'import sys; print(int(sys.version_info >= (3, 10)))' 2>&1)
 check_python = $(if $(filter 1,$(recent)),,$(error dalle needs Python 3.10 or newer, and PYTHON=$(PYTHON) is not: try make PYTHON=python3.11))
 
-.PHONY: demo test test-all lint format bench wheel docs lock clean
+.PHONY: help demo test test-all lint format bench wheel docs lock clean
 .DEFAULT_GOAL := test
+
+help:
+	@printf '%s\n' \
+		'make demo      a virtual environment in $(VENV), and the 4 best of 16 images for a prompt' \
+		'make test      the fast tests (make test ARGS=tests/data)' \
+		'make test-all  all tests, with what the slow ones need' \
+		'make lint      ruff, import layers, mypy, codespell' \
+		'make format    ruff: what it can mend, and the layout' \
+		'make bench     every benchmark' \
+		'make wheel     dist/dalle-*.whl, with the model, the tokenizers and the recipes' \
+		'make docs      the site' \
+		'make lock      constraints.txt anew' \
+		'make clean     removes the environment and all that was built' \
+		'' 'PYTHON=python3.12 chooses the Python, VENV=/tmp/venv the environment.'
 
 demo: $(STAMP)
 	$(BIN)/python sample.py "a red heart, 3d style" --n 16 --keep 4 --seed 7

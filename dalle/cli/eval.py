@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.cli.parser import add_options
-from dalle.config import apply_overrides, from_dict
+from dalle.config import apply_overrides, from_dict, to_dict
 from dalle.generation.options import SamplingConfig
 
 
@@ -91,7 +91,8 @@ def _evaluate_samples(args: argparse.Namespace, data: Any) -> dict[str, Any]:
     check_stage(args.source, "dalle")
     device = pick_device(args.device)
     pipe = TextToImage.from_pretrained(args.source, device)
-    pipe.sampling = pipe.sampling.updated(**{f.name: getattr(args, f.name, None) for f in fields(SamplingConfig)})
+    given = {f.name: getattr(args, f.name) for f in fields(SamplingConfig) if f.name in args}
+    pipe.sampling = from_dict(SamplingConfig, to_dict(pipe.sampling) | given, "command line")  # null is an answer, too
     judge = Judge(load_classifier(args.judge, device), open_plain(data, "all", pipe.image_size))
     scorer = None if args.clip_score is None else load_clip(args.clip_score, device)
     with tqdm(unit="prompt", disable=None) as bar:

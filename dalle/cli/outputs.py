@@ -76,8 +76,15 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def slug(prompt: str) -> str:
-    """Convert the start of a prompt to a file name: letters, combining marks and digits of any script, else hyphens."""
-    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt.lower())
+    """Convert the start of a prompt to a file name: letters, combining marks and digits of any script, else hyphens.
+
+    A prompt of nothing else, such as emoji, gives the Unicode names of its symbols: "fire" rather than no name at all.
+    """
+    # Variation selectors are marks too, but of what is left out: alone they make an invisible name
+    prompt = "".join(c for c in prompt.lower() if not "\ufe00" <= c <= "\ufe0f")
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt)
+    if not words.strip():
+        words = " ".join(unicodedata.name(c, "") for c in prompt if unicodedata.category(c) == "So").lower()
     short = "-".join(words.split()).encode()[:60].decode(errors="ignore")
     return short.strip("-") or "empty"
 

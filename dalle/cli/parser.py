@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dalle.cli.errors import print_error
@@ -83,7 +83,19 @@ def add_options(
         elif get_origin(kind) is Literal:
             parser.add_argument(flag, choices=get_args(kind), **common)
         else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
+            nullable = kind in (int, float) and type(None) in union_members(hints[field.name])
+            read = _or_null(kind) if nullable else kind
+            parser.add_argument(flag, type=read, metavar=kind.__name__.upper(), **common)
+
+
+def _or_null(kind: type) -> Callable[[str], Any]:
+    """What reads a number, or null for None as in a YAML."""
+
+    def read(text: str) -> Any:
+        return None if text == "null" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse's message names it: invalid int value
+    return read
 
 
 def _range(schema: type, name: str) -> str:

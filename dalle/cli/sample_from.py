@@ -71,7 +71,9 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {"prompts": [texts["prompt"]], "seed": seed, "n": 1}
     values |= {name: recorded[name] for name in _RECORDED if recorded.get(name) is not None}
     for group, schema in _GROUPS.items():
-        own = {one.name: recorded[one.name] for one in fields(schema) if recorded.get(one.name) is not None}
+        # A null of sampling is a value (all codes); one of an unCLIP is the model's own
+        names = [one.name for one in fields(schema) if one.name in recorded]
+        own = {name: recorded[name] for name in names if schema is SamplingConfig or recorded[name] is not None}
         values[group] = own | given.get(group, {})
     if "mask" in given:
         values.pop("keep_rows", None)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from dalle.cli.parser import parse_size
 from dalle.cli.sample import SampleConfig
-from dalle.config import apply_overrides, to_dict
+from dalle.config import apply_overrides, from_dict, to_dict
+from dalle.generation.options import SamplingConfig
 
 if TYPE_CHECKING:  # torch takes a second to import: not for --help
     from dalle.pipelines.text_to_image import TextToImage
@@ -40,7 +41,9 @@ def load_pipeline(settings: SampleConfig) -> tuple[TextToImage | UnCLIP, dict[st
     pipe = TextToImage.from_pretrained(
         settings.model, settings.device, dtype, **sources, **_published_options(settings)
     )
-    sampling = to_dict(pipe.sampling.updated(**settings.sampling))
+    # Not pipe.sampling.updated: that takes None as not given, and --top-k null is all codes, whatever the model's own
+    pipe.sampling = from_dict(SamplingConfig, to_dict(pipe.sampling) | settings.sampling, "command line")
+    sampling = to_dict(pipe.sampling)
     return pipe, sampling | engine
 
 

@@ -123,7 +123,7 @@ def _cell(rows: Sequence[Row]) -> int:
 
 def _label(text: str, number: int, width: int) -> tuple[list[str], Font]:
     """A label wrapped to lines of at most `width` pixels, and its font."""
-    text = " ".join(text.split())
+    text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
     font = font_for(text, _TEXT) if text else None
     if font is None:
         if text:
@@ -147,6 +147,9 @@ def _font_hint(text: str) -> str:
     script = next(named, "")
     if script == "Devanagari":
         return "install a font with Devanagari, for example fonts-lohit-deva or fonts-noto-core"
+    if not script and any(unicodedata.category(c) == "So" for c in text):
+        # Outlines: fonts of colored bitmaps have a single size
+        return "install a font with outlines of emoji, for example fonts-symbola"
     return f"install a font for it{f' ({script})' if script else ''}, for example fonts-noto-core or fonts-noto-cjk"
 
 
@@ -177,8 +180,8 @@ def _latin(size: int) -> Font:
 def _covers(font: Font, text: str) -> bool:
     """Whether the font has a glyph for every character: none is drawn like a code point that it certainly lacks."""
     lacking = bytes(font.getmask("\U0010ffff"))
-    # U+200C and U+200D are invisible: they tell a layout engine how to join their neighbors
-    return all(c.isspace() or c in "\u200c\u200d" or bytes(font.getmask(c)) != lacking for c in set(text))
+    # Invisible, they tell a layout engine how to join their neighbors, or which of two forms of an emoji is meant
+    return all(c.isspace() or c in "\u200c\u200d\ufe0e\ufe0f" or bytes(font.getmask(c)) != lacking for c in set(text))
 
 
 def _fontconfig(text: str) -> list[str]:

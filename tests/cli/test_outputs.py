@@ -17,6 +17,9 @@ def test_folder_names_are_slugs_of_any_script() -> None:
     assert slug("गुलाबी हात्ती") == "गुलाबी-हात्ती"
     assert slug("") == slug("?!") == "empty"
     assert slug("../../etc") == "etc"
+    assert slug("\u2764\ufe0f") == "heavy-black-heart"  # not the invisible mark alone, nor "empty"
+    assert slug("\U0001f525!") == "fire"
+    assert slug("a \u2764\ufe0f") == "a"
     assert len(slug("ह" * 500).encode()) <= 60
 
 

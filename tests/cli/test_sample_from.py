@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image, ImageChops
 
 from support.tiny_model import IMAGE_SIZE, make_tiny_model
@@ -98,3 +100,22 @@ def test_file_without_metadata_is_refused(drawn: Path, capsys: pytest.CaptureFix
     assert "none.png: no such image" in capsys.readouterr().err
     assert sample.main([]) == 2
     assert "no prompt given" in capsys.readouterr().err
+
+
+def test_null_on_the_command_line_replaces_the_models_own_option(model: Path, tmp_path: Path) -> None:
+    """A model's own top_k can be turned off, and an image made so comes again from its PNG."""
+    own = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
+    own["sampling"] = {**(own.get("sampling") or {}), "top_k": 1}
+    narrow = shutil.copytree(model, tmp_path / "narrow")
+    (narrow / "config.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+
+    def draw(folder: str, *options: str) -> Image.Image:
+        assert sample.main([*options, "--no-grid", "--out", str(tmp_path / folder)]) == 0
+        return Image.open(only_image(str(tmp_path / folder)))
+
+    prompt = ["a dog", "--n", "1", "--seed", "3", "--model", str(narrow)]
+    wide = draw("wide", *prompt, "--top-k", "null")
+    (expected,) = TextToImage.from_pretrained(model, device="cpu")("a dog", n=1, seed=3)
+    assert ImageChops.difference(wide, expected.images[0]).getbbox() is None
+    assert same(only_image(str(tmp_path / "wide")), draw("again", "--from", str(only_image(str(tmp_path / "wide")))))
+    assert not same(only_image(str(tmp_path / "wide")), draw("narrow_images", *prompt))

@@ -154,6 +154,11 @@ def test_label_without_a_font_becomes_the_row_number(
     ]
     assert font_for("a red heart, 3d style!", 12) is not None  # Pillow's own
     labeled_grid([("", [image], [""])])
+    caplog.clear()
+    labeled_grid([("a\x01dog\x7f", [image], [""])])
+    assert not caplog.records  # a control character is no glyph that a font could have
+    labeled_grid([("\U0001f525", [image], [""])])
+    assert caplog.records[0].getMessage().endswith("a font with outlines of emoji, for example fonts-symbola")
 
 
 def test_devanagari_is_shaped_if_a_font_is_installed() -> None:

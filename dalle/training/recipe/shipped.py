@@ -37,8 +37,13 @@ def find_recipe(name: str | Path) -> Path:
     recipes = shipped_recipes()
     if path.as_posix() in recipes:
         return recipes[path.as_posix()]
-    if path.suffix or path.exists():  # what is wrong with it is for its reader to say
+    if path.exists():  # what is wrong with it is for its reader to say
         return path
+    if path.suffix:
+        there = [file.as_posix() for file in sorted(path.parent.glob("*.y*ml"))]
+        there += [file.relative_to(ROOT).as_posix() for file in recipes.values()]
+        near = get_close_matches(path.as_posix(), there, 1)
+        raise ConfigError(f"{name}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
     near = get_close_matches(path.as_posix(), recipes, 1, cutoff=0.5)
     meant = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(f"{name}: no such file, and no recipe of that name; {meant}those that ship: {', '.join(recipes)}")

@@ -38,3 +38,9 @@ def test_misspelled_recipe_suggests_the_nearest(
         find_recipe("emoji/dall")
     assert train.main(["absent.yaml"]) == 2
     assert capsys.readouterr().err == "train.py: absent.yaml: no such file\n"
+    shipped = r"^configs/emoji/dale\.yaml: no such file; did you mean configs/emoji/dalle\.yaml\?$"
+    with pytest.raises(ConfigError, match=shipped):
+        find_recipe("configs/emoji/dale.yaml")  # one that ships, from another folder
+    Path("mine.yaml").write_text("stage: dalle")
+    with pytest.raises(ConfigError, match=r"^mime\.yaml: no such file; did you mean mine\.yaml\?$"):
+        find_recipe("mime.yaml")
