@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -40,9 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = args.run
     try:
         command(args)
-    except BrokenPipeError:  # `dalle ... | head`: not an error; and flushing stdout at exit must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return report_error(f"dalle {args.command}", error, lambda: _out_of_memory_hint(args))
     except KeyboardInterrupt:

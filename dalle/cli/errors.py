@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from dalle.cli.streams import reader_is_gone
+
 _LONGEST = 2000  # characters of a line
 
 
@@ -31,8 +33,10 @@ def report_error(program: str, error: Exception, memory_hint: Callable[[], str])
         memory_hint: says what to do if it did; called only then.
 
     Returns:
-        The exit code, 2.
+        The exit code: 2, or 141 without a line if what reads the output has gone, which is no error.
     """
+    if isinstance(error, BrokenPipeError) and reader_is_gone():
+        return 141  # as of a program that SIGPIPE ends
     from dalle.device import out_of_memory  # importing torch takes a second: not for --help
 
     shortage = out_of_memory(error)

@@ -42,11 +42,18 @@ def parse_size(text: str, unit: str, option: str) -> float:
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser that prints an error as one line, without the usage."""
+    """An argument parser that prints an error as one line, without the usage.
+
+    Attributes:
+        other: what to say to an option that does not exist, before (see --help).
+    """
+
+    other = ""
 
     def error(self, message: str) -> NoReturn:
         """Print an error and exit with code 2."""
-        raise SystemExit(print_error(self.prog, f"{message} (see --help)"))
+        other = self.other if message.startswith("unrecognized arguments: -") else ""
+        raise SystemExit(print_error(self.prog, f"{message}{other} (see --help)"))
 
 
 def add_options(

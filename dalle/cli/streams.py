@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
+import select
 import sys
 
 
@@ -15,6 +17,31 @@ def settle_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, open to the end
         elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    # Python's own flush at exit would report a reader that has gone; once, however often this is called
+    atexit.unregister(reader_is_gone)
+    atexit.register(reader_is_gone)
+
+
+def reader_is_gone() -> bool:
+    """Whether what stdout or stderr is piped to has ended (`| head`, a `tee` that got the same Ctrl-C).
+
+    What is printed there from then on is dropped.
+    """
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            descriptor = stream.fileno()
+        except (OSError, ValueError):  # not a file of the system's, or closed: as in a test
+            continue
+        # Not by flushing: a write that failed may have left nothing in the buffer
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+            gone = True
+    return gone
 
 
 def utf8_argument(text: str) -> str:

@@ -27,6 +27,7 @@ def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     from dalle.training.recipe import describe_recipes
 
     parser = command_line(program)
+    parser.other = "; an option of the recipe is given as key.path=value, for example run.steps=100"
     args = parser.parse_intermixed_args(argv)  # flags may come between overrides
     if args.help:
         print(f"{parser.format_help()}\n{describe_recipes(args.config)}")

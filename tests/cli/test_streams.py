@@ -62,3 +62,16 @@ def test_prompts_are_utf_8_whatever_the_locale() -> None:
     )  # fmt: skip
     assert result.stdout.strip() == ascii("\u0915\u0947")
     assert utf8_argument("half \udce0") == "half \udce0"
+
+
+@pytest.mark.parametrize(
+    "command", ["train.py emoji/dalle --help", "train.py emoji/dalle --print-config", "sample.py --help"]
+)
+def test_a_reader_that_ends_early_is_no_error(command: str) -> None:
+    """As of `| head`: stdout is a pipe whose other end is closed from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, *command.split()]
+    result = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, timeout=120, check=False)
+    os.close(writer)
+    assert result.returncode in (0, 141) and result.stderr == b""

@@ -106,7 +106,7 @@ WRONG = {
         "stage: expected one of text_tokenizer, image_tokenizer, clip, dalle, prior, diffusion, got None",
     ),
     "a stage that is a list": (["vqgan.yaml", "stage=[clip]"], "stage: expected one of"),
-    "unknown option": (["vqgan.yaml", "--resume"], "unrecognized arguments: --resume"),
+    "unknown option": (["vqgan.yaml", "--resume"], "--resume; an option of the recipe is given as key.path=value"),
     "no value": (["vqgan.yaml", "resume"], "'resume': expected key.path=value"),
     "unknown key": (["vqgan.yaml", "optim.larning=1"], "optim.larning: unknown key"),
     "a near miss": (["vqgan.yaml", "optim.warmupp=1"], "did you mean optim.warmup?"),

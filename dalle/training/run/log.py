@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +25,8 @@ from dalle.training.report.html import write_report
 from dalle.training.run.trackers import check_tracker, start_trackers, track_image
 from dalle.training.tasks import Samples, Task
 
+# Around all that is printed: a `tee` ends by the same Ctrl-C as the run, which must still save its step
+_READER_MAY_GO = suppress(BrokenPipeError)
 _TIMED_STEPS = 10  # steps whose time gives the estimate, after the first
 _LONG = 60.0  # seconds of a run from which the estimate is printed
 
@@ -163,11 +165,13 @@ class RunLog:
     @contextmanager
     def activity(self, name: str) -> Iterator[None]:
         """Show in the progress bar what is done in a block, during which the bar stands still."""
-        self.bar.set_description(name)
+        with _READER_MAY_GO:
+            self.bar.set_description(name)
         try:
             yield
         finally:
-            self.bar.set_description()
+            with _READER_MAY_GO:
+                self.bar.set_description()
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Log and print validation metrics."""
@@ -192,7 +196,8 @@ class RunLog:
 
     def step(self) -> None:
         """Advance the progress bar; after a few steps, print once how long the run will take, if that is long."""
-        self.bar.update()
+        with _READER_MAY_GO:
+            self.bar.update()
         self.taken += 1
         if self.taken == 1:
             self.estimated_from = time.perf_counter()
@@ -208,7 +213,8 @@ class RunLog:
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
         if self.main:
-            self.bar.write(line)
+            with _READER_MAY_GO:
+                self.bar.write(line)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self.main:
@@ -236,7 +242,8 @@ class RunLog:
     def close(self) -> None:
         """Write the final report and end the progress bar and the tracker."""
         self.report(final=True)
-        self.bar.close()
+        with _READER_MAY_GO:
+            self.bar.close()
         if self.run.tracker != "none":
             self.accelerator.end_training()
 
