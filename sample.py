@@ -16,6 +16,7 @@ explain_startup_errors("sample.py")  # before anything else is imported
 
 # isort: split
 from dalle.cli.errors import report_error
+from dalle.cli.interrupt import exit_code, sigterm_raises
 from dalle.cli.outputs import check_folder
 from dalle.cli.sample import SampleConfig, parse
 from dalle.cli.sample_files import SampleFiles, finished_images, progress_meter
@@ -34,10 +35,18 @@ _MAX_CANDIDATES = 32  # about this many are sampled at a time; what is finished 
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
-    """Generate images; also `dalle sample`. A user error is one line and exit code 2; Ctrl-C gives exit code 130."""
+    """Generate images; also `dalle sample`. A user error is one line and exit code 2.
+
+    Ctrl-C and SIGTERM keep the finished images, and give exit codes 130 and 143.
+    """
     settle_streams()
     logging.basicConfig(format=f"{program}: %(message)s")
     limit_openmp_spinning()
+    with sigterm_raises():
+        return _main(argv, program)
+
+
+def _main(argv: Sequence[str] | None, program: str) -> int:
     run: SampleFiles | None = None
     try:
         settings, show = parse(argv, program)
@@ -51,9 +60,9 @@ def main(argv: Sequence[str] | None = None, program: str = "sample.py") -> int:
         print(run.finish())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return report_error(program, error, lambda: "; ".join(filter(None, [_MEMORY_HINT, finished_images(run)])))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{program}: stopped; {finished_images(run) or 'nothing was finished'}", file=sys.stderr)
-        return 130
+        return exit_code(stop)
     return 0
 
 

@@ -3,7 +3,33 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where Ctrl-C would raise KeyboardInterrupt."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """The exit code of a command that Ctrl-C or SIGTERM ended: 128 plus the number of the signal, as in shells."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises `Terminated` inside, so that a command ends as at Ctrl-C and keeps what it has finished."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off the writing of what is kept
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class SignalHandler:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dalle import __version__
 from dalle.cli.drawn_parts import DrawnImage, Part, new_part
 from dalle.cli.errors import print_error
+from dalle.cli.interrupt import exit_code
 from dalle.cli.outputs import check_folder
 from dalle.cli.prompts_file import PromptRow, read_prompts
 from dalle.cli.run_folder import RunBar, RunFolder
@@ -51,8 +52,8 @@ def sample_many(settings: SampleConfig, pipe: TextToImage | UnCLIP, options: Map
         program: name for messages.
 
     Returns:
-        The exit code: 1 if a prompt could not be drawn, 2 after an error of the file system, 130 after Ctrl-C. What is
-        complete stays, and the same command continues from there.
+        The exit code: 1 if a prompt could not be drawn, 2 after an error of the file system, 130 after Ctrl-C, 143
+        after SIGTERM. What is complete stays, and the same command continues from there.
 
     Raises:
         ValueError: a row is wrong, or the folder holds something else.
@@ -66,9 +67,9 @@ def sample_many(settings: SampleConfig, pipe: TextToImage | UnCLIP, options: Map
         return _sample_many(settings, pipe, options, program)
     except OSError as error:
         return print_error(program, f"{error}; {_CONTINUE}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{program}: stopped; {_CONTINUE}", file=sys.stderr)
-        return 130
+        return exit_code(stop)
 
 
 def _sample_many(settings: SampleConfig, pipe: TextToImage, options: Mapping[str, Any], program: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -325,6 +326,28 @@ def test_keyboard_interrupt_keeps_finished_images(
     calls.append(())
     assert sample.main(["a dog", "--model", str(tiny_model)]) == 130
     assert "nothing was finished" in capsys.readouterr().err
+
+
+def test_sigterm_keeps_finished_images(
+    tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, calls = TextToImage.__call__, []
+
+    def terminated(self: TextToImage, *args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, *args, **options)  # type: ignore[arg-type]
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(TextToImage, "__call__", terminated)
+    monkeypatch.setattr(sample, "_MAX_CANDIDATES", 2)
+    assert sample.main(["a dog", "a cat", "--n", "2", "--model", str(tiny_model)]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sample.py: stopped; finished images: ")
+    folder = here / "outputs" / "a-dog-0"
+    assert len(json.loads((folder / "scores.json").read_text())["images"]) == 2
+    assert len(list(folder.glob("01-*.png"))) == 2 and (folder / "grid.png").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_interrupted_prompt_keeps_its_finished_candidates(

@@ -105,12 +105,19 @@ class ImageIndex:
         """
         target = Path(folder).expanduser()
         sources = [source if isinstance(source, Source) else Source(str(source)) for source in images]
-        name = "" if clip is None or isinstance(clip, CLIP) else _absolute(clip)
-        if clip is None and (target / store.NAME).exists():
-            name = store.read_manifest(target).clip
-        own = clip if isinstance(clip, CLIP) else load_clip(name or SHIPPED / "clip", pick_device(device))
+        if isinstance(clip, CLIP):
+            report = update(target, sources, clip, "", batch_size, workers, progress)
+            return cls(target, clip, device), report
+        before = store.read_manifest(target).clip if (target / store.NAME).exists() else None
+        name = (before or "") if clip is None else _absolute(clip)
+
+        def load() -> CLIP:
+            return load_clip(name or SHIPPED / "clip", pick_device(device))
+
+        # A CLIP that may be another than that of the index is compared with it even if nothing is to be embedded
+        own = load if name == before else load()
         report = update(target, sources, own, name, batch_size, workers, progress)
-        return cls(target, own, device), report
+        return cls(target, own if isinstance(own, CLIP) else None, device), report
 
     def __len__(self) -> int:
         return self.manifest.images

@@ -40,7 +40,7 @@ class Report:
 def update(
     folder: Path,
     sources: Sequence[Source],
-    clip: CLIP,
+    clip: CLIP | Callable[[], CLIP],
     clip_name: str = "",
     batch_size: int = 64,
     workers: int = 0,
@@ -51,7 +51,8 @@ def update(
     Args:
         folder: of the index; made if it is not there.
         sources: where images come from; empty: those of the last time.
-        clip: makes the vectors; it must be the one that made those which are there.
+        clip: makes the vectors; it must be the one that made those which are there. A function that loads it is called
+            only if there are images to embed.
         clip_name: where it came from, so that a search finds it again; "" is the one that ships.
         batch_size: images at a time.
         workers: processes that read images; 0 reads them in this one.
@@ -67,25 +68,38 @@ def update(
         there = store.read_manifest(folder) if (folder / store.NAME).exists() else None
         old = store.open_table(folder, there) if there is not None else None
         wanted = [absolute(source) for source in sources] or (there.sources if there is not None else [])
-        clip_hash = fingerprint(clip)
-        if there is not None and there.clip_hash != clip_hash:
-            raise ValueError(clip_mismatch(folder, there, clip_hash))
+        own: CLIP | None = None
+        if there is None or isinstance(clip, CLIP):
+            own = _checked(clip, folder, there)
+            clip_hash, dimensions = fingerprint(own), own.config.embed_dim
+        else:
+            clip_hash, dimensions = there.clip_hash, there.dimensions
         broken: list[str] = []
         items = list(_listed(wanted, broken))
         known = _StoredVectors(old, store.open_segments(folder, clip_hash))
         unknown = [item for item in items if item not in known]
-        broken += _embed(folder, unknown, clip, batch_size, workers, progress)
+        if unknown:
+            own = own or _checked(clip, folder, there)
+            broken += _embed(folder, unknown, own, batch_size, workers, progress)
         known = _StoredVectors(old, store.open_segments(folder, clip_hash))
         indexed = [item for item in items if item in known]
         if not indexed:
             raise ValueError(f"none of {len(items) or len(broken)} images can be read: {broken[0]}")
-        made = Manifest(clip_name, clip_hash, clip.config.embed_dim, len(indexed), wanted, ("", 0), None, 1)
+        made = Manifest(clip_name, clip_hash, dimensions, len(indexed), wanted, ("", 0), None, 1)
         if there is not None:
             made = replace(made, clip=clip_name or there.clip, generation=there.generation + 1)
         _write(folder, made, indexed, known, there)
         unchanged = sum(known.is_old(item) for item in indexed)
         dropped = len(known.before) - sum(item.identity in known.before for item in indexed)
         return Report(len(indexed), len(indexed) - unchanged, unchanged, dropped, broken)
+
+
+def _checked(clip: CLIP | Callable[[], CLIP], folder: Path, there: Manifest | None) -> CLIP:
+    """The CLIP, loaded if need be; ValueError if another made the index."""
+    own = clip if isinstance(clip, CLIP) else clip()
+    if there is not None and (found := fingerprint(own)) != there.clip_hash:
+        raise ValueError(clip_mismatch(folder, there, found))
+    return own
 
 
 def clip_mismatch(folder: Path, manifest: Manifest, given: str) -> str:

@@ -7,6 +7,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 
 from dalle.apps.search import ImageIndex, store, update
+from dalle.apps.search import index as index_module
 from dalle.files import install_command
 from dalle.models.clip import CLIP
+from support.tiny_model import make_tiny_model
 
 
 def png(seed: int) -> bytes:
@@ -64,6 +67,32 @@ def test_rebuild_embeds_only_changed_images(tiny_clip: CLIP, photos: Path, tmp_p
     captions = {hit.path: hit.caption for hit in second.search("a")}
     assert captions[str(photos / "a" / "1.png")] == "a caption that came later"
     assert contents(first) == before  # what was open stays what it was
+
+
+def test_rebuild_with_nothing_new_does_not_load_the_clip(
+    tiny_parts: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, folder = tiny_parts / "clip", tmp_path / "index"
+    before, _ = ImageIndex.build(folder, photos, clip=clip)
+    loaded: list[object] = []
+    load = index_module.load_clip
+
+    def counted(*arguments: Any) -> CLIP:
+        loaded.append(arguments[0])
+        return load(*arguments)
+
+    monkeypatch.setattr(index_module, "load_clip", counted)
+    (photos / "0.png").unlink()
+    for options in ({}, {"clip": clip}):
+        index, report = ImageIndex.build(folder, **options)
+        assert (report.embedded, report.unchanged, loaded) == (0, 7, [])
+    assert contents(index).items() <= contents(before).items()
+    (photos / "new.png").write_bytes(png(50))
+    _, report = ImageIndex.build(folder)
+    assert report.embedded == 1 and loaded == [str(clip)]
+    other = make_tiny_model(tmp_path / "other", seed=1).parent / "clip"
+    with pytest.raises(ValueError, match="was made with another CLIP"):
+        ImageIndex.build(folder, clip=other)  # refused although nothing is new
 
 
 def test_rebuild_reuses_the_vectors_of_an_interrupted_build(
