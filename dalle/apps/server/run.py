@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dalle.apps.server.app import create_app
-from dalle.apps.server.guard import read_tokens
+from dalle.apps.server.guard import SLOWEST, read_tokens
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
 from dalle.pipelines.text_to_image import TextToImage
@@ -103,16 +103,41 @@ def _protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
     """HTTP over a bounded number of connections, each of which must send a request in time."""
 
     class BoundedProtocol(H11Protocol):
+        resumed = 0  # times that the client has read what was too much to be sent at once
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > settings.max_connections:
                 transport.abort()
                 return
-            self.loop.call_later(settings.header_timeout, self._silent)
+            self.loop.call_later(settings.header_timeout, self._silent, None)
+            self.loop.call_later(settings.send_timeout, self._check_read, 0, 0)
 
-        def _silent(self) -> None:
-            """Close a connection that has sent nothing, or headers too slowly."""
-            if self.cycle is None and not self.transport.is_closing():
+        def data_received(self, data: bytes) -> None:
+            idle, last = self.timeout_keep_alive_task is not None, self.cycle
+            super().data_received(data)
+            if idle:  # the first bytes of another request
+                self.loop.call_later(settings.header_timeout, self._silent, last)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.resumed += 1
+
+        def _check_read(self, before: int, resumed: int) -> None:
+            """End a connection whose client does not read what is left for it, which would stay in memory for ever."""
+            if self not in self.connections:
+                return
+            left = self.transport.get_write_buffer_size()
+            idle = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+            added = not (idle or (self.flow.write_paused and resumed == self.resumed))  # perhaps, since the last look
+            if before and not added and left > before - SLOWEST * settings.send_timeout:
+                self.transport.abort()
+            else:
+                self.loop.call_later(settings.send_timeout, self._check_read, left, self.resumed)
+
+        def _silent(self, last: object) -> None:
+            """Nothing has come that is a request since the `last`: not a word, or a head that is sent slowly."""
+            if self.cycle is last and self.timeout_keep_alive_task is None and not self.transport.is_closing():
                 self.transport.close()
 
     return cast("type[asyncio.Protocol]", BoundedProtocol)
