@@ -16,12 +16,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dalle.apps.server.app import create_app
 from dalle.apps.server.guard import SLOWEST, read_tokens
+from dalle.apps.server.memory import trimmer
 from dalle.apps.server.settings import ServeConfig
 from dalle.apps.server.worker import Worker
 from dalle.pipelines.text_to_image import TextToImage
 from dalle.pipelines.unclip import UnCLIP
 
 log = logging.getLogger("dalle.server")
+
+_TRIM_TICKS = 300  # half a minute
 
 
 def serve(settings: ServeConfig, given: dict[str, Any] | None = None) -> None:
@@ -80,6 +83,7 @@ class GracefulServer(uvicorn.Server):
         super().__init__(config)
         self.worker, self.patience = worker, patience
         self.until: float | None = None
+        self.trim = trimmer()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends at once."""
@@ -92,6 +96,8 @@ class GracefulServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
+        if counter % _TRIM_TICKS == _TRIM_TICKS - 1:
+            asyncio.get_running_loop().run_in_executor(None, self.trim)
         if self.until is not None:
             self.worker.drain()
             idle = not self.worker.busy and not self.server_state.tasks

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import io
+import mmap
 import socket
 import threading
 import time
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dalle.apps.server.memory import trimmer
 from support.server import Running, running
 
 FORM = {"files": {"image": ("a.png", b"", "image/png")}, "data": {"prompt": "a"}}
@@ -163,3 +166,18 @@ def test_unread_answers_are_dropped(tiny_model: Path) -> None:
         while served.server.server_state.connections and time.monotonic() < end:
             time.sleep(0.05)
         assert not served.server.server_state.connections
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_freed_memory_is_given_back() -> None:
+    """Blocks too small to be mapped one by one, freed but for the last, which keeps the heap from shrinking."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    blocks = [b"a" * 50_000 for _ in range(2000)]
+    last = blocks[-1]
+    del blocks
+    before = resident()
+    trimmer()()
+    assert before - resident() > 50_000_000 and last
