@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from dalle.apps.server.app import create_app
 from dalle.apps.server.guard import SLOWEST, read_tokens
@@ -134,7 +134,8 @@ def _protocol(settings: ServeConfig) -> type[asyncio.Protocol]:
             if self not in self.connections:
                 return
             left = self.transport.get_write_buffer_size()
-            idle = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+            cycle = cast("RequestResponseCycle | None", self.cycle)  # None until there is a request
+            idle = cycle is None or cycle.response_complete or self.transport.is_closing()
             added = not (idle or (self.flow.write_paused and resumed == self.resumed))  # perhaps, since the last look
             if before and not added and left > before - SLOWEST * settings.send_timeout:
                 self.transport.abort()
