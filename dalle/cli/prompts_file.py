@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ class PromptRow:
     keep: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     """Options of `SamplingConfig`."""
+
+
+class _Twice(ValueError):
+    """A column or key is there twice: which of them is meant is not known."""
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
@@ -71,6 +76,7 @@ def _csv(path: Path) -> Iterator[PromptRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            _check_once(path, "line 1", reader.fieldnames or ())
             for number, cells in enumerate(reader, 1):
                 place = f"row {number}"
                 if None in cells or None in cells.values():
@@ -99,12 +105,25 @@ def _json_lines(path: Path) -> Iterator[PromptRow]:
                 continue
             place = f"line {number}"
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=partial(_once, path, place))
+            except _Twice:
+                raise
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, {place} is not JSON: {error}") from None
             if not isinstance(values, dict):
                 raise ValueError(f'{path}, {place}: expected an object such as {{"prompt": "a red heart", "seed": 7}}')
             yield _row(path, place, values)
+
+
+def _once(path: Path, place: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    _check_once(path, place, [key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _check_once(path: Path, place: str, keys: Sequence[str]) -> None:
+    twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+    if twice is not None:
+        raise _Twice(f"{path}, {place}: {twice!r} is there twice: leave one of them out")
 
 
 def _parquet(path: Path) -> Iterator[PromptRow]:
@@ -114,6 +133,7 @@ def _parquet(path: Path) -> Iterator[PromptRow]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _check_once(path, "its columns", file.schema_arrow.names)
             if "prompt" not in file.schema_arrow.names:
                 raise ValueError(f"{path} has no column prompt, but {', '.join(file.schema_arrow.names)}")
             for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in _KEYS]):

@@ -29,6 +29,9 @@ class Request:
     negative: str | None = None
 
 
+_MOST = 100_000  # candidates: at 256 x 256 pixels 20 GB
+
+
 def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks: bool) -> int:
     """Check the arguments of a pipeline's call.
 
@@ -49,6 +52,8 @@ def check_request(prompts: list[str], n: int, keep: int | None, seed: int, ranks
         raise ValueError("no prompt given: give at least one")
     if n < 1:
         raise ValueError(f"n is {n}: generate at least 1 candidate")
+    if n > _MOST:
+        raise ValueError(f"n is {n}: at most {_MOST:,} at a time, of which all are kept in memory; go on with seed + n")
     # Torch's generators take seeds below 2^63, also that of the last candidate
     if not 0 <= seed <= 2**63 - n:
         raise ValueError(f"seed is {seed}: give a number from 0 to 2^63 - n")

@@ -47,6 +47,8 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "too many cells": ("a.csv", b"prompt,seed\na,1,2\n", "row 1 has not as many cells"),
     "too few cells": ("a.csv", b"prompt,seed\na,1\nb\n", "row 2 has not as many cells"),
     "an open quote": ("a.csv", b'prompt\n"a\n', "not CSV"),
+    "two columns": ("a.csv", b"prompt,prompt\na,b\n", "line 1: 'prompt' is there twice"),
+    "two keys": ("a.jsonl", b'{"prompt": "a", "seed": 1, "seed": 2}', "line 1: 'seed' is there twice"),
     "another header": ("a.csv", b"caption\na\n", "unknown 'caption'"),
     "not Parquet": ("a.parquet", b"PAR1" * 9, "not a Parquet file"),
 }

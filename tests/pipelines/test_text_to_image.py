@@ -181,6 +181,7 @@ WRONG = {
     "keep more": ({"n": 2, "keep": 3}, "keep is 3 of n=2"),
     "keep none": ({"keep": 0}, "keep is 0"),
     "seed": ({"seed": -1}, "seed is -1"),
+    "huge n": ({"n": 10**9}, "at most 100,000 at a time"),
     "huge seed": ({"seed": 2**63}, "seed is 9223372036854775808"),
     "top_k": ({"top_k": 0}, "top_k is 0"),
     "top_p": ({"top_p": 1.5}, "top_p is 1.5"),

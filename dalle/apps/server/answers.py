@@ -18,6 +18,7 @@ from dalle.images.png import generation_texts, png_bytes
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
+_ANSWER = 4  # times --max-pixels, of all images of an answer that are enlarged: each takes time and memory to encode
 STREAM_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
@@ -35,6 +36,10 @@ class Answers:
         """
         self.pipe, self.body, self.order = pipe, body, order
         self.size = _size(body.size, pipe.image_size, max_pixels)
+        files = order.keep + order.previews * len(order.request.seeds)
+        if self.size != (pipe.image_size,) * 2 and files * self.size[0] * self.size[1] > _ANSWER * max_pixels:
+            message = f"size is {body.size}, of {files} images with previews: at most {_ANSWER * max_pixels:,} pixels"
+            raise ApiError(f"{message} are answered with", "size")
         self.created = int(time.time())
 
     def encoded(self, image: Image.Image, seed: int) -> str:

@@ -17,7 +17,7 @@ class Body(BaseModel):
     """A JSON request body; unknown fields are errors."""
 
     # A misspelled option that is ignored gives an image that nobody asked for
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     model: str | None = None
     """Id of the model, one of /v1/models; the server's own if not given."""

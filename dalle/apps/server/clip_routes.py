@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from fastapi import APIRouter
 from PIL import Image
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -24,12 +23,14 @@ from dalle.apps.server.images import check_model
 from dalle.apps.server.schema import json_schema
 from dalle.apps.zeroshot import ZeroShotClassifier
 from dalle.data.custom.records import as_record
+from dalle.evaluation.templates import templates_of
 from dalle.evaluation.zero_shot import embed_texts
 from dalle.images.read import decode_image
 from dalle.images.transforms import resize, to_rgb
 from dalle.models.clip import CLIP
 
 _THUMBNAIL = 192  # pixels
+_SENTENCES = 10_000  # that one request may have embedded: a thousand labels in the ten templates of images-en
 
 
 class ClipRoutes:
@@ -66,11 +67,9 @@ class ClipRoutes:
         body = await inputs.read_json(request, SearchBody)
         check_model(body, self.name)
         index = self._index()
-        images = await self._images(several(body.image), "image")
-        minus = await self._images(several(body.minus_image), "minus_image")
         self._check_texts([*several(body.text), *several(body.minus)], "text")
 
-        def found() -> list[Hit]:
+        def found(images: Sequence[Image.Image], minus: Sequence[Image.Image]) -> list[Hit]:
             return index.search(
                 several(body.text),
                 images,
@@ -82,7 +81,10 @@ class ClipRoutes:
                 distinct=body.distinct,
             )
 
-        hits = await self.drawing.compute(found)
+        async with self.drawing.holding:
+            images = await self.drawing.decoded(several(body.image), "image")
+            minus = await self.drawing.decoded(several(body.minus_image), "minus_image")
+            hits = await self.drawing.compute(lambda: found(images, minus))
         return JSONResponse({"object": "list", "data": [vars(hit) for hit in hits], "images": len(index)})
 
     async def thumbnail(self, number: int) -> Response:
@@ -112,18 +114,20 @@ class ClipRoutes:
         body = await inputs.read_json(request, ClassifyBody)
         check_model(body, self.name)
         clip = self._clip()
-        images = await self._images(several(body.image), "image")
-        if not images:
+        if not body.image:
             raise ApiError("image is empty: give one at least", "image")
-        self._check_texts(list(body.labels), "labels")
         templates = self.templates if body.templates is None else body.templates
+        self._check_labels(body.labels, templates)
 
-        def classified() -> list[Any]:
+        def classified(images: Sequence[Image.Image]) -> list[Any]:
             with torch.inference_mode():
                 return ZeroShotClassifier(clip, body.labels, templates)(images, body.top, threshold=body.threshold)
 
+        async with self.drawing.holding:
+            images = await self.drawing.decoded(several(body.image), "image")
+            results = await self.drawing.compute(lambda: classified(images))
         data = []
-        for number, result in enumerate(await self.drawing.compute(classified)):
+        for number, result in enumerate(results):
             pairs = zip(result.labels, result.probabilities, strict=True)
             labels = [{"label": label, "probability": value} for label, value in pairs]
             none = {} if result.none is None else {"none": result.none}
@@ -140,17 +144,18 @@ class ClipRoutes:
             raise ApiError(f"dimensions is {body.dimensions}: this CLIP's vectors have {width}", "dimensions")
         given = several(body.input)
         places = [i for i, one in enumerate(given) if one.startswith("data:")]
-        images = dict(zip(places, await self._images([given[i] for i in places], "input"), strict=True))
-        texts = {i: one for i, one in enumerate(given) if i not in images}
+        texts = {i: one for i, one in enumerate(given) if i not in places}
         self._check_texts(list(texts.values()), "input")
 
-        def embedded() -> dict[int, list[float]]:
+        def embedded(images: Sequence[Image.Image]) -> dict[int, list[float]]:
             vectors = dict(zip(texts, embed_texts(clip, list(texts.values())).tolist(), strict=True))
-            records = [as_record(image) for image in images.values()]
+            records = [as_record(image) for image in images]
             rows = [row for batch in embed_images(clip, records) for row in batch.vectors.tolist()]
-            return vectors | dict(zip(images, rows, strict=True))
+            return vectors | dict(zip(places, rows, strict=True))
 
-        found = await self.drawing.compute(embedded)
+        async with self.drawing.holding:
+            images = await self.drawing.decoded([given[i] for i in places], "input")
+            found = await self.drawing.compute(lambda: embedded(images))
         data = [
             {"object": "embedding", "index": i, "embedding": _encoded(found[i], body.encoding_format)}
             for i in range(len(given))
@@ -167,14 +172,18 @@ class ClipRoutes:
             raise ApiError("this server has no CLIP: start it with --clip", status=404)
         return self.drawing.pipe.clip
 
-    async def _images(self, texts: Sequence[str], param: str) -> list[Image.Image]:
-        """Decode images in a thread, so that other requests are served meanwhile."""
-
-        def decoded() -> list[Image.Image]:
-            limit = self.settings.max_pixels
-            return [inputs.read_image(inputs.from_base64(text, param), param, limit) for text in texts]
-
-        return await run_in_threadpool(decoded)
+    def _check_labels(self, labels: list[str] | dict[str, list[str]], templates: str | list[str]) -> None:
+        """Refuse sentences that are too long, or too many: all are embedded between two steps of drawing."""
+        words = labels if isinstance(labels, list) else [word for own in labels.values() for word in own]
+        self._check_texts([*labels, *words], "labels")
+        self._check_texts(several(templates), "templates")
+        try:
+            count = len(words) * len(templates_of(templates))
+        except ValueError as error:
+            raise ApiError(str(error), "templates") from None
+        if count > _SENTENCES:
+            message = f"the labels and templates are {count:,} sentences: at most {_SENTENCES:,} are read at a time"
+            raise ApiError(message, "labels")
 
     def _check_texts(self, texts: Sequence[str], param: str) -> None:
         longest = max(map(len, texts), default=0)

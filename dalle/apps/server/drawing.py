@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 
+from dalle.apps.server import inputs
 from dalle.apps.server.batch import previews
 from dalle.apps.server.bodies import MAX_SEED, ImagesBody
 from dalle.apps.server.errors import ApiError
@@ -28,6 +31,8 @@ from dalle.pipelines.text_to_image import TextToImage
 
 log = logging.getLogger("dalle.server")
 T = TypeVar("T")
+
+_HOLDING = 4  # requests that hold decoded images at a time
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Drawing:
 
     def __init__(self, pipe: TextToImage, worker: Worker, settings: ServeConfig) -> None:
         self.pipe, self.worker, self.settings = pipe, worker, settings
+        self.holding = asyncio.Semaphore(_HOLDING)
+        """Taken while a request holds decoded images, which are up to a thousand times as large as their files."""
 
     def order(
         self, body: ImagesBody, prompt: str, init_image: InitImage | None = None, used: dict[str, Any] | None = None
@@ -144,6 +151,14 @@ class Drawing:
         async with contextlib.aclosing(self.draw(http, order)) as events:
             await unless_gone(http, _collect(events, drawn))
         return Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
+
+    async def decoded(self, texts: Sequence[str], param: str) -> list[Image.Image]:
+        """Images in base64 or as data: URLs, decoded without holding up other requests meanwhile.
+
+        Raises:
+            ApiError: one cannot be read, or they have too many pixels together.
+        """
+        return await run_in_threadpool(inputs.read_images, texts, param, self.settings.max_pixels)
 
     async def compute(self, function: Callable[[], T]) -> T:
         """What a short function returns, run in the worker's thread.

@@ -16,12 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.metrics import Metrics
+from dalle.apps.server.origin import check_origin
 from dalle.apps.server.settings import ServeConfig
 
 log = logging.getLogger("dalle.server")
 
 _OPEN = ("/", "/docs", "/healthz", "/readyz")  # without a token; and the files of the pages
 _STATIC = "/static/"
+SLOWEST = 10_000  # bytes a second that a client must send and read: else a byte now and then would hold a place
 
 
 def read_tokens(path: Path) -> list[str]:
@@ -58,32 +60,37 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 0
+        started, status, unread = time.perf_counter(), 0, False
         request = Request(scope)
         path: str = scope["path"]
         scope.setdefault("state", {})
         guarded = not (path in _OPEN or path.startswith(_STATIC))
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, unread
             if message["type"] == "http.response.start":
                 status = message["status"]
             try:
                 await asyncio.wait_for(send(message), self.settings.send_timeout)
             except asyncio.TimeoutError:
+                unread = True
                 raise OSError(f"the client has not read for {self.settings.send_timeout:g} s") from None
 
         self.running += guarded
         try:
             if guarded:
+                check_origin(request, self.settings)
                 scope["state"]["client"] = self._client(request)
                 self._check(request)
             await self.app(scope, self._limited(receive), sending)
         except ApiError as error:
             await error.response()(scope, receive, sending)
-        except OSError as error:
+        except Exception as error:
+            if not (unread or isinstance(error, OSError)):
+                raise
             log.info("%s", json.dumps({"event": "client gone", "path": path, "why": str(error)}))
-            raise
+            if not unread:  # a traceback of what is only a slow client would be its way to fill the log
+                raise
         finally:
             self.running -= guarded
             route = scope.get("route")
@@ -131,16 +138,17 @@ class Guard:
     def _limited(self, receive: Receive) -> Receive:
         """Refuses a body that is too long or does not arrive."""
         size, whole = 0, False
+        wait, began = self.settings.body_timeout, time.monotonic()
 
         async def receiving() -> Message:
             nonlocal size, whole
             if whole:  # what comes now is that the client hangs up
                 return await receive()
+            left = began + wait + size / SLOWEST - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), self.settings.body_timeout)
+                message = await asyncio.wait_for(receive(), min(wait, max(0.0, left)))
             except asyncio.TimeoutError:
-                wait = self.settings.body_timeout
-                raise ApiError(f"nothing came of the body for {wait:g} s", status=408) from None
+                raise ApiError(f"the body did not come within {wait:g} s, or too slowly", status=408) from None
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if size > self.settings.max_body:

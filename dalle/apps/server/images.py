@@ -19,6 +19,7 @@ from dalle.apps.server.drawing import Drawing, Order, unless_gone
 from dalle.apps.server.errors import ApiError
 from dalle.apps.server.events import Drawn, Preview
 from dalle.apps.server.schema import form_schema, json_schema
+from dalle.pipelines.init_image import InitImage
 from dalle.pipelines.result import Result
 
 
@@ -52,25 +53,39 @@ class ImageRoutes:
         form = await inputs.read_form(request)
         body = inputs.validated(EditBody, form.fields)
         check_model(body, self.name)
+        self.drawing.order(body, body.prompt)  # refuses what is wrong before anything is computed
+        async with self.drawing.holding:
+            start, used = await self._edited(form, body)
+        return await self._gone_on(request, body, body.prompt, start, used)
+
+    async def _edited(self, form: inputs.Form, body: EditBody) -> tuple[InitImage, dict[str, Any]]:
+        """What an edit keeps of its image, and what metadata says of it."""
         image, used = await run_in_threadpool(self._image, form, "image")
         mask: Image.Image | None = None
         if body.keep_rows is None:
             given, more = image, dict[str, Any]()
             if "mask" in form.files:
                 given, more = await run_in_threadpool(self._image, form, "mask")
-            mask = inputs.transparent_mask(given, "mask" if more else "image")
+            mask = await run_in_threadpool(inputs.transparent_mask, given, "mask" if more else "image")
             used |= more
         elif "mask" in form.files:
             raise ApiError("give either mask or keep_rows, to say which part of the image is kept", "keep_rows")
-        return await self._gone_on(request, body, body.prompt, image, body.keep_rows, mask, used)
+        return await self._encoded(image, body.keep_rows, mask), used | {"keep_rows": body.keep_rows}
 
     async def vary(self, request: Request) -> Response:
         """Generate variations of an image, whose first rows are kept."""
         form = await inputs.read_form(request)
         body = inputs.validated(VariationBody, form.fields)
         check_model(body, self.name)
+        self.drawing.order(body, body.prompt)
+        async with self.drawing.holding:
+            start, used = await self._continued(form, body)
+        return await self._gone_on(request, body, body.prompt, start, used)
+
+    async def _continued(self, form: inputs.Form, body: VariationBody) -> tuple[InitImage, dict[str, Any]]:
+        """The first rows of an image, and what metadata says of them."""
         image, used = await run_in_threadpool(self._image, form, "image")
-        return await self._gone_on(request, body, body.prompt, image, body.keep_rows, None, used)
+        return await self._encoded(image, body.keep_rows, None), used | {"keep_rows": body.keep_rows}
 
     def _image(self, form: inputs.Form, name: str) -> tuple[Image.Image, dict[str, Any]]:
         """The one file of this name, and its entry for the metadata."""
@@ -85,24 +100,19 @@ class ImageRoutes:
         facts = {"file": name, "sha256": hashlib.sha256(files[0]).hexdigest()}
         return inputs.read_image(files[0], name, self.settings.max_pixels), {name: facts}
 
-    async def _gone_on(
-        self,
-        request: Request,
-        body: ImagesBody,
-        prompt: str,
-        image: Image.Image,
-        keep_rows: float | None,
-        mask: Image.Image | None,
-        used: dict[str, Any],
-    ) -> Response:
-        self.drawing.order(body, prompt)  # checks the options before anything is computed
+    async def _encoded(self, image: Image.Image, keep_rows: float | None, mask: Image.Image | None) -> InitImage:
         try:
-            encode = self.pipe.encode_init_image
-            init_image = await self.drawing.compute(lambda: encode(image, keep_rows, mask))
+            start = await self.drawing.compute(lambda: self.pipe.encode_init_image(image, keep_rows, mask))
         except ApiError as error:
             error.param = error.param or ("mask" if mask is not None else "keep_rows")
             raise
-        order = self.drawing.order(body, prompt, init_image, used | {"keep_rows": keep_rows})
+        assert start is not None  # there is an image
+        return start
+
+    async def _gone_on(
+        self, request: Request, body: ImagesBody, prompt: str, start: InitImage, used: dict[str, Any]
+    ) -> Response:
+        order = self.drawing.order(body, prompt, start, used)
         return await self._answer(request, body, order, "image_edit")
 
     async def _answer(self, request: Request, body: ImagesBody, order: Order, kind: str) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -92,6 +93,21 @@ def read_image(data: bytes, param: str, max_pixels: int) -> Image.Image:
         return decode_image(data, max_pixels)
     except UnreadableImage as error:
         raise ApiError(f"{param}: {error}", param, code="invalid_image") from None
+
+
+def read_images(texts: Sequence[str], param: str, max_pixels: int) -> list[Image.Image]:
+    """Images in base64, or as data: URLs; small files may hold many pixels, so these are counted together.
+
+    Raises:
+        ApiError: one is none, or they have too many pixels.
+    """
+    images, pixels = [], 0
+    for text in texts:
+        images.append(read_image(from_base64(text, param), param, max_pixels))
+        pixels += images[-1].width * images[-1].height
+        if pixels > max_pixels:
+            raise ApiError(f"{param}: the images have more than {max_pixels:,} pixels together", param)
+    return images
 
 
 def from_base64(text: str, param: str) -> bytes:

@@ -54,7 +54,8 @@ class PaintRoutes:
         options = _options(body, self.settings.max_steps)
         init = None
         if body.image is not None:
-            init = inputs.read_image(inputs.from_base64(body.image, "image"), "image", self.settings.max_pixels)
+            async with self.work.drawing.holding:
+                (init,) = await self.work.drawing.decoded([body.image], "image")
         request.state.log = {"steps": options.num_steps, "user": body.user}
         if self.settings.log_prompts:
             request.state.log["prompt"] = body.prompt

@@ -71,9 +71,9 @@ class ServeConfig:
     request_timeout: _Seconds = 300.0
     """Seconds after which an unfinished request is canceled."""
     header_timeout: _Seconds = 10.0
-    """Seconds in which a new connection must have sent the headers of a request."""
+    """Seconds in which the headers of a request must have come, once a connection is open or has begun to send them."""
     body_timeout: _Seconds = 30.0
-    """Seconds to wait for the next part of a request's body."""
+    """Seconds to wait for a request's body, and one more for each 10,000 bytes of it that have come."""
     send_timeout: _Seconds = 30.0
     """Seconds to wait for a client that does not read its response."""
     stop_timeout: _Seconds = 60.0

@@ -43,7 +43,8 @@ class UnCLIPRoutes:
         """Generate variations of an image."""
         body = await inputs.read_json(request, VaryBody)
         self._check(body.n, body.steps)
-        image = self._image(body.image, "image")
+        async with self.work.drawing.holding:
+            (image,) = await self.work.drawing.decoded([body.image], "image")
         options = {"eta": body.eta, "steps": body.steps}
         return await self._answer(
             request,
@@ -57,10 +58,13 @@ class UnCLIPRoutes:
         """Interpolate between images and texts, or blend them into one."""
         body = await inputs.read_json(request, BlendBody)
         self._check(body.frames if body.weights is None else 1, body.steps)
-        items = [self._image(one, "items") if one.startswith("data:") else one for one in body.items]
-        longest = max((len(one) for one in items if isinstance(one, str)), default=0)
+        longest = max((len(one) for one in body.items if not one.startswith("data:")), default=0)
         if longest > self.settings.max_prompt:
             raise ApiError(f"items has a text of {longest:,} characters: at most {self.settings.max_prompt:,}", "items")
+        urls = [one for one in body.items if one.startswith("data:")]
+        async with self.work.drawing.holding:
+            images = iter(await self.work.drawing.decoded(urls, "items"))
+        items = [next(images) if one.startswith("data:") else one for one in body.items]
         options = {"weights": body.weights, "frames": body.frames, "steps": body.steps}
         return await self._answer(
             request,
@@ -97,9 +101,6 @@ class UnCLIPRoutes:
             raise ApiError(f"{images} images: at most {self.settings.max_n} at a time", "n")
         if steps > self.settings.max_steps:
             raise ApiError(f"steps is {steps}: at most {self.settings.max_steps}", "steps")
-
-    def _image(self, text: str, param: str) -> Image.Image:
-        return inputs.read_image(inputs.from_base64(text, param), param, self.settings.max_pixels)
 
 
 @contextlib.contextmanager

@@ -211,7 +211,7 @@ def test_clients_that_do_not_read_are_disconnected(tiny_model: Path) -> None:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         slow.connect(served.address)
         body = b'{"prompt": "a", "n": 10, "size": "2000x2000"}'
-        head = "POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         slow.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert served.openai().images.generate(prompt="b").data
         deadline = time.monotonic() + 60

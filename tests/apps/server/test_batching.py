@@ -120,7 +120,7 @@ def test_disconnected_clients_leave_the_batch(tiny_model: Path, tiny_pipe: TextT
 
 def _send(served: Running, body: dict[str, Any]) -> socket.socket:
     content = httpx.Request("POST", "http://a/", json=body).read()
-    head = "POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     one = socket.create_connection(served.address)
     one.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     return one

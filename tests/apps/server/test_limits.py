@@ -1,0 +1,183 @@
+"""What one client can make the server hold or do: slow requests, unread answers, other sites' pages, many pixels."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import io
+import mmap
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dalle.apps.server.memory import trimmer
+from support.server import Running, running
+
+FORM = {"files": {"image": ("a.png", b"", "image/png")}, "data": {"prompt": "a"}}
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> Iterator[Running]:
+    limits: dict[str, Any] = {"header_timeout": 0.5, "body_timeout": 0.5, "max_pixels": 100_000, "max_prompt": 100}
+    with running(tiny_model, **limits) as one:
+        yield one
+
+
+def png(side: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+CROSS_SITE = {
+    "form": {"Origin": "https://example.org", "Sec-Fetch-Site": "cross-site"},
+    "another port": {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"},
+    "old browser": {"Origin": "https://example.org"},
+    "sandboxed page": {"Origin": "null"},
+    "strange origin": {"Origin": "http://[a"},
+    "rebound name": {"Host": "example.org", "Origin": "http://example.org", "Sec-Fetch-Site": "same-origin"},
+}
+
+
+@pytest.mark.parametrize("name", CROSS_SITE)
+def test_other_sites_pages_cannot_send_requests(served: Running, name: str) -> None:
+    with served.http() as http:
+        answer = http.post("/v1/images/edits", **FORM, headers=CROSS_SITE[name])
+    assert answer.status_code == 403 and answer.json()["error"]["type"] == "permission_error"
+
+
+def test_own_page_allowed_origins_and_programs_can(served: Running, tiny_model: Path) -> None:
+    own = {"Origin": served.url}
+    with served.http() as http:
+        for headers in ({}, own, own | {"Sec-Fetch-Site": "same-origin"}, {"Host": "localhost:8000"}):
+            assert http.post("/v1/images/edits", **FORM, headers=headers).status_code == 400  # the image is empty
+    other = {"Origin": "https://example.org", "Sec-Fetch-Site": "cross-site"}
+    with running(tiny_model, cors=("https://example.org",)) as told, told.http() as http:
+        assert http.post("/v1/images/edits", **FORM, headers=other).status_code == 400
+    with running(tiny_model, trust_proxy=True) as behind, behind.http() as http:
+        named = {"Host": "images.example.org", "Origin": "https://images.example.org:8443"}
+        assert http.post("/v1/images/edits", **FORM, headers=named).status_code == 400
+
+
+def test_rebound_names_read_nothing(served: Running) -> None:
+    with served.http() as http:
+        assert http.get("/v1/models", headers={"Host": "example.org"}).status_code == 403
+        assert http.get("/v1/models", headers={"Host": "[::1]:8000"}).status_code == 200
+
+
+def closed(one: socket.socket) -> bytes:
+    """What is received until the server closes the connection."""
+    one.settimeout(20)
+    found = b""
+    while part := one.recv(65536):
+        found += part
+    return found
+
+
+def test_slow_head_after_a_request_is_closed(served: Running) -> None:
+    with socket.create_connection(served.address) as one:
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in one.recv(65536)
+        one.sendall(b"GET /hea")
+        assert b"HTTP/1.1" not in closed(one)
+
+
+def test_body_that_trickles_is_refused(served: Running) -> None:
+    head = (
+        "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 900\r\n"
+    )
+    with socket.create_connection(served.address) as one:
+        one.sendall(head.encode() + b"Content-Length: 900\r\n\r\n{")
+        one.settimeout(0.1)
+        answer = b""
+        for _ in range(100):  # each byte comes sooner than --body-timeout
+            try:
+                answer = one.recv(65536)
+                break
+            except TimeoutError:
+                one.sendall(b" ")
+    assert b" 408 " in answer and b"too slowly" in answer
+
+
+def test_active_request_outlives_the_head_timeout(served: Running) -> None:
+    """A second request on a connection takes longer than a head may."""
+    go = threading.Event()
+    with served.http() as http:
+        assert http.get("/healthz").status_code == 200
+        served.worker.call(lambda: go.wait(1.2))
+        assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    go.set()
+
+
+MANY = [str(number) for number in range(900)]
+SENTENCES = [f"{number} {{}}" for number in range(12)]
+BODIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "pixels together": ("embeddings", {"input": [png(250), png(250)]}, "input", "100,000 pixels together"),
+    "sentences": ("classify", {"image": png(8), "labels": MANY, "templates": SENTENCES}, "labels", "10,800"),
+    "synonyms": (
+        "classify",
+        {"image": png(8), "labels": {"a": MANY * 12, "c": ["d"]}},
+        "labels",
+        "at most 10,000",
+    ),
+    "long synonym": ("classify", {"image": png(8), "labels": {"a": ["b" * 101], "c": ["d"]}}, "labels", "101 char"),
+    "long template": ("classify", {"image": png(8), "labels": ["a", "b"], "templates": "{}" * 99}, "templates", "198"),
+    "sizes": ("images/generations", {"prompt": "a", "n": 10, "size": "300x300"}, "size", "of 10 images"),
+    "previews": (
+        "images/generations",
+        {"prompt": "a", "stream": True, "partial_images": 4, "size": "300x300"},
+        "size",
+        "5 images with previews",
+    ),
+    "infinite": ("images/generations", {"prompt": "a", "guidance": "inf"}, "guidance", "finite"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_one_request_cannot_ask_for_too_much(served: Running, name: str) -> None:
+    path, body, param, message = BODIES[name]
+    with served.http() as http:
+        answer = http.post(f"/v1/{path}", json=body)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and message in error["message"], error
+
+
+def test_overflowing_number_is_refused(served: Running) -> None:
+    with served.http() as http:
+        content = b'{"prompt": "a", "temperature": 1e999}'
+        answer = http.post("/v1/images/generations", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "temperature"
+
+
+def test_unread_answers_are_dropped(tiny_model: Path) -> None:
+    with running(tiny_model, send_timeout=0.3) as served, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.connect(served.address)
+        slow.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
+        end = time.monotonic() + 60
+        while not served.server.server_state.connections and time.monotonic() < end:
+            time.sleep(0.01)
+        while served.server.server_state.connections and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not served.server.server_state.connections
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_freed_memory_is_given_back() -> None:
+    """Blocks too small to be mapped one by one, freed but for the last, which keeps the heap from shrinking."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    blocks = [b"a" * 50_000 for _ in range(2000)]
+    last = blocks[-1]
+    del blocks
+    before = resident()
+    trimmer()()
+    assert before - resident() > 50_000_000 and last
