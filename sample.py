@@ -71,6 +71,7 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     from tqdm import tqdm
 
     from dalle.images.read import read_image
+    from dalle.pipelines.familiarity import warn_of_unfamiliar_words
     from dalle.pipelines.request import check_request
     from dalle.pipelines.unclip import UnCLIP
 
@@ -84,6 +85,8 @@ def sample(settings: SampleConfig, run: SampleFiles) -> None:
     if settings.from_image is not None:
         check_model(settings.from_image, settings.model, pipe.model_hash)
     check_request(settings.prompts, settings.n, settings.keep, settings.seed, pipe.clip is not None)
+    if not isinstance(pipe, UnCLIP):
+        warn_of_unfamiliar_words(pipe.model, pipe.text_tokenizer, settings.prompts)
     options |= {"distinct": settings.distinct, **images}
     # The delay keeps the bar away until the first step is done, so that a wrong option is one line and no more
     pause = 0.1 if sys.stderr.isatty() else 10  # in a log every state of the bar stays

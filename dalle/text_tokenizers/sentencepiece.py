@@ -108,6 +108,12 @@ class SentencePieceTokenizer(TextTokenizer):
         """The form of `text` that `decode(encode([text]))` returns."""
         return _normalize(text, self.config)
 
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a caption, separated by spaces, each with its ids; together these are the caption's."""
+        words = _WORD.findall(_prepare(text, self.config).replace(" ", "\u2581"))
+        rows = self._processor.encode([word.replace("\u2581", " ") for word in words], num_threads=1)
+        return [(_unescape(word[1:]), row) for word, row in zip(words, rows, strict=True)]
+
     def files(self) -> Mapping[str, bytes]:
         """bpe.model, a SentencePiece model."""
         return {MODEL_FILE: self._model}
