@@ -346,7 +346,7 @@ def test_a_part_alone_is_no_model(
 
 
 def test_a_misspelled_image_is_not_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("mising.png", "mising.JPG:0.3"):
+    for name in ("missing.png", "missing.JPG:0.3"):
         assert main(["blend", "a hat", name, "--model", str(folder), "--out", str(tmp_path / "b.png")]) == 2
         error = capsys.readouterr().err
         assert name.partition(":")[0] + ": no such image" in error and error.count("\n") == 1
