@@ -10,12 +10,11 @@ and its last training losses; the difference of the two is what a model has lear
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import train
+from dalle.training.metrics_log import read_metrics
 
 
 def main() -> None:
@@ -46,11 +45,7 @@ def _run(args: argparse.Namespace, name: str, options: list[str]) -> dict[str, f
     more = [f"run.dir={folder}", "run.tracker=none", "run.keep_best=null", "resume=auto"]
     if train.main([str(args.recipe), *args.overrides, *options, *more]) != 0:
         raise SystemExit(f"{folder}: the run did not end")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    last: dict[str, Any] = {}
-    for line in lines:
-        last |= {key: value for key, value in line.items() if key.startswith(("validation/", "train/"))}
-    return last
+    return {name: curve.values[-1] for name, curve in read_metrics(folder / "metrics.jsonl").curves.items()}
 
 
 def _write(file: Path, rows: dict[str, dict[str, float]], metrics: list[str] | None) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from machine import describe
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from dalle.checkpoints.load import load_image_tokenizer, load_text_tokenizer
 from dalle.data import open_data
+from dalle.data.loader import evaluation_batches
 from dalle.models.dalle import DALLE
 from dalle.training.init_from import resolve_recipe
 from dalle.training.optim import EMA, adamw, clipped_step, gradient_norm, learning_rate
@@ -157,17 +157,13 @@ def dalle_pytorch(recipe: DALLERecipe, depth: int, lr: float, minutes: float) ->
 
 
 def encoded(recipe: DALLERecipe, split: str, count: int) -> Pairs:
-    """Captions and codes of `count` composed images of a split."""
+    """Captions and codes of `count` images, evenly spread over a split."""
     tokenizer, words = load_image_tokenizer(recipe.image_tokenizer), load_text_tokenizer(recipe.text_tokenizer)
-    data = open_data(recipe.data, split, tokenizer.image_size)
-    chosen = np.random.default_rng(0).integers(0, len(data), count)
     captions, codes = [], []
-    for first in range(0, count, BATCH):
-        pairs = [data.pair(int(index), first + place) for place, index in enumerate(chosen[first : first + BATCH])]
-        captions += [pair.caption for pair in pairs]
-        pixels = torch.from_numpy(np.stack([np.asarray(pair.image) for pair in pairs])).permute(0, 3, 1, 2)
+    for batch in evaluation_batches(open_data(recipe.data, split, tokenizer.image_size), BATCH, limit=count):
+        captions += batch.captions
         with torch.autocast("cpu", torch.bfloat16):
-            codes.append(tokenizer.encode(pixels.float() / 255).flatten(1))
+            codes.append(batch.codes(tokenizer, torch.device("cpu")))
     return Pairs(words.encode(captions, recipe.model.text_length), torch.cat(codes))
 
 

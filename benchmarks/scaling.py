@@ -15,7 +15,6 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from machine import describe
 import train
 from dalle.models.dalle import DALLE
 from dalle.training.init_from import resolve_recipe
+from dalle.training.metrics_log import read_metrics
 from dalle.training.planning.plan import operations
 from dalle.training.planning.setup import ModelSize
 from dalle.training.recipe import DALLERecipe
@@ -93,19 +93,13 @@ def _run(args: argparse.Namespace, width: int, depth: int, budget: float) -> Res
     print(f"== width {width}, depth {depth}, {budget / TERA:g} TFLOP: {steps} steps", flush=True)
     if train.main([str(args.recipe), *options]) != 0:
         raise SystemExit(f"{folder}: the run did not end")
-    reached = _last(folder / "metrics.jsonl")
+    curves = read_metrics(folder / "metrics.jsonl").curves
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in DALLE(recipe.model).parameters())
-    nats = (reached["validation/image_nats"], reached["validation/text_nats"])
-    result = Result(width, depth, parameters, budget, steps, steps * batch, *nats)
+    image_nats, text_nats = (curves[f"validation/{name}_nats"].values[-1] for name in ("image", "text"))
+    result = Result(width, depth, parameters, budget, steps, steps * batch, image_nats, text_nats)
     file.write_text(json.dumps(asdict(result)), encoding="utf-8")
     return result
-
-
-def _last(metrics: Path) -> dict[str, Any]:
-    """The last line of a run's log that has a validation."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return next(line for line in reversed(lines) if "validation/image_nats" in line)
 
 
 def _best(results: list[Result]) -> list[tuple[float, float, float]]:

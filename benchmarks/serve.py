@@ -63,18 +63,21 @@ def server(*options: str) -> Iterator[Server]:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     one = Server(f"http://127.0.0.1:{port}", process)
     try:
-        while True:
-            try:
-                if httpx.get(f"{one.url}/readyz", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                if process.poll() is not None:
-                    raise SystemExit(f"the server ended: {' '.join(command)}") from None
-                time.sleep(0.2)
+        while not _ready(one.url):
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended: {' '.join(command)}")
+            time.sleep(0.2)
         yield one
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def closed_loop(url: str, clients: int, seconds: float, body: Callable[[], dict[str, Any]]) -> list[float]:

@@ -102,21 +102,11 @@ def embed_images(
 
 # of the configs in version 0.1, whose indexes are still read
 _FIRST_FIELDS = {
-    *("image_size", "patch_size", "vision", "text", "text_vocab", "text_length", "eos_id", "embed_dim", "mean", "std"),
-    *(
-        "width",
-        "depth",
-        "heads",
-        "head_channels",
-        "mlp_ratio",
-        "hidden",
-        "feed_forward",
-        "norm",
-        "sandwich",
-        "layer_scale",
-    ),
-    *("biases", "qk_norm", "dropout", "checkpoint_activations", "rotate_values", "reversible", "divide_by_max"),
-}
+    "image_size", "patch_size", "vision", "text", "text_vocab", "text_length", "eos_id", "embed_dim", "mean", "std",
+    "width", "depth", "heads", "head_channels", "mlp_ratio", "hidden", "feed_forward", "norm", "sandwich",
+    "layer_scale", "biases", "qk_norm", "dropout", "checkpoint_activations", "rotate_values",
+    "reversible", "divide_by_max",
+}  # fmt: skip
 _OF_TRAINING = {"attention_dropout", "initial_scale", "initial_bias"}  # no embedding depends on them
 
 

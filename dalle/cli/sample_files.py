@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dalle import __version__
 from dalle.cli.outputs import ScoresFile, file_record, new_folder, slug
 from dalle.cli.sample import SampleConfig
+from dalle.cli.sample_from import RECORDED, RECORDED_IF_GIVEN
 from dalle.generation.options import SamplingConfig
 from dalle.generation.progress import Progress
 
@@ -98,17 +99,8 @@ def finished_images(run: SampleFiles | None) -> str | None:
 
 def recorded_options(settings: SampleConfig) -> dict[str, Any]:
     """Collect the options that determine an image, besides prompt, seed and the hash of the model."""
-    names = (
-        "model",
-        "image_tokenizer",
-        "text_tokenizer",
-        "text_encoder",
-        "given",
-        "keep_rows",
-        "dtype",
-    )
-    options = {name: getattr(settings, name) for name in names} | settings.sampling | settings.diffusion
-    options |= {name: value for name in ("prior", "negative") if (value := getattr(settings, name)) is not None}
+    options = {name: getattr(settings, name) for name in RECORDED} | settings.sampling | settings.diffusion
+    options |= {name: value for name in RECORDED_IF_GIVEN if (value := getattr(settings, name)) is not None}
     for name, file in (("image", settings.image), ("mask", settings.mask)):
         if file is not None and file.is_file():
             options[name] = file_record(file)

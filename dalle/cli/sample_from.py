@@ -14,17 +14,10 @@ from dalle.generation.options import SamplingConfig, UnCLIPOptions
 
 log = logging.getLogger(__name__)
 
-_RECORDED = (
-    "model",
-    "image_tokenizer",
-    "text_tokenizer",
-    "text_encoder",
-    "given",
-    "keep_rows",
-    "dtype",
-    "prior",
-    "negative",
-)
+RECORDED = ("model", "image_tokenizer", "text_tokenizer", "text_encoder", "given", "keep_rows", "dtype")
+"""Options besides those of sampling that determine an image, always recorded with it."""
+RECORDED_IF_GIVEN = ("prior", "negative")
+"""The same, recorded only where they were given."""
 _GROUPS = {"sampling": SamplingConfig, "diffusion": UnCLIPOptions}
 
 
@@ -69,7 +62,7 @@ def options_from(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(recorded, dict):
         raise ValueError(f"{file}: its metadata is damaged")
     values: dict[str, Any] = {"prompts": [texts["prompt"]], "seed": seed, "n": 1}
-    values |= {name: recorded[name] for name in _RECORDED if recorded.get(name) is not None}
+    values |= {name: recorded[name] for name in (*RECORDED, *RECORDED_IF_GIVEN) if recorded.get(name) is not None}
     for group, schema in _GROUPS.items():
         # A null of sampling is a value (all codes); one of an unCLIP is the model's own
         names = [one.name for one in fields(schema) if one.name in recorded]

@@ -180,7 +180,7 @@ class DALLE(AttentionMasks):
     ) -> tuple[tuple[nn.Module, Tensor, Tensor], tuple[nn.Module, Tensor, Tensor] | None]:
         """For image and text: the head, its input states [M, C], and the targets [M]; None without a text head."""
         last = prefix.shape[1] - 1  # the output here predicts the first image token
-        image = self.image_head, hidden[:, last:].flatten(0, 1), image_ids.flatten()
+        image = self.image_head, hidden[:, last : last + image_ids.shape[1]].flatten(0, 1), image_ids.flatten()
         if self.text_head is None or not last:
             return image, None
         return image, (self.text_head, hidden[:, :last].flatten(0, 1), prefix[:, 1:].flatten())

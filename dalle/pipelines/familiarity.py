@@ -39,8 +39,8 @@ def word_nats(model: DALLE, tokenizer: SentencePieceTokenizer, prompt: str) -> l
     length = min(model.config.text_length, 1 + sum(len(ids) for _, ids in words))
     # Alone and without padding, so that a model which moves padding to the left keeps the places
     text = tokenizer.pad(tokenizer.encode_ragged([prompt]), length).to(model.image_head.weight.device)
-    # Any codes will do: the text stands before the image
-    image_ids = text.new_zeros(1, model.config.image_length)
+    # Any code will do, and one is enough: the text stands before the image
+    image_ids = text.new_zeros(1, 1)
     nats = model.token_losses(text, image_ids)[0][0].tolist()
     values = nats if model.config.begin_id is not None else [0.0, *nats]
     found, place = [], 0

@@ -6,6 +6,7 @@ Shapes: B images, C concepts, S styles.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -39,9 +40,7 @@ class Classifier(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, _WIDTHS[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(_WIDTHS[0]), nn.ReLU()
         )
-        self.blocks = nn.Sequential(
-            *(_Block(in_width, width) for in_width, width in zip((_WIDTHS[0], *_WIDTHS), _WIDTHS, strict=False))
-        )
+        self.blocks = nn.Sequential(*(_Block(in_width, width) for in_width, width in pairwise((_WIDTHS[0], *_WIDTHS))))
         self.concept_head = nn.Linear(_WIDTHS[-1], len(concepts))
         self.style_head = nn.Linear(_WIDTHS[-1], len(styles))
 

@@ -54,6 +54,14 @@ class ShardsConfig:
         """What the index of such shards records."""
         return TokenProvenance if self.kind == "tokens" else EmbeddingProvenance
 
+    def _check_made_with(self, contents: str, maker: str, sha256: str, name: str) -> None:
+        made_with = read_index(self.path, self.provenance).provenance.sha256
+        if made_with != sha256:
+            raise ValueError(
+                f"the {contents} in {self.path} were made with the {maker} with sha256 {made_with}, but {name} has "
+                f"{sha256}: use the {maker.removeprefix('image ')} they were made with, or encode the images again"
+            )
+
 
 @config
 class TokenShardsConfig(ShardsConfig):
@@ -72,12 +80,7 @@ class TokenShardsConfig(ShardsConfig):
         Raises:
             ValueError: they were made with another one, or there are no shards.
         """
-        made_with = read_index(self.path, TokenProvenance).provenance.sha256
-        if made_with != sha256:
-            raise ValueError(
-                f"the codes in {self.path} were made with the image tokenizer with sha256 {made_with}, but {name} has "
-                f"{sha256}: use the tokenizer they were made with, or encode the images again"
-            )
+        self._check_made_with("codes", "image tokenizer", sha256, name)
 
 
 @config
@@ -97,12 +100,7 @@ class EmbeddingShardsConfig(ShardsConfig):
         Raises:
             ValueError: they were made with another one, or there are no shards.
         """
-        made_with = read_index(self.path, EmbeddingProvenance).provenance.sha256
-        if made_with != sha256:
-            raise ValueError(
-                f"the embeddings in {self.path} were made with the CLIP with sha256 {made_with}, but {name} has "
-                f"{sha256}: use the CLIP they were made with, or encode the images again"
-            )
+        self._check_made_with("embeddings", "CLIP", sha256, name)
 
 
 class ShardsDataset:
