@@ -141,7 +141,10 @@ def test_losses_of_20_steps_are_unchanged(tmp_path: Path, monkeypatch: pytest.Mo
     """
     monkeypatch.chdir(tmp_path)
     recipes.run("bpe", recipes.BPE, 0)
-    folders = {name: recipes.run(name, getattr(recipes, name.upper()), 20) for name in ("vqgan", "clip", "dalle")}
+    folders = {"clip": recipes.run("clip", recipes.CLIP, 20)}
+    recipes.run("vqgan", recipes.VQGAN, 1)  # the codes of 20 steps would carry its rounding into the DALL-E
+    folders["dalle"] = recipes.run("dalle", recipes.DALLE, 20)
+    folders["vqgan"] = recipes.run("vqgan-20", recipes.VQGAN, 20)
     found = {name: recipes.losses(folder) for name, folder in folders.items()}
     expected = golden_json("losses", found)
     assert found.keys() == expected.keys()
