@@ -86,7 +86,9 @@ def of_tensors(published: Mapping[str, Tensor], rows: int | None = None) -> Publ
     found = fold(published, _parts(config))
     unknown = [name for name in found.unknown if name not in dropped]
     if unknown:
-        raise ValueError(f"it has unknown tensor names: {', '.join(unknown[:3])}; it is no tokenizer DV8x16x16 of Cosmos")
+        raise ValueError(
+            f"it has unknown tensor names: {', '.join(unknown[:3])}; it is no tokenizer DV8x16x16 of Cosmos"
+        )
     return Published(FAMILY, LICENSE, config, found.tensors, dropped, found.rules)
 
 

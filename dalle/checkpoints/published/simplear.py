@@ -26,8 +26,8 @@ SAMPLING = SamplingConfig(guidance=6.0)
 IMAGES = "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16"
 MODEL_TYPE = "qwen2"
 NEGATIVE = (
-    "aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad teeth, bad eyes, bad limbs, "
-    "distortion"
+    "aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad teeth, bad eyes, "
+    "bad limbs, distortion"
 )
 """The negative prompt of the project's generate.py."""
 _ROWS = 64  # 1024 pixels
@@ -88,7 +88,9 @@ def read(
     tied = "head" not in tensors and settings.get("tie_word_embeddings", True)
     head = table if tied else llama.take(tensors, "head", _RULES)
     if head.shape != table.shape:
-        raise ValueError(f"its head is {list(head.shape)}, its text embedding {list(table.shape)}: they are of two models")
+        raise ValueError(
+            f"its head is {list(head.shape)}, its text embedding {list(table.shape)}: they are of two models"
+        )
     state.pop("head", None)
     rows, count = llama.grid_rows(given, _ROWS), words.vocab_size
     state["text_embedding.weight"] = _rows(table, 0, count)
