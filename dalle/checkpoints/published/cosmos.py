@@ -45,6 +45,11 @@ def is_there(source: Path) -> bool:
     return source.suffix == ".jit" or any((source / name).is_file() for name in (*ARCHIVES, _WHOLE))
 
 
+def is_alone(source: Path) -> bool:
+    """Whether `is_there`, and no model's weights are beside it."""
+    return is_there(source) and not any(source.glob("*.safetensors"))
+
+
 def read(source: Path, rows: int | None = None) -> Published:
     """Read the tokenizer in a folder of both archives, in one of them with the other beside it, or in one of both.
 

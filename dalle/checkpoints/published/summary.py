@@ -70,7 +70,7 @@ def inspect(source: str | Path, given: Mapping[str, Any] | None = None, prior: s
 
 def _describe_wrappers(source: Path) -> str:
     """A line on the wrapper parts removed from a file's tensor names."""
-    if mindalle.is_there(source) or openai_dvae.is_there(source) or cosmos.is_there(source):
+    if mindalle.is_there(source) or openai_dvae.is_there(source) or cosmos.is_alone(source):
         return ""
     file = transformer_file(source)
     if file.suffix == ".safetensors" or file.name.endswith(".json"):
@@ -98,7 +98,7 @@ def stage_of(source: Path) -> Stage:
         return "unclip"
     if (source / "config.yaml").is_file():
         raise ValueError(f"{source} has a config.yaml: it is already a model folder")
-    if openai_dvae.is_there(source) or cosmos.is_there(source):
+    if openai_dvae.is_there(source) or cosmos.is_alone(source):
         return "image_tokenizer"
     try:
         file = transformer_file(source)
