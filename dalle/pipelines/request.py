@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dalle.generation.options import SamplingConfig
+from dalle.images.size import Size
 from dalle.pipelines.init_image import InitImage
 
 
@@ -19,6 +20,7 @@ class Request:
         init_image: image to complete or edit, from `TextToImage.encode_init_image`.
         scored: whether the candidates are scored by CLIP, if there is one.
         negative: negative prompt, which guidance leads away from; None: the model's own, or the null caption.
+        size: width and height in pixels, of a model that draws several; None: the pipeline's own.
     """
 
     prompt: str
@@ -27,6 +29,7 @@ class Request:
     init_image: InitImage | None = None
     scored: bool = True
     negative: str | None = None
+    size: Size | None = None
 
 
 _MOST = 100_000  # candidates: at 256 x 256 pixels 20 GB

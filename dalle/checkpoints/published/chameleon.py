@@ -23,7 +23,7 @@ from dalle.checkpoints.published.image_tokenizers import read_image_tokenizer
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle_config import DALLEConfig
+from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 _FAMILIES = {False: "an Anole (Chameleon)", True: "a Lumina-mGPT (Chameleon)"}
@@ -37,7 +37,9 @@ _CELL = 16  # pixels of a code
 # End of turn and begin of image go by these names in its vocabulary (chameleon/inference/vocab.py)
 _BEGIN, _PAD, _TURN, _IMAGE = "<s>", "<pad>", "<reserved08706>", "<racm3:break>"
 _NEW_LINE, _NUMBERS = "<reserved08799>", 8800  # the number n is called <reserved0880n>
-_LUMINA_TEMPLATE = "Generate an image of {size}x{size} according to the following prompt:\n{{}}"
+_NUMBERED = 2  # codes of a cell whose rows and columns a Lumina-mGPT counts
+_LUMINA_TEMPLATE = "Generate an image of {width}x{height} according to the following prompt:\n{}"
+_LUMINA_SIZE = ("<reserved{row_number:05d}>", "<reserved{column_number:05d}>")  # in cells of 32 pixels
 _LAYER = r"layers\.(\d+)\."
 _BLOCK = r"transformer.blocks.\1."
 _RULES = (
@@ -154,12 +156,13 @@ def read(
         text_length=llama.TEXT_LENGTH,
         image_vocab=len(codes),
         grid=(rows, rows),
+        grids=GridsConfig(most=rows**2, multiple=_NUMBERED) if lumina else None,
         row_ends=lumina,
         positions="rope_1d",
         rope_base=base,
         pad_id=words.pad_id,
         padding="left",
-        null_ids=words.end[1:] if lumina else (words.id_of(_BEGIN), words.id_of(_IMAGE)),
+        null_ids=words.null_ids() or (words.id_of(_BEGIN), words.id_of(_IMAGE)),
         text_head=False,
         head_bias=False,
     )
@@ -177,13 +180,20 @@ def text_tokenizer(content: bytes, words: int, lumina_rows: int | None = None) -
     Raises:
         ValueError: it is another tokenizer, or a Lumina-mGPT has an odd number of rows.
     """
-    template, end = "{}", [_TURN, _IMAGE]
+    config = JSONTokenizerConfig(vocab_size=words, pad=_PAD, begin=_BEGIN, end=(_TURN, _IMAGE))
     if lumina_rows is not None:
-        if lumina_rows % 2:
+        if lumina_rows % _NUMBERED:
             raise ValueError(f"grid is {lumina_rows}; a Lumina-mGPT draws an even number of rows of image tokens")
-        template = _LUMINA_TEMPLATE.format(size=lumina_rows * _CELL)
-        end += [f"<reserved{_NUMBERS + lumina_rows // 2:05d}>"] * 2  # in cells of 32 pixels, height and width
-    config = JSONTokenizerConfig(vocab_size=words, pad=_PAD, begin=_BEGIN, template=template, end=tuple(end))
+        config = replace(
+            config,
+            template=_LUMINA_TEMPLATE,
+            end=(*config.end, *_LUMINA_SIZE),
+            null_tokens=(_IMAGE, *_LUMINA_SIZE),
+            grid=(lumina_rows, lumina_rows),
+            cell=_CELL,
+            first_number=_NUMBERS,
+            rows_per_number=_NUMBERED,
+        )
     return JSONTokenizer(config, content)
 
 

@@ -21,7 +21,7 @@ from dalle.checkpoints.published import emu3_tokenizer, llama, tiktoken
 from dalle.checkpoints.published.state import Published, derived, rename_tensors
 from dalle.checkpoints.published.text_tokenizers import find_json
 from dalle.generation.options import SamplingConfig
-from dalle.models.dalle_config import DALLEConfig
+from dalle.models.dalle_config import DALLEConfig, GridsConfig
 from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "an Emu3"
@@ -41,7 +41,8 @@ _PAD, _BEGIN, _ROW_END = "<|endoftext|>", "<|extra_203|>", "<|extra_200|>"
 _SPECIAL = (_PAD, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 _CODE = re.compile(r"<\|visual token (\d{6})\|>")
 # Its image_generation.py appends the first to each prompt (POSITIVE_PROMPT)
-_QUALITY, _SIZE = " masterpiece, film grained, best quality.", "<|image start|>{rows}*{rows}<|image token|>"
+_QUALITY, _SIZE = " masterpiece, film grained, best quality.", "<|image start|>{rows}*{columns}<|image token|>"
+_CELL = 8  # pixels of a code
 _LAYOUTS = (  # pattern of what is in front of the blocks, pattern of the head
     ("model", "lm_head"),
     (r"text_model\.model", r"text_model\.lm_head"),
@@ -133,12 +134,14 @@ def read(
         text_length=llama.TEXT_LENGTH,
         image_vocab=len(words.codes),
         grid=(rows, rows),
+        # Its project rounds both sides of a ratio, which may be a few codes more than those of the square
+        grids=GridsConfig(most=(rows + 1) ** 2),
         row_ends=True,
         positions="rope_1d",
         rope_base=base,
         pad_id=tokenizer.pad_id,
         padding="left",
-        null_ids=tuple(tokenizer.encode_negative(NEGATIVE)),
+        null_ids=tokenizer.null_ids(),
         text_head=False,
         head_bias=False,
     )
@@ -151,13 +154,15 @@ def text_tokenizer(words: Words, rows: int) -> JSONTokenizer:
     Raises:
         ValueError: it is another tokenizer.
     """
-    size = _SIZE.format(rows=rows)
     config = JSONTokenizerConfig(
         vocab_size=int(words.codes.min()),
         pad=_PAD,
         begin=_BEGIN,
-        template=f"{{}}{_QUALITY}{size}",
-        negative_template=f"{{}}{size}",
+        template="{}" + _QUALITY + _SIZE,
+        negative_template="{}" + _SIZE,
+        grid=(rows, rows),
+        cell=_CELL,
+        negative=NEGATIVE,
     )
     return JSONTokenizer(config, words.content)
 
