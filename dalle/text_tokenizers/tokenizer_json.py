@@ -6,7 +6,6 @@ difference gives other ids in silence: so the library that defines the format re
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -117,7 +116,9 @@ class JSONTokenizer(TextTokenizer):
         """
         if self.config.grid is None:
             return self
-        found = copy.copy(self)
+        # Not copy.copy, which would read the file again (`__reduce__`)
+        found = object.__new__(JSONTokenizer)
+        found.__dict__.update(self.__dict__)
         found.config = replace(self.config, grid=grid)
         found._set_prompt()
         return found
