@@ -46,8 +46,8 @@ class SampleConfig:
     negative: str | None = None
     """Negative prompt, which guidance leads away from, of a model that takes one (Emu3); its own if not given."""
     size: str | None = None
-    """Size of the images in pixels, such as 960x544, of a model that draws several (Emu3, Lumina-mGPT); its own if not
-    given."""
+    """Width and height of the images in pixels, such as 960x544, of a model that draws several sizes (Emu3, Emu3.5,
+    Lumina-mGPT); its own if not given."""
     image: Path | None = None
     """Image to complete or edit, with --keep-rows or --mask; its center square is used."""
     keep_rows: Annotated[float, Range(0, ceiling=10**6)] | None = None

@@ -27,6 +27,8 @@ class GridsConfig:
         if min(grid) < 1 or rows % self.multiple or columns % self.multiple:
             return f"both sides must be multiples of {self.multiple * cell}"
         if max(grid) > self.ratio * min(grid):
+            if self.ratio == 1:
+                return "this model draws square images only"
             return f"the longer side may be at most {self.ratio:g} times the shorter"
         if rows * columns > self.most:
             side = int(self.most**0.5) * cell
