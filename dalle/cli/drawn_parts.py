@@ -54,12 +54,11 @@ class Part(ABC):
 
 
 @contextmanager
-def new_part(out: Path, number: int, kind: Kind) -> Iterator[Part]:
-    """Write part `number` of a run from its start; what an earlier attempt left of it is removed.
+def new_part(out: Path, name: str, kind: Kind) -> Iterator[Part]:
+    """Write the part `name` of a run from its start; what an earlier attempt left of it is removed.
 
     The caller records that the part is complete after the block has ended (a folder is not complete before).
     """
-    name = f"{number:06d}"
     if kind == "folders":
         folder = out / name
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -15,6 +16,7 @@ from dalle.apps.server.bodies import ImagesBody
 from dalle.apps.server.drawing import Order
 from dalle.apps.server.errors import ApiError
 from dalle.images.png import generation_texts, png_bytes
+from dalle.pipelines.familiarity import told
 from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
@@ -41,6 +43,13 @@ class Answers:
             message = f"size is {body.size}, of {files} images with previews: at most {_ANSWER * max_pixels:,} pixels"
             raise ApiError(f"{message} are answered with", "size")
         self.created = int(time.time())
+        self.notes = list(order.notes)
+
+    def tell(self, unfamiliar: Sequence[str]) -> None:
+        """Add a note of the words that the model has hardly seen in training."""
+        line = told(unfamiliar)
+        if line is not None and line not in self.notes:
+            self.notes.append(line)
 
     def encoded(self, image: Image.Image, seed: int) -> str:
         """The file of an image in base64; a PNG has its prompt, seed and options as metadata."""
@@ -99,7 +108,7 @@ class Answers:
         return common
 
     def _notes(self) -> dict[str, list[str]]:
-        return {"notes": self.order.notes} if self.order.notes else {}
+        return {"notes": self.notes} if self.notes else {}
 
     def _usage(self) -> dict[str, Any]:
         """Text tokens read and image tokens generated, of all candidates."""

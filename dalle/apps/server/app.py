@@ -128,6 +128,7 @@ def _add_models(app: FastAPI, pipe: TextToImage, settings: ServeConfig, name: st
         "text_length": pipe.model.config.text_length,
         "sampling": {field: getattr(pipe.sampling, field) for field in pipe.sampling.__dataclass_fields__},
         "clip": pipe.clip is not None,
+        "negative": pipe.takes_negative,
         **there,
         "card": text,
         "limits": {

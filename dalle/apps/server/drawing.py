@@ -68,9 +68,7 @@ class Drawing:
         Raises:
             ApiError: an option is out of range.
         """
-        if len(prompt) > self.settings.max_prompt:
-            message = f"prompt has {len(prompt):,} characters: at most {self.settings.max_prompt:,} are read"
-            raise ApiError(message, "prompt", code="string_above_max_length")
+        self._check_texts(prompt, body.negative)
         if body.n > self.settings.max_n:
             raise ApiError(f"n is {body.n}: at most {self.settings.max_n} images at a time", "n")
         if body.partial_images and not body.stream:
@@ -83,9 +81,23 @@ class Drawing:
             sampling = self.pipe.sampling.updated(**body.sampling())
         except ValueError as error:
             raise ApiError(str(error), str(error).partition(" ")[0]) from None
-        request = Request(prompt, tuple(range(seed, seed + count)), sampling, init_image, scored=count > body.n)
+        seeds = tuple(range(seed, seed + count))
+        request = Request(prompt, seeds, sampling, init_image, scored=count > body.n, negative=body.negative)
         options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
+        options |= {} if body.negative is None else {"negative": body.negative}
         return Order(request, body.n, options, body.partial_images, self._notes(prompt))
+
+    def _check_texts(self, prompt: str, negative: str | None) -> None:
+        for name, text in (("prompt", prompt), ("negative", negative or "")):
+            if len(text) > self.settings.max_prompt:
+                message = f"{name} has {len(text):,} characters: at most {self.settings.max_prompt:,} are read"
+                raise ApiError(message, name, code="string_above_max_length")
+        if negative is None:
+            return
+        try:
+            self.pipe.check_negative(negative)
+        except ValueError as error:
+            raise ApiError(str(error), "negative") from None
 
     def _candidates(self, body: ImagesBody) -> int:
         count = body.n if body.candidates is None else body.candidates
@@ -141,16 +153,17 @@ class Drawing:
         finally:
             self.worker.cancel(job)
 
-    async def results(self, http: HttpRequest, order: Order) -> Result:
-        """The images of an order, the best first where CLIP chooses.
+    async def results(self, http: HttpRequest, order: Order) -> tuple[Result, tuple[str, ...]]:
+        """The images of an order, the best first where CLIP chooses; and words that the model has hardly seen.
 
         Raises:
             ApiError: see `draw`; or the client has hung up.
         """
-        drawn: dict[int, Result] = {}
+        drawn: dict[int, Drawn] = {}
         async with contextlib.aclosing(self.draw(http, order)) as events:
             await unless_gone(http, _collect(events, drawn))
-        return Result.merged([drawn[index] for index in sorted(drawn)]).best(order.keep, distinct=True)
+        every = [drawn[index] for index in sorted(drawn)]
+        return Result.merged([one.result for one in every]).best(order.keep, distinct=True), every[0].unfamiliar
 
     async def decoded(self, texts: Sequence[str], param: str) -> list[Image.Image]:
         """Images in base64 or as data: URLs, decoded without holding up other requests meanwhile.
@@ -193,10 +206,10 @@ class Drawing:
             raise failure(error) from None
 
 
-async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Result]) -> None:
+async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Drawn]) -> None:
     async for event in events:
         if isinstance(event, Drawn):
-            drawn[event.index] = event.result
+            drawn[event.index] = event
 
 
 async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:

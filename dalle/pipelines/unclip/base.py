@@ -185,6 +185,14 @@ class EmbeddingDecoder:
             images += to_images(to_unit(large))
         return images
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check the options of a call before anything is sampled.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        self._sampling(options)
+
     def _sampling(self, options: Mapping[str, Any]) -> Sampling:
         """The sampling options of a call, which the parts of this model must have.
 
