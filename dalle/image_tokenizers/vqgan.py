@@ -73,6 +73,12 @@ class VQGANConfig:
                 f"need a multiple of {self.factor}"
             )
 
+        if self.local_encoder is not None and self.factor % self.local_encoder.pool:
+            raise ValueError(
+                f"local_encoder.pool is {self.local_encoder.pool}: a cell of {self.factor} pixels must divide into "
+                "squares of that many"
+            )
+
     @property
     def factor(self) -> int:
         """Downsampling factor: height and width of the pixels that one code covers."""

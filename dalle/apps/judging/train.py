@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ class JudgeOptions:
     lr: float = 2e-3
     """Peak learning rate, after one epoch of linear warmup; then it decays to 0 along a cosine."""
     seed: int = 20
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward and backward passes (autocast); weights, losses and the trained judge are in fp32."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -68,9 +71,10 @@ def train_judge(
         rows = order[step % steps_per_epoch * options.batch_size :][: options.batch_size]
         optimizer.param_groups[0]["lr"] = options.lr * _lr_factor(step, steps_per_epoch, steps)
         batch = augment(images[rows].float() / 255, generator).to(device)
-        concept_logits, style_logits = classifier(batch.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(concept_logits, concept_targets[rows].to(device), label_smoothing=0.05)
-        loss = loss + F.cross_entropy(style_logits, style_targets[rows].to(device))
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            concept_logits, style_logits = classifier(batch.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(concept_logits.float(), concept_targets[rows].to(device), label_smoothing=0.05)
+        loss = loss + F.cross_entropy(style_logits.float(), style_targets[rows].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
