@@ -51,11 +51,13 @@ def row_bytes(model: DALLE, known_prefix: int, window: int = 1) -> int:
     config, shape = model.config, model.config.transformer
     size = next(model.transformer.parameters()).element_size()
     prefix = config.prefix_length
-    tokens = max(known_prefix, prefix, window)  # the longest run of tokens at once
+    tokens = max(known_prefix, prefix, window)  # the longest run of tokens at once  # the longest run of tokens at once
     inner, hidden = shape.heads * shape.head_width, shape.hidden or int(shape.width * shape.mlp_ratio)
     # The text is cached twice: once per prompt, for all its candidates, and again in the cache of whole sequences
     kept = shape.key_heads * shape.head_width
     cached = shape.depth * (2 * kept + (shape.width if config.shift_tokens else 0)) * (2 * prefix + config.token_length)
+    # Of each token: the residual stream and its copies, q, k, v and their mix, two maps of the feed-forward, and scores
+    # with their softmax
     states = tokens * (4 * shape.width + 4 * inner + 2 * hidden + 2 * shape.heads * (prefix + known_prefix))
     # Logits: about eight float32 copies, of sampling's sorts and sums
     return size * (cached + states) + 4 * 8 * config.image_vocab * window
