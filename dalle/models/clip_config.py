@@ -47,7 +47,7 @@ class CLIPConfig:
     """Id of the EOS token, at which a caption's embedding is read."""
     embed_dim: Size = 256
     """Dimensions D of the joint embedding space."""
-    # Mean and deviation of OpenAI's training images, which most published CLIPs keep
+    # Mean and deviation of OpenAI's training images, which most published CLIPs keep  # mean and deviation
     mean: tuple[_Mean, _Mean, _Mean] = (0.48145466, 0.4578275, 0.40821073)
     """Mean of the red, green and blue channels, subtracted from images in [0, 1]."""
     std: tuple[_Deviation, _Deviation, _Deviation] = (0.26862954, 0.26130258, 0.27577711)
@@ -70,6 +70,7 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         tokens = self.text_length + (self.image_size // self.patch_size) ** 2
+        # Embeddings, projections, patches and one mask; the towers' transformers check their own sizes
         widest = max(self.vision.width, self.text.width)
         numbers = (self.text_vocab + tokens + self.embed_dim + self.patch_size**2) * widest + self.text_length**2
         check_total(
@@ -95,4 +96,5 @@ class CLIPConfig:
     @property
     def depths(self) -> dict[str, int]:
         """Number of blocks of the image and of the text tower."""
+        # A ResNet's blocks count as its depth
         return {"image": self.vision.depth if self.resnet is None else sum(self.resnet.layers), "text": self.text.depth}

@@ -55,6 +55,7 @@ class Upsampler(nn.Module):
         super().__init__()
         self.config = config
         self.time = TimeEmbedding(config.unet.channels, config.unet.vector_width)
+        # Noised image and small image; the variance, if any
         self.unet = UNet(config.unet, 6, 6 if config.learned_variance else 3)
 
     def forward(self, noised: Tensor, steps: Tensor, low: Tensor) -> Tensor:
