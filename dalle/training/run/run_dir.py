@@ -47,7 +47,7 @@ def open_run_dir(recipe: LoopRecipe, accelerator: Accelerator) -> tuple[Abstract
             recipe.run.dir.mkdir(parents=True, exist_ok=True)
             lock = lock_run_dir(recipe.run.dir)
             for parent in (recipe.run.dir, recipe.run.dir / "checkpoints"):
-                remove_scratch(parent)
+                remove_scratch(parent)  # what a killed process left half-written
         except (ValueError, OSError) as error:
             refusal = str(error)
     resume, refusal = broadcast_object_list([resume, refusal])  # one process that raises alone would hang the others
