@@ -113,6 +113,7 @@ class _SameConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
+        # So that the output has ceil(size / stride) rows
         pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]]
         top, left = pads[0] // 2, pads[1] // 2
         return super().forward(F.pad(x, (left, pads[1] - left, top, pads[0] - top)))

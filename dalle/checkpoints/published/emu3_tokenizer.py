@@ -104,6 +104,7 @@ def _made(sources: list[Tensor], make: Callable[..., Tensor]) -> Tensor | LazyTe
         return sources[0]
     with torch.device("meta"):  # the shape alone
         size = make(*(torch.empty(source.shape) for source in sources)).shape
+    # In float32: sums and quotients of 16 bits would be rounded twice
     return derived(sources, size, lambda: make(*(source.float() for source in sources)).to(sources[0].dtype))
 
 
@@ -118,6 +119,7 @@ def _parts(config: Emu3VQConfig, theirs: bool) -> Iterator[_Part]:
             yield from _stack(f"{side}_stack.{block}", f"{side}.time_res_stack.{block}")
         for step in range(_STEPS):
             kernel = _last if side == "decoder" else (_two_frames, _one_frame)[step]
+            # The first step makes two frames side by side, each with the bias
             bias = _twice if side == "encoder" and not step else _same
             yield from _conv(f"{side}_time.{step}", f"{side}.time_conv.{step}.conv.conv", kernel, bias)
     yield from _plain([("encoder.norm_out", "encoder.norm_out")])
@@ -137,6 +139,7 @@ def _encoder(config: Emu3VQConfig, theirs: bool) -> Iterator[_Part]:
         if level < last:
             yield from _plain([(f"encoder.down.{level}.resample.conv", f"{down}.{level}.downsample.conv")])
     mid = "encoder.middle_block" if theirs else "encoder.mid"
+    # 1 is attention, between them
     blocks += [(f"encoder.mid.{2 * number}", f"{mid}.block_{number + 1}", False) for number in range(2)]
     for ours, name, wider in blocks:
         parts = ("norm1", "conv1", "norm2", "conv2", *(("nin_shortcut",) if wider else ()))

@@ -38,7 +38,7 @@ def weights_file(source: Path) -> Path:
     Raises:
         ValueError: there is none, or there are several.
     """
-    if not source.is_dir():
+    if not source.is_dir():  # a file
         _reject_gguf(source)
         return source
     for name in _NAMES:
@@ -66,7 +66,7 @@ def _reject_gguf(file: Path) -> None:
     """
     if not file.is_file():
         return
-    with file.open("rb") as handle:
+    with file.open("rb") as handle:  # its magic number
         if handle.read(4) == b"GGUF":
             raise ValueError(f"{file} is a GGUF file (llama.cpp), which is not supported: {_ORIGINAL}")
 

@@ -115,6 +115,7 @@ def read(published: dict[str, Tensor], settings: Mapping[str, Any], pad_id: int,
         text_head=False,
         head_hidden=True,
     )
+    # The image tokenizer is read apart, so it is not left out
     kept = [name for name in dropped if not re.fullmatch(r"(gen_vision_model|model\.vqmodel)\..+", name)]
     return Published(FAMILY, LICENSE, config, state, kept, rules)
 
@@ -137,6 +138,7 @@ def image_tokenizer(published: Mapping[str, Tensor], rows: int | None = None) ->
     }
     if not own:
         return None
+    # transformers' names of the same network
     if not any(".conv_blocks." in name for name in own):
         for pattern, replacement in _VQ_HF:
             own = {re.sub(pattern, replacement, name): tensor for name, tensor in own.items()}
@@ -165,6 +167,7 @@ def text_tokenizer(content: bytes, words: int, plain: bool) -> JSONTokenizer:
         strip=True,
     )
     tokenizer = JSONTokenizer(config, content)
+    # Refuses a tokenizer that does not know it
     tokenizer.id_of(_IMAGE)
     return tokenizer
 

@@ -116,7 +116,7 @@ def _decoder(
     published["null_embed"] = _NULL
     if _NULL in projection:
         null = projection[_NULL]
-        tensors["null_embed"] = derived([null], torch.Size((null.numel(),)), null.flatten)
+        tensors["null_embed"] = derived([null], torch.Size((null.numel(),)), null.flatten)  # from [1, D]
     # It reads raw embeddings: statistics that change nothing
     tensors |= {"image_mean": torch.zeros(dim), "image_deviation": torch.ones(dim)}
     config = DecoderConfig(

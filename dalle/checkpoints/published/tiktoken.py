@@ -37,6 +37,7 @@ def to_json(content: bytes, special: Sequence[str]) -> bytes:
     ranks = read_ranks(content)
     merges: list[tuple[int, int, int]] = []
     names = {rank: _printed(token) for token, rank in ranks.items()}
+    # See the docstring: all ways to split a token in two
     for token, rank in ranks.items():
         for at in range(1, len(token)):
             left, right = ranks.get(token[:at]), ranks.get(token[at:])
@@ -86,6 +87,7 @@ def _printed(token: bytes) -> str:
 
 def _characters() -> list[str]:
     """A printable character for each byte, GPT-2's table."""
+    # Bytes that print stand for themselves, the others for characters from 256 on
     printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printed else next(others)) for byte in range(256)]

@@ -144,7 +144,7 @@ def _read_karlo(source: Path, kind: str) -> PublishedUnCLIP:
         parts["decoder"] = _scheduled(karlo.read_decoder(source, clip.config.text_length), found)
     sampling["decoder"] = _sampling(found) | {"guidance": _KARLO_GUIDANCE}
     upscaling = _read_scheduler(source / "super_res_scheduler", _UPSAMPLER_STEPS)
-    low = parts["decoder"].config.image_size
+    low = parts["decoder"].config.image_size  # the decoder's images are the upsampler's input
     for last, name in enumerate(("upsampler", "upsampler_last")):
         with _naming(source / ("super_res_last" if last else "super_res_first")):
             parts[name] = _scheduled(karlo.read_upsampler(source, bool(last), low), upscaling)
