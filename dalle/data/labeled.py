@@ -100,6 +100,7 @@ def _emoji(by: str, split: str) -> LabeledImages:
         raise ValueError(f"emoji have no classes by {by!r}: choose from {', '.join(_EMOJI_LABELS)}")
     pairs = DrawingsDataset(DrawingsConfig(sets=("emoji",)), split, _EMOJI_SIZE)
     names = pairs.styles if by == "style" else pairs.groups
+    # As PNG, so that they are decoded as everybody's files are
     records = [
         as_record(Image.fromarray(pairs.pair(index, 0).image), pairs.canonical_caption(index))
         for index in range(len(pairs))

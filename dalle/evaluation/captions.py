@@ -106,6 +106,7 @@ class _OwnCaptionSums:
         self.image[0] += image_nats.sum().item()
         self.image[1] += image_nats.numel()
         if isinstance(tokenizer, TextTokenizer) and text_nats.numel():  # not all models predict their text
+            # Losses are those of the last tokens, as the first may have none
             not_padding = text[:, text.shape[1] - text_nats.shape[1] :] != tokenizer.pad_id
             self.text[0] += text_nats[not_padding].sum().item()
             self.text[1] += int(not_padding.sum())

@@ -55,6 +55,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     window = window / window.sum()
 
     def local_mean(values: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H - 10, W - 10]
+        # Channels as images of one channel each: the window is the same for all
         planes = values.flatten(0, 1)[:, None]
         blurred = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
         return blurred.view(*values.shape[:2], *blurred.shape[-2:])
@@ -175,6 +176,7 @@ def confusion(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
     Returns:
         int64 [L, L]
     """
+    # Row and column as one number
     return torch.bincount(targets * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
@@ -194,6 +196,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
             f"frechet_distance needs at least 2 samples of each set, got {len(features_a)} and {len(features_b)}"
         )
     a, b = features_a.double(), features_b.double()
+    # `view`, as the covariance of a single feature is a scalar
     covariance_a, covariance_b = torch.cov(a.T).view(a.shape[1], -1), torch.cov(b.T).view(b.shape[1], -1)
     # With fewer samples than features the covariances are singular; rounding then gives small negative eigenvalues
     values, vectors = torch.linalg.eigh(covariance_a)

@@ -228,7 +228,7 @@ class EmbeddingDecoder:
     def _unguided_denoiser(self, z: Tensor) -> Denoiser:
         """The decoder conditioned on z only; guidance and clipping could not be inverted."""
         if isinstance(self.decoder, LatentDecoder):
-            return latent_denoiser(self.decoder, z, z)
+            return latent_denoiser(self.decoder, z, z)  # guidance 1: the second is not called
         empty = repeated(self.clip.text_states([""]), len(z))
         return decoder_denoiser(self.decoder, z, empty, empty)
 
