@@ -63,6 +63,7 @@ class Source:
         if self.path == EMOJI:
             return open_data(DrawingsConfig(sets=("emoji",)), self.split or "test_pair", image_size)
         split = self.split or "train"
+        # All of it is evaluated, none held out: the split names itself as its validation split
         whole = CustomConfig(
             path=self.path, image=self.image, caption=self.caption, split=split, validation_split=split
         )

@@ -41,7 +41,7 @@ def merge(
     end = len(pieces)
     held: list[Symbol | None] = list(symbols)  # what starts at i; None once merged into one before it
     end = len(held)
-    after, before = list(range(1, end + 1)), list(range(-1, end - 1))
+    after, before = list(range(1, end + 1)), list(range(-1, end - 1))  # neighbors by position; -1 and `end` are outside
     heap: list[tuple[float, int, Symbol, Symbol, Symbol]] = []
 
     def offer(left: int) -> None:
@@ -68,6 +68,7 @@ def merge(
         after[left] = after[right]
         if after[left] < end:
             before[after[left]] = left
+        # They get another chance after each merge: see the docstring
         for other in skipped:
             heapq.heappush(heap, other)
         skipped = []

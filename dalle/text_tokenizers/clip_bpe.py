@@ -181,7 +181,7 @@ def _merge_lines(merges: bytes) -> str:
         lines = merges.decode().replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise ValueError("the merges are not text: expected merges.txt or bpe_simple_vocab_16e6.txt.gz") from None
-    kept = lines[1 : 1 + MERGES]
+    kept = lines[1 : 1 + MERGES]  # the first line is a header
     while kept and not kept[-1]:
         kept.pop()
     if not kept:

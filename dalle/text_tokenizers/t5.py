@@ -37,6 +37,7 @@ _FIRST = (
 )
 _THEN = (
     (r"@[\w\d]+\b", ""),
+    # CJK characters
     ("[\u31c0-\u31ef]+|[\u31f0-\u31ff]+|[\u3200-\u32ff]+|[\u3300-\u33ff]+|[\u3400-\u4dbf]+|[\u4dc0-\u9fff]+", ""),
     (f"[{_DASHES}]+", "-"),
     ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),

@@ -65,6 +65,7 @@ class XLMRobertaTokenizer(TextTokenizer):
         if dropout:
             raise ValueError("XLM-R's text tokenizer has no BPE dropout: set bpe_dropout=0")
         rows = self._processor.encode([mend(text) for text in texts], num_threads=1)
+        # Piece 0 is SentencePiece's unknown
         return [[piece + _SHIFT if piece else _UNKNOWN for piece in row] for row in rows]
 
     def _detokenize(self, ids: list[int]) -> str:

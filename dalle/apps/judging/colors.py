@@ -43,6 +43,7 @@ def named_color(color: Tensor, colors: Mapping[str, tuple[int, ...]] = COLORS) -
 
 def srgb_to_lab(colors: Tensor) -> Tensor:
     """CIELAB (D65) of sRGB [..., 3] in [0, 1]: its distances approximate perceived differences (IEC 61966-2-1)."""
+    # sRGB's transfer function
     linear = torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     to_xyz = torch.tensor(
         [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]], dtype=torch.float64

@@ -40,7 +40,7 @@ class Filter:
         for name, sign, value in self.conditions:
             column = batch.column(name)
             if sign == "~":
-                holds = pc.match_substring(pc.utf8_lower(column), str(value).lower())
+                holds = pc.match_substring(pc.utf8_lower(column), str(value).lower())  # case does not count
             else:
                 holds = _COMPARED[sign](column, value)
             allowed = operator.and_(

@@ -171,7 +171,7 @@ def _of_table(file: Path, source: Source) -> Iterator[Item | str]:
 
 def _of_hub(source: Source) -> Iterator[Item | str]:
     rows = hub_source(source.path, source.split, source.image, source.caption, None, False).rows()
-    stamp = f"{source.split} {rows.table._fingerprint}"
+    stamp = f"{source.split} {rows.table._fingerprint}"  # changes with the data
     for row in range(len(rows)):
         yield Item(f"{source.path}/{source.split}/{row}", source.path, 0, -1, row, stamp, rows, row, 0)
 

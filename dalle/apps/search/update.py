@@ -81,6 +81,7 @@ def update(
         if unknown:
             own = own or _checked(clip, folder, there)
             broken += _embed(folder, unknown, own, batch_size, workers, progress)
+        # With the segments that have just been written
         known = _StoredVectors(old, store.open_segments(folder, clip_hash))
         indexed = [item for item in items if item in known]
         if not indexed:

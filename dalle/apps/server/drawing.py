@@ -128,6 +128,7 @@ class Drawing:
         columns = self.pipe.image_tokenizer.grid[1]
         length = self.pipe.model.config.image_length
         given = order.request.init_image
+        # Codes that are known from the start on
         lead = 0 if given is None else int(given.known_mask.flatten().int().cumprod(0).sum())
         job = Job(
             order.request,
@@ -226,6 +227,7 @@ async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
             raise ApiError("the client has hung up", status=499)
         return await waiting
     finally:
+        # Both end here, whichever was first; `gather` waits until they have
         for task in (waiting, gone):
             task.cancel()
         await asyncio.gather(waiting, gone, return_exceptions=True)

@@ -213,7 +213,7 @@ def start_image(kind: str, height: int, width: int, generator: torch.Generator) 
     if kind in makers:
         return makers[kind]()
     coarse = torch.rand(1, 3, max(2, height // 8), max(2, width // 8), generator=generator)
-    return 0.5 + 0.5 * (_upsample(coarse, height, width) - 0.5)
+    return 0.5 + 0.5 * (_upsample(coarse, height, width) - 0.5)  # half the contrast, around gray
 
 
 def _upsample(coarse: Tensor, height: int, width: int) -> Tensor:

@@ -100,6 +100,7 @@ class Painter:
         """Cutouts of the image for each CLIP; they are random by the seed and the step alone."""
         devices = [image.device] if image.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
+            # Differs for all seeds, up to a million steps
             torch.manual_seed((self.options.seed * 1_000_003 + self.step) % 2**63)
             return [objective.cutouts(image.to(objective.device)) for objective in self.objectives]
 
