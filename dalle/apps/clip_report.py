@@ -114,7 +114,7 @@ def features_of(
         for number, vector in zip(batch.numbers, batch.vectors, strict=True):
             name = data.classes[number]
             if name is None:
-                broken.append(f"{data.records[number].key}: its class is not told")
+                broken.append(f"{data.records[number].key}: it has no class")
             else:
                 parts.append(vector)
                 names.append(name)
@@ -150,8 +150,8 @@ def probe_metrics(train: Embedded, test: Embedded | None = None, seed: int = 0) 
         test_features, test_targets = test.features, torch.tensor([number_of[name] for name in test.names])
     # The validation images are another draw than the test images
     found = fit_probe(features, targets, len(classes), seed + 1)
-    figures = metrics.classification(found.classifier.logits(test_features), test_targets)
-    return figures | {"strength": found.strength, "train_images": len(targets), "images": len(test_targets)}
+    scores = metrics.classification(found.classifier.logits(test_features), test_targets)
+    return scores | {"strength": found.strength, "train_images": len(targets), "images": len(test_targets)}
 
 
 @torch.inference_mode()

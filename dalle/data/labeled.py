@@ -64,7 +64,7 @@ class LabeledPairs:
         """Image `index`, uint8 [image_size, image_size, 3], and its class."""
         record, name = self.data.records[index], self.data.classes[index]
         if name is None:
-            raise BadRecord(record.key, "its class is not told")
+            raise BadRecord(record.key, "it has no class")
         return Pair(read_image(image_bytes(record), record.key, self.image_size), name, key=record.key)
 
     def captions(self) -> Iterator[str]:

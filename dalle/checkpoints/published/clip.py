@@ -173,6 +173,7 @@ def _read_image(
     shape(tensors, "vision.projection.weight", 2)
     if clip_resnet.is_of(published):
         state, resnet, size = clip_resnet.convert(tensors)
+        # A ResNet reduces images 32 times
         embed_dim = state["vision.projection.weight"].shape[0]
         return state, {"resnet": resnet, "image_size": size, "patch_size": 32, "embed_dim": embed_dim}
     state = _upright(tensors, "vision", published)
@@ -197,6 +198,7 @@ def _read_text(
         )
     if xlm_roberta.is_of(published):
         state, text, length = xlm_roberta.convert(tensors, settings.get("text_cfg") or {}, given.get("text_heads"))
+        # eos_id 2 is the end token of XLM-R
         options: dict[str, Any] = {"towers": "xlm_roberta", "text": text, "text_length": length, "eos_id": 2}
     else:
         state = _upright(tensors, "text", published)

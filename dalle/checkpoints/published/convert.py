@@ -190,7 +190,7 @@ def _write(
     parts: Mapping[str, Path],
     more: Mapping[str, Any],
 ) -> None:
-    found.check(without_weights(found.config), source)
+    found.check(without_weights(found.config), source)  # before anything is written
     config = {"stage": stage, "model": to_dict(found.config), "origin": f"{found.family}, {source}", **more}
     family = found.family[0].upper() + found.family[1:]
     card = _CARD.format(name=out.name, family=family, source=source, summary=description)

@@ -91,7 +91,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise ValueError(f"{file.parent} has no {file.name} that can be read: fetch it again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds no settings: fetch it again")
@@ -117,6 +117,7 @@ def _shards(index: Path) -> list[Path]:
         ValueError: it is no index, leads out of its folder, or a shard is missing.
     """
     try:
+        # Each once, in the order of their numbers
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not an index of shards: download it again") from error

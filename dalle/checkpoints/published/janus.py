@@ -27,7 +27,7 @@ from dalle.text_tokenizers import JSONTokenizer, JSONTokenizerConfig
 
 FAMILY = "a Janus of DeepSeek"
 LICENSE = "weights DeepSeek Model License, code MIT (github.com/deepseek-ai/Janus, LICENSE-MODEL and LICENSE-CODE)"
-SAMPLING = SamplingConfig(guidance=5.0)
+SAMPLING = SamplingConfig(guidance=5.0)  # cfg_weight of the project's generation_inference.py
 _ROWS = 24  # 384 pixels
 _BEGIN, _PAD, _IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"  # noqa: RUF001
 _FOLDED = ("image.codes", "image.up.weight", "image.up.bias", "image.down.weight", "image.down.bias")
@@ -143,6 +143,7 @@ def image_tokenizer(published: Mapping[str, Tensor], rows: int | None = None) ->
         for pattern, replacement in _VQ_HF:
             own = {re.sub(pattern, replacement, name): tensor for name, tensor in own.items()}
     levels = len({match[1] for name in own if (match := re.match(r"encoder\.conv_blocks\.(\d+)\.", name))})
+    # In pixels: each level but the last halves the side
     found = vqgan.read(own, (_ROWS if rows is None else rows) * 2 ** max(levels - 1, 0))
     return replace(found, family="the image tokenizer of a Janus", license=LICENSE)
 
@@ -192,7 +193,7 @@ def _folded(codes: Tensor, *layers: Tensor) -> LazyTensor:
         up, up_bias, down, down_bias = (layer.float() for layer in layers)
         made = F.linear(F.gelu(F.linear(codes.float(), up, up_bias)), down, down_bias)
         for tensor in (codes, *layers):
-            drop_pages(tensor)
+            drop_pages(tensor)  # what is mapped is not read again
         return made
 
     return LazyTensor(size, torch.float32, make)

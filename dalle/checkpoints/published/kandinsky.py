@@ -65,7 +65,7 @@ def read_latent_decoder(folder: Path) -> Published:
         unet=shapes,
         embed_dim=dim,
         context_width=context,
-        image_tokens=rows // context,
+        image_tokens=rows // context,  # one row of the projection gives all tokens
         learned_variance=shape(stored, "conv_out.weight", 4)[0] == 2 * channels,
     )
     return _published(folder, config, stored, tensors, published)
@@ -207,7 +207,7 @@ def _decoder_places(config: MoVQConfig) -> Iterator[tuple[str, str]]:
     number, last = 0, len(config.channel_multipliers) - 1
     for level in range(last + 1):  # 0 is the coarsest
         places = []
-        for block in range(config.blocks + 1):
+        for block in range(config.blocks + 1):  # one more than the encoder has
             places += [f"resnets.{block}"] + ([f"attentions.{block}"] if not level else [])
         for place in places + (["upsamplers.0"] if level < last else []):
             yield f"decoder.up_blocks.{level}.{place}", f"decoder.up.{number}"

@@ -111,6 +111,7 @@ def _read(source: Path, family: str | None, given: dict[str, Any]) -> PublishedM
             text_source=CLIP_SOURCE if found.config.text_vocab == CLIP_WORDS else "",
             add_special_tokens=False,
         )
+    # Before wrappers are removed: names of language models begin with "model."
     if family is None and family_of(stored_state(tree), file.parent) is not None:
         return _language_model(source, file, stored_state(tree), family, given)
     tensors = named_tensors(tree)

@@ -118,6 +118,7 @@ def stage_of(source: Path) -> Stage:
         return "dalle"
     # OpenAI's and open_clip's prefix, and Hugging Face's two
     towers = ("visual.", "vision_model.", "text_model.")
+    # Whose reader refuses the rest
     return "clip" if any(name.startswith(towers) for name in names) else "image_tokenizer"
 
 

@@ -76,7 +76,7 @@ def read_ranks(content: bytes) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except (ValueError, binascii.Error):
         raise ValueError("its .tiktoken file has lines that are not a token in base64 and a rank") from None
-    if not ranks or sorted(ranks.values()) != list(range(len(pairs))):
+    if not ranks or sorted(ranks.values()) != list(range(len(pairs))):  # a token that is there twice is found too
         raise ValueError(f"its .tiktoken file has {len(ranks)} tokens whose ranks are not all from 0 on")
     return ranks
 

@@ -187,6 +187,7 @@ def _read_clip(folder: Path) -> tuple[Published, TextTokenizer]:
         )
     names = ("vision", "image_size", "patch_size")
     changed: dict[str, Any] = {name: getattr(vision.config, name) for name in names}
+    # Karlo's name, Kandinsky's name
     for place in ("feature_extractor", "image_processor"):
         if (folder / place / "preprocessor_config.json").is_file():
             image = read_json(folder / place / "preprocessor_config.json")

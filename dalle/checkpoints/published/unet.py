@@ -100,11 +100,12 @@ def _places(config: UNetConfig) -> Iterator[tuple[str, str, str, bool]]:
             yield f"down_blocks.{level}.downsamplers.0", "", f"down.{number}", True
             number += 1
     yield "mid_block.resnets.0", "mid_block.attentions.0", "middle", False
+    # True: no attention follows, as where it resamples
     yield "mid_block.resnets.1", "", "middle_out", True
     number = 0
     # up_blocks.0 is the coarsest, as the first of our `up`
     for level in range(last + 1):
-        for block in range(config.layers + 1):
+        for block in range(config.layers + 1):  # one more than on the way down, for the skip of each
             front = f"up_blocks.{level}"
             yield f"{front}.resnets.{block}", f"{front}.attentions.{block}", f"up.{number}", False
             number += 1
