@@ -27,9 +27,9 @@ class TemperatureScaling:
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add logits [M, V] and the correct ids [M]."""
         logits = logits.float()
-        target_logits = logits.gather(1, targets[:, None])[:, 0]
+        target_logits = logits.gather(1, targets[:, None])[:, 0]  # [M]
         for point, inverse in enumerate(self.inverses):
-            scaled = logits * inverse
+            scaled = logits * inverse  # [M, V]
             lse = scaled.logsumexp(1, keepdim=True)
             nats = lse[:, 0] - inverse * target_logits
             # d lse / d b is the mean logit under the softmax

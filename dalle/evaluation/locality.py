@@ -23,7 +23,7 @@ def blank_cells(images: Tensor, factor: int) -> Tensor:
     Returns:
         bool [B, H / factor, W / factor]
     """
-    darkest = -F.max_pool2d(-images, factor)  # [B, 3, h, w]  # minimum pooling
+    darkest = -F.max_pool2d(-images, factor)  # [B, 3, h, w]; a minimum is a maximum of the negative
     return (darkest == 1).all(1)
 
 

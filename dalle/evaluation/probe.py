@@ -76,8 +76,7 @@ def fit_logistic(features: Tensor, targets: Tensor, classes: int, strength: floa
     def objective() -> Tensor:
         solver.zero_grad()
         weight, bias = parameters[:, :-1], parameters[:, -1]
-        # The mean, so that tolerances do not depend on the number of images
-        # `strength` is for the sum of losses, so it is divided by their number here
+        # The mean of the losses, so that tolerances do not depend on their number; `strength` is for their sum
         loss = F.cross_entropy(x @ weight.T + bias, targets) + strength / (2 * count) * weight.square().sum()
         loss.backward()
         return loss

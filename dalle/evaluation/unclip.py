@@ -113,7 +113,7 @@ def full_prior_metrics(prior: Prior, images: Tensor, texts: Tensor, samples: Ten
 
 def _ranked(name: str, queries: Tensor, keys: Tensor) -> dict[str, float]:
     """How often key n is among the nearest ones of query n, by cosine; [N, D] each."""
-    similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T
+    similarity = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T  # [N, N]
     ranks = (similarity > similarity.diagonal()[:, None]).sum(1)  # keys that are strictly closer
     return {f"{name}_top{most}": (ranks < most).float().mean().item() for most in _TOP}
 

@@ -51,7 +51,7 @@ def row_bytes(model: DALLE, known_prefix: int, window: int = 1) -> int:
     config, shape = model.config, model.config.transformer
     size = next(model.transformer.parameters()).element_size()
     prefix = config.prefix_length
-    tokens = max(known_prefix, prefix, window)  # the longest run of tokens at once  # the longest run of tokens at once
+    tokens = max(known_prefix, prefix, window)  # the longest run of tokens at once
     inner, hidden = shape.heads * shape.head_width, shape.hidden or int(shape.width * shape.mlp_ratio)
     # The text is cached twice: once per prompt, for all its candidates, and again in the cache of whole sequences
     kept = shape.key_heads * shape.head_width

@@ -165,7 +165,6 @@ class TokenShift:
         half = x.shape[-1] // 2  # the other half stays as it is, so only this one needs to be stored
         positions = Positions(0, x.shape[1]) if cache is None else cache.next_positions(x.shape[1])
         inputs = x[..., :half] if cache is None else cache.store_shift_input(slot, x[..., :half])
-        # Shaped [2, T]; `rows` slices the first dimension, so transposed
         sources = positions.rows(self.sources.T).T  # [2, T]; `rows` slices the first dimension, so transposed
         quarters = []
         for quarter, source in zip(inputs.split(half // 2, dim=-1), sources, strict=True):

@@ -47,7 +47,7 @@ class CLIPConfig:
     """Id of the EOS token, at which a caption's embedding is read."""
     embed_dim: Size = 256
     """Dimensions D of the joint embedding space."""
-    # Mean and deviation of OpenAI's training images, which most published CLIPs keep  # mean and deviation
+    # Mean and deviation of OpenAI's training images, which most published CLIPs keep
     mean: tuple[_Mean, _Mean, _Mean] = (0.48145466, 0.4578275, 0.40821073)
     """Mean of the red, green and blue channels, subtracted from images in [0, 1]."""
     std: tuple[_Deviation, _Deviation, _Deviation] = (0.26862954, 0.26130258, 0.27577711)

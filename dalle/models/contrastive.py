@@ -32,7 +32,6 @@ def contrastive_loss(
     if gather is not None:
         image_embeds, text_embeds = gather(image_embeds), gather(text_embeds)  # all rows of all processes
     with torch.autocast(image_embeds.device.type, enabled=False):  # bf16's rounding error times a scale of 100 is large
-        # Shaped [B, B], images by texts
         logits = scale.float() * image_embeds.float() @ text_embeds.float().T  # [B, B], images by texts
         targets = torch.arange(len(logits), device=logits.device)
         # Along texts, then along images
