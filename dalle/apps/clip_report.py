@@ -24,7 +24,8 @@ from dalle.evaluation.probe import fit_probe, held_out
 from dalle.evaluation.zero_shot import embed_texts
 from dalle.models.clip import CLIP
 
-Progress = Callable[[int], object]
+OnImages = Callable[[int], object]
+"""Called after each batch with the number of its images."""
 Metrics = dict[str, float]
 
 
@@ -101,7 +102,7 @@ class Report:
 
 
 def features_of(
-    clip: CLIP, data: LabeledImages, batch_size: int = 64, workers: int = 0, progress: Progress | None = None
+    clip: CLIP, data: LabeledImages, batch_size: int = 64, workers: int = 0, progress: OnImages | None = None
 ) -> Embedded:
     """Features of labeled images, as linear probes take them: not projected, not normalized.
 
@@ -160,7 +161,7 @@ def retrieval_of(
     pairs: PairDataset,
     ks: Sequence[int] = (1, 5, 10),
     batch_size: int = 64,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
 ) -> tuple[Metrics, list[str]]:
     """Retrieval between the images and first captions of a data set; and what could not be used."""
     images: list[Tensor] = []
@@ -182,7 +183,7 @@ def clip_report(
     templates: str | Sequence[str] | None = None,
     batch_size: int = 64,
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
 ) -> Report:
     """Everything that the images allow: retrieval if they have captions; zero-shot and a probe if they have classes.
 

@@ -30,7 +30,7 @@ from dalle.models.clip import CLIP
 TOKENIZER = ROOT / "tokenizers" / "emoji-vqgan"
 CLIP_FOLDER = SHIPPED / "clip"
 
-Progress = Callable[[Painter, dict[str, float]], None]
+OnStep = Callable[[Painter, dict[str, float]], None]
 """Called after each step with the painter and the losses of the step."""
 
 
@@ -47,7 +47,7 @@ def paint(
     prompt: str = "",
     *,
     device: str | torch.device = "auto",
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
     **options: Any,
 ) -> Painting:
     """Paint a prompt: optimize an image until CLIP finds that it fits (VQGAN+CLIP, arXiv 2204.08583).
