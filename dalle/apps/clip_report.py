@@ -172,7 +172,7 @@ def retrieval_of(
         texts.append(embed_texts(clip, batch.captions))
         if progress is not None:
             progress(len(batch.captions))
-    vectors = torch.cat(images)
+    vectors = torch.cat(images)  # [N, D]
     return metrics.retrieval(vectors, torch.cat(texts), ks) | {"images": len(vectors)}, broken
 
 

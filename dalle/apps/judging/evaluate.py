@@ -191,7 +191,7 @@ class SampleEvaluation:
         return torch.cat([self.network(part.to(device)).cpu() for part in images.split(_BATCH)])
 
     def _diversity(self, candidates: Candidates) -> float:
-        codes = candidates.codes[:, :_DIVERSITY_CANDIDATES]
+        codes = candidates.codes[:, :_DIVERSITY_CANDIDATES]  # [P, 4, h, w]
         features = self._features(decode_images(self.pipe, codes.flatten(0, 1)))
         return diversity(features.view(*codes.shape[:2], -1))
 

@@ -93,6 +93,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     theta[:, :, 2] = 0.12 * (2 * uniform[1:3].T - 1)  # in half sides: 6 % of the image
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # A blur: half the resolution and back
     low = F.interpolate(F.avg_pool2d(moved, 2), images.shape[-2:], mode="bilinear", align_corners=False)
     blur = (2 * uniform[3] - 1).clamp(min=0)[:, None, None, None]  # 0 for half of the images
     blurred = moved + blur * (low - moved)

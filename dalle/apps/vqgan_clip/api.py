@@ -170,10 +170,10 @@ def _canvas(
     device = tokenizer.last_layer.device
     if init is None and options.start == "codes":
         shape = (1, height // tokenizer.factor, width // tokenizer.factor)
-        codes = torch.randint(tokenizer.codebook_size, shape, generator=generator).to(device)
+        codes = torch.randint(tokenizer.codebook_size, shape, generator=generator).to(device)  # [1, h, w]
     else:
         image = start_image(options.start, height, width, generator) if init is None else init
-        codes = tokenizer.encode(image.to(device))
+        codes = tokenizer.encode(image.to(device))  # [1, h, w]
     return LatentCanvas(tokenizer, tokenizer.embed_codes(codes).float(), options.tile)
 
 

@@ -113,7 +113,7 @@ class Painter:
         leaf = cutouts.detach().requires_grad_()
         total = 0.0
         for part in leaf.split(self.options.cutout_batch or len(leaf)):
-            distance = objective.distance(part, phase) * (len(part) / len(leaf))
+            distance = objective.distance(part, phase) * (len(part) / len(leaf))  # in sum the mean over all cutouts
             (distance / len(self.objectives)).backward()  # the loss is the mean over CLIPs
             total += float(distance.detach())
         assert leaf.grad is not None
