@@ -72,7 +72,7 @@ class DiffusionDecoder(nn.Module):
 
     The embedding is added to that of the step, as is the caption's, and becomes K tokens in front of the caption's
     states, which the U-Net attends to. As in Karlo. It is standardized by a training set's mean and deviation, buffers
-    that `fit` sets. An embedding that is dropped is a learnt one; a caption that is dropped is the empty one, "".
+    that `fit` sets. An embedding that is dropped is a learned one; a caption that is dropped is the empty one, "".
     """
 
     image_mean: Tensor
@@ -112,10 +112,10 @@ class DiffusionDecoder(nn.Module):
             steps: int64 [B], of the schedule.
             embeds: [B, D], standardized.
             text: of B captions, T at most `config.text_length`; what is masked does not count.
-            dropped: bool [B], whose embedding is the learnt one of no image; None: nobody's.
+            dropped: bool [B], whose embedding is the learned one of no image; None: nobody's.
 
         Returns:
-            float32 [B, 3, H, H]; with a learnt variance [B, 6, H, H], the variance behind.
+            float32 [B, 3, H, H]; with a learned variance [B, 6, H, H], the variance behind.
 
         Raises:
             ValueError: more text positions than the model has.

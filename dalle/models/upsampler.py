@@ -67,7 +67,7 @@ class Upsampler(nn.Module):
             low: as noised: the small images, `enlarged`.
 
         Returns:
-            float32 [B, 3, H, H]; with a learnt variance [B, 6, H, H], the variance behind.
+            float32 [B, 3, H, H]; with a learned variance [B, 6, H, H], the variance behind.
         """
         dtype = self.time.up.weight.dtype
         predicted: Tensor = self.unet(torch.cat((noised, low), dim=1).to(dtype), self.time(steps))

@@ -214,7 +214,7 @@ async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Draw
 
 
 async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is cancelled if the client of the request, whose body has been read, hangs up.
+    """What `work` returns; it is canceled if the client of the request, whose body has been read, hangs up.
 
     Raises:
         ApiError: it has hung up; nobody will read this.
