@@ -215,7 +215,8 @@ def export(source: Path, target: Path, storage: Storage, tensors: Tensors | None
         raise ValueError(f"the checkpoint holds other tensors than {source}: export the folder of its own run")
     config, recipe = read_config(source), None
     if (target / "config.yaml").is_file():
-        recipe = read_config(target) if "data" in read_config(target) else None
+        there = read_config(target)
+        recipe = there if "data" in there else None
     if recipe is not None and not _agrees({key: recipe.get(key) for key in ("stage", "model")}, config):
         raise ValueError(f"{target / 'config.yaml'} has another architecture than {source}: export to another folder")
     with atomic_folder(target) as new:
