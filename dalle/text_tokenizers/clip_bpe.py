@@ -126,7 +126,7 @@ def mend(text: str) -> str:
             import ftfy
         except ImportError:
             raise ValueError(f"CLIP's text tokenizer needs ftfy for {text[:40]!r}: {install_command('clip')}") from None
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice, as CLIP does
     return " ".join(text.split())
 
 
@@ -140,6 +140,7 @@ def split_words(text: str) -> list[str]:
     start = 0
     while start < len(text):
         kind = _kind(text[start])
+        # Before runs of letters and of other characters, as in the pattern
         ending = next((e for e in (*_SPECIAL, *_ENDINGS) if _plain(text[start : start + len(e)]) == e), None)
         stop = start + 1
         if ending is not None:

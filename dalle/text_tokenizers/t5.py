@@ -200,7 +200,7 @@ def clean(caption: str) -> str:
         warnings.simplefilter("ignore")  # BeautifulSoup warns if a caption looks like a file name
         text = BeautifulSoup(_replaced(text, _FIRST), features="html.parser").text
     text = _replaced(text, _THEN)
-    if len(re.findall(r"[-_]", text)) > 3:
+    if len(re.findall(r"[-_]", text)) > 3:  # such as this-is-my-cute-cat
         text = re.sub(r"[-_]", " ", text)
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return _replaced(text, _LAST).strip()

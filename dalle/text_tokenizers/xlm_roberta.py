@@ -69,5 +69,6 @@ class XLMRobertaTokenizer(TextTokenizer):
         return [[piece + _SHIFT if piece else _UNKNOWN for piece in row] for row in rows]
 
     def _detokenize(self, ids: list[int]) -> str:
+        # Without special tokens: those before the pieces, and the mask behind them
         text: str = self._processor.decode([i - _SHIFT for i in ids if i > _UNKNOWN and i < self.vocab_size - 1])
         return text

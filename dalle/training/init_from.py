@@ -128,6 +128,7 @@ def with_initial_config(data: Mapping[str, Any]) -> dict[str, Any]:
         model, sampling = content.get("model") or {}, content.get("sampling")
     else:
         published = read_model(opened)
+        # Where `prepare_initial` puts published weights once the run begins
         place = Path(str((settled.get("run") or {}).get("dir", "run"))) / FOLDER
         names = ("image_tokenizer", "text_tokenizer")
         found = {name: str(place / name) for name in names if getattr(published, name) is not None}
@@ -264,9 +265,8 @@ def resize_positions(tensors: Tensors, config: DALLEConfig) -> Tensors:
             old = old.view(side, side, -1)
         if old.shape[:2] == shape:
             continue
-        new = F.interpolate(old.permute(2, 0, 1)[None], shape, mode="bilinear")[0].permute(
-            1, 2, 0
-        )  # [rows, columns, C]
+        grid = old.permute(2, 0, 1)[None]  # [1, C, old rows, old columns]
+        new = F.interpolate(grid, shape, mode="bilinear")[0].permute(1, 2, 0)  # [rows, columns, C]
         changed[name] = new.reshape(rows * columns, -1) if name == "cell_position" else new.contiguous()
     return {**tensors, **changed} if changed else tensors
 

@@ -89,9 +89,8 @@ def _changes(recipe: LoopRecipe) -> list[str]:
             f"cannot compare the config with that of the run in {recipe.run.dir} ({str(error).splitlines()[0]}); "
             "choose another run.dir=FOLDER, or continue with this config by resume=true"
         ) from error
-    here = replace(
-        before, resume=recipe.resume, run=replace(before.run, dir=recipe.run.dir)
-    )  # the folder may have been moved
+    # The folder may have been moved
+    here = replace(before, resume=recipe.resume, run=replace(before.run, dir=recipe.run.dir))
     was, now = flat(to_dict(here)), flat(to_dict(recipe))
     return [f"{key} was {was.get(key)}, is now {now.get(key)}" for key in now | was if was.get(key) != now.get(key)]
 
