@@ -80,7 +80,7 @@ class Drawing:
         try:
             sampling = self.pipe.sampling.updated(**body.sampling())
         except ValueError as error:
-            raise ApiError(str(error), str(error).partition(" ")[0]) from None
+            raise ApiError(str(error), str(error).partition(" ")[0]) from None  # which begins with the option's name
         seeds = tuple(range(seed, seed + count))
         request = Request(prompt, seeds, sampling, init_image, scored=count > body.n, negative=body.negative)
         options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
@@ -134,6 +134,7 @@ class Drawing:
             order.request,
             http.state.client,
             lead,
+            # The listener runs in the worker's thread, which must not touch a queue of asyncio itself
             lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
             previews(order.previews, length, columns, lead),
         )
@@ -200,7 +201,7 @@ class Drawing:
             return submit()
         except Full as full:
             whose = "of yours wait already" if full.by_client else "wait already"
-            wait = full.waiting * self.worker.seconds_per_image
+            wait = full.waiting * self.worker.seconds_per_image  # until those before it are done
             message = f"{full.waiting} {what} {whose}, of {full.limit} that may: try again later"
             raise ApiError(message, status=429, code="rate_limit_exceeded", retry_after=min(wait, 120)) from None
         except Stopping as error:
