@@ -98,6 +98,7 @@ class _Shard(Part):
     """A tar in which the files of an image stand together, as WebDataset reads them: KEY.png, KEY.txt, KEY.json."""
 
     def __init__(self, file: Path) -> None:
+        # USTAR: keys are short and ASCII, and every reader knows it
         self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115, open until the part ends
 
     def add(self, images: list[DrawnImage]) -> None:

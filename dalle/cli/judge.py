@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> None:
     options = JudgeOptions(args.epochs, args.batch_size, args.lr, args.seed, args.precision)
     check_folder(args.out)
     drawings = open_plain(data, "all", IMAGE_SIZE)
-    steps = options.epochs * max(1, len(drawings) // options.batch_size)
+    steps = options.epochs * max(1, len(drawings) // options.batch_size)  # as train_judge counts them
     with tqdm(total=steps, unit="step") as bar:
 
         def on_step(step: int, loss: float) -> None:

@@ -65,7 +65,7 @@ def read_prompts(path: Path) -> list[PromptRow]:
 
 
 def _text(path: Path) -> Iterator[PromptRow]:
-    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:  # without the byte order mark of some editors
         for number, line in enumerate(lines, 1):
             prompt = line.rstrip("\r\n")
             if not prompt.strip():
@@ -83,6 +83,7 @@ def _csv(path: Path) -> Iterator[PromptRow]:
             _check_once(path, "line 1", reader.fieldnames or ())
             for number, cells in enumerate(reader, 1):
                 place = f"row {number}"
+                # DictReader collects surplus cells under None, and fills missing ones with None
                 if None in cells or None in cells.values():
                     raise ValueError(f"{path}, {place} has not as many cells as the header")
                 yield _row(path, place, {key: _cell(key, text) for key, text in cells.items()})
@@ -110,9 +111,9 @@ def _json_lines(path: Path) -> Iterator[PromptRow]:
             place = f"line {number}"
             try:
                 values = json.loads(line, object_pairs_hook=partial(_once, path, place))
-            except _Twice:
+            except _Twice:  # a ValueError whose message is complete
                 raise
-            except (ValueError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
                 raise ValueError(f"{path}, {place} is not JSON: {error}") from None
             if not isinstance(values, dict):
                 raise ValueError(f'{path}, {place}: expected an object such as {{"prompt": "a red heart", "seed": 7}}')

@@ -41,9 +41,11 @@ class RunFolder:
         # Through JSON and back, so that tuples compare equal to the lists in the file
         file, content = self.out / "run.json", json.loads(json.dumps(self._content()))
         if not file.exists():
+            # Hidden ones are of other processes that begin now
             if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
                 raise ValueError(f"{self.out} has files of something else: give a new folder as --out")
             self.out.mkdir(parents=True, exist_ok=True)
+            # Processes that get here together write the same
             write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         try:
             found = json.loads(file.read_text("utf-8"))
@@ -61,7 +63,7 @@ class RunFolder:
     def _content(self) -> dict[str, Any]:
         settings = self.settings
         assert settings.prompts_file is not None
-        names = ("n", "keep", "distinct", "seed", "write")
+        names = ("n", "keep", "distinct", "seed", "write")  # decide the files; speed may change when a run goes on
         return {
             "prompts": {"sha256": sha256(settings.prompts_file), "count": len(self.rows)},
             "model": self.model_hash,
@@ -72,7 +74,7 @@ class RunFolder:
 
     def look(self) -> set[int]:
         """The parts that are complete, of all processes."""
-        names = (path.stem for path in self.records.glob("[0-9]*.json"))
+        names = (path.stem for path in self.records.glob("[0-9]*.json"))  # not the unfinished ones, .part-...
         self.finished = {int(name) for name in names if "-" not in name}
         return self.finished
 
@@ -140,7 +142,7 @@ class RunBar:
             unit=" images",
             dynamic_ncols=True,
             disable=not self.shown,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every refresh
         )
 
     def __enter__(self) -> RunBar:

@@ -78,6 +78,7 @@ def _sample_many(settings: SampleConfig, drawer: RowDrawer, program: str) -> int
     rank, world = processes()
     run = RunFolder(settings, rows, size, drawer.options, drawer.model_hash)
     run.begin()
+    # Two processes of one number would draw the same parts
     with FileLock(run.out / f".lock-{rank}"), RunBar(run, rank) as bar:
         for number in range(rank, len(run.parts), world):
             if number not in run.finished:

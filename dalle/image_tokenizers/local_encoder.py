@@ -70,7 +70,7 @@ class LocalEncoder(nn.Module):
         x = self.cell(images).permute(0, 2, 3, 1)  # [B, h, w, C]
         for block in self.blocks:
             x = block(x)
-        return self.out(self.norm_out(x)).permute(0, 3, 1, 2)
+        return self.out(self.norm_out(x)).permute(0, 3, 1, 2)  # [B, latent_channels, h, w]
 
 
 class CellBlock(nn.Module):

@@ -38,7 +38,7 @@ class Norm(nn.GroupNorm):
     """GroupNorm of 32 groups, or as many as divide both 32 and a smaller width; swish follows if wanted."""
 
     def __init__(self, width: int, eps: float = 1e-6):
-        super().__init__(math.gcd(32, width), width, eps=eps)
+        super().__init__(math.gcd(32, width), width, eps=eps)  # 32 in all networks but tiny ones
 
     def forward(self, x: Tensor, swish: bool = False) -> Tensor:
         """Images [B, width, H, W] normalized, each group over all its channels and pixels."""

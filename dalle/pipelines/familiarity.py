@@ -50,6 +50,7 @@ def word_nats(model: DALLE, tokenizer: SentencePieceTokenizer, prompts: Sequence
             # Any code will do, and one is enough: the text stands before the image
             nats = model.token_losses(text, text.new_zeros(len(part), 1))[0].tolist()
             for i, own in zip(part, nats, strict=True):
+                # Without a begin token nothing precedes the first one, so that it has no loss
                 values = own if model.config.begin_id is not None else [0.0, *own]
                 found[i] = _summed(tokenizer, words[i], values, length)
     return found

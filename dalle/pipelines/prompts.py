@@ -54,7 +54,7 @@ def encode_negatives(
     """
     if all(negative is None for negative in negatives):
         return None
-    found = model.null_text(text).clone()
+    found = model.null_text(text).clone()  # rows without one keep it
     for row, negative in enumerate(negatives):
         if negative is not None:
             found[row] = encode_negative(tokenizer, negative, text.shape[1])

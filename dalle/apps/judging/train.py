@@ -63,7 +63,7 @@ def train_judge(
     classifier = Classifier(concepts, styles).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=options.lr, weight_decay=0.05)
     generator = torch.Generator().manual_seed(options.seed)
-    steps_per_epoch = max(1, len(images) // options.batch_size)
+    steps_per_epoch = max(1, len(images) // options.batch_size)  # the rest of an epoch is left out
     steps = options.epochs * steps_per_epoch
     for step in range(steps):
         if step % steps_per_epoch == 0:
@@ -88,10 +88,12 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     uniform = torch.rand(5, count, generator=generator)
     theta = torch.zeros(count, 2, 3)
+    # grid_sample asks where each output pixel comes from, hence the inverse of the scale
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / (0.85 + 0.25 * uniform[0])
-    theta[:, :, 2] = 0.12 * (2 * uniform[1:3].T - 1)
+    theta[:, :, 2] = 0.12 * (2 * uniform[1:3].T - 1)  # in half sides: 6 % of the image
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # A blur: half the resolution and back
     low = F.interpolate(F.avg_pool2d(moved, 2), images.shape[-2:], mode="bilinear", align_corners=False)
     blur = (2 * uniform[3] - 1).clamp(min=0)[:, None, None, None]  # 0 for half of the images
     blurred = moved + blur * (low - moved)

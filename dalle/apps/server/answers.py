@@ -21,10 +21,8 @@ from dalle.pipelines.result import Result
 from dalle.pipelines.text_to_image import TextToImage
 
 _ANSWER = 4  # times --max-pixels, of all images of an answer that are enlarged: each takes time and memory to encode
-STREAM_HEADERS = {
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}  # or a proxy such as nginx would buffer events
+# Or a proxy such as nginx would buffer events
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Answers:
@@ -104,7 +102,7 @@ class Answers:
 
     def _event(self) -> dict[str, Any]:
         common = self._common()
-        common["created_at"] = common.pop("created")
+        common["created_at"] = common.pop("created")  # the name in OpenAI's events
         return common
 
     def _notes(self) -> dict[str, list[str]]:

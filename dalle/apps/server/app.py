@@ -74,6 +74,7 @@ def create_app(pipe: TextToImage, settings: ServeConfig, unclip: UnCLIP | None =
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
+    # Added last, so outermost: nothing runs before its checks
     app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=worker.metrics)
     name = model_name(settings.model)
     drawing = Drawing(pipe, worker, settings)

@@ -74,6 +74,7 @@ class Batches:
             except _Interrupted as broken:
                 units = self._left(units, broken)
             except Exception as error:
+                # One of several jobs may have caused it: drawn one by one, only that one fails
                 if not isinstance(error, Stopping) and len({unit.job for unit in units}) > 1:
                     log.warning("a batch of %d failed (%s); its jobs are drawn one by one", len(units), error)
                     for job in dict.fromkeys(unit.job for unit in units):
@@ -123,6 +124,7 @@ class Batches:
         for unit in units:
             job = unit.job
             seed = job.request.seeds[unit.index]
+            # Units that go on from codes of their own are requests of their own
             if job in at and unit.index not in job.resumed:
                 requests[at[job]] = replace(requests[at[job]], seeds=(*requests[at[job]].seeds, seed))
             else:
@@ -160,7 +162,7 @@ class Batches:
         pipe, given = self.pipe, _init_image(unit)
         rows, columns = pipe.image_tokenizer.grid
         pixels = pipe.image_tokenizer.decode(codes.view(1, rows, columns)).float()[0]  # [3, H, W]
-        edge = settled // columns * (pipe.image_size // rows)
+        edge = settled // columns * (pipe.image_size // rows)  # the first row of pixels without codes
         if given is not None and given.inpaint_mask is not None and given.image is not None:
             pixels = given.paste(pixels)
             pixels[:, edge:] = given.image.to(pixels.device)[:, edge:]

@@ -80,7 +80,7 @@ class Drawing:
         try:
             sampling = self.pipe.sampling.updated(**body.sampling())
         except ValueError as error:
-            raise ApiError(str(error), str(error).partition(" ")[0]) from None
+            raise ApiError(str(error), str(error).partition(" ")[0]) from None  # which begins with the option's name
         seeds = tuple(range(seed, seed + count))
         request = Request(prompt, seeds, sampling, init_image, scored=count > body.n, negative=body.negative)
         options = {**asdict(sampling), **(used or {}), "dtype": self.settings.dtype}
@@ -128,11 +128,13 @@ class Drawing:
         columns = self.pipe.image_tokenizer.grid[1]
         length = self.pipe.model.config.image_length
         given = order.request.init_image
+        # Codes that are known from the start on
         lead = 0 if given is None else int(given.known_mask.flatten().int().cumprod(0).sum())
         job = Job(
             order.request,
             http.state.client,
             lead,
+            # The listener runs in the worker's thread, which must not touch a queue of asyncio itself
             lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
             previews(order.previews, length, columns, lead),
         )
@@ -199,7 +201,7 @@ class Drawing:
             return submit()
         except Full as full:
             whose = "of yours wait already" if full.by_client else "wait already"
-            wait = full.waiting * self.worker.seconds_per_image
+            wait = full.waiting * self.worker.seconds_per_image  # until those before it are done
             message = f"{full.waiting} {what} {whose}, of {full.limit} that may: try again later"
             raise ApiError(message, status=429, code="rate_limit_exceeded", retry_after=min(wait, 120)) from None
         except Stopping as error:
@@ -213,7 +215,7 @@ async def _collect(events: AsyncIterator[Preview | Drawn], drawn: dict[int, Draw
 
 
 async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is cancelled if the client of the request, whose body has been read, hangs up.
+    """What `work` returns; it is canceled if the client of the request, whose body has been read, hangs up.
 
     Raises:
         ApiError: it has hung up; nobody will read this.
@@ -226,6 +228,7 @@ async def unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
             raise ApiError("the client has hung up", status=499)
         return await waiting
     finally:
+        # Both end here, whichever was first; `gather` waits until they have
         for task in (waiting, gone):
             task.cancel()
         await asyncio.gather(waiting, gone, return_exceptions=True)

@@ -127,7 +127,7 @@ class ImageRoutes:
         events = self.drawing.draw(request, order)
         try:
             first = await unless_gone(request, _next(events))  # an error until here gets a status of its own
-        except BaseException:
+        except BaseException:  # also if the request is canceled
             await events.aclose()
             raise
         return StreamingResponse(

@@ -53,6 +53,7 @@ class Adversary(nn.Module):
         super().__init__()
         self.discriminator = discriminator
         self.register_buffer("adaptive", torch.zeros(()))
+        # Not a buffer: zero whenever a checkpoint is written
         self.gradients = torch.zeros(2, *last_layer.shape, device=last_layer.device)
 
     def on_step_end(self, reduce: Reduce) -> None:
@@ -216,6 +217,7 @@ class ImageTokenizerTask(Task):
         assert isinstance(model, ImageTokenizer)
         images = batch.unit_images(self.device)
         reconstructions = model.decode(model.encode(images))
+        # A row of images, then the row of their reconstructions
         rows = [part for pair in zip(images.split(16), reconstructions.split(16), strict=True) for part in pair]
         return Samples(image_grid(rows), {})
 
