@@ -125,7 +125,7 @@ class ImageTokenizerTask(Task):
     def _reconstruction(self, images: Tensor, step: int) -> Reconstruction:
         """The forward pass; with a locked encoder through the decoder only."""
         if self.recipe.lock is None:
-            return self.model(images, temperature=self.recipe.temperature.at(step))  # type: ignore[no-any-return]
+            return self.model(images, temperature=self.recipe.temperature.at(step))
         assert isinstance(self.model, VQGAN)
         codes = frozen_codes(self.model, images)
         return Reconstruction(self.model.decode_latents(self.model.embed_codes(codes)), codes, {})
