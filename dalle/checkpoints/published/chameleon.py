@@ -61,6 +61,7 @@ _RULES_META = (
     (r"norm\.weight", "transformer.norm.weight"),
     (r"output\.weight", "head"),
 )
+# Image tokenizer, rotary frequencies
 _DROPPED = r"model\.vqmodel\..+|rope\.freqs|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 
@@ -107,7 +108,7 @@ def _load(files: llama.Files, lumina: bool) -> llama.LanguageModel:
     )
     model = read(files.tensors, settings, kind, files.given)
     file = next((folder / name for name in _VQ_NAMES if (folder / name).is_file()), None)
-    images = None if file is None else read_image_tokenizer(file)
+    images = None if file is None else read_image_tokenizer(file)  # others are fetched
     return llama.LanguageModel(model, words, LUMINA_SAMPLING if lumina else SAMPLING, images, IMAGES)
 
 
@@ -158,6 +159,7 @@ def read(published: dict[str, Tensor], settings: Mapping[str, Any], kind: Kind, 
             own = llama.take(tensors, name, rules)
             state[name] = _per_head(own, transformer.heads, transformer.head_width, meta)
     codes, words = kind.codes, kind.words
+    # Both have rows for words and codes. Prompts read the first, images the codes' rows of either
     table, head = tensors["text_embedding.weight"], llama.take(tensors, "head", rules)
     del state["head"]
     if int(codes.max()) >= min(len(table), len(head)):
@@ -182,6 +184,7 @@ def read(published: dict[str, Tensor], settings: Mapping[str, Any], kind: Kind, 
         rope_base=base,
         pad_id=words.pad_id,
         padding="left",
+        # Lumina-mGPT: begin of image and its size. Anole: begin of text and begin of image
         null_ids=words.null_ids() or (words.id_of(_BEGIN), words.id_of(IMAGE)),
         text_head=False,
         head_bias=False,

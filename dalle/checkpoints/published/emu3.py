@@ -109,6 +109,7 @@ def read(
         ValueError: they are of something else, or incomplete.
     """
     published = files.tensors
+    # The patterns are of literal names, so without backslashes they are the names
     front, end = next(
         (layout for layout in _LAYOUTS if layout[0].replace("\\", "") + ".embed_tokens.weight" in published),
         _LAYOUTS[0],
@@ -117,6 +118,7 @@ def read(
     rules = (*llama.rules(front), norms, (rf"{end}\.weight", "head"))
     tensors, dropped = rename_tensors(published, rules, _DROPPED, recognized=True)
     blocks = llama.Blocks(rules, eps=1e-5, rope_base=1e6)
+    # transformers nests the language model's part
     own = llama.section(files.settings, "text_config") or files.settings
     state, transformer, base = llama.fuse(tensors, own, files.given, blocks)
     normed = any(name.endswith("attention.q_norm.weight") for name in tensors)
@@ -158,6 +160,7 @@ def text_tokenizer(words: Words, rows: int) -> JSONTokenizer:
     Raises:
         ValueError: it is another tokenizer.
     """
+    # Codes come last: a prompt's ids are below them
     config = JSONTokenizerConfig(
         vocab_size=int(words.codes.min()),
         pad=PAD,
@@ -184,6 +187,7 @@ def read_words(folder: Path) -> Words:
         vision = find_json(folder, _VISION).decode(errors="replace").split("\n")
         names = [*_SPECIAL, *(line.strip("\r") for line in vision if line.strip())]
         kept = [name for name in names if not _CODE.fullmatch(name)]
+        # Codes must be the last ids, as the words' table is cut before them
         if names[: len(kept)] != kept:
             raise ValueError(f"{folder / _VISION} has other tokens behind those of image codes: fetch it again")
         content = tiktoken.to_json(find_json(folder, _TIKTOKEN), kept)
