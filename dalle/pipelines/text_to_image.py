@@ -59,8 +59,7 @@ class TextToImage:
         sampling: SamplingConfig | None = None,
         model_hash: str = "",
     ):
-        other = model.config.grids is None and model.config.grid != image_tokenizer.grid
-        if model.config.image_vocab != image_tokenizer.codebook_size or other:
+        if model.config.image_vocab != image_tokenizer.codebook_size or model.config.grid != image_tokenizer.grid:
             raise ValueError(
                 f"the model generates {model.config.grid} codes of {model.config.image_vocab}, its image tokenizer has "
                 f"{image_tokenizer.grid} of {image_tokenizer.codebook_size}: use the one that it was trained with"
@@ -81,6 +80,11 @@ class TextToImage:
         """See the class."""
         rows, columns = self.grid
         return columns * self.image_tokenizer.factor, rows * self.image_tokenizer.factor
+
+    def grid_of(self, size: Size | None) -> tuple[int, int]:
+        """Rows and columns of codes of images of a size that the model draws; None: its own."""
+        width, height = size or self.size
+        return height // self.image_tokenizer.factor, width // self.image_tokenizer.factor
 
     def draws(self, size: str | Size) -> bool:
         """Whether the model draws images of a size, as for `sized`."""

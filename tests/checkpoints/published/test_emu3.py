@@ -258,6 +258,20 @@ def test_requests_of_the_server_have_negative_prompts(both: dict[str, Path]) -> 
             assert answer["options"].get("negative") == negative
             file = io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))
             assert Image.open(file).convert("RGB").tobytes() == image
+        wide = pipe("a fox", seed=4, size="12x4")[0].images[0]
+        body = {"prompt": "a fox", "seed": 4, "size": "12x4"}
+        answer = http.post("/v1/images/generations", json=body).json()
+        assert answer["size"] == answer["options"]["size"] == "12x4" and answer["usage"]["output_tokens"] == 12
+        drawn = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).convert("RGB")
+        assert drawn.size == (12, 4) and drawn.tobytes() == wide.tobytes()
+        with http.stream("POST", "/v1/images/generations", json=body | {"stream": True, "partial_images": 1}) as events:
+            sent = [json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: {")]
+        shown = [Image.open(io.BytesIO(base64.b64decode(one["b64_json"]))).convert("RGB") for one in sent]
+        assert [one["size"] for one in sent] == ["12x4"] * 2 and shown[-1].tobytes() == wide.tobytes()
+        assert shown[0].crop((0, 0, 12, 1)).tobytes() != shown[0].crop((0, 3, 12, 4)).tobytes()
+        # One that it does not draw is resized, as ever
+        answer = http.post("/v1/images/generations", json=body | {"size": "9x9"}).json()
+        assert answer["size"] == "9x9" and "size" not in answer["options"]
         error = http.post("/v1/images/generations", json={"prompt": "a", "negative": "word 12 " * 300}).json()["error"]
         assert error["param"] == "negative" and "the model reads 256" in error["message"]
 
